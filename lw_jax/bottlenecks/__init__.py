@@ -1,0 +1,1 @@
+"""What the wire does to the latent: one file per variant (SPEC section 1, `bottleneck`)."""

@@ -1,0 +1,1 @@
+"""What the bridge is trained for: one file per objective (SPEC section 6)."""
