@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 
 def variants(package: str) -> dict[str, ModuleType]:
@@ -27,12 +27,16 @@ def variants(package: str) -> dict[str, ModuleType]:
 def choice(name: str, package: str, doc: str) -> type:
     """A frozen dataclass with one Optional field per variant of `package`, all None by default."""
     fields: list[Any] = [
-        (variant, Optional[module.Config], None) for variant, module in variants(package).items()
+        (variant, module.Config | None, None) for variant, module in variants(package).items()
     ]
     made = dataclasses.make_dataclass(name, fields, frozen=True)
-    made.__doc__ = doc + "\n\nArgs:\n" + "\n".join(
-        f"    {variant}: {(module.__doc__ or '').strip().splitlines()[0]}"
-        for variant, module in variants(package).items()
+    made.__doc__ = (
+        doc
+        + "\n\nArgs:\n"
+        + "\n".join(
+            f"    {variant}: {(module.__doc__ or '').strip().splitlines()[0]}"
+            for variant, module in variants(package).items()
+        )
     )
     made.__module__ = __name__
     globals()[name] = made
