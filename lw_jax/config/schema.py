@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.errors import UserError
 from lw_jax.registry import choice, chosen
 from lw_jax.schedule import Schedule
@@ -38,39 +39,6 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quant: Literal["none", "int8", "nf4"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"
-
-
-@dataclass(frozen=True)
-class LayoutConfig:
-    """The receiver's sequence, the same for training, scoring and decoding (SPEC section 3).
-
-    Args:
-        primer: literal after BOS, before the message; empty for none.
-        question: template of the question segment; empty for none.
-        anchor: literal before the answer; no trailing space (the space belongs to the answer).
-        anchor_mode: `text` puts the literal; `chat` the model's chat template, then the literal;
-            `none` nothing.
-        question_in: who is given the question: the `receiver` as text, or the `latent`.
-        encoder_use_chat_template: wrap the source text in a neutral chat scaffold.
-        bos_after_anchor: a second BOS after the anchor.
-    """
-
-    primer: str = "Context:"
-    question: str = "\nQuestion: {question}"
-    anchor: str = "\nAnswer:"
-    anchor_mode: Literal["text", "chat", "none"] = "text"
-    question_in: Literal["receiver", "latent"] = "receiver"
-    encoder_use_chat_template: bool = False
-    bos_after_anchor: bool = False
-
-    def __post_init__(self) -> None:
-        if self.anchor != self.anchor.rstrip():
-            raise UserError(
-                f"layout.anchor: {self.anchor!r} ends in white space; "
-                "the space belongs to the answer, so end the anchor without it"
-            )
-        if self.question and "{question}" not in self.question:
-            raise UserError("layout.question: must contain {question}, or be empty")
 
 
 @dataclass(frozen=True)
