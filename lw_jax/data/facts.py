@@ -1,0 +1,176 @@
+"""Generated facts: a few sentences about invented people, two facts each, and questions on them.
+
+Six sentences are about 280 characters and nearly incompressible: whoever answers must have kept
+almost everything. Answers are numbers, words of closed lists, or open words (`words.py`) that no
+training row contains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lw_jax.data.example import Example, Split, check_split
+from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
+from lw_jax.data.words import CLOSED, Role, open_word
+from lw_jax.errors import UserError
+
+MAX_LEVEL = 48  # two facts a person: 24 people, each with an animal, a job, an item of their own
+
+Values = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Generated facts about invented people.
+
+    Args:
+        levels: numbers of sentences in a context; each context takes one of them at random.
+        size: contexts in the training split (each is generated when it is asked for).
+        eval_size: contexts in the validation and in the evaluation split.
+        questions: at most so many questions of each context (null: all that can be asked).
+        task: `answer` questions, or `readback` of the context itself (no question).
+    """
+
+    levels: tuple[int, ...] = (6,)
+    size: int = 100_000_000
+    eval_size: int = 1000
+    questions: int | None = None
+    task: Literal["answer", "readback"] = "answer"
+
+    def __post_init__(self) -> None:
+        if not self.levels or any(not 1 <= level <= MAX_LEVEL for level in self.levels):
+            raise UserError(f"facts: levels must be in 1..{MAX_LEVEL}, got {list(self.levels)}")
+        for name in ("size", "eval_size", "questions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"facts: {name} must be at least 1, got {value}")
+
+
+def rows(cfg: Config, split: str, seed: int = 0) -> FactsRows:
+    """The rows of one split; other seeds give other contexts of the same split's words."""
+    size = cfg.size if split == "train" else cfg.eval_size
+    return FactsRows(check_split(split), seed, cfg.levels, size, cfg.questions, cfg.task)
+
+
+class FactsRows:
+    """`rows[i]` depends on (seed, split, levels, i) alone and is made when it is asked for."""
+
+    malformed: Sequence[str] = ()
+
+    def __init__(
+        self,
+        split: Split,
+        seed: int,
+        level: int | Sequence[int],
+        size: int,
+        questions: int | None = None,
+        task: str = "answer",
+    ) -> None:
+        self.split = split
+        self.seed = seed
+        self.levels = (level,) if isinstance(level, int) else tuple(level)
+        self.size = size
+        self.questions = questions
+        self.task = task
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int, /) -> tuple[Example, ...]:
+        if not 0 <= index < self.size:
+            raise IndexError(f"facts row {index} of {self.size}")
+        levels = "-".join(map(str, self.levels))
+        name = f"facts-{self.split}-{self.seed}-{levels}-{index}"
+        rng = random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        level = self.levels[int(rng.random() * len(self.levels))]
+        facts = draw_facts(level, self.split, rng)
+        context = " ".join([_pick(kind.statements, rng).format_map(v) for kind, v in facts])
+        if self.task == "readback":
+            return (Example(f"{name}/readback", name, context, "", (context,), level),)
+        made = []
+        for kind, ask, values in _askable(facts, self.questions, rng):
+            question = _pick(ask.questions, rng).format_map(_asker(values, ask, rng))
+            answers: tuple[str, ...] = (values[ask.slot],)
+            if ask.slot == "who":
+                answers = (values["surname"], values["who"])
+            made.append(
+                Example(
+                    f"{name}/{ask.answer}/{kind}.{ask.slot}",
+                    name,
+                    context,
+                    question,
+                    answers,
+                    level,
+                )
+            )
+        return tuple(made)
+
+
+def answer_type(example: Example) -> AnswerType:
+    """Whether a facts question asks for a number, a word of a closed list, or an open word."""
+    return example.id.split("/")[1]  # type: ignore[return-value]
+
+
+def draw_facts(level: int, split: Split, rng: random.Random) -> list[tuple[Kind, Values]]:
+    """`level` facts in random order: two a person, about two people at least from level 2 on."""
+    people = max(min(level, 2), (level + 1) // 2)
+    used: set[str] = set()
+    facts = []
+    for person in range(people):
+        surname = _new_open("surname", split, rng, used)
+        first = _pick(CLOSED["first"], rng)
+        count = level // people + (person < level % people)
+        for kind in rng.sample(KINDS, count):
+            values = {"who": f"{first} {surname}", "first": first, "surname": surname}
+            for slot, low, high in kind.numbers:
+                values[slot] = str(low + int(rng.random() * (high - low + 1)))
+            for slot in kind.closed:
+                word = _pick(CLOSED[slot], rng)
+                while slot in kind.unique and word in used:
+                    word = _pick(CLOSED[slot], rng)
+                used.add(word)
+                values[slot] = word
+            for slot, role in kind.open:
+                values[slot] = _new_open(role, split, rng, used)
+            facts.append((kind, values))
+    rng.shuffle(facts)
+    return facts
+
+
+def _askable(
+    facts: list[tuple[Kind, Values]], limit: int | None, rng: random.Random
+) -> Iterator[tuple[str, Ask, Values]]:
+    """Every question that the facts answer (the first name once a person), in random order.
+
+    A limit cuts the same order short, so it only saves time.
+    """
+    asks = [(kind.name, ask, values) for kind, values in facts for ask in kind.asks]
+    people = {values["surname"]: values for _, values in facts}
+    asks += [("name", NAME, values) for values in people.values()]
+    for taken in range(len(asks) if limit is None else min(limit, len(asks))):
+        other = taken + int(rng.random() * (len(asks) - taken))
+        asks[taken], asks[other] = asks[other], asks[taken]
+        yield asks[taken]
+
+
+def _asker(values: Values, ask: Ask, rng: random.Random) -> Values:
+    """The values as a question may name them: the person by full name or by surname alone."""
+    if ask is NAME or rng.random() < 0.5:
+        return values | {"who": values["surname"]}
+    return values
+
+
+def _new_open(role: Role, split: Split, rng: random.Random, used: set[str]) -> str:
+    word = open_word(role, split, rng)
+    while word in used:
+        word = open_word(role, split, rng)
+    used.add(word)
+    return word
+
+
+def _pick(options: tuple[str, ...], rng: random.Random) -> str:
+    return options[int(rng.random() * len(options))]
