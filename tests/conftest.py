@@ -1,0 +1,13 @@
+"""Every test sees 8 CPU devices, and an array of another rank never broadcasts by accident."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
