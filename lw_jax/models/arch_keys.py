@@ -1,0 +1,104 @@
+"""Which keys of a Hugging Face `config.json` this decoder understands, and what each may say.
+
+A key that would change the maths and is not listed here is an error: a model that is silently
+computed wrong is worse than one that is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lw_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a model_type implies without saying so in its config."""
+
+    architecture: str
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    kv_heads: int | None = None  # transformers' default where the key is missing; None: heads
+    head_dim: int | None = None  # likewise; None: width / heads
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("LlamaForCausalLM"),
+    "mistral": Family("MistralForCausalLM", kv_heads=8),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, kv_heads=32),
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, kv_heads=32, head_dim=128),
+}
+
+_READ = frozenset(
+    """model_type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads
+    head_dim intermediate_size rms_norm_eps rope_theta rope_scaling rope_parameters sliding_window
+    use_sliding_window max_window_layers layer_types tie_word_embeddings max_position_embeddings
+    bos_token_id eos_token_id initializer_range""".split()
+)
+_NO_EFFECT = frozenset(
+    """architectures transformers_version torch_dtype dtype use_cache pad_token_id attention_dropout
+    pretraining_tp name_or_path attn_implementation return_dict output_hidden_states
+    output_attentions use_return_dict chunk_size_feed_forward is_encoder_decoder id2label label2id
+    problem_type model_max_length unsloth_version""".split()
+)
+_MUST_BE: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "partial_rotary_factor": (1, 1.0),
+}
+
+
+def check_keys(config: Mapping[str, Any], where: str) -> str:
+    """The family that a config names, once every key in it is known to be harmless.
+
+    A key that is not known passes where it is null, false or empty: nothing is switched on.
+    """
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise UserError(
+            f"{where}: model_type {family!r} is not supported; known: {', '.join(FAMILIES)}"
+        )
+    named = config.get("architectures")
+    if named and FAMILIES[family].architecture not in named:
+        raise UserError(
+            f"{where}: architecture {named[0]!r} is no {FAMILIES[family].architecture}, "
+            f"the only one read for {family}"
+        )
+    for key, allowed in _MUST_BE.items():
+        if config.get(key) is not None and config[key] not in allowed:
+            raise UserError(f"{where}: {key} is {config[key]!r}; supported: {allowed[0]!r}")
+    if config.get("quantization_config"):
+        raise UserError(f"{where}: the checkpoint is quantised already; use the full-precision one")
+    unknown = sorted(
+        key
+        for key, value in config.items()
+        if value
+        and not key.startswith("_")
+        and key not in _READ | _NO_EFFECT
+        and key not in _MUST_BE
+    )
+    if unknown:
+        raise UserError(
+            f"{where}: {', '.join(unknown)} would change the model in a way that is not "
+            f"supported for {family}"
+        )
+    return family
+
+
+def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    """A numeric field; a missing one takes the default, if there is one."""
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{where}: {key} must be a number, found {value!r}")
+    return float(value)
+
+
+def whole(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    """A positive whole field; a missing one takes the default, if there is one."""
+    value = number(config, key, where, default)
+    if value != int(value) or value < 1:
+        raise UserError(f"{where}: {key} must be a positive whole number, found {config[key]!r}")
+    return int(value)

@@ -1,0 +1,68 @@
+"""The static key/value cache of a decoder: rows of different lengths, each packed at the left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+
+from lw_jax.models.arch import Arch
+from lw_jax.models.rope import angles, rotate
+from lw_jax.types import KV, Array
+
+
+@struct.dataclass
+class Cache:
+    """Keys (rotated) and values of the tokens run so far.
+
+    k, v: [L, B, S, K, h], S columns of room; positions: [B, S] float32; lengths: [B] int32, how
+    many columns of a row are filled.
+    """
+
+    k: Array
+    v: Array
+    positions: Array
+    lengths: Array
+
+
+def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cache:
+    """An empty cache for `layers` layers, `batch` rows and `room` tokens a row."""
+    shape = (layers, batch, room, arch.kv_heads, arch.head_dim)
+    return Cache(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        positions=jnp.zeros((batch, room), jnp.float32),
+        lengths=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def columns(cache: Cache, lengths: Array, tokens: int) -> Array:
+    """[B, T] columns that the next tokens take; those beyond a row's `lengths` get S (no column)."""
+    offset = jnp.arange(tokens, dtype=jnp.int32)[None]
+    taken = cache.lengths[:, None] + offset
+    return jnp.where(offset < lengths[:, None], taken, cache.k.shape[2])
+
+
+def put_positions(cache: Cache, cols: Array, positions: Array) -> Array:
+    """The cache's positions [B, S] with those of the next tokens [B, T] written at `cols`."""
+    rows = jnp.arange(cols.shape[0])[:, None]
+    return cache.positions.at[rows, cols].set(positions.astype(jnp.float32), mode="drop")
+
+
+def put(stack: Array, layer: Array, cols: Array, new: Array) -> Array:
+    """A layer's new keys or values [B, T, K, h] written into the stack [L, B, S, K, h]."""
+    rows = jnp.arange(cols.shape[0])[:, None]
+    return stack.at[layer, rows, cols].set(new.astype(stack.dtype), mode="drop")
+
+
+def as_prefix(arch: Arch, cache: Cache) -> KV:
+    """The cached tokens as a K/V prefix: the keys before RoPE, with their absolute positions."""
+    cos, sin = angles(arch, cache.positions)
+    layers, batch = cache.k.shape[:2]
+    flat = cache.k.reshape(-1, *cache.k.shape[2:])
+    spread = (layers, *cos.shape)
+    cos, sin = (jnp.broadcast_to(x[None], spread).reshape(-1, *x.shape[1:]) for x in (cos, sin))
+    mask = jnp.arange(cache.k.shape[2])[None] < cache.lengths[:, None]
+    k = rotate(flat, cos, -sin).reshape(cache.k.shape)
+    return KV(k=k, v=cache.v, mask=mask, positions=cache.positions)

@@ -1,0 +1,271 @@
+"""The frozen decoder: embeddings in, residual stream out, in one scan over stacked layers.
+
+The scan runs over layer *indices* and its checkpointed body picks that layer's weights, so that no
+copy of the frozen stack is ever made, forward or backward (scanning slices of it makes one).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from lw_jax.errors import UserError
+from lw_jax.models import attention as attend
+from lw_jax.models import cache as kept
+from lw_jax.models.arch import Arch
+from lw_jax.models.cache import Cache
+from lw_jax.models.layer import heads, mlp, output, rms_norm, stacked_slot
+from lw_jax.models.params import depth
+from lw_jax.models.quant import take_layer
+from lw_jax.models.rope import angles, rotate
+from lw_jax.types import KV, Array, Edits, PyTree
+
+
+@struct.dataclass
+class LayerInputs:
+    """What enters the layers besides the stream. "Packed index" counts a row's tokens from 0.
+
+    kv: prefix columns, their positions *absolute*; message_start: [B] int, the packed index at
+    which the message begins: only queries from there on see the prefix (None: all of them).
+    edits: LoRA, blocks, K/V deltas. slot_index: [B, P] int, the packed indices of the message's
+    soft tokens, -1 where a row has none; k_delta and v_delta are added there, before RoPE.
+    gain: [B, T], per query a factor on the values of the message (prefix columns and slots).
+    """
+
+    kv: KV | None = None
+    message_start: Array | None = None
+    edits: Edits = Edits()
+    slot_index: Array | None = None
+    gain: Array | None = None
+
+
+@struct.dataclass
+class Run:
+    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked; cache."""
+
+    h: Array
+    taps: Array | None
+    cache: Cache | None
+
+
+def embed_tokens(params: PyTree, ids: Array) -> Array:
+    """[B, T, D] input embeddings of ids [B, T], in the table's dtype; NaN for an id beyond it."""
+    return params["embed"].at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def run(
+    arch: Arch,
+    params: PyTree,
+    h: Array,
+    *,
+    positions: Array,
+    lengths: Array,
+    start: int = 0,
+    stop: int | None = None,
+    taps: tuple[int, ...] = (),
+    delivery: LayerInputs | None = None,
+    cache: Cache | None = None,
+    impl: attend.Impl = "xla",
+) -> Run:
+    """Runs layers `start` to `stop` on the residual stream.
+
+    Attention is causal by packed index, and a sliding window looks back by position. Padding is
+    whatever lies beyond `lengths`: no real token sees it, and its outputs mean nothing. The
+    final norm belongs to the head (`lw_jax.models.head`).
+
+    Args:
+        params: the tree of `params.abstract`; stacked at least up to `stop`. Weights are used in
+            the dtype of h, so float32 parameters train with bf16 compute if h is bf16.
+        h: [B, T, D], the stream after `start` layers (0: embeddings), rows packed at the left.
+        positions: [B, T] absolute positions, whole or fractional.
+        lengths: [B] int, how many of the T tokens of each row are real.
+        stop: early exit after that many layers; the weights beyond are never touched.
+        taps: numbers of layers, between start and stop, after which the stream is also returned.
+            A tap comes after the block, if any, of the layer before it.
+        cache: with one, the T tokens follow those in the cache (a row's own next columns), see
+            them, and are added; for decoding, not for gradients.
+        impl: attention implementation, see `attention.check`.
+
+    Raises:
+        UserError: a tap or stop beyond the layers at hand.
+    """
+    stop = depth(params) if stop is None else stop
+    if not 0 <= start <= stop <= depth(params):
+        raise UserError(f"cannot run layers {start} to {stop}: {depth(params)} are loaded")
+    if any(not start <= tap <= stop for tap in taps):
+        raise UserError(f"taps {list(taps)} are not all between layers {start} and {stop}")
+    given = delivery if delivery is not None else LayerInputs()
+    scene = _scene(arch, positions, lengths, given, cache)
+    # Row `len(taps)` takes the writes of layers that nobody asked for.
+    rows = jnp.asarray([taps.index(i) if i in taps else len(taps) for i in range(stop + 1)])
+    tapped = jnp.zeros((len(taps) + 1, *h.shape), h.dtype) if taps else None
+
+    def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any]:
+        return _layer(arch, params["layers"], h, kv_cache, x, given.edits, scene, impl)
+
+    checkpointed = jax.checkpoint(one_layer, prevent_cse=False)
+
+    def body(carry: Any, x: dict[str, Any]) -> tuple[Any, None]:
+        h, kv_cache, tapped = carry
+        h, kv_cache = checkpointed(h, kv_cache, x)
+        # Outside the checkpoint: a write is linear, so no copy of the taps is kept per layer.
+        tapped = _put_tap(tapped, h, rows[x["layer"] + 1])
+        return (h, kv_cache, tapped), None
+
+    tapped = _put_tap(tapped, h, rows[start])
+    xs: dict[str, Any] = {"layer": jnp.arange(start, stop, dtype=jnp.int32)}
+    per_layer = {
+        "prefix_k": None if given.kv is None else given.kv.k,
+        "prefix_v": None if given.kv is None else given.kv.v,
+        "k_delta": given.edits.k_delta,
+        "v_delta": given.edits.v_delta,
+    }
+    xs |= {name: x[start:stop] for name, x in per_layer.items() if x is not None}
+    kv_cache = None if cache is None else (cache.k, cache.v)
+    (h, kv_cache, tapped), _ = lax.scan(body, (h, kv_cache, tapped), xs)
+    if cache is not None:
+        filled = cache.lengths + lengths.astype(jnp.int32)
+        cache = Cache(*kv_cache, positions=scene.key_positions, lengths=filled)
+    return Run(h, None if tapped is None else tapped[: len(taps)], cache)
+
+
+@struct.dataclass
+class _Scene:
+    """What every layer of a run shares: rotations, masks, columns."""
+
+    cos: Array
+    sin: Array
+    prefix_cos: Array | None
+    prefix_sin: Array | None
+    mask: attend.Mask
+    columns: Array | None
+    key_positions: Array
+    slots: Array | None
+    message: Array | None
+    gain: Array | None
+
+
+def _scene(
+    arch: Arch, positions: Array, lengths: Array, given: LayerInputs, cache: Cache | None
+) -> _Scene:
+    tokens = positions.shape[1]
+    base = jnp.zeros_like(lengths) if cache is None else cache.lengths
+    query = base[:, None] + jnp.arange(tokens)[None]
+    columns, key_positions = None, positions
+    if cache is not None:
+        columns = kept.columns(cache, lengths, tokens)
+        key_positions = kept.put_positions(cache, columns, positions)
+    room = key_positions.shape[1]
+    key = jnp.arange(room)[None, None]
+    allowed = (key <= query[:, :, None]) & (key < (base + lengths)[:, None, None])
+    if arch.window is not None:
+        allowed &= _in_window(positions, key_positions, arch.window)
+    prefix_cos, prefix_sin = None, None
+    if given.kv is not None:
+        prefix_cos, prefix_sin = angles(arch, given.kv.positions)
+        seen = jnp.broadcast_to(given.kv.mask[:, None], (*query.shape, given.kv.mask.shape[1]))
+        if given.message_start is not None:
+            seen &= (query >= given.message_start[:, None])[:, :, None]
+        if arch.window is not None:
+            seen &= _in_window(positions, given.kv.positions, arch.window)
+        allowed = jnp.concatenate([seen, allowed], axis=-1)
+    plain = cache is None and given.kv is None and arch.window is None
+    cos, sin = angles(arch, positions)
+    return _Scene(
+        cos=cos,
+        sin=sin,
+        prefix_cos=prefix_cos,
+        prefix_sin=prefix_sin,
+        mask=attend.Mask(allowed[:, None], lengths if plain else None),
+        columns=columns,
+        key_positions=key_positions,
+        slots=_local_slots(given.slot_index, base, tokens),
+        message=None if given.gain is None else _message(given, positions.shape[0], room),
+        gain=given.gain,
+    )
+
+
+def _in_window(query: Array, key: Array, window: int) -> Array:
+    """[B, T, S] bool: the key's position is less than `window` behind the query's."""
+    return query[:, :, None] - key[:, None] < window
+
+
+def _local_slots(slot_index: Array | None, base: Array, tokens: int) -> Array | None:
+    """Slots' indices within the T tokens at hand; T (dropped by a scatter) where they are not."""
+    if slot_index is None:
+        return None
+    local = slot_index - base[:, None]
+    return jnp.where((slot_index >= 0) & (local >= 0) & (local < tokens), local, tokens)
+
+
+def _message(given: LayerInputs, batch: int, room: int) -> Array:
+    """[B, C + S] bool: the columns that belong to the message."""
+    own = jnp.zeros((batch, room), bool)
+    if given.slot_index is not None:
+        at = jnp.where(given.slot_index < 0, room, given.slot_index)
+        own = own.at[jnp.arange(batch)[:, None], at].set(True, mode="drop")
+    return own if given.kv is None else jnp.concatenate([given.kv.mask, own], axis=1)
+
+
+def _put_tap(tapped: Array | None, h: Array, row: Array) -> Array | None:
+    return None if tapped is None else lax.dynamic_update_index_in_dim(tapped, h, row, 0)
+
+
+def _layer(
+    arch: Arch,
+    stack: PyTree,
+    h: Array,
+    kv_cache: tuple[Array, Array] | None,
+    x: dict[str, Any],
+    edits: Edits,
+    scene: _Scene,
+    impl: attend.Impl,
+) -> tuple[Array, tuple[Array, Array] | None]:
+    """One layer with its edits: the stream after it, and the cache with its keys and values."""
+    w, lora = take_layer(stack, x["layer"]), edits.lora
+    size = stack["attn_norm"].shape[0]
+    slot = None if lora is None else stacked_slot(lora.layers, size, x["layer"])
+    q, k, v = heads(
+        arch, w, rms_norm(h, w["attn_norm"], arch.norm_eps), scene.cos, scene.sin, lora, slot
+    )
+    k = rotate(_add_at(k, scene.slots, x.get("k_delta")), scene.cos, scene.sin)
+    v = _add_at(v, scene.slots, x.get("v_delta"))
+    if kv_cache is not None:
+        assert scene.columns is not None
+        k_all = kept.put(kv_cache[0], x["layer"], scene.columns, k)
+        v_all = kept.put(kv_cache[1], x["layer"], scene.columns, v)
+        kv_cache = (k_all, v_all)
+        k, v = take_layer((k_all, v_all), x["layer"])
+    if "prefix_k" in x:
+        assert scene.prefix_cos is not None and scene.prefix_sin is not None
+        prefix = rotate(x["prefix_k"].astype(k.dtype), scene.prefix_cos, scene.prefix_sin)
+        k = jnp.concatenate([prefix, k], axis=1)
+        v = jnp.concatenate([x["prefix_v"].astype(v.dtype), v], axis=1)
+    mixed = attend.attention(q, k, v, scene.mask, impl)
+    if scene.gain is not None and scene.message is not None:
+        # The factor is per query, so it cannot be put on v once: the message's share is added.
+        share = attend.attention(q, k, v * scene.message[..., None, None], scene.mask, impl)
+        mixed += (scene.gain.astype(mixed.dtype) - 1)[..., None, None] * share
+    h = h + output(w, mixed, lora, slot)
+    h = h + mlp(w, rms_norm(h, w["mlp_norm"], arch.norm_eps))
+    blocks = edits.blocks
+    if blocks is not None:
+        at = stacked_slot(blocks.layers, size, x["layer"])
+        h = lax.cond(
+            at >= 0,
+            lambda h: blocks.apply(take_layer(blocks.params, at), h).astype(h.dtype),
+            lambda h: h,
+            h,
+        )
+    return h, kv_cache
+
+
+def _add_at(x: Array, index: Array | None, delta: Array | None) -> Array:
+    """Adds delta [B, P, K, h] to x [B, T, K, h] at tokens index [B, P]; beyond T is dropped."""
+    if index is None or delta is None:
+        return x
+    return x.at[jnp.arange(x.shape[0])[:, None], index].add(delta.astype(x.dtype), mode="drop")

@@ -1,0 +1,133 @@
+"""The parameters of a decoder: one description, from which everything else follows.
+
+`abstract(arch)` names each leaf's shape, dtype, logical axes and initialiser; `init`, `shardings`
+and the checkpoint loader all read it, so they cannot disagree.
+
+Letters: V vocabulary, D width, L layers, H heads, K key/value heads, h head width, F MLP width.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import DictKey
+
+from lw_jax.models.arch import Arch
+from lw_jax.types import Array, PyTree
+
+SPREAD = frozenset({"heads", "kv_heads", "mlp", "vocab"})
+"""Logical axes that are split over the mesh axis "model" where it divides them."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One parameter: its shape, dtype, a logical name per axis, and how it starts.
+
+    init: the deviation of a normal draw, or "ones" / "zeros".
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    axes: tuple[str | None, ...]
+    init: float | str
+
+
+def abstract(
+    arch: Arch, dtype: Any = jnp.float32, layers: int | None = None, head: bool = True
+) -> PyTree:
+    """The tree of `Leaf`s of a decoder.
+
+    Args:
+        dtype: of every leaf.
+        layers: how many layers are stacked (default: all of them); a sender needs only those up
+            to its highest tap.
+        head: False leaves out the final norm and the output head, which no tap needs.
+    """
+    n = arch.layers if layers is None else layers
+
+    def leaf(init: float | str, *axes: str | None) -> Leaf:
+        size = {
+            "layers": n,
+            "width": arch.width,
+            "heads": arch.heads,
+            "kv_heads": arch.kv_heads,
+            "head_dim": arch.head_dim,
+            "mlp": arch.mlp_width,
+            "vocab": arch.vocab_size,
+        }
+        return Leaf(tuple(size[str(axis)] for axis in axes), dtype, axes, init)
+
+    std = arch.init_std
+    stack: dict[str, Leaf] = {
+        "attn_norm": leaf("ones", "layers", "width"),
+        "q": leaf(std, "layers", "width", "heads", "head_dim"),
+        "k": leaf(std, "layers", "width", "kv_heads", "head_dim"),
+        "v": leaf(std, "layers", "width", "kv_heads", "head_dim"),
+        "o": leaf(std, "layers", "heads", "head_dim", "width"),
+        "mlp_norm": leaf("ones", "layers", "width"),
+        "gate": leaf(std, "layers", "width", "mlp"),
+        "up": leaf(std, "layers", "width", "mlp"),
+        "down": leaf(std, "layers", "mlp", "width"),
+    }
+    if arch.qkv_bias:
+        stack["q_bias"] = leaf("zeros", "layers", "heads", "head_dim")
+        stack["k_bias"] = leaf("zeros", "layers", "kv_heads", "head_dim")
+        stack["v_bias"] = leaf("zeros", "layers", "kv_heads", "head_dim")
+    if arch.qk_norm:
+        stack["q_norm"] = leaf("ones", "layers", "head_dim")
+        stack["k_norm"] = leaf("ones", "layers", "head_dim")
+    tree: dict[str, Any] = {"embed": leaf(std, "vocab", "width"), "layers": stack}
+    if head:
+        tree["final_norm"] = leaf("ones", "width")
+        if not arch.tied:
+            tree["head"] = leaf(std, "width", "vocab")
+    return tree
+
+
+def depth(params: PyTree) -> int:
+    """How many layers are stacked in a tree of parameters."""
+    return int(params["layers"]["attn_norm"].shape[0])
+
+
+def shapes(leaves: PyTree) -> PyTree:
+    """The same tree as `jax.ShapeDtypeStruct`s, for `jax.eval_shape` and `lower`."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), leaves)
+
+
+def init(arch: Arch, rng: Array, dtype: Any = jnp.float32) -> PyTree:
+    """Fresh parameters; a leaf's draw depends on its own name and the seed alone."""
+
+    def draw(path: tuple[DictKey, ...], leaf: Leaf) -> Array:
+        if leaf.init == "ones":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        if leaf.init == "zeros":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        name = "/".join(str(key.key) for key in path)
+        key = jax.random.fold_in(rng, zlib.crc32(name.encode()))
+        return jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.asarray(leaf.init, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract(arch, dtype))
+
+
+def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
+    """How one parameter lies on the mesh: the first of its axes in `SPREAD` that "model" divides.
+
+    An axis that the mesh does not divide evenly is replicated.
+    """
+    ways = dict(mesh.shape).get("model", 1)
+    spec: list[str | None] = [
+        "model" if axis in SPREAD and size % ways == 0 else None
+        for axis, size in zip(leaf.axes, leaf.shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*spec) if ways > 1 else PartitionSpec())
+
+
+def shardings(arch: Arch, mesh: Mesh, layers: int | None = None, head: bool = True) -> PyTree:
+    """`sharding` of every parameter, as a tree."""
+    leaves = abstract(arch, layers=layers, head=head)
+    return jax.tree.map(lambda leaf: sharding(leaf, mesh), leaves)

@@ -1,0 +1,117 @@
+"""Frozen weights in 8 or 4 bits: storage, and an einsum that reads it.
+
+int8 keeps one float32 scale per output channel; nf4 keeps codes of the 16-level NormalFloat table
+(Dettmers et al. 2023, QLoRA, appendix E) with one scale per block of 64 values along the
+contracted axes. Activations stay in their own dtype; nothing here is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lw_jax.errors import UserError
+from lw_jax.types import Array
+
+KINDS = ("int8", "nf4")
+BLOCK = 64
+NF4 = np.array(
+    [
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    ],
+    dtype=np.float32,
+)
+
+
+@struct.dataclass
+class QuantArray:
+    """A weight W [..., *fan_in, *fan_out] kept in few bits.
+
+    codes: int8 of W's own shape, or for nf4 uint8 [..., prod(fan_in)/2, *fan_out], two codes a
+    byte. scale: float32 [..., 1s, *fan_out], or for nf4 [..., blocks, *fan_out]. fan_in: sizes of
+    the contracted axes, static. Leading axes (the layer stack) are free.
+    """
+
+    codes: Array
+    scale: Array
+    fan_in: tuple[int, ...] = struct.field(pytree_node=False)
+    fan_out: int = struct.field(pytree_node=False)
+    kind: str = struct.field(pytree_node=False)
+
+
+def quantise(w: Array, fan_in: int, kind: str) -> QuantArray:
+    """Stores w [*fan_in, *fan_out]; `fan_in` counts its leading, contracted axes."""
+    ins, outs = w.shape[:fan_in], w.shape[fan_in:]
+    w = w.astype(jnp.float32)
+    if kind == "int8":
+        axes = tuple(range(fan_in))
+        scale = jnp.maximum(jnp.max(jnp.abs(w), axis=axes, keepdims=True), 1e-12) / 127
+        codes = jnp.round(w / scale).astype(jnp.int8)
+        return QuantArray(codes, scale, ins, len(outs), kind)
+    if kind != "nf4":
+        raise UserError(f"weights of kind {kind!r} are not known; choose from {', '.join(KINDS)}")
+    block = block_size(math.prod(ins))
+    blocks = w.reshape(-1, block, *outs)
+    scale = jnp.maximum(jnp.max(jnp.abs(blocks), axis=1), 1e-12)
+    middles = jnp.asarray((NF4[1:] + NF4[:-1]) / 2)
+    levels = jnp.searchsorted(middles, blocks / scale[:, None]).astype(jnp.uint8)
+    pairs = levels.reshape(math.prod(ins) // 2, 2, *outs)
+    return QuantArray(pairs[:, 0] | (pairs[:, 1] << 4), scale, ins, len(outs), kind)
+
+
+def block_size(fan_in: int) -> int:
+    """Values that share an nf4 scale: `BLOCK`, or the largest even divisor of fan_in below it."""
+    fits = [size for size in range(2, BLOCK + 1, 2) if fan_in % size == 0]
+    if not fits:
+        raise UserError(f"a weight with {fan_in} inputs is odd and cannot be stored as nf4")
+    return fits[-1]
+
+
+def dequantise(w: QuantArray, dtype: Any) -> Array:
+    """The weight [*fan_in, *fan_out] that the codes stand for (no leading axes)."""
+    if w.kind == "int8":
+        return (w.codes.astype(jnp.float32) * w.scale).astype(dtype)
+    outs = w.codes.shape[1:]
+    levels = jnp.stack([w.codes & 15, w.codes >> 4], axis=1)
+    values = jnp.asarray(NF4)[levels].reshape(w.scale.shape[0], -1, *outs)
+    return (values * w.scale[:, None]).reshape(*w.fan_in, *outs).astype(dtype)
+
+
+def einsum(spec: str, x: Array, w: Array | QuantArray, out: Any = None) -> Array:
+    """`jnp.einsum(spec, x, w)` for a plain or stored weight, in the dtype of x.
+
+    An int8 weight is multiplied as it is stored, and the output scaled: exact for a scale per
+    output channel. out: dtype of the result (default that of x).
+    """
+    if not isinstance(w, QuantArray):
+        return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
+    if w.kind == "int8":
+        raw = jnp.einsum(spec, x, w.codes.astype(x.dtype), preferred_element_type=jnp.float32)
+        scale = w.scale.reshape((1,) * (raw.ndim - w.fan_out) + w.scale.shape[-w.fan_out :])
+        return (raw * scale).astype(out or x.dtype)
+    return jnp.einsum(spec, x, dequantise(w, x.dtype), preferred_element_type=out or x.dtype)
+
+
+def take_layer(stack: Any, layer: Array) -> Any:
+    """One layer of a tree of stacked weights, stored or plain."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stack)
