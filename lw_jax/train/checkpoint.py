@@ -1,0 +1,219 @@
+"""Checkpoints of one stage: orbax directories `<root>/<step>`, the latest few and the best.
+
+A checkpoint is written beside its place and renamed into it, so a kill at any moment leaves whole
+ones only. Frozen weights are never in one: their fingerprints are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+
+from lw_jax.errors import UserError
+from lw_jax.train.state import TrainState
+from lw_jax.types import PyTree
+
+FREE = frozenset(
+    "log_every eval_every eval_rows save_every keep workers run_dir out name mesh".split()
+)
+"""Config keys that may differ between the run that saved and the run that resumes."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A state read back, with the JSON that was saved beside it."""
+
+    state: TrainState
+    step: int
+    progress: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a stage.
+
+    root: their directory; keep: latest ones kept beside the best; identity: JSON tree
+    (`config`, `fingerprints`, ...) that must be the same, but for `FREE` keys, on resuming.
+    """
+
+    root: Path
+    keep: int
+    identity: Mapping[str, Any]
+
+    def save(self, state: TrainState, step: int, progress: Mapping[str, Any]) -> None:
+        """Write the checkpoint of `step`; `progress["best"]["step"]` is kept besides the latest."""
+        parts = _parts(state)
+        meta = {
+            "step": step,
+            "progress": dict(progress),
+            "identity": dict(self.identity),
+            "parameters": component_counts(state.params),
+            "checksums": {name: checksum(part) for name, part in parts.items()},
+        }
+        path = self.root.absolute() / str(step)
+        if path.exists():  # left by a run that was damaged here and went back
+            _remove(path)
+        ocp.save_checkpointables(path, parts, custom_metadata=meta)
+        best = (progress.get("best") or {}).get("step")
+        for old in steps(self.root)[self.keep :]:
+            if old != best:
+                _remove(self.root / str(old))
+
+    def restore(self, like: TrainState) -> Restored | None:
+        """The newest whole checkpoint, laid out as `like` (shapes, dtypes, shardings); None if
+        there is none. Damaged ones are named, set aside, and the one before is taken.
+
+        Raises:
+            UserError: the checkpoint belongs to other frozen weights or another config.
+        """
+        for leftover in self.root.glob("*.deleted"):
+            shutil.rmtree(leftover)
+        for step in steps(self.root):
+            path = self.root / str(step)
+            try:
+                meta = read_meta(path)
+                self._check_identity(meta)
+                parts = {k: _load(path, k, part, meta) for k, part in _parts(like).items()}
+            except UserError:
+                raise
+            except Exception as error:  # orbax raises many kinds for a damaged directory
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+                print(f"checkpoint {path} is damaged ({reason}); trying the one before it")
+                path.rename(path.with_name(f"{step}.damaged"))
+                continue
+            return Restored(_whole(parts), step, meta["progress"])
+        return None
+
+    def _check_identity(self, meta: Mapping[str, Any]) -> None:
+        found = first_difference(meta["identity"], _json(dict(self.identity)))
+        if found:
+            key, old, new = found
+            raise UserError(
+                f"{key}: the checkpoint in {self.root} was made with {old!r}, now it is {new!r}; "
+                "resume with what it was made with, or give another run_dir"
+            )
+
+
+def steps(root: Path) -> list[int]:
+    """Steps that have a checkpoint, newest first."""
+    if not root.is_dir():
+        return []
+    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The JSON saved with a checkpoint: step, progress, identity, parameters, checksums."""
+    meta = ocp.metadata(path.absolute(), checkpointable_name="params").custom_metadata
+    assert isinstance(meta, dict)
+    return meta
+
+
+def load_params(
+    root: Path, like: PyTree, which: Literal["last", "best"] = "last"
+) -> tuple[PyTree, dict[str, Any]]:
+    """The parameters to evaluate (the averaged ones where the stage averages), laid out as
+    `like`, and the checkpoint's JSON.
+
+    Args:
+        root: checkpoints of a stage.
+        like: arrays or shapes with shardings.
+        which: `best` is the last one where the stage kept no score.
+
+    Raises:
+        UserError: no checkpoint, or it holds other parameters than `like`.
+    """
+    found = steps(root)
+    if not found:
+        raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
+    meta = read_meta(root / str(found[0]))
+    best = (meta["progress"].get("best") or {}).get("step")
+    if which == "best" and best is not None:
+        meta = read_meta(root / str(best))
+    check_counts(like, meta["parameters"])
+    name = "ema" if "ema" in meta["checksums"] else "params"
+    return _load(root / str(meta["step"]), name, like, meta), meta
+
+
+def component_counts(params: PyTree) -> dict[str, int]:
+    """Parameters per component, the first level of the tree."""
+    if not isinstance(params, Mapping):
+        return {"params": sum(x.size for x in jax.tree.leaves(params))}
+    return {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params.items()}
+
+
+def check_counts(loaded: PyTree, trained: Mapping[str, int]) -> None:
+    """What is loaded must equal what was trained, component by component (SPEC section 9, 6, 26).
+
+    Raises:
+        UserError: names the component and both counts.
+    """
+    here = component_counts(loaded)
+    for name in sorted(here.keys() | trained.keys()):
+        if here.get(name) != trained.get(name):
+            raise UserError(
+                f"component {name}: {trained.get(name, 0)} parameters were trained, "
+                f"{here.get(name, 0)} would be loaded; evaluate with the config of the run"
+            )
+
+
+def checksum(tree: PyTree) -> int:
+    """CRC-32 of all leaves' bytes, in tree order."""
+    crc = 0
+    for leaf in jax.tree.leaves(tree):
+        crc = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes(), crc)
+    return crc
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """(path, old, new) of the first place where two JSON trees differ, `FREE` keys aside."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted((old.keys() | new.keys()) - FREE):
+            where = f"{path}.{key}" if path else key
+            if found := first_difference(old.get(key), new.get(key), where):
+                return found
+        return None
+    return None if old == new else (path, old, new)
+
+
+def _json(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {str(k): _json(v) for k, v in tree.items()}
+    return [_json(v) for v in tree] if isinstance(tree, list | tuple) else tree
+
+
+def _parts(state: TrainState) -> dict[str, PyTree]:
+    """The separately readable parts of a state; typed keys become their data."""
+    rng = jax.random.key_data(state.rng)
+    parts = {"params": state.params, "rest": [state.opt_state, state.step, rng]}
+    return parts if state.ema is None else parts | {"ema": state.ema}
+
+
+def _whole(parts: Mapping[str, PyTree]) -> TrainState:
+    opt_state, step, rng = parts["rest"]
+    key = jax.random.wrap_key_data(rng)
+    return TrainState(parts["params"], opt_state, step, key, parts.get("ema"))
+
+
+def _load(path: Path, name: str, like: PyTree, meta: Mapping[str, Any]) -> PyTree:
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    tree = ocp.load(path.absolute(), shapes, checkpointable_name=name)
+    if checksum(tree) != meta["checksums"][name]:
+        raise ValueError(f"{name}: checksum differs")
+    return tree
+
+
+def _remove(path: Path) -> None:
+    """Delete a directory so that a kill half-way leaves nothing that looks like a checkpoint."""
+    gone = path.with_name(f"{path.name}.deleted")
+    path.rename(gone)
+    shutil.rmtree(gone)

@@ -1,0 +1,190 @@
+"""The loop of a stage: steps, log lines, evaluations, checkpoints; resumed where it was stopped.
+
+Kill it at any moment and call `fit` with the same job: the final parameters are bit-identical to
+an uninterrupted run, because a step depends on the state and on `batches(step, ...)` alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import jax
+
+from lw_jax.train.checkpoint import Checkpoints
+from lw_jax.train.diagnostics import Journal, Window, check_finite
+from lw_jax.train.progress import Display
+from lw_jax.train.state import TrainState
+
+SMOOTHING = 0.7
+"""Decay of the averaged score that decides which checkpoint is the best: one lucky batch is not."""
+
+Metrics = Mapping[str, Any]
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A quick evaluation. score: higher is better, None where there is none; samples: lines."""
+
+    metrics: Metrics
+    score: float | None = None
+    samples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to fit.
+
+    Args:
+        name: the stage's.
+        directory: the run's; checkpoints go to `checkpoints/<name>`, lines to `diagnostics.jsonl`.
+        steps: optimiser steps.
+        state: the state before the first step, on the devices.
+        step_for: the compiled step of a step number (0-based); it may donate the state. Its metrics
+            are scalars or small arrays; `loss` and `grad_norm` must stay finite.
+        batches: `batches(start, stop)` gives the batches of those steps.
+        identity: what a resumed run must share (see `Checkpoints`).
+        log_every, save_every, eval_every: steps; `eval_every` 0 for never.
+        keep: latest checkpoints kept.
+        evaluate: quick evaluation after some steps.
+    """
+
+    name: str
+    directory: Path
+    steps: int
+    state: TrainState
+    step_for: Callable[[int], StepFn]
+    batches: Callable[[int, int], Iterator[Any]]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    log_every: int = 20
+    save_every: int = 200
+    eval_every: int = 0
+    keep: int = 2
+    evaluate: Callable[[TrainState, int], Evaluation] | None = None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of this stage."""
+        return Checkpoints(checkpoint_root(self.directory, self.name), self.keep, self.identity)
+
+
+def checkpoint_root(run: Path, stage: str) -> Path:
+    """Where a stage's checkpoints are."""
+    return run / "checkpoints" / stage
+
+
+@contextmanager
+def termination() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM only sets a flag; the value asks for it."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class _Progress:
+    """What the host remembers between steps; JSON in every checkpoint."""
+
+    window: Window
+    smoothed: float | None = None
+    best: dict[str, float] | None = None
+
+    def score(self, value: float, step: int) -> bool:
+        """Take a score in; whether this step is the best so far."""
+        old = self.smoothed
+        self.smoothed = value if old is None else SMOOTHING * old + (1 - SMOOTHING) * value
+        top = self.best["score"] if self.best else float("-inf")
+        # the raw score triggers, the smoothed one decides
+        if value > top and self.smoothed > top:
+            self.best = {"step": step, "score": self.smoothed}
+            return True
+        return False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"window": self.window.sums, "smoothed": self.smoothed, "best": self.best}
+
+
+def fit(job: Job) -> TrainState:
+    """Take the job's steps, from its newest checkpoint if there is one.
+
+    Raises:
+        UserError: the loss is no number, or the checkpoints are of another run.
+        SystemExit: code 0 after SIGTERM, with the state saved.
+    """
+    store, journal = job.checkpoints, Journal(job.directory / "diagnostics.jsonl", job.name)
+    state, start, progress = job.state, 0, _Progress(Window())
+    if found := store.restore(job.state):
+        state, start, saved = found.state, found.step, found.progress
+        progress = _Progress(Window(saved["window"]), saved["smoothed"], saved["best"])
+    journal.rewind(start)
+    if start >= job.steps:
+        return state
+    pending: tuple[int, Metrics] | None = None
+
+    def settle() -> None:
+        """Fetch the metrics of the step before, which the device has had time to finish."""
+        nonlocal pending
+        if pending is not None:
+            step, on_device = pending
+            metrics = jax.device_get(on_device)
+            check_finite(job.name, step, metrics)
+            progress.window.add(metrics)
+            pending = None
+
+    with (
+        termination() as terminated,
+        Display(job.name, start, job.steps) as display,
+        closing(cast(Any, _closable(job.batches(start, job.steps)))) as batches,
+    ):
+        if start:
+            display.say(f"resumed after step {start} of {job.steps}")
+        since, at = time.monotonic(), start
+        for done, batch in enumerate(batches, start + 1):
+            state, metrics = job.step_for(done - 1)(state, batch)
+            settle()
+            pending = (done, metrics)
+            display.step(done)
+            last, stop, save = done == job.steps, terminated(), done % job.save_every == 0
+            if done % job.log_every == 0 or last:
+                settle()
+                per_step = (time.monotonic() - since) / (done - at)
+                since, at = time.monotonic(), done
+                means = progress.window.close()
+                journal.write(done, "train", means | {"seconds_per_step": per_step})
+                display.train(done, means, per_step)
+            if job.evaluate and job.eval_every and (done % job.eval_every == 0 or last):
+                settle()
+                began = time.monotonic()
+                result = job.evaluate(state, done)
+                if result.score is not None:
+                    save = progress.score(result.score, done) or save
+                took = {"seconds": time.monotonic() - began}
+                journal.write(done, "evaluate", dict(result.metrics) | took)
+                for line in result.samples:
+                    display.say(line)
+                since += took["seconds"]
+            if save or last or stop:
+                settle()
+                store.save(state, done, progress.to_json())
+            if stop and not last:
+                display.say(f"stopped after step {done}: run the same command again to go on")
+                raise SystemExit(0)
+    return state
+
+
+def _closable(batches: Iterator[Any]) -> Iterator[Any]:
+    yield from batches

@@ -1,0 +1,60 @@
+"""What a training step carries on: parameters, optimiser, averages, step and random key."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lw_jax.types import Array, PyTree
+
+
+@struct.dataclass
+class TrainState:
+    """All that a checkpoint holds of a stage.
+
+    params: trained leaves; opt_state: optax's; step: int32 scalar, steps taken; rng: typed key of
+    the stage (a step folds its number in, so the key never changes); ema: averaged params or None.
+    """
+
+    params: PyTree
+    opt_state: PyTree
+    step: Array
+    rng: Array
+    ema: PyTree | None = None
+
+    def step_rng(self) -> Array:
+        """The key of the step to come."""
+        return jax.random.fold_in(self.rng, self.step)
+
+    def evaluated(self) -> PyTree:
+        """The parameters that are evaluated and shipped: averaged where there is an average."""
+        return self.params if self.ema is None else self.ema
+
+
+def new_state(
+    params: PyTree, optimiser: optax.GradientTransformation, rng: Array, ema: float | None = None
+) -> TrainState:
+    """The state before the first step. rng: typed key (`jax.random.key`)."""
+    copy = None if ema is None else jax.tree.map(jnp.copy, params)
+    return TrainState(params, optimiser.init(params), jnp.zeros((), jnp.int32), rng, copy)
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: PyTree,
+    optimiser: optax.GradientTransformation,
+    ema: float | None = None,
+) -> TrainState:
+    """One optimiser step. ema: decay of the average, `new = decay * old + (1 - decay) * params`."""
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    mean = state.ema
+    if ema is not None:
+        mean = optax.incremental_update(params, cast(PyTree, mean), 1.0 - ema)
+    return state.replace(  # type: ignore[attr-defined]
+        params=params, opt_state=opt_state, step=state.step + 1, ema=mean
+    )
