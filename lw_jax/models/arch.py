@@ -68,6 +68,9 @@ class Arch:
             raise UserError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key/value heads evenly"
             )
+        scaling = self.rope.scaling
+        if scaling is not None and scaling.high_freq_factor <= scaling.low_freq_factor:
+            raise UserError("llama3 RoPE: high_freq_factor must be greater than low_freq_factor")
         if self.head_dim % 2:
             raise UserError(f"head_dim {self.head_dim} is odd; rotary positions need it even")
 
@@ -83,7 +86,7 @@ class Arch:
         `rope_parameters` (transformers 5). The EOS set is the generation config's where it has one.
 
         Raises:
-            UserError: unknown model_type, unknown RoPE type, or any key that would change the maths.
+            UserError: unknown model_type or RoPE type, or a key that would change the maths.
         """
         family = check_keys(config, where)
         facts = FAMILIES[family]

@@ -38,7 +38,7 @@ def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cac
 
 
 def columns(cache: Cache, lengths: Array, tokens: int) -> Array:
-    """[B, T] columns that the next tokens take; those beyond a row's `lengths` get S (no column)."""
+    """[B, T] columns that the next tokens take; S, no column, beyond a row's `lengths`."""
     offset = jnp.arange(tokens, dtype=jnp.int32)[None]
     taken = cache.lengths[:, None] + offset
     return jnp.where(offset < lengths[:, None], taken, cache.k.shape[2])
@@ -59,7 +59,7 @@ def put(stack: Array, layer: Array, cols: Array, new: Array) -> Array:
 def as_prefix(arch: Arch, cache: Cache) -> KV:
     """The cached tokens as a K/V prefix: the keys before RoPE, with their absolute positions."""
     cos, sin = angles(arch, cache.positions)
-    layers, batch = cache.k.shape[:2]
+    layers = cache.k.shape[0]
     flat = cache.k.reshape(-1, *cache.k.shape[2:])
     spread = (layers, *cos.shape)
     cos, sin = (jnp.broadcast_to(x[None], spread).reshape(-1, *x.shape[1:]) for x in (cos, sin))

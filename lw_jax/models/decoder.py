@@ -241,7 +241,8 @@ def _layer(
         kv_cache = (k_all, v_all)
         k, v = take_layer((k_all, v_all), x["layer"])
     if "prefix_k" in x:
-        assert scene.prefix_cos is not None and scene.prefix_sin is not None
+        assert scene.prefix_cos is not None
+        assert scene.prefix_sin is not None
         prefix = rotate(x["prefix_k"].astype(k.dtype), scene.prefix_cos, scene.prefix_sin)
         k = jnp.concatenate([prefix, k], axis=1)
         v = jnp.concatenate([x["prefix_v"].astype(v.dtype), v], axis=1)

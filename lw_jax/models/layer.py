@@ -33,7 +33,7 @@ def stacked_slot(layers: tuple[int, ...], depth: int, index: Array) -> Array:
 def heads(
     arch: Arch, w: PyTree, x: Array, cos: Array, sin: Array, lora: Lora | None, slot: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Queries [B, T, H, h] (rotated), keys (not yet rotated) and values [B, T, K, h] of x [B, T, D]."""
+    """Of x [B, T, D]: queries [B, T, H, h] rotated, keys [B, T, K, h] not yet rotated, values."""
 
     def project(name: str) -> Array:
         y = einsum("btd,dnh->btnh", x, w[name])

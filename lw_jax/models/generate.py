@@ -1,0 +1,210 @@
+"""Greedy and sampled decoding inside one compiled loop, from packed prompt embeddings.
+
+Prompt and new tokens go through `decoder.run` like a scoring pass, so that "every answer token is
+the argmax under teacher forcing" and "greedy decoding gives the answer" are the same statement.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from lw_jax.models import head
+from lw_jax.models.arch import Arch
+from lw_jax.models.attention import Impl
+from lw_jax.models.cache import Cache, new_cache
+from lw_jax.models.decoder import LayerInputs, embed_tokens, run
+from lw_jax.models.params import depth
+from lw_jax.types import Array, Edits, PyTree
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How to decode; hashable, a static argument (SPEC section 8, decode controls).
+
+    temperature 0 is greedy. eos_ids are banned for the first max(min_new, eos_ban_steps) tokens.
+    The `first_token_*` fields concern the first new token alone (None: as the others). gain: per
+    step the factor on the message's values, see `LayerInputs.gain`; the last one is kept on.
+    """
+
+    max_new: int
+    eos_ids: tuple[int, ...] = ()
+    min_new: int = 0
+    eos_ban_steps: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    first_token_temperature: float | None = None
+    first_token_top_p: float | None = None
+    first_token_stop: tuple[int, ...] = ()
+    gain: tuple[float, ...] = ()
+
+
+@struct.dataclass
+class Generated:
+    """ids: [B, max_new] int32; lengths: [B], new tokens of a row, its EOS not counted.
+
+    Beyond its length a row holds its EOS, if it was `ended` [B] bool by one, then zeros. logprobs:
+    [B, max_new] float32, of each token (EOS included) under the plain model, zeros after the end.
+    """
+
+    ids: Array
+    lengths: Array
+    ended: Array
+    logprobs: Array
+
+    @property
+    def total_logprob(self) -> Array:
+        """[B] log-probability of the whole answer."""
+        return jnp.sum(self.logprobs, axis=1)
+
+
+@struct.dataclass
+class _State:
+    step: Array
+    cache: Cache
+    out: Generated
+    rng: Array
+
+
+def generate(
+    arch: Arch,
+    params: PyTree,
+    h: Array,
+    *,
+    positions: Array,
+    lengths: Array,
+    options: DecodeOptions,
+    delivery: LayerInputs | None = None,
+    rng: Array | None = None,
+    impl: Impl = "xla",
+) -> Generated:
+    """Decodes `options.max_new` tokens after each row's prompt; call it under `jax.jit`.
+
+    Args:
+        h: [B, T, D] prompt embeddings, rows packed at the left; positions [B, T]; lengths [B] >= 1.
+            A new token takes its row's own next column, at the next whole step after its row's
+            last position.
+        delivery: what enters the layers, as for `run`; prefix, LoRA and blocks act on the new
+            tokens too, K/V deltas on the prompt's slots.
+        rng: needed where a temperature is not 0.
+    """
+    batch, prompt = h.shape[:2]
+    given = delivery if delivery is not None else LayerInputs()
+    room = prompt + options.max_new - 1
+    cache = new_cache(arch, depth(params), batch, room, h.dtype)
+    rng = jax.random.key(0) if rng is None else rng
+    last = (lengths - 1)[:, None]
+    ends_at = jnp.take_along_axis(positions, last, axis=1)
+    first_gain = _gain(options, jnp.zeros((), jnp.int32))
+    if first_gain is not None:
+        # Only the prompt's last query predicts a new token.
+        at_end = jnp.arange(prompt)[None] == last
+        given = given.replace(gain=jnp.where(at_end, first_gain, 1.0))
+    done = run(
+        arch,
+        params,
+        h,
+        positions=positions,
+        lengths=lengths,
+        delivery=given,
+        cache=cache,
+        impl=impl,
+    )
+    assert done.cache is not None
+    decoding = given.replace(edits=Edits(lora=given.edits.lora, blocks=given.edits.blocks))
+    blank = Generated(
+        ids=jnp.zeros((batch, options.max_new), jnp.int32),
+        lengths=jnp.zeros((batch,), jnp.int32),
+        ended=jnp.zeros((batch,), bool),
+        logprobs=jnp.zeros((batch, options.max_new), jnp.float32),
+    )
+    state = _State(jnp.zeros((), jnp.int32), done.cache, blank, rng)
+    h_last = jnp.take_along_axis(done.h, last[..., None], axis=1)[:, 0]
+    state = _choose(arch, params, h_last, state, options, first=True)
+
+    def more(state: _State) -> Array:
+        return (state.step < options.max_new) & ~jnp.all(state.out.ended)
+
+    def advance(state: _State) -> _State:
+        token = lax.dynamic_slice_in_dim(state.out.ids, state.step - 1, 1, axis=1)
+        gain = _gain(options, state.step)
+        inputs = decoding
+        if gain is not None:
+            inputs = decoding.replace(gain=jnp.broadcast_to(gain, (batch, 1)))
+        done = run(
+            arch,
+            params,
+            embed_tokens(params, token).astype(h.dtype),
+            positions=ends_at + state.step.astype(ends_at.dtype),
+            lengths=jnp.where(state.out.ended, 0, 1),
+            delivery=inputs,
+            cache=state.cache,
+        )
+        return _choose(
+            arch, params, done.h[:, 0], state.replace(cache=done.cache), options, first=False
+        )
+
+    return lax.while_loop(more, advance, state).out
+
+
+def _gain(options: DecodeOptions, step: Array) -> Array | None:
+    if not options.gain:
+        return None
+    return jnp.asarray(options.gain, jnp.float32)[jnp.minimum(step, len(options.gain) - 1)]
+
+
+def _choose(
+    arch: Arch, params: PyTree, h: Array, state: _State, options: DecodeOptions, first: bool
+) -> _State:
+    """Picks one token a row from the states h [B, D] and writes it at the current step."""
+    plain = head.logits(arch, params, h)
+    z = plain
+    if options.eos_ids:
+        barred = state.step < max(options.min_new, options.eos_ban_steps)
+        z = jnp.where(barred, _without(z, options.eos_ids), z)
+    if first and options.first_token_stop:
+        z = _without(z, options.first_token_stop)
+    here = options
+    if first and options.first_token_temperature is not None:
+        here = replace(here, temperature=options.first_token_temperature)
+    if first and options.first_token_top_p is not None:
+        here = replace(here, top_p=options.first_token_top_p)
+    token = _pick(z, here, jax.random.fold_in(state.rng, state.step))
+    out, live = state.out, ~state.out.ended
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(plain), token[:, None], axis=1)[:, 0]
+    is_eos = jnp.isin(token, jnp.asarray(options.eos_ids, jnp.int32)) & live
+    out = Generated(
+        ids=_write(out.ids, jnp.where(live, token, 0), state.step),
+        lengths=out.lengths + (live & ~is_eos),
+        ended=out.ended | is_eos,
+        logprobs=_write(out.logprobs, jnp.where(live, logprob, 0.0), state.step),
+    )
+    return state.replace(step=state.step + 1, out=out)
+
+
+def _pick(z: Array, options: DecodeOptions, rng: Array) -> Array:
+    """[B] int32 tokens from logits z [B, V]: the argmax, or a draw from the nucleus."""
+    if options.temperature == 0:
+        return jnp.argmax(z, axis=-1).astype(jnp.int32)
+    z = z / options.temperature
+    if options.top_p < 1:
+        ordered = jnp.sort(z, axis=-1, descending=True)
+        mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        # Tokens are kept until their mass reaches top_p; the first is always kept.
+        kept = jnp.sum(mass - jax.nn.softmax(ordered, axis=-1) < options.top_p, axis=-1) - 1
+        least = jnp.take_along_axis(ordered, kept[:, None], axis=-1)
+        z = jnp.where(z < least, -jnp.inf, z)
+    return jax.random.categorical(rng, z, axis=-1).astype(jnp.int32)
+
+
+def _without(z: Array, ids: tuple[int, ...]) -> Array:
+    return z.at[:, jnp.asarray(ids, jnp.int32)].set(-jnp.inf)
+
+
+def _write(rows: Array, column: Array, step: Array) -> Any:
+    return lax.dynamic_update_slice_in_dim(rows, column[:, None], step, axis=1)

@@ -1,0 +1,129 @@
+"""The output head: logits, and losses chunked over positions, so that no [B, T, V] array exists.
+
+A scan takes a slice of the positions at a time and its body is checkpointed: backward, the logits
+of a slice are computed again. Everything after the matrix product is float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from lw_jax.models.arch import Arch
+from lw_jax.models.layer import rms_norm
+from lw_jax.models.quant import einsum
+from lw_jax.types import Array, PyTree
+
+LOGITS_AT_ONCE = 2**25
+"""Logits that one slice may hold (134 MB in float32), unless the caller gives a chunk size."""
+
+
+@struct.dataclass
+class TokenScores:
+    """Per position: the label's score, and what the distribution looks like; all shaped as labels.
+
+    nll: -log p(label), nats. argmax: int32, the most probable token. rank: int32, how many tokens
+    beat the label (0: none does). entropy: nats. margin: logit of the first minus the second.
+    uniform: mean over the vocabulary of -log p, for label smoothing.
+    """
+
+    nll: Array
+    argmax: Array
+    rank: Array
+    entropy: Array
+    margin: Array
+    uniform: Array
+
+    def correct(self, labels: Array) -> Array:
+        """Whether greedy decoding would have chosen the label."""
+        return self.argmax == labels
+
+
+def logits(arch: Arch, params: PyTree, h: Array) -> Array:
+    """[N, V] float32 next-token logits of h [N, D], the stream after the last layer."""
+    x = rms_norm(h, params["final_norm"], arch.norm_eps)
+    if arch.tied:
+        table = params["embed"].astype(x.dtype)
+        return jnp.einsum("nd,vd->nv", x, table, preferred_element_type=jnp.float32)
+    return einsum("nd,dv->nv", x, params["head"], jnp.float32)
+
+
+def chunked_cross_entropy(
+    arch: Arch, params: PyTree, h: Array, labels: Array, chunk: int | None = None
+) -> TokenScores:
+    """Scores labels [...] under h [..., D], a slice of the positions at a time.
+
+    Nothing is reduced: weights and masks are the caller's. Results that go unused cost nothing
+    under jit. chunk: positions in a slice (default: as many as `LOGITS_AT_ONCE` allows).
+    """
+
+    def score(h: Array, labels: Array) -> TokenScores:
+        z = logits(arch, params, h)
+        total = jax.nn.logsumexp(z, axis=-1)
+        of_label = jnp.take_along_axis(z, labels[:, None], axis=-1)
+        best = jnp.argmax(z, axis=-1)
+        others = jnp.where(jnp.arange(z.shape[-1])[None] == best[:, None], -jnp.inf, z)
+        return TokenScores(
+            nll=total - of_label[:, 0],
+            argmax=best.astype(jnp.int32),
+            rank=jnp.sum(z > of_label, axis=-1, dtype=jnp.int32),
+            entropy=total - jnp.sum(jax.nn.softmax(z, axis=-1) * z, axis=-1),
+            margin=jnp.max(z, axis=-1) - jnp.max(others, axis=-1),
+            uniform=total - jnp.mean(z, axis=-1),
+        )
+
+    return _by_chunks(arch, score, chunk, labels.shape, h, labels)
+
+
+def chunked_kl(
+    arch: Arch,
+    params: PyTree,
+    h_student: Array,
+    h_teacher: Array,
+    tau: float = 1.0,
+    chunk: int | None = None,
+) -> Array:
+    """KL(teacher || student) [...] in nats at temperature tau, of states h [..., D] (Hinton 2015).
+
+    No gradient reaches the teacher. The factor tau^2 that keeps gradients comparable between
+    temperatures is left to the caller.
+    """
+
+    def divergence(student: Array, teacher: Array) -> Array:
+        log_q = jax.nn.log_softmax(logits(arch, params, student) / tau, axis=-1)
+        log_p = jax.nn.log_softmax(logits(arch, params, teacher) / tau, axis=-1)
+        log_p = lax.stop_gradient(log_p)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+    teacher = lax.stop_gradient(h_teacher)
+    return _by_chunks(arch, divergence, chunk, h_student.shape[:-1], h_student, teacher)
+
+
+def _by_chunks(
+    arch: Arch,
+    score: Callable[..., Any],
+    chunk: int | None,
+    shape: tuple[int, ...],
+    *inputs: Array,
+) -> Any:
+    """score(slice of each input) over all positions, put together again in `shape`."""
+    total = math.prod(shape)
+    chunk = chunk or max(1, LOGITS_AT_ONCE // arch.vocab_size)
+    slices = max(1, -(-total // chunk))
+    chunk = -(-total // slices)
+
+    def split(x: Array) -> Array:
+        flat = x.reshape(total, *x.shape[len(shape) :])
+        padded = jnp.pad(flat, [(0, slices * chunk - total)] + [(0, 0)] * (flat.ndim - 1))
+        # Every slice takes positions from all rows: rows spread over a mesh stay spread.
+        return jnp.swapaxes(padded.reshape(chunk, slices, *flat.shape[1:]), 0, 1)
+
+    body = jax.checkpoint(lambda *xs: score(*xs), prevent_cse=False)
+    _, found = lax.scan(lambda carry, xs: (carry, body(*xs)), None, tuple(map(split, inputs)))
+    return jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1).reshape(-1)[:total].reshape(shape), found)
