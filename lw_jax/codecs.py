@@ -1,0 +1,107 @@
+"""Codecs of latent slots: how the floats of one latent become bytes, and what that costs.
+
+`float32` and `float16` hold the value. `int8`, `int6`, `int4` hold symmetric codes of k bits with
+one bfloat16 scale per slot. Coding a decoded latent again gives the same bytes for every codec, so
+what a bottleneck has already put on the grid crosses the wire unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lw_jax.errors import UserError
+
+Slots = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """pack(slots [M, d]) -> bytes; unpack(bytes, M, d) -> float32 or float16 slots; nbytes(M, d).
+
+    tag: the codec's number in the wire's header.
+    """
+
+    tag: int
+    pack: Callable[[Slots], bytes]
+    unpack: Callable[[bytes, int, int], Slots]
+    nbytes: Callable[[int, int], int]
+
+
+def _pack_float(dtype: str, slots: Slots) -> bytes:
+    with np.errstate(over="ignore"):  # checked below, in words
+        coded = slots.astype(dtype)
+    if np.isinf(coded).any() and np.isfinite(slots).all():
+        raise UserError(
+            f"wire: a slot does not fit into {np.dtype(dtype).name}; send it as float32"
+        )
+    return coded.tobytes()
+
+
+def _unpack_float(dtype: str, data: bytes, m: int, d: int) -> Slots:
+    return np.frombuffer(data, dtype).reshape(m, d).astype(np.dtype(dtype).name)
+
+
+def _truncated(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """x rounded towards zero to bfloat16: never above x, so that the largest code is the limit and
+    coding again finds the same scale."""
+    return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _pack_int(bits: int, slots: Slots) -> bytes:
+    x = slots.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise UserError("wire: a slot is not finite; integer codecs cannot hold it")
+    limit = 2 ** (bits - 1) - 1
+    scale = _truncated(np.abs(x).max(1, initial=0.0) / np.float32(limit))
+    step = np.where(scale > 0, scale, 1.0).astype(np.float64)[:, None]
+    codes = np.clip(np.rint(x / step), -limit, limit).astype(np.int64) + limit
+    codes[scale == 0] = limit
+    planes = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
+    return (scale.view(np.uint32) >> 16).astype("<u2").tobytes() + np.packbits(
+        planes.astype(np.uint8)
+    ).tobytes()
+
+
+def _unpack_int(bits: int, data: bytes, m: int, d: int) -> Slots:
+    high = np.frombuffer(data[: 2 * m], "<u2").astype(np.uint32)
+    scale = (high << np.uint32(16)).view(np.float32).astype(np.float64)
+    planes = np.unpackbits(np.frombuffer(data[2 * m :], np.uint8), count=m * d * bits)
+    codes = (planes.reshape(m, d, bits).astype(np.int64) << np.arange(bits)).sum(-1)
+    return ((codes - (2 ** (bits - 1) - 1)) * scale[:, None]).astype(np.float32)
+
+
+def _float(tag: int, dtype: str) -> Codec:
+    size = np.dtype(dtype).itemsize
+    return Codec(
+        tag, partial(_pack_float, dtype), partial(_unpack_float, dtype), lambda m, d: m * d * size
+    )
+
+
+def _int(tag: int, bits: int) -> Codec:
+    return Codec(
+        tag,
+        partial(_pack_int, bits),
+        partial(_unpack_int, bits),
+        lambda m, d: 2 * m + (m * d * bits + 7) // 8,
+    )
+
+
+CODECS: dict[str, Codec] = {
+    "float32": _float(0, "<f4"),
+    "float16": _float(1, "<f2"),
+    "int8": _int(2, 8),
+    "int6": _int(3, 6),
+    "int4": _int(4, 4),
+}
+
+
+def codec(name: str) -> Codec:
+    """The codec of that name; UserError names those there are."""
+    if name not in CODECS:
+        raise UserError(f"wire: unknown codec {name!r}; one of {', '.join(CODECS)}")
+    return CODECS[name]

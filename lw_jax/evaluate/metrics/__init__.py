@@ -1,0 +1,1 @@
+"""Metrics of one prediction against its gold answers; pure functions of strings."""

@@ -1,0 +1,104 @@
+"""Whether the wire carries content, in numbers and in words (SPEC section 8).
+
+It does when matched - deranged is at least 80 % of matched - none, provided the interval of
+matched - none excludes 0. Matched is `latent`; none is `no_message`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lw_jax.evaluate import bootstrap
+from lw_jax.evaluate.summary import Settings
+
+SHARE = 0.8
+METRIC = "f1"
+BUDGETS = ("token_budget_first", "token_budget_last")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """latent - other in `METRIC`, over the same rows, with its 95 % interval."""
+
+    other: str
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """carries: the rule above; share: (matched - deranged) / (matched - none), None when the
+    interval of matched - none does not exclude 0; words: the sentences for people."""
+
+    carries: bool
+    share: float | None
+    differences: dict[str, Difference]
+    words: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `metrics.json`."""
+        return {"metric": METRIC, **asdict(self)}
+
+
+def judge(
+    rows: Mapping[str, NDArray[Any]], groups: Sequence[str], columns: float, settings: Settings
+) -> Verdict:
+    """The verdict of one receiver.
+
+    Args:
+        rows: per method, `METRIC` row by row [n]; has `latent`, `no_message` and `deranged`.
+        groups: n context ids, resampled together.
+        columns: receiver columns that the latent's message occupies.
+    """
+
+    def against(other: str) -> Difference:
+        mean, (low, high) = bootstrap.paired(
+            rows["latent"],
+            rows[other],
+            groups=groups,
+            seed=settings.seed,
+            resamples=settings.resamples,
+        )
+        return Difference(other, mean, low, high)
+
+    apart = {m: against(m) for m in rows if m != "latent"}
+    none, deranged = apart["no_message"], apart["deranged"]
+    helps = none.low > 0
+    share = deranged.mean / none.mean if helps else None
+    carries = share is not None and share >= SHARE
+    words = [_content(none, deranged, share)]
+    budgets = [m for m in BUDGETS if m in rows]
+    if budgets:
+        best = max(budgets, key=lambda m: float(rows[m].mean()))
+        words.append(_budget(apart[best], columns))
+    return Verdict(carries, share, apart, tuple(words))
+
+
+def _content(none: Difference, deranged: Difference, share: float | None) -> str:
+    name = METRIC.upper()
+    if share is None:
+        why = "its interval includes 0" if none.high >= 0 else "the latent does harm"
+        return f"The wire carries nothing that shows: latent - no_message is {none} {name}; {why}."
+    part = f"latent - deranged is {deranged} {name}, {share:.0%} of latent - no_message {none}"
+    if share >= SHARE:
+        return f"The wire carries content: {part}."
+    if deranged.low <= 0 <= deranged.high:
+        return f"The latent helps, but no more than another text's latent: {part}, includes 0."
+    return f"The latent helps, but mostly not by its content: {part}, below {SHARE:.0%}."
+
+
+def _budget(best: Difference, columns: float) -> str:
+    of = f"the better token budget ({best.other}, {columns:g} columns)"
+    if best.low > 0:
+        return f"The latent beats {of}: {best} {METRIC.upper()}."
+    if best.high < 0:
+        return f"The latent loses to {of}: {best} {METRIC.upper()}."
+    return f"The latent and {of} cannot be told apart: {best} {METRIC.upper()}."

@@ -1,0 +1,116 @@
+"""One latent as bytes, and back, exactly: all that crosses the wire (SPEC section 8).
+
+    magic "LWJX" | version | codec | flags | M | d | crc32      16 bytes
+    [fingerprint of the bridge, 8] [owner of each slot, 2 M] [span, 4]
+    mask, one bit per slot | slots in the codec
+
+A fingerprint, owners and a span are there only if the latent has them. Numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from lw_jax.codecs import CODECS, codec
+from lw_jax.errors import UserError
+from lw_jax.types import Latent
+
+_MAGIC, _VERSION = b"LWJX", 1
+_HEADER = struct.Struct("<4sBBBxHHI")
+_FINGERPRINT, _OWNERS, _SPAN = 1, 2, 4
+
+
+class Message(NamedTuple):
+    """What the bytes say: a latent of one row (numpy leaves), its codec, the bridge's mark."""
+
+    latent: Latent
+    codec: str
+    fingerprint: bytes | None
+
+
+def to_bytes(latent: Latent, *, codec_name: str = "float32", mark: bytes | None = None) -> bytes:
+    """The bytes of a latent of one row.
+
+    Args:
+        latent: slots [1, M, d], mask [1, M], span [1] or None.
+        codec_name: one of `lw_jax.codecs.CODECS`.
+        mark: 8 bytes that name the bridge, so that another bridge's reader refuses them.
+
+    Raises:
+        UserError: the latent has more than one row, or does not fit the codec.
+    """
+    slots, mask = np.asarray(latent.slots), np.asarray(latent.mask, bool)
+    if slots.ndim != 3 or slots.shape[0] != 1:
+        raise UserError(f"wire: one text at a time, slots [1, M, d]; got {list(slots.shape)}")
+    _, m, d = slots.shape
+    flags, extra = 0, b""
+    if mark is not None:
+        flags, extra = flags | _FINGERPRINT, extra + struct.pack("8s", mark)
+    if latent.owner:
+        flags, extra = flags | _OWNERS, extra + np.asarray(latent.owner, "<i2").tobytes()
+    if latent.span is not None:
+        flags, extra = flags | _SPAN, extra + np.asarray(latent.span, "<f4").tobytes()
+    coding = codec(codec_name)
+    body = extra + np.packbits(mask[0]).tobytes() + coding.pack(slots[0])
+    crc = zlib.crc32(body)
+    return _HEADER.pack(_MAGIC, _VERSION, coding.tag, flags, m, d, crc) + body
+
+
+def from_bytes(data: bytes) -> Message:
+    """The latent that `to_bytes` wrote.
+
+    Raises:
+        UserError: the bytes are no latent, of another version, cut short or damaged.
+    """
+    if len(data) < _HEADER.size or data[:4] != _MAGIC:
+        raise UserError(f"wire: these {len(data)} bytes are no lw_jax latent")
+    _, version, tag, flags, m, d, crc = _HEADER.unpack_from(data)
+    named = {c.tag: name for name, c in CODECS.items()}
+    if version != _VERSION or tag not in named:
+        raise UserError(
+            f"wire: version {version}, codec {tag} is not known here; this is version {_VERSION}"
+        )
+    body = data[_HEADER.size :]
+    sizes = _sizes(named[tag], m, d, flags)
+    if len(body) != sum(sizes):
+        raise UserError(
+            f"wire: {len(data)} bytes where its header says {_HEADER.size + sum(sizes)}"
+        )
+    if zlib.crc32(body) != crc:
+        raise UserError("wire: the checksum differs; the bytes were damaged on the way")
+    mark, owners, span, mask, slots = _split(body, sizes)
+    latent = Latent(
+        slots=CODECS[named[tag]].unpack(slots, m, d)[None],  # type: ignore[arg-type]
+        mask=np.unpackbits(np.frombuffer(mask, np.uint8), count=m).astype(bool)[None],  # type: ignore[arg-type]
+        span=np.frombuffer(span, "<f4").astype(np.float32) if flags & _SPAN else None,  # type: ignore[arg-type]
+        owner=tuple(np.frombuffer(owners, "<i2").tolist()),
+    )
+    return Message(latent, named[tag], mark if flags & _FINGERPRINT else None)
+
+
+def nbytes(
+    m: int, d: int, codec_name: str, *, owners: bool = False, span: bool = True, mark: bool = False
+) -> int:
+    """Bytes that `to_bytes` writes for M slots of width d."""
+    flags = _FINGERPRINT * mark + _OWNERS * owners + _SPAN * span
+    return _HEADER.size + sum(_sizes(codec_name, m, d, flags))
+
+
+def _sizes(codec_name: str, m: int, d: int, flags: int) -> tuple[int, int, int, int, int]:
+    return (
+        8 if flags & _FINGERPRINT else 0,
+        2 * m if flags & _OWNERS else 0,
+        4 if flags & _SPAN else 0,
+        (m + 7) // 8,
+        codec(codec_name).nbytes(m, d),
+    )
+
+
+def _split(body: bytes, sizes: tuple[int, ...]) -> list[bytes]:
+    ends = np.cumsum((0, *sizes)).tolist()
+    return [body[a:b] for a, b in pairwise(ends)]

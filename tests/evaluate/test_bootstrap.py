@@ -1,0 +1,52 @@
+"""Bootstrap intervals on distributions whose mean is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lw_jax.evaluate import bootstrap
+
+
+def _coverage(groups: int, each: int, grouped: bool, seed: int) -> float:
+    """How often the interval of a mean holds the true one; rows of a group are equal."""
+    rng = np.random.default_rng(seed)
+    hits = 0
+    for trial in range(300):
+        values = np.repeat(rng.exponential(1.0, groups), each)
+        label = list(np.repeat(np.arange(groups), each)) if grouped else None
+        low, high = bootstrap.interval(values, groups=label, seed=trial, resamples=400)
+        hits += low <= 1.0 <= high
+    return hits / 300
+
+
+def test_intervals_cover_the_mean_95_percent_of_the_time() -> None:
+    assert 0.91 < _coverage(100, 1, grouped=False, seed=0) < 0.99
+
+
+def test_rows_of_one_context_are_resampled_together() -> None:
+    assert _coverage(100, 5, grouped=True, seed=1) > 0.91
+    assert _coverage(100, 5, grouped=False, seed=1) < 0.75  # what ignoring the groups would claim
+
+
+def test_an_interval_has_the_width_of_the_normal_one() -> None:
+    values = np.random.default_rng(2).normal(3.0, 2.0, 400)
+    low, high = bootstrap.interval(values, seed=0, resamples=4000)
+    half = 1.96 * values.std() / 20
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.02)
+
+
+def test_same_seed_same_bits_and_counts_weigh() -> None:
+    total, count = np.array([2.0, 30.0, 5.0]), np.array([1, 10, 0])
+    a = bootstrap.interval(total, count, seed=7)
+    assert a == bootstrap.interval(total, count, seed=7)
+    assert a == (2.0, 3.0)  # the ratio of sums lies between the two rows that count
+    assert np.isnan(bootstrap.interval([1.0], [0], seed=0)).all()
+
+
+def test_paired_difference_is_narrower_than_the_unpaired_one() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.normal(0, 5, 200)
+    mean, (low, high) = bootstrap.paired(base + 1 + rng.normal(0, 0.1, 200), base, seed=0)
+    assert low < 1 < high
+    assert mean == np.float64(mean)
+    assert high - low < 0.1

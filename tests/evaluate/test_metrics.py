@@ -1,0 +1,90 @@
+"""Metrics against the official SQuAD script's behaviour and against hand-counted texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from lw_jax.evaluate.metrics import degenerate, entities, numbers, squad
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "em", "f1"),
+    [
+        ("The Cat.", ("cat",), 1, 1),  # case, article, full stop
+        ("an  apple\n", ("Apple",), 1, 1),
+        ("U.S.A", ("USA",), 1, 1),  # punctuation goes without a space
+        ("twenty-one", ("twenty one",), 0, 0),
+        ("theatre", ("atre",), 0, 0),  # an article is a whole word
+        ("a red cat", ("red cat sat", "dog"), 0, 0.8),
+        ("dog dog", ("dog",), 0, 2 / 3),  # repeats are a multiset
+        ("red cat", ("blue", "red cat", "cat"), 1, 1),  # best of the answers
+        ("", ("cat",), 0, 0),
+        ("the", ("",), 1, 1),
+        ("cat", (), 0, 0),
+    ],
+)
+def test_squad_scores(prediction: str, answers: tuple[str, ...], em: float, f1: float) -> None:
+    assert squad.exact_match(prediction, answers) == em
+    assert squad.f1(prediction, answers) == pytest.approx(f1)
+
+
+def test_numbers_are_compared_by_value() -> None:
+    text = "He paid $1,500 or 2.50 each, 1/16 of 20%, 5kg, in 3, 4 and 1000000."
+    assert numbers.numbers(text) == ["1500", "2.5", "1", "16", "20", "5", "3", "4", "1000000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("so 3*4=12\n#### 12", "12"),
+        ("#### 1,200.00 dollars", "1200"),
+        ("#### -10", "-10"),
+        ("#### 4 or rather #### 5", "5"),
+        ("he has 3 and then 7 apples", "7"),
+        ("none", None),
+    ],
+)
+def test_final_number(text: str, number: str | None) -> None:
+    assert numbers.final_number(text) == number
+
+
+def test_gsm8k_scores_need_the_number_and_the_format() -> None:
+    assert numbers.final_correct("it is 18", "... #### 18") == 1
+    assert numbers.final_correct("#### 18", "... #### -18") == 0
+    assert numbers.final_correct("", "... #### 18") == 0
+    assert numbers.partial("4 pens. #### 9", "4 pens and 2 caps") == 1
+    assert numbers.partial("4 pens", "4 pens and 2 caps") == 0
+    assert numbers.partial("#### 9", "4 pens and 2 caps") == 0
+
+
+def test_names_are_not_merely_sentence_initial() -> None:
+    text = "Tina met Mr. Bow in Rome. Apples cost 3. Pat's cat. Pat ate. There he is. There!"
+    assert entities.names(text) == {"Mr", "Bow", "Rome", "Pat"}
+
+
+def test_entities_are_found_whole() -> None:
+    gold = "Yesterday Ann gave Bob 12 pens and 12 caps for $1,500."
+    assert entities.transferred(gold, "Annie and Bob's 112 pens: 1500") == {
+        "numbers": (1, 2),
+        "names": (1, 2),
+        "entities": (2, 4),
+    }
+
+
+def test_identical_outputs_are_seen() -> None:
+    assert degenerate.distinct(["a", "a ", "b", "a"]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("no no no no", 1),
+        ("the cat the cat the cat the cat", 1),
+        ("........", 1),
+        ("he sold 1000000 cars", 0),
+        ("the cat saw the dog and the cow and the hen", 0),
+        ("", 0),
+    ],
+)
+def test_loops(text: str, loop: float) -> None:
+    assert degenerate.loops(text) == loop
