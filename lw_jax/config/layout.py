@@ -34,8 +34,8 @@ class LayoutConfig:
     def __post_init__(self) -> None:
         if self.anchor != self.anchor.rstrip():
             raise UserError(
-                f"layout.anchor: {self.anchor!r} ends in white space; "
+                f"anchor: {self.anchor!r} ends in white space; "
                 "the space belongs to the answer, so end the anchor without it"
             )
         if self.question and "{question}" not in self.question:
-            raise UserError("layout.question: must contain {question}, or be empty")
+            raise UserError("question: must contain {question}, or be empty")

@@ -1,0 +1,189 @@
+"""From a YAML file and dotted flags to a checked `Config`, and back.
+
+pydantic reads the dataclasses: it gives each error's exact place, which a parser of unions does
+not. Flags are put into the file's mapping first, so that a flag and a line of YAML are one thing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_origin
+
+import pydantic
+
+from lw_jax.config import tree, yaml_files
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+
+Flag = tuple[str, str]
+"""A dotted key and the text given for it."""
+
+
+def read(path: str | Path, flags: Sequence[Flag] = ()) -> Config:
+    """The config in a YAML file, with flags applied.
+
+    Raises:
+        UserError: anything wrong with the file, a key or a value, in one line.
+    """
+    raw = yaml_files.load(path)
+    for key, text in flags:
+        put(Config, raw, key, text)
+    return from_dict(raw)
+
+
+def from_dict(raw: Mapping[str, Any]) -> Config:
+    """The `Config` of a mapping such as `to_dict` makes."""
+    return build(Config, raw)
+
+
+def build(kind: type[Any], raw: Any, where: str = "") -> Any:
+    """A config dataclass from plain values. `where`: dotted path that errors start with."""
+    _known_keys(kind, raw, where)
+    try:
+        text = json.dumps(raw)
+    except TypeError as error:
+        raise UserError(f"{where or 'config'}: {error}") from None
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(kind)
+    try:
+        # JSON in strict mode: a list becomes a tuple, but "3", 3.0 and true are no whole numbers.
+        return adapter.validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(kind, error, where)) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values of a config, defaults and all; variants that are not set are left out."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            skip = tree.is_choice(type(value))
+            items = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return {k: plain(v) for k, v in items.items() if not (skip and v is None)}
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return dict(plain(config))
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML: what `--print_config` prints and a run directory holds."""
+    return yaml_files.dumps(to_dict(config))
+
+
+def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values (None where a key is not there)."""
+    a, b = _flat(to_dict(old)), _flat(to_dict(new))
+    keys = [*a, *(k for k in b if k not in a)]
+    return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k) or (k in a) != (k in b)}
+
+
+def put(kind: Any, raw: dict[str, Any], key: str, text: str) -> None:
+    """Set a dotted key of the plain values `raw` of a config dataclass to the value in `text`.
+
+    Optional parts on the way are created; stages and receivers are not.
+
+    Raises:
+        UserError: unknown key, or a stage or receiver that the file does not have.
+    """
+    here, at = raw, kind
+    *above, last = key.split(".")
+    for name in above:
+        at = _child(kind, raw, key, at, here, name)
+        if here.get(name) is None:
+            here[name] = {}
+        here = here[name]
+        if not isinstance(here, dict):
+            raise UserError(f"{name}: expected {tree.describe(at)}; got {here!r}")
+    at = _child(kind, raw, key, at, here, last)
+    if tree.named(at) is not None:
+        raise UserError(f"--{key}: a flag sets a field of one of them: --{key}.NAME.KEY")
+    here[last] = _value(at, text, f"--{key}")
+
+
+def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: str) -> Any:
+    """The type under `name` of the type `at`, whose plain values are `here`."""
+    value = tree.named(at)
+    if value is not None and name not in here:
+        known = f"the config has {', '.join(here)}" if here else "the config has none"
+        raise UserError(f"--{key}: no {name!r} there, and a flag cannot add one; {known}")
+    child = value or tree.fields(at).get(name)
+    if child is None:
+        known_keys = sorted(tree.paths(kind, raw), key=lambda k: not _holds(raw, k))
+        raise UserError(f"--{key}: unknown key; {_near(key, known_keys, kind)}")
+    return child
+
+
+def _holds(raw: Any, key: str) -> bool:
+    """Whether the plain values set what the dotted key is a field of."""
+    for name in key.split(".")[:-1]:
+        raw = raw.get(name) if isinstance(raw, dict) else None
+    return raw is not None
+
+
+def _value(kind: Any, text: str, where: str) -> Any:
+    """The flag's text is YAML, unless text is wanted: `--name=007` keeps its zeros."""
+    value = yaml_files.loads(text, where)
+    wants_text = tree.bare(kind) is str and not (value is None and tree.optional(kind))
+    return text if wants_text else value
+
+
+def _known_keys(kind: Any, raw: Any, where: str) -> None:
+    if isinstance(raw, list) and get_origin(tree.bare(kind)) is tuple:
+        for i, value in enumerate(raw):
+            _known_keys(tree.at(kind, (i,)), value, f"{where}.{i}")
+    if not isinstance(raw, Mapping):
+        return
+    value, fields = tree.named(kind), tree.fields(kind)
+    for name, below in raw.items():
+        key = f"{where}.{name}" if where else str(name)
+        if value is None and fields and name not in fields:
+            raise UserError(f"{key}: unknown key; {_near(str(name), list(fields), kind)}")
+        child = value or fields.get(str(name))
+        if child is not None:
+            _known_keys(child, below, key)
+
+
+def _near(key: str, known: list[str], kind: Any) -> str:
+    """A guess at what was meant, or what is there."""
+    last = key.rpartition(".")[2]
+    same = [k for k in known if k.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(key, same or known, 1) or same[:1]
+    if not close:
+        ends = {k.rpartition(".")[2]: k for k in reversed(known)}
+        close = [ends[k] for k in difflib.get_close_matches(last, list(ends), 1)]
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(tree.fields(kind))}"
+
+
+def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
+    """The first of pydantic's errors in one line."""
+    found = error.errors(include_url=False)
+    first, more = found[0], len(found) - 1
+    path = first["loc"]
+    key = ".".join([*([where] if where else []), *(str(p) for p in path)])
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UserError):
+        line = " ".join(str(own).split())
+        name = line.partition(":")[0].split(".")[0]
+        inside = name in tree.fields(tree.at(kind, path))
+        return f"{key}{'.' if inside else ': '}{line}" if key else line
+    wanted = tree.describe(tree.at(kind, path))
+    if first["type"] == "missing":
+        line = f"{key}: missing; expected {wanted}"
+    else:
+        got = json.dumps(first["input"], ensure_ascii=False)
+        line = f"{key}: expected {wanted}; got {got if len(got) < 60 else got[:57] + '...'}"
+    return line + (f" (and {more} more)" if more else "")
+
+
+def _flat(value: Any, before: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {before: value}
+    out: dict[str, Any] = {}
+    for name, below in value.items():
+        out.update(_flat(below, f"{before}.{name}" if before else name))
+    return out
