@@ -23,6 +23,18 @@ SHARED = -1
 
 
 @struct.dataclass
+class Taps:
+    """What a frozen source gives the trainable part: no gradient goes further back.
+
+    states: [n, B, T, D] residual streams (n taps); mask: [B, T] bool, content only; ids: [B, T].
+    """
+
+    states: Array
+    mask: Array
+    ids: Array
+
+
+@struct.dataclass
 class Features:
     """What one view of the source text offers to the compressor.
 

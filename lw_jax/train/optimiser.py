@@ -35,6 +35,7 @@ RULES: tuple[tuple[str, MuonDimensionNumbers | None], ...] = (
     # linen trees: attention kernels carry their head axes, other kernels are [..., in, out]
     (r"(^|/)(query|key|value)/kernel$", _HEADS_OUT),
     (r"(^|/)(out)/kernel$", _HEADS_IN),
+    (r"(^|/)heads/[kv]$", _HEADS_OUT),  # per-layer key and value heads of a reader
     (r"(^|/)kernel$", _MATRIX),
     # what is learned but is no matrix, whatever its rank (stacked over layers, say)
     (r"(^|/)(\w+_)?(bias|scale|gain|gates?|mix|log_\w+)$", None),

@@ -1,0 +1,46 @@
+"""What a bridge must know of its frozen neighbours: widths, and how loud they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ReceiverDims:
+    """A frozen receiver as a reader sees it.
+
+    width D, layers L, kv_heads K, head_dim h; embed_rms: RMS of its embedding table's entries over
+    real text; key_rms, value_rms: per layer, of its keys (before RoPE) and values on real text.
+    """
+
+    width: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    embed_rms: float = 1.0
+    key_rms: tuple[float, ...] = ()
+    value_rms: tuple[float, ...] = ()
+
+    def key_scale(self, layer: int) -> float:
+        """RMS of the keys in a layer (1 where it was not measured)."""
+        return self.key_rms[layer] if self.key_rms else 1.0
+
+    def value_scale(self, layer: int) -> float:
+        """RMS of the values in a layer (1 where it was not measured)."""
+        return self.value_rms[layer] if self.value_rms else 1.0
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The frozen side of a bridge.
+
+    source_width: D of one tap of the source; taps: how many; latent_dim: d_z of a slot.
+    """
+
+    source_width: int
+    taps: int
+    latent_dim: int
+    receivers: dict[str, ReceiverDims] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.source_width, self.taps, self.latent_dim, tuple(self.receivers.items())))

@@ -1,0 +1,31 @@
+"""A frozen model as the jitted step sees it: arrays are arguments, everything else is static."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import struct
+
+from lw_jax.models.arch import Arch
+
+
+@struct.dataclass
+class Party:
+    """A frozen decoder taking part in a step.
+
+    params: its weights (never donated, never differentiated); arch, attention: static; head: ids of
+    [BOS] and primer, static.
+    """
+
+    params: Any
+    arch: Arch = struct.field(pytree_node=False)
+    head: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    attention: str = struct.field(pytree_node=False, default="xla")
+
+
+@struct.dataclass
+class Parties:
+    """The frozen side of a run: a sender (None for sources that need none) and the receivers."""
+
+    sender: Party | None
+    receivers: dict[str, Party]

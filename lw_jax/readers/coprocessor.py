@@ -1,0 +1,52 @@
+"""Latent coprocessor: key and value deltas from the latent, added to the soft tokens' own K and V.
+
+Every column then carries an input embedding *and* per-layer content, and costs one column (Liu et
+al. 2024, "Deliberation in latent space", and SPEC section 5). It needs soft tokens to add to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+
+from lw_jax.dims import ReceiverDims
+from lw_jax.readers.deep_prefix import KeyValueHeads
+from lw_jax.transformer import Mlp
+from lw_jax.types import Delivery, Edits, Latent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Key and value deltas on the soft tokens' columns.
+
+    Args:
+        mlp_ratio: hidden width of the residual MLP over the latent's width; 0 for none.
+        dropout: in the MLP.
+    """
+
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+
+
+class Coprocessor(nn.Module):
+    """Latent -> deltas [L, B, M, K, h]."""
+
+    config: Config
+    dims: ReceiverDims
+
+    @nn.compact
+    def __call__(self, latent: Latent, train: bool = False) -> Delivery:
+        c = self.config
+        z = nn.RMSNorm(name="in_norm")(latent.slots)
+        if c.mlp_ratio:
+            z = z + Mlp(c.mlp_ratio, dropout=c.dropout, name="mlp")(z, train)
+        z = nn.RMSNorm(name="out_norm")(z)
+        k, v = KeyValueHeads(self.dims, name="heads")(z)
+        keep = latent.mask[None, :, :, None, None]
+        return Delivery(edits=Edits(k_delta=k * keep, v_delta=v * keep))
+
+
+def build(config: Config, dims: ReceiverDims) -> Coprocessor:
+    """The reader of one receiver."""
+    return Coprocessor(config, dims)

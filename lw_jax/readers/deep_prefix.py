@@ -1,0 +1,92 @@
+"""Deep prefix: per-layer keys and values from the latent, one column for each slot or a fixed number.
+
+Li and Liang 2021 (prefix tuning), made from the latent. Heads start at the receiver's own per-layer
+key and value RMS, which mattered in RECIPE.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lw_jax.dims import ReceiverDims
+from lw_jax.readers.positions import slot_positions
+from lw_jax.transformer import Attention, Mlp
+from lw_jax.types import KV, Array, Delivery, Latent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Per-layer keys and values.
+
+    Args:
+        length: columns; null for one per slot.
+        mlp_ratio: hidden width of the residual MLP over the latent's width; 0 for none.
+        heads: of the cross-attention that makes a fixed `length` from the slots.
+        positions: `columns` gives columns consecutive positions; `spread` spreads them over the
+            length of the source.
+        dropout: in the MLP.
+    """
+
+    length: int | None = None
+    mlp_ratio: int = 4
+    heads: int = 8
+    positions: Literal["columns", "spread"] = "columns"
+    dropout: float = 0.0
+
+
+class KeyValueHeads(nn.Module):
+    """Columns [B, C, d] -> keys and values [L, B, C, K, h], kv-head shaped (GQA)."""
+
+    dims: ReceiverDims
+
+    @nn.compact
+    def __call__(self, z: Array) -> tuple[Array, Array]:
+        d = self.dims
+        shape = (d.layers, z.shape[-1], d.kv_heads, d.head_dim)
+        init = nn.initializers.normal(z.shape[-1] ** -0.5)
+        w_k, w_v = self.param("k", init, shape), self.param("v", init, shape)
+        # Loudness is a parameter of its own, so that the matrices keep unit scale.
+        loud_k = [math.log(d.key_scale(i)) for i in range(d.layers)]
+        loud_v = [math.log(d.value_scale(i)) for i in range(d.layers)]
+        s_k = jnp.exp(self.param("log_k", lambda _: jnp.asarray(loud_k, jnp.float32)))
+        s_v = jnp.exp(self.param("log_v", lambda _: jnp.asarray(loud_v, jnp.float32)))
+        k = jnp.einsum("bcd,ldkh->lbckh", z, w_k) * s_k[:, None, None, None, None]
+        v = jnp.einsum("bcd,ldkh->lbckh", z, w_v) * s_v[:, None, None, None, None]
+        return k, v
+
+
+class DeepPrefix(nn.Module):
+    """Latent -> prefix columns in every layer of the receiver."""
+
+    config: Config
+    dims: ReceiverDims
+
+    @nn.compact
+    def __call__(self, latent: Latent, train: bool = False) -> Delivery:
+        c = self.config
+        z = nn.RMSNorm(name="in_norm")(latent.slots)
+        mask = latent.mask
+        if c.length is not None:
+            queries = self.param("queries", nn.initializers.normal(0.02), (c.length, z.shape[-1]))
+            start = jnp.broadcast_to(queries[None], (z.shape[0], *queries.shape))
+            z = start + Attention(c.heads, name="columns")(start, z, mask)
+            mask = jnp.ones(z.shape[:2], bool)
+        if c.mlp_ratio:
+            z = z + Mlp(c.mlp_ratio, dropout=c.dropout, name="mlp")(z, train)
+        z = nn.RMSNorm(name="out_norm")(z)
+        k, v = KeyValueHeads(self.dims, name="heads")(z)
+        like = Latent(z, mask, latent.span)
+        positions, advance = slot_positions(c.positions, like)
+        return Delivery(kv=KV(k, v, mask, positions), advance=advance)
+
+
+def build(config: Config, dims: ReceiverDims) -> DeepPrefix:
+    """The reader of one receiver."""
+    return DeepPrefix(config, dims)
+
+

@@ -1,0 +1,136 @@
+"""From rows of text to the arrays of a batch, on the host; runs in worker processes (no jax).
+
+A batch is a flat-named tree of numpy arrays. B contexts, Q questions each, N = B*Q; question n
+belongs to context n // Q.
+
+    source/ids [B,Ts] int32, source/lengths [B], source/skip [B]: the sender's tokens (its first
+        `skip` tokens are BOS and primer, which are no content)
+    <receiver>/context/ids [B,Tc], .../lengths [B]      the text that the latent replaces
+    <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor
+    <receiver>/answer/ids [N,A], .../lengths [N]        answer and EOS
+    valid [N] bool                                      False: the row was too long, and is dropped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.data.example import Example
+from lw_jax.errors import UserError
+from lw_jax.receiver.layout import (
+    Speaker,
+    head_ids,
+    message_text,
+    source_text,
+    split_joint,
+)
+
+Batch = dict[str, np.ndarray]
+Group = Sequence[Example]
+MULTIPLE = 8
+"""Static lengths are rounded up to this many tokens."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Static lengths of a batch: `source`, and `<receiver>/context`, `/ask`, `/answer`."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> int:
+        return self.sizes[key]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One context in token ids, before padding: the same keys as `Lengths`; None is unusable."""
+
+    parts: dict[str, list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Rows of text to a `Batch`; picklable.
+
+    sender: tokenizes the source (None when the source needs no sender); receivers: by name.
+    """
+
+    layout: LayoutConfig
+    sender: Speaker | None
+    receivers: dict[str, Speaker]
+    lengths: Lengths
+
+    def __call__(self, groups: Sequence[Group]) -> Batch:
+        """A batch of contexts, each with the same number of questions."""
+        questions = len(groups[0])
+        flat = [example for group in groups for example in group]
+        batch: Batch = {}
+        ok = np.ones(len(flat), bool)
+
+        def put(key: str, rows: Sequence[Sequence[int] | None], repeat: int) -> None:
+            size = self.lengths[key]
+            ids = np.zeros((len(rows), size), np.int32)
+            lengths = np.zeros(len(rows), np.int32)
+            for i, row in enumerate(rows):
+                if row is None or len(row) > size:
+                    ok[i * repeat : (i + 1) * repeat] = False
+                    continue
+                ids[i, : len(row)] = row
+                lengths[i] = len(row)
+            batch[f"{key}/ids"] = ids
+            batch[f"{key}/lengths"] = lengths
+
+        for key, (rows, repeat) in self.rows(groups, flat, questions).items():
+            put(key, rows, repeat)
+        if self.sender is not None:
+            head = len(head_ids(self.layout, self.sender))
+            batch["source/skip"] = np.minimum(head, batch["source/lengths"]).astype(np.int32)
+        batch["valid"] = ok
+        return batch
+
+    def rows(
+        self, groups: Sequence[Group], flat: Sequence[Example], questions: int
+    ) -> dict[str, tuple[Sequence[list[int] | None], int]]:
+        """Token ids of every part, and how many questions share one row of it."""
+        parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
+        if self.sender is not None:
+            head = head_ids(self.layout, self.sender)
+            texts = [source_text(self.layout, group[0]) for group in groups]
+            parts["source"] = ([head + ids for ids in self.sender.encode_all(texts)], questions)
+        messages = [message_text(self.layout, group[0].context) for group in groups]
+        pairs = [(example.question, example.answers[0]) for example in flat]
+        for name, who in self.receivers.items():
+            parts[f"{name}/context"] = (who.encode_all(messages), questions)
+            asked = split_joint(self.layout, who, pairs)
+            parts[f"{name}/ask"] = ([a and a.ask for a in asked], 1)
+            parts[f"{name}/answer"] = ([a and a.answer for a in asked], 1)
+        return parts
+
+
+def measure(
+    layout: LayoutConfig,
+    sender: Speaker | None,
+    receivers: dict[str, Speaker],
+    groups: Sequence[Group],
+    max_tokens: int | None = None,
+) -> Lengths:
+    """Static lengths that hold all the rows given (rounded up), at most `max_tokens` for a context.
+
+    Raises:
+        UserError: no row is given.
+    """
+    if not groups:
+        raise UserError("data: no rows to measure; give at least one")
+    probe = Collate(layout, sender, receivers, Lengths())
+    flat = [example for group in groups for example in group]
+    sizes: dict[str, int] = {}
+    for key, (rows, _) in probe.rows(groups, flat, 1).items():
+        longest = max((len(row) for row in rows if row is not None), default=1)
+        if max_tokens is not None and key.endswith(("source", "/context")):
+            longest = min(longest, max_tokens)
+        sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
+    return Lengths(sizes)

@@ -1,0 +1,196 @@
+"""The jitted training step: latent once, objectives on it, gradients to the bridge alone.
+
+Frozen trees are arguments, never donated and never differentiated; the bridge's state is donated.
+One step is compiled for every (plan, shape): the plan is the set of objectives whose weight can be
+non-zero, so a delayed start is another plan, not a branch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lw_jax import bridge
+from lw_jax.config.parts import BridgeConfig
+from lw_jax.dims import Dims
+from lw_jax.objectives.base import Context, Term, mean
+from lw_jax.party import Parties
+from lw_jax.registry import chosen
+from lw_jax.train.state import TrainState, apply_gradients
+from lw_jax.types import Array, PyTree
+
+Batch = dict[str, Array]
+Terms = dict[tuple[str, str], Term]
+"""Terms by (objective, `<receiver>/<term>`)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is static in a step besides the shapes.
+
+    objectives: name and config of those whose weight can be non-zero, in order of name.
+    """
+
+    objectives: tuple[tuple[str, Any], ...]
+
+
+def plan_at(objectives: Any, step: int) -> Plan:
+    """The plan of a step (0-based)."""
+    named = chosen(objectives)
+    return Plan(tuple((n, c) for n, c in sorted(named.items()) if c.schedule.active(step)))
+
+
+def objective(name: str) -> Any:
+    """An objective's module."""
+    return importlib.import_module(f"lw_jax.objectives.{name}")
+
+
+def init_heads(objectives: Any, dims: Dims, rng: Array) -> dict[str, PyTree]:
+    """Fresh parameters of the objectives that have heads of their own."""
+    heads = {}
+    for i, (name, config) in enumerate(sorted(chosen(objectives).items())):
+        if hasattr(objective(name), "init"):
+            heads[name] = objective(name).init(config, dims, jax.random.fold_in(rng, i))
+    return heads
+
+
+def context_of(
+    config: BridgeConfig,
+    dims: Dims,
+    params: PyTree,
+    parties: Parties,
+    batch: Batch,
+    rng: Array,
+    train: bool,
+) -> Context:
+    """Encode a batch once and deliver it to every receiver.
+
+    params: `{"bridge": ..., "heads": ...}`.
+    """
+    taps = bridge.extract(config, parties.sender, batch)
+    keys = jax.random.split(rng, 2 + len(dims.receivers))
+    apply = partial(bridge.encode, config, dims, params["bridge"], train=train)
+    latent = apply(taps, rng=keys[0])
+    deliveries = {
+        name: bridge.deliver(
+            config, dims, params["bridge"], name, latent, train=train, rng=keys[2 + i]
+        )
+        for i, name in enumerate(dims.receivers)
+    }
+    return Context(parties, batch, latent, deliveries, keys[1], params.get("heads", {}))
+
+
+def all_terms(plan: Plan, context: Context) -> Terms:
+    """Every objective's terms for every receiver."""
+    found: Terms = {}
+    for name, config in plan.objectives:
+        for receiver in context.deliveries:
+            for term, value in objective(name).terms(config, context, receiver).items():
+                found[name, f"{receiver}/{term}"] = value
+    return found
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """[parts * n, ...] -> [parts, n, ...]: microbatches of whole contexts."""
+    return {k: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]) for k, x in batch.items()}
+
+
+@dataclass(frozen=True)
+class StepMaker:
+    """Makes the compiled step of a plan.
+
+    steps: of the stage (schedules run over them); accumulate: microbatches; ema: decay or None.
+    """
+
+    config: BridgeConfig
+    dims: Dims
+    optimiser: optax.GradientTransformation
+    steps: int
+    accumulate: int = 1
+    ema: float | None = None
+
+    def make(self, plan: Plan) -> Callable[[TrainState, Parties, Batch], Any]:
+        """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
+        return jax.jit(partial(self._step, plan), donate_argnums=0)
+
+    def _step(
+        self, plan: Plan, state: TrainState, parties: Parties, batch: Batch
+    ) -> tuple[TrainState, dict[str, Array]]:
+        rng = state.step_rng()
+        weights = {
+            name: config.weight * config.schedule(state.step, self.steps)
+            for name, config in plan.objectives
+        }
+
+        def terms_of(params: PyTree, part: Batch, key: Array) -> tuple[Terms, dict[str, Term]]:
+            context = context_of(self.config, self.dims, params, parties, part, key, True)
+            terms = all_terms(plan, context)
+            return terms, context.watched | _loudness(context, self.dims)
+
+        def loss_of(
+            params: PyTree, part: Batch, key: Array, counts: Mapping[Any, Array] | None
+        ) -> tuple[Array, tuple[Terms, dict[str, Term]]]:
+            terms, watched = terms_of(params, part, key)
+            loss = jnp.float32(0.0)
+            for k, term in terms.items():
+                count = term.count if counts is None else counts[k]
+                loss += weights[k[0]] * term.total / jnp.maximum(1.0, count)
+            return loss / len(self.dims.receivers), (terms, watched)
+
+        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+        if self.accumulate == 1:
+            (loss, (terms, watched)), grads = grad_of(state.params, batch, rng, None)
+        else:
+            parts = split_batch(batch, self.accumulate), jax.random.split(rng, self.accumulate)
+
+            def counts_of(part: tuple[Batch, Array]) -> dict[Any, Array]:
+                # Counts depend on masks alone: the model's part of this trace is dead code.
+                return {k: t.count for k, t in terms_of(state.params, *part)[0].items()}
+
+            counts = jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(counts_of, parts))
+
+            def one(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, carry, grad_of(state.params, *part, counts)), None
+
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(grad_of, state.params, *first, counts)
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            ((loss, (terms, watched)), grads), _ = jax.lax.scan(one, zero, parts)
+        new = apply_gradients(state, grads, self.optimiser, self.ema)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        for name, tree in grads["bridge"].items():
+            metrics[f"grad_norm/{name}"] = optax.global_norm(tree)
+        metrics |= shares(terms, weights, loss, len(self.dims.receivers))
+        metrics |= {name: mean(term) for name, term in watched.items()}
+        metrics["dropped"] = jnp.sum(~batch["valid"])
+        return new, metrics
+
+
+def shares(
+    terms: Terms, weights: Mapping[str, Array], loss: Array, receivers: int
+) -> dict[str, Array]:
+    """Per term its mean, and per objective its weighted share of the loss (SPEC section 6)."""
+    metrics: dict[str, Array] = {}
+    for (name, term), value in terms.items():
+        metrics[f"loss/{term}"] = mean(value)
+        part = weights[name] * mean(value) / receivers / jnp.where(loss == 0, 1.0, loss)
+        metrics[f"share/{name}"] = metrics.get(f"share/{name}", jnp.float32(0.0)) + part
+    return metrics
+
+
+def _loudness(context: Context, dims: Dims) -> dict[str, Term]:
+    """RMS of what is delivered over the RMS of the receiver's own embeddings (fault 7)."""
+    found = {}
+    for name, delivery in context.deliveries.items():
+        if delivery.embeds is not None:
+            x = jax.lax.stop_gradient(delivery.embeds).astype(jnp.float32)
+            ratio = jnp.sqrt(jnp.mean(jnp.square(x))) / dims.receivers[name].embed_rms
+            found[f"{name}/rms_ratio"] = Term(ratio, jnp.float32(1.0))
+    return found

@@ -1,0 +1,137 @@
+"""The trainable transformer pieces that compressors and readers are built from (flax.linen)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lw_jax.types import Array
+
+_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def _out_init(depth: int) -> Any:
+    """Residual outputs start small, so that a deep stack starts near the identity."""
+    return nn.initializers.variance_scaling(0.25 / max(1, depth), "fan_in", "truncated_normal")
+
+
+def sinusoid(positions: Array, width: int, longest: float = 4096.0) -> Array:
+    """Sinusoidal features [..., width] of positions [...] (Vaswani et al. 2017), float32."""
+    half = width // 2
+    rates = jnp.exp(-jnp.log(longest) * jnp.arange(half, dtype=jnp.float32) / max(1, half - 1))
+    angles = positions.astype(jnp.float32)[..., None] * rates
+    table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, width - table.shape[-1])])
+
+
+class Attention(nn.Module):
+    """Multi-head attention of x [B, M, W] over y [B, T, W], keys with mask [B, T] False unseen."""
+
+    heads: int
+    depth: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array, mask: Array, bias: Array | None = None) -> Array:
+        width = x.shape[-1]
+        shape = (self.heads, width // self.heads)
+        q = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="query")(x)
+        k = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="key")(y)
+        v = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="value")(y)
+        scores = jnp.einsum("bmhe,bthe->bhmt", q, k) * shape[1] ** -0.5
+        if bias is not None:
+            scores = scores + bias
+        scores = jnp.where(mask[:, None, None, :], scores.astype(jnp.float32), -1e9)
+        weights = nn.softmax(scores, axis=-1).astype(v.dtype)
+        mixed = jnp.einsum("bhmt,bthe->bmhe", weights, v)
+        return nn.DenseGeneral(
+            width, axis=(-2, -1), use_bias=False, kernel_init=_out_init(self.depth), name="out"
+        )(mixed)
+
+
+class Mlp(nn.Module):
+    """Two-layer GELU MLP, hidden width `ratio` times the width."""
+
+    ratio: int = 4
+    depth: int = 1
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        width = x.shape[-1]
+        h = nn.gelu(nn.Dense(self.ratio * width, use_bias=False, kernel_init=_INIT, name="up")(x))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        init = _out_init(self.depth)
+        return nn.Dense(width, use_bias=False, kernel_init=init, name="down")(h)
+
+
+class Block(nn.Module):
+    """Pre-norm block: cross-attention to y when `cross`, self-attention, MLP."""
+
+    heads: int
+    ratio: int = 4
+    depth: int = 1
+    cross: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array, y: Array | None, y_mask: Array | None, train: bool
+    ) -> Array:
+        if self.cross:
+            assert y is not None and y_mask is not None
+            seen = nn.RMSNorm(name="cross_norm")(x)
+            x = x + Attention(self.heads, self.depth, name="cross")(seen, y, y_mask)
+        h = nn.RMSNorm(name="self_norm")(x)
+        x = x + Attention(self.heads, self.depth, name="self")(h, h, mask)
+        h = nn.RMSNorm(name="mlp_norm")(x)
+        return x + Mlp(self.ratio, self.depth, self.dropout, name="mlp")(h, train)
+
+
+class Stack(nn.Module):
+    """`depth` blocks, scanned: parameters are stacked on a leading axis, compiled once."""
+
+    depth: int
+    heads: int
+    ratio: int = 4
+    cross: bool = False
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        mask: Array,
+        y: Array | None = None,
+        y_mask: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        if self.depth == 0:
+            return x
+        stacked = nn.scan(
+            _Step,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth,
+            in_axes=nn.broadcast,
+        )(self.heads, self.ratio, self.depth, self.cross, self.dropout, train, name="blocks")
+        x, _ = stacked(x, (mask, y, y_mask))
+        return x
+
+
+class _Step(nn.Module):
+    """One scanned block."""
+
+    heads: int
+    ratio: int
+    depth: int
+    cross: bool
+    dropout: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array, seen: tuple[Array, Array | None, Array | None]) -> Any:
+        mask, y, y_mask = seen
+        block = Block(self.heads, self.ratio, self.depth, self.cross, self.dropout, name="block")
+        return block(x, mask, y, y_mask, self.train), None
