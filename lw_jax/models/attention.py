@@ -6,7 +6,7 @@ against 1.85 forward at 8 x 1024, 32/8 heads) and must be asked for.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import struct
 from lw_jax.errors import UserError
 from lw_jax.types import Array
 
-Impl = Literal["xla", "cudnn"]
+IMPLS = ("xla", "cudnn")
 
 
 @struct.dataclass
@@ -32,8 +32,8 @@ class Mask:
 
 def check(impl: str, dtype: Any, head_dim: int) -> None:
     """Raises UserError, before anything is compiled, where `impl` cannot run."""
-    if impl not in ("xla", "cudnn"):
-        raise UserError(f"attention {impl!r} is not known; choose xla or cudnn")
+    if impl not in IMPLS:
+        raise UserError(f"attention {impl!r} is not known; choose from {', '.join(IMPLS)}")
     if impl == "xla":
         return
     if jax.default_backend() != "gpu":
@@ -44,7 +44,7 @@ def check(impl: str, dtype: Any, head_dim: int) -> None:
         raise UserError(f"attention cudnn takes head widths of 8..128, not {head_dim}; use xla")
 
 
-def attention(q: Array, k: Array, v: Array, mask: Mask, impl: Impl = "xla") -> Array:
+def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Array:
     """softmax(q k / sqrt(h)) v, the softmax in float32; each key/value head serves H/K query heads.
 
     Args:

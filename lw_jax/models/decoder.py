@@ -69,7 +69,7 @@ def run(
     taps: tuple[int, ...] = (),
     delivery: LayerInputs | None = None,
     cache: Cache | None = None,
-    impl: attend.Impl = "xla",
+    impl: str = "xla",
 ) -> Run:
     """Runs layers `start` to `stop` on the residual stream.
 
@@ -127,9 +127,9 @@ def run(
     xs |= {name: x[start:stop] for name, x in per_layer.items() if x is not None}
     kv_cache = None if cache is None else (cache.k, cache.v)
     (h, kv_cache, tapped), _ = lax.scan(body, (h, kv_cache, tapped), xs)
-    if cache is not None:
+    if cache is not None and kv_cache is not None:
         filled = cache.lengths + lengths.astype(jnp.int32)
-        cache = Cache(*kv_cache, positions=scene.key_positions, lengths=filled)
+        cache = Cache(kv_cache[0], kv_cache[1], scene.key_positions, filled)
     return Run(h, None if tapped is None else tapped[: len(taps)], cache)
 
 
@@ -223,7 +223,7 @@ def _layer(
     x: dict[str, Any],
     edits: Edits,
     scene: _Scene,
-    impl: attend.Impl,
+    impl: str,
 ) -> tuple[Array, tuple[Array, Array] | None]:
     """One layer with its edits: the stream after it, and the cache with its keys and values."""
     w, lora = take_layer(stack, x["layer"]), edits.lora

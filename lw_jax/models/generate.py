@@ -16,7 +16,6 @@ from jax import lax
 
 from lw_jax.models import head
 from lw_jax.models.arch import Arch
-from lw_jax.models.attention import Impl
 from lw_jax.models.cache import Cache, new_cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.params import depth
@@ -45,7 +44,7 @@ class DecodeOptions:
 
 
 @struct.dataclass
-class Generated:
+class Generation:
     """ids: [B, max_new] int32; lengths: [B], new tokens of a row, its EOS not counted.
 
     Beyond its length a row holds its EOS, if it was `ended` [B] bool by one, then zeros. logprobs:
@@ -67,7 +66,7 @@ class Generated:
 class _State:
     step: Array
     cache: Cache
-    out: Generated
+    out: Generation
     rng: Array
 
 
@@ -81,8 +80,8 @@ def generate(
     options: DecodeOptions,
     delivery: LayerInputs | None = None,
     rng: Array | None = None,
-    impl: Impl = "xla",
-) -> Generated:
+    impl: str = "xla",
+) -> Generation:
     """Decodes `options.max_new` tokens after each row's prompt; call it under `jax.jit`.
 
     Args:
@@ -104,7 +103,7 @@ def generate(
     if first_gain is not None:
         # Only the prompt's last query predicts a new token.
         at_end = jnp.arange(prompt)[None] == last
-        given = given.replace(gain=jnp.where(at_end, first_gain, 1.0))
+        given = replace(given, gain=jnp.where(at_end, first_gain, 1.0))
     done = run(
         arch,
         params,
@@ -116,8 +115,8 @@ def generate(
         impl=impl,
     )
     assert done.cache is not None
-    decoding = given.replace(edits=Edits(lora=given.edits.lora, blocks=given.edits.blocks))
-    blank = Generated(
+    decoding = replace(given, edits=Edits(lora=given.edits.lora, blocks=given.edits.blocks))
+    blank = Generation(
         ids=jnp.zeros((batch, options.max_new), jnp.int32),
         lengths=jnp.zeros((batch,), jnp.int32),
         ended=jnp.zeros((batch,), bool),
@@ -135,7 +134,7 @@ def generate(
         gain = _gain(options, state.step)
         inputs = decoding
         if gain is not None:
-            inputs = decoding.replace(gain=jnp.broadcast_to(gain, (batch, 1)))
+            inputs = replace(decoding, gain=jnp.broadcast_to(gain, (batch, 1)))
         done = run(
             arch,
             params,
@@ -145,9 +144,9 @@ def generate(
             delivery=inputs,
             cache=state.cache,
         )
-        return _choose(
-            arch, params, done.h[:, 0], state.replace(cache=done.cache), options, first=False
-        )
+        assert done.cache is not None
+        state = replace(state, cache=done.cache)
+        return _choose(arch, params, done.h[:, 0], state, options, first=False)
 
     return lax.while_loop(more, advance, state).out
 
@@ -178,13 +177,13 @@ def _choose(
     out, live = state.out, ~state.out.ended
     logprob = jnp.take_along_axis(jax.nn.log_softmax(plain), token[:, None], axis=1)[:, 0]
     is_eos = jnp.isin(token, jnp.asarray(options.eos_ids, jnp.int32)) & live
-    out = Generated(
+    out = Generation(
         ids=_write(out.ids, jnp.where(live, token, 0), state.step),
         lengths=out.lengths + (live & ~is_eos),
         ended=out.ended | is_eos,
         logprobs=_write(out.logprobs, jnp.where(live, logprob, 0.0), state.step),
     )
-    return state.replace(step=state.step + 1, out=out)
+    return replace(state, step=state.step + 1, out=out)
 
 
 def _pick(z: Array, options: DecodeOptions, rng: Array) -> Array:

@@ -1,0 +1,66 @@
+"""A model's own tokenizer, and the ids with which it begins and ends a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """The fast tokenizer in a model directory, through transformers; never remote code.
+
+    Raises:
+        UserError: no tokenizer there, or one that has no fast (tokenizer.json) form.
+    """
+    from transformers import AutoTokenizer  # takes seconds to import: only where it is needed
+
+    folder = Path(directory)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{folder}: no tokenizer.json in the model directory")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # transformers raises many kinds for a bad file
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{folder}: only fast tokenizers (tokenizer.json) are supported")
+    return tokenizer
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text without special tokens; the spelling of one in it is read as plain text."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return list(ids["input_ids"])
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of ids, special tokens left out, spaces as they are."""
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
+
+
+def with_tokenizer_ids(arch: Arch, tokenizer: Any, where: str) -> Arch:
+    """The arch with the BOS that its tokenizer really uses, checked against the vocabulary.
+
+    Qwen2's config names a BOS that its tokenizer does not have and that was never trained as one,
+    so the tokenizer decides. The EOS set stays the config's, or is the tokenizer's own EOS.
+    """
+    eos = arch.eos_ids or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
+    if not eos:
+        raise UserError(f"{where}: neither the configs nor the tokenizer name an EOS token")
+    arch = replace(arch, bos_id=tokenizer.bos_token_id, eos_ids=eos)
+    largest = max(len(tokenizer) - 1, arch.bos_id or 0, *eos)
+    if largest >= arch.vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has ids up to {largest}, "
+            f"the model embeds only {arch.vocab_size} tokens"
+        )
+    return arch
