@@ -21,6 +21,7 @@ class LayoutConfig:
         question_in: who is given the question: the `receiver` as text, or the `latent`.
         encoder_use_chat_template: wrap the source text in a neutral chat scaffold.
         bos_after_anchor: a second BOS after the anchor.
+        max_tokens: contexts with more tokens (of any model) are left out and counted; null: none.
     """
 
     primer: str = "Context:"
@@ -30,6 +31,7 @@ class LayoutConfig:
     question_in: Literal["receiver", "latent"] = "receiver"
     encoder_use_chat_template: bool = False
     bos_after_anchor: bool = False
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.anchor != self.anchor.rstrip():

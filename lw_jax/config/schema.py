@@ -104,7 +104,7 @@ class TrainConfig:
         questions: questions asked of each context in a step.
         curriculum: levels of the rows in order, shares adding up to 1; empty: as the data says.
         optimiser: the optimiser.
-        objectives: replaces the config's objectives in this stage.
+        objectives, data, layout: replace the config's in this stage.
         train_only: regular expressions on parameter paths; empty: all are trained.
         init_from: run directory of another run whose bridge parameters to start from.
         ema: decay of the averaged parameters that are evaluated; null for none.
@@ -122,6 +122,8 @@ class TrainConfig:
     curriculum: tuple[Level, ...] = ()
     optimiser: OptimiserConfig = OptimiserConfig()
     objectives: ObjectivesConfig | None = None  # type: ignore[valid-type]
+    data: DataConfig | None = None  # type: ignore[valid-type]
+    layout: LayoutConfig | None = None
     train_only: tuple[str, ...] = ()
     init_from: str | None = None
     ema: float | None = None

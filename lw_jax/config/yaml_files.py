@@ -94,9 +94,11 @@ def load(path: str | Path) -> dict[str, Any]:
     return value
 
 
-def dumps(value: Any) -> str:
-    """YAML text of plain values; `loads` reads the same values back."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+def dumps(value: Any, flow: bool = False) -> str:
+    """YAML text of plain values, on one line if `flow`; `loads` reads the same values back."""
+    style = {"default_flow_style": True, "width": 10**6} if flow else {"width": 100}
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    return text.removesuffix("\n").removesuffix("\n...") if flow else text
 
 
 class _Dumper(yaml.SafeDumper):

@@ -17,14 +17,10 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from lw_jax.config.resume import FREE
 from lw_jax.errors import UserError
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
-
-FREE = frozenset(
-    "log_every eval_every eval_rows save_every keep workers run_dir out name mesh".split()
-)
-"""Config keys that may differ between the run that saved and the run that resumes."""
 
 
 @dataclass(frozen=True)

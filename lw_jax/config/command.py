@@ -1,0 +1,69 @@
+"""The command line: what to do, with which file, with which flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lw_jax.config.parse import Flag
+from lw_jax.errors import UserError
+
+Action = Literal["run", "help", "print_config", "doctor", "evaluate"]
+
+USAGE = """\
+usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config, or go on with it
+       python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
+       python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
+       python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
+       python -m lw_jax.launch --help [KEY]                        every key, or those under KEY
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line. target: the config file; the run directory to evaluate; the key of a help."""
+
+    action: Action
+    target: str
+    flags: tuple[Flag, ...] = ()
+
+
+def read_command(argv: Sequence[str]) -> Command:
+    """The command of the arguments after the program's name.
+
+    Raises:
+        UserError: no config, a flag without a value, something that is no flag.
+    """
+    actions: set[Action] = set()
+    given: dict[str, str] = {}
+    flags: list[Flag] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-h", "--help"):
+            return Command("help", rest[0].lstrip("-") if rest else "")
+        if word == "doctor":
+            word = "--doctor"
+        if not word.startswith("--"):
+            raise UserError(f"unexpected {word!r}: flags look like --key=value (see --help)")
+        key, equals, value = word[2:].partition("=")
+        if key in ("doctor", "print_config") and not equals:
+            actions.add(key)  # type: ignore[arg-type]
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"--{key}: needs a value: --{key}=VALUE")
+            value = rest.pop(0)
+        if key in ("config", "evaluate"):
+            if key in given:
+                raise UserError(f"--{key}: given twice; one run has one")
+            given[key] = value
+        else:
+            flags.append((key, value))
+    if len(given) != 1:
+        raise UserError("give either --config FILE or --evaluate RUN_DIR (see --help)")
+    if len(actions) > 1 or (actions and "evaluate" in given):
+        raise UserError("give one of --doctor, --print_config and --evaluate at a time")
+    action: Action = actions.pop() if actions else "evaluate" if "evaluate" in given else "run"
+    return Command(action, *given.values(), tuple(flags))

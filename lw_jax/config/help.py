@@ -1,0 +1,113 @@
+"""`--help`: every key with its type, default and meaning, read off the dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lw_jax.config import tree, yaml_files
+from lw_jax.config.command import USAGE
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+
+INTRODUCTION = """\
+Keys stand in the file as nested YAML; a flag --a.b.c=VALUE overrides the key a.b.c.
+VALUE is YAML: 3, 1e-3, true, null, [text, latent], '{path: x}'. NAME is a name of your own.
+A part whose keys are all optional is set by giving any of them, or by '{}'.
+"""
+
+
+@dataclass
+class Section:
+    """The keys of one dataclass. leaves: (name, type and default, meaning)."""
+
+    key: str
+    doc: str
+    leaves: list[tuple[str, str, str]] = field(default_factory=list)
+
+
+def sections(
+    kind: Any = Config, key: str = "", doc: str = "", seen: dict[Any, str] | None = None
+) -> Iterator[Section]:
+    """The sections under a config dataclass, depth first.
+
+    seen: where each dataclass was first shown; given, it is shown in full there alone.
+    """
+    docs, hints = tree.docs(tree.bare(kind)), tree.fields(kind)
+    here = Section(key, doc)
+    below: list[tuple[bool, Any, str, str]] = []
+    if seen is not None and key:
+        before = seen.setdefault(tree.bare(kind), key)
+        if before != key:
+            yield Section(key, f"{doc} (keys as under {before})")
+            return
+    for one in dataclasses.fields(tree.bare(kind)):
+        inner = hints[one.name]
+        value = tree.named(inner)
+        about = docs.get(one.name, "")
+        if tree.fields(value or inner):
+            path = [*([key] if key else []), one.name, *(["NAME"] if value else [])]
+            below.append((value is not None, value or inner, ".".join(path), about))
+        else:
+            here.leaves.append((one.name, tree.short(inner) + _default(one), about))
+    yield here
+    for _, part, path, about in sorted(below, key=lambda b: b[0]):  # what the user names: last
+        yield from sections(part, path, about, seen)
+
+
+def print_help(key: str, console: Console) -> None:
+    """Print the usage and every key, or those under `key`.
+
+    Raises:
+        UserError: no such key.
+    """
+    wanted = [part for part in key.split(".") if part]
+    found = [s for s in sections(seen=None if key else {}) if _under(s.key, wanted)]
+    if not found:  # a single key
+        above = [s for s in sections() if _same(s.key, wanted[:-1])]
+        found = [Section("", "", [x for s in above for x in s.leaves if x[0] == wanted[-1]])]
+    if not any(s.leaves for s in found):
+        keys = [f"{s.key}.{leaf[0]}".lstrip(".") for s in sections() for leaf in s.leaves]
+        near = difflib.get_close_matches(key, keys, 1)
+        guess = f"; did you mean {near[0]}?" if near else "; --help alone shows all"
+        raise UserError(f"--help {key}: no such key{guess}")
+    if not key:
+        console.print(Text(f"{USAGE}\n{INTRODUCTION}"))
+    for section in found:
+        if section.key:
+            console.print(Text.assemble("\n", (section.key, "bold"), "  ", section.doc))
+        if section.leaves:
+            table = Table(box=None, show_header=False, padding=(0, 1))
+            table.add_column(min_width=16, no_wrap=True)
+            table.add_column(min_width=26, max_width=32)
+            table.add_column()
+            for leaf_row in section.leaves:
+                table.add_row(*map(Text, leaf_row))
+            console.print(table)
+
+
+def _under(key: str, wanted: list[str]) -> bool:
+    """Whether a section's key is the wanted one or below it; NAME stands for any name."""
+    parts = key.split(".") if key else []
+    return len(parts) >= len(wanted) and all(
+        a in (b, "NAME") for a, b in zip(parts, wanted, strict=False)
+    )
+
+
+def _same(key: str, wanted: list[str]) -> bool:
+    return _under(key, wanted) and key.count(".") + bool(key) == len(wanted)
+
+
+def _default(one: dataclasses.Field[Any]) -> str:
+    value = tree.default(one)
+    if value is dataclasses.MISSING:
+        return ", required"
+    text = yaml_files.dumps(list(value) if isinstance(value, tuple) else value, flow=True)
+    return f" = {text}"

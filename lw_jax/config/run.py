@@ -1,0 +1,144 @@
+"""A run: its config, its directory, its mesh. A directory belongs to one config."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from rich.console import Console
+
+from lw_jax.config.parse import differences, from_dict, to_yaml
+from lw_jax.config.resume import free
+from lw_jax.config.schema import Config
+from lw_jax.config.yaml_files import dumps, load
+from lw_jax.errors import UserError
+
+CONFIG, FINISHED, LOCK = "config.yaml", "finished.json", ".lock"
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage is given.
+
+    Args:
+        config: the resolved config.
+        run_dir: the run's directory: checkpoints, diagnostics, statistics.
+        mesh: the device mesh.
+        console: where a person reads.
+        out_dir: where an evaluation writes; `run_dir`, unless a finished run is evaluated again.
+    """
+
+    config: Config
+    run_dir: Path
+    mesh: Mesh
+    console: Console
+    out_dir: Path
+    _lock: Any = field(default=None, repr=False, compare=False)
+
+    def finished(self) -> dict[str, float]:
+        """Stages that have ended, with the seconds that their last leg took."""
+        path = self.out_dir / FINISHED
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def finish(self, stage: str, seconds: float) -> None:
+        """Note that a stage has ended."""
+        write_text(self.out_dir / FINISHED, json.dumps({**self.finished(), stage: seconds}) + "\n")
+
+
+def run_directory(config: Config) -> Path:
+    """`run_dir`, or `runs/<name>`."""
+    return Path(config.run_dir) if config.run_dir else Path("runs") / config.name
+
+
+def check_directory(config: Config) -> None:
+    """Whether the run directory is free, or holds this very config.
+
+    Raises:
+        UserError: it holds something else; says what differs and how to go on.
+    """
+    path = run_directory(config)
+    if (
+        path.is_dir()
+        and not (path / CONFIG).is_file()
+        and any(p.name != LOCK for p in path.iterdir())
+    ):
+        raise UserError(f"run_dir: {path} exists and is no run directory; give another --run_dir")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"run_dir: {path} is a file; give another --run_dir")
+    if not (path / CONFIG).is_file():
+        return
+    changed = {k: v for k, v in differences(read_config(path), config).items() if not free(k)}
+    if changed:
+        one_line = [f"{k} was {_flow(a)}, is {_flow(b)}" for k, (a, b) in changed.items()]
+        more = f" and {len(one_line) - _SHOWN} more" if len(one_line) > _SHOWN else ""
+        raise UserError(
+            f"run_dir: {path} holds a run of another config: {'; '.join(one_line[:_SHOWN])}{more}; "
+            "undo that to go on with it, or give another --run_dir (or --name) to start anew"
+        )
+
+
+def open_run(config: Config, mesh: Mesh, console: Console) -> Run:
+    """Make or re-open the run directory of a config that passed its checks, and lock it.
+
+    Raises:
+        UserError: see `check_directory`; or another process is at work in it.
+    """
+    check_directory(config)
+    path = run_directory(config)
+    path.mkdir(parents=True, exist_ok=True)
+    held = lock(path)
+    write_text(path / CONFIG, to_yaml(config))
+    return Run(config, path, mesh, console, path, held)
+
+
+def open_evaluation(config: Config, run_dir: Path, mesh: Mesh, console: Console) -> Run:
+    """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run."""
+    home = run_dir / "evaluations"
+    home.mkdir(exist_ok=True)
+    taken = [int(p.name) for p in home.iterdir() if p.name.isdigit()]
+    out = home / str(max(taken, default=0) + 1)
+    out.mkdir()
+    write_text(out / CONFIG, to_yaml(config))
+    return Run(config, run_dir, mesh, console, out)
+
+
+def read_config(run_dir: Path) -> Config:
+    """The resolved config in a run directory.
+
+    Raises:
+        UserError: there is none, or it was written for another version of the code.
+    """
+    path = run_dir / CONFIG
+    if not path.is_file():
+        raise UserError(f"{run_dir}: no {CONFIG} there, so it is no run directory")
+    return from_dict(load(path))
+
+
+def lock(path: Path) -> Any:
+    """Hold the directory until the process ends; also after a kill, nothing is left behind."""
+    file = (path / LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"run_dir: another process is running in {path}; wait for it, or give another --run_dir"
+        ) from None
+    return file
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a kill leaves the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def _flow(value: Any) -> str:
+    text = dumps(value, flow=True)
+    return text if len(text) < 40 else text[:37] + "..."

@@ -1,0 +1,133 @@
+"""`python -m lw_jax.launch --config x.yaml`: run a config's stages in order."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lw_jax.errors import UserError
+
+OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command line says; the process's exit code."""
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(
+            "interrupted; run the same command again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    except SystemExit as stop:  # a stage was asked to stop, and has saved its state
+        return stop.code if isinstance(stop.code, int) else OK
+
+
+def _dispatch(argv: Sequence[str]) -> int:
+    # Imported here: a wrong command line is answered before jax is loaded.
+    from lw_jax.config.command import read_command
+
+    command = read_command(argv)
+    console = Console()
+    if command.action == "help":
+        from lw_jax.config.help import print_help
+
+        print_help(command.target, console)
+        return OK
+    if command.action == "evaluate":
+        return evaluate_again(Path(command.target), command.flags, console)
+    from lw_jax.config import parse
+
+    config = parse.read(command.target, command.flags)
+    if command.action == "print_config":
+        print(parse.to_yaml(config), end="")
+        return OK
+    if command.action == "doctor":
+        from lw_jax.config.doctor import examine, report
+
+        return report(examine(config), console)
+    return run(config, console)
+
+
+def run(config: Any, console: Console) -> int:
+    """Run the stages of a config in order; those that have ended are passed over."""
+    from lw_jax.config.doctor import check
+    from lw_jax.config.run import check_directory, open_run
+    from lw_jax.mesh import make_mesh
+
+    check_directory(config)
+    check(config)
+    this = open_run(config, make_mesh(config.mesh), console)
+    console.print(f"run directory: {this.run_dir}", highlight=False)
+    for name in config.stages:
+        if name in this.finished():
+            console.print(f"{name}: done already", highlight=False)
+        else:
+            run_stage(this, name)
+    return OK
+
+
+def run_stage(this: Any, name: str) -> None:
+    """Run one stage: `lw_jax.stages.<kind>.run(run, name, config)`."""
+    from lw_jax.registry import chosen
+
+    ((kind, config),) = chosen(this.config.stages[name]).items()
+    began = time.monotonic()
+    importlib.import_module(f"lw_jax.stages.{kind}").run(this, name, config)
+    this.finish(name, round(time.monotonic() - began, 1))
+
+
+def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Console) -> int:
+    """Evaluate a finished run with other data, methods or decoding; files go to a new directory.
+
+    A flag names a field of the evaluate stage (`--methods`, `--data...`), else one of the config.
+    """
+    from lw_jax.config import parse, tree
+    from lw_jax.config.doctor import check
+    from lw_jax.config.run import open_evaluation, read_config
+    from lw_jax.config.schema import Config, EvaluateConfig
+    from lw_jax.mesh import make_mesh
+
+    raw = parse.to_dict(read_config(run_dir))
+    kept = [name for name, stage in raw["stages"].items() if "evaluate" in stage]
+    name = kept[-1] if kept else "evaluate"
+    stage = raw["stages"].setdefault(name, {"evaluate": {}})["evaluate"]
+    for key, text in flags:
+        first, _, rest = key.partition(".")
+        if first == "data" and stage.get("data") is None:
+            # fields that are not given stay those of the run's own rows of the same kind
+            own, variant = raw["data"], rest.partition(".")[0]
+            stage["data"] = copy.deepcopy(own) if variant in own else {}
+        if first in tree.fields(EvaluateConfig):
+            parse.put(EvaluateConfig, stage, key, text)
+        else:
+            parse.put(Config, raw, key, text)
+    config = parse.from_dict(raw)
+    check(config)
+    this = open_evaluation(config, run_dir, make_mesh(config.mesh), console)
+    console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
+    run_stage(this, name)
+    return OK
+
+
+def cli() -> None:
+    """The entry point of the command `lw-jax`."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches may come from forked workers
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    raise SystemExit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()
