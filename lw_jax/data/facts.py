@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from lw_jax.config.checks import at_least
 from lw_jax.data.example import Example, Split, check_split
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
 from lw_jax.data.words import CLOSED, Role, open_word
@@ -43,17 +44,18 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.levels or any(not 1 <= level <= MAX_LEVEL for level in self.levels):
-            raise UserError(f"facts: levels must be in 1..{MAX_LEVEL}, got {list(self.levels)}")
-        for name in ("size", "eval_size", "questions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"facts: {name} must be at least 1, got {value}")
+            raise UserError(f"levels: expected numbers of 1 to {MAX_LEVEL}; got {self.levels}")
+        at_least(self, 1, "size", "eval_size", "questions")
 
 
-def rows(cfg: Config, split: str, seed: int = 0) -> FactsRows:
-    """The rows of one split; other seeds give other contexts of the same split's words."""
+def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> FactsRows:
+    """The rows of one split; other seeds give other contexts, of the same split's words.
+
+    `level` stands in for the config's levels.
+    """
     size = cfg.size if split == "train" else cfg.eval_size
-    return FactsRows(check_split(split), seed, cfg.levels, size, cfg.questions, cfg.task)
+    levels = cfg.levels if level is None else replace(cfg, levels=(level,)).levels
+    return FactsRows(check_split(split), seed, levels, size, cfg.questions, cfg.task)
 
 
 class FactsRows:

@@ -14,7 +14,7 @@ from flax import struct
 
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, run
-from lw_jax.models.generate import DecodeOptions, Generated, generate
+from lw_jax.models.generate import DecodeOptions, Generation, generate
 from lw_jax.receiver.pack import Packed, Segment, gather_states, pack
 from lw_jax.types import KV, Array, Delivery, Edits
 
@@ -142,7 +142,7 @@ def decode(
     rng: Array,
     *,
     attention: str = "xla",
-) -> Generated:
+) -> Generation:
     """Write an answer after [head][message][ask], laid out by the same code as `read`."""
     laid = lay_out(params, segments, delivery)
     return generate(

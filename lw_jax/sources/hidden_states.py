@@ -101,3 +101,8 @@ def dims(config: Config, sender: Arch | None) -> tuple[int, int]:
     if sender is None:
         raise UserError("sender: missing; bridge.source.hidden_states reads one")
     return sender.width, len(config.taps(sender))
+
+
+def depth(config: Config, sender: Arch) -> int:
+    """Layers of the sender that have to be loaded: up to the highest tap."""
+    return max(1, *config.taps(sender))

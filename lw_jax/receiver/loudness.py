@@ -1,0 +1,59 @@
+"""How loud a frozen receiver is on real text: its embeddings, and its keys and values per layer.
+
+A bridge starts at these (RECIPE: K/V heads at the receiver's own K/V RMS; SPEC section 9, fault 7:
+soft tokens 33 to 460 times too loud).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lw_jax.dims import ReceiverDims
+from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.layer import heads, rms_norm
+from lw_jax.models.params import depth
+from lw_jax.models.quant import take_layer
+from lw_jax.models.rope import angles
+from lw_jax.party import Party
+from lw_jax.types import Array
+
+
+@jax.jit
+def _squares(party: Party, ids: Array, lengths: Array) -> tuple[Array, Array, Array]:
+    """Mean squares over real tokens: embeddings [], keys before RoPE [L], values [L]."""
+    arch, params = party.arch, party.params
+    layers = depth(params)
+    h = embed_tokens(params, ids)
+    index = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    out = run(arch, params, h, positions=index, lengths=lengths, taps=tuple(range(layers)))
+    real = (index < lengths[:, None]).astype(jnp.float32)
+    cos, sin = angles(arch, index)
+
+    def mean_square(x: Array) -> Array:
+        square = jnp.square(x.astype(jnp.float32)).reshape(*x.shape[:2], -1).mean(axis=-1)
+        return jnp.sum(square * real) / jnp.sum(real)
+
+    def layer(i: Array, tap: Array) -> tuple[Array, Array]:
+        w = take_layer(params["layers"], i)
+        _, k, v = heads(arch, w, rms_norm(tap, w["attn_norm"], arch.norm_eps), cos, sin, None, None)
+        return mean_square(k), mean_square(v)
+
+    keys, values = jax.lax.map(lambda x: layer(*x), (jnp.arange(layers), out.taps))
+    return mean_square(h), keys, values
+
+
+def measure_loudness(party: Party, ids: Array, lengths: Array) -> ReceiverDims:
+    """Sizes and loudness of a receiver on texts ids [B, T] with lengths [B]."""
+    arch = party.arch
+    embed, keys, values = (np.sqrt(np.asarray(x)) for x in _squares(party, ids, lengths))
+    return ReceiverDims(
+        width=arch.width,
+        layers=arch.layers,
+        kv_heads=arch.kv_heads,
+        head_dim=arch.head_dim,
+        embed_rms=float(embed),
+        key_rms=tuple(float(x) for x in keys),
+        value_rms=tuple(float(x) for x in values),
+    )

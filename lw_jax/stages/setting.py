@@ -1,0 +1,154 @@
+"""What every stage of a run works with: the frozen parties, their layout, their sizes."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lw_jax import bridge
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.parts import BridgeConfig
+from lw_jax.config.schema import Config, ModelConfig
+from lw_jax.data.example import Example, Rows
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.models.checkpoint import open_checkpoint
+from lw_jax.models.lm import FrozenLM, load_lm
+from lw_jax.party import Parties, Party
+from lw_jax.receiver.collate import Collate, Lengths, measure
+from lw_jax.receiver.layout import Speaker, check_labels, head_ids, speaker
+from lw_jax.receiver.loudness import measure_loudness
+from lw_jax.registry import chosen
+
+MEASURED_ROWS = 2048
+"""Contexts whose token lengths decide the static lengths of a batch."""
+LOUDNESS_ROWS = 32
+"""Contexts on which the receivers' loudness is measured."""
+CHECKED_ROWS = 64
+"""Contexts whose labels are proved at start-up."""
+
+Group = Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The frozen side of a run, and how text reaches it."""
+
+    layout: LayoutConfig
+    bridge: BridgeConfig
+    parties: Parties
+    sender: Speaker | None
+    receivers: dict[str, Speaker]
+    fingerprints: dict[str, str]
+    dims: Dims
+    mesh: Mesh
+
+    def collate(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Collate:
+        """A collator whose static lengths hold these rows."""
+        return Collate(
+            layout or self.layout, self.sender, self.receivers, self.lengths(groups, layout)
+        )
+
+    def lengths(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Lengths:
+        """Static lengths that hold these rows."""
+        layout = layout or self.layout
+        return measure(layout, self.sender, self.receivers, groups, layout.max_tokens)
+
+
+def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Rows:
+    """The rows of a split, at one level of a curriculum if one is given.
+
+    Raises:
+        UserError: the data has no levels, or cannot be read.
+    """
+    ((name, config),) = chosen(data).items()
+    module = importlib.import_module(f"lw_jax.data.{name}")
+    if level is not None:
+        if not hasattr(module, "at_level"):
+            raise UserError(f"curriculum: {name} rows have no levels; leave the curriculum empty")
+        config = module.at_level(config, level)
+    return module.rows(config, split, seed)
+
+
+def sample(rows: Rows, count: int) -> list[Group]:
+    """`count` contexts spread evenly over the rows."""
+    if not len(rows):
+        raise UserError("data: no rows; check the file and the split")
+    picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))
+    return [rows[int(i)] for i in picked]
+
+
+def _load(config: ModelConfig, mesh: Mesh, **limits: Any) -> FrozenLM:
+    quant = None if config.quant == "none" else config.quant
+    return load_lm(config.path, mesh, dtype=jnp.dtype(config.dtype), quant=quant, **limits)
+
+
+def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, who: Speaker) -> Party:
+    return Party(lm.params, lm.arch, tuple(head_ids(layout, who)), config.attention)
+
+
+def set_up(config: Config, mesh: Mesh) -> Setting:
+    """Load the frozen models, prove the labels, measure the receivers.
+
+    Raises:
+        UserError: a model, the data, or the labels of a receiver's tokenizer are not right.
+    """
+    assert config.bridge is not None and config.data is not None
+    bridge.check_readers(config.bridge)
+    groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
+    sender = sender_party = None
+    fingerprints: dict[str, str] = {}
+    if config.sender is not None:
+        lm, layers = _load_sender(config, mesh)
+        sender = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+        sender_party = _party(config.layout, config.sender, lm, sender)
+        fingerprints["sender"] = f"{lm.fingerprint}@{layers}"
+    speakers: dict[str, Speaker] = {}
+    parties: dict[str, Party] = {}
+    for name, model in config.receivers.items():
+        lm = _load(model, mesh)
+        speakers[name] = speaker(name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+        check_labels(config.layout, speakers[name], [e for group in groups for e in group])
+        parties[name] = _party(config.layout, model, lm, speakers[name])
+        fingerprints[name] = lm.fingerprint
+    arch = None if sender_party is None else sender_party.arch
+    width, taps = bridge.source_dims(config.bridge, arch)
+    collate = Collate(
+        config.layout,
+        sender,
+        speakers,
+        measure(config.layout, sender, speakers, groups, config.layout.max_tokens),
+    )
+    some = collate([group[:1] for group in groups[:LOUDNESS_ROWS]])
+    loud = {
+        name: measure_loudness(
+            party,
+            jnp.asarray(some[f"{name}/context/ids"]),
+            jnp.asarray(some[f"{name}/context/lengths"]),
+        )
+        for name, party in parties.items()
+    }
+    return Setting(
+        layout=config.layout,
+        bridge=config.bridge,
+        parties=Parties(sender_party, parties),
+        sender=sender,
+        receivers=speakers,
+        fingerprints=fingerprints,
+        dims=Dims(width, taps, config.bridge.latent_dim, loud),
+        mesh=mesh,
+    )
+
+
+def _load_sender(config: Config, mesh: Mesh) -> tuple[FrozenLM, int]:
+    """The sender up to its highest tap, without its head, and how many layers that are."""
+    assert config.sender is not None and config.bridge is not None
+    source, options = bridge.part("sources", config.bridge.source)
+    layers = source.depth(options, open_checkpoint(config.sender.path, 1, False).arch)
+    return _load(config.sender, mesh, layers=layers, head=False), layers

@@ -1,0 +1,155 @@
+"""The stage that trains the bridge."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from lw_jax import bridge
+from lw_jax.config.parse import to_dict
+from lw_jax.config.run import Run
+from lw_jax.config.schema import TrainConfig
+from lw_jax.data.stream import Stream
+from lw_jax.errors import UserError
+from lw_jax.mesh import put_batch, replicated
+from lw_jax.stages.setting import MEASURED_ROWS, Setting, load_rows, sample, set_up
+from lw_jax.train.checkpoint import load_params
+from lw_jax.train.freezing import frozen_leaves
+from lw_jax.train.loop import Job, StepFn, checkpoint_root, fit
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.phases import Phase, phases_of
+from lw_jax.train.state import new_state
+from lw_jax.train.step import Plan, StepMaker, init_heads, plan_at
+from lw_jax.train.watch import Watch
+from lw_jax.types import PyTree
+
+
+def run(run: Run, name: str, cfg: TrainConfig) -> None:
+    """Train the bridge, from the stage before, another run, or fresh parameters."""
+    config = run.config
+    assert config.bridge is not None
+    changed = {"data": cfg.data or config.data, "layout": cfg.layout or config.layout}
+    config = dataclasses.replace(config, **changed)
+    setting = set_up(config, run.mesh)
+    objectives = cfg.objectives or config.objectives
+    root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
+    params = {
+        "bridge": start_params(run, name, cfg, setting, root),
+        "heads": init_heads(objectives, setting.dims, jax.random.fold_in(root, 1)),
+    }
+    params = jax.device_put(params, replicated(run.mesh))
+    optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
+    if cfg.train_only:
+        frozen = frozen_leaves(params, cfg.train_only)
+        optimiser = optax.chain(optimiser, optax.masked(optax.set_to_zero(), frozen))
+    state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
+    maker = StepMaker(
+        setting.bridge, setting.dims, optimiser, cfg.steps, cfg.accumulate, cfg.ema
+    )
+    compiled = cache(maker.make)
+
+    @cache
+    def step_of(plan: Plan) -> StepFn:
+        return lambda state, batch: compiled(plan)(state, setting.parties, batch)
+
+    streams = [_stream(setting, cfg, config.data, config.seed, name, p) for p in phases(cfg)]
+    job = Job(
+        name=name,
+        directory=run.run_dir,
+        steps=cfg.steps,
+        state=jax.device_put(state, replicated(run.mesh)),
+        step_for=lambda step: step_of(plan_at(objectives, step)),
+        batches=lambda start, stop: _batches(setting, phases(cfg), streams, start, stop),
+        identity=identity(run, name, setting),
+        log_every=cfg.log_every,
+        save_every=cfg.save_every,
+        eval_every=cfg.eval_every,
+        keep=cfg.keep,
+        evaluate=_watch(setting, config.data, config.seed, cfg) if cfg.eval_every else None,
+    )
+    fit(job)
+
+
+def phases(cfg: TrainConfig) -> tuple[Phase, ...]:
+    """The stage's phases."""
+    return phases_of(cfg.curriculum, cfg.steps)
+
+
+def identity(run: Run, name: str, setting: Setting) -> dict[str, Any]:
+    """What a resumed run must share: the config up to this stage, and the frozen weights."""
+    config = to_dict(run.config)
+    names = list(config["stages"])
+    config["stages"] = {n: config["stages"][n] for n in names[: names.index(name) + 1]}
+    return {"config": config, "fingerprints": setting.fingerprints}
+
+
+def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: Any) -> PyTree:
+    """The bridge's parameters before the first step.
+
+    Raises:
+        UserError: the run to start from has no checkpoint, or holds another bridge.
+    """
+    fresh = bridge.init_bridge(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
+    fresh = jax.device_put(fresh, replicated(run.mesh))
+    earlier = [n for n, s in run.config.stages.items() if s.train is not None]
+    if cfg.init_from is not None:
+        where = Path(cfg.init_from) / "checkpoints"
+        stages = sorted(where.iterdir(), key=lambda p: p.stat().st_mtime) if where.is_dir() else []
+        if not stages:
+            raise UserError(f"stages.{name}.train.init_from: {cfg.init_from} has no checkpoints")
+        return load_bridge(stages[-1], fresh)
+    if before := earlier[: earlier.index(name)]:
+        return load_bridge(checkpoint_root(run.run_dir, before[-1]), fresh)
+    return fresh
+
+
+def load_bridge(root: Path, like: PyTree) -> PyTree:
+    """The bridge's parameters in the newest checkpoint of a stage; objectives' heads are dropped."""
+    params, _ = load_params(root, {"bridge": like}, part="bridge")
+    return params["bridge"]
+
+
+def _stream(
+    setting: Setting, cfg: TrainConfig, data: Any, seed: int, name: str, phase: Phase
+) -> Stream:
+    rows = load_rows(data, "train", seed, phase.level)
+    groups = sample(rows, MEASURED_ROWS)
+    return Stream(
+        rows,
+        setting.collate(groups),
+        batch_size=cfg.batch_size,
+        seed=seed,
+        stage=f"{name}/{phase.index}",
+        questions=cfg.questions,
+        workers=cfg.workers,
+    )
+
+
+def _batches(
+    setting: Setting, parts: tuple[Phase, ...], streams: list[Stream], start: int, stop: int
+) -> Iterator[Any]:
+    for phase, stream in zip(parts, streams, strict=True):
+        first, last = max(start, phase.start), min(stop, phase.stop)
+        if first < last:
+            for batch in stream.iterate(first - phase.start, last - phase.start):
+                yield put_batch(setting.mesh, batch)
+
+
+def _watch(setting: Setting, data: Any, seed: int, cfg: TrainConfig) -> Watch:
+    rows = load_rows(data, "validation", seed)
+    count = min(cfg.eval_rows, len(rows))
+    order = np.random.default_rng(seed).permutation(len(rows))[: 4 * count]
+    groups, seen = [], set()
+    for i in order:
+        group = rows[int(i)]
+        if group[0].context_id not in seen and len(groups) < count:
+            seen.add(group[0].context_id)
+            groups.append(group)
+    return Watch(setting, groups)
