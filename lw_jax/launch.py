@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -58,10 +59,10 @@ def _dispatch(argv: Sequence[str]) -> int:
         from lw_jax.config.doctor import examine, report
 
         return report(examine(config), console)
-    return run(config, console)
+    return run(config, console, f"python -m lw_jax.launch {shlex.join(argv)}")
 
 
-def run(config: Any, console: Console) -> int:
+def run(config: Any, console: Console, command: str) -> int:
     """Run the stages of a config in order; those that have ended are passed over."""
     from lw_jax.config.doctor import check
     from lw_jax.config.run import check_directory, open_run
@@ -69,7 +70,7 @@ def run(config: Any, console: Console) -> int:
 
     check_directory(config)
     check(config)
-    this = open_run(config, make_mesh(config.mesh), console)
+    this = open_run(config, make_mesh(config.mesh), console, command)
     console.print(f"run directory: {this.run_dir}", highlight=False)
     for name in config.stages:
         if name in this.finished():

@@ -32,6 +32,7 @@ class Run:
         mesh: the device mesh.
         console: where a person reads.
         out_dir: where an evaluation writes; `run_dir`, unless a finished run is evaluated again.
+        command: the command line that started it, as a person would type it.
     """
 
     config: Config
@@ -39,6 +40,7 @@ class Run:
     mesh: Mesh
     console: Console
     out_dir: Path
+    command: str = ""
     _lock: Any = field(default=None, repr=False, compare=False)
 
     def finished(self) -> dict[str, float]:
@@ -83,7 +85,7 @@ def check_directory(config: Config) -> None:
         )
 
 
-def open_run(config: Config, mesh: Mesh, console: Console) -> Run:
+def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") -> Run:
     """Make or re-open the run directory of a config that passed its checks, and lock it.
 
     Raises:
@@ -94,7 +96,7 @@ def open_run(config: Config, mesh: Mesh, console: Console) -> Run:
     path.mkdir(parents=True, exist_ok=True)
     held = lock(path)
     write_text(path / CONFIG, to_yaml(config))
-    return Run(config, path, mesh, console, path, held)
+    return Run(config, path, mesh, console, path, command, held)
 
 
 def open_evaluation(config: Config, run_dir: Path, mesh: Mesh, console: Console) -> Run:
