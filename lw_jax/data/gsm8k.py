@@ -1,0 +1,79 @@
+"""GSM8K word problems (Cobbe et al. 2021): read back, solved, or answered by the final number."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lw_jax.config.checks import at_least
+from lw_jax.data import records
+from lw_jax.data.example import Example
+from lw_jax.data.overlap import RunIndex, normalised
+from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+@dataclass(frozen=True)
+class Config(Source):
+    """GSM8K word problems.
+
+    Args:
+        train, eval: local file (.jsonl, .json, .parquet; fields `question` and `answer`) or hub
+            name; eval null: `eval_share` of train is held out.
+        subset, train_split, eval_split: of a hub data set.
+        eval_share, validation_share: shares of train held out (the first only without eval rows).
+        train_rows, eval_rows: at most so many rows, sampled by the seed; null for all.
+        task: what follows the problem: `readback` (the problem itself), `solve` (the worked
+            solution) or `final` (its number).
+        decontaminate: training rows that share a run of so many words with an evaluation row are
+            left out; 0: none is.
+    """
+
+    train: str = "openai/gsm8k"
+    eval: str | None = "openai/gsm8k"
+    subset: str | None = "main"
+    task: Literal["readback", "solve", "final"] = "readback"
+    decontaminate: int = 13
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 0, "decontaminate")
+
+
+def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+    """One row a problem; problems that stand twice in a file share a context."""
+
+    def parse(
+        where: str, record: Mapping[str, Any], reject: Reject
+    ) -> Iterator[tuple[str, Example]]:
+        problem = records.text(record, "question")
+        key = normalised(problem)
+        answer = problem if cfg.task == "readback" else solution(record, cfg.task == "final")
+        name = f"gsm8k-{short_hash(key)}"
+        yield key, Example(f"{name}/{Path(where).name}", name, problem, "", (answer,))
+
+    keep = None
+    if split != "eval" and cfg.decontaminate:
+        held_out = load(replace(cfg, eval_rows=None), "eval", parse)
+        index = RunIndex((group[0].context for group in held_out.groups), cfg.decontaminate)
+        keep = lambda example: index.shared(example.context) is None  # noqa: E731
+    return load(cfg, split, parse, seed, level, keep)
+
+
+def solution(record: Mapping[str, Any], final: bool = False) -> str:
+    """The worked solution without calculator marks, or its final number without thousands' commas.
+
+    Raises:
+        BadRowError: there is no solution, or it does not end in "#### number".
+    """
+    records.text(record, "answer")
+    lines = _CALCULATOR.sub("", record["answer"]).strip().splitlines()
+    solved = "\n".join(" ".join(line.split()) for line in lines)
+    steps, mark, number = solved.rpartition("####")
+    if not mark or not number.strip():
+        raise records.BadRowError('answer: expected a solution that ends in "#### number"')
+    return number.strip().replace(",", "") if final else f"{steps.strip()}\n#### {number.strip()}"

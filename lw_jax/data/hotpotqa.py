@@ -1,0 +1,83 @@
+"""HotpotQA (Yang et al. 2018): its own JSON, and the hub's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lw_jax.data import records
+from lw_jax.data.example import Example
+from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+
+LEVELS = {"easy": 1, "medium": 2, "hard": 3}
+
+
+@dataclass(frozen=True)
+class Config(Source):
+    """HotpotQA questions over several paragraphs.
+
+    Args:
+        train, eval: local file (.json, .jsonl, .parquet) or hub name; eval null: `eval_share` of
+            train is held out.
+        subset, train_split, eval_split: of a hub data set.
+        eval_share, validation_share: shares of train held out (the first only without eval rows).
+        train_rows, eval_rows: at most so many questions, sampled by the seed; null for all.
+        paragraphs: the context: the two `supporting` paragraphs, or `all` (with distractors).
+    """
+
+    train: str = "hotpotqa/hotpot_qa"
+    eval: str | None = "hotpotqa/hotpot_qa"
+    subset: str | None = "distractor"
+    eval_split: str = "validation"
+    paragraphs: Literal["supporting", "all"] = "supporting"
+
+
+def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+    """One row a context; `level` is 1 easy, 2 medium, 3 hard, 0 not said."""
+
+    def parse(
+        where: str, record: Mapping[str, Any], reject: Reject
+    ) -> Iterator[tuple[str, Example]]:
+        question = records.text(record, "question")
+        answer = records.text(record, "answer")
+        paragraphs = _paragraphs(record.get("context"))
+        if cfg.paragraphs == "supporting":
+            titles = _titles(record.get("supporting_facts"))
+            paragraphs = [(t, body) for t, body in paragraphs if t in titles]
+        context = " ".join(f"{title}: {body}" for title, body in paragraphs)
+        if not context:
+            raise records.BadRowError("context: none of the supporting paragraphs is there")
+        name = f"hotpotqa-{short_hash(context)}"
+        number = record.get("_id") or record.get("id") or short_hash(question)
+        difficulty = LEVELS.get(str(record.get("level")), 0)
+        yield context, Example(f"{name}/{number}", name, context, question, (answer,), difficulty)
+
+    return load(cfg, split, parse, seed, level)
+
+
+def _paragraphs(value: Any) -> list[tuple[str, str]]:
+    """(title, text) pairs of [[title, [sentence, ...]], ...] or of the hub's two parallel lists."""
+    if isinstance(value, Mapping):
+        titles, bodies = value.get("title"), value.get("sentences")
+        if isinstance(titles, list) and isinstance(bodies, list) and len(titles) == len(bodies):
+            value = list(zip(titles, bodies, strict=True))
+    if not isinstance(value, list):
+        raise records.BadRowError(f"context: expected paragraphs, got {repr(value)[:40]}")
+    made = []
+    for pair in value:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[1], list):
+            raise records.BadRowError(
+                f"context: expected [title, [sentences]], got {repr(pair)[:40]}"
+            )
+        made.append((str(pair[0]), " ".join(" ".join(map(str, pair[1])).split())))
+    return made
+
+
+def _titles(value: Any) -> set[str]:
+    """Titles of [[title, sentence], ...] or {"title": [...], "sent_id": [...]}."""
+    if isinstance(value, Mapping):
+        value = [[title] for title in value.get("title") or []]
+    if not isinstance(value, list) or not all(isinstance(fact, list) and fact for fact in value):
+        raise records.BadRowError(f"supporting_facts: expected facts, got {repr(value)[:40]}")
+    return {str(fact[0]) for fact in value}

@@ -1,0 +1,75 @@
+"""Any file or hub data set of rows with a context, a question and an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lw_jax.data import records
+from lw_jax.data.example import Example
+from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+
+
+@dataclass(frozen=True)
+class Config(Source):
+    """Rows with a context, a question and an answer, under field names of your own.
+
+    Args:
+        train, eval: local file (.jsonl, .json, .parquet) or hub name; eval null: `eval_share` of
+            train's contexts is held out.
+        subset, train_split, eval_split: of a hub data set.
+        eval_share, validation_share: shares of train held out (the first only without eval rows).
+        train_rows, eval_rows: at most so many contexts, sampled by the seed; null for all.
+        context_field: the text that crosses the wire.
+        question_field: null: there is no question.
+        answer_field: text, or a list of texts that all count as right; null: the context is read
+            back.
+        level_field: a whole number, the curriculum level; null: all 0.
+    """
+
+    context_field: str = "context"
+    question_field: str | None = "question"
+    answer_field: str | None = "answer"
+    level_field: str | None = None
+
+
+def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+    """One row a context, with all its questions."""
+
+    def parse(
+        where: str, record: Mapping[str, Any], reject: Reject
+    ) -> Iterator[tuple[str, Example]]:
+        context = records.text(record, cfg.context_field)
+        question = records.text(record, cfg.question_field) if cfg.question_field else ""
+        answers = (context,) if cfg.answer_field is None else _answers(record, cfg.answer_field)
+        name = f"jsonl-{short_hash(context)}"
+        number = short_hash(f"{question}\n{answers[0]}")
+        yield (
+            context,
+            Example(f"{name}/{number}", name, context, question, answers, _level(record, cfg)),
+        )
+
+    return load(cfg, split, parse, seed, level)
+
+
+def _answers(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    value = record.get(field)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (str(value),)
+    if not isinstance(value, list):
+        return (records.text(record, field),)
+    if not value:
+        raise records.BadRowError(f"{field}: expected text or a list of texts, got []")
+    return tuple(dict.fromkeys(records.text({field: text}, field) for text in value))
+
+
+def _level(record: Mapping[str, Any], cfg: Config) -> int:
+    if cfg.level_field is None:
+        return 0
+    value = record.get(cfg.level_field)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise records.BadRowError(
+            f"{cfg.level_field}: expected a whole number, got {repr(value)[:40]}"
+        )
+    return value
