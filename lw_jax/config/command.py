@@ -66,4 +66,4 @@ def read_command(argv: Sequence[str]) -> Command:
     if len(actions) > 1 or (actions and "evaluate" in given):
         raise UserError("give one of --doctor, --print_config and --evaluate at a time")
     action: Action = actions.pop() if actions else "evaluate" if "evaluate" in given else "run"
-    return Command(action, *given.values(), tuple(flags))
+    return Command(action, next(iter(given.values())), tuple(flags))

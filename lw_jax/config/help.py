@@ -53,13 +53,13 @@ def sections(
         value = tree.named(inner)
         about = docs.get(one.name, "")
         if tree.fields(value or inner):
-            path = [*([key] if key else []), one.name, *(["NAME"] if value else [])]
-            below.append((value is not None, value or inner, ".".join(path), about))
+            path = f"{key}.{one.name}".lstrip(".") + (".NAME" if value else "")
+            below.append((value is not None, value or inner, path, about))
         else:
             here.leaves.append((one.name, tree.short(inner) + _default(one), about))
     yield here
-    for _, part, path, about in sorted(below, key=lambda b: b[0]):  # what the user names: last
-        yield from sections(part, path, about, seen)
+    for _, part, where, text in sorted(below, key=lambda b: b[0]):  # what the user names: last
+        yield from sections(part, where, text, seen)
 
 
 def print_help(key: str, console: Console) -> None:
