@@ -1,0 +1,73 @@
+"""Tiny random models and tokenizers that the receiver's and the bridge's tests share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.data.example import Example
+from lw_jax.data.facts import FactsRows
+from lw_jax.data.tokenizers import special_ids, train_bpe
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.params import init
+from lw_jax.party import Party
+from lw_jax.receiver.layout import Speaker, head_ids
+
+LAYOUT = LayoutConfig()
+
+
+@cache
+def tokenizer(family: str, vocab: int) -> Tokenizer:
+    rows = FactsRows("train", 0, 4, 400)
+    texts = [
+        f"Context: {e.context}\nQuestion: {e.question}\nAnswer: {e.answers[0]}"
+        for i in range(200)
+        for e in rows[i][:1]
+    ]
+    return train_bpe(texts, vocab, family=family, single_digits=True)
+
+
+@cache
+def speaker(family: str = "mistral", vocab: int = 320) -> Speaker:
+    tok = tokenizer(family, vocab)
+    ids = special_ids(tok, family)
+    eos = ids["eos_token_id"]
+    assert eos is not None
+    return Speaker(family, tok, ids["bos_token_id"], eos)
+
+
+@cache
+def arch(family: str = "mistral", vocab: int = 320) -> Arch:
+    who = speaker(family, vocab)
+    return Arch(
+        family=family,
+        vocab_size=vocab,
+        width=24,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=6,
+        mlp_width=32,
+        norm_eps=1e-5,
+        rope=Rope(10000.0),
+        qkv_bias=family == "qwen2",
+        bos_id=who.bos_id,
+        eos_ids=(who.eos_id,),
+        init_std=0.3,
+    )
+
+
+@cache
+def party(family: str = "mistral", vocab: int = 320, seed: int = 0) -> Party:
+    made = arch(family, vocab)
+    params = init(made, jax.random.key(seed), jnp.float32)
+    return Party(params, made, tuple(head_ids(LAYOUT, speaker(family, vocab))))
+
+
+def groups(count: int, level: int = 2, questions: int = 2) -> list[tuple[Example, ...]]:
+    rows = FactsRows("train", 1, level, count, questions)
+    return [rows[i] for i in range(count)]
