@@ -1,0 +1,147 @@
+"""The stage that trains one of the small models that ship, tests it, and writes it to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from lw_jax.config.parse import to_dict
+from lw_jax.config.pretraining import ArchConfig, PretrainConfig
+from lw_jax.config.run import Run, write_text
+from lw_jax.data import gsm8k
+from lw_jax.data.pretraining import MixtureRows, Shares, mixture
+from lw_jax.data.tokenizers import save_tokenizer, special_ids, train_bpe
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.lm import load_lm
+from lw_jax.models.params import init
+from lw_jax.models.save import save_pretrained
+from lw_jax.receiver.layout import Speaker
+from lw_jax.stages.model_card import minutes, model_card
+from lw_jax.stages.pretrain_test import final_test
+from lw_jax.train.language import make_step
+from lw_jax.train.loop import Job, fit
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import TrainState, new_state
+from lw_jax.train.texts import Texts, left_out
+
+MEASURED_TEXTS = 4000
+"""Texts on which the share that is left out for its length is measured."""
+
+
+def run(run: Run, name: str, cfg: PretrainConfig) -> None:
+    """Train the tokenizer and the model, write it to `cfg.out`, test what was written.
+
+    Raises:
+        UserError: bad data, or a checkpoint of another config.
+    """
+    seed = run.config.seed
+    shares = Shares(cfg.facts, cfg.facts_copy, cfg.gsm8k_copy, cfg.gsm8k_solve)
+    rows = mixture(shares, "train", seed, problems=problems(cfg))
+    tokenizer = _tokenizer(run.run_dir / f"{name}.tokenizer.json", cfg, rows)
+    arch = make_arch(cfg, tokenizer)
+    who = Speaker(name, tokenizer, arch.bos_id, arch.eos_ids[0])
+    texts = Texts(rows, who, cfg.batch_size, cfg.max_tokens)
+    state = _train(run, name, cfg, arch, texts)
+
+    out = Path(cfg.out)
+    save_pretrained(out, arch, state.params)
+    save_tokenizer(tokenizer, arch.family, out, arch.max_positions)
+    lm = load_lm(out, run.mesh, dtype=compute_dtype())
+    figures = {
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "steps": cfg.steps,
+        "minutes": minutes(run.run_dir / "diagnostics.jsonl", name),
+        "left_out": left_out(texts, MEASURED_TEXTS),
+        **final_test(lm, cfg, problems(cfg), seed),
+    }
+    write_text(run.out_dir / "metrics.json", json.dumps({"pretrain": {name: figures}}, indent=2))
+    write_text(out / "README.md", model_card(out.name, cfg, arch, figures, run.command))
+    run.console.print(f"{out}:", json.dumps(figures, indent=2), highlight=False)
+
+
+def problems(cfg: PretrainConfig) -> gsm8k.Config | None:
+    """GSM8K to train on and to read back; None where the config names none."""
+    if cfg.gsm8k_train is None:
+        return None
+    return gsm8k.Config(train=cfg.gsm8k_train, eval=cfg.gsm8k_eval)
+
+
+def make_arch(cfg: PretrainConfig, tokenizer: Tokenizer) -> Arch:
+    """The decoder's arch from the config and the ids of its tokenizer."""
+    shape: ArchConfig = cfg.arch
+    ids = special_ids(tokenizer, shape.family)
+    assert ids["eos_token_id"] is not None
+    return Arch(
+        family=shape.family,
+        vocab_size=cfg.tokenizer.vocab_size,
+        width=shape.width,
+        layers=shape.layers,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        mlp_width=shape.mlp_width,
+        norm_eps=1e-5,
+        rope=Rope(shape.rope_theta),
+        window=shape.window,
+        qkv_bias=shape.family == "qwen2",
+        tied=shape.tied,
+        max_positions=shape.max_positions,
+        bos_id=ids["bos_token_id"],
+        eos_ids=(ids["eos_token_id"],),
+    )
+
+
+def compute_dtype() -> Any:
+    """bfloat16 where the device multiplies it faster, else float32."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def _train(run: Run, name: str, cfg: PretrainConfig, arch: Arch, texts: Texts) -> TrainState:
+    keys = jax.random.split(jax.random.key(run.config.seed))
+    params = init(arch, keys[0])
+    optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
+    step = make_step(arch, optimiser, cfg.rest_weight, compute_dtype())
+    ids = hashlib.sha256(texts.who.tokenizer.to_str().encode()).hexdigest()[:32]
+    return fit(
+        Job(
+            name=name,
+            directory=run.run_dir,
+            steps=cfg.steps,
+            state=new_state(params, optimiser, keys[1]),
+            step_for=lambda _: step,
+            batches=lambda start, stop: texts.batches(start, stop, cfg.workers),
+            identity={
+                "stages": {name: {"pretrain": to_dict(cfg)}},
+                "seed": run.config.seed,
+                "fingerprints": {"tokenizer": ids},
+            },
+            log_every=cfg.log_every,
+            save_every=cfg.save_every,
+        )
+    )
+
+
+def _tokenizer(path: Path, cfg: PretrainConfig, rows: MixtureRows) -> Tokenizer:
+    """The run's tokenizer: trained once, then read."""
+    if not path.exists():
+        made = train_bpe(
+            (
+                f"{task.example.context} {task.example.question} {task.example.answers[0]}"
+                for i in range(cfg.tokenizer.samples)
+                for task in rows[i][:1]
+            ),
+            cfg.tokenizer.vocab_size,
+            family=cfg.arch.family,
+            single_digits=cfg.tokenizer.single_digits,
+        )
+        new = path.with_suffix(".tmp")
+        made.save(str(new))
+        os.replace(new, path)
+    return Tokenizer.from_file(str(path))
