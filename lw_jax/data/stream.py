@@ -126,7 +126,7 @@ class Stream(Generic[Item, Batch]):
 
 
 def _start_worker(worker: int, workers: int) -> None:
-    """A worker's tokenizers use its own core only, and it ends when a killed run leaves it alone."""
+    """A worker keeps to its own core, and ends when a killed run leaves it alone."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
