@@ -216,6 +216,8 @@ class Config:
             for name in names:
                 if not re.fullmatch(_NAME, name):
                     raise UserError(f"{what}.{name}: a name has letters, digits, - and _ only")
+        for taken in {"sender", "source"} & set(self.receivers):
+            raise UserError(f"receivers.{taken}: the name is taken; call the receiver otherwise")
         if not re.fullmatch(_NAME, self.name):
             raise UserError(
                 f"name: it names a directory: letters, digits, - and _ only; got {self.name!r}"

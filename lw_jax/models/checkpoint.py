@@ -47,10 +47,8 @@ def open_checkpoint(
     Raises:
         UserError: no such directory or hub model, no network, pickled weights, a bad config.
     """
-    folder = Path(name_or_path).expanduser()
-    hub = None if folder.is_dir() else str(name_or_path)
-    if hub is not None:
-        folder = _fetch(hub, _SMALL_FILES)
+    folder = small_files(name_or_path)
+    hub = None if Path(name_or_path).expanduser().is_dir() else str(name_or_path)
     arch = read_arch(folder)
     wanted = {part.name for part in parts(arch, layers, head)}
     if (folder / INDEX).is_file():
@@ -69,6 +67,16 @@ def open_checkpoint(
     return Checkpoint(
         folder, arch, files or dict.fromkeys(_names(folder / WEIGHTS), folder / WEIGHTS)
     )
+
+
+def small_files(name_or_path: str | Path) -> Path:
+    """The directory of a model's files; of a hub name, all but the weights are fetched into it.
+
+    Raises:
+        UserError: no such directory or hub model, or no network.
+    """
+    folder = Path(name_or_path).expanduser()
+    return folder if folder.is_dir() else _fetch(str(name_or_path), _SMALL_FILES)
 
 
 def read_arch(directory: str | Path) -> Arch:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ HEAD = (0, 0, 0, 0)
 class AbstractStep:
     """A jitted step and its arguments as `jax.ShapeDtypeStruct`s with shardings."""
 
-    step: Callable[..., Any]
+    step: jax.stages.Wrapped
     state: TrainState
     parties: Parties
     batch: dict[str, jax.ShapeDtypeStruct]
@@ -60,7 +60,7 @@ def abstract_step(
 
     Args:
         sender, receivers: what the frozen models are.
-        lengths: tokens of `source`, and of `context`, `ask`, `answer` (for every receiver).
+        lengths: tokens of each part of a batch, as `receiver.collate.measure` gives them.
 
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
@@ -144,7 +144,7 @@ def batch_shapes(
         }
     for name in receivers:
         for part, count in (("context", rows), ("ask", asked), ("answer", asked)):
-            batch[f"{name}/{part}/ids"] = array(count, lengths[part])
+            batch[f"{name}/{part}/ids"] = array(count, lengths[f"{name}/{part}"])
             batch[f"{name}/{part}/lengths"] = array(count)
     return batch
 

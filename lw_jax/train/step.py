@@ -8,7 +8,7 @@ non-zero, so a delayed start is another plan, not a branch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -116,7 +116,7 @@ class StepMaker:
     accumulate: int = 1
     ema: float | None = None
 
-    def make(self, plan: Plan) -> Callable[[TrainState, Parties, Batch], Any]:
+    def make(self, plan: Plan) -> jax.stages.Wrapped:
         """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
         return jax.jit(partial(self._step, plan), donate_argnums=0)
 

@@ -1,0 +1,256 @@
+"""Checks of a config before it costs anything: models, tokenizers, rows, mesh, memory.
+
+`check` runs before every run and raises on the first thing that is wrong; `--doctor` shows all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lw_jax import bridge
+from lw_jax.config.memory import estimate
+from lw_jax.config.schema import Config, ModelConfig
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh, mesh_shape
+from lw_jax.models.arch import Arch
+from lw_jax.models.checkpoint import open_checkpoint, read_arch, small_files
+from lw_jax.models.tokenizer import load_tokenizer, with_tokenizer_ids
+from lw_jax.receiver.collate import measure
+from lw_jax.receiver.layout import Speaker, check_labels, speaker
+from lw_jax.registry import chosen
+from lw_jax.stages.setting import CHECKED_ROWS, load_rows, sample
+from lw_jax.train.abstract import abstract_step
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at (a config key), and what was found."""
+
+    level: Literal["ok", "warning", "error"]
+    key: str
+    text: str
+
+
+@dataclass
+class Examination:
+    """All that is found out about a config on the way."""
+
+    config: Config
+    findings: list[Finding] = field(default_factory=list)
+    archs: dict[str, Arch] = field(default_factory=dict)
+    speakers: dict[str, Speaker] = field(default_factory=dict)
+    groups: list[Any] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
+        """Keep a finding."""
+        self.findings.append(Finding(level, key, text))
+
+    @contextmanager
+    def trying(self, key: str) -> Iterator[None]:
+        """A UserError inside becomes a finding."""
+        try:
+            yield
+        except UserError as error:
+            self.note("error", key, " ".join(str(error).split()))
+
+    @property
+    def sound(self) -> bool:
+        """Whether no error has been found."""
+        return all(f.level != "error" for f in self.findings)
+
+
+def check(config: Config) -> None:
+    """Raise what `examine` finds first, without the estimate of memory.
+
+    Raises:
+        UserError: anything wrong that can be known before the run.
+    """
+    for finding in examine(config, memory=False):
+        if finding.level == "error":
+            text = finding.text
+            raise UserError(text if text.startswith(finding.key) else f"{finding.key}: {text}")
+
+
+def examine(config: Config, memory: bool = True) -> list[Finding]:
+    """All findings; the steps are compiled to say what memory they take, if asked for."""
+    seen = Examination(config)
+    with seen.trying("mesh"):
+        shape = mesh_shape(config.mesh, jax.device_count())
+        seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
+        _batches(seen, shape[0])
+    if config.sender is not None:
+        _model(seen, "sender", config.sender)
+    for name, model in config.receivers.items():
+        _model(seen, f"receivers.{name}", model)
+    if config.bridge is not None:
+        with seen.trying("bridge"):
+            bridge.check_readers(config.bridge)
+            width, taps = bridge.source_dims(config.bridge, seen.archs.get("sender"))
+            seen.note("ok", "bridge.source", f"{taps} taps of width {width}")
+    _rows(seen)
+    if config.bridge is not None and seen.sound and seen.groups:
+        _layout(seen)
+        if memory and seen.sound:
+            _memory(seen)
+    return seen.findings
+
+
+def report(findings: list[Finding], console: Console) -> int:
+    """Print the findings; the exit code."""
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for found in findings:
+        table.add_row(Text(found.level, colours[found.level]), Text(found.key), Text(found.text))
+    console.print(table)
+    errors = sum(f.level == "error" for f in findings)
+    console.print(Text(f"{errors} to put right" if errors else "ready to run", "bold"))
+    return 2 if errors else 0
+
+
+def _batches(seen: Examination, rows: int) -> None:
+    """Every batch must divide over the mesh's rows."""
+    for name, stage in seen.config.stages.items():
+        for kind, cfg in chosen(stage).items():
+            count = cfg.batch_size // getattr(cfg, "accumulate", 1)
+            if count % rows:
+                seen.note(
+                    "error",
+                    f"stages.{name}.{kind}.batch_size",
+                    f"{count} rows at once do not divide over {rows} devices; "
+                    f"use a multiple of {rows}, or mesh.data",
+                )
+
+
+def _model(seen: Examination, key: str, model: ModelConfig) -> None:
+    with seen.trying(f"{key}.path"):
+        folder = small_files(model.path)
+        tokenizer = load_tokenizer(folder)
+        arch = with_tokenizer_ids(read_arch(folder), tokenizer, str(folder))
+        if Path(model.path).expanduser().is_dir():
+            open_checkpoint(folder)  # are the weight files there?
+        name = key.rpartition(".")[2]
+        seen.archs[name] = arch
+        seen.speakers[name] = speaker(name, tokenizer, arch.bos_id, arch.eos_ids)
+        seen.note(
+            "ok",
+            f"{key}.path",
+            f"{arch.family}, {arch.layers} layers of width {arch.width}, "
+            f"vocabulary {arch.vocab_size}, ends at {', '.join(map(str, arch.eos_ids))}",
+        )
+        ways = seen.config.mesh.model
+        if arch.heads % ways or arch.kv_heads % ways:
+            seen.note(
+                "warning",
+                "mesh.model",
+                f"{ways} does not divide the {arch.heads} heads and {arch.kv_heads} key/value "
+                f"heads of {key}: their weights are copied to every device",
+            )
+    if model.attention == "cudnn" and (
+        jax.default_backend() != "gpu" or model.dtype != "bfloat16" or model.quant == "nf4"
+    ):
+        seen.note(
+            "error",
+            f"{key}.attention",
+            "cudnn needs an NVIDIA GPU and dtype bfloat16; use xla",
+        )
+
+
+def _rows(seen: Examination) -> None:
+    """Read the rows of every stage."""
+    config = seen.config
+    for name, stage in config.stages.items():
+        for kind, cfg in chosen(stage).items():
+            if kind == "pretrain":
+                _pretraining_rows(seen, f"stages.{name}.pretrain", cfg)
+                continue
+            data = getattr(cfg, "data", None) or config.data
+            key = "data" if data is config.data else f"stages.{name}.{kind}.data"
+            for split, level in _splits(kind, cfg):
+                with seen.trying(key):
+                    rows = load_rows(data, split, config.seed, level)
+                    groups = sample(rows, CHECKED_ROWS)
+                    seen.groups += groups if split == "train" or not seen.groups else []
+                    of = "" if level is None else f" of level {level}"
+                    seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
+                    if rows.malformed:
+                        text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
+                        seen.note("warning", key, text)
+            start = getattr(cfg, "init_from", None)
+            if start is not None and not (Path(start) / "checkpoints").is_dir():
+                text = f"{start} has no checkpoints; give the directory of a finished run"
+                seen.note("error", f"stages.{name}.train.init_from", text)
+
+
+def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
+    if kind == "evaluate":
+        return [("eval", None)]
+    if kind == "calibrate":
+        return [("train", None)]
+    levels = list(dict.fromkeys(c.level for c in cfg.curriculum)) or [None]
+    return [("train", level) for level in levels] + [("validation", None)] * bool(cfg.eval_every)
+
+
+def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
+    from lw_jax.data import gsm8k
+
+    for part in ("gsm8k_train", "gsm8k_eval"):
+        source = getattr(cfg, part)
+        if source is not None:
+            with seen.trying(f"{key}.{part}"):
+                split = part.rpartition("_")[2]
+                rows = gsm8k.rows(gsm8k.Config(train=source, eval=source), split)
+                seen.note("ok", f"{key}.{part}", f"{len(rows)} problems")
+
+
+def _layout(seen: Examination) -> None:
+    """Are the labels the joint tokenisation's, and do the texts fit the models?"""
+    config, examples = seen.config, [e for g in seen.groups for e in g]
+    receivers = {n: seen.speakers[n] for n in config.receivers}
+    for name, who in receivers.items():
+        with seen.trying(f"receivers.{name}"):
+            count = check_labels(config.layout, who, examples)
+            seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
+    with seen.trying("layout"):
+        limit = config.layout.max_tokens
+        sender = seen.speakers.get("sender")
+        seen.sizes = measure(config.layout, sender, receivers, seen.groups, limit).sizes
+        for name, arch in seen.archs.items():
+            part = "source" if name == "sender" else f"{name}/context"
+            if seen.sizes[part] > arch.max_positions:
+                seen.note(
+                    "warning",
+                    "layout.max_tokens",
+                    f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
+                    f"{arch.max_positions}: set a limit",
+                )
+
+
+def _memory(seen: Examination) -> None:
+    config = seen.config
+    receivers = {name: seen.archs[name] for name in config.receivers}
+    for name, stage in config.stages.items():
+        if stage.train is not None:
+            key = f"stages.{name}.train"
+            with seen.trying(key):
+                step = abstract_step(
+                    config,
+                    stage.train,
+                    seen.archs.get("sender"),
+                    receivers,
+                    seen.sizes,
+                    make_mesh(config.mesh),
+                )
+                need = estimate(step)
+                fits = need.total < need.room
+                advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
+                seen.note("ok" if fits else "error", key, f"{need}{advice}")

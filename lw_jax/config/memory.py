@@ -1,0 +1,58 @@
+"""What a training step takes of a device's memory, from shapes alone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import jax
+
+from lw_jax.train.abstract import AbstractStep, size_in_bytes
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device: frozen weights, bridge with optimiser, work space; and what there is."""
+
+    frozen: int
+    state: int
+    work: int
+    room: int
+
+    @property
+    def total(self) -> int:
+        """Bytes needed."""
+        return self.frozen + self.state + self.work
+
+    def __str__(self) -> str:
+        parts = (
+            f"{self.frozen / GIB:.2f} GiB frozen weights + {self.state / GIB:.2f} bridge and "
+            f"optimiser + {self.work / GIB:.2f} work = {self.total / GIB:.2f}"
+        )
+        return f"{parts} of {self.room / GIB:.1f} GiB a device"
+
+
+def estimate(step: AbstractStep, room: int | None = None) -> Need:
+    """Compile a step to see its work space, unless its arguments alone are too much.
+
+    room: bytes that a device has; by default, what the first device says.
+    """
+    frozen, state = size_in_bytes(step.parties), size_in_bytes(step.state)
+    there = device_memory() if room is None else room
+    if frozen + state >= there:
+        return Need(frozen, state, 0, there)
+    memory = step.step.lower(*step.arguments).compile().memory_analysis()
+    if memory is None:  # a backend that does not tell
+        return Need(frozen, state, 0, there)
+    own = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Need(frozen, state, memory.temp_size_in_bytes + own, there)
+
+
+def device_memory() -> int:
+    """Bytes that one device has: an accelerator's own, or its share of the host's."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
