@@ -105,16 +105,8 @@ class FactsRows:
             answers: tuple[str, ...] = (values[ask.slot],)
             if ask.slot == "who":
                 answers = (values["surname"], values["who"])
-            made.append(
-                Example(
-                    f"{name}/{ask.answer}/{kind}.{ask.slot}",
-                    name,
-                    context,
-                    question,
-                    answers,
-                    level,
-                )
-            )
+            number = f"{name}/{ask.answer}/{kind}.{ask.slot}/{len(made)}"
+            made.append(Example(number, name, context, question, answers, level))
         return tuple(made)
 
 

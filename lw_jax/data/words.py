@@ -84,7 +84,7 @@ def open_word(role: Role, split: Split, rng: random.Random) -> str:
 FIRST_NAMES = _words(
     """Ada Alma Anton Aron Bela Boris Carla Celia Clara Cyril Dana Diego Dora Edgar Edith Elena
     Emil Enzo Erika Esther Eva Felix Flora Frida Gloria Greta Hanna Hector Helga Hugo Ida Igor
-    Ilse Ines Irma Ivan Jakob Jonas Julia Karl Klara Lars Laura Leo Linda Louis Luisa Marco Maria
+    Ilse Ines Irma Ivan Jasper Jonas Julia Karl Klara Lars Laura Leo Linda Louis Luisa Marco Maria
     Mario Marta Milo Nadia Nina Nora Olga Oscar Otto Paula Petra Rita Rosa Sofia Viktor"""
 )
 ANIMALS = _words(
