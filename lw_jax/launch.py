@@ -70,13 +70,13 @@ def run(config: Any, console: Console, command: str) -> int:
 
     check_directory(config)
     check(config)
-    this = open_run(config, make_mesh(config.mesh), console, command)
-    console.print(f"run directory: {this.run_dir}", highlight=False)
-    for name in config.stages:
-        if name in this.finished():
-            console.print(f"{name}: done already", highlight=False)
-        else:
-            run_stage(this, name)
+    with open_run(config, make_mesh(config.mesh), console, command) as this:
+        console.print(f"run directory: {this.run_dir}", highlight=False)
+        for name in config.stages:
+            if name in this.finished():
+                console.print(f"{name}: done already", highlight=False)
+            else:
+                run_stage(this, name)
     return OK
 
 
@@ -86,8 +86,13 @@ def run_stage(this: Any, name: str) -> None:
 
     ((kind, config),) = chosen(this.config.stages[name]).items()
     began = time.monotonic()
-    importlib.import_module(f"lw_jax.stages.{kind}").run(this, name, config)
+    stage_module(kind).run(this, name, config)
     this.finish(name, round(time.monotonic() - began, 1))
+
+
+def stage_module(kind: str) -> Any:
+    """The module of a kind of stage."""
+    return importlib.import_module(f"lw_jax.stages.{kind}")
 
 
 def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Console) -> int:

@@ -78,7 +78,11 @@ def check(config: Config) -> None:
     for finding in examine(config, memory=False):
         if finding.level == "error":
             text = finding.text
-            raise UserError(text if text.startswith(finding.key) else f"{finding.key}: {text}")
+            raise UserError(
+                text
+                if text.startswith((f"{finding.key}:", f"{finding.key}."))
+                else f"{finding.key}: {text}"
+            )
 
 
 def examine(config: Config, memory: bool = True) -> list[Finding]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,6 @@ class Run:
     console: Console
     out_dir: Path
     command: str = ""
-    _lock: Any = field(default=None, repr=False, compare=False)
 
     def finished(self) -> dict[str, float]:
         """Stages that have ended, with the seconds that their last leg took."""
@@ -85,8 +86,9 @@ def check_directory(config: Config) -> None:
         )
 
 
-def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") -> Run:
-    """Make or re-open the run directory of a config that passed its checks, and lock it.
+@contextmanager
+def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") -> Iterator[Run]:
+    """Make or re-open the run directory of a config that passed its checks; locked until the end.
 
     Raises:
         UserError: see `check_directory`; or another process is at work in it.
@@ -94,9 +96,16 @@ def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") ->
     check_directory(config)
     path = run_directory(config)
     path.mkdir(parents=True, exist_ok=True)
-    held = lock(path)
-    write_text(path / CONFIG, to_yaml(config))
-    return Run(config, path, mesh, console, path, command, held)
+    with (path / LOCK).open("w") as file:  # a kill, too, sets the lock free
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"run_dir: another process is running in {path}; "
+                "wait for it, or give another --run_dir"
+            ) from None
+        write_text(path / CONFIG, to_yaml(config))
+        yield Run(config, path, mesh, console, path, command)
 
 
 def open_evaluation(config: Config, run_dir: Path, mesh: Mesh, console: Console) -> Run:
@@ -120,18 +129,6 @@ def read_config(run_dir: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{run_dir}: no {CONFIG} there, so it is no run directory")
     return from_dict(load(path))
-
-
-def lock(path: Path) -> Any:
-    """Hold the directory until the process ends; also after a kill, nothing is left behind."""
-    file = (path / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"run_dir: another process is running in {path}; wait for it, or give another --run_dir"
-        ) from None
-    return file
 
 
 def write_text(path: Path, text: str) -> None:

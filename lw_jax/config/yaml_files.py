@@ -97,7 +97,7 @@ def load(path: str | Path) -> dict[str, Any]:
 def dumps(value: Any, flow: bool = False) -> str:
     """YAML text of plain values, on one line if `flow`; `loads` reads the same values back."""
     style = {"default_flow_style": True, "width": 10**6} if flow else {"width": 100}
-    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
     return text.removesuffix("\n").removesuffix("\n...") if flow else text
 
 

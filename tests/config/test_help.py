@@ -1,0 +1,65 @@
+"""The help names every key, and every key is documented."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from lw_jax.config import tree
+from lw_jax.config.help import print_help, sections
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+
+
+def shown(key: str) -> str:
+    out = io.StringIO()
+    print_help(key, Console(file=out, width=100))
+    return out.getvalue()
+
+
+def test_every_key_has_a_line_of_its_own() -> None:
+    undocumented = [
+        f"{section.key}.{name}"
+        for section in sections()
+        for name, _, doc in section.leaves
+        if not doc
+    ]
+    assert undocumented == []
+
+
+def test_every_key_that_a_flag_may_set_is_in_the_help() -> None:
+    raw = {"stages": {"NAME": {}}, "receivers": {"NAME": {}}}
+    listed = {f"{s.key}.{name}".lstrip(".") for s in sections() for name, _, _ in s.leaves}
+    leaves = {
+        path for path in tree.paths(Config, raw) if not path.endswith("NAME") and not _is_part(path)
+    }
+    assert leaves == listed
+
+
+def _is_part(path: str) -> bool:
+    kind = tree.at(Config, tuple(path.split(".")))
+    return bool(tree.fields(kind)) or tree.named(kind) is not None
+
+
+def test_help_shows_types_and_defaults() -> None:
+    text = shown("")
+    assert "--config FILE" in text
+    assert "stages.NAME.train" in text
+    assert "int, required" in text
+    assert "float32|bfloat16 = bfloat16" in text
+
+
+def test_help_of_one_part_and_of_one_key() -> None:
+    part, key = shown("stages.fit.train.optimiser"), shown("stages.fit.train.optimiser.lr")
+    assert "weight_decay" in part
+    assert "latent_dim" not in part
+    assert "number = 0.001" in key
+    assert "weight_decay" not in key
+    assert "text, required" in shown("name")
+
+
+def test_help_of_an_unknown_key() -> None:
+    with pytest.raises(UserError, match=r"did you mean bridge.latent_dim\?"):
+        print_help("bridge.latent_dmi", Console(file=io.StringIO()))
