@@ -1,0 +1,319 @@
+"""What the decoder's run promises: masks, edits, taps, early exit, memory."""
+
+from dataclasses import replace
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import naive
+import numpy as np
+import optax
+import pytest
+
+from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.cache import as_prefix, new_cache
+from lw_jax.models.decoder import LayerInputs, embed_tokens, run
+from lw_jax.models.params import init
+from lw_jax.types import KV, Blocks, Edits, Lora
+
+ARCH = Arch("qwen2", 40, 16, 3, 4, 2, 4, 24, 1e-5, Rope(100.0), qkv_bias=True, init_std=0.3)
+WINDOW = replace(ARCH, window=4)
+ROWS, TOKENS, SLOTS, COLUMNS = 3, 9, 3, 4
+LENGTHS = np.array([9, 6, 8], np.int32)
+STARTS = np.array([2, 1, 3], np.int32)
+
+jit_run = jax.jit(run, static_argnums=0, static_argnames=("start", "stop", "taps"))
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.fixture(scope="module")
+def params():
+    made = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+    bias = {f"{n}_bias": 0.3 * normal(5, *made["layers"][f"{n}_bias"].shape) for n in "qkv"}
+    return {**made, "layers": {**made["layers"], **bias}}
+
+
+@pytest.fixture(scope="module")
+def h(params):
+    return embed_tokens(params, jax.random.randint(jax.random.key(1), (ROWS, TOKENS), 0, 40)) * 3
+
+
+def whole_positions(rows: int = ROWS, tokens: int = TOKENS) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(tokens)[None], (rows, tokens))
+
+
+def prefix() -> KV:
+    return KV(
+        k=normal(2, 3, ROWS, COLUMNS, 2, 4),
+        v=normal(3, 3, ROWS, COLUMNS, 2, 4),
+        mask=jnp.asarray([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 1, 1]], bool),
+        positions=jnp.asarray(STARTS)[:, None] + 0.75 * jnp.arange(COLUMNS)[None],
+    )
+
+
+def lora() -> Lora:
+    fans = {"q": (16, 16), "k": (16, 8), "v": (16, 8), "o": (16, 16)}
+    a = {n: normal(i, 2, ins, 2) for i, (n, (ins, _)) in enumerate(fans.items())}
+    b = {n: 0.3 * normal(9 + i, 2, 2, out) for i, (n, (_, out)) in enumerate(fans.items())}
+    return Lora(a, b, 0.7, layers=(0, 2))
+
+
+def apply_block(own, x):
+    return x + jnp.tanh(x @ own["w"])
+
+
+def blocks() -> Blocks:
+    return Blocks({"w": 0.3 * normal(20, 2, 16, 16)}, apply_block, layers=(1, 2))
+
+
+def slots() -> jax.Array:
+    at = STARTS[:, None] + np.arange(SLOTS)[None]
+    return jnp.asarray(np.where(np.arange(SLOTS)[None] < np.array([[3], [2], [3]]), at, -1))
+
+
+def deltas() -> Edits:
+    shape = (3, ROWS, SLOTS, 2, 4)
+    return Edits(k_delta=normal(21, *shape), v_delta=normal(22, *shape))
+
+
+GAIN = 1 + 0.5 * np.arange(ROWS * TOKENS, dtype=np.float32).reshape(ROWS, TOKENS) / 27
+GIVEN = {
+    "nothing": LayerInputs(),
+    "prefix": LayerInputs(kv=prefix(), message_start=STARTS),
+    "lora": LayerInputs(edits=Edits(lora=lora())),
+    "blocks": LayerInputs(edits=Edits(blocks=blocks())),
+    "deltas": LayerInputs(edits=deltas(), slot_index=slots()),
+    "all": LayerInputs(
+        prefix(), STARTS, replace(deltas(), lora=lora(), blocks=blocks()), slots(), GAIN
+    ),
+}
+
+
+def real(x: jax.Array) -> np.ndarray:
+    """The entries [..., B, T, D] of real tokens, as [..., n, D]."""
+    return np.asarray(x)[..., np.arange(TOKENS)[None] < LENGTHS[:, None], :]
+
+
+@pytest.mark.parametrize(
+    ("arch", "given"), [(ARCH, "nothing"), (ARCH, "all"), *((WINDOW, name) for name in GIVEN)]
+)
+def test_equals_the_naive_decoder(arch, given, params, h):
+    positions = whole_positions() + 0.5 * (jnp.arange(TOKENS)[None] > 4)
+    taps = (0, 1, 2, 3)
+    done = jit_run(
+        arch, params, h, positions=positions, lengths=LENGTHS, taps=taps, delivery=GIVEN[given]
+    )
+    want = naive.stream(arch, params, h, positions, LENGTHS, GIVEN[given])
+    np.testing.assert_allclose(real(done.taps), real(want), atol=2e-4)
+    chex.assert_trees_all_equal(done.h, done.taps[3])
+    if given != "nothing":
+        plain = naive.stream(arch, params, h, positions, LENGTHS, LayerInputs())
+        assert np.abs(real(want)[3] - real(plain)[3]).max() > 0.1
+
+
+def test_cached_run_equals_one_run(params, h):
+    """Prompts of different lengths, then the rest token by token at each row's own next index."""
+    inputs, prompts = GIVEN["all"], np.array([6, 6, 7], np.int32)
+    whole = jit_run(
+        WINDOW, params, h, positions=whole_positions(), lengths=LENGTHS, delivery=inputs
+    ).h
+    cache = new_cache(WINDOW, 3, ROWS, TOKENS, h.dtype)
+    part = jit_run(
+        WINDOW,
+        params,
+        h,
+        positions=whole_positions(),
+        lengths=prompts,
+        delivery=inputs,
+        cache=cache,
+    )
+    chex.assert_trees_all_equal(part.cache.lengths, prompts)
+    for step in range(3):
+        at = np.minimum(prompts + step, LENGTHS - 1)[:, None]
+        live = prompts + step < LENGTHS
+        gain = np.take_along_axis(GAIN, at, axis=1)
+        part = jit_run(
+            WINDOW,
+            params,
+            jnp.take_along_axis(h, at[..., None], axis=1),
+            positions=jnp.asarray(at),
+            lengths=live.astype(np.int32),
+            delivery=replace(inputs, gain=gain),
+            cache=part.cache,
+        )
+        want = np.take_along_axis(np.asarray(whole), at[..., None], axis=1)
+        np.testing.assert_allclose(part.h[live], want[live], atol=2e-5)
+    chex.assert_trees_all_equal(part.cache.lengths, LENGTHS)
+
+
+def test_prefix_of_real_tokens_equals_the_tokens(params, h):
+    """Keys before RoPE and values of prefilled tokens, given as a prefix, replace the tokens."""
+    first, rest = h[:, :4], h[:, 4:]
+    at = whole_positions()
+    four = np.full(ROWS, 4, np.int32)
+    cache = new_cache(ARCH, 3, ROWS, 4, h.dtype)
+    seen = jit_run(ARCH, params, first, positions=at[:, :4], lengths=four, cache=cache).cache
+    done = jit_run(
+        ARCH,
+        params,
+        rest,
+        positions=at[:, 4:],
+        lengths=LENGTHS - 4,
+        delivery=LayerInputs(kv=as_prefix(ARCH, seen)),
+    )
+    whole = jit_run(ARCH, params, h, positions=at, lengths=LENGTHS)
+    np.testing.assert_allclose(real(whole.h)[4:9], np.asarray(done.h)[0], atol=1e-4)
+    np.testing.assert_allclose(whole.h[2, 4:8], done.h[2, :4], atol=1e-4)
+
+
+def test_padding_changes_nothing(params, h):
+    """Neither what stands in the padding nor how much of it there is."""
+    noise = jnp.where(jnp.arange(TOKENS)[None, :, None] < LENGTHS[:, None, None], h, 1e3)
+    wide = jnp.pad(noise, [(0, 0), (0, 3), (0, 0)], constant_values=-7.0)
+    given = GIVEN["prefix"]
+    tight = jit_run(WINDOW, params, h, positions=whole_positions(), lengths=LENGTHS, delivery=given)
+    loose = jit_run(
+        WINDOW,
+        params,
+        wide,
+        positions=whole_positions(tokens=TOKENS + 3),
+        lengths=LENGTHS,
+        delivery=given,
+    )
+    np.testing.assert_allclose(real(tight.h), real(loose.h[:, :TOKENS]), atol=1e-6)
+
+
+def test_no_gradient_comes_from_the_future(params, h):
+    """State 4 of row 0 depends on tokens 0 to 4 of row 0, and on nothing else."""
+
+    @jax.jit
+    @jax.grad
+    def sensitivity(h):
+        out = run(ARCH, params, h, positions=whole_positions(), lengths=LENGTHS)
+        return jnp.sum(jnp.sin(out.h[0, 4]))
+
+    found = np.abs(sensitivity(h)).max(-1)
+    assert (found[0, :5] > 0).all()
+    assert (found[0, 5:] == 0).all()
+    assert (found[1:] == 0).all()
+
+
+def test_window_hides_what_lies_behind_it(params, h):
+    @jax.jit
+    @jax.grad
+    def sensitivity(h):
+        out = run(WINDOW, params, h, positions=whole_positions(), lengths=LENGTHS, stop=1)
+        return jnp.sum(out.h[0, 7])
+
+    found = np.abs(sensitivity(h)[0]).max(-1)
+    assert (found > 0).tolist() == [4 <= i <= 7 for i in range(TOKENS)]
+
+
+def test_tokens_before_the_message_do_not_see_it(params, h):
+    kv = prefix()
+
+    def states(k, v):
+        given = LayerInputs(kv=replace(kv, k=k, v=v), message_start=STARTS)
+        out = run(ARCH, params, h, positions=whole_positions(), lengths=LENGTHS, delivery=given)
+        return jnp.sum(out.h[1], axis=-1)
+
+    by_v = np.abs(jax.jit(jax.jacrev(states, argnums=1))(kv.k, kv.v)).sum(
+        axis=(1, 4, 5)
+    )  # [T, B, C]
+    assert (by_v[:1] == 0).all()
+    assert (by_v[1:6, 1, :2] > 0).all()
+    assert (by_v[1:6, 1, 2:] == 0).all()
+
+
+def test_early_exit_never_touches_the_layers_beyond(params, h):
+    def spoil(x):
+        return x.at[2:].set(jnp.nan)
+
+    spoilt = {**params, "layers": jax.tree.map(spoil, params["layers"])}
+    cut = {"embed": params["embed"], "layers": jax.tree.map(lambda x: x[:2], params["layers"])}
+    go = partial(jit_run, ARCH, h=h, positions=whole_positions(), lengths=LENGTHS)
+    whole = go(params=params, taps=(3, 1, 2))
+    for tree in (spoilt, cut):
+        early = go(params=tree, stop=2, taps=(0, 2))
+        chex.assert_trees_all_equal(early.h, early.taps[1], whole.taps[2])
+        chex.assert_trees_all_equal(early.taps[0], h)
+    late = jit_run(
+        ARCH, params, whole.taps[1], positions=whole_positions(), lengths=LENGTHS, start=1
+    )
+    np.testing.assert_allclose(late.h, whole.taps[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{"taps": (4,)}, {"stop": 2, "taps": (3,)}, {"stop": 4}])
+def test_layers_that_are_not_there_are_named(bad, params, h):
+    with pytest.raises(UserError, match="layers"):
+        run(ARCH, params, h, positions=whole_positions(), lengths=LENGTHS, **bad)
+
+
+def test_float32_parameters_train_in_bf16(params, h):
+    def loss(params, h):
+        out = run(ARCH, params, h, positions=whole_positions(), lengths=LENGTHS)
+        assert out.h.dtype == jnp.bfloat16
+        return jnp.mean(out.h.astype(jnp.float32) ** 2)
+
+    grads = jax.jit(jax.grad(loss))(params, h.astype(jnp.bfloat16))
+    chex.assert_trees_all_equal_shapes_and_dtypes(grads, params)
+    assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads["layers"]))
+    chex.assert_tree_all_finite(grads)
+
+
+def test_gradients_equal_finite_differences(params, h):
+    """Of the stream, the prefix and the edits, through the checkpointed scan."""
+    given = GIVEN["all"]
+
+    @jax.jit
+    def loss(h, k, v, edits):
+        full = replace(given, kv=replace(given.kv, k=k, v=v), edits=edits)
+        out = run(
+            WINDOW,
+            params,
+            h,
+            positions=whole_positions(),
+            lengths=LENGTHS,
+            taps=(1, 2),
+            delivery=full,
+        )
+        return jnp.mean(jnp.sin(out.taps)) + jnp.mean(jnp.cos(out.h))
+
+    args = (h, given.kv.k, given.kv.v, given.edits)
+    grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*args)
+    size = float(optax.tree.norm(grads))
+
+    def moved(by: float) -> float:
+        return loss(*jax.tree.map(lambda x, g: x + by / size * g, args, grads))
+
+    np.testing.assert_allclose((moved(0.01) - moved(-0.01)) / 0.02, size, rtol=1e-2)
+
+
+@pytest.mark.parametrize("taps", [(), (2, 16)])
+def test_the_frozen_stack_is_never_copied(taps):
+    """Compiled temporaries stay far below the size of the stacked weights, gradient included."""
+    arch = Arch("llama", 32, 128, 16, 4, 2, 32, 512, 1e-5, Rope(1e4))
+    weights = jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+    stack = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights["layers"]))
+
+    def loss(h, params):
+        out = run(
+            arch,
+            params,
+            h,
+            positions=whole_positions(1, 8),
+            lengths=jnp.full((1,), 8),
+            stop=15 if not taps else None,
+            taps=taps,
+        )
+        return jnp.sum(out.h) + (jnp.sum(out.taps) if taps else 0.0)
+
+    h = jax.ShapeDtypeStruct((1, 8, arch.width), jnp.float32)
+    for f in (loss, jax.grad(loss)):
+        used = jax.jit(f).lower(h, weights).compile().memory_analysis().temp_size_in_bytes
+        assert used < stack / 4, (used, stack)

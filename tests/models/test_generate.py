@@ -1,0 +1,178 @@
+"""Decoding is the scoring pass, step by step; its controls do what they say."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.models import head
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.decoder import LayerInputs, embed_tokens, run
+from lw_jax.models.generate import DecodeOptions, generate
+from lw_jax.models.params import init
+from lw_jax.types import KV, Edits, Lora
+
+ARCH = Arch("mistral", 24, 16, 2, 4, 2, 4, 24, 1e-5, Rope(100.0), window=8, init_std=0.5)
+ROWS, TOKENS, NEW = 64, 7, 5
+PROMPTS = np.random.default_rng(0).integers(3, TOKENS + 1, ROWS).astype(np.int32)
+EOS = (3, 5)
+GREEDY = DecodeOptions(NEW, EOS)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+
+
+IDS = np.random.default_rng(1).integers(0, 24, (ROWS, TOKENS)).astype(np.int32)
+POSITIONS = np.broadcast_to(np.arange(TOKENS)[None], IDS.shape)
+
+
+def draw(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def delivery() -> LayerInputs:
+    columns = KV(
+        draw(2, 2, ROWS, 3, 2, 4),
+        draw(3, 2, ROWS, 3, 2, 4),
+        jnp.ones((ROWS, 3), bool),
+        jnp.broadcast_to(1.0 + jnp.arange(3)[None], (ROWS, 3)),
+    )
+    lora = Lora({"q": draw(4, 1, 16, 2)}, {"q": draw(5, 1, 2, 16)}, 0.5, layers=(1,))
+    edits = Edits(lora, None, draw(6, 2, ROWS, 2, 2, 4), draw(7, 2, ROWS, 2, 2, 4))
+    slots = jnp.broadcast_to(jnp.asarray([[1, 2]]), (ROWS, 2))
+    return LayerInputs(columns, jnp.ones((ROWS,), jnp.int32), edits, slots)
+
+
+@jax.jit
+def scored(params, ids, lengths, given):
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    h = embed_tokens(params, ids)
+    out = run(ARCH, params, h, positions=positions, lengths=lengths, delivery=given)
+    return head.chunked_cross_entropy(ARCH, params, out.h[:, :-1], ids[:, 1:])
+
+
+def decode(params, options, given=None, rng=None):
+    return jit_decode(params, embed_tokens(params, IDS), given, rng, options=options)
+
+
+@jax.jit(static_argnames="options")
+def jit_decode(params, h, given, rng, options):
+    return generate(
+        ARCH,
+        params,
+        h,
+        positions=POSITIONS,
+        lengths=PROMPTS,
+        options=options,
+        delivery=given,
+        rng=rng,
+    )
+
+
+def with_answers(answers, sizes):
+    """Prompts with answers appended, packed, and the mask [B, T - 1] of the answers' labels."""
+    ids = np.zeros((ROWS, TOKENS + NEW), np.int32)
+    mask = np.zeros((ROWS, TOKENS + NEW - 1), bool)
+    for b, (start, size) in enumerate(zip(PROMPTS, sizes, strict=True)):
+        ids[b, :start] = IDS[b, :start]
+        ids[b, start : start + size] = answers[b, :size]
+        mask[b, start - 1 : start + size - 1] = True
+    return ids, mask
+
+
+@pytest.mark.parametrize("gain", [(), (1.5, 1.2, 1.0)])
+@pytest.mark.parametrize("given", [None, "delivery"])
+def test_greedy_is_the_argmax_under_teacher_forcing(params, given, gain):
+    """Exactly when every label is the argmax does greedy decoding give the answer (SPEC 8)."""
+    given = None if given is None else delivery()
+    made = decode(params, replace(GREEDY, gain=gain), given)
+    out, ended = np.asarray(made.ids), np.asarray(made.ended)
+    sizes = np.asarray(made.lengths) + ended
+    rng = np.random.default_rng(3)
+    # Half of the answers are what greedy writes, half differ from it at one token.
+    answers = out.copy()
+    wrong = np.arange(ROWS) % 2 == 1
+    at = rng.integers(0, sizes)
+    answers[wrong, at[wrong]] = (answers[wrong, at[wrong]] + 1) % 24
+    ids, mask = with_answers(answers, sizes)
+    inputs = given or LayerInputs()
+    if gain:
+        step = np.arange(TOKENS + NEW)[None] - (PROMPTS[:, None] - 1)
+        steps = np.asarray(gain)[np.clip(step, 0, len(gain) - 1)]
+        inputs = replace(inputs, gain=np.where(step < 0, 1.0, steps).astype(np.float32))
+    scores = scored(params, ids, PROMPTS + sizes, inputs)
+    hit = (np.asarray(scores.correct(ids[:, 1:])) | ~mask).all(axis=1)
+    np.testing.assert_array_equal(hit, ~wrong)
+    assert 5 < ended.sum() < ROWS - 5
+    forced = -np.where(mask, scores.nll, 0.0).sum(axis=1)
+    np.testing.assert_allclose(forced[~wrong], made.total_logprob[~wrong], atol=1e-4)
+
+
+def test_rows_do_not_disturb_each_other(params):
+    """A row that ended, or a longer one beside it, changes nothing."""
+    made = decode(params, GREEDY)
+    alone = generate(
+        ARCH,
+        params,
+        embed_tokens(params, IDS[5:6, : PROMPTS[5]]),
+        positions=POSITIONS[5:6, : PROMPTS[5]],
+        lengths=PROMPTS[5:6],
+        options=GREEDY,
+    )
+    np.testing.assert_array_equal(alone.ids[0], made.ids[5])
+    beyond = np.arange(NEW)[None] >= (np.asarray(made.lengths) + made.ended)[:, None]
+    assert (np.asarray(made.ids)[beyond] == 0).all()
+    assert (np.asarray(made.logprobs)[beyond] == 0).all()
+    for b in np.flatnonzero(made.ended):
+        assert int(made.ids[b, made.lengths[b]]) in EOS
+    assert not np.isin(np.asarray(made.ids), EOS).sum(axis=1).max() > 1
+
+
+def test_end_is_banned_as_long_as_asked(params):
+    for options in (replace(GREEDY, min_new=3), replace(GREEDY, eos_ban_steps=3)):
+        made = decode(params, options)
+        assert int(made.lengths.min()) == 3
+        assert not np.isin(np.asarray(made.ids[:, :3]), EOS).any()
+    assert int(decode(params, GREEDY).lengths.min()) < 3
+
+
+def test_first_token_stop_list(params):
+    usual = np.asarray(decode(params, GREEDY).ids)
+    stop = tuple(np.unique(usual[:, 0]).tolist()[:4])
+    made = np.asarray(decode(params, replace(GREEDY, first_token_stop=stop)).ids)
+    assert not np.isin(made[:, 0], stop).any()
+    assert np.isin(made[:, 1:], stop).any()
+
+
+def test_sampling_follows_its_seed_and_nucleus(params):
+    warm = DecodeOptions(NEW, temperature=1.0, top_p=0.6)
+    one, same, other = (decode(params, warm, rng=jax.random.key(s)).ids for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (np.asarray(one) != other).any()
+    # Every drawn token lies in the smallest set of tokens that holds 0.6 of the mass.
+    ids, mask = with_answers(np.asarray(one), np.full(ROWS, NEW))
+    h = run(
+        ARCH,
+        params,
+        embed_tokens(params, ids),
+        positions=np.broadcast_to(np.arange(TOKENS + NEW)[None], ids.shape),
+        lengths=PROMPTS + NEW,
+    ).h[:, :-1]
+    p = jax.nn.softmax(head.logits(ARCH, params, h[mask]), axis=-1)
+    of_drawn = np.take_along_axis(np.asarray(p), ids[:, 1:][mask][:, None], axis=1)
+    above = np.where(np.asarray(p) > of_drawn, p, 0).sum(axis=1)
+    assert above.max() < 0.6 + 1e-4
+    assert (above > 0).any()
+
+
+def test_first_token_has_its_own_temperature(params):
+    base = DecodeOptions(NEW, first_token_temperature=1.0, first_token_top_p=0.95)
+    draws = [np.asarray(decode(params, base, rng=jax.random.key(s)).ids) for s in (1, 2)]
+    same_first = draws[0][:, 0] == draws[1][:, 0]
+    assert 0 < same_first.sum() < ROWS
+    # After an equal first token both are greedy.
+    np.testing.assert_array_equal(draws[0][same_first], draws[1][same_first])

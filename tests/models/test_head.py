@@ -1,0 +1,95 @@
+"""Chunked losses equal the plain ones, gradients included, without the full logits in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lw_jax.models import head
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.params import init
+
+UNTIED = Arch("llama", 29, 12, 1, 2, 1, 4, 8, 1e-5, Rope(1e4), init_std=0.5)
+TIED = Arch("qwen2", 29, 12, 1, 2, 1, 4, 8, 1e-5, Rope(1e4), tied=True, init_std=0.5)
+
+
+def states(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (*shape, 12))
+
+
+@pytest.fixture(scope="module", params=[UNTIED, TIED], ids=["untied", "tied"])
+def model(request):
+    return request.param, jax.jit(init, static_argnums=0)(request.param, jax.random.key(0))
+
+
+def plain_logits(arch, params, h):
+    x = h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + arch.norm_eps)
+    return x @ (params["embed"].T if arch.tied else params["head"])
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 100])
+def test_scores_equal_the_plain_ones(model, chunk):
+    arch, params = model
+    h, labels = states(1, 2, 7), jax.random.randint(jax.random.key(2), (2, 7), 0, 29)
+    scores = jax.jit(head.chunked_cross_entropy, static_argnums=(0, 4))(
+        arch, params, h, labels, chunk
+    )
+    z = np.asarray(plain_logits(arch, params, h), np.float64)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    of_label = np.take_along_axis(log_p, np.asarray(labels)[..., None], -1)
+    ordered = np.sort(z, -1)
+    np.testing.assert_allclose(scores.nll, -of_label[..., 0], rtol=1e-5)
+    np.testing.assert_array_equal(scores.argmax, z.argmax(-1))
+    np.testing.assert_array_equal(scores.rank, (log_p > of_label).sum(-1))
+    np.testing.assert_array_equal(scores.correct(labels), z.argmax(-1) == labels)
+    np.testing.assert_allclose(scores.entropy, -(np.exp(log_p) * log_p).sum(-1), rtol=1e-4)
+    np.testing.assert_allclose(scores.margin, ordered[..., -1] - ordered[..., -2], rtol=1e-4)
+    np.testing.assert_allclose(scores.uniform, -log_p.mean(-1), rtol=1e-5)
+
+
+def test_gradients_equal_the_plain_ones(model):
+    arch, params = model
+    h, teacher = states(1, 13), states(3, 13)
+    labels = jax.random.randint(jax.random.key(2), (13,), 0, 29)
+    weights = jnp.arange(13.0)
+
+    def chunked(params, h, teacher):
+        nll = head.chunked_cross_entropy(arch, params, h, labels, 4).nll
+        return jnp.sum(weights * (nll + head.chunked_kl(arch, params, h, teacher, 2.0, 4)))
+
+    def plain(params, h, teacher):
+        z = plain_logits(arch, params, h)
+        log_p = jax.nn.log_softmax(jax.lax.stop_gradient(plain_logits(arch, params, teacher)) / 2.0)
+        kl = optax.losses.kl_divergence(jax.nn.log_softmax(z / 2.0), jnp.exp(log_p))
+        nll = optax.losses.softmax_cross_entropy_with_integer_labels(z, labels)
+        return jnp.sum(weights * (nll + kl))
+
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(params, h, teacher)
+        for f in (chunked, plain)
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    used = ["embed"] if arch.tied else ["head"]
+    for name in used:
+        np.testing.assert_allclose(ours[1][0][name], theirs[1][0][name], atol=1e-4)
+    np.testing.assert_allclose(ours[1][1], theirs[1][1], atol=1e-4)
+    assert np.abs(ours[1][1]).max() > 0.1
+    assert (np.asarray(ours[1][2]) == 0).all()
+
+
+def test_memory_holds_one_slice_of_logits():
+    """Forward and backward, far below positions x vocabulary."""
+    arch = Arch("llama", 4096, 16, 1, 2, 1, 8, 8, 1e-5, Rope(1e4))
+    weights = jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+
+    def loss(h, params):
+        labels = jnp.zeros((2048,), jnp.int32)
+        nll = head.chunked_cross_entropy(arch, params, h, labels, 32).nll
+        return jnp.sum(nll + head.chunked_kl(arch, params, h, jnp.cos(h), 1.0, 32))
+
+    h = jax.ShapeDtypeStruct((2048, 16), jnp.float32)
+    full = 2048 * 4096 * 4
+    for f in (loss, jax.grad(loss)):
+        used = jax.jit(f).lower(h, weights).compile().memory_analysis().temp_size_in_bytes
+        assert used < full / 8, (used, full)
