@@ -1,8 +1,8 @@
 """Codecs of latent slots: how the floats of one latent become bytes, and what that costs.
 
-`float32` and `float16` hold the value. `int8`, `int6`, `int4` hold symmetric codes of k bits with
-one bfloat16 scale per slot. Coding a decoded latent again gives the same bytes for every codec, so
-what a bottleneck has already put on the grid crosses the wire unchanged.
+`float32`, `float16` and `bfloat16` hold the value. `int8`, `int6`, `int4` hold symmetric codes of k
+bits with one bfloat16 scale per slot. All decode to float32. Coding a decoded latent again gives
+the same bytes, so what a bottleneck has already put on the grid crosses the wire unchanged.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
+from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
 from lw_jax.errors import UserError
 
-Slots = NDArray[np.floating]
+Slots = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Codec:
-    """pack(slots [M, d]) -> bytes; unpack(bytes, M, d) -> float32 or float16 slots; nbytes(M, d).
+    """pack(slots [M, d]) -> bytes; unpack(bytes, M, d) -> slots; nbytes(M, d).
 
     tag: the codec's number in the wire's header.
     """
@@ -32,18 +34,17 @@ class Codec:
     nbytes: Callable[[int, int], int]
 
 
-def _pack_float(dtype: str, slots: Slots) -> bytes:
+def _pack_float(dtype: Any, slots: Slots) -> bytes:
     with np.errstate(over="ignore"):  # checked below, in words
         coded = slots.astype(dtype)
     if np.isinf(coded).any() and np.isfinite(slots).all():
-        raise UserError(
-            f"wire: a slot does not fit into {np.dtype(dtype).name}; send it as float32"
-        )
+        name = np.dtype(dtype).name
+        raise UserError(f"wire: a slot does not fit into {name}; send it as float32")
     return coded.tobytes()
 
 
-def _unpack_float(dtype: str, data: bytes, m: int, d: int) -> Slots:
-    return np.frombuffer(data, dtype).reshape(m, d).astype(np.dtype(dtype).name)
+def _unpack_float(dtype: Any, data: bytes, m: int, d: int) -> Slots:
+    return np.frombuffer(data, dtype).reshape(m, d).astype(np.float32)
 
 
 def _truncated(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,7 +54,7 @@ def _truncated(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _pack_int(bits: int, slots: Slots) -> bytes:
-    x = slots.astype(np.float32)
+    x = slots
     if not np.isfinite(x).all():
         raise UserError("wire: a slot is not finite; integer codecs cannot hold it")
     limit = 2 ** (bits - 1) - 1
@@ -75,7 +76,7 @@ def _unpack_int(bits: int, data: bytes, m: int, d: int) -> Slots:
     return ((codes - (2 ** (bits - 1) - 1)) * scale[:, None]).astype(np.float32)
 
 
-def _float(tag: int, dtype: str) -> Codec:
+def _float(tag: int, dtype: Any) -> Codec:
     size = np.dtype(dtype).itemsize
     return Codec(
         tag, partial(_pack_float, dtype), partial(_unpack_float, dtype), lambda m, d: m * d * size
@@ -94,9 +95,10 @@ def _int(tag: int, bits: int) -> Codec:
 CODECS: dict[str, Codec] = {
     "float32": _float(0, "<f4"),
     "float16": _float(1, "<f2"),
-    "int8": _int(2, 8),
-    "int6": _int(3, 6),
-    "int4": _int(4, 4),
+    "bfloat16": _float(2, bfloat16),
+    "int8": _int(3, 8),
+    "int6": _int(4, 6),
+    "int4": _int(5, 4),
 }
 
 

@@ -16,9 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lw_jax.bridge import part
 from lw_jax.codecs import CODECS, codec
+from lw_jax.config.parts import BridgeConfig
 from lw_jax.errors import UserError
-from lw_jax.types import Latent
+from lw_jax.registry import chosen
+from lw_jax.types import SHARED, Latent
 
 _MAGIC, _VERSION = b"LWJX", 1
 _HEADER = struct.Struct("<4sBBBxHHI")
@@ -44,7 +47,7 @@ def to_bytes(latent: Latent, *, codec_name: str = "float32", mark: bytes | None 
     Raises:
         UserError: the latent has more than one row, or does not fit the codec.
     """
-    slots, mask = np.asarray(latent.slots), np.asarray(latent.mask, bool)
+    slots, mask = np.asarray(latent.slots, np.float32), np.asarray(latent.mask, bool)
     if slots.ndim != 3 or slots.shape[0] != 1:
         raise UserError(f"wire: one text at a time, slots [1, M, d]; got {list(slots.shape)}")
     _, m, d = slots.shape
@@ -99,6 +102,27 @@ def nbytes(
     """Bytes that `to_bytes` writes for M slots of width d."""
     flags = _FINGERPRINT * mark + _OWNERS * owners + _SPAN * span
     return _HEADER.size + sum(_sizes(codec_name, m, d, flags))
+
+
+def codec_of(config: BridgeConfig) -> str:
+    """The codec that holds a bridge's slots exactly: its bottleneck's, else float32."""
+    if not chosen(config.bottleneck):
+        return "float32"
+    bottleneck, options = part("bottlenecks", config.bottleneck)
+    return bottleneck.wire_dtype(options)
+
+
+def sendable(latent: Latent) -> Latent:
+    """A latent of one row without what says nothing: masked slots at its end, and owners where
+    every receiver reads every slot. What a reader makes of it is the same."""
+    mask = np.asarray(latent.mask, bool)
+    real = int(mask[0].nonzero()[0].max(initial=-1)) + 1
+    owner = latent.owner[:real]
+    return latent.replace(  # type: ignore[attr-defined]
+        slots=np.asarray(latent.slots)[:, :real],
+        mask=mask[:, :real],
+        owner=() if all(o == SHARED for o in owner) else owner,
+    )
 
 
 def _sizes(codec_name: str, m: int, d: int, flags: int) -> tuple[int, int, int, int, int]:

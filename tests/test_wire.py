@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ml_dtypes import bfloat16
 
 from lw_jax import wire
 from lw_jax.codecs import CODECS
@@ -20,7 +21,7 @@ def latents(draw: st.DrawFn, dtype: str = "float32", special: bool = True) -> La
     m, d = draw(st.integers(1, 20)), draw(st.integers(1, 9))
     width = int(dtype[5:])
     numbers = st.floats(width=width, allow_nan=special, allow_infinity=special)
-    slots = draw(hnp.arrays(dtype, (1, m, d), elements=numbers))
+    slots = draw(hnp.arrays(dtype, (1, m, d), elements=numbers)).astype("float32")
     mask = draw(hnp.arrays(bool, (1, m)))
     span = draw(st.none() | hnp.arrays("float32", (1,), elements=st.floats(0, 1e6, width=32)))
     owner = draw(st.just(()) | st.tuples(*[st.integers(SHARED, 5)] * m))
@@ -45,9 +46,11 @@ def test_float32_round_trip_is_exact(latent: Latent, mark: bytes | None) -> None
     assert (got.codec, got.fingerprint) == ("float32", mark)
 
 
-@given(latents("float16"))
-def test_float16_round_trip_is_exact(latent: Latent) -> None:
-    _same(latent, wire.from_bytes(wire.to_bytes(latent, codec_name="float16")).latent)
+@given(latents("float16", special=False), st.sampled_from(["float16", "bfloat16"]))
+def test_values_on_the_grid_of_a_short_float_are_exact(latent: Latent, name: str) -> None:
+    dtype = np.float16 if name == "float16" else bfloat16
+    latent = latent.replace(slots=latent.slots.astype(dtype).astype(np.float32))
+    _same(latent, wire.from_bytes(wire.to_bytes(latent, codec_name=name)).latent)
 
 
 @given(latents("float32", special=False), st.sampled_from(["int8", "int6", "int4"]))

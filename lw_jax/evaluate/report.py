@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from lw_jax.config.run import write_text
 from lw_jax.data.example import Example
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.summary import Prediction
@@ -67,6 +67,7 @@ def prediction_line(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all; NaN and infinity become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -75,19 +76,9 @@ def write_lines(path: Path, lines: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(_finite(x), ensure_ascii=False) + "\n" for x in lines))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a kill leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
 def append_line(path: Path, content: Any) -> None:
     """Append one JSON line, in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_finite(content), ensure_ascii=False) + "\n")
 

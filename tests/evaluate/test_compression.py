@@ -19,6 +19,7 @@ def test_bytes_by_hand() -> None:
     expected = {
         "float32": 24 + 1280,
         "float16": 24 + 640,
+        "bfloat16": 24 + 640,
         "int8": 24 + 64 + 320,
         "int6": 24 + 64 + 240,
         "int4": 24 + 64 + 160,

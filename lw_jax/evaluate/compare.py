@@ -1,0 +1,143 @@
+"""All methods on the same rows, one after the other; a finished method is never run again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lw_jax import wire
+from lw_jax.config.evaluation import CONTROLS, METHODS, EvaluateConfig
+from lw_jax.data.example import Example
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.predict import on_host, options_of, predict, sizes
+from lw_jax.evaluate.summary import Prediction
+from lw_jax.mesh import put_batch
+from lw_jax.receiver.collate import Batch, Collate
+from lw_jax.receiver.layout import message_text
+from lw_jax.stages.setting import Setting
+
+
+def methods_of(config: EvaluateConfig) -> list[str]:
+    """The methods to run, in the order of the table; the controls come with `latent`."""
+    wanted = {*config.methods, *(CONTROLS if "latent" in config.methods else ())}
+    return [name for name in METHODS if name in wanted]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows that every method is given.
+
+    others: row by row an example of another context; collate: with lengths that hold them all;
+    terminated: whether to stop after the batch at hand.
+    """
+
+    setting: Setting
+    config: EvaluateConfig
+    examples: Sequence[Example]
+    others: Sequence[Example]
+    collate: Collate
+    console: Console
+    terminated: Callable[[], bool]
+
+    @property
+    def size(self) -> int:
+        """Rows at once: no more than there are, a multiple of the mesh's data axis."""
+        ways = dict(self.setting.mesh.shape)["data"]
+        return -(-min(self.config.batch_size, len(self.examples)) // ways) * ways
+
+    def texts(self) -> list[str]:
+        """The texts that the latent replaces."""
+        return [message_text(self.setting.layout, e.context) for e in self.examples]
+
+    def batches(self, other: bool = False) -> Iterator[tuple[int, Batch]]:
+        """(first row, batch) over all rows, the last batch filled up; with `other`, the sources
+        are the other contexts'."""
+        for begin in range(0, len(self.examples), self.size):
+            batch = self._collated(self.examples, begin)
+            if other:
+                swapped = self._collated(self.others, begin)
+                batch |= {k: v for k, v in swapped.items() if k.startswith("source/")}
+            yield begin, batch
+
+    def sizes(self, scene: Scene) -> tuple[list[int], list[int]]:
+        """Per row: slots of its latent, and receiver columns of its message."""
+        slots: list[int] = []
+        columns: list[int] = []
+        for _, batch in self.batches():
+            found = jax.device_get(sizes(scene, put_batch(self.setting.mesh, batch)))
+            slots += found[0].tolist()
+            columns += found[1].tolist()
+        return slots[: len(self.examples)], columns[: len(self.examples)]
+
+    def latent_bytes(self, slots: Sequence[int]) -> list[int]:
+        """Bytes on the wire of every row's latent."""
+        config = self.setting.bridge
+        codec = wire.codec_of(config)
+        return [wire.nbytes(m, config.latent_dim, codec) for m in slots]
+
+    def run(
+        self, scene: Scene, name: str, latent_bytes: Sequence[int]
+    ) -> tuple[list[Prediction], float]:
+        """One method on all rows of one receiver, and the seconds it took, compilation aside.
+
+        Raises:
+            SystemExit: code 0 after SIGTERM; what was finished before is kept.
+        """
+        how, who = method(name), self.setting.receivers[scene.receiver]
+        options = options_of(self.config.decode, scene.party.arch, who)
+        texts, root = self.texts(), jax.random.key(self.config.seed)
+        said: list[Prediction] = []
+        seconds = 0.0
+        with self._bar(f"{scene.receiver} {name}") as advance:
+            for begin, batch in self.batches(how.other_source):
+                placed = put_batch(self.setting.mesh, batch)
+                rng = jax.random.fold_in(root, begin)
+                if begin == 0:  # compiles
+                    jax.block_until_ready(predict(how.message, scene, placed, rng, options))
+                began = time.monotonic()
+                raw = predict(how.message, scene, placed, rng, options)
+                rows = slice(begin, begin + self.size)
+                said += on_host(
+                    raw,
+                    batch,
+                    self.examples[rows],
+                    texts[rows],
+                    latent_bytes[rows],
+                    method=how,
+                    scene=scene,
+                    speaker=who,
+                    options=options,
+                )
+                seconds += time.monotonic() - began
+                advance()
+                if self.terminated():
+                    self.console.print("stopped; run the same command again to go on")
+                    raise SystemExit(0)
+        return said, seconds
+
+    def _collated(self, examples: Sequence[Example], begin: int) -> Batch:
+        rows = list(examples[begin : begin + self.size])
+        rows += [rows[0]] * (self.size - len(rows))
+        return self.collate([(e,) for e in rows])
+
+    @contextmanager
+    def _bar(self, text: str) -> Iterator[Callable[[], None]]:
+        bar = Progress(
+            TextColumn(f"[bold]{text}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        with bar:
+            task = bar.add_task(text, total=-(-len(self.examples) // self.size))
+            yield lambda: bar.advance(task)

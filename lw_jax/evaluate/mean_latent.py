@@ -1,0 +1,68 @@
+"""The training set's mean slots: what the wire says whatever the text (control `mean`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from lw_jax.data.example import Example
+from lw_jax.evaluate.methods.base import Batch, Scene
+from lw_jax.receiver.collate import Collate
+from lw_jax.types import Array
+
+FILE = "mean_latent.npz"
+Slots = NDArray[np.float32]
+
+
+@jax.jit
+def _sums(scene: Scene, batch: Batch) -> tuple[Array, Array]:
+    """Sum over the valid rows of every real slot [M, d], and how many rows had it [M]."""
+    latent = scene.encode(batch)
+    real = (latent.mask & batch["valid"][:, None]).astype(jnp.float32)
+    slots = jnp.where(real[..., None] > 0, latent.slots.astype(jnp.float32), 0.0)
+    return slots.sum(axis=0), real.sum(axis=0)
+
+
+def measure(
+    scene: Scene,
+    groups: Sequence[Sequence[Example]],
+    collate: Collate,
+    put: Callable[[Batch], Any],
+    batch_size: int,
+) -> Slots:
+    """Mean slots [M, d] over the contexts given (whole batches of them); a slot that no context
+    has is zero. `put` lays a batch on the mesh."""
+    total: Slots | None = None
+    count = np.zeros((), np.float32)
+    size = min(batch_size, len(groups))
+    for begin in range(0, len(groups) - size + 1, size):
+        batch = collate([group[:1] for group in groups[begin : begin + size]])
+        sums, counts = jax.device_get(_sums(scene, put(batch)))
+        total = sums if total is None else total + sums
+        count = count + counts
+    assert total is not None
+    return np.asarray(total / np.maximum(count, 1)[:, None], np.float32)
+
+
+def save(directory: Path, key: str, slots: Slots) -> None:
+    """Write `mean_latent.npz`. key: of the parameters it was measured with."""
+    fresh = directory / (FILE + ".part")
+    with fresh.open("wb") as file:
+        np.savez(file, slots=slots, key=key)
+    os.replace(fresh, directory / FILE)
+
+
+def load(directory: Path, key: str) -> Slots | None:
+    """The mean measured with these very parameters, or None."""
+    path = directory / FILE
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as held:
+        return np.asarray(held["slots"]) if str(held["key"]) == key else None

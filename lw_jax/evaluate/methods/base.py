@@ -1,0 +1,120 @@
+"""What a method sees, and what it puts in the message's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flax import struct
+
+from lw_jax import bridge as wire_bridge
+from lw_jax.config.parts import BridgeConfig
+from lw_jax.dims import Dims
+from lw_jax.party import Parties, Party
+from lw_jax.receiver.layout import Speaker
+from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.read import message_segment
+from lw_jax.types import Array, Delivery, Latent, PyTree
+
+Batch = Mapping[str, Array]
+
+
+@struct.dataclass
+class Scene:
+    """One receiver and the wire that leads to it; arrays are arguments of the jitted step.
+
+    bridge: its parameters, None where no method needs one; mean: training-set mean of the slots
+    [M, d], None likewise; receiver: which one reads.
+    """
+
+    parties: Parties
+    bridge: PyTree
+    mean: Array | None
+    config: BridgeConfig = struct.field(pytree_node=False)
+    dims: Dims = struct.field(pytree_node=False)
+    receiver: str = struct.field(pytree_node=False)
+
+    @property
+    def party(self) -> Party:
+        """The receiver."""
+        return self.parties.receivers[self.receiver]
+
+    def encode(self, batch: Batch) -> Latent:
+        """The latent of every row's source, as it leaves the wire."""
+        taps = wire_bridge.extract(self.config, self.parties.sender, batch)
+        return wire_bridge.encode(self.config, self.dims, self.bridge, taps)
+
+    def deliver(self, latent: Latent) -> Delivery:
+        """What the reader makes of a latent; nothing else is seen."""
+        return wire_bridge.deliver(self.config, self.dims, self.bridge, self.receiver, latent)
+
+    def context(self, batch: Batch) -> tuple[Array, Array]:
+        """Token ids [N, T] of the text that the latent replaces, and lengths [N]."""
+        return batch[f"{self.receiver}/context/ids"], batch[f"{self.receiver}/context/lengths"]
+
+
+@struct.dataclass
+class Message:
+    """What stands in the message's place: a segment [N, P], and what enters the layers."""
+
+    segment: Segment
+    delivery: Delivery | None = None
+
+
+def delivered(scene: Scene, delivery: Delivery) -> Message:
+    """A reader's delivery as a message."""
+    mask = delivery.kv.mask if delivery.kv is not None else delivery.mask
+    assert mask is not None
+    width = scene.party.params["embed"].shape[1]
+    return Message(message_segment(delivery, mask.shape[0], width), delivery)
+
+
+def occupied(message: Message) -> Array:
+    """[N] receiver columns that the message takes: soft or text tokens, plus prefix columns."""
+    columns = message.segment.lengths
+    if message.delivery is not None and message.delivery.kv is not None:
+        columns = columns + message.delivery.kv.mask.sum(axis=1, dtype=columns.dtype)
+    return columns
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One row's message on the host: its text, its ids in the receiver's tokens, its columns."""
+
+    text: str
+    ids: list[int]
+    columns: int
+    speaker: Speaker
+    latent_bytes: int
+    embedding_bytes: int
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table.
+
+    message: traced; from a batch to what stands in the message's place. wire_bytes: what had to
+    cross the wire for one row. other_source: the sources of the batch are other contexts'.
+    needs_bridge: it cannot run without trained parameters.
+    """
+
+    message: Callable[[Scene, Batch], Message]
+    wire_bytes: Callable[[Sent], int]
+    other_source: bool = False
+    needs_bridge: bool = False
+
+
+def text_bytes(sent: Sent) -> int:
+    """The whole text as UTF-8."""
+    return len(sent.text.encode())
+
+
+def latent_bytes(sent: Sent) -> int:
+    """A latent in float32, header included."""
+    return sent.latent_bytes
+
+
+def nothing(sent: Any) -> int:
+    """No byte."""
+    return 0

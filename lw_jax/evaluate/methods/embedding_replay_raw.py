@@ -1,0 +1,27 @@
+"""`embedding_replay_raw`: the text's own token embeddings, delivered as soft tokens.
+
+Must equal `text`: if it does not, the soft-token path is broken, whatever the latent says.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent, delivered
+from lw_jax.models.decoder import embed_tokens
+from lw_jax.types import Delivery
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """The embeddings of the text."""
+    ids, lengths = scene.context(batch)
+    mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+    return delivered(scene, Delivery(embeds=embed_tokens(scene.party.params, ids), mask=mask))
+
+
+def wire_bytes(sent: Sent) -> int:
+    """One embedding a token, in the receiver's dtype."""
+    return sent.columns * sent.embedding_bytes
+
+
+METHOD = Method(message, wire_bytes)

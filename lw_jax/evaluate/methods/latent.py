@@ -1,0 +1,20 @@
+"""`latent`: the text crosses the wire."""
+
+from __future__ import annotations
+
+from lw_jax.evaluate.methods.base import (
+    Batch,
+    Message,
+    Method,
+    Scene,
+    delivered,
+    latent_bytes,
+)
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """What the reader makes of the latent of the row's own text."""
+    return delivered(scene, scene.deliver(scene.encode(batch)))
+
+
+METHOD = Method(message, latent_bytes, needs_bridge=True)

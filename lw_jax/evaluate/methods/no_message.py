@@ -1,0 +1,17 @@
+"""`no_message`: the segment is removed; what the clean receiver knows without being told."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, nothing
+from lw_jax.receiver.read import text_message
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """A text of no token: nothing stands between the primer and the question."""
+    ids, lengths = scene.context(batch)
+    return Message(text_message(ids, jnp.zeros_like(lengths)))
+
+
+METHOD = Method(message, nothing)

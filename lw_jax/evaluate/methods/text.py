@@ -1,0 +1,14 @@
+"""`text`: the whole text, read by the clean receiver; the upper bound."""
+
+from __future__ import annotations
+
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, text_bytes
+from lw_jax.receiver.read import text_message
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """The text's own tokens."""
+    return Message(text_message(*scene.context(batch)))
+
+
+METHOD = Method(message, text_bytes)

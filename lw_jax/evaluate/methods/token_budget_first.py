@@ -1,0 +1,32 @@
+"""`token_budget_first`: the text's first tokens, as many as the message has receiver columns.
+
+Only the text that the latent replaces is cut; question and anchor stay. The budget counts all the
+columns that the message occupies: 16 soft tokens with a prefix of 100 columns are 116.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent, delivered, occupied
+from lw_jax.receiver.read import text_message
+from lw_jax.types import Array
+
+
+def budget(scene: Scene, batch: Batch) -> Array:
+    """[N] receiver columns of the row's own latent message."""
+    return occupied(delivered(scene, scene.deliver(scene.encode(batch))))
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """The first tokens of the text."""
+    ids, lengths = scene.context(batch)
+    return Message(text_message(ids, jnp.minimum(lengths, budget(scene, batch))))
+
+
+def wire_bytes(sent: Sent) -> int:
+    """UTF-8 bytes of what is left of the text."""
+    return len(sent.speaker.tokenizer.decode(sent.ids[: sent.columns]).encode())
+
+
+METHOD = Method(message, wire_bytes, needs_bridge=True)

@@ -1,0 +1,26 @@
+"""`token_budget_last`: the text's last tokens, as many as the message has receiver columns."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent
+from lw_jax.evaluate.methods.token_budget_first import budget
+from lw_jax.receiver.read import text_message
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """The last tokens of the text, moved to the left."""
+    ids, lengths = scene.context(batch)
+    kept = jnp.minimum(lengths, budget(scene, batch))
+    index = jnp.arange(ids.shape[1])[None] + (lengths - kept)[:, None]
+    index = jnp.minimum(index, ids.shape[1] - 1)  # beyond `kept`: padding, never read
+    return Message(text_message(jnp.take_along_axis(ids, index, axis=1), kept))
+
+
+def wire_bytes(sent: Sent) -> int:
+    """UTF-8 bytes of what is left of the text."""
+    return len(sent.speaker.tokenizer.decode(sent.ids[-sent.columns :]).encode())
+
+
+METHOD = Method(message, wire_bytes, needs_bridge=True)

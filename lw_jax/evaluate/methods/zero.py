@@ -1,0 +1,23 @@
+"""`zero`: zeros in place of the slots after the bottleneck; what the readers say by themselves."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from lw_jax.evaluate.methods.base import (
+    Batch,
+    Message,
+    Method,
+    Scene,
+    delivered,
+    latent_bytes,
+)
+
+
+def message(scene: Scene, batch: Batch) -> Message:
+    """The row's own mask and span, no content."""
+    own = scene.encode(batch)
+    return delivered(scene, scene.deliver(own.replace(slots=jnp.zeros_like(own.slots))))
+
+
+METHOD = Method(message, latent_bytes, needs_bridge=True)

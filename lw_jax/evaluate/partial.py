@@ -1,0 +1,52 @@
+"""Predictions of finished methods on disk, so that a killed evaluation goes on at the next one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lw_jax.config.run import write_text
+from lw_jax.evaluate.summary import Prediction
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A folder with one file per receiver and method. key: names the evaluation they belong to;
+    files of another one are not read."""
+
+    folder: Path
+    key: str
+
+    def load(self, receiver: str, method: str) -> tuple[list[Prediction], float] | None:
+        """Predictions and seconds of a finished method, or None."""
+        path = self._path(receiver, method)
+        if not path.is_file():
+            return None
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["key"] != self.key:
+            return None
+        return [Prediction(**row) for row in held["rows"]], held["seconds"]
+
+    def save(self, receiver: str, method: str, said: Sequence[Prediction], seconds: float) -> None:
+        """Keep a finished method, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"key": self.key, "seconds": seconds, "rows": [asdict(p) for p in said]}
+        write_text(self._path(receiver, method), json.dumps(content, ensure_ascii=False))
+
+    def remove(self) -> None:
+        """Once the whole is written, the parts go."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, receiver: str, method: str) -> Path:
+        return self.folder / f"{receiver}.{method}.json"
+
+
+def key_of(*parts: Any) -> str:
+    """A digest of JSON-like values that decide an evaluation's predictions."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

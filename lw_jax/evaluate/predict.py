@@ -1,0 +1,225 @@
+"""One method on a batch of rows: score the gold answers and write answers of its own.
+
+Everything but the message is the same for all methods, and scoring and decoding lay out the very
+same sequence (SPEC sections 3 and 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lw_jax.config.evaluation import DecodeConfig
+from lw_jax.data.example import Example
+from lw_jax.evaluate.methods.base import (
+    Batch,
+    Message,
+    Method,
+    Scene,
+    Sent,
+    delivered,
+    occupied,
+)
+from lw_jax.evaluate.summary import Prediction
+from lw_jax.models.arch import Arch
+from lw_jax.models.generate import DecodeOptions, Generation
+from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.party import Party
+from lw_jax.receiver.layout import Speaker
+from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.read import decode, head_segment, read
+from lw_jax.types import Array
+
+
+@struct.dataclass
+class Scored:
+    """The gold answers of a batch of N rows, A tokens.
+
+    nll [N] summed nats; tokens [N]; ranks [N, A]; argmax [N] bool: every gold token is the argmax.
+    """
+
+    nll: Array
+    tokens: Array
+    ranks: Array
+    argmax: Array
+
+
+@struct.dataclass
+class Raw:
+    """One batch: the gold answers scored, G tokens written, columns [N] of the message."""
+
+    scored: Scored
+    written: Generation
+    columns: Array
+
+
+@partial(jax.jit, static_argnames="message")
+def place(
+    message: Callable[[Scene, Batch], Message], scene: Scene, batch: Batch
+) -> tuple[Message, Array]:
+    """A method's message, and the receiver columns [N] that it takes."""
+    given = message(scene, batch)
+    return given, occupied(given)
+
+
+# Methods whose messages have the same shapes (all texts, all latents) share the two programs below.
+
+
+@jax.jit
+def score(party: Party, message: Message, ask: Segment, answer: Segment) -> Scored:
+    """Teacher-forced scores of the gold answers."""
+    asked = [*_asked(party, message, ask), answer]
+    reading = read(party.arch, party.params, asked, message.delivery, attention=party.attention)
+    found = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+    return Scored(
+        nll=jnp.sum(found.nll * reading.mask, axis=1),
+        tokens=reading.mask.sum(axis=1),
+        ranks=found.rank,
+        argmax=jnp.all(found.correct(reading.labels) | ~reading.mask, axis=1),
+    )
+
+
+@partial(jax.jit, static_argnames="options")
+def write(
+    party: Party, message: Message, ask: Segment, rng: Array, options: DecodeOptions
+) -> Generation:
+    """Answers of the receiver's own."""
+    asked = _asked(party, message, ask)
+    return decode(
+        party.arch,
+        party.params,
+        asked,
+        message.delivery,
+        options,
+        rng,
+        attention=party.attention,
+    )
+
+
+def _asked(party: Party, message: Message, ask: Segment) -> list[Segment]:
+    return [head_segment(party.head, ask.lengths.shape[0]), message.segment, ask]
+
+
+def predict(
+    message: Callable[[Scene, Batch], Message],
+    scene: Scene,
+    batch: Batch,
+    rng: Array,
+    options: DecodeOptions,
+) -> Raw:
+    """Score and decode one batch with one method's `message`."""
+    given, columns = place(message, scene, batch)
+    ask, answer = (
+        Segment(
+            batch[f"{scene.receiver}/{role}/ids"],
+            None,
+            batch[f"{scene.receiver}/{role}/lengths"],
+            role,
+        )
+        for role in ("ask", "answer")
+    )
+    return Raw(
+        scored=score(scene.party, given, ask, answer),
+        written=write(scene.party, given, ask, rng, options),
+        columns=columns,
+    )
+
+
+@jax.jit
+def sizes(scene: Scene, batch: Batch) -> tuple[Array, Array]:
+    """Slots [N] of every row's latent, and the receiver columns [N] that its message takes."""
+    latent = scene.encode(batch)
+    return latent.mask.sum(axis=1), occupied(delivered(scene, scene.deliver(latent)))
+
+
+def options_of(config: DecodeConfig, arch: Arch, speaker: Speaker) -> DecodeOptions:
+    """The decoder's options. A string of the stop list bans the token that it begins with, alone
+    and after a space (but never a bare space)."""
+    starts = {
+        ids[0]
+        for text in config.first_token_stop_list
+        for ids in speaker.encode_all([text.strip(), " " + text.strip()])
+        if ids and speaker.tokenizer.decode(ids[:1]).strip()
+    }
+    return DecodeOptions(
+        max_new=config.max_new_tokens,
+        eos_ids=tuple(sorted({*arch.eos_ids, speaker.eos_id})),
+        min_new=config.min_new_tokens,
+        eos_ban_steps=config.eos_ban_steps,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        first_token_temperature=config.first_token_temperature,
+        first_token_top_p=config.first_token_top_p,
+        first_token_stop=tuple(sorted(starts)),
+        gain=() if config.prefix_gain == (1.0,) else config.prefix_gain,
+    )
+
+
+def plain(options: DecodeOptions) -> bool:
+    """Whether decoding is greedy with nothing banned: then it must agree with the scorer."""
+    return (
+        not (options.temperature or options.first_token_temperature)
+        and not (options.min_new or options.eos_ban_steps or options.first_token_stop)
+        and not options.gain
+    )
+
+
+def on_host(
+    raw: Raw,
+    batch: dict[str, np.ndarray],
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    latent_bytes: Sequence[int],
+    *,
+    method: Method,
+    scene: Scene,
+    speaker: Speaker,
+    options: DecodeOptions,
+) -> list[Prediction]:
+    """The rows of a batch (as many as there are examples; the rest is filling) in words.
+
+    Args:
+        batch: the host's arrays; texts: the messages; latent_bytes: what each row's latent costs.
+    """
+    scored, written, columns = jax.device_get((raw.scored, raw.written, raw.columns))
+    name, table = scene.receiver, scene.party.params["embed"]
+    found = []
+    for i in range(len(examples)):
+        gold = batch[f"{name}/answer/ids"][i][: batch[f"{name}/answer/lengths"][i]].tolist()
+        said = written.ids[i][: written.lengths[i] + written.ended[i]].tolist()
+        sent = Sent(
+            text=texts[i],
+            ids=batch[f"{name}/context/ids"][i][: batch[f"{name}/context/lengths"][i]].tolist(),
+            columns=int(columns[i]),
+            speaker=speaker,
+            latent_bytes=latent_bytes[i],
+            embedding_bytes=table.shape[1] * table.dtype.itemsize,
+        )
+        comparable = plain(options) and len(gold) <= options.max_new
+        found.append(
+            Prediction(
+                text=speaker.tokenizer.decode(said[: written.lengths[i]]).strip(),
+                nll=float(scored.nll[i]),
+                tokens=int(scored.tokens[i]),
+                first_rank=int(scored.ranks[i][first_word(speaker, gold)]),
+                argmax=bool(scored.argmax[i]),
+                same=said == gold if comparable else None,
+                columns=sent.columns,
+                wire_bytes=method.wire_bytes(sent),
+            )
+        )
+    return found
+
+
+def first_word(speaker: Speaker, gold: Sequence[int]) -> int:
+    """Index of the first gold token that is no space: a space that all answers share would make
+    the first token look easy."""
+    for i, token in enumerate(gold):
+        if speaker.tokenizer.decode([token]).strip():
+            return i
+    return 0

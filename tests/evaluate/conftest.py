@@ -1,0 +1,15 @@
+"""One tiny wire for all the tests of methods."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.evaluate.world import World, make_world
+
+ROWS = 256
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    """256 contexts of four facts, about 150 receiver tokens each."""
+    return make_world(ROWS)

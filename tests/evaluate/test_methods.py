@@ -1,0 +1,270 @@
+"""Every method through one sequence: what the scorer says and what the decoder writes agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.config.evaluation import METHODS, DecodeConfig
+from lw_jax.data.example import Example
+from lw_jax.evaluate import predict as predicting
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.predict import Raw, on_host, options_of, plain, predict, sizes
+from lw_jax.evaluate.summary import Prediction
+from lw_jax.models.generate import DecodeOptions
+from lw_jax.readers import deep_prefix, soft_tokens
+from tests.evaluate.world import PREFIX, RECEIVER, SLOTS, World
+
+SIZE = 64
+Arrays = dict[str, np.ndarray]
+
+
+def _options(world: World) -> DecodeOptions:
+    return options_of(DecodeConfig(max_new_tokens=8), world.scene.party.arch, world.speaker)
+
+
+def _batch(world: World, name: str, start: int = 0) -> Arrays:
+    batch = world.batch(start, SIZE)
+    if method(name).other_source:
+        other = world.other(start, SIZE)
+        batch |= {k: v for k, v in other.items() if k.startswith("source/")}
+    return batch
+
+
+def _raw(world: World, name: str, batch: Arrays, scene: Any = None) -> Raw:
+    scene = world.scene if scene is None else scene
+    out = predict(method(name).message, scene, batch, jax.random.key(0), _options(world))
+    return jax.device_get(out)
+
+
+def _host(
+    world: World, name: str, raw: Raw, batch: Arrays, examples: Sequence[Example]
+) -> list[Prediction]:
+    return on_host(
+        raw,
+        batch,
+        examples,
+        [" " + e.context for e in examples],
+        [1000] * len(examples),
+        method=method(name),
+        scene=world.scene,
+        speaker=world.speaker,
+        options=_options(world),
+    )
+
+
+def _with_gold(batch: Arrays, raw: Raw, spoil: bool = True) -> Arrays:
+    """The decoded answers as gold; in every second row one of its tokens is another one."""
+    ids = np.zeros_like(batch[f"{RECEIVER}/answer/ids"])
+    rng = np.random.default_rng(0)
+    lengths = (raw.written.lengths + raw.written.ended).astype(np.int32)
+    for i, said in enumerate(lengths):
+        ids[i, :said] = raw.written.ids[i, :said]
+        if spoil and i % 2:
+            ids[i, rng.integers(said)] += 1
+    return batch | {f"{RECEIVER}/answer/ids": ids, f"{RECEIVER}/answer/lengths": lengths}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_argmax_is_greedy_on_256_examples(world: World, name: str) -> None:
+    said: list[Prediction] = []
+    ended = 0
+    for start in range(0, len(world.examples), SIZE):
+        batch = _batch(world, name, start)
+        written = _raw(world, name, batch)
+        ended += int(written.written.ended.sum())
+        gold = _with_gold(batch, written)
+        raw = _raw(world, name, gold)
+        np.testing.assert_array_equal(raw.written.ids, written.written.ids)
+        said += _host(world, name, raw, gold, world.examples[start : start + SIZE])
+    assert [p.argmax for p in said] == [p.same for p in said]
+    assert sum(bool(p.same) for p in said) == len(said) // 2
+    assert 20 < ended < len(said) - 20  # both answers that end and answers cut off were compared
+
+
+def _without_bos(asked: list[Any]) -> list[Any]:
+    head = asked[0]
+    return [head.replace(ids=head.ids[:, 1:], lengths=head.lengths - 1), *asked[1:]]
+
+
+def _other_primer(asked: list[Any]) -> list[Any]:
+    return [asked[0].replace(ids=asked[0].ids.at[:, -1].add(1)), *asked[1:]]
+
+
+def _without_question(asked: list[Any]) -> list[Any]:
+    ask = asked[2]
+    return [*asked[:2], ask.replace(ids=ask.ids[:, 5:], lengths=ask.lengths - 5), *asked[3:]]
+
+
+def _padded_inside(asked: list[Any]) -> list[Any]:
+    """Padding in the middle of the sequence, as if it were real."""
+    message = asked[1]
+    whole = message.replace(lengths=jnp.full_like(message.lengths, message.size))
+    return [asked[0], whole, *asked[2:]]
+
+
+@pytest.mark.parametrize(
+    ("reader", "fault"),
+    [
+        ("decode", _without_bos),  # fault 3
+        ("decode", _other_primer),  # fault 4
+        ("read", _without_question),  # fault 22
+        ("read", _padded_inside),  # faults 1, 2
+    ],
+)
+def test_the_check_is_red_when_scorer_and_decoder_differ(
+    world: World, monkeypatch: pytest.MonkeyPatch, reader: str, fault: Any
+) -> None:
+    batch = _batch(world, "text")
+    gold = _with_gold(batch, _raw(world, "text", batch), spoil=False)
+    right = getattr(predicting, reader)
+
+    def wrong(arch: Any, params: Any, asked: list[Any], *rest: Any, **more: Any) -> Any:
+        return right(arch, params, fault(asked), *rest, **more)
+
+    monkeypatch.setattr(predicting, reader, wrong)
+    part = {"decode": "write", "read": "score"}[reader]
+    whole = getattr(predicting, part).__wrapped__
+    # A new function, so that the right one's compiled program is not found again.
+    static = (4,) if part == "write" else ()
+    faulty = jax.jit(lambda *args: whole(*args), static_argnums=static)
+    monkeypatch.setattr(predicting, part, faulty)
+    said = _host(world, "text", _raw(world, "text", gold), gold, world.examples[:SIZE])
+    assert sum(p.argmax != p.same for p in said) > SIZE // 4
+
+
+def test_outputs_are_what_was_decoded_and_nothing_is_cut(world: World) -> None:
+    batch = _batch(world, "text")
+    raw = _raw(world, "text", batch)
+    said = _host(world, "text", raw, batch, world.examples[:SIZE])
+    for i, p in enumerate(said):
+        ids = raw.written.ids[i][: raw.written.lengths[i]].tolist()
+        own = [t for t in ids if t not in (0, 1, 2)]
+        assert p.text == world.speaker.tokenizer.decode(own).strip()
+    assert sum(bool(p.text) for p in said) > SIZE // 2  # fault 5: every output was empty
+
+
+def test_text_methods_never_see_the_bridge(world: World) -> None:
+    """Fault 13: text baselines measured with adapters attached."""
+    louder = world.scene.replace(bridge=jax.tree.map(lambda x: 3 * x + 0.1, world.scene.bridge))
+    batch = _batch(world, "text")
+    for name in ("text", "no_message", "embedding_replay_raw", "token_budget_first"):
+        a, b = _raw(world, name, batch), _raw(world, name, batch, louder)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+    a, b = _raw(world, "latent", batch), _raw(world, "latent", batch, louder)
+    assert (a.scored.nll != b.scored.nll).all()
+
+
+def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
+    bare = world.scene.replace(bridge=None, mean=None)
+    free = [name for name in METHODS if not method(name).needs_bridge]
+    assert free == ["text", "embedding_replay_raw", "no_message"]
+    for name in free:
+        _raw(world, name, _batch(world, name), bare)
+
+
+def test_padding_is_known_by_length(world: World) -> None:
+    """Id 0 is padding, EOS and pad at once (fault 21); wider padding changes nothing."""
+    batch = _batch(world, "text")
+    wide = {k: np.pad(v, [(0, 0), (0, 8)]) if k.endswith("/ids") else v for k, v in batch.items()}
+    a, b = _raw(world, "text", batch), _raw(world, "text", wide)
+    np.testing.assert_allclose(a.scored.nll, b.scored.nll, rtol=1e-5)
+    np.testing.assert_array_equal(a.written.ids, b.written.ids)
+    lengths = batch[f"{RECEIVER}/answer/lengths"]
+    np.testing.assert_array_equal(a.scored.tokens, lengths)
+    assert (batch[f"{RECEIVER}/answer/ids"][np.arange(SIZE), lengths - 1] == 0).all()  # EOS
+
+
+def test_embeddings_of_the_text_read_like_the_text(world: World) -> None:
+    batch = _batch(world, "text")
+    a, b = _raw(world, "text", batch), _raw(world, "embedding_replay_raw", batch)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_budget_counts_slots_and_prefix_and_cuts_only_the_text(world: World) -> None:
+    budget = SLOTS + PREFIX
+    assert budget == 116
+    batch = _batch(world, "text")
+    ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
+    assert (lengths > budget).mean() > 0.9
+    kept = np.minimum(lengths, budget)
+    tails = np.zeros_like(ids)
+    for i, n in enumerate(lengths):
+        tails[i, : kept[i]] = ids[i, n - kept[i] : n]
+    for name, left in (("token_budget_first", ids), ("token_budget_last", tails)):
+        cut = batch | {f"{RECEIVER}/context/ids": left, f"{RECEIVER}/context/lengths": kept}
+        a, b = _raw(world, name, batch), _raw(world, "text", cut)
+        np.testing.assert_array_equal(a.columns, kept)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+    ("readers", "columns"),
+    [
+        ({"soft_tokens": soft_tokens.Config()}, 16),
+        ({"deep_prefix": deep_prefix.Config(length=5, heads=2, mlp_ratio=0)}, 5),
+    ],
+)
+def test_columns_of_a_message(world: World, readers: Any, columns: int) -> None:
+    slots, held = sizes(world.with_reader(**readers).scene, _batch(world, "latent"))
+    assert np.asarray(held).tolist() == [columns] * SIZE
+    assert np.asarray(slots).tolist() == [SLOTS] * SIZE
+
+
+def test_controls_say_nothing_of_the_text_and_deranged_says_another(world: World) -> None:
+    own, swapped = _batch(world, "latent"), _batch(world, "deranged")
+    for name in ("zero", "mean"):
+        a, b = _raw(world, name, own), _raw(world, name, swapped)
+        np.testing.assert_array_equal(a.scored.nll, b.scored.nll)
+    a, b = _raw(world, "latent", own), _raw(world, "deranged", swapped)
+    assert (a.scored.nll != b.scored.nll).all()
+    # Row i of `deranged` hears what row i + 1 of `latent` hears, and is asked its own question.
+    moved = own | {k: np.roll(v, -1, 0) for k, v in own.items() if k.startswith("source/")}
+    c = _raw(world, "latent", moved)
+    np.testing.assert_array_equal(b.scored.nll[:-1], c.scored.nll[:-1])
+
+
+def test_bytes_on_the_wire(world: World) -> None:
+    batch = _batch(world, "text")
+    example = world.examples[0]
+    text = " " + example.context
+    tokens = world.speaker.encode(text)
+    cut = {
+        "token_budget_first": world.speaker.tokenizer.decode(tokens[:116]),
+        "token_budget_last": world.speaker.tokenizer.decode(tokens[-116:]),
+    }
+    expected = {
+        "text": len(text.encode()),
+        "latent": 1000,
+        "deranged": 1000,
+        "no_message": 0,
+        "embedding_replay_raw": len(tokens) * 24 * 4,
+        **{name: len(left.encode()) for name, left in cut.items()},
+    }
+    for name, size in expected.items():
+        raw = _raw(world, name, _batch(world, name))
+        assert _host(world, name, raw, batch, [example])[0].wire_bytes == size
+
+
+def test_decode_options(world: World) -> None:
+    arch, who = world.scene.party.arch, world.speaker
+    greedy = options_of(DecodeConfig(), arch, who)
+    assert greedy.eos_ids == arch.eos_ids
+    assert plain(greedy)
+    word = world.examples[0].answers[0]
+    banned = options_of(DecodeConfig(first_token_stop_list=(word,)), arch, who)
+    assert who.encode(word)[0] in banned.first_token_stop
+    assert who.encode(" ")[0] not in banned.first_token_stop  # a bare space begins every answer
+    for changed in (
+        DecodeConfig(first_token_stop_list=(word,)),
+        DecodeConfig(min_new_tokens=2),
+        DecodeConfig(eos_ban_steps=1),
+        DecodeConfig(temperature=0.5),
+        DecodeConfig(prefix_gain=(1.25, 1.0)),
+    ):
+        assert not plain(options_of(changed, arch, who))

@@ -1,0 +1,137 @@
+"""A wire between two tiny random models, far from any training: enough to check bookkeeping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lw_jax import bridge
+from lw_jax.compressors import perceiver
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.parts import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
+from lw_jax.data.example import Example
+from lw_jax.data.facts import FactsRows
+from lw_jax.data.tokenizers import special_ids, train_bpe
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.evaluate.methods.base import Scene
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.params import init
+from lw_jax.party import Parties, Party
+from lw_jax.readers import deep_prefix, soft_tokens
+from lw_jax.receiver.collate import Collate, measure
+from lw_jax.receiver.layout import Speaker, head_ids
+from lw_jax.sources import hidden_states
+
+LAYOUT = LayoutConfig()
+SLOTS, WIDTH, PREFIX = 16, 12, 100
+RECEIVER = "reader"
+
+
+@dataclass(frozen=True)
+class World:
+    """Examples about as many contexts, and everything that carries them."""
+
+    examples: list[Example]
+    others: list[Example]
+    sender: Speaker
+    speaker: Speaker
+    collate: Collate
+    scene: Scene
+
+    def batch(self, start: int, size: int) -> dict[str, np.ndarray]:
+        return self.collate([(e,) for e in self.examples[start : start + size]])
+
+    def other(self, start: int, size: int) -> dict[str, np.ndarray]:
+        return self.collate([(e,) for e in self.others[start : start + size]])
+
+    def with_reader(self, **readers: Any) -> World:
+        """The same world with other readers, freshly initialised."""
+        config = replace(self.scene.config, reader=ReaderConfig(**readers))
+        params = fresh(config, self.scene.dims, 5)
+        return replace(self, scene=self.scene.replace(config=config, bridge=params))
+
+
+def fresh(config: BridgeConfig, dims: Dims, seed: int) -> Any:
+    """A random bridge; nothing is compiled for it."""
+    shapes = jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), s.dtype), shapes)
+
+
+def make_party(family: str, vocab: int, seed: int, texts: Sequence[str]) -> tuple[Party, Speaker]:
+    """A random model whose logits are far apart, with a good share of tokens that end an answer.
+
+    Its pad, EOS and id 0 are the same, so that padding known by id would be noticed.
+    """
+    tokenizer = train_bpe(texts, vocab, family=family, single_digits=family == "mistral")
+    bos = special_ids(tokenizer, family)["bos_token_id"]
+    arch = Arch(
+        family=family,
+        vocab_size=vocab,
+        width=24,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=6,
+        mlp_width=32,
+        norm_eps=1e-5,
+        rope=Rope(10000.0),
+        bos_id=bos,
+        eos_ids=(0, *range(vocab - 24, vocab)),
+        init_std=0.35,
+    )
+    params = init(arch, jax.random.key(seed))
+    who = Speaker(family, tokenizer, bos, 0)
+    return Party(params, arch, tuple(head_ids(LAYOUT, who))), who
+
+
+def make_world(rows: int, level: int = 4) -> World:
+    """Contexts of `level` facts, one question each."""
+    facts = FactsRows("eval", 0, level, rows + 1)
+    examples = [facts[i][0] for i in range(rows)]
+    others = [facts[i + 1][0] for i in range(rows)]
+    texts = [e.context for e in examples]
+    sender, says = make_party("llama", 300, 0, texts)
+    receiver, reads = make_party("mistral", 290, 1, texts)
+    config = BridgeConfig(
+        latent_dim=WIDTH,
+        source=SourceConfig(hidden_states=hidden_states.Config(layers=(1,))),
+        compressor=CompressorConfig(
+            perceiver=perceiver.Config(slots=SLOTS, width=16, heads=2, depth=1)
+        ),
+        reader=ReaderConfig(
+            soft_tokens=soft_tokens.Config(),
+            deep_prefix=deep_prefix.Config(length=PREFIX, heads=2, mlp_ratio=0),
+        ),
+    )
+    dims = Dims(
+        sender.arch.width,
+        1,
+        WIDTH,
+        {
+            RECEIVER: ReceiverDims(
+                width=receiver.arch.width,
+                layers=receiver.arch.layers,
+                kv_heads=receiver.arch.kv_heads,
+                head_dim=receiver.arch.head_dim,
+                embed_rms=0.35,
+            )
+        },
+    )
+    groups = [(e,) for e in [*examples, *others]]
+    lengths = measure(LAYOUT, says, {RECEIVER: reads}, groups)
+    scene = Scene(
+        parties=Parties(sender, {RECEIVER: receiver}),
+        bridge=fresh(config, dims, 2),
+        mean=jnp.asarray(np.random.default_rng(0).normal(size=(SLOTS, WIDTH)), jnp.float32),
+        config=config,
+        dims=dims,
+        receiver=RECEIVER,
+    )
+    collate = Collate(LAYOUT, says, {RECEIVER: reads}, lengths)
+    return World(examples, others, says, reads, collate, scene)
