@@ -99,7 +99,7 @@ class FactsRows:
         context = " ".join([_pick(kind.statements, rng).format_map(v) for kind, v in facts])
         if self.task == "readback":
             return (Example(f"{name}/readback", name, context, "", (context,), level),)
-        made = []
+        made: list[Example] = []
         for kind, ask, values in _askable(facts, self.questions, rng):
             question = _pick(ask.questions, rng).format_map(_asker(values, ask, rng))
             answers: tuple[str, ...] = (values[ask.slot],)

@@ -53,7 +53,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                 continue
             where = f"{path}:{number}"
             try:
-                yield where, json.loads(line)
+                yield where, json.loads(line.decode())
             except UnicodeDecodeError as error:
                 yield where, BadRowError(f"not UTF-8 ({error.reason} at byte {error.start})")
             except json.JSONDecodeError as error:
@@ -63,7 +63,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 def _document(path: Path) -> Iterator[tuple[str, Any]]:
     """The records of a JSON list, also where it stands under "data"."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes().decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     except json.JSONDecodeError as error:

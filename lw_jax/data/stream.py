@@ -1,7 +1,7 @@
-"""Order and batches: which rows are in which step, prepared ahead by worker processes.
+"""Order and batches: which rows are in which step, prepared ahead by grain's worker processes.
 
-grain decides the order, so nothing of a stream is ever saved: batch(step) is a pure function of
-(seed, stage, step), and a run that goes on at step n begins its iteration there.
+Nothing of a stream is ever saved: batch(step) is a pure function of (seed, stage, step), and a run
+that goes on at step n begins its iteration there.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import os
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from lw_jax.config.checks import at_least
 from lw_jax.errors import UserError
@@ -24,6 +26,9 @@ from lw_jax.errors import UserError
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 Batch = TypeVar("Batch")
+
+IN_MEMORY = 2**20
+"""Up to so many rows an epoch's order is held in memory."""
 
 
 class Groups(Protocol[Item_co]):
@@ -66,11 +71,27 @@ class Stream(Generic[Item, Batch]):
 
     def indices(self, step: int) -> list[int]:
         """The rows of a step."""
-        return list(self._order[step])
+        n, size = len(self.rows), self.batch_size
+        if n < size:
+            places = [divmod(step * size + i, n) for i in range(size)]
+        else:
+            epoch, batch = divmod(step, n // size)
+            places = [(epoch, batch * size + i) for i in range(size)]
+        if n <= IN_MEMORY:
+            return [int(_permutation(n, self._key, epoch)[place]) for epoch, place in places]
+        return [self._large[epoch * n + place] for epoch, place in places]
 
     def items(self, step: int) -> list[tuple[Item, ...]]:
-        """What `collate` gets in a step."""
-        return self._pick(step, self.indices(step))
+        """What `collate` gets in a step: the rows, each with `questions` of its items."""
+        rng = random.Random(f"{self.seed}/{self.stage}/{step}")
+        picked = []
+        for index in self.indices(step):
+            group = self.rows[index]
+            if self.questions and len(group) != self.questions:
+                order = rng.sample(group, len(group))
+                group = tuple(order[i % len(order)] for i in range(self.questions))
+            picked.append(group)
+        return picked
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: a pure function of (seed, stage, step)."""
@@ -83,8 +104,10 @@ class Stream(Generic[Item, Batch]):
 
         if not flags.FLAGS.is_parsed():  # grain asks for its flags as soon as there are workers
             flags.FLAGS.mark_as_parsed()
-        steps = self._order.map_with_index(self._make).slice(slice(start, stop))
-        batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
+        batches = steps.map(self.batch).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        )
         if self.workers:
             options = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2)
             batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
@@ -98,31 +121,23 @@ class Stream(Generic[Item, Batch]):
         finally:
             iterator.close()
 
+    @property
+    def _key(self) -> int:
+        """32 bits of the seed and the stage."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.stage}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big")
+
     @cached_property
-    def _order(self) -> Any:
-        """A grain dataset: step -> row indices."""
+    def _large(self) -> Any:
+        """grain's shuffle: needs no memory, but walks 2**16 places to find one of few rows."""
         import grain
 
-        digest = hashlib.blake2b(f"{self.seed}/{self.stage}".encode(), digest_size=4).digest()
-        rows = grain.MapDataset.range(len(self.rows)).shuffle(int.from_bytes(digest, "big"))
-        if len(self.rows) < self.batch_size:
-            return rows.repeat().batch(self.batch_size, batch_fn=list)
-        return rows.batch(self.batch_size, drop_remainder=True, batch_fn=list).repeat()
+        return grain.MapDataset.range(len(self.rows)).shuffle(self._key).repeat()
 
-    def _make(self, step: int, indices: Sequence[int]) -> Batch:
-        return self.collate(self._pick(step, indices))
 
-    def _pick(self, step: int, indices: Sequence[int]) -> list[tuple[Item, ...]]:
-        """The rows, each with `questions` of its items."""
-        rng = random.Random(f"{self.seed}/{self.stage}/{step}")
-        picked = []
-        for index in indices:
-            group = self.rows[int(index)]
-            if self.questions and len(group) != self.questions:
-                order = rng.sample(group, len(group))
-                group = tuple(order[i % len(order)] for i in range(self.questions))
-            picked.append(group)
-        return picked
+@lru_cache(maxsize=4)
+def _permutation(n: int, key: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([key, epoch]).permutation(n)
 
 
 def _start_worker(worker: int, workers: int) -> None:

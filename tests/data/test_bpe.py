@@ -66,7 +66,7 @@ def test_text_survives(bpe):
 
 
 def test_size_and_digits(bpe):
-    family, size, single, tokenizer = bpe
+    _, size, single, tokenizer = bpe
     assert tokenizer.get_vocab_size() == size
     assert sorted(tokenizer.get_vocab().values()) == list(range(size))
     longest = max(sum(c.isdigit() for c in token) for token in tokenizer.get_vocab())

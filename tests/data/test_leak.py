@@ -1,0 +1,79 @@
+"""No held-out word and no evaluation row is in any training stream; and the check would see one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lw_jax.data import facts, gsm8k, leak
+from lw_jax.data.example import Example
+from lw_jax.data.facts import FactsRows
+from lw_jax.data.pretraining import Shares, mixture
+from lw_jax.data.source import ListRows
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+EVAL_TEXT = "Weng earns 12 dollars an hour and pays 3 of them for the bus that takes her to work."
+
+
+def example(context, name="train/1", question="", answers=("x",)):
+    return Example(name, name, context, question, answers)
+
+
+def as_rows(*texts):
+    return ListRows([(example(text, f"train/{n}"),) for n, text in enumerate(texts)], [])
+
+
+def held_out_word():
+    rows = FactsRows("eval", 0, 6, 100)
+    return next(e.answers[0] for e in rows[0] if facts.answer_type(e) == "open")
+
+
+@pytest.mark.parametrize("levels", [(1,), (6,), (1, 2, 4, 6)])
+@pytest.mark.parametrize("task", ["answer", "readback"])
+def test_training_facts_hold_no_held_out_word(levels, task):
+    cfg = facts.Config(levels=levels, task=task)
+    for seed in (0, 1):
+        assert leak.find(facts.rows(cfg, "train", seed), facts.rows(cfg, "eval"), 200) == []
+
+
+def test_pretraining_without_problems_holds_no_held_out_word():
+    evaluation = facts.rows(facts.Config(), "eval")
+    assert leak.find(mixture(Shares(1, 1, 0, 0), "train", 0), evaluation, 400) == []
+
+
+def test_evaluation_facts_are_seen_as_leaks():
+    rows = facts.rows(facts.Config(), "eval")
+    found = leak.find(rows, rows, 3)
+    assert {"word", "row"} == {one.kind for one in found}
+
+
+@pytest.mark.parametrize("place", ["context", "question", "answer"])
+def test_a_held_out_word_is_found_wherever_it_stands(place):
+    word = held_out_word()
+    texts = {"context": "Nothing.", "question": "", "answer": "x"} | {place: f"Is it {word}?"}
+    row = example(texts["context"], question=texts["question"], answers=(texts["answer"],))
+    (found,) = leak.find(ListRows([(row,)], []), None)
+    assert found == leak.Leak("word", "train/1", word)
+    assert str(found) == f"train/1: held-out word {word!r}"
+
+
+def test_rows_and_near_copies_are_found():
+    evaluation = ListRows([(example(EVAL_TEXT, "eval/1"),)], [])
+    near = EVAL_TEXT.replace("Weng", "Anna").replace("to work", "home")
+    training = as_rows("A text of its own.", EVAL_TEXT.upper(), f"So: {near}", EVAL_TEXT[:40])
+    found = leak.find(training, evaluation)
+    assert [(one.kind, one.where) for one in found] == [("row", "train/1"), ("run", "train/2")]
+    assert len(found[1].what.split()) == 13
+
+
+def test_gsm8k_and_the_mixture_where_the_files_are():
+    """The shipped models' own training stream, against the dev file and held-out words."""
+    train, dev = SHARED / "gsm8k_train.jsonl", SHARED / "gsm8k_dev.jsonl"
+    if not (train.exists() and dev.exists()):
+        return
+    cfg = gsm8k.Config(train=str(train), eval=str(dev))
+    evaluation = gsm8k.rows(cfg, "eval")
+    assert leak.find(gsm8k.rows(cfg, "train"), evaluation) == []
+    assert leak.find(mixture(Shares(), "train", 0, problems=cfg), evaluation, 2000) == []
+    undone = leak.find(gsm8k.rows(replace(cfg, decontaminate=0), "train"), evaluation)
+    assert [one.kind for one in undone] == ["run", "run"]

@@ -1,0 +1,185 @@
+"""Streams: pure batches, the same ones prepared ahead, from any step on, by any workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from lw_jax.data.example import Example
+from lw_jax.data.facts import FactsRows
+from lw_jax.data.source import ListRows
+from lw_jax.data.stream import Stream
+from lw_jax.errors import UserError
+
+
+def collate(groups):
+    """Picklable, and tells every group from every other."""
+    text = ["|".join(f"{e.id}:{e.question}" for e in group) for group in groups]
+    return {"text": np.array(text), "lengths": np.array([len(g[0].context) for g in groups])}
+
+
+def some_rows(contexts, questions=1):
+    return ListRows(
+        [
+            tuple(
+                Example(f"{c}/{q}", str(c), f"context {c}", f"{q}?", ("a",))
+                for q in range(questions)
+            )
+            for c in range(contexts)
+        ],
+        [],
+    )
+
+
+def equal(one, other):
+    return all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def ids(stream, step):
+    return [[example.id for example in group] for group in stream.items(step)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_iteration_gives_the_same_batches_from_any_step(workers):
+    stream = Stream(FactsRows("train", 0, 2, 50), collate, 8, 1, "train", 3, workers)
+    expected = [stream.batch(step) for step in range(16)]  # over epochs of 6 steps
+    for start, stop in [(5, 16)] if workers else [(0, 7), (5, 16)]:
+        found = list(stream.iterate(start, stop))
+        assert len(found) == stop - start
+        assert all(equal(a, b) for a, b in zip(found, expected[start:stop], strict=True))
+
+
+def test_a_batch_depends_on_seed_stage_and_step_alone():
+    def stream(seed=0, stage="a"):
+        return Stream(FactsRows("train", 0, 6, 10**8), collate, 4, seed, stage, 2)
+
+    assert ids(stream(), 7) == ids(stream(), 7)
+    others = [ids(stream(), 8), ids(stream(seed=1), 7), ids(stream(stage="b"), 7)]
+    assert all(other != ids(stream(), 7) for other in others)
+    late = ids(stream(), 10**9)  # position costs nothing, however far
+    assert late == ids(stream(), 10**9)
+
+
+def test_an_endless_stream_can_be_left():
+    batches = Stream(FactsRows("train", 0, 1, 10**8), collate, 4).iterate(3)
+    assert equal(next(batches), Stream(FactsRows("train", 0, 1, 10**8), collate, 4).batch(3))
+    batches.close()
+
+
+@pytest.mark.parametrize("in_memory", [0, 1000])
+def test_every_epoch_has_every_row_once_in_another_order(in_memory, monkeypatch):
+    monkeypatch.setattr("lw_jax.data.stream.IN_MEMORY", in_memory)
+    stream = Stream(some_rows(12), collate, 4)
+    epochs = [[i for step in range(3 * e, 3 * e + 3) for i in stream.indices(step)] for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize(("contexts", "batch"), [(10, 4), (4, 4), (7, 5)])
+def test_a_batch_has_no_context_twice(contexts, batch):
+    stream = Stream(some_rows(contexts), collate, batch)
+    seen = Counter()
+    for step in range(100):
+        indices = stream.indices(step)
+        assert len(set(indices)) == len(indices) == batch
+        seen.update(indices)
+    assert set(seen) == set(range(contexts))
+
+
+def test_fewer_contexts_than_the_batch_fill_it_evenly():
+    stream = Stream(some_rows(3), collate, 7)
+    for step in range(5):
+        assert set(Counter(stream.indices(step)).values()) <= {1, 2, 3}
+
+
+def test_questions_are_chosen_at_random_and_repeated_where_short():
+    stream = Stream(some_rows(8, questions=5), collate, 8, questions=2)
+    chosen = [tuple(group) for step in range(40) for group in ids(stream, step)]
+    assert all(len(set(group)) == 2 for group in chosen)
+    assert len(set(chosen)) > 100
+    short = Stream(some_rows(8, questions=2), collate, 8, questions=3)
+    assert all(len(g) == 3 and len(set(g)) == 2 for g in ids(short, 0))
+    everything = Stream(some_rows(8, questions=5), collate, 8, questions=0)
+    assert all(len(group) == 5 for group in ids(everything, 0))
+
+
+def raises(groups):
+    raise UserError("a row is wrong")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_reaches_the_caller(workers):
+    with pytest.raises(UserError, match="a row is wrong"):
+        next(Stream(some_rows(8), raises, 4, workers=workers).iterate())
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"questions": -1}, {"workers": -1}])
+def test_wrong_arguments(wrong):
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))}: expected at least"):
+        Stream(**({"rows": some_rows(3), "collate": collate, "batch_size": 2} | wrong))
+
+
+def test_no_rows():
+    with pytest.raises(UserError, match=r"^data: no rows"):
+        Stream(some_rows(0), collate, 2)
+
+
+KILLED = """
+import multiprocessing, os, signal
+from lw_jax.data.facts import FactsRows
+from lw_jax.data.stream import Stream
+
+if __name__ == "__main__":
+    batches = Stream(FactsRows("train", 0, 1, 10**8), list, 4, workers=1).iterate()
+    next(batches)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_run(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": root},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert run.returncode == -signal.SIGKILL
+    worker = int(run.stdout)
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail(f"worker {worker} outlives the run that started it")
+
+
+def test_rows_and_layout_need_no_jax():
+    """Worker processes start fast, and never touch the accelerator."""
+    code = (
+        "import sys, importlib, pkgutil, lw_jax.data as d\n"
+        "for m in pkgutil.iter_modules(d.__path__):\n"
+        "    importlib.import_module(f'lw_jax.data.{m.name}')\n"
+        "assert 'jax' not in sys.modules"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+def test_speed():
+    stream = Stream(FactsRows("train", 0, 6, 10**8, questions=3), collate, 128, questions=3)
+    start = time.perf_counter()
+    for step in range(10):
+        stream.batch(step)
+    print(f"\nfacts, batch 128: {100 * (time.perf_counter() - start):.1f} ms a batch in process")
