@@ -21,7 +21,7 @@ def sinusoid(positions: Array, width: int, longest: float = 4096.0) -> Array:
     """Sinusoidal features [..., width] of positions [...] (Vaswani et al. 2017), float32."""
     half = width // 2
     rates = jnp.exp(-jnp.log(longest) * jnp.arange(half, dtype=jnp.float32) / max(1, half - 1))
-    angles = positions.astype(jnp.float32)[..., None] * rates
+    angles = jnp.einsum("...,r->...r", positions.astype(jnp.float32), rates)
     table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, width - table.shape[-1])])
 

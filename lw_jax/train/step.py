@@ -164,9 +164,9 @@ class StepMaker:
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             ((loss, (terms, watched)), grads), _ = jax.lax.scan(one, zero, parts)
         new = apply_gradients(state, grads, self.optimiser, self.ema)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         for name, tree in grads["bridge"].items():
-            metrics[f"grad_norm/{name}"] = optax.global_norm(tree)
+            metrics[f"grad_norm/{name}"] = optax.tree.norm(tree)
         metrics |= shares(terms, weights, loss, len(self.dims.receivers))
         metrics |= {name: mean(term) for name, term in watched.items()}
         metrics["dropped"] = jnp.sum(~batch["valid"])
