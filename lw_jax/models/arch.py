@@ -200,6 +200,9 @@ def _window(config: Mapping[str, Any], family: str, layers: int, where: str) -> 
         first = int(config.get("max_window_layers", 28))
         sliding = [on and i >= first for i in range(layers)]
     if config.get("layer_types"):
+        unknown = set(config["layer_types"]) - {"full_attention", "sliding_attention"}
+        if unknown:
+            raise UserError(f"{where}: layer_types {', '.join(sorted(unknown))} are not supported")
         sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
     if any(sliding) != all(sliding):
         raise UserError(f"{where}: some layers have a sliding window and some none; all must agree")

@@ -1,0 +1,39 @@
+"""The reference attention against a plain formula, and what is refused before compiling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.errors import UserError
+from lw_jax.models.attention import Mask, _even, attention, check
+
+
+def test_equals_the_formula():
+    q = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+    k, v = (jax.random.normal(jax.random.key(i), (2, 5, 2, 8)) for i in (1, 2))
+    allowed = np.random.default_rng(0).random((2, 1, 3, 5)) < 0.6
+    allowed[0, 0, 0] = False  # a query that may see nothing
+    allowed[:, :, 1:, 0] = True
+    found = np.asarray(attention(q, k, v, Mask(jnp.asarray(allowed))))
+    for b, i, n in np.ndindex(2, 3, 4):
+        seen = allowed[b, 0, i] if allowed[b, 0, i].any() else np.zeros(5, bool)
+        scores = np.asarray(k[b, :, n // 2] @ q[b, i, n] / np.sqrt(8))
+        weights = np.where(seen, np.exp(scores), 0) if seen.any() else np.ones(5)
+        want = weights / weights.sum() @ np.asarray(v[b, :, n // 2])
+        np.testing.assert_allclose(found[b, i, n], want, atol=1e-5)
+
+
+def test_padding_to_even_adds_one_or_nothing():
+    assert _even(jnp.ones((2, 3)), 1).shape == (2, 4)
+    assert _even(jnp.ones((2, 3)), 0).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("impl", "dtype", "says"),
+    [("flash", jnp.bfloat16, "choose from xla, cudnn"), ("cudnn", jnp.bfloat16, "needs an NVIDIA")],
+)
+def test_what_cannot_run_is_refused(impl, dtype, says):
+    check("xla", jnp.float32, 64)
+    with pytest.raises(UserError, match=says):
+        check(impl, dtype, 64)

@@ -1,0 +1,114 @@
+"""A whole model directory: saved, loaded, its tokenizer, its ids."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.lm import load_lm
+from lw_jax.models.params import init
+from lw_jax.models.save import save_pretrained
+from lw_jax.models.tokenizer import decode, encode, load_tokenizer
+
+ARCH = Arch(
+    "llama", 300, 16, 2, 2, 1, 8, 24, 1e-5, Rope(1e4), bos_id=0, eos_ids=(1, 2), init_std=0.3
+)
+
+
+def bpe(bos: str | None = "<s>") -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<s>", "</s>", "<eot>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(["Question: what is it? Answer: a test of tests"] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    params = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+    save_pretrained(path, ARCH, params, bpe())
+    return path
+
+
+def test_saved_model_is_loaded_again(folder):
+    lm = load_lm(folder, parity.one_device(), dtype=jnp.float32)
+    want = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+    as_bf16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), want)
+    jax.tree.map(np.testing.assert_array_equal, lm.params, as_bf16)
+    assert lm.arch == ARCH
+    assert lm.name == str(folder)
+    assert len(lm.fingerprint) == 32
+    cut = load_lm(folder, parity.one_device(), layers=1, head=False)
+    assert cut.fingerprint == lm.fingerprint
+    assert sorted(cut.params) == ["embed", "layers"]
+    assert cut.params["layers"]["q"].shape[0] == 1
+
+
+def test_text_is_encoded_as_text(folder):
+    tokenizer = load_tokenizer(folder)
+    text = "Question: what </s> is\n  it? <s>"
+    ids = encode(tokenizer, text)
+    assert not {0, 1, 2} & set(ids)
+    assert decode(tokenizer, ids) == text
+    assert decode(tokenizer, [0, *ids, 1]) == text
+
+
+def test_tokenizer_decides_on_bos(folder, tmp_path):
+    params = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+    save_pretrained(tmp_path, ARCH, params, bpe(bos=None))
+    assert load_lm(tmp_path, parity.one_device()).arch.bos_id is None
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def torn_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def few_embeddings(folder: Path) -> None:
+    arch = Arch("llama", 200, 16, 2, 2, 1, 8, 24, 1e-5, Rope(1e4), bos_id=0, eos_ids=(1,))
+    save_pretrained(folder, arch, jax.jit(init, static_argnums=0)(arch, jax.random.key(0)))
+
+
+def no_eos(folder: Path) -> None:
+    for name in ("config.json", "generation_config.json"):
+        value = json.loads((folder / name).read_text()) | {"eos_token_id": None}
+        (folder / name).write_text(json.dumps(value))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (no_tokenizer, "no tokenizer.json"),
+        (torn_tokenizer, "tokenizer cannot be read"),
+        (few_embeddings, "embeds only 200 tokens"),
+        (no_eos, "EOS"),
+    ],
+)
+def test_bad_tokenizer_gives_one_line(damage, says, tmp_path):
+    params = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+    save_pretrained(tmp_path, ARCH, params, bpe())
+    damage(tmp_path)
+    with pytest.raises(UserError, match=says) as caught:
+        load_lm(tmp_path, parity.one_device())
+    assert "\n" not in str(caught.value)

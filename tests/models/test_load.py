@@ -1,0 +1,216 @@
+"""Checkpoints: streamed onto a mesh, cut at a layer, stored in few bits; faults in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import parity
+import pytest
+from jax.sharding import AxisType
+from safetensors.numpy import load_file, save_file
+
+from lw_jax.errors import UserError
+from lw_jax.models import load as loading
+from lw_jax.models.checkpoint import INDEX, WEIGHTS, fingerprint, open_checkpoint
+from lw_jax.models.load import load_params
+from lw_jax.models.params import abstract, shapes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the llama checkpoint, to be damaged."""
+    shutil.copytree(parity.GOLDEN / "llama", tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def split(folder: Path) -> None:
+    """The same checkpoint in three shards with an index."""
+    tensors = load_file(folder / WEIGHTS)
+    names = sorted(tensors)
+    places = {}
+    for shard in range(3):
+        file = f"model-{shard}.safetensors"
+        own = [n for n in names if (f"layers.{shard}." in n) or (shard == 0 and "layers" not in n)]
+        save_file({name: tensors[name] for name in own}, folder / file)
+        places |= dict.fromkeys(own, file)
+    (folder / WEIGHTS).unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+
+def load(folder: Path, dtype=jnp.float32, **options):
+    found = open_checkpoint(folder, options.get("layers"), options.get("head", True))
+    return load_params(found, parity.one_device(), dtype=dtype, **options)
+
+
+def test_shards_equal_one_file(folder):
+    whole = load(folder)
+    split(folder)
+    chex.assert_trees_all_equal(load(folder), whole)
+
+
+def test_sender_reads_only_the_layers_it_taps(folder):
+    whole = load(folder)
+    split(folder)
+    (folder / "model-2.safetensors").write_bytes(b"never read")
+    cut = load(folder, layers=2, head=False)
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        cut, shapes(abstract(open_checkpoint(folder, 2, False).arch, layers=2, head=False))
+    )
+    chex.assert_trees_all_equal(cut["layers"], jax.tree.map(lambda x: x[:2], whole["layers"]))
+
+
+def test_host_holds_one_tensor_at_a_time(folder, monkeypatch):
+    """What goes to the device is never larger than one tensor of the file."""
+    largest = max(x.size for x in load_file(folder / WEIGHTS).values())
+    sent = []
+    real = loading._on_mesh
+    monkeypatch.setattr(
+        loading, "_on_mesh", lambda x, leaf, mesh: sent.append(x.size) or real(x, leaf, mesh)
+    )
+    load(folder)
+    assert len(sent) == 3 * 9 + 3
+    assert max(sent) == largest
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"), [("llama", None), ("qwen2", None), ("llama", "int8"), ("llama", "nf4")]
+)
+def test_sharded_load_equals_one_device(name, quant):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+    found = open_checkpoint(parity.GOLDEN / name)
+    arch, ids = found.arch, parity.load_file(parity.GOLDEN / name / "golden.safetensors")["ids"]
+    one = load_params(found, parity.one_device(), dtype=jnp.float32, quant=quant)
+    spread = load_params(found, mesh, dtype=jnp.float32, quant=quant)
+    layers = spread["layers"]
+
+    def shard(x):
+        x = x.codes if quant and not isinstance(x, jax.Array) else x
+        return x.sharding.shard_shape(x.shape)
+
+    rows = arch.width // 2 if quant == "nf4" else arch.width
+    h = arch.head_dim
+    assert shard(layers["q"]) == (3, rows, 1, h)
+    assert shard(layers["k"]) == (3, rows, 2, h)  # 2 key/value heads cannot be split 4 ways
+    assert shard(layers["gate"]) == (3, rows, 12)
+    assert shard(layers["attn_norm"]) == (3, arch.width)
+    assert shard(spread["embed"]) == (24, arch.width)
+    if quant is None:
+        assert shard(layers["o"]) == (3, 1, h, arch.width)
+        assert shard(layers["down"]) == (3, 12, arch.width)
+    if arch.qkv_bias:
+        assert shard(layers["q_bias"]) == (3, 1, h)
+    logits = [parity.compute(arch, p, ids, parity.LENGTHS)["logits"] for p in (one, spread)]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
+def test_bf16_is_the_default_and_float16_files_are_read(folder):
+    half = {name: x.astype(np.float16) for name, x in load_file(folder / WEIGHTS).items()}
+    save_file(half, folder / WEIGHTS)
+    loaded = load_params(open_checkpoint(folder), parity.one_device())
+    assert {x.dtype for x in jax.tree.leaves(loaded)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_fingerprint_sees_weights_and_arch_and_not_the_place(folder, tmp_path):
+    def of(path: Path) -> str:
+        found = open_checkpoint(path)
+        return fingerprint(found.arch, found.files.values())
+
+    first = of(folder)
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert of(moved) == first
+    tensors = load_file(moved / WEIGHTS)
+    tensors["model.norm.weight"][0] += 1e-3
+    save_file(tensors, moved / WEIGHTS)
+    assert of(moved) != first
+    config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 1e-5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert of(folder) != first
+
+
+def change(folder: Path, **tensors) -> None:
+    kept = load_file(folder / WEIGHTS) | tensors
+    save_file({name: x for name, x in kept.items() if x is not None}, folder / WEIGHTS)
+
+
+def several(folder: Path) -> None:
+    change(
+        folder,
+        **{
+            "model.norm.weight": None,
+            "model.layers.1.mlp.up_proj.weight": np.zeros((4, 4), np.float32),
+            "model.layers.2.mlp.up_proj.weight": np.zeros((48, 32), np.int8),
+            "model.layers.3.mlp.up_proj.weight": np.zeros((48, 32), np.float32),
+        },
+    )
+
+
+def pickled(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+
+
+def escaping(folder: Path) -> None:
+    split(folder)
+    index = json.loads((folder / INDEX).read_text())
+    places = dict.fromkeys(index["weight_map"], "../model.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+
+FAULTS = {
+    "several": (
+        several,
+        [
+            "model.norm.weight is missing",
+            "layers.1.mlp.up_proj.weight has shape (4, 4), config.json implies (48, 32)",
+            "layers.2.mlp.up_proj.weight is I8",
+            "layers.3.mlp.up_proj.weight is unexpected",
+        ],
+    ),
+    "pickled": (pickled, ["only pickled weights"]),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), ["weight files missing: model.safetensors"]),
+    "torn": (lambda f: (f / WEIGHTS).write_bytes(b"\x10" * 40), ["no readable safetensors"]),
+    "shard gone": (
+        lambda f: (split(f), (f / "model-1.safetensors").unlink()),
+        ["weight files missing: model-1.safetensors"],
+    ),
+    "escaping": (escaping, ["outside the model directory"]),
+    "no config": (lambda f: (f / "config.json").unlink(), ["no config.json"]),
+    "bad config": (lambda f: (f / "config.json").write_text("{"), ["cannot be read as JSON"]),
+    "list": (lambda f: (f / "config.json").write_text("[]"), ["must be a JSON object"]),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bad_checkpoint_gives_one_line(fault, folder):
+    damage, says = FAULTS[fault]
+    damage(folder)
+    with pytest.raises(UserError) as caught:
+        load(folder)
+    message = str(caught.value)
+    assert all(piece in message for piece in says), message
+    assert "\n" not in message
+    assert str(folder) in message
+
+
+def test_many_faults_are_counted(folder):
+    names = [name for name in load_file(folder / WEIGHTS) if "layers.1." in name]
+    change(folder, **dict.fromkeys(names))
+    with pytest.raises(UserError, match="and 4 more"):
+        load(folder)
+
+
+def test_unknown_model_is_named():
+    with pytest.raises(UserError, match="no such directory here") as caught:
+        open_checkpoint("nobody/no-such-model")
+    assert "nobody/no-such-model" in str(caught.value)
+    with pytest.raises(UserError, match="no such directory here"):
+        open_checkpoint("/no/such/place")
+
+
+def test_more_layers_than_there_are(folder):
+    with pytest.raises(UserError, match="cannot load 4 of 3 layers"):
+        load_params(open_checkpoint(folder), parity.one_device(), layers=4)

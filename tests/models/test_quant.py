@@ -1,0 +1,55 @@
+"""8- and 4-bit storage: rounding within its bound, an einsum equal to the restored weight's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.errors import UserError
+from lw_jax.models.quant import NF4, block_size, dequantise, einsum, quantise
+
+
+@pytest.mark.parametrize(("spec", "fan_in"), [("btd,dnh->btnh", 1), ("btnh,nhd->btd", 2)])
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_einsum_equals_the_restored_weight(kind, spec, fan_in):
+    shape = (32, 4, 8) if fan_in == 1 else (4, 8, 32)
+    w = jax.random.normal(jax.random.key(0), shape) * jnp.linspace(0.1, 2.0, shape[-1])[None, None]
+    x = jax.random.normal(jax.random.key(1), (2, 3, *shape[:fan_in]))
+    stored = quantise(w, fan_in, kind)
+    back = dequantise(stored, jnp.float32)
+    assert back.shape == w.shape
+    np.testing.assert_allclose(einsum(spec, x, stored), jnp.einsum(spec, x, back), atol=1e-4)
+    # Half of the widest gap between two levels, in units of the largest value that shares a scale.
+    bound = 0.5 / 127 if kind == "int8" else np.diff(NF4).max() / 2
+    axes = tuple(range(fan_in))
+    worst = np.abs(back - w).max(axes) / np.abs(w).max(axes)
+    assert worst.max() <= bound * 1.0001
+    assert worst.max() > bound / 4
+
+
+def test_levels_are_kept_exactly():
+    """Values that sit on levels, in each block with its own scale, come back as they were."""
+    codes = np.random.default_rng(0).integers(0, 16, (128, 5))
+    codes[[0, 64]] = 15
+    w = NF4[codes] * np.repeat([0.5, 4.0], 64)[:, None]
+    stored = quantise(jnp.asarray(w), 1, "nf4")
+    assert stored.codes.shape == (64, 5)
+    assert stored.codes.dtype == jnp.uint8
+    np.testing.assert_allclose(dequantise(stored, jnp.float32), w, rtol=1e-6)
+
+
+def test_zeros_stay_zeros():
+    for kind in ("int8", "nf4"):
+        stored = quantise(jnp.zeros((4, 3)), 1, kind)
+        assert (np.asarray(dequantise(stored, jnp.float32)) == 0).all()
+
+
+def test_blocks_divide_the_inputs():
+    assert [block_size(n) for n in (4096, 48, 96, 130)] == [64, 48, 48, 26]
+    with pytest.raises(UserError, match="odd"):
+        block_size(33)
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="int8, nf4"):
+        quantise(jnp.zeros((2, 2)), 1, "int3")
