@@ -1,0 +1,46 @@
+# Sourced by the other scripts: a virtual environment with the pinned packages, made once.
+VENV="${VENV:-.venv}"
+
+find_python() {
+    local name
+    for name in ${PYTHON:-python3.11 python3.12 python3 python}; do
+        if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+            2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "error: Python 3.11 or 3.12 is needed (set PYTHON=/path/to/python)" >&2
+    return 2
+}
+
+# install WHAT ARGUMENTS...: pip install, unless it was done with these very files before.
+install() {
+    local what="$1" stamp now
+    shift
+    stamp="$VENV/.installed-$what"
+    now="$(cat requirements.txt pyproject.toml | cksum) $*"
+    if [[ "$(cat "$stamp" 2>/dev/null)" != "$now" ]]; then
+        echo "installing $what packages into $VENV (once)"
+        "$VENV/bin/python" -m pip install -qq --disable-pip-version-check "$@"
+        echo "$now" >"$stamp"
+    fi
+}
+
+make_venv() {
+    if [[ ! -x "$VENV/bin/python" ]]; then
+        local python
+        python="$(find_python)"
+        echo "making a virtual environment in $VENV with $python"
+        "$python" -m venv "$VENV"
+    fi
+    install runtime --requirement requirements.txt
+}
+
+make_dev_venv() {
+    make_venv
+    install dev --editable ".[dev]" --constraint requirements.txt
+    # The CPU build of torch, where pip can find one; never the CUDA build with its gigabytes.
+    install parity "torch==2.13.0+cpu" 2>/dev/null ||
+        echo "no CPU build of torch found: parity is tested against golden values only"
+}

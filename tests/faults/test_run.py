@@ -1,0 +1,77 @@
+"""The runner of faults: a fault must apply, its test must run, and go red."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.run import Fault, main, verdict
+
+TEST = "tests/test_add.py::test_add"
+PATCH = """\
+The sum is off by one.
+test: {test}
+--- a/lw_jax/add.py
++++ b/lw_jax/add.py
+@@ -1,2 +1,2 @@
+ def add(a, b):
+-    return {old}
++    return {new}
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree with one function and one test."""
+    (tmp_path / "lw_jax").mkdir()
+    (tmp_path / "lw_jax" / "__init__.py").touch()
+    (tmp_path / "lw_jax" / "add.py").write_text("def add(a, b):\n    return a + b\n")
+    (tmp_path / "tests" / "faults").mkdir(parents=True)
+    test = "from lw_jax.add import add\n\n\ndef test_add():\n    assert add(1, 2) == 3\n"
+    (tmp_path / "tests" / "test_add.py").write_text(test)
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    return tmp_path
+
+
+def fault(tree: Path, test: str = TEST, old: str = "a + b", new: str = "a + b + 1") -> Fault:
+    path = tree / "tests" / "faults" / "off_by_one.patch"
+    path.write_text(PATCH.format(test=test, old=old, new=new))
+    return Fault.read(path)
+
+
+def test_a_fault_that_is_noticed(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fault(tree)
+    assert main([], tree) == 0
+    assert "faults: 1 passed, 0 failed" in capsys.readouterr().out
+    assert (tree / "lw_jax" / "add.py").read_text().endswith("return a + b\n")
+
+
+def test_a_fault_that_nobody_notices(tree: Path) -> None:
+    assert "stays green" in verdict(fault(tree, new="b + a"), tree)
+
+
+def test_a_patch_that_no_longer_applies(tree: Path) -> None:
+    assert "does not apply" in verdict(fault(tree, old="a - b"), tree)
+
+
+def test_a_fault_that_breaks_the_import_is_no_proof(tree: Path) -> None:
+    assert "could not run" in verdict(fault(tree, new="("), tree)
+
+
+def test_a_test_that_is_gone(tree: Path) -> None:
+    assert "could not run" in verdict(fault(tree, test="tests/test_add.py::test_sum"), tree)
+
+
+def test_a_test_that_is_red_anyway(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fault(tree)
+    (tree / "lw_jax" / "add.py").write_text("def add(a, b):\n    return a - b\n")
+    assert main([], tree) == 1
+    assert "the tests are not green" in capsys.readouterr().out
+
+
+def test_a_patch_without_a_test(tree: Path) -> None:
+    path = tree / "x.patch"
+    path.write_text("--- a/x\n+++ b/x\n")
+    with pytest.raises(ValueError, match="no line `test:"):
+        Fault.read(path)
