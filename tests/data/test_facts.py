@@ -81,6 +81,17 @@ def test_no_question_has_two_answers(level):
                     assert answers.setdefault(question, answer) == answer, question
 
 
+def test_open_words_of_a_context_differ_even_when_one_is_drawn_twice(monkeypatch):
+    drawn = iter(f"Word{n // 2}" for n in range(1000))
+    monkeypatch.setattr(facts, "open_word", lambda role, split, rng: next(drawn))
+    for seed in range(20):
+        made = draw_facts(6, "train", random.Random(seed))
+        people = {values["surname"] for _, values in made}
+        others = [values[slot] for kind, values in made for slot, _ in kind.open]
+        assert len(people) == 3
+        assert len({*people, *others}) == 3 + len(others)
+
+
 def test_answers_are_short_and_stand_in_the_context():
     rows = FactsRows("eval", 0, 6, 100)
     kinds = set()
