@@ -51,7 +51,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         optimiser = optax.chain(optimiser, optax.masked(optax.set_to_zero(), frozen))
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     maker = StepMaker(
-        setting.bridge, setting.dims, optimiser, cfg.steps, cfg.accumulate, cfg.ema
+        setting.bridge, setting.dims, optimiser, cfg.steps, run.mesh, cfg.accumulate, cfg.ema
     )
     compiled = cache(maker.make)
 

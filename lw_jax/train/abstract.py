@@ -78,7 +78,9 @@ def abstract_step(
     params = jax.eval_shape(partial(_params, config.bridge, objectives, dims), jax.random.key(0))
     optimiser = make_optimiser(train.optimiser, params, train.steps)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
-    maker = StepMaker(config.bridge, dims, optimiser, train.steps, train.accumulate, train.ema)
+    maker = StepMaker(
+        config.bridge, dims, optimiser, train.steps, mesh, train.accumulate, train.ema
+    )
     party = None
     if sender is not None and config.sender is not None:
         source, options = bridge.part("sources", config.bridge.source)

@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from lw_jax import bridge
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.dims import Dims
+from lw_jax.mesh import replicated
 from lw_jax.objectives.base import Context, Term, mean
 from lw_jax.party import Parties
 from lw_jax.registry import chosen
@@ -106,19 +108,24 @@ def split_batch(batch: Batch, parts: int) -> Batch:
 class StepMaker:
     """Makes the compiled step of a plan.
 
-    steps: of the stage (schedules run over them); accumulate: microbatches; ema: decay or None.
+    steps: of the stage (schedules run over them); mesh: the state is replicated on it; accumulate:
+    microbatches; ema: decay or None.
     """
 
     config: BridgeConfig
     dims: Dims
     optimiser: optax.GradientTransformation
     steps: int
+    mesh: Mesh
     accumulate: int = 1
     ema: float | None = None
 
     def make(self, plan: Plan) -> jax.stages.Wrapped:
         """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
-        return jax.jit(partial(self._step, plan), donate_argnums=0)
+        # Left to itself, the partitioner would split the new state: the next step then compiles
+        # again, and the donated buffers do not fit.
+        where = replicated(self.mesh)
+        return jax.jit(partial(self._step, plan), donate_argnums=0, out_shardings=where)
 
     def _step(
         self, plan: Plan, state: TrainState, parties: Parties, batch: Batch

@@ -1,0 +1,138 @@
+"""Every config in the tree is read, and every part of it fits, from shapes alone: no network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from lw_jax.config.parse import read
+from lw_jax.config.schema import Config, MeshConfig
+from lw_jax.mesh import make_mesh
+from lw_jax.models.arch import Arch
+from lw_jax.models.checkpoint import read_arch
+from lw_jax.registry import chosen
+from lw_jax.train.abstract import AbstractStep, abstract_step, size_in_bytes
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+SHAPES = ROOT / "configs" / "shapes"
+NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]
+GIB = 2**30
+
+
+def arch_of(path: str) -> Arch:
+    """The arch of a model that ships, or of a hub model whose facts are in the tree."""
+    if (ROOT / path).is_dir():
+        return read_arch(ROOT / path)
+    facts = SHAPES / f"{Path(path).name.lower()}.json"
+    assert facts.is_file(), f"{path} neither ships nor has its facts in {facts}"
+    return Arch.from_hf(json.loads(facts.read_text()))
+
+
+def steps(config: Config, mesh: MeshConfig) -> list[AbstractStep]:
+    """The first step of each train stage."""
+    sender = arch_of(config.sender.path) if config.sender else None
+    receivers = {name: arch_of(model.path) for name, model in config.receivers.items()}
+    lengths = {"source": 64}
+    for name in receivers:
+        lengths |= {f"{name}/context": 64, f"{name}/ask": 16, f"{name}/answer": 8}
+    return [
+        abstract_step(config, stage.train, sender, receivers, lengths, make_mesh(mesh))
+        for stage in config.stages.values()
+        if stage.train is not None
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_it_is_read(path: Path) -> None:
+    config = read(path)
+    assert config.stages
+    assert path.stem.replace("_", "-") in config.name.replace("_", "-")
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_its_parts_fit(path: Path) -> None:
+    config = read(path)
+    for step in steps(config, MeshConfig(data=1)):
+        state, metrics = jax.eval_shape(step.step, *step.arguments)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), step.state
+        )
+        assert metrics["loss"].shape == ()
+
+
+def test_the_facts_of_the_real_models() -> None:
+    archs = {path.stem: arch_of(path.stem) for path in SHAPES.glob("*.json")}
+    llama, qwen = archs["llama-3.1-8b-instruct"], archs["qwen2.5-7b-instruct"]
+    mistral = archs["mistral-7b-instruct-v0.3"]
+    assert llama.eos_ids == (128001, 128008, 128009)
+    assert llama.rope.scaling is not None
+    assert (qwen.qkv_bias, qwen.heads, qwen.kv_heads, qwen.window) == (True, 28, 4, None)
+    assert (mistral.vocab_size, mistral.rope.theta, mistral.window) == (32768, 1e6, None)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Llama-3.1-8B, its layer 16 tapped, to Mistral-7B."""
+    path = tmp_path_factory.mktemp("configs") / "real.yaml"
+    path.write_text(
+        """
+        name: real
+        sender: {path: meta-llama/Llama-3.1-8B-Instruct, dtype: float32}
+        receivers: {mistral: {path: mistralai/Mistral-7B-Instruct-v0.3, dtype: float32}}
+        data: {facts: {}}
+        bridge:
+          latent_dim: 256
+          source: {hidden_states: {layers: [16]}}
+          compressor: {perceiver: {slots: 32}}
+          reader: {soft_tokens: {}, deep_prefix: {}}
+        objectives: {answer_ce: {}, kd: {}}
+        stages: {fit: {train: {steps: 10, batch_size: 8}}}
+        """
+    )
+    return read(path)
+
+
+def test_an_8b_wire_compiles_on_four_devices(real: Config) -> None:
+    (step,) = steps(real, MeshConfig(data=2, model=2))
+    # 16 of the sender's layers without its head (15 GiB in float32), and the receiver (27 GiB):
+    # halves of most, as the key/value heads, too, are split
+    assert 19 * GIB < size_in_bytes(step.parties) < 23 * GIB
+    compiled = step.step.lower(*step.arguments).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 2 * GIB  # a copied stack of weights alone is more
+    given = jax.tree.leaves(compiled.input_shardings[0][0])
+    taken = jax.tree.leaves(compiled.output_shardings[0])
+    for before, after, leaf in zip(given, taken, jax.tree.leaves(step.state), strict=True):
+        assert after.is_equivalent_to(before, leaf.ndim)  # or the next step compiles again
+
+
+@pytest.mark.parametrize(("quant", "most"), [("int8", 0.27), ("nf4", 0.17)])
+def test_fewer_bits_take_less_room(real: Config, quant: str, most: float) -> None:
+    model = real.receivers["mistral"]
+    small = replace(real, sender=real.sender, receivers={"mistral": replace(model, quant=quant)})
+
+    def receiver(config: Config) -> int:
+        (step,) = steps(config, MeshConfig(data=1))
+        return size_in_bytes(step.parties.receivers)
+
+    assert receiver(small) < most * receiver(real)
+
+
+def test_pretraining_configs_stay_small() -> None:
+    for path in FILES:
+        for stage in read(path).stages.values():
+            if pretrain := chosen(stage).get("pretrain"):
+                arch, tokens = pretrain.arch, pretrain.tokenizer.vocab_size
+                layer = arch.width * (
+                    2 * arch.heads * arch.head_dim
+                    + 2 * arch.kv_heads * arch.head_dim
+                    + 3 * arch.mlp_width
+                )
+                tables = tokens * arch.width * (1 if arch.tied else 2)
+                assert 2 * (arch.layers * layer + tables) < 16 * 2**20  # bytes, bfloat16
