@@ -55,7 +55,7 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
     if impl == "xla":
         return jax.nn.dot_product_attention(q, k, v, mask=mask.allowed, implementation="xla")
     if mask.lengths is not None:
-        return jax.nn.dot_product_attention(
+        mixed = jax.nn.dot_product_attention(
             q,
             k,
             v,
@@ -64,6 +64,9 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
             key_value_seq_lengths=mask.lengths,
             implementation="cudnn",
         )
+        # cudnn leaves padded queries undefined, and a NaN there would poison weight gradients.
+        real = jnp.arange(q.shape[1])[None] < mask.lengths[:, None]
+        return jnp.where(real[..., None, None], mixed, 0)
     # With a mask, cudnn trains only on even T and S: a masked column and an idle query are added.
     t, s = q.shape[1], k.shape[1]
     q, k, v = _even(q, 1), _even(k, 1), _even(v, 1)

@@ -1,0 +1,88 @@
+"""cudnn against the xla reference on a GPU: largest difference and time, per kind of mask.
+
+    python benchmarks/attention.py
+
+Shapes of a 7B receiver (32/8 heads of 128, bf16); forward, and forward with backward.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.models.attention import Mask, attention, check
+
+ROWS, HEADS, KV_HEADS, WIDTH, REPEATS = 8, 32, 8, 128, 20
+
+
+def case(tokens: int, prefix: int, lengths: jax.Array | None) -> tuple[jax.Array, ...]:
+    """q, k, v and the mask of packed rows that all see `prefix` columns."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    columns = tokens + prefix
+    q = jax.random.normal(keys[0], (ROWS, tokens, HEADS, WIDTH), jnp.bfloat16)
+    k = jax.random.normal(keys[1], (ROWS, columns, KV_HEADS, WIDTH), jnp.bfloat16)
+    v = jax.random.normal(keys[2], (ROWS, columns, KV_HEADS, WIDTH), jnp.bfloat16)
+    own = jnp.arange(columns)[None] - prefix
+    seen = own <= jnp.arange(tokens)[:, None]
+    allowed = jnp.broadcast_to(seen[None, None], (ROWS, 1, tokens, columns))
+    if lengths is not None:
+        allowed &= (own < lengths[:, None])[:, None, None]
+    return q, k, v, allowed
+
+
+def timed(f: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """The result, and milliseconds a call."""
+    result = jax.block_until_ready(f(*args))
+    begin = time.perf_counter()
+    for _ in range(REPEATS):
+        result = f(*args)
+    jax.block_until_ready(result)
+    return result, (time.perf_counter() - begin) / REPEATS * 1e3
+
+
+def main() -> None:
+    check("cudnn", jnp.bfloat16, WIDTH)
+    ragged = jnp.asarray([1024, 900, 777, 1024, 1000, 512, 64, 1], jnp.int32)
+    cases = {
+        "causal by lengths, 1024": (1024, 0, ragged, True),
+        "prefix of 100, 1024": (1024, 100, None, False),
+        "odd: 1023 + 100": (1023, 100, None, False),
+        "decode step, 1 of 1125": (1, 1124, None, False),
+    }
+    for name, (tokens, prefix, lengths, by_lengths) in cases.items():
+        q, k, v, allowed = case(tokens, prefix, lengths)
+        mask = Mask(allowed, lengths if by_lengths else None)
+        real = jnp.ones((ROWS, tokens), bool)
+        if lengths is not None:
+            real = jnp.arange(tokens)[None] < lengths[:, None]
+
+        def loss(q: Any, k: Any, v: Any, impl: str, mask: Mask, real: jax.Array) -> jax.Array:
+            mixed = attention(q, k, v, mask, impl).astype(jnp.float32)
+            return jnp.sum(jnp.sin(mixed) * real[..., None, None])
+
+        found: dict[str, Any] = {}
+        for impl in ("xla", "cudnn"):
+            forward = jax.jit(lambda q, k, v, m, impl=impl: attention(q, k, v, m, impl))
+            both = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), static_argnums=3)
+            out, forward_ms = timed(forward, q, k, v, mask)
+            grads, both_ms = timed(both, q, k, v, impl, mask, real)
+            found[impl] = (jnp.where(real[..., None, None], out, 0), *grads)
+            print(
+                f"{name:26s} {impl:6s} forward {forward_ms:7.2f} ms, + backward {both_ms:7.2f} ms"
+            )
+        apart = [
+            float(jnp.max(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))))
+            for a, b in zip(found["xla"], found["cudnn"], strict=True)
+        ]
+        print(
+            f"{'':26s} largest difference: out, dq, dk, dv = "
+            + ", ".join(f"{x:.3g}" for x in apart)
+        )
+
+
+if __name__ == "__main__":
+    main()
