@@ -7,7 +7,6 @@ training row contains.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -57,11 +56,6 @@ def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> Fa
     size = cfg.size if split == "train" else cfg.eval_size
     levels = cfg.levels if level is None else replace(cfg, levels=(level,)).levels
     return FactsRows(check_split(split), seed, levels, size, cfg.questions, cfg.task)
-
-
-def at_level(cfg: Config, level: int) -> Config:
-    """The same rows at one level of a curriculum."""
-    return dataclasses.replace(cfg, levels=(level,))
 
 
 class FactsRows:

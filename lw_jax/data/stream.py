@@ -7,12 +7,7 @@ that goes on at step n begins its iteration there.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import multiprocessing.connection
-import os
 import random
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -21,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from lw_jax.config.checks import at_least
+from lw_jax.data.prefetch import ahead
 from lw_jax.errors import UserError
 
 Item = TypeVar("Item")
@@ -99,27 +95,7 @@ class Stream(Generic[Item, Batch]):
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of steps start, start + 1, ..., stop - 1, prepared ahead; same as `batch`."""
-        import grain
-        from absl import flags
-
-        if not flags.FLAGS.is_parsed():  # grain asks for its flags as soon as there are workers
-            flags.FLAGS.mark_as_parsed()
-        steps = grain.MapDataset.range(start, sys.maxsize if stop is None else stop)
-        batches = steps.map(self.batch).to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-        )
-        if self.workers:
-            options = grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2)
-            batches = batches.mp_prefetch(options, worker_init_fn=_start_worker)
-            # Batches come through pipes: /dev/shm is small in containers, and its arrays would
-            # outlive the iterator in the hands of whoever holds a batch.
-            pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-            batches = grain.experimental.WithOptionsIterDataset(batches, pipes)
-        iterator = iter(batches)
-        try:
-            yield from iterator
-        finally:
-            iterator.close()
+        return ahead(self.batch, start, stop, self.workers)
 
     @property
     def _key(self) -> int:
@@ -138,16 +114,3 @@ class Stream(Generic[Item, Batch]):
 @lru_cache(maxsize=4)
 def _permutation(n: int, key: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([key, epoch]).permutation(n)
-
-
-def _start_worker(worker: int, workers: int) -> None:
-    """A worker keeps to its own core, and ends when a killed run leaves it alone."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

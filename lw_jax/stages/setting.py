@@ -65,15 +65,11 @@ def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Row
     """The rows of a split, at one level of a curriculum if one is given.
 
     Raises:
-        UserError: the data has no levels, or cannot be read.
+        UserError: the data has no row of that level, or cannot be read.
     """
     ((name, config),) = chosen(data).items()
     module = importlib.import_module(f"lw_jax.data.{name}")
-    if level is not None:
-        if not hasattr(module, "at_level"):
-            raise UserError(f"curriculum: {name} rows have no levels; leave the curriculum empty")
-        config = module.at_level(config, level)
-    return module.rows(config, split, seed)
+    return module.rows(config, split, seed, level)
 
 
 def sample(rows: Rows, count: int) -> list[Group]:

@@ -12,11 +12,10 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import grain
 import numpy as np
-from absl import flags
 
 from lw_jax.config.layout import LayoutConfig
+from lw_jax.data.prefetch import ahead
 from lw_jax.data.pretraining import MixtureRows, TextTask
 from lw_jax.receiver.layout import Speaker, head_ids, message_text, split_joint
 
@@ -87,15 +86,8 @@ class Texts:
     def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop`; workers: processes, 0 for none."""
         first, last = start // GROUP, -(-stop // GROUP)
-        groups = grain.MapDataset.range(first, last).map(self.group)
-        stream = groups.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        if workers:
-            if not flags.FLAGS.is_parsed():  # grain asks absl, whose command line is not ours
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-            stream = stream.mp_prefetch(options)
         step = first * GROUP
-        for group in stream:
+        for group in ahead(self.group, first, last, workers):
             for batch in group:
                 if start <= step < stop:
                     yield batch
