@@ -146,15 +146,17 @@ def test_workers_end_with_a_killed_run(tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | {"PYTHONPATH": root},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        timeout=120,
-    )
+    said = tmp_path / "worker"
+    with said.open("w") as out:  # not a pipe: a worker that lives on would hold it open
+        run = subprocess.run(
+            [sys.executable, str(script)],
+            env=os.environ | {"PYTHONPATH": root},
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            timeout=120,
+        )
     assert run.returncode == -signal.SIGKILL
-    worker = int(run.stdout)
+    worker = int(said.read_text())
     for _ in range(100):
         try:
             os.kill(worker, 0)
