@@ -27,11 +27,10 @@ class Need:
         return self.frozen + self.state + self.work
 
     def __str__(self) -> str:
-        parts = (
-            f"{self.frozen / GIB:.2f} GiB frozen weights + {self.state / GIB:.2f} bridge and "
-            f"optimiser + {self.work / GIB:.2f} work = {self.total / GIB:.2f}"
+        return (
+            f"{_size(self.frozen)} frozen weights + {_size(self.state)} bridge and optimiser + "
+            f"{_size(self.work)} work = {_size(self.total)} of {_size(self.room)} a device"
         )
-        return f"{parts} of {self.room / GIB:.1f} GiB a device"
 
 
 def estimate(step: AbstractStep, room: int | None = None) -> Need:
@@ -48,6 +47,10 @@ def estimate(step: AbstractStep, room: int | None = None) -> Need:
         return Need(frozen, state, 0, there)
     own = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Need(frozen, state, memory.temp_size_in_bytes + own, there)
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
 def device_memory() -> int:

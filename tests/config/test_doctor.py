@@ -34,7 +34,7 @@ def test_a_sound_config(write: Write) -> None:
     assert "llama, 2 layers of width 16, vocabulary 300" in said["sender.path"]
     assert said["bridge.source"] == "2 taps of width 16"
     assert "labels of" in said["receivers.reader"]
-    assert "GiB a device" in said["stages.fit.train"]
+    assert "MiB frozen weights" in said["stages.fit.train"]
     out = io.StringIO()
     assert report(found, Console(file=out, width=120)) == 0
     assert "ready to run" in out.getvalue()
@@ -119,5 +119,5 @@ def test_a_stage_of_missing_levels(write: Write) -> None:
 def test_memory_is_compared_with_the_device() -> None:
     need = Need(frozen=30 * GIB, state=2 * GIB, work=4 * GIB, room=40 * GIB)
     assert need.total == 36 * GIB
-    assert "30.00 GiB frozen weights" in str(need)
-    assert "36.00 of 40.0 GiB a device" in str(need)
+    assert "30.0 GiB frozen weights" in str(need)
+    assert "36.0 GiB of 40.0 GiB a device" in str(need)
