@@ -1,0 +1,16 @@
+"""A wire between frozen language models. `lw_jax.Bridge` is the Python API (see `lw_jax.api`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["Bridge"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Bridge`, imported when it is first asked for: importing the package loads nothing."""
+    if name == "Bridge":
+        from lw_jax.api import Bridge
+
+        return Bridge
+    raise AttributeError(f"module 'lw_jax' has no attribute {name!r}")

@@ -9,6 +9,7 @@ A fingerprint, owners and a span are there only if the latent has them. Numbers 
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 from itertools import pairwise
@@ -97,9 +98,9 @@ def from_bytes(data: bytes) -> Message:
 
 
 def nbytes(
-    m: int, d: int, codec_name: str, *, owners: bool = False, span: bool = True, mark: bool = False
+    m: int, d: int, codec_name: str, *, owners: bool = False, span: bool = True, mark: bool = True
 ) -> int:
-    """Bytes that `to_bytes` writes for M slots of width d."""
+    """Bytes that `to_bytes` writes for M slots of width d; by default what `lw_jax.api` sends."""
     flags = _FINGERPRINT * mark + _OWNERS * owners + _SPAN * span
     return _HEADER.size + sum(_sizes(codec_name, m, d, flags))
 
@@ -115,12 +116,12 @@ def codec_of(config: BridgeConfig) -> str:
 def sendable(latent: Latent) -> Latent:
     """A latent of one row without what says nothing: masked slots at its end, and owners where
     every receiver reads every slot. What a reader makes of it is the same."""
-    mask = np.asarray(latent.mask, bool)
-    real = int(mask[0].nonzero()[0].max(initial=-1)) + 1
+    real = int(np.asarray(latent.mask)[0].nonzero()[0].max(initial=-1)) + 1
     owner = latent.owner[:real]
-    return latent.replace(  # type: ignore[attr-defined]
-        slots=np.asarray(latent.slots)[:, :real],
-        mask=mask[:, :real],
+    return dataclasses.replace(
+        latent,
+        slots=latent.slots[:, :real],
+        mask=latent.mask[:, :real],
         owner=() if all(o == SHARED for o in owner) else owner,
     )
 

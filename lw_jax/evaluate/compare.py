@@ -76,11 +76,16 @@ class Comparison:
             columns += found[1].tolist()
         return slots[: len(self.examples)], columns[: len(self.examples)]
 
+    def tokens(self, receiver: str) -> list[int]:
+        """Receiver tokens of every row's text."""
+        key = f"{receiver}/context/lengths"
+        held = [n for _, batch in self.batches() for n in batch[key].tolist()]
+        return held[: len(self.examples)]
+
     def latent_bytes(self, slots: Sequence[int]) -> list[int]:
-        """Bytes on the wire of every row's latent."""
+        """Bytes on the wire of latents of so many slots, in the bridge's own codec."""
         config = self.setting.bridge
-        codec = wire.codec_of(config)
-        return [wire.nbytes(m, config.latent_dim, codec) for m in slots]
+        return [wire.nbytes(m, config.latent_dim, wire.codec_of(config)) for m in slots]
 
     def run(
         self, scene: Scene, name: str, latent_bytes: Sequence[int]
@@ -118,9 +123,13 @@ class Comparison:
                 seconds += time.monotonic() - began
                 advance()
                 if self.terminated():
-                    self.console.print("stopped; run the same command again to go on")
+                    self.say("stopped; run the same command again to go on at this method")
                     raise SystemExit(0)
         return said, seconds
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _collated(self, examples: Sequence[Example], begin: int) -> Batch:
         rows = list(examples[begin : begin + self.size])

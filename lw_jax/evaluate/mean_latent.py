@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods.base import Batch, Scene
+from lw_jax.receiver.collate import Batch as HostBatch
 from lw_jax.receiver.collate import Collate
 from lw_jax.types import Array
 
@@ -34,7 +35,7 @@ def measure(
     scene: Scene,
     groups: Sequence[Sequence[Example]],
     collate: Collate,
-    put: Callable[[Batch], Any],
+    put: Callable[[HostBatch], Any],
     batch_size: int,
 ) -> Slots:
     """Mean slots [M, d] over the contexts given (whole batches of them); a slot that no context

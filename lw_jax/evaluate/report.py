@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from lw_jax.config.run import write_text
 from lw_jax.data.example import Example
+from lw_jax.evaluate.figures import Said
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.summary import Prediction
 
@@ -37,6 +40,41 @@ def table(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     return shown
 
 
+def show(console: Console, metrics: Mapping[str, Any]) -> None:
+    """The end of an evaluation on the terminal: figures, what they cost, what they mean."""
+    for receiver, methods in metrics["receivers"].items():
+        console.print(table(receiver, methods))
+        for line in [*lines(receiver, metrics), *alarms(receiver, methods)]:
+            style = "bold red" if line.startswith("ALARM") else None
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
+    """In words: whether the wire carries content, what it replaces, where the bridge comes from."""
+    found = list(metrics["verdict"].get(receiver, {}).get("words", ()))
+    packed = metrics["compression"]
+    if packed:
+        at, size = packed["receivers"][receiver], packed["latent"]["bytes"]
+        slot = packed["latent"]["characters_per_slot"]
+        found.append(
+            f"{at['columns']:.1f} columns stand for {at['receiver_tokens']:.1f} receiver tokens: "
+            f"{at['tokens_per_column']:.2f} tokens and {at['characters_per_column']:.1f} "
+            f"characters a column, {slot:.1f} characters a slot. Bytes: text {size['utf8']:.0f}, "
+            f"zlib {size['zlib']:.0f}, latent {size['float16']:.0f} at float16, "
+            f"{size['int4']:.0f} at int4."
+        )
+    floor = metrics["data"]["entity_floor"].get("entities")
+    if floor is not None and any("entities" in m for m in metrics["receivers"][receiver].values()):
+        found.append(f"Entities that another context's text has by chance: {floor:.3f}.")
+    bridge = metrics["parameters"]
+    if bridge:
+        found.append(
+            f"Bridge: {bridge['total']:,} parameters, stage {bridge['stage']}, "
+            f"step {bridge['step']}, {bridge['origin']}."
+        )
+    return found
+
+
 def alarms(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines to shout under the table: scorer and decoder that disagree."""
     return [
@@ -47,21 +85,36 @@ def alarms(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]
     ]
 
 
-def prediction_line(
-    example: Example, said: Mapping[str, Mapping[str, Prediction]]
-) -> dict[str, Any]:
-    """One line of predictions.jsonl: the example and every receiver's and method's output."""
+def predictions(examples: Sequence[Example], said: Said) -> Iterator[dict[str, Any]]:
+    """The lines of predictions.jsonl: an example, its gold, and every method's output."""
+    for i, example in enumerate(examples):
+        yield {
+            "id": example.id,
+            "context_id": example.context_id,
+            "level": example.level,
+            "context": example.context,
+            "question": example.question,
+            "answers": list(example.answers),
+            "receivers": {
+                receiver: {name: _said(example, rows[i]) for name, (rows, _) in methods.items()}
+                for receiver, methods in said.items()
+            },
+        }
+
+
+def history(run: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of metrics_history.jsonl: one for each finished evaluation of any run."""
     return {
-        "id": example.id,
-        "context_id": example.context_id,
-        "level": example.level,
-        "context": example.context,
-        "question": example.question,
-        "answers": list(example.answers),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run,
+        "stage": metrics["stage"],
+        "step": metrics["parameters"].get("step"),
+        "rows": metrics["data"]["rows"],
         "receivers": {
-            receiver: {method: _said(example, p) for method, p in by_method.items()}
-            for receiver, by_method in said.items()
+            receiver: {name: {k: m[k] for k in ("em", "f1", "nll")} for name, m in methods.items()}
+            for receiver, methods in metrics["receivers"].items()
         },
+        "carries": {receiver: v["carries"] for receiver, v in metrics["verdict"].items()},
     }
 
 

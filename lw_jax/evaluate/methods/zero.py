@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from lw_jax.evaluate.methods.base import (
@@ -17,7 +19,8 @@ from lw_jax.evaluate.methods.base import (
 def message(scene: Scene, batch: Batch) -> Message:
     """The row's own mask and span, no content."""
     own = scene.encode(batch)
-    return delivered(scene, scene.deliver(own.replace(slots=jnp.zeros_like(own.slots))))
+    empty = dataclasses.replace(own, slots=jnp.zeros_like(own.slots))
+    return delivered(scene, scene.deliver(empty))
 
 
 METHOD = Method(message, latent_bytes, needs_bridge=True)

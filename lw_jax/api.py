@@ -1,0 +1,155 @@
+"""The Python API: a text to bytes on one machine, bytes and a question to an answer on another.
+
+bridge = Bridge.load("runs/quickstart")
+sent = bridge.encode("Ada keeps 7 goats in the barn.")
+bridge.answer(sent, "How many goats does Ada keep?")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lw_jax import wire
+from lw_jax.config.evaluation import DecodeConfig
+from lw_jax.config.run import read_config
+from lw_jax.config.schema import Config, MeshConfig
+from lw_jax.data.example import Example
+from lw_jax.errors import UserError
+from lw_jax.evaluate.methods.base import Batch, Message, Scene, delivered
+from lw_jax.evaluate.predict import options_of, write
+from lw_jax.evaluate.trained import Trained, load_trained
+from lw_jax.mesh import make_mesh
+from lw_jax.receiver.collate import MULTIPLE, Collate, measure
+from lw_jax.receiver.layout import Speaker, ask_text
+from lw_jax.receiver.pack import Segment
+from lw_jax.stages.setting import Setting, set_up
+from lw_jax.types import SHARED, Latent
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A trained bridge with its frozen models. Make one with `Bridge.load`."""
+
+    setting: Setting
+    trained: Trained
+    decode: DecodeConfig
+
+    @classmethod
+    def load(cls, run_dir: str | Path, checkpoint: Literal["last", "best"] = "last") -> Bridge:
+        """The bridge of a run, decoding as its last evaluation did.
+
+        Raises:
+            UserError: no run there, nothing trained yet, or the frozen models are not to be had.
+        """
+        config = read_config(Path(run_dir))
+        # One text at a time: rows cannot be spread over devices.
+        mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))
+        setting = set_up(config, mesh)
+        trained = load_trained(config, Path(run_dir), setting, checkpoint)
+        return cls(setting, trained, _decoding(config))
+
+    def encode(self, text: str, question: str | None = None) -> bytes:
+        """One text as the bytes that cross the wire.
+
+        Args:
+            question: needed where the question travels in the latent, and only there.
+
+        Raises:
+            UserError: a question is missing or of no use, or the text is too long.
+        """
+        layout, sender = self.setting.layout, self.setting.sender
+        inside = layout.question_in == "latent"
+        if inside != (question is not None):
+            raise UserError(
+                "encode: this bridge carries the question in the latent; give it to encode"
+                if inside
+                else "encode: this bridge's receiver is asked the question; give it to answer"
+            )
+        row = (Example("", "", text, question or "", ("",)),)
+        lengths = measure(layout, sender, {}, [row], layout.max_tokens)
+        batch = Collate(layout, sender, {}, lengths)([row])
+        if not batch["valid"].all():
+            raise UserError(f"encode: the text has more than max_tokens {layout.max_tokens}")
+        latent = _encode(self._scene(next(iter(self.setting.receivers))), batch)
+        codec = wire.codec_of(self.setting.bridge)
+        return wire.to_bytes(wire.sendable(latent), codec_name=codec, mark=self.trained.mark)
+
+    def answer(self, data: bytes, question: str, receiver: str | None = None) -> str:
+        """A receiver's answer to a question about the text behind the bytes.
+
+        Args:
+            question: "" where the question travels in the latent.
+            receiver: its name; may be left out where there is one.
+
+        Raises:
+            UserError: the bytes are no latent of this bridge, or the receiver is unknown.
+        """
+        name = self._receiver(receiver)
+        sent = wire.from_bytes(data)
+        if sent.fingerprint != self.trained.mark:
+            raise UserError("answer: these bytes are of another bridge than the one loaded")
+        scene, who = self._scene(name), self.setting.receivers[name]
+        message = _deliver(scene, _filled(sent.latent))
+        options = options_of(self.decode, scene.party.arch, who)
+        said = write(scene.party, message, self._ask(who, question), jax.random.key(0), options)
+        ids = said.ids[0, : int(said.lengths[0])].tolist()
+        return who.tokenizer.decode(ids).strip()
+
+    def _scene(self, receiver: str) -> Scene:
+        s = self.setting
+        return Scene(s.parties, self.trained.params, None, s.bridge, s.dims, receiver)
+
+    def _receiver(self, name: str | None) -> str:
+        known = list(self.setting.receivers)
+        if name is None and len(known) == 1:
+            return known[0]
+        if name not in known:
+            raise UserError(f"answer: receiver {name!r} is not one of {', '.join(known)}")
+        return name
+
+    def _ask(self, who: Speaker, question: str) -> Segment:
+        layout = self.setting.layout
+        ids = who.encode(ask_text(layout, who, question))
+        if layout.bos_after_anchor and who.bos_id is not None:
+            ids = [*ids, who.bos_id]
+        row = np.zeros((1, _multiple(len(ids))), np.int32)
+        row[0, : len(ids)] = ids
+        return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
+
+
+@jax.jit
+def _encode(scene: Scene, batch: Batch) -> Latent:
+    return scene.encode(batch)
+
+
+@jax.jit
+def _deliver(scene: Scene, latent: Latent) -> Message:
+    return delivered(scene, scene.deliver(latent))
+
+
+def _filled(latent: Latent) -> Latent:
+    """The latent with masked slots at its end, so that few shapes are compiled."""
+    real = latent.slots.shape[1]
+    more = _multiple(real) - real
+    owner = latent.owner or (SHARED,) * real
+    return Latent(
+        slots=jnp.pad(jnp.asarray(latent.slots), ((0, 0), (0, more), (0, 0))),
+        mask=jnp.pad(jnp.asarray(latent.mask), ((0, 0), (0, more))),
+        span=None if latent.span is None else jnp.asarray(latent.span),
+        owner=(*owner, *(SHARED,) * more),
+    )
+
+
+def _multiple(count: int) -> int:
+    return max(1, -(-count // MULTIPLE)) * MULTIPLE
+
+
+def _decoding(config: Config) -> DecodeConfig:
+    found = [s.evaluate.decode for s in config.stages.values() if s.evaluate is not None]
+    return found[-1] if found else DecodeConfig()

@@ -1,0 +1,100 @@
+"""From all predictions to the content of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lw_jax.data.example import Example
+from lw_jax.evaluate import bootstrap, summary
+from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.evaluate.verdict import METRIC, judge
+
+Said = Mapping[str, Mapping[str, tuple[Sequence[Prediction], float]]]
+"""Per receiver and method: a prediction per example, and the seconds they took."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The rows of an evaluation. others: for each an example of another context, or none."""
+
+    examples: Sequence[Example]
+    others: Sequence[Example]
+    seed: int
+    resamples: int
+
+    @property
+    def settings(self) -> Settings:
+        """Final numbers are scored where all answers have one, marked as GSM8K marks it."""
+        marked = all("####" in e.answers[0] for e in self.examples)
+        return Settings(self.seed, self.resamples, gsm8k=marked)
+
+    @property
+    def groups(self) -> list[str]:
+        """Rows of one context are resampled together."""
+        return [e.context_id for e in self.examples]
+
+
+def figures(asked: Asked, said: Said) -> dict[str, Any]:
+    """`receivers`, `joint` and `verdict` of metrics.json."""
+    receivers = {
+        receiver: {
+            name: summary.of_method(asked.examples, rows, seconds, asked.settings)
+            for name, (rows, seconds) in methods.items()
+        }
+        for receiver, methods in said.items()
+    }
+    verdicts = {
+        receiver: _verdict(asked, methods, receivers[receiver]["latent"]["columns"])
+        for receiver, methods in said.items()
+        if "latent" in methods
+    }
+    return {"receivers": receivers, "joint": joint(asked, said), "verdict": verdicts}
+
+
+def joint(asked: Asked, said: Said) -> dict[str, Any]:
+    """The oracle over several receivers of one latent: per row the better answer; {} for one."""
+    latents = [methods["latent"][0] for methods in said.values() if "latent" in methods]
+    if len(latents) < 2:
+        return {}
+    found: dict[str, Any] = {"ci": {}, "n": len(asked.examples)}
+    for name, metric in (("em", squad.exact_match), ("f1", squad.f1)):
+        best = [
+            max(metric(rows[i].text, e.answers) for rows in latents)
+            for i, e in enumerate(asked.examples)
+        ]
+        found[name] = float(np.mean(best))
+        found["ci"][name] = list(
+            bootstrap.interval(
+                best, groups=asked.groups, seed=asked.seed, resamples=asked.resamples
+            )
+        )
+    return {"oracle": found}
+
+
+def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]:
+    """`data` of metrics.json: which rows, how many were left out, what chance gives."""
+    return {
+        "split": "eval",
+        "rows": len(asked.examples),
+        "contexts": len(set(asked.groups)),
+        "dropped": dropped,
+        "malformed": len(malformed),
+        "malformed_first": list(malformed[:3]),
+        "seed": asked.seed,
+        "entity_floor": summary.entity_floor(asked.examples, asked.others) if asked.others else {},
+    }
+
+
+def _verdict(
+    asked: Asked, methods: Mapping[str, tuple[Sequence[Prediction], float]], columns: float
+) -> dict[str, Any]:
+    rows = {
+        name: summary.per_row(asked.examples, said, gsm8k=False)[METRIC][0]
+        for name, (said, _) in methods.items()
+    }
+    return judge(rows, asked.groups, columns, asked.settings).to_json()

@@ -1,0 +1,150 @@
+"""The stage that compares methods on the same held-out rows (SPEC section 8)."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.config.evaluation import EvaluateConfig
+from lw_jax.config.parse import to_dict
+from lw_jax.config.run import Run
+from lw_jax.evaluate import compression, mean_latent, report, rows
+from lw_jax.evaluate.compare import Comparison, methods_of
+from lw_jax.evaluate.figures import Asked, Said, data, figures
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.partial import Partial, key_of
+from lw_jax.evaluate.trained import Trained, load_trained
+from lw_jax.mesh import put_batch, replicated
+from lw_jax.stages.setting import load_rows, sample, set_up
+from lw_jax.train.loop import termination
+
+MEAN_ROWS = 1024
+"""Training contexts whose mean latent is the control `mean`."""
+PACKAGES = ("lw_jax", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
+
+
+def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
+    """Run every method that is not done yet, then write metrics, predictions and the table.
+
+    Raises:
+        UserError: no rows, no trained bridge where one is needed, or other parameters than trained.
+        SystemExit: code 0 after SIGTERM; finished methods are kept.
+    """
+    setting = set_up(run.config, run.mesh)
+    source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
+    drawn = rows.choose(source, cfg.rows, cfg.seed)
+    collate = setting.collate([(e,) for e in drawn])
+    examples = rows.usable(drawn, collate)
+    wanted = [method(n) for n in methods_of(cfg)]
+    trained = None
+    if any(m.needs_bridge for m in wanted):
+        trained = load_trained(run.config, run.run_dir, setting, cfg.checkpoint, before=name)
+    others = rows.others(examples) if any(m.other_source for m in wanted) else []
+    key = key_of(
+        asdict(cfg.decode),
+        [cfg.seed, rows.digest(examples)],
+        to_dict(run.config)["layout"],
+        setting.fingerprints,
+        None if trained is None else trained.digest,
+    )
+    out = _directory(run, name)
+    partial = Partial(out / "partial", key)
+    with termination() as terminated:
+        compared = Comparison(setting, cfg, examples, others, collate, run.console, terminated)
+        mean = None
+        if trained is not None and "mean" in methods_of(cfg):
+            mean = _mean(run, compared, trained, cfg)
+        said, packed = _compare(compared, trained, mean, partial)
+    asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
+    metrics = {
+        **figures(asked, said),
+        "compression": packed,
+        "parameters": {} if trained is None else trained.to_json(),
+        "config": to_dict(run.config),
+        "stage": name,
+        "versions": versions(),
+        "data": data(asked, len(drawn) - len(examples), source.malformed),
+        "fingerprints": setting.fingerprints,
+    }
+    report.write_lines(out / "predictions.jsonl", report.predictions(examples, said))
+    report.write_json(out / "metrics.json", metrics)
+    report.append_line(
+        run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
+    )
+    report.show(run.console, metrics)
+    partial.remove()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of the packages that matter, and the device."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout
+            found[package] = "not installed"
+    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
+
+
+def _directory(run: Run, name: str) -> Path:
+    """The run's directory for its last evaluation, a folder in it for those before."""
+    kept = [n for n, stage in run.config.stages.items() if stage.evaluate is not None]
+    return run.out_dir if name == kept[-1] else run.out_dir / name
+
+
+def _scene(compared: Comparison, trained: Trained | None, receiver: str, mean: Any = None) -> Scene:
+    setting = compared.setting
+    params = None if trained is None else trained.params
+    return Scene(setting.parties, params, mean, setting.bridge, setting.dims, receiver)
+
+
+def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig) -> Any:
+    """The mean slots on the mesh: as measured with these parameters before, or measured now."""
+    setting = compared.setting
+    slots = mean_latent.load(run.run_dir, trained.digest)
+    if slots is None:
+        groups = sample(load_rows(run.config.data, "train", run.config.seed), MEAN_ROWS)
+        receiver = next(iter(setting.receivers))
+        slots = mean_latent.measure(
+            _scene(compared, trained, receiver),
+            groups,
+            setting.collate(groups),
+            lambda batch: put_batch(setting.mesh, batch),
+            compared.size,
+        )
+        mean_latent.save(run.run_dir, trained.digest, slots)
+    return jax.device_put(jnp.asarray(slots), replicated(setting.mesh))
+
+
+def _compare(
+    compared: Comparison, trained: Trained | None, mean: Any, partial: Partial
+) -> tuple[Said, dict[str, Any]]:
+    """All methods of all receivers, and what the message costs."""
+    said: dict[str, dict[str, Any]] = {}
+    packed: dict[str, Any] = {}
+    texts, width = compared.texts(), compared.setting.bridge.latent_dim
+    for receiver in compared.setting.receivers:
+        scene = _scene(compared, trained, receiver, mean)
+        slots = [0] * len(texts)
+        if trained is not None:
+            slots, columns = compared.sizes(scene)
+            packed["latent"] = compression.of_texts(texts, slots, width)
+            packed.setdefault("receivers", {})[receiver] = compression.of_columns(
+                texts, compared.tokens(receiver), columns, scene.party.arch
+            )
+        said[receiver] = {}
+        for name in methods_of(compared.config):
+            found = partial.load(receiver, name)
+            if found is None:
+                found = compared.run(scene, name, compared.latent_bytes(slots))
+                partial.save(receiver, name, *found)
+            said[receiver][name] = found
+            compared.say(f"{receiver} {name}: {len(texts)} rows in {found[1]:.1f} s")
+    return said, packed

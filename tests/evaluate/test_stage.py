@@ -1,0 +1,214 @@
+"""The evaluate stage end to end on tiny models: its files, its resumption, its refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lw_jax import api, wire
+from lw_jax.config.evaluation import METHODS
+from lw_jax.config.parse import from_dict
+from lw_jax.config.run import Run
+from lw_jax.errors import UserError
+from lw_jax.evaluate import compare, mean_latent
+from lw_jax.evaluate.metrics import squad
+from lw_jax.stages import evaluate
+from lw_jax.stages.setting import set_up
+from tests.evaluate.run_world import (
+    STEP,
+    make_models,
+    make_run,
+    raw_config,
+)
+from tests.evaluate.world import RECEIVER
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def run(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose evaluation was killed after three methods, and then went on."""
+    home = tmp_path_factory.mktemp("runs") / "tiny"
+    screen = Console(file=io.StringIO(), width=200)
+    made = make_run(from_dict(raw_config(models, home)), screen)
+    cfg = made.config.stages["test"].evaluate
+    assert cfg is not None
+    right = compare.Comparison.run
+    ran: list[str] = []
+
+    def watched(self: Any, scene: Any, name: str, *rest: Any) -> Any:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(name)
+        return right(self, scene, name, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare.Comparison, "run", watched)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(made, "test", cfg)
+    assert not (home / "metrics.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        again: list[str] = []
+        patch.setattr(
+            compare.Comparison,
+            "run",
+            lambda self, scene, name, *rest: again.append(name) or right(self, scene, name, *rest),
+        )
+        evaluate.run(made, "test", cfg)
+    assert ran + again == list(METHODS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def metrics(run: Run) -> dict[str, Any]:
+    return json.loads((run.run_dir / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def lines(run: Run) -> list[dict[str, Any]]:
+    text = (run.run_dir / "predictions.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_metrics_json_has_the_promised_keys(metrics: dict[str, Any]) -> None:
+    assert set(metrics) >= {
+        "receivers",
+        "joint",
+        "compression",
+        "parameters",
+        "config",
+        "versions",
+        "data",
+        "fingerprints",
+    }
+    methods = metrics["receivers"][RECEIVER]
+    assert tuple(methods) == METHODS
+    wanted = "em f1 nll first_top1 first_top5 distinct n seconds ci disagreements".split()
+    for figures in methods.values():
+        assert set(figures) >= set(wanted)
+        assert figures["n"] == 22
+        assert figures["seconds"] > 0
+        for name in ("em", "f1", "nll", "first_top1", "first_top5"):
+            low, high = figures["ci"][name]
+            assert low <= figures[name] + 1e-9 <= high + 1e-6
+        assert figures["compared"] > 0
+        assert figures["disagreements"] == 0
+    assert set(metrics["fingerprints"]) == {"sender", RECEIVER}
+    assert metrics["config"]["data"] == {"facts": metrics["config"]["data"]["facts"]}
+    assert metrics["data"]["contexts"] == 22  # one question of every context comes first
+
+
+def test_compression_and_parameters(metrics: dict[str, Any]) -> None:
+    packed = metrics["compression"]
+    assert packed["receivers"][RECEIVER]["columns"] == 6
+    assert packed["latent"]["bytes"]["float32"] == wire.nbytes(6, 12, "float32")
+    methods = metrics["receivers"][RECEIVER]
+    assert methods["text"]["wire_bytes"] == pytest.approx(packed["latent"]["bytes"]["utf8"])
+    assert methods["latent"]["wire_bytes"] == wire.nbytes(6, 12, "float32")
+    assert methods["token_budget_first"]["columns"] == 6
+    held = metrics["parameters"]
+    assert (held["stage"], held["step"]) == ("wire", STEP)
+    assert held["total"] == sum(held["components"].values()) > 0
+
+
+def test_predictions_stand_side_by_side(
+    metrics: dict[str, Any], lines: list[dict[str, Any]]
+) -> None:
+    assert len(lines) == 22
+    assert len({line["id"] for line in lines}) == 22
+    for name in METHODS:
+        said = [line["receivers"][RECEIVER][name]["text"] for line in lines]
+        f1 = np.mean([squad.f1(s, x["answers"]) for s, x in zip(said, lines, strict=True)])
+        assert metrics["receivers"][RECEIVER][name]["f1"] == pytest.approx(f1)
+    texts = [line["receivers"][RECEIVER]["text"]["text"] for line in lines]
+    replayed = [line["receivers"][RECEIVER]["embedding_replay_raw"]["text"] for line in lines]
+    assert texts == replayed
+
+
+def test_the_end_is_shown_in_words_and_kept_in_the_history(run: Run) -> None:
+    assert isinstance(run.console.file, io.StringIO)
+    shown = run.console.file.getvalue()
+    for word in (*METHODS, "The wire", "6.0 columns stand for", "Bridge:", "token budget"):
+        assert word in shown
+    history = (run.run_dir.parent / "metrics_history.jsonl").read_text().splitlines()
+    assert len(history) == 1
+    assert json.loads(history[0])["run"] == "tiny"
+    assert not (run.run_dir / "partial").exists()
+
+
+def test_bytes_read_like_the_direct_path(run: Run, lines: list[dict[str, Any]]) -> None:
+    bridge = api.Bridge.load(run.run_dir)
+    for line in lines[:6]:
+        sent = bridge.encode(line["context"])
+        assert len(sent) == wire.nbytes(6, 12, "float32")
+        direct = line["receivers"][RECEIVER]["latent"]["text"]
+        assert bridge.answer(sent, line["question"]) == direct
+        assert bridge.answer(sent, line["question"], RECEIVER) == direct
+    assert len({line["receivers"][RECEIVER]["latent"]["text"] for line in lines[:6]}) > 2
+    with pytest.raises(UserError, match="answer: receiver 'x'"):
+        bridge.answer(sent, "?", "x")
+    with pytest.raises(UserError, match="give it to answer"):
+        bridge.encode("text", "question?")
+    other = wire.to_bytes(wire.from_bytes(sent).latent, mark=b"another!")
+    with pytest.raises(UserError, match="another bridge"):
+        bridge.answer(other, "?")
+
+
+def test_another_evaluation_with_other_methods(run: Run, tmp_path: Path) -> None:
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    evaluate.run(replace(run, out_dir=tmp_path), "test", replace(cfg, methods=("text",), rows=8))
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(found["receivers"][RECEIVER]) == ["text"]
+    assert found["data"]["rows"] == 8
+    assert found["verdict"] == found["parameters"] == found["compression"] == {}
+
+
+def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
+    run: Run, metrics: dict[str, Any]
+) -> None:
+    held = mean_latent.load(run.run_dir, metrics["parameters"]["digest"])
+    assert held is not None
+    assert held.shape == (6, 12)
+    assert np.abs(held).max() > 0
+    assert mean_latent.load(run.run_dir, "another") is None
+
+
+def test_what_is_loaded_must_be_what_was_trained(
+    models: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    raw = raw_config(models, tmp_path)
+    raw["bridge"]["compressor"]["perceiver"]["mlp_ratio"] = 2
+    with pytest.raises(UserError, match="parameters were trained"):
+        evaluate.run(replace(run, config=from_dict(raw)), "test", cfg)
+    raw = raw_config(models, tmp_path)
+    del raw["stages"]["wire"]
+    with pytest.raises(UserError, match="no train stage before it"):
+        evaluate.run(replace(run, config=from_dict(raw)), "test", cfg)
+
+
+def test_other_frozen_models_are_refused(
+    models: dict[str, Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+
+    def other(*args: Any) -> Any:
+        setting = set_up(*args)
+        return replace(setting, fingerprints=setting.fingerprints | {RECEIVER: "0000"})
+
+    monkeypatch.setattr(evaluate, "set_up", other)
+    with pytest.raises(UserError, match=f"{RECEIVER}: the bridge was trained with frozen weights"):
+        evaluate.run(run, "test", cfg)
