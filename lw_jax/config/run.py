@@ -95,7 +95,7 @@ def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") ->
     """
     check_directory(config)
     path = run_directory(config)
-    path.mkdir(parents=True, exist_ok=True)
+    _make(path)
     with (path / LOCK).open("w") as file:  # a kill, too, sets the lock free
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -111,10 +111,10 @@ def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") ->
 def open_evaluation(config: Config, run_dir: Path, mesh: Mesh, console: Console) -> Run:
     """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run."""
     home = run_dir / "evaluations"
-    home.mkdir(exist_ok=True)
+    _make(home)
     taken = [int(p.name) for p in home.iterdir() if p.name.isdigit()]
     out = home / str(max(taken, default=0) + 1)
-    out.mkdir()
+    _make(out)
     write_text(out / CONFIG, to_yaml(config))
     return Run(config, run_dir, mesh, console, out)
 
@@ -136,6 +136,15 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"run_dir: cannot make {path}: {error.strerror}; give another --run_dir"
+        ) from None
 
 
 def _flow(value: Any) -> str:

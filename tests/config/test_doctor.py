@@ -63,9 +63,7 @@ def edited(source: str, directory: Path, **changes: Any) -> str:
     return str(directory)
 
 
-def test_a_tokenizer_of_another_model(
-    write: Write, models: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_tokenizer_of_another_model(write: Write, models: dict[str, str], tmp_path: Path) -> None:
     directory = Path(edited(models["receiver"], tmp_path / "mixed"))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(models["sender"]) / file, directory / file)
@@ -73,9 +71,7 @@ def test_a_tokenizer_of_another_model(
     assert "the tokenizer has ids up to 299" in found["receivers.reader.path"]
 
 
-def test_a_model_without_its_weights(
-    write: Write, models: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_model_without_its_weights(write: Write, models: dict[str, str], tmp_path: Path) -> None:
     directory = Path(edited(models["sender"], tmp_path / "empty"))
     (directory / "model.safetensors").unlink()
     found = errors(write(), f"sender.path={directory}")

@@ -165,6 +165,14 @@ def test_a_directory_of_something_else_is_left_alone(
     assert [p.name for p in Path("runs/small").iterdir()] == ["thesis.tex"]
 
 
+def test_a_directory_that_cannot_be_made(
+    write: Write, ran: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write()
+    assert launch.main(["--config", str(path), f"--run_dir={path}/run"]) == 2
+    assert "run_dir: cannot make" in capsys.readouterr().err
+
+
 def test_two_processes_do_not_share_a_run_directory(
     write: Write, ran: Stages, capsys: pytest.CaptureFixture[str]
 ) -> None:
