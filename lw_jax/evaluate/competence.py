@@ -28,7 +28,7 @@ from lw_jax.receiver.layout import Speaker, head_ids, speaker
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import decode, head_segment, text_message
 from lw_jax.train.language import score_tokens
-from lw_jax.train.texts import Tokens, pad
+from lw_jax.train.texts import REST, Tokens, pad
 from lw_jax.types import PyTree
 
 Figure = dict[str, Any]
@@ -106,7 +106,7 @@ def bits_per_byte(
     kept.sort(key=lambda i: len(ids[i]))
     bits: list[float] = []
     for begin in range(0, len(kept), batch_size):
-        rows = [Tokens(ids[i], [False] * len(ids[i])) for i in kept[begin : begin + batch_size]]
+        rows = [Tokens(ids[i], [REST] * len(ids[i])) for i in kept[begin : begin + batch_size]]
         batch = pad(rows + rows[:1] * (batch_size - len(rows)))
         bits += jax.device_get(_bits(lm.params, batch, arch=lm.arch))[: len(rows)].tolist()
     size = [len(texts[i].encode()) for i in kept]

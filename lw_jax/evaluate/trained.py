@@ -76,12 +76,18 @@ def load_trained(
         raise UserError(f"{where}: no train stage before it; `latent` needs a trained bridge")
     stage = config.stages[trains[-1]].train
     assert stage is not None
-    key = jax.random.key(0)
-    like = {
-        "bridge": bridge.init_bridge(setting.bridge, setting.dims, key),
-        "heads": init_heads(stage.objectives or config.objectives, setting.dims, key),
-    }
-    like = jax.device_put(like, replicated(setting.mesh))
+    objectives = stage.objectives or config.objectives
+
+    def fresh() -> PyTree:
+        key = jax.random.key(0)
+        heads = init_heads(objectives, setting.dims, key)
+        return {"bridge": bridge.init_bridge(setting.bridge, setting.dims, key), "heads": heads}
+
+    everywhere = replicated(setting.mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(fresh),
+    )
     root = checkpoint_root(run_dir, trains[-1])
     params, meta = load_params(root, like, which)
     _check_frozen(meta["identity"].get("fingerprints", {}), setting.fingerprints)

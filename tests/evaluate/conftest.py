@@ -11,5 +11,5 @@ ROWS = 256
 
 @pytest.fixture(scope="session")
 def world() -> World:
-    """256 contexts of four facts, about 150 receiver tokens each."""
+    """256 contexts of one fact, about 40 receiver tokens each."""
     return make_world(ROWS)

@@ -44,7 +44,7 @@ def raw_config(models: dict[str, Path], run_dir: Path, **evaluate: Any) -> dict[
     return {
         "name": "tiny",
         "run_dir": str(run_dir),
-        "mesh": {"data": 2},
+        "mesh": {"data": 1},
         "sender": {"path": str(models["llama"]), "dtype": "float32"},
         "receivers": {RECEIVER: {"path": str(models["mistral"]), "dtype": "float32"}},
         "data": {"facts": {"levels": [2], "size": 64, "eval_size": 40}},

@@ -16,9 +16,11 @@ from lw_jax import api, wire
 from lw_jax.config.evaluation import METHODS
 from lw_jax.config.parse import from_dict
 from lw_jax.config.run import Run
+from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, mean_latent
 from lw_jax.evaluate.metrics import squad
+from lw_jax.mesh import make_mesh
 from lw_jax.stages import evaluate
 from lw_jax.stages.setting import set_up
 from tests.evaluate.run_world import (
@@ -164,14 +166,22 @@ def test_bytes_read_like_the_direct_path(run: Run, lines: list[dict[str, Any]]) 
         bridge.answer(other, "?")
 
 
-def test_another_evaluation_with_other_methods(run: Run, tmp_path: Path) -> None:
+def test_on_two_devices_with_other_methods(
+    run: Run, tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
-    evaluate.run(replace(run, out_dir=tmp_path), "test", replace(cfg, methods=("text",), rows=8))
+    spread = replace(run, out_dir=tmp_path, mesh=make_mesh(MeshConfig(data=2)))
+    evaluate.run(spread, "test", replace(cfg, methods=("text",), batch_size=7))
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found["receivers"][RECEIVER]) == ["text"]
-    assert found["data"]["rows"] == 8
     assert found["verdict"] == found["parameters"] == found["compression"] == {}
+    again = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for one, two in zip(lines, again, strict=True):
+        assert one["id"] == two["id"]
+        assert (
+            one["receivers"][RECEIVER]["text"]["text"] == two["receivers"][RECEIVER]["text"]["text"]
+        )
 
 
 def test_the_mean_belongs_to_the_parameters_it_was_measured_with(

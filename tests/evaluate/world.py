@@ -28,7 +28,7 @@ from lw_jax.receiver.layout import Speaker, head_ids
 from lw_jax.sources import hidden_states
 
 LAYOUT = LayoutConfig()
-SLOTS, WIDTH, PREFIX = 16, 12, 100
+SLOTS, WIDTH, PREFIX = 4, 12, 6
 RECEIVER = "reader"
 
 
@@ -57,10 +57,21 @@ class World:
 
 
 def fresh(config: BridgeConfig, dims: Dims, seed: int) -> Any:
-    """A random bridge; nothing is compiled for it."""
+    """A random bridge."""
     shapes = jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
+    return draw(shapes, seed, 0.3)
+
+
+def draw(shapes: Any, seed: int, std: float) -> Any:
+    """Normal draws in these shapes, norms' weights 1; numpy's, so that nothing is compiled."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.3, s.shape), s.dtype), shapes)
+
+    def leaf(path: Any, s: Any) -> Any:
+        one = "norm" in jax.tree_util.keystr(path)
+        value = np.ones(s.shape) if one else rng.normal(0, std, s.shape)
+        return jnp.asarray(value, s.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def make_party(family: str, vocab: int, seed: int, texts: Sequence[str]) -> tuple[Party, Speaker]:
@@ -85,13 +96,13 @@ def make_party(family: str, vocab: int, seed: int, texts: Sequence[str]) -> tupl
         eos_ids=(0, *range(vocab - 24, vocab)),
         init_std=0.35,
     )
-    params = init(arch, jax.random.key(seed))
+    params = draw(jax.eval_shape(lambda: init(arch, jax.random.key(0))), seed, arch.init_std)
     who = Speaker(family, tokenizer, bos, 0)
     return Party(params, arch, tuple(head_ids(LAYOUT, who))), who
 
 
-def make_world(rows: int, level: int = 4) -> World:
-    """Contexts of `level` facts, one question each."""
+def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREFIX) -> World:
+    """Contexts of `level` facts, one question each; read as soft tokens and a deep prefix."""
     facts = FactsRows("eval", 0, level, rows + 1)
     examples = [facts[i][0] for i in range(rows)]
     others = [facts[i + 1][0] for i in range(rows)]
@@ -102,11 +113,11 @@ def make_world(rows: int, level: int = 4) -> World:
         latent_dim=WIDTH,
         source=SourceConfig(hidden_states=hidden_states.Config(layers=(1,))),
         compressor=CompressorConfig(
-            perceiver=perceiver.Config(slots=SLOTS, width=16, heads=2, depth=1)
+            perceiver=perceiver.Config(slots=slots, width=16, heads=2, depth=1)
         ),
         reader=ReaderConfig(
             soft_tokens=soft_tokens.Config(),
-            deep_prefix=deep_prefix.Config(length=PREFIX, heads=2, mlp_ratio=0),
+            deep_prefix=deep_prefix.Config(length=prefix, heads=2, mlp_ratio=0),
         ),
     )
     dims = Dims(
@@ -128,7 +139,7 @@ def make_world(rows: int, level: int = 4) -> World:
     scene = Scene(
         parties=Parties(sender, {RECEIVER: receiver}),
         bridge=fresh(config, dims, 2),
-        mean=jnp.asarray(np.random.default_rng(0).normal(size=(SLOTS, WIDTH)), jnp.float32),
+        mean=jnp.asarray(np.random.default_rng(0).normal(size=(slots, WIDTH)), jnp.float32),
         config=config,
         dims=dims,
         receiver=RECEIVER,
