@@ -77,7 +77,9 @@ class PretrainConfig:
         facts, facts_copy, gsm8k_copy, gsm8k_solve: shares of the text tasks.
         gsm8k_train: local file, or hub name, of the GSM8K training set; needed if a share is set.
         gsm8k_eval: local file, or hub name, of rows to read back in the final test.
-        rest_weight: loss weight of tokens that are not the answer.
+        questions: asked of a context of facts in one text.
+        rest_weight, copy_weight: loss weights of the tokens of a text, and of a text that is
+            written again; those of a question's answer have 1.
         log_every, save_every: steps between log lines and checkpoints.
         eval_rows: facts questions (6 sentences, held-out words) in the final test.
     """
@@ -95,15 +97,18 @@ class PretrainConfig:
     gsm8k_solve: float = 0.1
     gsm8k_train: str | None = None
     gsm8k_eval: str | None = None
-    rest_weight: float = 0.3
+    questions: int = 6
+    rest_weight: float = 0.1
+    copy_weight: float = 0.3
     log_every: int = 50
     save_every: int = 1000
     eval_rows: int = 1000
     workers: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "max_tokens", "log_every", "save_every")
-        at_least(self, 0, "workers", "rest_weight", "eval_rows")
+        at_least(self, 1, "steps", "batch_size", "max_tokens", "questions")
+        at_least(self, 1, "log_every", "save_every")
+        at_least(self, 0, "workers", "rest_weight", "copy_weight", "eval_rows")
         between(self, 0, 1, "facts", "facts_copy", "gsm8k_copy", "gsm8k_solve")
         total = self.facts + self.facts_copy + self.gsm8k_copy + self.gsm8k_solve
         if abs(total - 1) > 1e-6:

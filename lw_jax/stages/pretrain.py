@@ -43,7 +43,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     """
     seed = run.config.seed
     shares = Shares(cfg.facts, cfg.facts_copy, cfg.gsm8k_copy, cfg.gsm8k_solve)
-    rows = mixture(shares, "train", seed, problems=problems(cfg))
+    rows = mixture(shares, "train", seed, problems=problems(cfg), questions=cfg.questions)
     tokenizer = _tokenizer(run.run_dir / f"{name}.tokenizer.json", cfg, rows)
     arch = make_arch(cfg, tokenizer)
     who = Speaker(name, tokenizer, arch.bos_id, arch.eos_ids[0])
@@ -107,7 +107,9 @@ def _train(run: Run, name: str, cfg: PretrainConfig, arch: Arch, texts: Texts) -
     keys = jax.random.split(jax.random.key(run.config.seed))
     params = init(arch, keys[0])
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
-    step = make_step(arch, optimiser, cfg.rest_weight, compute_dtype())
+    step = make_step(
+        arch, optimiser, cfg.rest_weight, cfg.copy_weight, compute_dtype()
+    )
     ids = hashlib.sha256(texts.who.tokenizer.to_str().encode()).hexdigest()[:32]
     return fit(
         Job(

@@ -13,7 +13,10 @@ from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.train.loop import StepFn
 from lw_jax.train.state import TrainState, apply_gradients
+from lw_jax.train.texts import ANSWER, COPY, REST
 from lw_jax.types import Array, PyTree
+
+_KINDS = (REST, ANSWER, COPY)
 
 
 def score_tokens(arch: Arch, params: PyTree, batch: Any, dtype: Any) -> tuple[TokenScores, Array]:
@@ -33,18 +36,23 @@ def score_tokens(arch: Arch, params: PyTree, batch: Any, dtype: Any) -> tuple[To
 
 
 def make_step(
-    arch: Arch, optimiser: optax.GradientTransformation, rest_weight: float, dtype: Any
+    arch: Arch,
+    optimiser: optax.GradientTransformation,
+    rest_weight: float,
+    copy_weight: float,
+    dtype: Any,
 ) -> StepFn:
     """The compiled step: (state, batch) -> (state, metrics); the state is donated.
 
-    rest_weight: weight of a token that is no answer's (an answer's is 1); dtype: of the compute.
+    rest_weight, copy_weight: weights of a token of a text, and of a text that is written again (one
+    of a question's answer has 1); dtype: of the compute.
     """
 
     def loss_fn(params: PyTree, batch: Any) -> tuple[Array, dict[str, Array]]:
         scores, real = score_tokens(arch, params, batch, dtype)
-        answer = (batch["answer"][:, 1:] & real).astype(jnp.float32)
-        rest = real - answer
-        weight = answer + rest_weight * rest
+        kinds = batch["kinds"][:, 1:]
+        rest, answer, copy = ((real & (kinds == k)).astype(jnp.float32) for k in _KINDS)
+        weight = answer + rest_weight * rest + copy_weight * copy
         loss = jnp.sum(weight * scores.nll) / jnp.sum(weight)
         right = scores.correct(batch["ids"][:, 1:])
         metrics = {
@@ -52,6 +60,7 @@ def make_step(
             "nll/answer": _mean(scores.nll, answer),
             "nll/rest": _mean(scores.nll, rest),
             "accuracy/answer": _mean(right, answer),
+            "accuracy/copy": _mean(right, copy),
         }
         return loss, metrics
 

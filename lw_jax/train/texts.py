@@ -1,7 +1,8 @@
 """Texts of a mixture in token ids, in batches of a few static lengths, prepared by processes.
 
-A batch depends on (seed, step) alone. Steps are drawn in groups: a group's texts are sorted by
-length and cut into its batches, so that little is padded; their order within the group is drawn.
+A batch depends on (seed, step) alone. Steps are drawn in groups: a group's texts are parted into
+short and long ones and cut into its batches, so that two shapes are compiled and little is padded,
+and every batch still mixes the tasks.
 No jax here: worker processes import this.
 """
 
@@ -20,19 +21,23 @@ from lw_jax.data.pretraining import MixtureRows, TextTask
 from lw_jax.receiver.layout import Speaker, head_ids, message_text, split_joint
 
 GROUP = 8
-"""Batches whose texts are sorted together."""
+"""Batches whose texts are parted together."""
+SHORT = 0.625
+"""Texts up to this share of the longest allowed are short ones."""
 MULTIPLE = 64
-"""Static lengths are multiples of this many tokens."""
+"""Static lengths of texts that are only scored are multiples of this many tokens."""
+REST, ANSWER, COPY = 0, 1, 2
+"""Kinds of token: neither, of a question's answer, of a text that is written again (EOS included)."""
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: its ids, and whether each is an answer's (its EOS included)."""
+    """One text: its ids, and the kind of each (`REST`, `ANSWER`, `COPY`)."""
 
     ids: list[int]
-    answer: list[bool]
+    kinds: list[int]
 
 
 def tokenise(who: Speaker, tasks: Sequence[TextTask]) -> Tokens | None:
@@ -43,14 +48,15 @@ def tokenise(who: Speaker, tasks: Sequence[TextTask]) -> Tokens | None:
     """
     layout = LayoutConfig(anchor=tasks[0].anchor)
     ids = head_ids(layout, who) + who.encode(message_text(layout, tasks[0].example.context))
-    answer = [False] * len(ids)
+    kinds = [REST] * len(ids)
+    kind = ANSWER if layout.anchor == LayoutConfig().anchor else COPY
     pairs = [(task.example.question, task.example.answers[0]) for task in tasks]
     for asked in split_joint(layout, who, pairs):
         if asked is None:
             return None
         ids += asked.ask + asked.answer
-        answer += [False] * len(asked.ask) + [True] * len(asked.answer)
-    return Tokens(ids, answer)
+        kinds += [REST] * len(asked.ask) + [kind] * len(asked.answer)
+    return Tokens(ids, kinds)
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,15 @@ class Texts:
             drawn += 1
             if text is not None and len(text.ids) <= self.max_tokens:
                 texts.append(text)
-        texts.sort(key=lambda text: len(text.ids))
+        short = int(SHORT * self.max_tokens)
+        texts.sort(key=lambda text: len(text.ids) > short)  # stable: short ones first
         cut = [texts[i : i + self.batch_size] for i in range(0, wanted, self.batch_size)]
         random.Random(number).shuffle(cut)
-        return [pad(rows) for rows in cut]
+        sizes = (
+            short if all(len(text.ids) <= short for text in rows) else self.max_tokens
+            for rows in cut
+        )
+        return [pad(rows, size) for rows, size in zip(cut, sizes, strict=True)]
 
     def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """The batches of steps `start` to `stop`; workers: processes, 0 for none."""
@@ -100,16 +111,20 @@ def left_out(texts: Texts, sample: int) -> float:
     return sum(t is None or len(t.ids) > texts.max_tokens for t in drawn) / sample
 
 
-def pad(texts: Sequence[Tokens]) -> Batch:
-    """{ids [B, T+1] int32, answer [B, T+1] bool, lengths [B] int32}, T a multiple of `MULTIPLE`."""
-    longest = max(len(text.ids) for text in texts)
-    size = -(-(longest - 1) // MULTIPLE) * MULTIPLE + 1
+def pad(texts: Sequence[Tokens], size: int | None = None) -> Batch:
+    """{ids [B, T+1] int32, kinds [B, T+1] int8, lengths [B] int32}.
+
+    size: T+1; None: the longest text's, T rounded up to a multiple of `MULTIPLE`.
+    """
+    if size is None:
+        longest = max(len(text.ids) for text in texts)
+        size = -(-(longest - 1) // MULTIPLE) * MULTIPLE + 1
     batch = {
         "ids": np.zeros((len(texts), size), np.int32),
-        "answer": np.zeros((len(texts), size), bool),
+        "kinds": np.zeros((len(texts), size), np.int8),
         "lengths": np.asarray([len(text.ids) for text in texts], np.int32),
     }
     for row, text in enumerate(texts):
         batch["ids"][row, : len(text.ids)] = text.ids
-        batch["answer"][row, : len(text.ids)] = text.answer
+        batch["kinds"][row, : len(text.ids)] = text.kinds
     return batch
