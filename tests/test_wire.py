@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ml_dtypes import bfloat16
 
+import lw_jax
 from lw_jax import wire
 from lw_jax.codecs import CODECS
 from lw_jax.errors import UserError
@@ -105,3 +109,22 @@ def test_what_cannot_be_sent_is_refused() -> None:
         wire.to_bytes(Latent(np.ones((2, 3, 4)), mask))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not finite"):
         wire.to_bytes(Latent(big * np.nan, mask), codec_name="int8")  # type: ignore[arg-type]
+
+
+def test_what_says_nothing_is_not_sent() -> None:
+    slots = np.arange(24, dtype=np.float32).reshape(1, 4, 6)
+    mask = np.array([[True, False, True, False]])
+    latent = Latent(slots, mask, owner=(SHARED,) * 4)  # type: ignore[arg-type]
+    cut = wire.sendable(latent)
+    assert cut.slots.shape == (1, 3, 6)
+    assert cut.owner == ()
+    _same(cut, wire.from_bytes(wire.to_bytes(cut)).latent)
+    private = wire.sendable(latent.replace(owner=(SHARED, SHARED, 0, 1)))
+    assert private.owner == (SHARED, SHARED, 0)
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, lw_jax; sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'flax')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="no attribute 'bridges'"):
+        lw_jax.bridges  # noqa: B018

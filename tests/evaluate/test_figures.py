@@ -1,0 +1,138 @@
+"""Figures from predictions made by hand, and which rows are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lw_jax.data.example import Example
+from lw_jax.data.facts import FactsRows
+from lw_jax.errors import UserError
+from lw_jax.evaluate import report, rows, summary
+from lw_jax.evaluate.figures import Asked, figures
+from lw_jax.evaluate.summary import Prediction, Settings
+
+SETTINGS = Settings(seed=0, resamples=100)
+
+
+def _example(i: int, answer: str, context: str = "c") -> Example:
+    return Example(f"q{i}", f"c{i}", context, "Who?", (answer,))
+
+
+def _said(text: str, **more: object) -> Prediction:
+    base = Prediction(text, 2.0, 2, 0, False, False, 10, 100)
+    return replace(base, **more)
+
+
+def test_figures_of_a_method_by_hand() -> None:
+    examples = [_example(0, "red cat"), _example(1, "dog"), _example(2, "dog")]
+    said = [
+        _said("a cat", nll=6.0, tokens=3, first_rank=4),
+        _said("dog", nll=1.0, tokens=1, argmax=True, same=True),
+        _said("dog", nll=2.0, tokens=2, first_rank=7, same=None),
+    ]
+    found = summary.of_method(examples, said, 1.5, SETTINGS)
+    assert found["em"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx((2 / 3 + 2) / 3)
+    assert found["nll"] == pytest.approx(9 / 6)  # per gold token, not per row
+    assert found["first_top1"] == pytest.approx(1 / 3)
+    assert found["first_top5"] == pytest.approx(2 / 3)
+    assert found["distinct"] == pytest.approx(2 / 3)
+    assert (found["n"], found["seconds"], found["columns"]) == (3, 1.5, 10)
+    assert (found["compared"], found["disagreements"]) == (2, 0)
+    assert "final" not in found
+
+
+def test_a_disagreement_is_an_alarm() -> None:
+    examples = [_example(0, "a"), _example(1, "b")]
+    said = [_said("a", argmax=True, same=False), _said("b", argmax=True, same=True)]
+    methods = {"text": summary.of_method(examples, said, 1.0, SETTINGS)}
+    assert methods["text"]["disagreements"] == 1
+    (line,) = report.alarms("reader", methods)
+    assert line.startswith("ALARM reader, text: in 1 of 2 rows")
+    said[0] = replace(said[0], same=True)
+    assert not report.alarms("reader", {"text": summary.of_method(examples, said, 1.0, SETTINGS)})
+
+
+def test_identical_outputs_are_no_entity_transfer() -> None:
+    """Fault 19: the same words for every text; the floor of other texts stands beside it."""
+    texts = ["He met Ann and Bob at 7.", "He met Cid and Dan at 8.", "He met Ann and Eve at 9."]
+    examples = [_example(i, t) for i, t in enumerate(texts)]
+    said = [_said(texts[0]) for _ in texts]
+    found = summary.of_method(examples, said, 1.0, SETTINGS)
+    assert found["entities"] == pytest.approx((3 + 0 + 1) / 9)
+    assert found["distinct"] == pytest.approx(1 / 3)
+    floor = summary.entity_floor(examples, [examples[1], examples[2], examples[0]])
+    assert floor["entities"] == pytest.approx(1 / 9)
+    assert floor["numbers"] == 0
+
+
+def test_gsm8k_is_scored_by_its_final_number() -> None:
+    examples = [_example(0, "3 + 4 = 7 #### 7", "He has 3 and 4."), _example(1, "so #### 9", "5")]
+    said = {"text": ([_said("4 #### 7"), _said("#### 8")], 1.0)}
+    found = figures(Asked(examples, [], 0, 50), {"reader": said})["receivers"]["reader"]["text"]
+    assert (found["final"], found["partial"]) == (0.5, 0.5)
+
+
+def test_the_oracle_takes_the_better_receiver() -> None:
+    examples = [_example(i, "dog") for i in range(4)]
+    right, wrong = _said("dog"), _said("cat")
+    controls = {"no_message": ([wrong] * 4, 1.0), "deranged": ([wrong] * 4, 1.0)}
+    said = {
+        "a": {"latent": ([right, right, wrong, wrong], 1.0), **controls},
+        "b": {"latent": ([right, wrong, right, wrong], 1.0), **controls},
+    }
+    found = figures(Asked(examples, [], 0, 50), said)
+    assert found["joint"]["oracle"]["em"] == 0.75
+    assert set(found["verdict"]) == {"a", "b"}
+    assert figures(Asked(examples, [], 0, 50), {"a": said["a"]})["joint"] == {}
+
+
+def test_nan_never_reaches_a_file(tmp_path) -> None:
+    report.write_json(tmp_path / "x" / "m.json", {"a": [float("nan"), 1.0], "b": float("inf")})
+    assert "NaN" not in (tmp_path / "x" / "m.json").read_text()
+
+
+class _Rows:
+    malformed: Sequence[str] = ()
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, i: int, /) -> tuple[Example, ...]:
+        return tuple(Example(f"{i}/{k}", str(i), "c", "q", ("a",)) for k in range(self.sizes[i]))
+
+
+def test_every_context_is_asked_before_any_is_asked_twice() -> None:
+    source = _Rows([3, 1, 2, 5])
+    four = rows.choose(source, 4, seed=0)
+    assert sorted(e.context_id for e in four) == ["0", "1", "2", "3"]
+    everything = rows.choose(source, 0, seed=0)
+    assert len({e.id for e in everything}) == 11
+    assert everything[:4] == four
+    assert rows.choose(source, 4, seed=1) != four
+    assert len(rows.choose(source, 100, seed=0)) == 11
+    with pytest.raises(UserError, match="no rows to evaluate"):
+        rows.choose(_Rows([]), 4, seed=0)
+
+
+def test_rows_without_end_are_drawn_from() -> None:
+    endless = FactsRows("eval", 0, 1, 100_000_000)
+    found = rows.choose(endless, 5, seed=3)
+    assert len({e.context_id for e in found}) == 5
+    assert [e.id for e in found] == [e.id for e in rows.choose(endless, 5, seed=3)]
+
+
+def test_deranged_rows_have_another_context() -> None:
+    examples = rows.choose(_Rows([3, 3, 2]), 0, seed=0)
+    other = rows.others(examples)
+    assert all(a.context_id != b.context_id for a, b in zip(examples, other, strict=True))
+    assert rows.digest(examples) == rows.digest(list(examples))
+    assert rows.digest(examples) != rows.digest(other)
+    assert np.mean([len(e.id) for e in other]) > 0
