@@ -17,6 +17,8 @@ from rich.console import Console
 from lw_jax.errors import UserError
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+WIDTH = 140
+"""Columns of output that goes to a file or a pipe."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +43,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     from lw_jax.config.command import read_command
 
     command = read_command(argv)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if command.action == "help":
         from lw_jax.config.help import print_help
 

@@ -28,7 +28,10 @@ class BridgeConfig:
 
     Args:
         latent_dim: width d_z of a slot.
-        source, compressor, bottleneck, reader: the parts.
+        source: what the bridge reads.
+        compressor: makes the latent of it.
+        bottleneck: what the latent passes on the wire; at most one.
+        reader: hands the latent to each receiver; one or several.
     """
 
     latent_dim: int

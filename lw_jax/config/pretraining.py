@@ -16,7 +16,9 @@ class ArchConfig:
 
     Args:
         family: `llama`, `mistral` or `qwen2`: decides the layer's details and the files written.
-        width, layers, heads, kv_heads, head_dim, mlp_width: as usual.
+        width: of the residual stream.
+        layers, heads, kv_heads, head_dim: of the decoder.
+        mlp_width: hidden width of the gated MLP.
         rope_theta: RoPE base.
         window: sliding window (mistral); null for none.
         tied: the output head is the embedding table.

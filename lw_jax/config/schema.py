@@ -195,7 +195,10 @@ class Config:
         run_dir: where the run's files go.
         sender: the frozen sender; null for sources that need none.
         receivers: the frozen receivers by name.
-        layout, data, bridge, objectives: what is trained on what.
+        layout: the receiver's sequence.
+        data: the rows.
+        bridge: the trainable part.
+        objectives: what it is trained for; one or several.
         mesh: the device mesh.
     """
 
