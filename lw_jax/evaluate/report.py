@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from lw_jax.config.run import write_text
@@ -17,24 +18,38 @@ from lw_jax.evaluate.figures import Said
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.summary import Prediction
 
-COLUMNS = ("em", "f1", "nll", "first_top1", "first_top5", "distinct")
-EXTRA = ("entities", "final", "partial")
-"""Shown where the rows have them: read-back and GSM8K."""
+COLUMNS = (
+    "em",
+    "f1",
+    "entities",
+    "final",
+    "partial",
+    "nll",
+    "first_top1",
+    "first_top5",
+    "distinct",
+)
+"""Of the table, where the rows have them; all figures are in metrics.json."""
+WITH_INTERVAL = frozenset({"em", "f1", "entities", "final"})
+
+
+_WIDEST = 400
 
 
 def table(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
-    """One receiver's methods, a line each: figures with their 95 % interval."""
-    extra = [c for c in EXTRA if any(c in figures for figures in methods.values())]
-    shown = Table(title=f"receiver {receiver}")
+    """One receiver's methods, a line each; intervals where they matter most."""
+    first = next(iter(methods.values()))
+    names = [c for c in COLUMNS if c in first]
+    title = f"receiver {receiver}: {first['n']} rows, 95 % intervals"
+    shown = Table(title=title, box=None, padding=(0, 2, 0, 0))
     shown.add_column("method", no_wrap=True)
-    for name in (*COLUMNS, *extra, "columns", "n", "seconds"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    for name in (*names, "columns", "seconds"):
+        shown.add_column(name.replace("first_top", "top-"), justify="right", no_wrap=True)
     for method, figures in methods.items():
         shown.add_row(
             method,
-            *(_figure(figures, name) for name in (*COLUMNS, *extra)),
+            *(_figure(figures, name) for name in names),
             f"{figures['columns']:.1f}",
-            str(figures["n"]),
             f"{figures['seconds']:.1f}",
         )
     return shown
@@ -43,7 +58,10 @@ def table(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
 def show(console: Console, metrics: Mapping[str, Any]) -> None:
     """The end of an evaluation on the terminal: figures, what they cost, what they mean."""
     for receiver, methods in metrics["receivers"].items():
-        console.print(table(receiver, methods))
+        shown = table(receiver, methods)
+        # A figure is never cut off: a narrow terminal wraps the lines.
+        wide = Measurement.get(console, console.options.update(width=_WIDEST), shown).maximum
+        Console(file=console.file, width=max(wide, console.width)).print(shown)
         for line in [*lines(receiver, metrics), *alarms(receiver, methods)]:
             style = "bold red" if line.startswith("ALARM") else None
             console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -137,11 +155,15 @@ def append_line(path: Path, content: Any) -> None:
 
 
 def _figure(figures: Mapping[str, Any], name: str) -> str:
-    if name not in figures:
-        return "-"
-    bounds: Sequence[float] | None = figures["ci"].get(name)
-    spread = "" if bounds is None else f" [{bounds[0]:.2f} {bounds[1]:.2f}]"
-    return f"{figures[name]:.3f}{spread}"
+    value = f"{figures[name]:.3f}"
+    if name not in WITH_INTERVAL:
+        return value
+    low, high = figures["ci"][name]
+    return f"{value} [{_short(low)} {_short(high)}]"
+
+
+def _short(share: float) -> str:
+    return f"{share:.2f}".removeprefix("0")
 
 
 def _said(example: Example, p: Prediction) -> dict[str, Any]:

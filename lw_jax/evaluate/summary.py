@@ -17,6 +17,10 @@ Values = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Per row [n]: the sum over the row's parts, and how many parts it has (0: does not count)."""
 
 
+LONG = 2
+"""Entities a gold text has on average where their transfer is scored; a short answer has `em`."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What one method says about one example, and how it scores the gold answer.
@@ -62,8 +66,9 @@ def per_row(
         "loops": ([degenerate.loops(p.text) for p in said], one),
     }
     moved = [entities.transferred(_gold(e), p.text) for e, p in pairs]
+    long = sum(m["entities"][1] for m in moved) >= LONG * len(moved)
     for kind in ("numbers", "names", "entities"):
-        if any(m[kind][1] for m in moved):
+        if long and any(m[kind][1] for m in moved):
             parts[kind] = ([float(m[kind][0]) for m in moved], [m[kind][1] for m in moved])
     if gsm8k:
         parts["final"] = ([numbers.final_correct(p.text, _gold(e)) for e, p in pairs], one)

@@ -141,10 +141,10 @@ def _compare(
             )
         said[receiver] = {}
         for name in methods_of(compared.config):
-            found = partial.load(receiver, name)
+            found, when = partial.load(receiver, name), ", before it was stopped"
             if found is None:
-                found = compared.run(scene, name, compared.latent_bytes(slots))
+                found, when = compared.run(scene, name, compared.latent_bytes(slots)), ""
                 partial.save(receiver, name, *found)
             said[receiver][name] = found
-            compared.say(f"{receiver} {name}: {len(texts)} rows in {found[1]:.1f} s")
+            compared.say(f"{receiver} {name}: {len(texts)} rows in {found[1]:.1f} s{when}")
     return said, packed

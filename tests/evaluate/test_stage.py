@@ -18,7 +18,7 @@ from lw_jax.config.parse import from_dict
 from lw_jax.config.run import Run
 from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
-from lw_jax.evaluate import compare, mean_latent
+from lw_jax.evaluate import compare, mean_latent, report
 from lw_jax.evaluate.metrics import squad
 from lw_jax.mesh import make_mesh
 from lw_jax.stages import evaluate
@@ -140,12 +140,26 @@ def test_predictions_stand_side_by_side(
 def test_the_end_is_shown_in_words_and_kept_in_the_history(run: Run) -> None:
     assert isinstance(run.console.file, io.StringIO)
     shown = run.console.file.getvalue()
-    for word in (*METHODS, "The wire", "6.0 columns stand for", "Bridge:", "token budget"):
+    for word in (
+        *METHODS,
+        "The wire",
+        "6.0 columns stand for",
+        "Bridge:",
+        "token budget",
+        "before it was stopped",
+    ):
         assert word in shown
     history = (run.run_dir.parent / "metrics_history.jsonl").read_text().splitlines()
     assert len(history) == 1
     assert json.loads(history[0])["run"] == "tiny"
     assert not (run.run_dir / "partial").exists()
+
+
+def test_a_narrow_terminal_cuts_no_figure_off(metrics: dict[str, Any]) -> None:
+    screen = io.StringIO()
+    report.show(Console(file=screen, width=60), metrics)
+    assert "token_budget_first" in screen.getvalue()
+    assert "…" not in screen.getvalue()
 
 
 def test_bytes_read_like_the_direct_path(run: Run, lines: list[dict[str, Any]]) -> None:
