@@ -1,7 +1,8 @@
 """Perceiver resampler: learned queries read the source by cross-attention (SPEC section 4).
 
-After Jaegle et al. 2021 and Flamingo's resampler (Alayrac et al. 2022). With `anchored` queries each
-slot also starts from the mean of its own stretch of the source, so that order is given, not learned.
+After Jaegle et al. 2021 and Flamingo's resampler (Alayrac et al. 2022). With `anchored` queries
+each slot also starts from the mean of its own stretch of the source, so that order is given, not
+learned.
 """
 
 from __future__ import annotations
@@ -81,5 +82,3 @@ def slots(config: Config, source_tokens: int) -> int:
     """M for a source of at most so many tokens."""
     del source_tokens
     return config.slots
-
-

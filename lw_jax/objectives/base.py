@@ -141,5 +141,3 @@ def masked(values: Array, mask: Array) -> Term:
     """A term from values [N, A] and their mask."""
     keep = mask.astype(jnp.float32)
     return Term(jnp.sum(values * keep), jnp.sum(keep))
-
-

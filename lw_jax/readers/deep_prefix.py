@@ -1,4 +1,4 @@
-"""Deep prefix: per-layer keys and values from the latent, one column for each slot or a fixed number.
+"""Deep prefix: per-layer keys and values from the latent, a column for each slot or a fixed number.
 
 Li and Liang 2021 (prefix tuning), made from the latent. Heads start at the receiver's own per-layer
 key and value RMS, which mattered in RECIPE.
@@ -88,5 +88,3 @@ class DeepPrefix(nn.Module):
 def build(config: Config, dims: ReceiverDims) -> DeepPrefix:
     """The reader of one receiver."""
     return DeepPrefix(config, dims)
-
-

@@ -36,7 +36,8 @@ class Config:
 class SoftTokens(nn.Module):
     """Latent -> soft tokens [B, M, D], RMS-normed and scaled to the receiver's embeddings.
 
-    The scale is learned (its logarithm, so that a step is a ratio), from the RMS of the receiver's own embeddings (SPEC section 9, fault 7).
+    The scale is learned (its logarithm, so that a step is a ratio), from the RMS of the receiver's
+    own embeddings (SPEC section 9, fault 7).
     """
 
     config: Config

@@ -111,7 +111,7 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
 
 
 def load_bridge(root: Path, like: PyTree) -> PyTree:
-    """The bridge's parameters in the newest checkpoint of a stage; objectives' heads are dropped."""
+    """The bridge's parameters in a stage's newest checkpoint; objectives' heads are dropped."""
     params, _ = load_params(root, {"bridge": like}, part="bridge")
     return params["bridge"]
 

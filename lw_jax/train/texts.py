@@ -27,7 +27,7 @@ SHORT = 0.625
 MULTIPLE = 64
 """Static lengths of texts that are only scored are multiples of this many tokens."""
 REST, ANSWER, COPY = 0, 1, 2
-"""Kinds of token: neither, of a question's answer, of a text that is written again (EOS included)."""
+"""Kinds of token: neither, of a question's answer, of a text written again (EOS included)."""
 
 Batch = dict[str, np.ndarray]
 

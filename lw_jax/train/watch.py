@@ -83,9 +83,7 @@ class Watch:
             # Contexts are all different, so the neighbour's latent is another context's.
             order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
             latent = jax.tree.map(lambda x: x[order], latent)
-            given = deliver(
-                self.setting.bridge, self.setting.dims, params["bridge"], name, latent
-            )
+            given = deliver(self.setting.bridge, self.setting.dims, params["bridge"], name, latent)
             reading = answer_reading(parties, batch, name, "latent", given, 1)
             party = parties.receivers[name]
             scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
@@ -104,9 +102,7 @@ class Watch:
         @partial(jax.jit, static_argnames="name")
         def sample(params: PyTree, parties: Parties, batch: Any, name: str) -> Array:
             latent = self._latent(params, parties, batch)
-            given = deliver(
-                self.setting.bridge, self.setting.dims, params["bridge"], name, latent
-            )
+            given = deliver(self.setting.bridge, self.setting.dims, params["bridge"], name, latent)
             laid = segments(parties, batch, name, "latent", expand(given, 1), 1, answer=False)
             party = parties.receivers[name]
             options = DecodeOptions(max_new=self.max_new, eos_ids=party.arch.eos_ids)
@@ -162,9 +158,7 @@ class Watch:
         return [[decode_ids([i], skip_special_tokens=False), c / len(first)] for c, i in top]
 
     def _samples(self, params: PyTree, batch: Any, name: str) -> list[str]:
-        ids, lengths = jax.device_get(
-            self._sample(params, self.setting.parties, batch, name=name)
-        )
+        ids, lengths = jax.device_get(self._sample(params, self.setting.parties, batch, name=name))
         lines = []
         for row, length, group in zip(ids, lengths, self.groups, strict=False):
             text = self.setting.receivers[name].tokenizer.decode(row[:length].tolist())

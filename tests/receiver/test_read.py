@@ -81,8 +81,11 @@ def test_soft_tokens_of_the_text_are_the_text() -> None:
 
 
 def test_positions_go_on_after_the_message() -> None:
-    delivery = Delivery(embeds=soft(0, 3, 4), positions=jnp.broadcast_to(
-        jnp.asarray([[0.0, 2.5, 5.0, 7.5]]), (3, 4)), advance=jnp.full((3,), 10.0))
+    delivery = Delivery(
+        embeds=soft(0, 3, 4),
+        positions=jnp.broadcast_to(jnp.asarray([[0.0, 2.5, 5.0, 7.5]]), (3, 4)),
+        advance=jnp.full((3,), 10.0),
+    )
     parts = segments()
     parts[1] = message_segment(delivery, 3, WIDTH)
     laid = lay_out(party().params, parts, delivery)
