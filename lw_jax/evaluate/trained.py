@@ -10,13 +10,13 @@ from typing import Any, Literal
 import jax
 
 from lw_jax import bridge
+from lw_jax.config.run import read_config
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.stages.setting import Setting
 from lw_jax.train.checkpoint import checksum, load_params
 from lw_jax.train.loop import checkpoint_root
-from lw_jax.train.step import init_heads
 from lw_jax.types import PyTree
 
 
@@ -59,7 +59,8 @@ def load_trained(
     which: Literal["last", "best"] = "last",
     before: str | None = None,
 ) -> Trained:
-    """The bridge as the last train stage left it.
+    """The bridge as the last train stage left it; where none comes before, as the first one will
+    find it, if that one starts from another run.
 
     Args:
         before: only stages that come before this one count; None: all.
@@ -69,45 +70,51 @@ def load_trained(
             was trained between other frozen models.
     """
     names = list(config.stages)
-    names = names[: names.index(before)] if before is not None else names
     trains = [n for n in names if config.stages[n].train is not None]
+    done = [n for n in trains if before is None or names.index(n) < names.index(before)]
+    where = f"stages.{before}" if before is not None else str(run_dir)
     if not trains:
-        where = f"stages.{before}" if before is not None else str(run_dir)
-        raise UserError(f"{where}: no train stage before it; `latent` needs a trained bridge")
-    stage = config.stages[trains[-1]].train
-    assert stage is not None
-    objectives = stage.objectives or config.objectives
-
-    def fresh() -> PyTree:
-        key = jax.random.key(0)
-        heads = init_heads(objectives, setting.dims, key)
-        return {"bridge": bridge.init_bridge(setting.bridge, setting.dims, key), "heads": heads}
-
+        raise UserError(f"{where}: no stage trains a bridge, and `latent` needs one")
+    first = config.stages[trains[0]].train
+    assert first is not None
+    origin = "from random initialisation"
+    if first.init_from is not None:
+        origin = f"started from the bridge in {first.init_from}"
+    if done:
+        root = checkpoint_root(run_dir, done[-1])
+    elif first.init_from is not None:
+        root = last_trained(Path(first.init_from))
+    else:
+        raise UserError(f"{where}: no train stage before it, and `latent` needs a trained bridge")
     everywhere = replicated(setting.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(fresh),
+        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
     )
-    root = checkpoint_root(run_dir, trains[-1])
-    params, meta = load_params(root, like, which)
+    params, meta = load_params(root, {"bridge": like}, which, part="bridge")
     _check_frozen(meta["identity"].get("fingerprints", {}), setting.fingerprints)
     return Trained(
         params=params["bridge"],
-        stage=trains[-1],
+        stage=root.name,
         step=meta["step"],
         which=which,
-        origin=_origin(config, trains[0]),
+        origin=origin,
         counts=bridge.component_counts(params["bridge"]),
         digest=f"{checksum(params['bridge']):08x}",
     )
 
 
-def _origin(config: Config, first: str) -> str:
-    stage = config.stages[first].train
-    assert stage is not None
-    if stage.init_from is None:
-        return "from random initialisation"
-    return f"started from the bridge in {stage.init_from}"
+def last_trained(run_dir: Path) -> Path:
+    """The checkpoints of a run's last train stage.
+
+    Raises:
+        UserError: no run there, or it trained nothing.
+    """
+    stages = read_config(run_dir).stages
+    trains = [n for n, s in stages.items() if s.train is not None]
+    if not trains:
+        raise UserError(f"{run_dir}: no stage of that run trains a bridge")
+    return checkpoint_root(run_dir, trains[-1])
 
 
 def _check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:

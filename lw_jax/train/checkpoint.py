@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,10 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def load_params(
-    root: Path, like: PyTree, which: Literal["last", "best"] = "last"
+    root: Path,
+    like: PyTree,
+    which: Literal["last", "best"] = "last",
+    part: str | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
     """The parameters to evaluate (the averaged ones where the stage averages), laid out as
     `like`, and the checkpoint's JSON.
@@ -122,6 +126,7 @@ def load_params(
         root: checkpoints of a stage.
         like: arrays or shapes with shardings.
         which: `best` is the last one where the stage kept no score.
+        part: first level of the tree to keep; `like` has it alone, the others are dropped.
 
     Raises:
         UserError: no checkpoint, or it holds other parameters than `like`.
@@ -133,16 +138,19 @@ def load_params(
     best = (meta["progress"].get("best") or {}).get("step")
     if which == "best" and best is not None:
         meta = read_meta(root / str(best))
-    check_counts(like, meta["parameters"])
-    name = "ema" if "ema" in meta["checksums"] else "params"
-    return _load(root / str(meta["step"]), name, like, meta), meta
+    path, name = root / str(meta["step"]), "ema" if "ema" in meta["checksums"] else "params"
+    whole = like if part is None else _others_as_saved(path, name, like) | {part: like[part]}
+    check_counts(whole, meta["parameters"])
+    params = _load(path, name, whole, meta)
+    return params if part is None else {part: params[part]}, meta
 
 
 def component_counts(params: PyTree) -> dict[str, int]:
-    """Parameters per component, the first level of the tree."""
-    if not isinstance(params, Mapping):
-        return {"params": sum(x.size for x in jax.tree.leaves(params))}
-    return {k: sum(x.size for x in jax.tree.leaves(v)) for k, v in params.items()}
+    """Parameters per component: `bridge/compressor`, ..., the first two levels of the tree."""
+    found: Counter[str] = Counter()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        found["/".join(str(getattr(k, "key", k)) for k in path[:2]) or "params"] += leaf.size
+    return dict(found)
 
 
 def check_counts(loaded: PyTree, trained: Mapping[str, int]) -> None:
@@ -206,6 +214,13 @@ def _load(path: Path, name: str, like: PyTree, meta: Mapping[str, Any]) -> PyTre
     if checksum(tree) != meta["checksums"][name]:
         raise ValueError(f"{name}: checksum differs")
     return tree
+
+
+def _others_as_saved(path: Path, name: str, like: PyTree) -> dict[str, PyTree]:
+    """Shapes of all that was saved, to be laid out as the first leaf of `like`."""
+    saved = ocp.metadata(path.absolute(), checkpointable_name=name).metadata
+    where = jax.tree.leaves(like)[0].sharding
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), saved)
 
 
 def _remove(path: Path) -> None:

@@ -20,6 +20,7 @@ from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, mean_latent, report
 from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import make_mesh
 from lw_jax.stages import evaluate
 from lw_jax.stages.setting import set_up
@@ -215,12 +216,25 @@ def test_what_is_loaded_must_be_what_was_trained(
     assert cfg is not None
     raw = raw_config(models, tmp_path)
     raw["bridge"]["compressor"]["perceiver"]["mlp_ratio"] = 2
-    with pytest.raises(UserError, match="parameters were trained"):
+    with pytest.raises(UserError, match=r"component bridge/compressor: .* parameters were trained"):
         evaluate.run(replace(run, config=from_dict(raw)), "test", cfg)
     raw = raw_config(models, tmp_path)
-    del raw["stages"]["wire"]
+    raw["stages"] = {"test": raw["stages"]["test"], "later": raw["stages"]["wire"]}
     with pytest.raises(UserError, match="no train stage before it"):
         evaluate.run(replace(run, config=from_dict(raw)), "test", cfg)
+
+
+def test_before_the_first_stage_the_bridge_is_the_one_it_starts_from(
+    models: dict[str, Path], run: Run, metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    raw = raw_config(models, tmp_path)
+    raw["stages"] = {"test": raw["stages"]["test"], "later": raw["stages"]["wire"]}
+    raw["stages"]["later"]["train"]["init_from"] = str(run.run_dir)
+    setting = set_up(run.config, run.mesh)
+    found = load_trained(from_dict(raw), tmp_path, setting, before="test")
+    assert found.digest == metrics["parameters"]["digest"]
+    assert str(run.run_dir) in found.origin
+    assert found.counts == metrics["parameters"]["components"]
 
 
 def test_other_frozen_models_are_refused(
