@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from lw_jax.models import head
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.attention import Mask, attention
-from lw_jax.models.cache import new_cache
+from lw_jax.models.cache import Cache, new_cache
 from lw_jax.models.checkpoint import open_checkpoint
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.layer import heads, output, rms_norm
@@ -83,21 +83,28 @@ def compute(arch: Arch, params: Any, ids: jax.Array, lengths: jax.Array) -> dict
 
 
 @partial(jax.jit, static_argnums=0)
-def compute_cached(arch: Arch, params: Any, ids: jax.Array) -> jax.Array:
-    """Logits [B, T - PROMPT + 1, V] of tokens decoded one by one over the cache."""
+def piece(
+    arch: Arch, params: Any, ids: jax.Array, positions: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Logits [B, V] after the next tokens [B, T], and the cache with them."""
     with jax.default_matmul_precision("highest"):
-        rows, tokens = ids.shape
-        positions = jnp.broadcast_to(jnp.arange(tokens)[None], ids.shape)
-        h = embed_tokens(params, ids)
-        cache = new_cache(arch, arch.layers, rows, tokens, h.dtype)
-        found, start = [], 0
-        for stop in range(PROMPT, tokens + 1):
-            new = jnp.full((rows,), stop - start)
-            at = positions[:, start:stop]
-            done = run(arch, params, h[:, start:stop], positions=at, lengths=new, cache=cache)
-            cache, start = done.cache, stop
-            found.append(head.logits(arch, params, done.h[:, -1]))
-        return jnp.stack(found, axis=1)
+        h, new = embed_tokens(params, ids), jnp.full(ids.shape[0], ids.shape[1])
+        done = run(arch, params, h, positions=positions, lengths=new, cache=cache)
+        assert done.cache is not None
+        return head.logits(arch, params, done.h[:, -1]), done.cache
+
+
+def compute_cached(arch: Arch, params: Any, ids: np.ndarray) -> np.ndarray:
+    """Logits [B, T - PROMPT + 1, V] of tokens decoded one by one over the cache."""
+    rows, tokens = ids.shape
+    positions = np.broadcast_to(np.arange(tokens)[None], ids.shape)
+    cache = new_cache(arch, arch.layers, rows, tokens, jnp.float32)
+    found = []
+    for start, stop in [(0, PROMPT), *((i, i + 1) for i in range(PROMPT, tokens))]:
+        at = slice(start, stop)
+        logits, cache = piece(arch, params, ids[:, at], positions[:, at], cache)
+        found.append(np.asarray(logits))
+    return np.stack(found, axis=1)
 
 
 def errors(case: Case) -> dict[str, float]:
@@ -107,9 +114,19 @@ def errors(case: Case) -> dict[str, float]:
     return {name: difference(name, np.asarray(x), case.golden[name]) for name, x in found.items()}
 
 
+@partial(jax.jit, static_argnums=0)
+def logits_of(arch: Arch, params: Any, ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    """[B, T, V] logits alone."""
+    with jax.default_matmul_precision("highest"):
+        positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+        h = embed_tokens(params, ids)
+        h = run(arch, params, h, positions=positions, lengths=lengths).h
+        return head.logits(arch, params, h.reshape(-1, arch.width)).reshape(*ids.shape, -1)
+
+
 def moved(case: Case, arch: Arch, params: Any) -> float:
     """How far a mutation moves the logits."""
-    found = compute(arch, params, case.golden["ids"], LENGTHS)["logits"]
+    found = logits_of(arch, params, case.golden["ids"], LENGTHS)
     return difference("logits", np.asarray(found), case.golden["logits"])
 
 

@@ -11,6 +11,14 @@ import pytest
 from lw_jax.models.arch import Arch
 from lw_jax.models.save import save_pretrained
 
+# The same families in other clothes: their golden values are compared always, the rest if asked.
+REPEATED = {"llama2", "qwen2_tied"}
+each_family = pytest.mark.parametrize(
+    "case",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x in REPEATED)) for x in parity.FAMILIES],
+    indirect=True,
+)
+
 
 @pytest.fixture(scope="module", params=parity.FAMILIES)
 def case(request: pytest.FixtureRequest) -> tuple[str, parity.Case]:
@@ -22,6 +30,7 @@ def test_equals_golden(case):
         assert error <= parity.TOLERANCE, (case[0], name, error)
 
 
+@each_family
 def test_every_mutation_moves_the_logits(case):
     for fault, arch, params in parity.mutations(case[1]):
         assert parity.moved(case[1], arch, params) > parity.MUST_MOVE, (case[0], fault)
@@ -36,6 +45,7 @@ def test_both_spellings_of_the_config_are_one_arch(case):
     assert Arch.from_hf(hub) == Arch.from_hf(v5) == case[1].arch
 
 
+@each_family
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_equals_live_transformers(case, tmp_path: Path):
     """Other tokens than the golden ones; and transformers loads what we save."""
@@ -53,5 +63,5 @@ def test_equals_live_transformers(case, tmp_path: Path):
         with torch.no_grad():
             theirs = model(torch.tensor(ids)).logits.numpy()
         full = np.full(2, 24, np.int32)
-        ours = np.asarray(parity.compute(case[1].arch, params, ids, full)["logits"])
+        ours = np.asarray(parity.logits_of(case[1].arch, params, ids, full))
         assert np.abs(ours - theirs).max() <= parity.TOLERANCE

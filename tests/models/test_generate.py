@@ -30,21 +30,21 @@ IDS = np.random.default_rng(1).integers(0, 24, (ROWS, TOKENS)).astype(np.int32)
 POSITIONS = np.broadcast_to(np.arange(TOKENS)[None], IDS.shape)
 
 
-def draw(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+def draw(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def delivery() -> LayerInputs:
     columns = KV(
         draw(2, 2, ROWS, 3, 2, 4),
         draw(3, 2, ROWS, 3, 2, 4),
-        jnp.ones((ROWS, 3), bool),
-        jnp.broadcast_to(1.0 + jnp.arange(3)[None], (ROWS, 3)),
+        np.ones((ROWS, 3), bool),
+        np.broadcast_to(1.0 + np.arange(3)[None], (ROWS, 3)),
     )
     lora = Lora({"q": draw(4, 1, 16, 2)}, {"q": draw(5, 1, 2, 16)}, 0.5, layers=(1,))
     edits = Edits(lora, None, draw(6, 2, ROWS, 2, 2, 4), draw(7, 2, ROWS, 2, 2, 4))
-    slots = jnp.broadcast_to(jnp.asarray([[1, 2]]), (ROWS, 2))
-    return LayerInputs(columns, jnp.ones((ROWS,), jnp.int32), edits, slots)
+    slots = np.broadcast_to(np.array([[1, 2]]), (ROWS, 2))
+    return LayerInputs(columns, np.ones((ROWS,), np.int32), edits, slots)
 
 
 @jax.jit
@@ -53,6 +53,14 @@ def scored(params, ids, lengths, given):
     h = embed_tokens(params, ids)
     out = run(ARCH, params, h, positions=positions, lengths=lengths, delivery=given)
     return head.chunked_cross_entropy(ARCH, params, out.h[:, :-1], ids[:, 1:])
+
+
+@jax.jit
+def distributions(params, ids, lengths):
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    h = run(ARCH, params, embed_tokens(params, ids), positions=positions, lengths=lengths).h
+    z = head.logits(ARCH, params, h.reshape(-1, ARCH.width))
+    return jax.nn.softmax(z, axis=-1).reshape(*ids.shape, -1)
 
 
 def decode(params, options, given=None, rng=None):
@@ -115,7 +123,7 @@ def test_greedy_is_the_argmax_under_teacher_forcing(params, given, gain):
 def test_rows_do_not_disturb_each_other(params):
     """A row that ended, or a longer one beside it, changes nothing."""
     made = decode(params, GREEDY)
-    alone = generate(
+    alone = jax.jit(generate, static_argnums=0, static_argnames="options")(
         ARCH,
         params,
         embed_tokens(params, IDS[5:6, : PROMPTS[5]]),
@@ -155,16 +163,9 @@ def test_sampling_follows_its_seed_and_nucleus(params):
     assert (np.asarray(one) != other).any()
     # Every drawn token lies in the smallest set of tokens that holds 0.6 of the mass.
     ids, mask = with_answers(np.asarray(one), np.full(ROWS, NEW))
-    h = run(
-        ARCH,
-        params,
-        embed_tokens(params, ids),
-        positions=np.broadcast_to(np.arange(TOKENS + NEW)[None], ids.shape),
-        lengths=PROMPTS + NEW,
-    ).h[:, :-1]
-    p = jax.nn.softmax(head.logits(ARCH, params, h[mask]), axis=-1)
-    of_drawn = np.take_along_axis(np.asarray(p), ids[:, 1:][mask][:, None], axis=1)
-    above = np.where(np.asarray(p) > of_drawn, p, 0).sum(axis=1)
+    p = np.asarray(distributions(params, ids, PROMPTS + NEW))[:, :-1][mask]
+    of_drawn = np.take_along_axis(p, ids[:, 1:][mask][:, None], axis=1)
+    above = np.where(p > of_drawn, p, 0).sum(axis=1)
     assert above.max() < 0.6 + 1e-4
     assert (above > 0).any()
 

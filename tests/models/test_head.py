@@ -14,8 +14,8 @@ UNTIED = Arch("llama", 29, 12, 1, 2, 1, 4, 8, 1e-5, Rope(1e4), init_std=0.5)
 TIED = Arch("qwen2", 29, 12, 1, 2, 1, 4, 8, 1e-5, Rope(1e4), tied=True, init_std=0.5)
 
 
-def states(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (*shape, 12))
+def states(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((*shape, 12)).astype(np.float32)
 
 
 @pytest.fixture(scope="module", params=[UNTIED, TIED], ids=["untied", "tied"])
@@ -28,14 +28,14 @@ def plain_logits(arch, params, h):
     return x @ (params["embed"].T if arch.tied else params["head"])
 
 
-@pytest.mark.parametrize("chunk", [None, 1, 4, 100])
+@pytest.mark.parametrize("chunk", [None, 1, 4])
 def test_scores_equal_the_plain_ones(model, chunk):
     arch, params = model
-    h, labels = states(1, 2, 7), jax.random.randint(jax.random.key(2), (2, 7), 0, 29)
+    h, labels = states(1, 2, 7), np.random.default_rng(2).integers(0, 29, (2, 7))
     scores = jax.jit(head.chunked_cross_entropy, static_argnums=(0, 4))(
         arch, params, h, labels, chunk
     )
-    z = np.asarray(plain_logits(arch, params, h), np.float64)
+    z = np.asarray(jax.jit(plain_logits, static_argnums=0)(arch, params, h), np.float64)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
     of_label = np.take_along_axis(log_p, np.asarray(labels)[..., None], -1)
     ordered = np.sort(z, -1)
@@ -51,7 +51,7 @@ def test_scores_equal_the_plain_ones(model, chunk):
 def test_gradients_equal_the_plain_ones(model):
     arch, params = model
     h, teacher = states(1, 13), states(3, 13)
-    labels = jax.random.randint(jax.random.key(2), (13,), 0, 29)
+    labels = np.random.default_rng(2).integers(0, 29, 13)
     weights = jnp.arange(13.0)
 
     def chunked(params, h, teacher):

@@ -1,6 +1,7 @@
 """A whole model directory: saved, loaded, its tokenizer, its ids."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -69,9 +70,10 @@ def test_text_is_encoded_as_text(folder):
 
 
 def test_tokenizer_decides_on_bos(folder, tmp_path):
-    params = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
-    save_pretrained(tmp_path, ARCH, params, bpe(bos=None))
-    assert load_lm(tmp_path, parity.one_device()).arch.bos_id is None
+    other = shutil.copytree(folder, tmp_path / "model")
+    bpe(bos=None).save_pretrained(other)
+    assert json.loads((other / "config.json").read_text())["bos_token_id"] == 0
+    assert load_lm(other, parity.one_device()).arch.bos_id is None
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -83,8 +85,8 @@ def torn_tokenizer(folder: Path) -> None:
 
 
 def few_embeddings(folder: Path) -> None:
-    arch = Arch("llama", 200, 16, 2, 2, 1, 8, 24, 1e-5, Rope(1e4), bos_id=0, eos_ids=(1,))
-    save_pretrained(folder, arch, jax.jit(init, static_argnums=0)(arch, jax.random.key(0)))
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 200}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def no_eos(folder: Path) -> None:
@@ -105,10 +107,9 @@ def no_eos(folder: Path) -> None:
         (no_eos, "EOS"),
     ],
 )
-def test_bad_tokenizer_gives_one_line(damage, says, tmp_path):
-    params = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
-    save_pretrained(tmp_path, ARCH, params, bpe())
-    damage(tmp_path)
+def test_bad_tokenizer_gives_one_line(damage, says, folder, tmp_path):
+    damaged = shutil.copytree(folder, tmp_path / "model")
+    damage(damaged)
     with pytest.raises(UserError, match=says) as caught:
-        load_lm(tmp_path, parity.one_device())
+        load_lm(damaged, parity.one_device())
     assert "\n" not in str(caught.value)

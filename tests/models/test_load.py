@@ -103,7 +103,7 @@ def test_sharded_load_equals_one_device(name, quant):
         assert shard(layers["down"]) == (3, 12, arch.width)
     if arch.qkv_bias:
         assert shard(layers["q_bias"]) == (3, 1, h)
-    logits = [parity.compute(arch, p, ids, parity.LENGTHS)["logits"] for p in (one, spread)]
+    logits = [parity.logits_of(arch, p, ids, parity.LENGTHS) for p in (one, spread)]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
 
 
