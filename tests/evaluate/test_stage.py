@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, mean_latent, report
 from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.partial import Partial, key_of
+from lw_jax.evaluate.summary import Prediction
 from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import make_mesh
 from lw_jax.stages import evaluate
@@ -197,6 +200,31 @@ def test_on_two_devices_with_other_methods(
         assert (
             one["receivers"][RECEIVER]["text"]["text"] == two["receivers"][RECEIVER]["text"]["text"]
         )
+
+
+def test_sigterm_stops_between_batches_and_says_how_to_go_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    monkeypatch.setattr(evaluate, "termination", lambda: nullcontext(lambda: True))
+    screen = Console(file=io.StringIO(), width=200)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.run(
+            replace(run, out_dir=tmp_path, console=screen), "test", replace(cfg, methods=("text",))
+        )
+    assert stopped.value.code == 0
+    assert isinstance(screen.file, io.StringIO)
+    assert "run the same command again" in screen.file.getvalue()
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_another_evaluation_are_not_read(tmp_path: Path) -> None:
+    said = [Prediction("text", 1.5, 2, 0, True, None, 3, 4)]
+    Partial(tmp_path, key_of("rows", 1)).save("reader", "latent", said, 0.5)
+    assert Partial(tmp_path, key_of("rows", 1)).load("reader", "latent") == (said, 0.5)
+    assert Partial(tmp_path, key_of("rows", 2)).load("reader", "latent") is None
+    assert Partial(tmp_path, key_of("rows", 1)).load("reader", "text") is None
 
 
 def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
