@@ -56,8 +56,6 @@ class Checkpoints:
             "checksums": {name: checksum(part) for name, part in parts.items()},
         }
         path = self.root.absolute() / str(step)
-        if path.exists():  # left by a run that was damaged here and went back
-            _remove(path)
         ocp.save_checkpointables(path, parts, custom_metadata=meta)
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
@@ -69,22 +67,24 @@ class Checkpoints:
         there is none. Damaged ones are named, set aside, and the one before is taken.
 
         Raises:
-            UserError: the checkpoint belongs to other frozen weights or another config.
+            UserError: the checkpoint belongs to other frozen weights, another config or bridge.
         """
-        for leftover in self.root.glob("*.deleted"):
-            shutil.rmtree(leftover)
+        for leftover in [*self.root.glob("*.deleted"), *self.root.glob("*-tmp*")]:
+            shutil.rmtree(leftover)  # of a run that was killed while it deleted or wrote
         for step in steps(self.root):
             path = self.root / str(step)
             try:
                 meta = read_meta(path)
                 self._check_identity(meta)
+                check_counts(like.params, meta["parameters"])
                 parts = {k: _load(path, k, part, meta) for k, part in _parts(like).items()}
             except UserError:
                 raise
             except Exception as error:  # orbax raises many kinds for a damaged directory
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-                print(f"checkpoint {path} is damaged ({reason}); trying the one before it")
-                path.rename(path.with_name(f"{step}.damaged"))
+                print(f"{_damage(path, error)}; going back to the one before it")
+                aside = path.with_name(f"{step}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
                 continue
             return Restored(_whole(parts), step, meta["progress"])
         return None
@@ -109,7 +109,8 @@ def steps(root: Path) -> list[int]:
 def read_meta(path: Path) -> dict[str, Any]:
     """The JSON saved with a checkpoint: step, progress, identity, parameters, checksums."""
     meta = ocp.metadata(path.absolute(), checkpointable_name="params").custom_metadata
-    assert isinstance(meta, dict)
+    if not isinstance(meta, dict) or "checksums" not in meta:
+        raise ValueError("its description is missing")
     return meta
 
 
@@ -128,21 +129,38 @@ def load_params(
         which: `best` is the last one where the stage kept no score.
         part: first level of the tree to keep; `like` has it alone, the others are dropped.
 
+    A damaged checkpoint is named, and the one before it taken.
+
     Raises:
         UserError: no checkpoint, or it holds other parameters than `like`.
     """
-    found = steps(root)
-    if not found:
-        raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
-    meta = read_meta(root / str(found[0]))
-    best = (meta["progress"].get("best") or {}).get("step")
-    if which == "best" and best is not None:
-        meta = read_meta(root / str(best))
-    path, name = root / str(meta["step"]), "ema" if "ema" in meta["checksums"] else "params"
-    whole = like if part is None else _others_as_saved(path, name, like) | {part: like[part]}
-    check_counts(whole, meta["parameters"])
-    params = _load(path, name, whole, meta)
-    return params if part is None else {part: params[part]}, meta
+    best = None if which == "last" else best_step(root)
+    for step in [*([] if best is None else [best]), *steps(root)]:
+        path = root / str(step)
+        try:
+            meta = read_meta(path)
+            name = "ema" if "ema" in meta["checksums"] else "params"
+            others = {} if part is None else _as_saved(path, name, like)
+            whole = others | like if others else like
+            check_counts(whole, meta["parameters"])
+            params = _load(path, name, whole, meta)
+            return params if part is None else {part: params[part]}, meta
+        except UserError:
+            raise
+        except Exception as error:
+            print(f"{_damage(path, error)}; taking the one before it")
+    raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
+
+
+def best_step(root: Path) -> int | None:
+    """The step of the best checkpoint; None where the stage kept no score."""
+    for step in steps(root):
+        try:
+            best = read_meta(root / str(step))["progress"].get("best")
+        except Exception:  # damaged: `load_params` says so
+            continue
+        return best and int(best["step"])
+    return None
 
 
 def component_counts(params: PyTree) -> dict[str, int]:
@@ -216,11 +234,16 @@ def _load(path: Path, name: str, like: PyTree, meta: Mapping[str, Any]) -> PyTre
     return tree
 
 
-def _others_as_saved(path: Path, name: str, like: PyTree) -> dict[str, PyTree]:
+def _as_saved(path: Path, name: str, like: PyTree) -> dict[str, PyTree]:
     """Shapes of all that was saved, to be laid out as the first leaf of `like`."""
     saved = ocp.metadata(path.absolute(), checkpointable_name=name).metadata
     where = jax.tree.leaves(like)[0].sharding
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), saved)
+
+
+def _damage(path: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return f"checkpoint {path} is damaged ({reason})"
 
 
 def _remove(path: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import jax
 
@@ -134,6 +134,7 @@ def fit(job: Job) -> TrainState:
     if start >= job.steps:
         return state
     pending: tuple[int, Metrics] | None = None
+    saved_at = start
 
     def settle() -> None:
         """Fetch the metrics of the step before, which the device has had time to finish."""
@@ -148,17 +149,17 @@ def fit(job: Job) -> TrainState:
     with (
         termination() as terminated,
         Display(job.name, start, job.steps) as display,
-        closing(cast(Any, _closable(job.batches(start, job.steps)))) as batches,
+        closing(_until(terminated, job.batches(start, job.steps))) as batches,
     ):
         if start:
             display.say(f"resumed after step {start} of {job.steps}")
-        since, at = time.monotonic(), start
+        done, since, at = start, time.monotonic(), start
         for done, batch in enumerate(batches, start + 1):
             state, metrics = job.step_for(done - 1)(state, batch)
             settle()
             pending = (done, metrics)
             display.step(done)
-            last, stop, save = done == job.steps, terminated(), done % job.save_every == 0
+            last, save = done == job.steps, done % job.save_every == 0
             if done % job.log_every == 0 or last:
                 settle()
                 per_step = (time.monotonic() - since) / (done - at)
@@ -177,14 +178,27 @@ def fit(job: Job) -> TrainState:
                 for line in result.samples:
                     display.say(line)
                 since += took["seconds"]
-            if save or last or stop:
+            if save or last:
                 settle()
                 store.save(state, done, progress.to_json())
-            if stop and not last:
-                display.say(f"stopped after step {done}: run the same command again to go on")
-                raise SystemExit(0)
+                saved_at = done
+            if terminated():
+                break
+        if done < job.steps:
+            if not terminated():
+                raise RuntimeError(f"{job.name}: the batches ended after step {done}")
+            settle()
+            if saved_at < done:
+                store.save(state, done, progress.to_json())
+            display.say(f"stopped after step {done}: run the same command again to go on")
+            raise SystemExit(0)
     return state
 
 
-def _closable(batches: Iterator[Any]) -> Iterator[Any]:
-    yield from batches
+def _until(terminated: Callable[[], bool], batches: Iterator[Any]) -> Generator[Any, None, None]:
+    """The batches, until SIGTERM: it may have reached the processes that prepare them as well."""
+    try:
+        yield from batches
+    except Exception:
+        if not terminated():
+            raise

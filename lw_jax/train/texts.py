@@ -119,7 +119,7 @@ def pad(texts: Sequence[Tokens], size: int | None = None) -> Batch:
     if size is None:
         longest = max(len(text.ids) for text in texts)
         size = -(-(longest - 1) // MULTIPLE) * MULTIPLE + 1
-    batch = {
+    batch: Batch = {
         "ids": np.zeros((len(texts), size), np.int32),
         "kinds": np.zeros((len(texts), size), np.int8),
         "lengths": np.asarray([len(text.ids) for text in texts], np.int32),

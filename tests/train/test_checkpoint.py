@@ -1,0 +1,239 @@
+"""Checkpoints: damaged ones, those of other runs, other meshes, what is kept, what is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lw_jax.config.schema import MeshConfig
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh
+from lw_jax.train.checkpoint import (
+    Checkpoints,
+    check_counts,
+    component_counts,
+    load_params,
+    steps,
+)
+from lw_jax.train.state import TrainState
+from tests.train.toy import fresh
+
+IDENTITY: dict[str, Any] = {
+    "config": {"stages": {"wire": {"lr": 0.05, "log_every": 5}}, "betas": (0.9, 0.95)},
+    "fingerprints": {"sender": "abc"},
+}
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    return fresh()[0]
+
+
+def marked(state: TrainState, value: float) -> TrainState:
+    """The state with another value in a parameter and in its average."""
+    params = {**state.params, "out": {"bias": jnp.full_like(state.params["out"]["bias"], value)}}
+    return state.replace(params=params, ema=params)  # type: ignore[attr-defined]
+
+
+def store_of(root: Path, identity: Any = IDENTITY, keep: int = 2) -> Checkpoints:
+    return Checkpoints(root, keep, identity)
+
+
+def saved(root: Path, state: TrainState, *numbers: int) -> Checkpoints:
+    """Checkpoints of some steps, each marked by its number."""
+    store = store_of(root)
+    for number in numbers:
+        store.save(marked(state, number), number, {"best": None})
+    return store
+
+
+def mark(restored: Any) -> tuple[int, float]:
+    return restored.step, float(restored.state.params["out"]["bias"][0])
+
+
+def test_the_whole_state_comes_back(state: TrainState, tmp_path: Path) -> None:
+    store = saved(tmp_path, state, 3)
+    found = store.restore(state)
+    assert found is not None
+    chex.assert_trees_all_equal(found.state.replace(rng=0), marked(state, 3).replace(rng=0))
+    assert (jax.random.key_data(found.state.rng) == jax.random.key_data(state.rng)).all()
+    assert found.state.rng.dtype == state.rng.dtype
+    assert found.progress == {"best": None}
+
+
+def truncate(path: Path) -> None:
+    for file in path.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    """The bits of the numbers themselves."""
+    for file in path.rglob("d/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(bytes(content))
+
+
+def lose_metadata(path: Path) -> None:
+    (path / "_CHECKPOINT_METADATA").unlink()
+
+
+def lose_a_part(path: Path) -> None:
+    shutil.rmtree(path / "rest")
+
+
+def empty_everything(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+
+
+DAMAGES = [truncate, flip_a_bit, lose_metadata, lose_a_part, empty_everything]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=[d.__name__ for d in DAMAGES])
+def test_a_damaged_checkpoint_falls_back_and_says_so(
+    damage: Callable[[Path], None],
+    state: TrainState,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = saved(tmp_path, state, 3, 6)
+    damage(tmp_path / "6")
+    found = store.restore(state)
+    assert found is not None
+    assert mark(found) == (3, 3.0)
+    said = capsys.readouterr().out
+    assert str(tmp_path / "6") in said
+    assert "damaged" in said
+    store.save(marked(state, 6), 6, {})  # its place is free again
+    again = store.restore(state)
+    assert again is not None
+    assert mark(again) == (6, 6.0)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=[d.__name__ for d in DAMAGES])
+def test_an_evaluation_falls_back_too(
+    damage: Callable[[Path], None],
+    state: TrainState,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saved(tmp_path, state, 3, 6)
+    damage(tmp_path / "6")
+    if damage is lose_a_part:  # an evaluation does not read the optimiser
+        shutil.rmtree(tmp_path / "6" / "ema")
+    params, meta = load_params(tmp_path, state.params)
+    assert (meta["step"], float(params["out"]["bias"][0])) == (3, 3.0)
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_nothing_to_restore(state: TrainState, tmp_path: Path) -> None:
+    assert store_of(tmp_path / "none").restore(state) is None
+    with pytest.raises(UserError, match="no checkpoint"):
+        load_params(tmp_path, state.params)
+    saved(tmp_path, state, 3)
+    empty_everything(tmp_path / "3")
+    assert store_of(tmp_path).restore(state) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"fingerprints": {"sender": "xyz"}}, r"fingerprints\.sender: .*'abc', now it is 'xyz'"),
+        (
+            {"config": {"stages": {"wire": {"lr": 0.1}}, "betas": (0.9, 0.95)}},
+            r"config\.stages\.wire\.lr: .*0\.05, now it is 0\.1",
+        ),
+    ],
+)
+def test_another_run_is_refused_with_the_reason(
+    change: dict[str, Any], says: str, state: TrainState, tmp_path: Path
+) -> None:
+    saved(tmp_path, state, 3)
+    with pytest.raises(UserError, match=says) as caught:
+        store_of(tmp_path, IDENTITY | change).restore(state)
+    assert "\n" not in str(caught.value)
+    assert steps(tmp_path) == [3]
+
+
+def test_what_changes_nothing_may_differ(state: TrainState, tmp_path: Path) -> None:
+    saved(tmp_path, state, 3)
+    wire = {"lr": 0.05, "log_every": 50, "keep": 7}
+    config = {"stages": {"wire": wire}, "betas": [0.9, 0.95], "run_dir": "elsewhere"}
+    assert store_of(tmp_path, IDENTITY | {"config": config}).restore(state) is not None
+
+
+def test_other_parameters_are_refused_and_not_called_damaged(
+    state: TrainState, tmp_path: Path
+) -> None:
+    saved(tmp_path, state, 3)
+    params = {**state.params, "extra": {"bias": jnp.zeros(4)}}
+    with pytest.raises(UserError, match="component extra/bias: 0 parameters were trained, 4 would"):
+        store_of(tmp_path).restore(state.replace(params=params))  # type: ignore[attr-defined]
+    assert steps(tmp_path) == [3]
+
+
+def test_the_latest_and_the_best_are_kept(state: TrainState, tmp_path: Path) -> None:
+    store = store_of(tmp_path)
+    for number in range(1, 7):
+        best = {"step": 2, "score": 0.5} if number >= 2 else None
+        store.save(marked(state, number), number, {"best": best})
+    assert steps(tmp_path) == [6, 5, 2]
+    for which, step in (("last", 6), ("best", 2)):
+        params, meta = load_params(tmp_path, state.params, which)  # type: ignore[arg-type]
+        assert (meta["step"], float(params["out"]["bias"][0])) == (step, step)
+
+
+def test_an_evaluation_reads_the_average(state: TrainState, tmp_path: Path) -> None:
+    averaged = state.replace(ema=marked(state, 5).params)  # type: ignore[attr-defined]
+    store_of(tmp_path).save(averaged, 1, {})
+    params, _ = load_params(tmp_path, state.params)
+    assert float(params["out"]["bias"][0]) == 5.0
+
+
+def test_one_part_of_the_tree(state: TrainState, tmp_path: Path) -> None:
+    saved(tmp_path, state, 3)
+    params, _ = load_params(tmp_path, {"out": state.params["out"]}, part="out")
+    assert list(params) == ["out"]
+    assert float(params["out"]["bias"][0]) == 3.0
+
+
+def test_what_is_loaded_must_equal_what_was_trained(state: TrainState) -> None:
+    trained = component_counts(state.params)
+    assert trained == {"mix/kernel": 64, "out/bias": 8}
+    check_counts(state.params, trained)
+    with pytest.raises(UserError, match="component mix/kernel: 64 parameters were trained, 0"):
+        check_counts({"out": state.params["out"]}, trained)
+
+
+def test_another_mesh(state: TrainState, tmp_path: Path) -> None:
+    """Saved in shards over 8 devices, read in shards over 2 x 4, and on one device."""
+
+    def on(mesh: Any, spec: PartitionSpec) -> TrainState:
+        def put(x: jax.Array) -> jax.Array:
+            shard = x.ndim == 2 and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+            return jax.device_put(x, NamedSharding(mesh, spec if shard else PartitionSpec()))
+
+        return jax.tree.map(put, marked(state, 4))
+
+    wide = on(make_mesh(MeshConfig()), PartitionSpec("data"))
+    store = store_of(tmp_path)
+    store.save(wide, 1, {})
+    for mesh, shape in ((MeshConfig(data=2, model=4), (4, 2)), (MeshConfig(data=1), (8, 8))):
+        like = on(make_mesh(mesh), PartitionSpec("data", "model"))
+        found = store.restore(like)
+        assert found is not None
+        kernel = found.state.params["mix"]["kernel"]
+        assert kernel.sharding == like.params["mix"]["kernel"].sharding
+        assert {s.data.shape for s in kernel.addressable_shards} == {shape}
+        np.testing.assert_array_equal(kernel, wide.params["mix"]["kernel"])

@@ -1,0 +1,163 @@
+"""A run of two stages on a toy model: small enough to be killed many times.
+
+    python tests/train/toy.py DIRECTORY [--steps N] [--pause SECONDS] [--workers N]
+        [--kill WHEN]
+
+WHEN is a place where the process kills itself: `save:N`, in the middle of writing the checkpoint
+of step N; `delete`, in the middle of deleting an old one; `evaluate:N`, in the first stage's
+evaluation after step N; `switch`, between the stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.data.prefetch import ahead
+from lw_jax.train.loop import Evaluation, Job, fit
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import TrainState, apply_gradients, new_state
+
+WIDTH = 8
+EMA = 0.9
+
+
+def fresh(params: Any = None, seed: int = 0) -> tuple[TrainState, optax.GradientTransformation]:
+    """A state (of fresh parameters, unless some are given) and its optimiser."""
+    if params is None:
+        kernel = jax.random.normal(jax.random.key(seed), (WIDTH, WIDTH))
+        params = {"mix": {"kernel": kernel}, "out": {"bias": jnp.zeros(WIDTH)}}
+    optimiser = make_optimiser(OptimiserConfig(name="muon", lr=0.05), params, 30)
+    return new_state(params, optimiser, jax.random.key(seed + 1), EMA), optimiser
+
+
+def make_step(optimiser: optax.GradientTransformation) -> Any:
+    """The compiled step; its noise comes from the state's random key."""
+
+    def loss_fn(params: Any, x: jax.Array, rng: jax.Array) -> jax.Array:
+        noise = 0.1 * jax.random.normal(rng, x.shape)
+        y = jnp.tanh((x + noise) @ params["mix"]["kernel"] + params["out"]["bias"][None])
+        return jnp.mean(jnp.square(y - x))
+
+    def step(state: TrainState, x: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, x, state.step_rng())
+        return apply_gradients(state, grads, optimiser, EMA), {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            "histogram": jnp.sum(x, axis=0),
+        }
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def batch(step: int) -> np.ndarray:
+    """The batch of a step depends on the step alone."""
+    return np.random.default_rng(step).normal(size=(16, WIDTH)).astype(np.float32)
+
+
+def batches(start: int, stop: int, workers: int = 0, pause: float = 0.0) -> Iterator[np.ndarray]:
+    """The batches of some steps."""
+    for made in ahead(batch, start, stop, workers):
+        time.sleep(pause)
+        yield made
+
+
+def job(directory: Path, name: str = "first", **changes: Any) -> Job:
+    """A stage of 30 steps that logs, evaluates and saves at steps that do not coincide."""
+    state, optimiser = fresh()
+    step = make_step(optimiser)
+    fields: dict[str, Any] = {
+        "name": name,
+        "directory": directory,
+        "steps": 30,
+        "state": state,
+        "step_for": lambda _: step,
+        "batches": batches,
+        "identity": {"config": {"lr": 0.05}, "fingerprints": {"sender": "abc"}},
+        "log_every": 5,
+        "save_every": 4,
+        "eval_every": 6,
+        "evaluate": lambda state, step: score(state),
+    }
+    return Job(**fields | changes)
+
+
+def score(state: TrainState) -> Evaluation:
+    """A figure of the parameters."""
+    value = float(jnp.mean(state.evaluated()["mix"]["kernel"]))
+    return Evaluation({"mean": value}, value, (f"mean {value}",))
+
+
+def die() -> None:
+    """What `kill -9` does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(when: str) -> None:
+    """Put a kill in the middle of writing or deleting a checkpoint."""
+    kind, _, step = when.partition(":")
+    if kind == "save":
+        rename = os.rename
+
+        def stop_before_it_counts(source: Any, target: Any, **more: Any) -> None:
+            if Path(target).name == step:  # orbax writes aside, and moves into place at the end
+                die()
+            rename(source, target, **more)
+
+        os.rename = stop_before_it_counts
+    elif kind == "delete":
+
+        def delete_half(path: Any, **more: Any) -> None:
+            files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+            for file in files[: len(files) // 2]:
+                file.unlink()
+            die()
+
+        shutil.rmtree = delete_half  # type: ignore[assignment]
+
+
+def main() -> None:
+    """Run both stages and print a line for the parent: the digest of the final parameters."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--kill", default="")
+    given = parser.parse_args()
+    arm(given.kill)
+
+    def slow(start: int, stop: int) -> Iterator[np.ndarray]:
+        return batches(start, stop, given.workers, given.pause)
+
+    def evaluate(state: TrainState, step: int) -> Evaluation:
+        if given.kill == f"evaluate:{step}":
+            die()
+        return score(state)
+
+    shared = {"steps": given.steps, "batches": slow}
+    first = fit(job(given.directory, evaluate=evaluate, **shared))
+    if given.kill == "switch":
+        die()
+    state, optimiser = fresh(first.evaluated(), seed=7)
+    step = make_step(optimiser)
+    last = fit(job(given.directory, "second", state=state, step_for=lambda _: step, **shared))
+    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves((last.params, last.ema))]
+    print("final", hashlib.sha256(b"".join(leaves)).hexdigest(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
