@@ -92,8 +92,9 @@ def with_answers(answers, sizes):
     return ids, mask
 
 
-@pytest.mark.parametrize("gain", [(), (1.5, 1.2, 1.0)])
-@pytest.mark.parametrize("given", [None, "delivery"])
+@pytest.mark.parametrize(
+    ("given", "gain"), [(None, ()), ("delivery", ()), ("delivery", (1.5, 1.2, 1.0))]
+)
 def test_greedy_is_the_argmax_under_teacher_forcing(params, given, gain):
     """Exactly when every label is the argmax does greedy decoding give the answer (SPEC 8)."""
     given = None if given is None else delivery()

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_saved_model_is_loaded_again(folder):
     lm = load_lm(folder, parity.one_device(), dtype=jnp.float32)
     want = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
-    as_bf16 = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), want)
+    as_bf16 = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), want)
     jax.tree.map(np.testing.assert_array_equal, lm.params, as_bf16)
     assert lm.arch == ARCH
     assert lm.name == str(folder)

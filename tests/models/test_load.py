@@ -77,7 +77,13 @@ def test_host_holds_one_tensor_at_a_time(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "quant"), [("llama", None), ("qwen2", None), ("llama", "int8"), ("llama", "nf4")]
+    ("name", "quant"),
+    [
+        ("llama", None),
+        ("qwen2", None),
+        ("llama", "nf4"),
+        pytest.param("llama", "int8", marks=pytest.mark.slow),
+    ],
 )
 def test_sharded_load_equals_one_device(name, quant):
     mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
