@@ -18,7 +18,7 @@ class Ask(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One kind of fact. Values: numbers by range, words of closed lists, open words by role.
+    """One kind of fact, stated with the person first. Values: numbers by range, words of closed lists, open words by role.
 
     `unique` names the closed words by which somebody is asked for ("Who keeps goats?"), so no two
     people of a context may share them; open words are always unique.
@@ -41,9 +41,9 @@ ANIMALS = Kind(
     unique=frozenset({"animal"}),
     statements=(
         "{who} keeps {count} {animal} in the {place}.",
-        "In the {place} {who} looks after {count} {animal}.",
-        "There are {count} {animal} in the {place} of {who}.",
-        "The {place} of {who} is home to {count} {animal}.",
+        "{who} looks after {count} {animal} in the {place}.",
+        "{who} has {count} {animal} in the {place}.",
+        "{who} feeds {count} {animal} in the {place} every day.",
     ),
     asks=(
         Ask(
@@ -74,8 +74,8 @@ JOB = Kind(
     statements=(
         "{who} works as a {job} in {city}.",
         "{who} has found work as a {job} in {city}.",
-        "The city of {city} employs {who} as a {job}.",
-        "In {city} {who} earns a living as a {job}.",
+        "{who} moved to {city} to work as a {job}.",
+        "{who} earns a living as a {job} in {city}.",
     ),
     asks=(
         Ask("job", "closed", ("What is the job of {who}?", "What does {who} work as?")),
@@ -92,9 +92,9 @@ PURCHASE = Kind(
     unique=frozenset({"item"}),
     statements=(
         "{who} bought a {colour} {item} for {price} dollars.",
-        "For {price} dollars {who} bought a {colour} {item}.",
         "{who} paid {price} dollars for a {colour} {item}.",
-        "A {colour} {item} cost {who} {price} dollars.",
+        "{who} spent {price} dollars on a {colour} {item}.",
+        "{who} got a {colour} {item} for {price} dollars.",
     ),
     asks=(
         Ask(
@@ -121,8 +121,8 @@ BIRTH = Kind(
     statements=(
         "{who} was born in {city} and is {age} years old.",
         "{who}, who is {age} years old, was born in {city}.",
-        "Born in {city}, {who} is now {age} years old.",
-        "{city} is the birthplace of {who}, aged {age}.",
+        "{who} is {age} years old and comes from {city}.",
+        "{who} is a native of {city}, aged {age}.",
     ),
     asks=(
         Ask("age", "number", ("How old is {who}?", "What is the age of {who}?")),
@@ -138,10 +138,10 @@ PASSWORD = Kind(
     open=(("password", "password"),),
     unique=frozenset(),
     statements=(
-        "The secret password of {who} is {password}.",
         "{who} uses {password} as a password.",
         "{who} has chosen the password {password}.",
-        "To log in, {who} types the password {password}.",
+        "{who} types the password {password} to log in.",
+        "{who} logs in with the secret word {password}.",
     ),
     asks=(
         Ask(
@@ -160,10 +160,10 @@ TRAVEL = Kind(
     open=(("city", "city"),),
     unique=frozenset(),
     statements=(
-        "On {day} {who} takes train {train} to {city}.",
         "{who} goes to {city} by train {train} on {day}.",
-        "Every {day} train {train} takes {who} to {city}.",
-        "Train {train} will bring {who} to {city} on {day}.",
+        "{who} takes train {train} to {city} on {day}.",
+        "{who} travels to {city} every {day} by train {train}.",
+        "{who} will take train {train} to {city} next {day}.",
     ),
     asks=(
         Ask("train", "number", ("Which train does {who} take?", "What train does {who} take?")),

@@ -34,6 +34,7 @@ class Config:
         eval_size: contexts in the validation and in the evaluation split.
         questions: at most so many questions of each context (null: all that can be asked).
         task: `answer` questions, or `readback` of the context itself (no question).
+        reverse: also ask for the person ("Who works as a diver?"), which takes two look-ups.
     """
 
     levels: tuple[int, ...] = (6,)
@@ -41,6 +42,7 @@ class Config:
     eval_size: int = 1000
     questions: int | None = None
     task: Literal["answer", "readback"] = "answer"
+    reverse: bool = False
 
     def __post_init__(self) -> None:
         if not self.levels or any(not 1 <= level <= MAX_LEVEL for level in self.levels):
@@ -55,7 +57,8 @@ def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> Fa
     """
     size = cfg.size if split == "train" else cfg.eval_size
     levels = cfg.levels if level is None else replace(cfg, levels=(level,)).levels
-    return FactsRows(check_split(split), seed, levels, size, cfg.questions, cfg.task)
+    named = check_split(split)
+    return FactsRows(named, seed, levels, size, cfg.questions, cfg.task, cfg.reverse)
 
 
 class FactsRows:
@@ -71,6 +74,7 @@ class FactsRows:
         size: int,
         questions: int | None = None,
         task: str = "answer",
+        reverse: bool = False,
     ) -> None:
         self.split = split
         self.seed = seed
@@ -78,6 +82,7 @@ class FactsRows:
         self.size = size
         self.questions = questions
         self.task = task
+        self.reverse = reverse
 
     def __len__(self) -> int:
         return self.size
@@ -94,7 +99,7 @@ class FactsRows:
         if self.task == "readback":
             return (Example(f"{name}/readback", name, context, "", (context,), level),)
         made: list[Example] = []
-        for kind, ask, values in _askable(facts, self.questions, rng):
+        for kind, ask, values in _askable(facts, self.questions, rng, self.reverse):
             question = _pick(ask.questions, rng).format_map(_asker(values, ask, rng))
             answers: tuple[str, ...] = (values[ask.slot],)
             if ask.slot == "who":
@@ -136,15 +141,22 @@ def draw_facts(level: int, split: Split, rng: random.Random) -> list[tuple[Kind,
 
 
 def _askable(
-    facts: list[tuple[Kind, Values]], limit: int | None, rng: random.Random
+    facts: list[tuple[Kind, Values]], limit: int | None, rng: random.Random, reverse: bool
 ) -> Iterator[tuple[str, Ask, Values]]:
-    """Every question that the facts answer (the first name once a person), in random order.
+    """Every question that the facts answer, in random order.
 
-    A limit cuts the same order short, so it only saves time.
+    A limit cuts the same order short, so it only saves time. reverse: with those for the person,
+    and for the first name once a person.
     """
-    asks = [(kind.name, ask, values) for kind, values in facts for ask in kind.asks]
-    people = {values["surname"]: values for _, values in facts}
-    asks += [("name", NAME, values) for values in people.values()]
+    asks = [
+        (kind.name, ask, values)
+        for kind, values in facts
+        for ask in kind.asks
+        if reverse or ask.slot != "who"
+    ]
+    if reverse:
+        people = {values["surname"]: values for _, values in facts}
+        asks += [("name", NAME, values) for values in people.values()]
     for taken in range(len(asks) if limit is None else min(limit, len(asks))):
         other = taken + int(rng.random() * (len(asks) - taken))
         asks[taken], asks[other] = asks[other], asks[taken]

@@ -22,7 +22,7 @@ from lw_jax.receiver.layout import Speaker, head_ids, message_text, split_joint
 
 GROUP = 8
 """Batches whose texts are parted together."""
-SHORT = 0.625
+SHORT = 0.5625
 """Texts up to this share of the longest allowed are short ones."""
 MULTIPLE = 64
 """Static lengths of texts that are only scored are multiples of this many tokens."""
