@@ -1,7 +1,7 @@
 """Checkpoints of one stage: orbax directories `<root>/<step>`, the latest few and the best.
 
-A checkpoint is written beside its place and renamed into it, so a kill at any moment leaves whole
-ones only. Frozen weights are never in one: their fingerprints are.
+A checkpoint is written beside its place, renamed into it, and sealed: a kill at any moment leaves
+the ones before it whole. Frozen weights are never in one: their fingerprints are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from lw_jax.config.resume import FREE
 from lw_jax.errors import UserError
+from lw_jax.train.seal import check_seal, seal
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
 
@@ -57,6 +58,7 @@ class Checkpoints:
         }
         path = self.root.absolute() / str(step)
         ocp.save_checkpointables(path, parts, custom_metadata=meta)
+        seal(path)
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
             if old != best:
@@ -80,8 +82,8 @@ class Checkpoints:
                 parts = {k: _load(path, k, part, meta) for k, part in _parts(like).items()}
             except UserError:
                 raise
-            except Exception as error:  # orbax raises many kinds for a damaged directory
-                print(f"{_damage(path, error)}; going back to the one before it")
+            except ValueError as damage:
+                print(f"checkpoint {path} is damaged ({damage}); going back to the one before it")
                 aside = path.with_name(f"{step}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
@@ -107,10 +109,14 @@ def steps(root: Path) -> list[int]:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The JSON saved with a checkpoint: step, progress, identity, parameters, checksums."""
+    """The JSON saved with a checkpoint: step, progress, identity, parameters, checksums.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or was not finished.
+    """
+    check_seal(path)
     meta = ocp.metadata(path.absolute(), checkpointable_name="params").custom_metadata
-    if not isinstance(meta, dict) or "checksums" not in meta:
-        raise ValueError("its description is missing")
+    assert isinstance(meta, dict)
     return meta
 
 
@@ -147,8 +153,8 @@ def load_params(
             return params if part is None else {part: params[part]}, meta
         except UserError:
             raise
-        except Exception as error:
-            print(f"{_damage(path, error)}; taking the one before it")
+        except ValueError as damage:
+            print(f"checkpoint {path} is damaged ({damage}); taking the one before it")
     raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
 
 
@@ -157,7 +163,7 @@ def best_step(root: Path) -> int | None:
     for step in steps(root):
         try:
             best = read_meta(root / str(step))["progress"].get("best")
-        except Exception:  # damaged: `load_params` says so
+        except ValueError:  # damaged: `load_params` says so
             continue
         return best and int(best["step"])
     return None
@@ -239,11 +245,6 @@ def _as_saved(path: Path, name: str, like: PyTree) -> dict[str, PyTree]:
     saved = ocp.metadata(path.absolute(), checkpointable_name=name).metadata
     where = jax.tree.leaves(like)[0].sharding
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), saved)
-
-
-def _damage(path: Path, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    return f"checkpoint {path} is damaged ({reason})"
 
 
 def _remove(path: Path) -> None:

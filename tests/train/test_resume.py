@@ -63,13 +63,13 @@ def test_killed_at_every_kind_of_moment(
     undisturbed: tuple[str, list[dict[str, object]]], tmp_path: Path
 ) -> None:
     """While it writes, evaluates, deletes, between the stages."""
-    for when in ("save:8", "evaluate:12", "delete", "switch"):
+    for when in ("save:8", "seal:8", "evaluate:12", "delete", "switch"):
         code, output = run(tmp_path, "--kill", when)
         assert code == -signal.SIGKILL, (when, output)
     code, output = run(tmp_path)
     assert code == 0, output
     assert (digest(output), lines(tmp_path)) == undisturbed
-    assert not [p for p in tmp_path.rglob("*") if "tmp" in p.name or "deleted" in p.name]
+    assert {p.name for p in (tmp_path / "checkpoints").glob("*/*")} == {"28", "30", "8.damaged"}
 
 
 def test_killed_at_random_moments(

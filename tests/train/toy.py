@@ -4,7 +4,7 @@
         [--kill WHEN]
 
 WHEN is a place where the process kills itself: `save:N`, in the middle of writing the checkpoint
-of step N; `delete`, in the middle of deleting an old one; `evaluate:N`, in the first stage's
+of step N; `seal:N`, before that is sealed; `delete`, in the middle of deleting an old one; `evaluate:N`, in the first stage's
 evaluation after step N; `switch`, between the stages.
 """
 
@@ -109,15 +109,17 @@ def die() -> None:
 def arm(when: str) -> None:
     """Put a kill in the middle of writing or deleting a checkpoint."""
     kind, _, step = when.partition(":")
-    if kind == "save":
-        rename = os.rename
+    if kind in ("save", "seal"):
+        name = "rename" if kind == "save" else "replace"
+        move = getattr(os, name)
 
-        def stop_before_it_counts(source: Any, target: Any, **more: Any) -> None:
-            if Path(target).name == step:  # orbax writes aside, and moves into place at the end
+        def stop_before(source: Any, target: Any, **more: Any) -> None:
+            # orbax writes aside and moves into place at the end; the seal is moved into that
+            if (Path(target) if kind == "save" else Path(target).parent).name == step:
                 die()
-            rename(source, target, **more)
+            move(source, target, **more)
 
-        os.rename = stop_before_it_counts
+        setattr(os, name, stop_before)
     elif kind == "delete":
 
         def delete_half(path: Any, **more: Any) -> None:
