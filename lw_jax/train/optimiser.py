@@ -81,6 +81,8 @@ def make_optimiser(
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW or Muon + Adam, with the schedule over `steps`.
 
+    Beside Muon, Adam has Nesterov momentum as well (Dozat 2016).
+
     Args:
         cfg: the optimiser; rates are peaks, multiplied by `cfg.schedule`.
         params: the trained leaves (arrays or shapes); decides the groups.

@@ -1,0 +1,176 @@
+"""The group of every leaf, and Muon on stacked leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parse import build
+from lw_jax.config.parts import BridgeConfig
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.models import params as decoder
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.schedule import Schedule
+from lw_jax.train.optimiser import groups, make_optimiser
+
+ARCH = Arch("qwen2", 20, 16, 3, 4, 2, 4, 24, 1e-5, Rope(1e4), qkv_bias=True, qk_norm=True)
+CONSTANT = Schedule()
+MUON = OptimiserConfig(name="muon", lr=0.02, clip=0.0, schedule=CONSTANT)
+MATRICES = {"q", "k", "v", "o", "gate", "up", "down"}
+
+
+def random_like(shapes: Any, seed: int) -> Any:
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(
+        tree, [jnp.asarray(rng.standard_normal(x.shape).astype(np.float32)) for x in leaves]
+    )
+
+
+def decoder_params(seed: int = 0) -> Any:
+    return random_like(decoder.shapes(decoder.abstract(ARCH)), seed)
+
+
+def bridge_shapes(compressor: Any, reader: Any) -> Any:
+    config = build(
+        BridgeConfig,
+        {
+            "latent_dim": 8,
+            "source": {"hidden_states": {"layers": [0, 1], "mix": "gated"}},
+            "compressor": compressor,
+            "reader": reader,
+        },
+    )
+    dims = Dims(20, 2, 8, {"a": ReceiverDims(24, 3, 2, 4)})
+    return jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
+
+
+def update(config: OptimiserConfig, params: Any, grads: Any) -> Any:
+    optimiser = make_optimiser(config, params, 100)
+    step = jax.jit(lambda grads, params: optimiser.update(grads, optimiser.init(params), params)[0])
+    return step(grads, params)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_leaf_of_a_decoder(tied: bool) -> None:
+    found = groups(decoder.shapes(decoder.abstract(replace(ARCH, tied=tied))))
+    assert set(found.values()) == {"muon", "adam"}
+    for path, group in found.items():
+        assert group == ("muon" if path.removeprefix("layers/") in MATRICES else "adam"), path
+
+
+PERCEIVER = {"perceiver": {"slots": 4, "width": 16, "heads": 4, "encoder_layers": 2}}
+WINDOW = {"window": {"size": 2, "width": 16, "heads": 4, "encoder_layers": 1}}
+
+
+@pytest.mark.parametrize(
+    ("compressor", "reader"),
+    [
+        (PERCEIVER, {"soft_tokens": {"hidden": "mlp"}, "deep_prefix": {"length": 3, "heads": 4}}),
+        (WINDOW, {"soft_tokens": {}, "coprocessor": {}}),
+    ],
+)
+def test_every_leaf_of_a_bridge(compressor: Any, reader: Any) -> None:
+    """Exactly the kernels, and the per-layer heads of a reader, are matrices."""
+    found = groups(bridge_shapes(compressor, reader))
+    for path, group in found.items():
+        name = path.rsplit("/", 1)[-1]
+        assert group == ("muon" if name in {"kernel", "k", "v"} else "adam"), path
+    adam = {path for path, group in found.items() if group == "adam"}
+    assert "source/gates" in adam
+    assert any(path.endswith("queries") for path in adam) == (compressor is PERCEIVER)
+    assert any(path.endswith("norm/scale") for path in adam)
+
+
+def test_a_leaf_that_no_rule_covers_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'wire/whatever' \(3, 4\)"):
+        groups({"wire": {"whatever": jnp.zeros((3, 4))}})
+
+
+def reference_muon(gradient: np.ndarray, lr: float, beta: float = 0.95) -> np.ndarray:
+    """The first Muon update of one matrix [in, out], in float64 (Jordan 2024)."""
+    moment = (1 - beta) * gradient
+    nesterov = beta * moment / (1 - beta**2) + (1 - beta) * gradient / (1 - beta)
+    x = nesterov / np.linalg.norm(nesterov)
+    transposed = x.shape[0] > x.shape[1]
+    x = x.T if transposed else x
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    x = x.T if transposed else x
+    return -lr * max(1.0, x.shape[1] / x.shape[0]) ** 0.5 * x
+
+
+def test_muon_treats_each_layer_as_its_own_matrix() -> None:
+    params, grads = decoder_params(0)["layers"], decoder_params(1)["layers"]
+    found = update(MUON, {"layers": params}, {"layers": grads})["layers"]
+    for name in sorted(MATRICES):
+        gradient = np.asarray(grads[name], np.float64)
+        layers = gradient.shape[0]
+        fan_in = ARCH.heads * ARCH.head_dim if name == "o" else gradient.shape[1]
+        for layer in range(layers):
+            expected = reference_muon(gradient[layer].reshape(fan_in, -1), MUON.lr)
+            got = np.asarray(found[name][layer]).reshape(fan_in, -1)
+            np.testing.assert_allclose(got, expected, atol=2e-5, err_msg=f"{name} {layer}")
+    # Adam's first step at a fifth of the rate, with Nesterov momentum (Dozat 2016)
+    expected = -MUON.lr / 5 * (0.9 * 0.1 / (1 - 0.9**2) + 1) * np.sign(grads["attn_norm"])
+    np.testing.assert_allclose(found["attn_norm"], expected, rtol=1e-3)
+
+
+def test_a_stack_is_updated_as_its_unstacked_layers() -> None:
+    shapes = bridge_shapes(PERCEIVER, {"soft_tokens": {}})["compressor"]["encoder"]["blocks"]
+    params, grads = random_like(shapes, 0), random_like(shapes, 1)
+    stacked = update(MUON, params, grads)
+    one = update(MUON, *(jax.tree.map(lambda x: x[1], tree) for tree in (params, grads)))
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], stacked), one, atol=1e-6)
+    # the orthogonalised updates differ from layer to layer: no layer's gradient leaks into another
+    grads_too = jax.tree.map(lambda x: x.at[0].multiply(7.0), grads)
+    again = update(MUON, params, grads_too)
+    chex.assert_trees_all_close(jax.tree.map(lambda x: x[1], again), one, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_weight_decay_is_on_matrices_only(name: Any) -> None:
+    config = replace(MUON, name=name, weight_decay=0.1)
+    params, grads = decoder_params(0), decoder_params(1)
+    plain = update(replace(config, weight_decay=0.0), params, grads)
+    decayed = update(config, params, grads)
+    shrink = jax.tree.map(lambda a, b: a - b, decayed, plain)
+    for path, group in groups(params).items():
+        here, leaf = shrink, params
+        for key in path.split("/"):
+            here, leaf = here[key], leaf[key]
+        expected = -config.lr * 0.1 * leaf if group == "muon" else jnp.zeros_like(leaf)
+        np.testing.assert_allclose(here, expected, atol=1e-6, err_msg=path)
+
+
+def test_rates_follow_the_schedule() -> None:
+    config = replace(MUON, schedule=Schedule(shape="linear", ramp=4, final=0.5))
+    params = {"x": {"kernel": jnp.eye(4)}}
+    optimiser = make_optimiser(config, params, 20)
+    step = jax.jit(optimiser.update)
+    state, sizes = optimiser.init(params), []
+    for _ in range(20):
+        updates, state = step(params, state, params)  # a constant gradient
+        sizes.append(float(jnp.abs(updates["x"]["kernel"]).max()))
+    relative = np.array(sizes) / max(sizes)
+    np.testing.assert_allclose(relative[:5], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-3)
+    np.testing.assert_allclose(relative[12], 0.75, rtol=1e-3)
+
+
+def test_the_global_norm_is_clipped() -> None:
+    """Seen in Adam's first moment: its first step does not depend on the norm."""
+    params = {"x": {"bias": jnp.zeros(4)}}
+    grads = {"x": {"bias": jnp.array([30.0, 0.0, 40.0, 1e-9])}}
+    optimiser = make_optimiser(replace(MUON, name="adamw", clip=1.0), params, 10)
+    _, state = jax.jit(optimiser.update)(grads, optimiser.init(params), params)
+    first_moment = next(x for x in jax.tree.leaves(state) if x.shape == (4,))
+    np.testing.assert_allclose(first_moment[:3], 0.1 * np.array([0.6, 0, 0.8]), rtol=1e-5)
