@@ -207,13 +207,13 @@ def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
 def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
     from lw_jax.data import gsm8k
 
-    for part in ("gsm8k_train", "gsm8k_eval"):
-        source = getattr(cfg, part)
-        if source is not None:
-            with seen.trying(f"{key}.{part}"):
-                split = part.rpartition("_")[2]
-                rows = gsm8k.rows(gsm8k.Config(train=source, eval=source), split)
-                seen.note("ok", f"{key}.{part}", f"{len(rows)} problems")
+    if cfg.gsm8k_train is None:
+        return
+    source = gsm8k.Config(train=cfg.gsm8k_train, eval=cfg.gsm8k_eval)
+    for split in ("train", "eval"):
+        with seen.trying(f"{key}.gsm8k_{split}"):
+            rows = gsm8k.rows(source, split)
+            seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
 
 
 def _layout(seen: Examination) -> None:

@@ -18,6 +18,7 @@ from lw_jax.config.run import Run, write_text
 from lw_jax.data import gsm8k
 from lw_jax.data.pretraining import MixtureRows, Shares, mixture
 from lw_jax.data.tokenizers import save_tokenizer, special_ids, train_bpe
+from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.lm import load_lm
 from lw_jax.models.params import init
@@ -33,13 +34,15 @@ from lw_jax.train.texts import Texts, left_out
 
 MEASURED_TEXTS = 4000
 """Texts on which the share that is left out for its length is measured."""
+MOST_LEFT_OUT = 0.4
+"""A larger share means that the limit is wrong for the tokenizer."""
 
 
 def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     """Train the tokenizer and the model, write it to `cfg.out`, test what was written.
 
     Raises:
-        UserError: bad data, or a checkpoint of another config.
+        UserError: bad data, texts too long, or a checkpoint of another config.
     """
     seed = run.config.seed
     shares = Shares(cfg.facts, cfg.facts_copy, cfg.gsm8k_copy, cfg.gsm8k_solve)
@@ -48,6 +51,12 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     arch = make_arch(cfg, tokenizer)
     who = Speaker(name, tokenizer, arch.bos_id, arch.eos_ids[0])
     texts = Texts(rows, who, cfg.batch_size, cfg.max_tokens)
+    skipped = left_out(texts, MEASURED_TEXTS)
+    if skipped > MOST_LEFT_OUT:
+        raise UserError(
+            f"stages.{name}.pretrain.max_tokens: {skipped:.0%} of the texts have more than "
+            f"{cfg.max_tokens} tokens; raise it"
+        )
     state = _train(run, name, cfg, arch, texts)
 
     out = Path(cfg.out)
@@ -58,7 +67,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "steps": cfg.steps,
         "minutes": minutes(run.run_dir / "diagnostics.jsonl", name),
-        "left_out": left_out(texts, MEASURED_TEXTS),
+        "left_out": skipped,
         **final_test(lm, cfg, problems(cfg), seed),
     }
     write_text(run.out_dir / "metrics.json", json.dumps({"pretrain": {name: figures}}, indent=2))

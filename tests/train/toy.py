@@ -4,8 +4,8 @@
         [--kill WHEN]
 
 WHEN is a place where the process kills itself: `save:N`, in the middle of writing the checkpoint
-of step N; `seal:N`, before that is sealed; `delete`, in the middle of deleting an old one; `evaluate:N`, in the first stage's
-evaluation after step N; `switch`, between the stages.
+of step N; `seal:N`, before that is sealed; `delete`, in the middle of deleting an old one;
+`evaluate:N`, in the first stage's evaluation after step N; `switch`, between the stages.
 """
 
 from __future__ import annotations
