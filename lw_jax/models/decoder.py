@@ -161,7 +161,8 @@ def _scene(
         key_positions = kept.put_positions(cache, columns, positions)
     room = key_positions.shape[1]
     key = jnp.arange(room)[None, None]
-    allowed = (key <= query[:, :, None]) & (key < (base + lengths)[:, None, None])
+    # Causal by packed index: padding lies to the right, so no real token sees it.
+    allowed = key <= query[:, :, None]
     if arch.window is not None:
         allowed &= _in_window(positions, key_positions, arch.window)
     prefix_cos, prefix_sin = None, None

@@ -140,7 +140,7 @@ def generate(
             params,
             embed_tokens(params, token).astype(h.dtype),
             positions=ends_at + state.step.astype(ends_at.dtype),
-            lengths=jnp.where(state.out.ended, 0, 1),
+            lengths=jnp.ones_like(lengths),
             delivery=inputs,
             cache=state.cache,
         )

@@ -72,7 +72,7 @@ def blocks() -> Blocks:
 
 def slots() -> np.ndarray:
     at = STARTS[:, None] + np.arange(SLOTS)[None]
-    return np.where(np.arange(SLOTS)[None] < np.array([[3], [2], [3]]), at, -1)
+    return np.where(np.arange(SLOTS)[None] < np.array([[2], [3], [3]]), at, -1)
 
 
 def deltas() -> Edits:
