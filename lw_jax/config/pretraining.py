@@ -80,8 +80,8 @@ class PretrainConfig:
         gsm8k_train: local file, or hub name, of the GSM8K training set; needed if a share is set.
         gsm8k_eval: local file, or hub name, of rows to read back in the final test.
         questions: asked of a context of facts in one text.
-        rest_weight, copy_weight: loss weights of the tokens of a text, and of a text that is
-            written again; those of a question's answer have 1.
+        rest_weight, written_weight: loss weights of the tokens of a text, and of a copy or
+            solution; those of a question's answer have 1.
         log_every, save_every: steps between log lines and checkpoints.
         eval_rows: facts questions (6 sentences, held-out words) in the final test.
     """
@@ -101,7 +101,7 @@ class PretrainConfig:
     gsm8k_eval: str | None = None
     questions: int = 6
     rest_weight: float = 0.1
-    copy_weight: float = 0.3
+    written_weight: float = 0.3
     log_every: int = 50
     save_every: int = 1000
     eval_rows: int = 1000
@@ -110,7 +110,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "max_tokens", "questions")
         at_least(self, 1, "log_every", "save_every")
-        at_least(self, 0, "workers", "rest_weight", "copy_weight", "eval_rows")
+        at_least(self, 0, "workers", "rest_weight", "written_weight", "eval_rows")
         between(self, 0, 1, "facts", "facts_copy", "gsm8k_copy", "gsm8k_solve")
         total = self.facts + self.facts_copy + self.gsm8k_copy + self.gsm8k_solve
         if abs(total - 1) > 1e-6:

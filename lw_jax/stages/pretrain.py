@@ -116,7 +116,7 @@ def _train(run: Run, name: str, cfg: PretrainConfig, arch: Arch, texts: Texts) -
     keys = jax.random.split(jax.random.key(run.config.seed))
     params = init(arch, keys[0])
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
-    step = make_step(arch, optimiser, cfg.rest_weight, cfg.copy_weight, compute_dtype())
+    step = make_step(arch, optimiser, cfg.rest_weight, cfg.written_weight, compute_dtype())
     ids = hashlib.sha256(texts.who.tokenizer.to_str().encode()).hexdigest()[:32]
     return fit(
         Job(

@@ -13,10 +13,10 @@ from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.train.loop import StepFn
 from lw_jax.train.state import TrainState, apply_gradients
-from lw_jax.train.texts import ANSWER, COPY, REST
+from lw_jax.train.texts import ANSWER, REST, WRITTEN
 from lw_jax.types import Array, PyTree
 
-_KINDS = (REST, ANSWER, COPY)
+_KINDS = (REST, ANSWER, WRITTEN)
 
 
 def score_tokens(arch: Arch, params: PyTree, batch: Any, dtype: Any) -> tuple[TokenScores, Array]:
@@ -39,20 +39,20 @@ def make_step(
     arch: Arch,
     optimiser: optax.GradientTransformation,
     rest_weight: float,
-    copy_weight: float,
+    written_weight: float,
     dtype: Any,
 ) -> StepFn:
     """The compiled step: (state, batch) -> (state, metrics); the state is donated.
 
-    rest_weight, copy_weight: weights of a token of a text, and of a text that is written again (one
-    of a question's answer has 1); dtype: of the compute.
+    rest_weight, written_weight: weights of a token of a text, and of a copy or solution (one of a
+    question's answer has 1); dtype: of the compute.
     """
 
     def loss_fn(params: PyTree, batch: Any) -> tuple[Array, dict[str, Array]]:
         scores, real = score_tokens(arch, params, batch, dtype)
         kinds = batch["kinds"][:, 1:]
-        rest, answer, copy = ((real & (kinds == k)).astype(jnp.float32) for k in _KINDS)
-        weight = answer + rest_weight * rest + copy_weight * copy
+        rest, answer, written = ((real & (kinds == k)).astype(jnp.float32) for k in _KINDS)
+        weight = answer + rest_weight * rest + written_weight * written
         loss = jnp.sum(weight * scores.nll) / jnp.sum(weight)
         right = scores.correct(batch["ids"][:, 1:])
         metrics = {
@@ -60,7 +60,7 @@ def make_step(
             "nll/answer": _mean(scores.nll, answer),
             "nll/rest": _mean(scores.nll, rest),
             "accuracy/answer": _mean(right, answer),
-            "accuracy/copy": _mean(right, copy),
+            "accuracy/written": _mean(right, written),
         }
         return loss, metrics
 

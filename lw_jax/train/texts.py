@@ -26,7 +26,7 @@ SHORT = 0.5625
 """Texts up to this share of the longest allowed are short ones."""
 MULTIPLE = 64
 """Static lengths of texts that are only scored are multiples of this many tokens."""
-REST, ANSWER, COPY = 0, 1, 2
+REST, ANSWER, WRITTEN = 0, 1, 2
 """Kinds of token: neither, of a question's answer, of a text written again (EOS included)."""
 
 Batch = dict[str, np.ndarray]
@@ -34,7 +34,7 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: its ids, and the kind of each (`REST`, `ANSWER`, `COPY`)."""
+    """One text: its ids, and the kind of each (`REST`, `ANSWER`, `WRITTEN`)."""
 
     ids: list[int]
     kinds: list[int]
@@ -49,7 +49,7 @@ def tokenise(who: Speaker, tasks: Sequence[TextTask]) -> Tokens | None:
     layout = LayoutConfig(anchor=tasks[0].anchor)
     ids = head_ids(layout, who) + who.encode(message_text(layout, tasks[0].example.context))
     kinds = [REST] * len(ids)
-    kind = ANSWER if layout.anchor == LayoutConfig().anchor else COPY
+    kind = ANSWER if tasks[0].example.question else WRITTEN
     pairs = [(task.example.question, task.example.answers[0]) for task in tasks]
     for asked in split_joint(layout, who, pairs):
         if asked is None:

@@ -1,4 +1,4 @@
-"""Texts to learn from: laid out as a receiver is asked, in batches that depend on the step alone."""
+"""Texts are laid out as a receiver is asked, in batches that depend on the step alone."""
 
 from __future__ import annotations
 
