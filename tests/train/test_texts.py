@@ -60,7 +60,7 @@ def test_the_first_task_is_laid_out_as_a_receiver_is_asked(
     text = tokenise(who, tasks)
     assert text is not None
     assert text.ids[: len(asked)] == asked
-    kind = kinds.ANSWER if anchor == ANSWER else kinds.COPY
+    kind = kinds.ANSWER if anchor == ANSWER else kinds.WRITTEN
     expected = [kinds.REST] * (len(asked) - answer) + [kind] * answer
     assert text.kinds[: len(asked)] == expected
 
@@ -126,8 +126,8 @@ def batch_of(rows: MixtureRows, who: Speaker, size: int | None = None) -> Any:
     return pad([text for text in found if text is not None], size)
 
 
-def after_one_step(params: Any, batch: Any, rest: float, copy: float) -> Any:
-    step = make_step(ARCH, SGD, rest, copy, jnp.float32)
+def after_one_step(params: Any, batch: Any, rest: float, written: float) -> Any:
+    step = make_step(ARCH, SGD, rest, written, jnp.float32)
     state = new_state(jax.tree.map(jnp.asarray, params), SGD, jax.random.key(0))
     state, metrics = step(state, batch)
     return jax.device_get((state.params, metrics))
@@ -143,15 +143,15 @@ def plain_nll(arch: Arch, params: Any, ids: jax.Array, lengths: jax.Array) -> ja
     return -jnp.take_along_axis(log_p, ids[:, 1:, None], axis=-1)[..., 0]
 
 
-@pytest.mark.parametrize(("rest", "copy"), [(0.0, 0.0), (0.1, 0.3)])
+@pytest.mark.parametrize(("rest", "written"), [(0.0, 0.0), (0.1, 0.3)])
 def test_the_loss_weighs_tokens_by_their_kind(
-    rest: float, copy: float, params: Any, rows: MixtureRows, who: Speaker
+    rest: float, written: float, params: Any, rows: MixtureRows, who: Speaker
 ) -> None:
     batch = batch_of(rows, who)
     nll = np.asarray(plain_nll(ARCH, params, batch["ids"], batch["lengths"]), np.float64)
     real = np.arange(1, batch["ids"].shape[1])[None] < batch["lengths"][:, None]
-    weight = np.array([rest, 1.0, copy])[batch["kinds"][:, 1:]] * real
-    _, metrics = after_one_step(params, batch, rest, copy)
+    weight = np.array([rest, 1.0, written])[batch["kinds"][:, 1:]] * real
+    _, metrics = after_one_step(params, batch, rest, written)
     assert set(np.unique(batch["kinds"][:, 1:][real])) == {0, 1, 2}
     np.testing.assert_allclose(metrics["loss"], (weight * nll).sum() / weight.sum(), rtol=1e-5)
     mask = (batch["kinds"][:, 1:] == kinds.ANSWER) & real
