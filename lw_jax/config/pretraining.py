@@ -80,6 +80,8 @@ class PretrainConfig:
         gsm8k_train: local file, or hub name, of the GSM8K training set; needed if a share is set.
         gsm8k_eval: local file, or hub name, of rows to read back in the final test.
         questions: asked of a context of facts in one text.
+        shared: share of the contexts in which all people have the same kinds of facts, so that
+            who is asked about decides; without them that is learned late or never.
         rest_weight, written_weight: loss weights of the tokens of a text, and of a copy or
             solution; those of a question's answer have 1.
         log_every, save_every: steps between log lines and checkpoints.
@@ -100,6 +102,7 @@ class PretrainConfig:
     gsm8k_train: str | None = None
     gsm8k_eval: str | None = None
     questions: int = 6
+    shared: float = 0.6
     rest_weight: float = 0.1
     written_weight: float = 0.3
     log_every: int = 50
@@ -112,6 +115,7 @@ class PretrainConfig:
         at_least(self, 1, "log_every", "save_every")
         at_least(self, 0, "workers", "rest_weight", "written_weight", "eval_rows")
         between(self, 0, 1, "facts", "facts_copy", "gsm8k_copy", "gsm8k_solve")
+        between(self, 0, 1, "shared")
         total = self.facts + self.facts_copy + self.gsm8k_copy + self.gsm8k_solve
         if abs(total - 1) > 1e-6:
             raise UserError(

@@ -75,6 +75,7 @@ class FactsRows:
         questions: int | None = None,
         task: str = "answer",
         reverse: bool = False,
+        shared: float = 0.0,
     ) -> None:
         self.split = split
         self.seed = seed
@@ -83,6 +84,7 @@ class FactsRows:
         self.questions = questions
         self.task = task
         self.reverse = reverse
+        self.shared = shared
 
     def __len__(self) -> int:
         return self.size
@@ -94,7 +96,7 @@ class FactsRows:
         name = f"facts-{self.split}-{self.seed}-{levels}-{index}"
         rng = random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
         level = self.levels[int(rng.random() * len(self.levels))]
-        facts = draw_facts(level, self.split, rng)
+        facts = draw_facts(level, self.split, rng, self.shared)
         context = " ".join([_pick(kind.statements, rng).format_map(v) for kind, v in facts])
         if self.task == "readback":
             return (Example(f"{name}/readback", name, context, "", (context,), level),)
@@ -114,16 +116,23 @@ def answer_type(example: Example) -> AnswerType:
     return example.id.split("/")[1]  # type: ignore[return-value]
 
 
-def draw_facts(level: int, split: Split, rng: random.Random) -> list[tuple[Kind, Values]]:
-    """`level` facts in random order: two a person, about two people at least from level 2 on."""
+def draw_facts(
+    level: int, split: Split, rng: random.Random, shared: float = 0.0
+) -> list[tuple[Kind, Values]]:
+    """`level` facts in random order: two a person, about two people at least from level 2 on.
+
+    shared: probability that the people have the same kinds of facts, so that no question can be
+    answered by its kind alone.
+    """
     people = max(min(level, 2), (level + 1) // 2)
     used: set[str] = set()
     facts = []
+    same = rng.sample(KINDS, 2) if shared and rng.random() < shared else None
     for person in range(people):
         surname = _new_open("surname", split, rng, used)
         first = _pick(CLOSED["first"], rng)
         count = level // people + (person < level % people)
-        for kind in rng.sample(KINDS, count):
+        for kind in (same or rng.sample(KINDS, count))[:count]:
             values = {"who": f"{first} {surname}", "first": first, "surname": surname}
             for slot, low, high in kind.numbers:
                 values[slot] = str(low + int(rng.random() * (high - low + 1)))

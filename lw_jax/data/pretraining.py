@@ -56,9 +56,10 @@ def mixture(
     problems: gsm8k.Config | None = None,
     levels: Sequence[int] = (1, 2, 4, 6, 6, 6),
     questions: int = 4,
+    shared: float = 0.0,
     size: int = 100_000_000,
 ) -> MixtureRows:
-    """The mixture's rows. problems: GSM8K; only needed where one of its shares is above 0.
+    """The mixture's rows. shared: of `draw_facts`; problems: GSM8K; only needed where one of its shares is above 0.
 
     Raises:
         UserError: GSM8K is missing, or what `gsm8k.rows` raises.
@@ -72,7 +73,7 @@ def mixture(
         read = gsm8k.rows(replace(problems, task="solve"), named, seed)
         texts = [(group[0].context, group[0].answers[0]) for group in read.groups]
         malformed = read.malformed
-    facts = FactsRows(named, seed, levels, size, questions)
+    facts = FactsRows(named, seed, levels, size, questions, shared=shared)
     return MixtureRows(shares, facts, texts, malformed)
 
 
