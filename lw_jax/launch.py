@@ -6,10 +6,13 @@ import copy
 import importlib
 import os
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -72,7 +75,10 @@ def run(config: Any, console: Console, command: str) -> int:
 
     check_directory(config)
     check(config)
-    with open_run(config, make_mesh(config.mesh), console, command) as this:
+    with (
+        stoppable(console),
+        open_run(config, make_mesh(config.mesh), console, command) as this,
+    ):
         console.print(f"run directory: {this.run_dir}", highlight=False)
         for name in config.stages:
             if name in this.finished():
@@ -80,6 +86,21 @@ def run(config: Any, console: Console, command: str) -> int:
             else:
                 run_stage(this, name)
     return OK
+
+
+@contextmanager
+def stoppable(console: Console) -> Iterator[None]:
+    """Inside, SIGTERM ends the process with code 0; a stage that is amid steps saves first."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        console.print("stopped: run the same command again to go on", highlight=False)
+        raise SystemExit(OK)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_stage(this: Any, name: str) -> None:
