@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -123,7 +123,8 @@ def encode(
     """Taps -> Latent."""
     rngs = {} if rng is None else {"dropout": rng}
     module = Bridge(config, dims)
-    return module.apply({"params": params}, taps, train, method="encode", rngs=rngs)
+    latent = module.apply({"params": params}, taps, train, method="encode", rngs=rngs)
+    return cast(Latent, latent)
 
 
 def deliver(
@@ -139,7 +140,8 @@ def deliver(
     """Latent -> Delivery of one receiver. Nothing but the latent is seen."""
     rngs = {} if rng is None else {"dropout": rng}
     module = Bridge(config, dims)
-    return module.apply({"params": params}, receiver, latent, train, method="deliver", rngs=rngs)
+    given = module.apply({"params": params}, receiver, latent, train, method="deliver", rngs=rngs)
+    return cast(Delivery, given)
 
 
 def component_counts(params: PyTree) -> dict[str, int]:

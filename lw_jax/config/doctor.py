@@ -190,8 +190,12 @@ def _rows(seen: Examination) -> None:
                         text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
                         seen.note("warning", key, text)
             start = getattr(cfg, "init_from", None)
-            if start is not None and not (Path(start) / "checkpoints").is_dir():
-                text = f"{start} has no checkpoints; give the directory of a finished run"
+            begun = ("checkpoints", "bridge.safetensors")
+            if start is not None and not any((Path(start) / part).exists() for part in begun):
+                text = (
+                    f"{start} has no checkpoints; give the directory of a finished run, "
+                    "or of an exported bridge"
+                )
                 seen.note("error", f"stages.{name}.train.init_from", text)
 
 

@@ -18,7 +18,9 @@ class Ask(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One kind of fact, stated with the person first. Values: numbers by range, words of closed lists, open words by role.
+    """One kind of fact, stated with the person first.
+
+    Values: numbers by range, words of closed lists, open words by role.
 
     `unique` names the closed words by which somebody is asked for ("Who keeps goats?"), so no two
     people of a context may share them; open words are always unique.

@@ -59,7 +59,9 @@ def mixture(
     shared: float = 0.0,
     size: int = 100_000_000,
 ) -> MixtureRows:
-    """The mixture's rows. shared: of `draw_facts`; problems: GSM8K; only needed where one of its shares is above 0.
+    """The mixture's rows.
+
+    shared: of `draw_facts`. problems: GSM8K; only needed where one of its shares is above 0.
 
     Raises:
         UserError: GSM8K is missing, or what `gsm8k.rows` raises.

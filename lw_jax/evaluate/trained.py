@@ -16,6 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.stages.setting import Setting
 from lw_jax.train.checkpoint import checksum, load_params
+from lw_jax.train.export import is_exported, load_bridge
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
 
@@ -80,10 +81,11 @@ def load_trained(
     origin = "from random initialisation"
     if first.init_from is not None:
         origin = f"started from the bridge in {first.init_from}"
+    shipped = first.init_from is not None and is_exported(Path(first.init_from))
     if done:
         root = checkpoint_root(run_dir, done[-1])
     elif first.init_from is not None:
-        root = last_trained(Path(first.init_from))
+        root = Path(first.init_from) if shipped else last_trained(Path(first.init_from))
     else:
         raise UserError(f"{where}: no train stage before it, and `latent` needs a trained bridge")
     everywhere = replicated(setting.mesh)
@@ -91,8 +93,13 @@ def load_trained(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
     )
-    params, meta = load_params(root, {"bridge": like}, which, part="bridge")
-    _check_frozen(meta["identity"].get("fingerprints", {}), setting.fingerprints)
+    if shipped and not done:
+        bare, meta = load_bridge(root, like)
+        params, fingerprints = {"bridge": bare}, meta["fingerprints"]
+    else:
+        params, meta = load_params(root, {"bridge": like}, which, part="bridge")
+        fingerprints = meta["identity"].get("fingerprints", {})
+    _check_frozen(fingerprints, setting.fingerprints)
     return Trained(
         params=params["bridge"],
         stage=root.name,

@@ -106,8 +106,8 @@ class Collate:
         for name, who in self.receivers.items():
             parts[f"{name}/context"] = (who.encode_all(messages), questions)
             asked = split_joint(self.layout, who, pairs)
-            parts[f"{name}/ask"] = ([a and a.ask for a in asked], 1)
-            parts[f"{name}/answer"] = ([a and a.answer for a in asked], 1)
+            parts[f"{name}/ask"] = ([a.ask if a else None for a in asked], 1)
+            parts[f"{name}/answer"] = ([a.answer if a else None for a in asked], 1)
         return parts
 
 

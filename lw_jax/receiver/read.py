@@ -172,7 +172,8 @@ def expand(delivery: Delivery | None, times: int) -> Delivery | None:
         kv = KV(k, v, jnp.repeat(kv.mask, times, axis=0), jnp.repeat(kv.positions, times, axis=0))
     edits = delivery.edits
     if edits is not None:
-        edits = edits.replace(k_delta=rows(edits.k_delta, 1), v_delta=rows(edits.v_delta, 1))
+        k_delta, v_delta = rows(edits.k_delta, 1), rows(edits.v_delta, 1)
+        edits = Edits(edits.lora, edits.blocks, k_delta, v_delta)
     return Delivery(
         rows(delivery.embeds, 0),
         rows(delivery.mask, 0),

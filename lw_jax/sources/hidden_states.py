@@ -93,6 +93,7 @@ def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) ->
         impl=sender.attention,
     )
     mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
+    assert out.taps is not None
     return Taps(jax.lax.stop_gradient(out.taps), mask, ids)
 
 

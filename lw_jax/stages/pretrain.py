@@ -46,7 +46,14 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     """
     seed = run.config.seed
     shares = Shares(cfg.facts, cfg.facts_copy, cfg.gsm8k_copy, cfg.gsm8k_solve)
-    rows = mixture(shares, "train", seed, problems=problems(cfg), questions=cfg.questions, shared=cfg.shared)
+    rows = mixture(
+        shares,
+        "train",
+        seed,
+        problems=problems(cfg),
+        questions=cfg.questions,
+        shared=cfg.shared,
+    )
     tokenizer = _tokenizer(run.run_dir / f"{name}.tokenizer.json", cfg, rows)
     arch = make_arch(cfg, tokenizer)
     who = Speaker(name, tokenizer, arch.bos_id, arch.eos_ids[0])

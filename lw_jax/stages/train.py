@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,13 +15,13 @@ from lw_jax import bridge
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
 from lw_jax.config.schema import TrainConfig
+from lw_jax.data.example import Example
 from lw_jax.data.stream import Stream
-from lw_jax.errors import UserError
+from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.stages.setting import MEASURED_ROWS, Setting, load_rows, sample, set_up
-from lw_jax.train.checkpoint import load_params
 from lw_jax.train.freezing import frozen_leaves
-from lw_jax.train.loop import Job, StepFn, checkpoint_root, fit
+from lw_jax.train.loop import Job, StepFn, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.phases import Phase, phases_of
 from lw_jax.train.state import new_state
@@ -35,8 +34,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     """Train the bridge, from the stage before, another run, or fresh parameters."""
     config = run.config
     assert config.bridge is not None
-    changed = {"data": cfg.data or config.data, "layout": cfg.layout or config.layout}
-    config = dataclasses.replace(config, **changed)
+    config = dataclasses.replace(
+        config, data=cfg.data or config.data, layout=cfg.layout or config.layout
+    )
     setting = set_up(config, run.mesh)
     objectives = cfg.objectives or config.objectives
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
@@ -94,26 +94,16 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
     """The bridge's parameters before the first step.
 
     Raises:
-        UserError: the run to start from has no checkpoint, or holds another bridge.
+        UserError: what it is to start from has no checkpoint, or holds another bridge.
     """
-    fresh = bridge.init_bridge(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
-    fresh = jax.device_put(fresh, replicated(run.mesh))
     earlier = [n for n, s in run.config.stages.items() if s.train is not None]
     if cfg.init_from is not None:
-        where = Path(cfg.init_from) / "checkpoints"
-        stages = sorted(where.iterdir(), key=lambda p: p.stat().st_mtime) if where.is_dir() else []
-        if not stages:
-            raise UserError(f"stages.{name}.train.init_from: {cfg.init_from} has no checkpoints")
-        return load_bridge(stages[-1], fresh)
-    if before := earlier[: earlier.index(name)]:
-        return load_bridge(checkpoint_root(run.run_dir, before[-1]), fresh)
-    return fresh
-
-
-def load_bridge(root: Path, like: PyTree) -> PyTree:
-    """The bridge's parameters in a stage's newest checkpoint; objectives' heads are dropped."""
-    params, _ = load_params(root, {"bridge": like}, part="bridge")
-    return params["bridge"]
+        alone = dataclasses.replace(run.config, stages={name: run.config.stages[name]})
+        return load_trained(alone, run.run_dir, setting, before=name).params
+    if earlier.index(name) > 0:
+        return load_trained(run.config, run.run_dir, setting, before=name).params
+    fresh = bridge.init_bridge(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
+    return jax.device_put(fresh, replicated(run.mesh))
 
 
 def _stream(
@@ -146,7 +136,8 @@ def _watch(setting: Setting, data: Any, seed: int, cfg: TrainConfig) -> Watch:
     rows = load_rows(data, "validation", seed)
     count = min(cfg.eval_rows, len(rows))
     order = np.random.default_rng(seed).permutation(len(rows))[: 4 * count]
-    groups, seen = [], set()
+    groups: list[tuple[Example, ...]] = []
+    seen: set[str] = set()
     for i in order:
         group = rows[int(i)]
         if group[0].context_id not in seen and len(groups) < count:

@@ -1,0 +1,92 @@
+"""A trained bridge in a directory of its own, to ship or to start another run from.
+
+`bridge.safetensors` holds the bridge's parameters (bfloat16; no optimiser, no objectives' heads),
+`bridge.json` where they come from and the fingerprints of the frozen models they belong to.
+
+    python -m lw_jax.train.export RUN_DIR OUT_DIR
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from lw_jax.errors import UserError
+from lw_jax.train.checkpoint import check_counts, component_counts
+from lw_jax.train.optimiser import path_of
+from lw_jax.types import PyTree
+
+WEIGHTS, ABOUT = "bridge.safetensors", "bridge.json"
+
+
+def is_exported(directory: Path) -> bool:
+    """Whether a directory holds an exported bridge."""
+    return (directory / WEIGHTS).is_file()
+
+
+def save_bridge(directory: Path, params: PyTree, about: Mapping[str, Any]) -> None:
+    """Write a bridge's parameters, and what is known about them (JSON: `step`, `stage`,
+    `fingerprints`, `config`)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    tensors = {path_of(p): np.asarray(x).astype(ml_dtypes.bfloat16) for p, x in leaves}
+    save_file(tensors, directory / WEIGHTS)
+    known = {"parameters": component_counts({"bridge": params}), **about}
+    (directory / ABOUT).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def load_bridge(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """The parameters of an exported bridge, laid out as `like`, and what is known about them.
+
+    Raises:
+        UserError: it holds another bridge than the config's.
+    """
+    about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+    check_counts({"bridge": like}, about["parameters"])
+    tensors = load_file(directory / WEIGHTS)
+
+    def place(path: tuple[Any, ...], leaf: Any) -> Any:
+        found = tensors.get(path_of(path))
+        if found is None or found.shape != leaf.shape:
+            raise UserError(
+                f"{directory}: no parameter {path_of(path)!r} of shape {leaf.shape}; "
+                "it holds another bridge than this config's"
+            )
+        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, like), about
+
+
+def main(argv: list[str]) -> int:
+    """Export the bridge of a finished run."""
+    from lw_jax.config.run import read_config
+    from lw_jax.evaluate.trained import load_trained
+    from lw_jax.mesh import make_mesh
+    from lw_jax.stages.setting import set_up
+
+    if len(argv) != 2:
+        print("usage: python -m lw_jax.train.export RUN_DIR OUT_DIR", file=sys.stderr)
+        return 2
+    run_dir, out = Path(argv[0]), Path(argv[1])
+    try:
+        config = read_config(run_dir)
+        setting = set_up(config, make_mesh(config.mesh))
+        trained = load_trained(config, run_dir, setting)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    about = {"step": trained.step, "stage": trained.stage, "fingerprints": setting.fingerprints}
+    save_bridge(out, trained.params, about)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
