@@ -1,0 +1,160 @@
+"""The training step: one device or eight, whole batches or microbatches, and what it may touch."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.bottlenecks import rounded
+from lw_jax.compressors import perceiver, window
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parts import (
+    BottleneckConfig,
+    BridgeConfig,
+    CompressorConfig,
+    ObjectivesConfig,
+    ReaderConfig,
+    SourceConfig,
+)
+from lw_jax.config.schema import MeshConfig
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.objectives import answer_ce, kd
+from lw_jax.party import Parties
+from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
+from lw_jax.receiver.collate import Collate, measure
+from lw_jax.schedule import Schedule
+from lw_jax.sources import hidden_states
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import new_state
+from lw_jax.train.step import StepMaker, plan_at
+from tests.receiver.worlds import LAYOUT, groups, party, speaker
+
+OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
+
+
+def config(**parts: Any) -> BridgeConfig:
+    chosen: dict[str, Any] = {
+        "compressor": CompressorConfig(
+            perceiver=perceiver.Config(slots=4, width=16, heads=2, depth=1)
+        ),
+        "reader": ReaderConfig(
+            soft_tokens=soft_tokens.Config(positions="spread"),
+            deep_prefix=deep_prefix.Config(mlp_ratio=1),
+        ),
+        **parts,
+    }
+    return BridgeConfig(
+        latent_dim=8,
+        source=SourceConfig(hidden_states=hidden_states.Config(layers=(0, 2), mix="gated")),
+        bottleneck=BottleneckConfig(rounded=rounded.Config()),
+        **chosen,
+    )
+
+
+DIMS = Dims(24, 2, 8, {"r": ReceiverDims(24, 2, 2, 6, 0.3, (1.0, 1.0), (1.0, 1.0))})
+
+
+@cache
+def batch() -> dict[str, np.ndarray]:
+    some = groups(16)
+    who = {"r": speaker()}
+    return Collate(LAYOUT, speaker("llama"), who, measure(LAYOUT, speaker("llama"), who, some))(
+        some
+    )
+
+
+def parties() -> Parties:
+    return Parties(party("llama"), {"r": party()})
+
+
+def train(
+    cfg: BridgeConfig, steps: int, devices: int = 1, optimiser: str = "adamw", accumulate: int = 1
+) -> tuple[Any, list[dict[str, float]]]:
+    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    params = jax.device_put(params, replicated(mesh))
+    schedule = Schedule()
+    made = make_optimiser(OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule), params, 20)
+    state = jax.device_put(new_state(params, made, jax.random.key(1)), replicated(mesh))
+    step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
+    frozen = jax.device_put(parties(), replicated(mesh))
+    rows = put_batch(mesh, batch())
+    assert rows["source/ids"].addressable_shards[0].data.shape[0] == 16 // devices
+    seen = []
+    for _ in range(steps):
+        state, metrics = step(state, frozen, rows)
+        seen.append(jax.tree.map(float, jax.device_get(metrics)))
+    return jax.device_get(state.params), seen
+
+
+@pytest.mark.parametrize(("optimiser", "tolerance"), [("adamw", 1e-5), ("muon", 1e-4)])
+def test_eight_devices_give_the_numbers_of_one(optimiser: str, tolerance: float) -> None:
+    one, losses = train(config(), 20, 1, optimiser)
+    eight, sharded = train(config(), 20, 8, optimiser)
+    np.testing.assert_allclose(
+        [m["loss"] for m in losses], [m["loss"] for m in sharded], atol=tolerance
+    )
+    chex.assert_trees_all_close(one, eight, atol=tolerance)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_microbatches_add_up_to_the_batch() -> None:
+    whole, losses = train(config(), 2)
+    parts, split = train(config(), 2, accumulate=4)
+    np.testing.assert_allclose(losses[0]["loss"], split[0]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(losses[0]["grad_norm"], split[0]["grad_norm"], rtol=1e-4)
+    chex.assert_trees_all_close(whole, parts, atol=2e-4)
+
+
+def test_shares_add_up_to_one() -> None:
+    _, (metrics,) = train(config(), 1)
+    shares = [v for k, v in metrics.items() if k.startswith("share/")]
+    assert len(shares) == 2
+    np.testing.assert_allclose(sum(shares), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(metrics["r/rms_ratio"], 1.0, rtol=1e-3)
+
+
+def test_windows_and_deltas_learn_too() -> None:
+    cfg = config(
+        compressor=CompressorConfig(window=window.Config(size=4, width=16, heads=2, depth=1)),
+        reader=ReaderConfig(soft_tokens=soft_tokens.Config(), coprocessor=coprocessor.Config()),
+    )
+    bridge.check_readers(cfg)
+    _, losses = train(cfg, 6)
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_readers_that_exclude_each_other() -> None:
+    both = ReaderConfig(
+        soft_tokens=soft_tokens.Config(),
+        coprocessor=coprocessor.Config(),
+        deep_prefix=deep_prefix.Config(),
+    )
+    with pytest.raises(UserError, match="exclude each other"):
+        bridge.check_readers(config(reader=both))
+    with pytest.raises(UserError, match="adds to soft tokens"):
+        bridge.check_readers(config(reader=ReaderConfig(coprocessor=coprocessor.Config())))
+
+
+def test_a_tap_beyond_the_sender_is_refused() -> None:
+    with pytest.raises(UserError, match="beyond the sender's 2 layers"):
+        hidden_states.Config(layers=(3,)).taps(party("llama").arch)
+
+
+def test_schedule_starts_late_and_ends() -> None:
+    late = Schedule(start=5, ramp=5, stop=20)
+    values = [float(late(s, 30)) for s in range(30)]
+    assert values[4] == values[20] == 0.0
+    assert values[9] == values[19] == 1.0
+    assert [late.active(s) for s in (4, 5, 19, 20)] == [False, True, True, False]
+    assert late.changes() == (5, 20)
+    assert float(jnp.max(jnp.asarray(values))) == 1.0

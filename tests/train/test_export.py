@@ -1,0 +1,35 @@
+"""A bridge on its own: what is written is what is read, and another bridge is refused."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lw_jax.errors import UserError
+from lw_jax.train.export import is_exported, load_bridge, save_bridge
+
+
+def bridge(width=4):
+    return {
+        "compressor": {"enter": {"kernel": jnp.arange(3.0 * width).reshape(3, width)}},
+        "readers": {"scale": jnp.ones((width,))},
+    }
+
+
+def test_round_trip(tmp_path):
+    assert not is_exported(tmp_path)
+    save_bridge(tmp_path, bridge(), {"step": 7, "fingerprints": {"sender": "x"}})
+    assert is_exported(tmp_path)
+    like = jax.tree.map(jnp.zeros_like, bridge())
+    params, about = load_bridge(tmp_path, like)
+    chex.assert_trees_all_equal(params, bridge())
+    assert about["step"] == 7
+    assert about["parameters"] == {"bridge/compressor": 12, "bridge/readers": 4}
+
+
+def test_another_bridge_is_refused(tmp_path):
+    save_bridge(tmp_path, bridge(), {"step": 1, "fingerprints": {}})
+    with pytest.raises(UserError, match="12 parameters were trained"):
+        load_bridge(tmp_path, bridge(width=5))
