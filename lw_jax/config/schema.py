@@ -62,14 +62,12 @@ class MeshConfig:
     """The device mesh, axes `data` and `model`.
 
     Args:
-        data: devices over which rows (and, with `fsdp`, frozen weights) are split; -1 for the rest.
+        data: devices over which rows are split; -1 for the rest.
         model: devices over which heads and MLP columns are split.
-        fsdp: split the frozen weights over `data` as well.
     """
 
     data: int = -1
     model: int = 1
-    fsdp: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "model")
