@@ -76,9 +76,3 @@ class Perceiver(nn.Module):
 def build(config: Config, dims: Dims) -> Perceiver:
     """The compressor."""
     return Perceiver(config, dims)
-
-
-def slots(config: Config, source_tokens: int) -> int:
-    """M for a source of at most so many tokens."""
-    del source_tokens
-    return config.slots

@@ -61,7 +61,7 @@ class Window(nn.Module):
         order = jnp.argsort(~view.mask, axis=1, stable=True)
         x = jnp.take_along_axis(x, order[..., None], axis=1)
         real = jnp.take_along_axis(view.mask, order, axis=1)
-        windows = slots(c, x.shape[1])
+        windows = -(-x.shape[1] // c.size)
         pad = windows * c.size - x.shape[1]
         x = jnp.pad(x * real[..., None], ((0, 0), (0, pad), (0, 0)))
         real = jnp.pad(real, ((0, 0), (0, pad))).reshape(x.shape[0], windows, c.size)
@@ -87,8 +87,3 @@ class Window(nn.Module):
 def build(config: Config, dims: Dims) -> Window:
     """The compressor."""
     return Window(config, dims)
-
-
-def slots(config: Config, source_tokens: int) -> int:
-    """M for a source of at most so many tokens."""
-    return -(-source_tokens // config.size)

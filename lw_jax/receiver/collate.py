@@ -46,13 +46,6 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One context in token ids, before padding: the same keys as `Lengths`; None is unusable."""
-
-    parts: dict[str, list[list[int]]]
-
-
-@dataclass(frozen=True)
 class Collate:
     """Rows of text to a `Batch`; picklable.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -87,8 +86,3 @@ def gather_states(h: Array, start: Array, size: int) -> Array:
     """
     index = jnp.clip(start[:, None] + jnp.arange(size)[None, :], 0, h.shape[1] - 1)
     return jnp.take_along_axis(h, index[..., None], axis=1)
-
-
-def repeat_rows(tree: object, times: int) -> object:
-    """Every leaf's rows (leading axis) repeated `times` each: contexts to their questions."""
-    return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
