@@ -14,9 +14,10 @@ from lw_jax.config.parts import BridgeConfig
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
+from lw_jax.notes import Notes
 from lw_jax.party import Party
 from lw_jax.registry import chosen
-from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
+from lw_jax.types import Array, Delivery, Features, Latent, PyTree, Taps
 
 
 def part(stage: str, options: Any) -> tuple[Any, Any]:
@@ -37,6 +38,9 @@ class Bridge(nn.Module):
         self.source = source.build(options)
         compressor, options = part("compressors", c.compressor)
         self.compressor = compressor.build(options, self.dims)
+        if chosen(c.bottleneck):
+            bottleneck, options = part("bottlenecks", c.bottleneck)
+            self.bottleneck = bottleneck.build(options, self.dims)
         self.readers = {
             name: {
                 variant: importlib.import_module(f"lw_jax.readers.{variant}").build(options, dims)
@@ -49,9 +53,12 @@ class Bridge(nn.Module):
         """The latent as it leaves the wire, after the bottleneck."""
         latent = self.compressor({"source": self.source(taps)}, train)
         if chosen(self.config.bottleneck):
-            bottleneck, options = part("bottlenecks", self.config.bottleneck)
-            latent = bottleneck.apply(options, latent)
-        return latent
+            latent = self.bottleneck(latent, train)
+        return cast(Latent, latent)
+
+    def compressor_loss(self, taps: Taps, target: Features, train: bool = True) -> Any:
+        """The loss of a compressor that learns to generate `target` (flow): no latent is made."""
+        return self.compressor.loss({"source": self.source(taps)}, target, train)
 
     def deliver(self, receiver: str, latent: Latent, train: bool = False) -> Delivery:
         """What one receiver is given, all its readers together."""
@@ -96,7 +103,7 @@ def init_bridge(config: BridgeConfig, dims: Dims, rng: Array, source_tokens: int
         jnp.ones((1, source_tokens), bool),
         jnp.zeros((1, source_tokens), jnp.int32),
     )
-    return Bridge(config, dims).init({"params": rng}, taps)["params"]
+    return Bridge(config, dims).init({"params": rng, "noise": rng}, taps)["params"]
 
 
 def extract(config: BridgeConfig, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
@@ -105,10 +112,32 @@ def extract(config: BridgeConfig, sender: Party | None, batch: Mapping[str, Arra
     return source.extract(options, sender, batch)
 
 
-def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int]:
-    """Width of a source tap, and how many."""
+def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int, int]:
+    """Width of a source tap, how many there are, and entries of the source's vocabulary."""
     source, options = part("sources", config.source)
     return source.dims(options, sender)
+
+
+def apply(
+    config: BridgeConfig,
+    dims: Dims,
+    params: PyTree,
+    *arguments: Any,
+    method: str,
+    train: bool = False,
+    rng: Array | None = None,
+) -> tuple[Any, Notes]:
+    """A method of the bridge, and what its parts noted.
+
+    rng: of dropout and of generated noise; without one the noise is the same at every call.
+    """
+    key = jax.random.key(0) if rng is None else rng
+    rngs = {"noise": jax.random.fold_in(key, 1)} | ({} if rng is None else {"dropout": rng})
+    module = Bridge(config, dims)
+    value, noted = module.apply(
+        {"params": params}, *arguments, train, method=method, rngs=rngs, mutable=["notes"]
+    )
+    return value, noted.get("notes", {})
 
 
 def encode(
@@ -121,9 +150,7 @@ def encode(
     rng: Array | None = None,
 ) -> Latent:
     """Taps -> Latent."""
-    rngs = {} if rng is None else {"dropout": rng}
-    module = Bridge(config, dims)
-    latent = module.apply({"params": params}, taps, train, method="encode", rngs=rngs)
+    latent, _ = apply(config, dims, params, taps, method="encode", train=train, rng=rng)
     return cast(Latent, latent)
 
 
@@ -138,10 +165,22 @@ def deliver(
     rng: Array | None = None,
 ) -> Delivery:
     """Latent -> Delivery of one receiver. Nothing but the latent is seen."""
-    rngs = {} if rng is None else {"dropout": rng}
-    module = Bridge(config, dims)
-    given = module.apply({"params": params}, receiver, latent, train, method="deliver", rngs=rngs)
+    given, _ = apply(config, dims, params, receiver, latent, method="deliver", train=train, rng=rng)
     return cast(Delivery, given)
+
+
+def after_step(config: BridgeConfig, params: PyTree, notes: Notes, rng: Array) -> PyTree:
+    """Parameters that a part moves by itself after an optimiser step (a codebook's dead codes).
+
+    A bottleneck may define `after_step(options, params, notes, rng) -> params` over its own.
+    """
+    if not chosen(config.bottleneck):
+        return params
+    bottleneck, options = part("bottlenecks", config.bottleneck)
+    if not hasattr(bottleneck, "after_step"):
+        return params
+    own = bottleneck.after_step(options, params["bottleneck"], notes["bottleneck"], rng)
+    return {**params, "bottleneck": own}
 
 
 def component_counts(params: PyTree) -> dict[str, int]:

@@ -34,13 +34,16 @@ class ReceiverDims:
 class Dims:
     """The frozen side of a bridge.
 
-    source_width: D of one tap of the source; taps: how many; latent_dim: d_z of a slot.
+    source_width: D of one tap of the source; taps: how many; latent_dim: d_z of a slot;
+    source_vocab: entries of the source's vocabulary, whose ids stand in `Features.ids`.
     """
 
     source_width: int
     taps: int
     latent_dim: int
     receivers: dict[str, ReceiverDims] = field(default_factory=dict)
+    source_vocab: int = 0
 
     def __hash__(self) -> int:
-        return hash((self.source_width, self.taps, self.latent_dim, tuple(self.receivers.items())))
+        own = self.source_width, self.taps, self.latent_dim, self.source_vocab
+        return hash((*own, tuple(self.receivers.items())))

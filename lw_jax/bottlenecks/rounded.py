@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lw_jax.dims import Dims
 from lw_jax.types import Array, Latent
 
 
@@ -22,12 +24,22 @@ class Config:
     dtype: Literal["float16", "bfloat16"] = "float16"
 
 
-def apply(config: Config, latent: Latent) -> Latent:
+class Rounded(nn.Module):
     """Slots rounded to the wire's type, kept in float32 (straight-through estimator)."""
-    x: Array = latent.slots
-    limit = float(jnp.finfo(config.dtype).max)
-    sent = jnp.clip(x, -limit, limit).astype(config.dtype).astype(x.dtype)
-    return latent.replace(slots=x + jax.lax.stop_gradient(sent - x))  # type: ignore[attr-defined]
+
+    config: Config
+
+    def __call__(self, latent: Latent, train: bool = False) -> Latent:
+        x: Array = latent.slots
+        limit = float(jnp.finfo(self.config.dtype).max)
+        sent = jnp.clip(x, -limit, limit).astype(self.config.dtype).astype(x.dtype)
+        slots = x + jax.lax.stop_gradient(sent - x)
+        return latent.replace(slots=slots)  # type: ignore[attr-defined]
+
+
+def build(config: Config, dims: Dims) -> Rounded:
+    """The bottleneck."""
+    return Rounded(config)
 
 
 def wire_dtype(config: Config) -> str:

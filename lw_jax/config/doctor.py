@@ -99,7 +99,7 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
     if config.bridge is not None:
         with seen.trying("bridge"):
             bridge.check_readers(config.bridge)
-            width, taps = bridge.source_dims(config.bridge, seen.archs.get("sender"))
+            width, taps, _ = bridge.source_dims(config.bridge, seen.archs.get("sender"))
             seen.note("ok", "bridge.source", f"{taps} taps of width {width}")
     _rows(seen)
     if config.bridge is not None and seen.sound and seen.groups:

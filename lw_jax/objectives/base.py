@@ -7,13 +7,17 @@ masked means merge right over microbatches and devices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lw_jax.dims import Dims
+from lw_jax.notes import Notes
 from lw_jax.party import Parties
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import (
@@ -24,7 +28,7 @@ from lw_jax.receiver.read import (
     read,
     text_message,
 )
-from lw_jax.types import Array, Delivery, Latent, PyTree
+from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
 
 
 @struct.dataclass
@@ -50,18 +54,56 @@ class Pass:
 class Context:
     """What the objectives of one microbatch see; built inside the step's trace.
 
-    deliveries: per receiver, of the B contexts; heads: parameters of objectives that have some;
-    watched: terms that are logged and not part of the loss, by name.
+    What nobody asks for is not computed: a flow's step makes no latent.
+
+    bridge: `lw_jax.bridge.apply` of this bridge's config and parameters; taps: the frozen part of
+    the source; rng: the objectives'; heads: parameters of objectives that have some; watched:
+    terms that are logged and not part of the loss, by name.
     """
 
+    bridge: Callable[..., tuple[Any, Notes]]
+    dims: Dims
     parties: Parties
     batch: dict[str, Array]
-    latent: Latent
-    deliveries: dict[str, Delivery]
+    taps: Taps
     rng: Array
+    train: bool = True
     heads: dict[str, PyTree] = field(default_factory=dict)
     watched: dict[str, Term] = field(default_factory=dict)
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
+
+    @cached_property
+    def encoded(self) -> tuple[Latent, Notes]:
+        """The latent of the B contexts, and what the parts noted while making it."""
+        return self.apply(self.taps, method="encode", key=0)
+
+    @property
+    def latent(self) -> Latent:
+        """The latent as it leaves the wire."""
+        return self.encoded[0]
+
+    @property
+    def notes(self) -> Notes:
+        """What the source, the compressor and the bottleneck noted."""
+        return self.encoded[1]
+
+    @cached_property
+    def deliveries(self) -> dict[str, Delivery]:
+        """What each receiver is given, of the B contexts."""
+        return {
+            name: self.apply(name, self.latent, method="deliver", key=1 + i)[0]
+            for i, name in enumerate(self.dims.receivers)
+        }
+
+    @property
+    def delivered(self) -> bool:
+        """Whether something has asked for the deliveries."""
+        return "deliveries" in self.__dict__
+
+    def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Notes]:
+        """A method of the bridge, with randomness of its own (`key` 64 and above are free)."""
+        rng = jax.random.fold_in(self.rng, key)
+        return self.bridge(*arguments, method=method, train=self.train, rng=rng)
 
     @property
     def valid(self) -> Array:
@@ -71,7 +113,7 @@ class Context:
     @property
     def questions(self) -> int:
         """Questions per context, Q."""
-        return self.valid.shape[0] // self.latent.slots.shape[0]
+        return self.valid.shape[0] // self.taps.mask.shape[0]
 
     def reading(self, receiver: str, asked: Pass) -> Reading:
         """The receiver's states at the answer, for one pass."""

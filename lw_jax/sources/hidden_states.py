@@ -97,11 +97,11 @@ def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) ->
     return Taps(jax.lax.stop_gradient(out.taps), mask, ids)
 
 
-def dims(config: Config, sender: Arch | None) -> tuple[int, int]:
-    """Width of a tap, and how many taps."""
+def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
+    """Width of a tap, how many taps, and entries of the sender's vocabulary."""
     if sender is None:
         raise UserError("sender: missing; bridge.source.hidden_states reads one")
-    return sender.width, len(config.taps(sender))
+    return sender.width, len(config.taps(sender)), sender.vocab_size
 
 
 def depth(config: Config, sender: Arch) -> int:

@@ -114,7 +114,7 @@ def set_up(config: Config, mesh: Mesh) -> Setting:
         parties[name] = _party(config.layout, model, lm, speakers[name])
         fingerprints[name] = lm.fingerprint
     arch = None if sender_party is None else sender_party.arch
-    width, taps = bridge.source_dims(config.bridge, arch)
+    width, taps, vocab = bridge.source_dims(config.bridge, arch)
     collate = Collate(
         config.layout,
         sender,
@@ -137,7 +137,7 @@ def set_up(config: Config, mesh: Mesh) -> Setting:
         sender=sender,
         receivers=speakers,
         fingerprints=fingerprints,
-        dims=Dims(width, taps, config.bridge.latent_dim, loud),
+        dims=Dims(width, taps, config.bridge.latent_dim, loud, vocab),
         mesh=mesh,
     )
 

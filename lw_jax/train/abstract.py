@@ -67,12 +67,13 @@ def abstract_step(
     """
     assert config.bridge is not None
     bridge.check_readers(config.bridge)
-    width, taps = bridge.source_dims(config.bridge, sender)
+    width, taps, vocab = bridge.source_dims(config.bridge, sender)
     dims = Dims(
         width,
         taps,
         config.bridge.latent_dim,
         {n: ReceiverDims(a.width, a.layers, a.kv_heads, a.head_dim) for n, a in receivers.items()},
+        vocab,
     )
     objectives = train.objectives or config.objectives
     params = jax.eval_shape(partial(_params, config.bridge, objectives, dims), jax.random.key(0))

@@ -22,6 +22,7 @@ from lw_jax import bridge
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.dims import Dims
 from lw_jax.mesh import replicated
+from lw_jax.notes import Notes
 from lw_jax.objectives.base import Context, Term, mean
 from lw_jax.party import Parties
 from lw_jax.registry import chosen
@@ -31,6 +32,8 @@ from lw_jax.types import Array, PyTree
 Batch = dict[str, Array]
 Terms = dict[tuple[str, str], Term]
 """Terms by (objective, `<receiver>/<term>`)."""
+Seen = tuple[Terms, dict[str, Term], Notes]
+"""Of a microbatch: terms, watched terms, and what the parts noted if a latent was made."""
 
 
 @dataclass(frozen=True)
@@ -72,28 +75,27 @@ def context_of(
     rng: Array,
     train: bool,
 ) -> Context:
-    """Encode a batch once and deliver it to every receiver.
+    """What the objectives see of a batch.
 
     params: `{"bridge": ..., "heads": ...}`.
     """
-    taps = bridge.extract(config, parties.sender, batch)
-    keys = jax.random.split(rng, 2 + len(dims.receivers))
-    apply = partial(bridge.encode, config, dims, params["bridge"], train=train)
-    latent = apply(taps, rng=keys[0])
-    deliveries = {
-        name: bridge.deliver(
-            config, dims, params["bridge"], name, latent, train=train, rng=keys[2 + i]
-        )
-        for i, name in enumerate(dims.receivers)
-    }
-    return Context(parties, batch, latent, deliveries, keys[1], params.get("heads", {}))
+    return Context(
+        partial(bridge.apply, config, dims, params["bridge"]),
+        dims,
+        parties,
+        batch,
+        bridge.extract(config, parties.sender, batch),
+        rng,
+        train,
+        params.get("heads", {}),
+    )
 
 
 def all_terms(plan: Plan, context: Context) -> Terms:
     """Every objective's terms for every receiver."""
     found: Terms = {}
     for name, config in plan.objectives:
-        for receiver in context.deliveries:
+        for receiver in context.dims.receivers:
             for term, value in objective(name).terms(config, context, receiver).items():
                 found[name, f"{receiver}/{term}"] = value
     return found
@@ -136,24 +138,25 @@ class StepMaker:
             for name, config in plan.objectives
         }
 
-        def terms_of(params: PyTree, part: Batch, key: Array) -> tuple[Terms, dict[str, Term]]:
+        def terms_of(params: PyTree, part: Batch, key: Array) -> Seen:
             context = context_of(self.config, self.dims, params, parties, part, key, True)
             terms = all_terms(plan, context)
-            return terms, context.watched | _loudness(context, self.dims)
+            watched = context.watched | _loudness(context, self.dims)
+            return terms, watched, context.notes if context.delivered else {}
 
         def loss_of(
             params: PyTree, part: Batch, key: Array, counts: Mapping[Any, Array] | None
-        ) -> tuple[Array, tuple[Terms, dict[str, Term]]]:
-            terms, watched = terms_of(params, part, key)
+        ) -> tuple[Array, Seen]:
+            terms, watched, notes = terms_of(params, part, key)
             loss = jnp.float32(0.0)
             for k, term in terms.items():
                 count = term.count if counts is None else counts[k]
                 loss += weights[k[0]] * term.total / jnp.maximum(1.0, count)
-            return loss / len(self.dims.receivers), (terms, watched)
+            return loss / len(self.dims.receivers), (terms, watched, notes)
 
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
-            (loss, (terms, watched)), grads = grad_of(state.params, batch, rng, None)
+            (loss, (terms, watched, notes)), grads = grad_of(state.params, batch, rng, None)
         else:
             parts = split_batch(batch, self.accumulate), jax.random.split(rng, self.accumulate)
 
@@ -163,14 +166,23 @@ class StepMaker:
 
             counts = jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(counts_of, parts))
 
-            def one(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, carry, grad_of(state.params, *part, counts)), None
+            def sums_of(part: tuple[Batch, Array]) -> tuple[Any, Notes]:
+                (loss, (terms, watched, notes)), grads = grad_of(state.params, *part, counts)
+                return (loss, terms, watched, grads), notes
+
+            def one(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, Notes]:
+                sums, notes = sums_of(part)
+                return jax.tree.map(jnp.add, carry, sums), notes
 
             first = jax.tree.map(lambda x: x[0], parts)
-            shapes = jax.eval_shape(grad_of, state.params, *first, counts)
+            shapes, _ = jax.eval_shape(sums_of, first)
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            ((loss, (terms, watched)), grads), _ = jax.lax.scan(one, zero, parts)
+            (loss, terms, watched, grads), stacked = jax.lax.scan(one, zero, parts)
+            notes = jax.tree.map(_whole_batch, stacked)
         new = apply_gradients(state, grads, self.optimiser, self.ema)
+        if notes:
+            own = bridge.after_step(self.config, new.params["bridge"], notes, rng)
+            new = new.replace(params={**new.params, "bridge": own})  # type: ignore[attr-defined]
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         for name, tree in grads["bridge"].items():
             metrics[f"grad_norm/{name}"] = optax.tree.norm(tree)
@@ -192,9 +204,16 @@ def shares(
     return metrics
 
 
+def _whole_batch(x: Array) -> Array:
+    """[parts, n, ...] of the microbatches -> [parts * n, ...]; [parts] -> the mean."""
+    return jnp.mean(x) if x.ndim == 1 else x.reshape(-1, *x.shape[2:])
+
+
 def _loudness(context: Context, dims: Dims) -> dict[str, Term]:
     """RMS of what is delivered over the RMS of the receiver's own embeddings (fault 7)."""
-    found = {}
+    found: dict[str, Term] = {}
+    if not context.delivered:
+        return found
     for name, delivery in context.deliveries.items():
         if delivery.embeds is not None:
             x = jax.lax.stop_gradient(delivery.embeds).astype(jnp.float32)
