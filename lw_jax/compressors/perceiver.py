@@ -2,20 +2,24 @@
 
 After Jaegle et al. 2021 and Flamingo's resampler (Alayrac et al. 2022). With `anchored` queries
 each slot also starts from the mean of its own stretch of the source, so that order is given, not
-learned.
+learned. With `ratios` a text takes as many slots as its length asks for, and one bridge learns
+several ratios at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lw_jax.compressors.pooling import stretch_positions, stretch_weights
+from lw_jax.config.checks import at_least
 from lw_jax.dims import Dims
+from lw_jax.errors import UserError
 from lw_jax.transformer import Stack, sinusoid
-from lw_jax.types import Features, Latent, Views
+from lw_jax.types import Array, Features, Latent, Views
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,10 @@ class Config:
     """Perceiver resampler.
 
     Args:
-        slots: latent slots M.
+        slots: latent slots M, at most.
+        ratios: source tokens a slot; several: each text draws one of them in training. Empty: all
+            slots, whatever the length.
+        ratio: the one of an evaluation; null: the first of `ratios`.
         width, heads: of the resampler.
         encoder_layers: self-attention layers over the source before it is read.
         depth: layers of cross-attention, self-attention and MLP.
@@ -33,6 +40,8 @@ class Config:
     """
 
     slots: int
+    ratios: tuple[float, ...] = ()
+    ratio: float | None = None
     width: int = 256
     heads: int = 8
     encoder_layers: int = 0
@@ -41,9 +50,16 @@ class Config:
     anchored: bool = True
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, "slots", "width", "heads", "ratio")
+        if any(ratio < 1 for ratio in self.ratios):
+            raise UserError(f"ratios: source tokens a slot, 1 or more each; got {self.ratios}")
+        if self.ratio is not None and not self.ratios:
+            raise UserError("ratio: this bridge was given no ratios; set ratios as well")
+
 
 class Perceiver(nn.Module):
-    """Views -> Latent with M slots, whatever the length of the source."""
+    """Views -> Latent with M slots, those masked that a row does not use."""
 
     config: Config
     dims: Dims
@@ -61,16 +77,36 @@ class Perceiver(nn.Module):
         )
         queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, c.width))
         z = jnp.broadcast_to(queries[None], (x.shape[0], c.slots, c.width))
+        used = self.used(lengths, train)
         if c.anchored:
-            z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, c.slots), x)
-        z = z + sinusoid(stretch_positions(lengths, c.slots), c.width)
-        mask = jnp.ones(z.shape[:2], bool)
+            z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, used, c.slots), x)
+        z = z + sinusoid(stretch_positions(lengths, used, c.slots), c.width)
+        mask = jnp.arange(c.slots)[None, :] < used[:, None]
         y = nn.RMSNorm(name="source_norm")(x)
         z = Stack(c.depth, c.heads, c.mlp_ratio, cross=True, dropout=c.dropout, name="resampler")(
             z, mask, y, view.mask, train
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
+        slots = jnp.where(mask[..., None], slots, 0.0)
         return Latent(slots, mask, lengths.astype(jnp.float32), (-1,) * c.slots)
+
+    def used(self, lengths: Array, train: bool) -> Array:
+        """Slots [B] that texts of `lengths` [B] source tokens take."""
+        c = self.config
+        if not c.ratios:
+            return jnp.full(lengths.shape, c.slots)
+        ratios = jnp.asarray(c.ratios, jnp.float32)
+        if train and len(c.ratios) > 1:
+            drawn = jax.random.randint(self.make_rng("noise"), lengths.shape, 0, len(c.ratios))
+        else:
+            drawn = jnp.zeros(lengths.shape, jnp.int32)
+        ratio = ratios[drawn] if train or c.ratio is None else jnp.float32(c.ratio)
+        return jnp.clip(jnp.ceil(lengths / ratio), 1, c.slots).astype(jnp.int32)
+
+
+def at_ratio(config: Config, ratio: float) -> Config:
+    """The config that gives a slot so many source tokens in an evaluation."""
+    return replace(config, ratio=ratio)
 
 
 def build(config: Config, dims: Dims) -> Perceiver:

@@ -1,0 +1,63 @@
+"""Any ratio: a text takes as many slots as its length asks for, and unused slots do not exist."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors import perceiver
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.types import Features, Latent
+
+WIDTH, TOKENS = 8, 24
+DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+
+
+def config(slots: int = 12, **options: object) -> perceiver.Config:
+    return perceiver.Config(slots=slots, width=16, heads=2, depth=1, **options)  # type: ignore[arg-type]
+
+
+def features(lengths: list[int]) -> Features:
+    x = jax.random.normal(jax.random.key(1), (len(lengths), TOKENS, WIDTH))
+    mask = jnp.arange(TOKENS)[None] < jnp.asarray(lengths)[:, None]
+    return Features(x, mask, jnp.zeros(mask.shape, jnp.int32))
+
+
+def latent(options: perceiver.Config, view: Features, train: bool = False, seed: int = 0) -> Latent:
+    module = perceiver.build(options, DIMS)
+    params = perceiver.build(config(), DIMS).init(jax.random.key(0), {"source": view})
+    rngs = {"noise": jax.random.key(seed)}
+    return module.apply(params, {"source": view}, train, rngs=rngs)  # type: ignore[return-value]
+
+
+def test_slots_follow_the_length() -> None:
+    found = latent(config(ratios=(4.0, 2.0)), features([24, 9, 1]))
+    assert found.mask.sum(axis=1).tolist() == [6, 3, 1]
+    chex.assert_trees_all_equal(found.slots[~np.asarray(found.mask)], jnp.zeros((26, 6)))
+    wider = latent(config(ratios=(4.0, 2.0), ratio=2.0), features([24, 9, 1]))
+    assert wider.mask.sum(axis=1).tolist() == [12, 5, 1]
+
+
+def test_unused_slots_change_nothing() -> None:
+    view = features([24, 9])
+    many = latent(config(ratios=(4.0,)), view)
+    module = perceiver.build(config(6), DIMS)
+    params = perceiver.build(config(), DIMS).init(jax.random.key(0), {"source": view})
+    cut = dict(params["params"]) | {"queries": params["params"]["queries"][:6]}
+    few = module.apply({"params": cut}, {"source": view})
+    chex.assert_trees_all_close(many.slots[0, :6], few.slots[0], atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_training_draws_every_ratio() -> None:
+    options, view = config(ratios=(2.0, 4.0, 8.0)), features([24] * 8)
+    counts = {int(n) for seed in range(4) for n in latent(options, view, True, seed).mask.sum(1)}
+    assert counts == {12, 6, 3}
+
+
+def test_a_ratio_needs_ratios() -> None:
+    with pytest.raises(UserError, match="ratio: this bridge"):
+        config(ratio=4.0)
+    with pytest.raises(UserError, match="ratios: source tokens"):
+        config(ratios=(0.5,))
