@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import flax.linen as nn
@@ -104,6 +105,23 @@ def init_bridge(config: BridgeConfig, dims: Dims, rng: Array, source_tokens: int
         jnp.zeros((1, source_tokens), jnp.int32),
     )
     return Bridge(config, dims).init({"params": rng, "noise": rng}, taps)["params"]
+
+
+def at_ratio(config: BridgeConfig, ratio: float) -> BridgeConfig:
+    """The same bridge, with another number of source tokens a slot.
+
+    Raises:
+        UserError: its compressor has one number of slots only.
+    """
+    compressor, options = part("compressors", config.compressor)
+    (name,) = chosen(config.compressor)
+    if not hasattr(compressor, "at_ratio") or not options.ratios:
+        raise UserError(
+            f"evaluate.ratio: bridge.compressor.{name} was not trained for several ratios; "
+            "give it `ratios` (perceiver), or leave evaluate.ratio out"
+        )
+    other = replace(config.compressor, **{name: compressor.at_ratio(options, ratio)})
+    return replace(config, compressor=other)
 
 
 def extract(config: BridgeConfig, sender: Party | None, batch: Mapping[str, Array]) -> Taps:

@@ -73,6 +73,7 @@ class EvaluateConfig:
         rows: rows (questions) evaluated; 0 for all.
         batch_size: rows at once.
         checkpoint: `last` or `best` of the stage before.
+        ratio: source tokens a slot, of a bridge trained for several; null: as its config says.
         decode: decoding.
         data: other rows than the config's; null for the config's.
         seed: seed of the rows' order and of the bootstrap.
@@ -83,6 +84,7 @@ class EvaluateConfig:
     rows: int = 1000
     batch_size: int = 64
     checkpoint: Literal["last", "best"] = "last"
+    ratio: float | None = None
     decode: DecodeConfig = DecodeConfig()
     data: DataConfig | None = None  # type: ignore[valid-type]
     seed: int = 12345
@@ -90,7 +92,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "rows")
-        at_least(self, 1, "batch_size", "bootstrap")
+        at_least(self, 1, "batch_size", "bootstrap", "ratio")
         if not self.methods:
             raise UserError(f"methods: none is given; name some of {', '.join(METHODS)}")
         unknown = [m for m in self.methods if m not in METHODS]

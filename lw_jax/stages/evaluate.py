@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lw_jax import bridge
 from lw_jax.config.evaluation import EvaluateConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
@@ -38,6 +40,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         SystemExit: code 0 after SIGTERM; finished methods are kept.
     """
     setting = set_up(run.config, run.mesh)
+    if cfg.ratio is not None:
+        setting = dataclasses.replace(setting, bridge=bridge.at_ratio(setting.bridge, cfg.ratio))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
     drawn = rows.choose(source, cfg.rows, cfg.seed)
     collate = setting.collate([(e,) for e in drawn])
@@ -49,7 +53,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     others = rows.others(examples) if any(m.other_source for m in wanted) else []
     key = key_of(
         asdict(cfg.decode),
-        [cfg.seed, rows.digest(examples)],
+        [cfg.seed, cfg.ratio, rows.digest(examples)],
         to_dict(run.config)["layout"],
         setting.fingerprints,
         None if trained is None else trained.digest,
@@ -108,7 +112,8 @@ def _scene(compared: Comparison, trained: Trained | None, receiver: str, mean: A
 def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig) -> Any:
     """The mean slots on the mesh: as measured with these parameters before, or measured now."""
     setting = compared.setting
-    slots = mean_latent.load(run.run_dir, trained.digest)
+    measured = f"{trained.digest}@{cfg.ratio}"
+    slots = mean_latent.load(run.run_dir, measured)
     if slots is None:
         groups = sample(load_rows(run.config.data, "train", run.config.seed), MEAN_ROWS)
         receiver = next(iter(setting.receivers))
@@ -119,7 +124,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
             lambda batch: put_batch(setting.mesh, batch),
             compared.size,
         )
-        mean_latent.save(run.run_dir, trained.digest, slots)
+        mean_latent.save(run.run_dir, measured, slots)
     return jax.device_put(jnp.asarray(slots), replicated(setting.mesh))
 
 
