@@ -1,0 +1,1 @@
+"""From finished runs to the tables and pictures of `docs/`; needs no accelerator and no jax."""

@@ -1,0 +1,39 @@
+"""Records of runs, and the docs made of them.
+
+    python -m lw_jax.results record RUN_DIR... docs/records
+    python -m lw_jax.results write docs/results.yaml
+
+`results.yaml` names tables (rows of records, columns of `lw_jax.results.columns`) and pictures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lw_jax.errors import UserError
+from lw_jax.results.page import write_page
+from lw_jax.results.record import write_record
+
+
+def main(argv: Sequence[str]) -> int:
+    """The process's exit code: 2 for bad input, with one line that says what is wrong."""
+    try:
+        match argv:
+            case ["record", *runs, folder] if runs:
+                for run in runs:
+                    print(write_record(Path(run), Path(folder)))
+            case ["write", spec]:
+                for path in write_page(Path(spec)):
+                    print(path)
+            case _:
+                raise UserError(f"results: usage\n{__doc__}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

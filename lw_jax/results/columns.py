@@ -1,0 +1,136 @@
+"""The columns that a table can have: a heading, and what it says of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lw_jax.results.row import Figure, Row, Seed
+
+BUDGETS = ("token_budget_first", "token_budget_last")
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """heading: of the table; cell: the text of a row."""
+
+    heading: str
+    cell: Callable[[Row], str]
+
+
+def _of(method: str, metric: str, heading: str) -> Column:
+    return Column(heading, lambda row: _text(row.figure(method, metric)))
+
+
+def _text(figure: Figure | None) -> str:
+    return MISSING if figure is None else str(figure)
+
+
+def _mean(row: Row, value: Callable[[Seed], float | None], form: str) -> str:
+    found = [value(seed) for seed in row.seeds]
+    held = [v for v in found if v is not None]
+    return form.format(sum(held) / len(held)) if held else MISSING
+
+
+def share_of_text(row: Row, metric: str = "em") -> float | None:
+    """The latent's figure over the text's."""
+    latent, text = row.figure("latent", metric), row.figure("text", metric)
+    return None if latent is None or text is None or not text.mean else latent.mean / text.mean
+
+
+def best_budget(row: Row, metric: str = "em") -> Figure | None:
+    """The better of the two truncations."""
+    found = [f for name in BUDGETS if (f := row.figure(name, metric)) is not None]
+    return max(found, key=lambda f: f.mean) if found else None
+
+
+def _share(row: Row) -> str:
+    share = share_of_text(row)
+    return MISSING if share is None else f"{share:.1%}"
+
+
+def _minutes(row: Row) -> str:
+    def value(seed: Seed) -> float | None:
+        stages = seed.record["training"].values()
+        held = [s["seconds"] for s in stages if s["seconds"] is not None]
+        return sum(held) / 60 if held else None
+
+    return _mean(row, value, "{:.1f}")
+
+
+def _alarms(row: Row) -> str:
+    """Each alarm with the first step at which it fired, the earliest of the seeds."""
+    fired: dict[str, int] = {}
+    for seed in row.seeds:
+        for stage in seed.record["training"].values():
+            for name, step in stage["alarms"].items():
+                fired[name] = min(step, fired.get(name, step))
+    named = sorted(fired.items(), key=lambda item: item[1])
+    return ", ".join(f"{name} ({step})" for name, step in named) or "none"
+
+
+def _bytes(codec: str) -> Column:
+    def value(seed: Seed) -> float | None:
+        held = seed.evaluation["compression"]["latent"]["bytes"]
+        found: float | None = held.get(codec)
+        return found
+
+    return Column(f"bytes, {codec}", lambda row: _mean(row, value, "{:.0f}"))
+
+
+COLUMNS: dict[str, Column] = {
+    "text": _of("text", "em", "text EM"),
+    "latent": _of("latent", "em", "latent EM"),
+    "share": Column("of text", _share),
+    "budget": Column("better token budget EM", lambda row: _text(best_budget(row))),
+    "deranged": _of("deranged", "em", "deranged EM"),
+    "no_message": _of("no_message", "em", "no message EM"),
+    "f1": _of("latent", "f1", "latent F1"),
+    "text_f1": _of("text", "f1", "text F1"),
+    "deranged_f1": _of("deranged", "f1", "deranged F1"),
+    "nll": _of("latent", "nll", "latent NLL"),
+    "entities": _of("latent", "entities", "entities"),
+    "text_entities": _of("text", "entities", "entities from text"),
+    "deranged_entities": _of("deranged", "entities", "entities, deranged"),
+    "final": _of("latent", "final", "accuracy"),
+    "partial": _of("latent", "partial", "partial"),
+    "distinct": _of("latent", "distinct", "distinct outputs"),
+    "loops": _of("latent", "loops", "loops"),
+    "tokens_per_column": Column(
+        "tokens a column",
+        lambda row: _mean(row, lambda s: s.compression["tokens_per_column"], "{:.2f}"),
+    ),
+    "characters_per_column": Column(
+        "characters a column",
+        lambda row: _mean(row, lambda s: s.compression["characters_per_column"], "{:.1f}"),
+    ),
+    "bytes_text": _bytes("utf8"),
+    "bytes_zlib": _bytes("zlib"),
+    "bytes_float16": _bytes("float16"),
+    "bytes_int8": _bytes("int8"),
+    "bytes_int6": _bytes("int6"),
+    "bytes_int4": _bytes("int4"),
+    "parameters": Column(
+        "parameters",
+        lambda row: _mean(row, lambda s: s.evaluation["parameters"].get("total"), "{:,.0f}"),
+    ),
+    "steps": Column(
+        "steps",
+        lambda row: _mean(row, lambda s: s.training.get("steps"), "{:.0f}"),
+    ),
+    "seconds_per_step": Column(
+        "s a step",
+        lambda row: _mean(row, lambda s: s.training.get("seconds_per_step"), "{:.3f}"),
+    ),
+    "loss": Column(
+        "last loss",
+        lambda row: _mean(row, lambda s: s.training.get("losses", {}).get("loss"), "{:.3f}"),
+    ),
+    "minutes": Column("minutes", _minutes),
+    "alarms": Column("alarms (first step)", _alarms),
+    "n": Column("n", lambda row: str(row.seeds[0].evaluation["data"]["rows"])),
+    "seeds": Column("seeds", lambda row: str(len(row.seeds))),
+    "device": Column("device", lambda row: row.seeds[0].evaluation["versions"]["device"]),
+}
+"""By the name that `results.yaml` uses."""

@@ -1,0 +1,77 @@
+"""`results.md` from `results.yaml` and the records beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lw_jax.config.yaml_files import load
+from lw_jax.errors import UserError
+from lw_jax.results.columns import COLUMNS
+from lw_jax.results.picture import draw
+from lw_jax.results.row import Row, read_row
+
+NOTE = (
+    "<!-- Written by `python -m lw_jax.results write {spec}`; change that file, not this one. -->"
+)
+
+
+def write_page(spec_path: Path) -> list[Path]:
+    """Write the page and its pictures; the paths written.
+
+    Raises:
+        UserError: the file is not as it should be, or a record is missing.
+    """
+    spec = load(spec_path)
+    home = spec_path.parent
+    page = home / spec.get("page", "results.md")
+    text = render(spec, home, spec_path)
+    written = [page]
+    for section in spec["sections"]:
+        if picture := section.get("picture"):
+            path = home / picture["file"]
+            lines = {
+                name: [_row(home, spec, row) for row in rows]
+                for name, rows in picture["lines"].items()
+            }
+            draw(path, picture, lines)
+            written.append(path)
+    page.write_text(text, encoding="utf-8")
+    return written
+
+
+def render(spec: Mapping[str, Any], home: Path, spec_path: Path) -> str:
+    """The page's text."""
+    parts = [NOTE.format(spec=spec_path.as_posix()), f"# {spec['title']}"]
+    if spec.get("text"):
+        parts.append(spec["text"].strip())
+    for section in spec["sections"]:
+        parts.append(f"## {section['title']}")
+        if section.get("text"):
+            parts.append(section["text"].strip())
+        if section.get("rows"):
+            parts.append("\n".join(table(section, home, spec)))
+        if picture := section.get("picture"):
+            parts.append(f"![{picture['alt']}]({picture['file']})")
+    return "\n\n".join(parts) + "\n"
+
+
+def table(section: Mapping[str, Any], home: Path, spec: Mapping[str, Any]) -> Iterator[str]:
+    """A section's table in Markdown, line by line."""
+    unknown = [c for c in section["columns"] if c not in COLUMNS]
+    if unknown:
+        raise UserError(
+            f"{section['title']}: unknown column {unknown[0]!r}; one of {', '.join(COLUMNS)}"
+        )
+    columns = [COLUMNS[name] for name in section["columns"]]
+    yield "| " + " | ".join([section.get("what", "run"), *(c.heading for c in columns)]) + " |"
+    yield "|" + "---|" * (len(columns) + 1)
+    for one in section["rows"]:
+        row = _row(home, spec, one)
+        yield "| " + " | ".join([row.label, *(c.cell(row) for c in columns)]) + " |"
+
+
+def _row(home: Path, spec: Mapping[str, Any], one: Mapping[str, Any] | str) -> Row:
+    described = {"record": one} if isinstance(one, str) else one
+    return read_row(home / spec.get("records", "records"), described)

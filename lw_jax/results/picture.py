@@ -1,0 +1,79 @@
+"""Quality against compression, drawn from records (matplotlib, a development extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lw_jax.errors import UserError
+from lw_jax.results.columns import best_budget
+from lw_jax.results.row import Figure, Row
+
+
+def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Row]]) -> None:
+    """Latent and token budget against tokens a column, a line for each entry of `lines`.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise UserError("pictures: matplotlib is missing; pip install 'lw_jax[dev]'") from error
+    metric = picture.get("metric", "em")
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
+    for i, (name, rows) in enumerate(lines.items()):
+        colour = f"C{i}"
+        _line(axes, rows, [r.figure("latent", metric) for r in rows], name, colour, "o-")
+        budget = [best_budget(r, metric) for r in rows]
+        if any(b is not None for b in budget):
+            _line(axes, rows, budget, f"{name}: text cut to as many tokens", colour, "s:")
+        text = rows[0].figure("text", metric)
+        if text is not None:
+            axes.axhline(text.mean, color=colour, linewidth=0.8, linestyle="--")
+            axes.annotate(
+                f"text, {name}",
+                (1.0, text.mean),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=7,
+                color=colour,
+            )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("receiver tokens a column")
+    axes.set_ylabel({"em": "exact match", "f1": "F1"}.get(metric, metric))
+    axes.set_title(picture.get("title", ""), fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _line(
+    axes: Any,
+    rows: Sequence[Row],
+    figures: Sequence[Figure | None],
+    label: str,
+    colour: str,
+    style: str,
+) -> None:
+    held = [(r, f) for r, f in zip(rows, figures, strict=True) if f is not None]
+    held.sort(key=lambda pair: _tokens(pair[0]))
+    x = [_tokens(r) for r, _ in held]
+    y = [f.mean for _, f in held]
+    axes.plot(x, y, style, color=colour, label=label, markersize=4)
+    low = [f.mean if f.low is None else f.low for _, f in held]
+    high = [f.mean if f.high is None else f.high for _, f in held]
+    axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _tokens(row: Row) -> float:
+    held = [seed.compression["tokens_per_column"] for seed in row.seeds]
+    return float(sum(held) / len(held))

@@ -1,0 +1,113 @@
+"""A row of a table: one receiver's figures in one evaluation, of one or several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from lw_jax.errors import UserError
+from lw_jax.results.record import read_record
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One record seen through one evaluation and one receiver."""
+
+    record: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    receiver: str
+
+    def method(self, name: str) -> Mapping[str, Any] | None:
+        """A method's figures, or None if it was not run."""
+        found: Mapping[str, Any] | None = self.evaluation["receivers"][self.receiver].get(name)
+        return found
+
+    @property
+    def compression(self) -> Mapping[str, Any]:
+        """Tokens and characters a column."""
+        found: Mapping[str, Any] = self.evaluation["compression"]["receivers"][self.receiver]
+        return found
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """The last train stage; empty for a run without one."""
+        stages = list(self.record["training"].values())
+        return stages[-1] if stages else {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """label: what distinguishes it; seeds: same config but for the seed."""
+
+    label: str
+    seeds: tuple[Seed, ...]
+
+    def figure(self, method: str, metric: str) -> Figure | None:
+        """A metric of a method, over the seeds; None where it was not measured."""
+        found = [s.method(method) for s in self.seeds]
+        held = [m for m in found if m is not None and metric in m]
+        if len(held) < len(self.seeds):
+            return None
+        return combine([m[metric] for m in held], [m.get("ci", {}).get(metric) for m in held])
+
+
+@dataclass(frozen=True)
+class Figure:
+    """mean over the seeds; low, high: 95 % interval of that mean, None where there is none."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> Figure:
+    """The mean of the seeds' values.
+
+    Its interval holds the rows' chance (each seed's half-widths, added in squares) and the seeds'
+    own spread (standard error of the mean, times 1.96), added in squares.
+    """
+    mean = sum(values) / len(values)
+    if any(i is None for i in intervals):
+        return Figure(mean)
+    if len(values) == 1:
+        assert intervals[0] is not None
+        return Figure(mean, intervals[0][0], intervals[0][1])
+    spread = sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+    below = [v - i[0] for v, i in zip(values, intervals, strict=True) if i is not None]
+    above = [i[1] - v for v, i in zip(values, intervals, strict=True) if i is not None]
+
+    def half(widths: Sequence[float]) -> float:
+        rows = sqrt(sum(w * w for w in widths)) / len(widths)
+        return sqrt(rows * rows + (1.96 * spread) ** 2)
+
+    return Figure(mean, mean - half(below), mean + half(above))
+
+
+def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
+    """A row as `results.yaml` describes it: label, records, and optionally stage and receiver.
+
+    Raises:
+        UserError: a record, a stage or a receiver that is not there.
+    """
+    names = [spec["record"]] if "record" in spec else list(spec["records"])
+    seeds = []
+    for name in names:
+        record = read_record(folder, name)
+        held = record["evaluations"]
+        stage = spec.get("stage", list(held)[-1])
+        if stage not in held:
+            raise UserError(f"{name}: no evaluation {stage!r}; there are {', '.join(held)}")
+        receivers = held[stage]["receivers"]
+        receiver = spec.get("receiver", next(iter(receivers)))
+        if receiver not in receivers:
+            raise UserError(f"{name}: no receiver {receiver!r}; one of {', '.join(receivers)}")
+        seeds.append(Seed(record, held[stage], receiver))
+    return Row(str(spec.get("label", names[0])), tuple(seeds))

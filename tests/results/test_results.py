@@ -1,0 +1,142 @@
+"""Docs are made of records alone: figures, intervals over seeds, alarms, missing things."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lw_jax.errors import UserError
+from lw_jax.results.__main__ import main
+from lw_jax.results.columns import COLUMNS
+from lw_jax.results.page import write_page
+from lw_jax.results.record import write_record
+from lw_jax.results.row import combine
+
+
+def metrics(em: float, columns: float = 4.0) -> dict[str, Any]:
+    def method(value: float) -> dict[str, Any]:
+        return {"em": value, "n": 100, "ci": {"em": [value - 0.1, value + 0.1]}}
+
+    return {
+        "receivers": {
+            "r": {
+                "text": method(0.9),
+                "latent": method(em),
+                "token_budget_first": method(0.1),
+                "token_budget_last": method(0.2),
+                "deranged": method(0.0),
+            }
+        },
+        "compression": {
+            "receivers": {"r": {"tokens_per_column": columns, "characters_per_column": 10.0}},
+            "latent": {"bytes": {"utf8": 300.0, "float16": 1000.0}},
+        },
+        "parameters": {"total": 1000},
+        "stage": "report",
+        "versions": {"device": "cpu"},
+        "data": {"rows": 100},
+        "config": {},
+    }
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    made = []
+    for i, em in enumerate((0.5, 0.7)):
+        run = tmp_path / f"wire_{i}"
+        run.mkdir()
+        (run / "config.yaml").write_text(
+            "name: wire\nstages: {fit: {train: {steps: 20}}, report: {evaluate: {}}}\n"
+        )
+        (run / "metrics.json").write_text(json.dumps(metrics(em, 2.0 + i)))
+        (run / "finished.json").write_text('{"fit": 60.0, "report": 5.0}')
+        lines = [
+            {"stage": "fit", "step": 10, "kind": "train", "loss": 2.0, "seconds_per_step": 1.0},
+            {"stage": "fit", "step": 10, "kind": "evaluate", "r/alarm/collapse": 1},
+            {"stage": "fit", "step": 20, "kind": "train", "loss": 1.5, "seconds_per_step": 3.0},
+            {"stage": "fit", "step": 20, "kind": "evaluate", "r/alarm/collapse": 1},
+        ]
+        (run / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        made.append(run)
+    return made
+
+
+def page(tmp_path: Path, runs: list[Path], **section: Any) -> Path:
+    for run in runs:
+        write_record(run, tmp_path / "docs" / "records")
+    spec = {
+        "title": "Results",
+        "sections": [
+            {
+                "title": "Wires",
+                "columns": list(COLUMNS),
+                "rows": [{"label": "both", "records": ["wire_0", "wire_1"]}, "wire_0"],
+                "picture": {
+                    "file": "quality.png",
+                    "alt": "quality",
+                    "lines": {"wire": ["wire_0", "wire_1"]},
+                },
+            }
+            | section
+        ],
+    }
+    path = tmp_path / "docs" / "results.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return path
+
+
+def test_the_page(tmp_path: Path, runs: list[Path]) -> None:
+    path = page(tmp_path, runs)
+    written = write_page(path)
+    assert [p.name for p in written] == ["results.md", "quality.png"]
+    assert all(p.stat().st_size for p in written)
+    head, _, both, one = (line for line in written[0].read_text().splitlines() if "|" in line)
+    cells = [dict(zip(head.split(" | "), line.split(" | "), strict=True)) for line in (both, one)]
+    assert cells[0]["latent EM"].startswith("0.600 [")
+    assert cells[1]["latent EM"] == "0.500 [0.400, 0.600]"
+    assert cells[0]["of text"] == "66.7%"
+    assert cells[0]["better token budget EM"].startswith("0.200")
+    assert cells[0]["alarms (first step)"] == "collapse (10)"
+    assert cells[0]["minutes"] == "1.0"
+    assert cells[0]["s a step"] == "2.000"
+    assert cells[0]["last loss"] == "1.500"
+    assert cells[0]["entities"] == "–"  # not measured: never a zero
+
+
+def test_intervals_over_seeds_hold_rows_and_seeds() -> None:
+    one = combine([0.5], [[0.4, 0.6]])
+    same = combine([0.5, 0.5], [[0.4, 0.6]] * 2)
+    apart = combine([0.4, 0.6], [[0.3, 0.5], [0.5, 0.7]])
+    assert (one.low, one.high) == (0.4, 0.6)
+    assert same.low is not None
+    assert same.low == pytest.approx(0.5 - 0.1 / 2**0.5)
+    assert apart.low is not None
+    assert apart.low < same.low
+    assert combine([0.5], [None]).low is None
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong"),
+    [
+        ({"columns": ["accuracy"]}, "unknown column 'accuracy'"),
+        ({"rows": ["nowhere"]}, "no such record"),
+        ({"rows": [{"record": "wire_0", "stage": "x"}]}, "no evaluation 'x'"),
+        ({"rows": [{"record": "wire_0", "receiver": "x"}]}, "no receiver 'x'"),
+    ],
+)
+def test_what_is_missing_is_named(
+    tmp_path: Path, runs: list[Path], section: dict[str, Any], wrong: str
+) -> None:
+    with pytest.raises(UserError, match=wrong):
+        write_page(page(tmp_path, runs, **section))
+    assert not (tmp_path / "docs" / "results.md").exists()
+
+
+def test_the_command(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["record", str(runs[0]), str(tmp_path / "records")]) == 0
+    assert (tmp_path / "records" / "wire_0.json").is_file()
+    assert main(["record", str(tmp_path / "nothing"), str(tmp_path)]) == 2
+    assert "no config.yaml there" in capsys.readouterr().err
+    assert main([]) == 2
