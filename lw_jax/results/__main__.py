@@ -2,6 +2,7 @@
 
     python -m lw_jax.results record RUN_DIR... docs/records
     python -m lw_jax.results write docs/results.yaml
+    python -m lw_jax.results tensorboard RUN_DIR
 
 `results.yaml` names tables (rows of records, columns of `lw_jax.results.columns`) and pictures.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from lw_jax.errors import UserError
 from lw_jax.results.page import write_page
 from lw_jax.results.record import write_record
+from lw_jax.results.tensorboard import write_events
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
             case ["write", spec]:
                 for path in write_page(Path(spec)):
                     print(path)
+            case ["tensorboard", run]:
+                print(write_events(Path(run)))
             case _:
                 raise UserError(f"results: usage\n{__doc__}")
     except UserError as error:

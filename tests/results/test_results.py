@@ -140,3 +140,10 @@ def test_the_command(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFix
     assert main(["record", str(tmp_path / "nothing"), str(tmp_path)]) == 2
     assert "no config.yaml there" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_events_for_tensorboard(runs: list[Path]) -> None:
+    for _ in range(2):  # written anew, never twice
+        assert main(["tensorboard", str(runs[0])]) == 0
+    (events,) = (runs[0] / "tensorboard" / "fit").glob("events.*")
+    assert b"train/seconds_per_step" in events.read_bytes()

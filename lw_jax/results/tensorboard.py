@@ -1,0 +1,41 @@
+"""A run's diagnostics as TensorBoard events (tensorboardX, an optional extra).
+
+Written from `diagnostics.jsonl`, so it can be done at any time, again, and after any resume.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lw_jax.errors import UserError
+
+
+def write_events(run_dir: Path) -> Path:
+    """Write `<run_dir>/tensorboard/<stage>` anew; the folder.
+
+    Raises:
+        UserError: no diagnostics there, or tensorboardX is not installed.
+    """
+    source = run_dir / "diagnostics.jsonl"
+    if not source.is_file():
+        raise UserError(f"{run_dir}: no diagnostics.jsonl there, so it is no run directory")
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError("tensorboard: pip install 'lw_jax[tensorboard]' first") from error
+    folder = run_dir / "tensorboard"
+    for old in folder.glob("*/events.*"):
+        old.unlink()
+    writers: dict[str, SummaryWriter] = {}
+    for text in source.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        stage, step, kind = line.pop("stage"), line.pop("step"), line.pop("kind")
+        if stage not in writers:
+            writers[stage] = SummaryWriter(str(folder / stage))
+        for key, value in line.items():
+            if isinstance(value, (int, float)):
+                writers[stage].add_scalar(f"{kind}/{key}", value, step)
+    for writer in writers.values():
+        writer.close()
+    return folder
