@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
+from lw_jax.bottlenecks.straight_through import straight_through
 from lw_jax.dims import Dims
-from lw_jax.types import Array, Latent
+from lw_jax.precision import as_sent
+from lw_jax.types import Latent
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,13 @@ class Config:
 
 
 class Rounded(nn.Module):
-    """Slots rounded to the wire's type, kept in float32 (straight-through estimator)."""
+    """Slots rounded to the wire's type, kept in float32."""
 
     config: Config
 
     def __call__(self, latent: Latent, train: bool = False) -> Latent:
-        x: Array = latent.slots
-        limit = float(jnp.finfo(self.config.dtype).max)
-        sent = jnp.clip(x, -limit, limit).astype(self.config.dtype).astype(x.dtype)
-        slots = x + jax.lax.stop_gradient(sent - x)
-        return latent.replace(slots=slots)  # type: ignore[attr-defined]
+        sent = as_sent(latent.slots, self.config.dtype)
+        return latent.replace(slots=straight_through(latent.slots, sent))  # type: ignore[attr-defined]
 
 
 def build(config: Config, dims: Dims) -> Rounded:

@@ -1,0 +1,112 @@
+"""Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505).
+
+Each slot is projected to a few numbers; each is bounded and rounded to one of its L values with a
+straight-through gradient, and projected up again. An even L has its bound moved by half a step, so
+that every L gives exactly L values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from lw_jax.bottlenecks.straight_through import straight_through
+from lw_jax.codes import counts_of, masked_codes
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.notes import note
+from lw_jax.types import Array, Latent
+
+_MARGIN = 1e-3  # keeps a saturated tanh off the rounding boundary beyond the last value
+SATURATED = 0.95
+"""|tanh| above which an entry counts as saturated: its slope is below 0.1 (fault 10)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Finite scalar quantisation.
+
+    Args:
+        levels: values of each code of a slot, e.g. [8, 8, 8, 8, 8, 8, 8, 8].
+    """
+
+    levels: tuple[int, ...] = (8,) * 8
+
+    def __post_init__(self) -> None:
+        if not self.levels or min(self.levels) < 2:
+            raise UserError(f"levels: expected one or more, each 2 or above; got {self.levels}")
+
+
+def bound(z: Array, levels: tuple[int, ...]) -> tuple[Array, Array]:
+    """Numbers [..., n] into (-L/2, L/2) with bound(0) near 0, and the tanh [..., n] that bounds.
+
+    Rounded, the first has the values -(L // 2) .. L - 1 - L // 2 and no other.
+    """
+    sizes = np.asarray(levels)
+    half = ((sizes - 1) * (1 - _MARGIN) / 2).astype(np.float32)
+    offset = np.where(sizes % 2 == 1, 0.0, 0.5).astype(np.float32)
+    rest = (1,) * (z.ndim - 1) + sizes.shape
+    curve = jnp.tanh(z + np.tan(offset / half).reshape(rest))
+    return curve * half.reshape(rest) - offset.reshape(rest), curve
+
+
+class Fsq(nn.Module):
+    """Latent -> Latent; a masked slot is zero.
+
+    Notes: `codes` and `counts` (see `lw_jax.codes`), `values` [B, M, n] and `bounded` [B, M, n] in
+    [-1, 1], after and before rounding, both with gradient; `saturation`, share of the real slots'
+    entries that sit where the bound is flat.
+    """
+
+    config: Config
+    width: int
+
+    def setup(self) -> None:
+        self.down = nn.Dense(len(self.config.levels))
+        self.up = nn.Dense(self.width)
+
+    def __call__(self, latent: Latent, train: bool = False) -> Latent:
+        levels, mask = self.config.levels, latent.mask
+        bounded, curve = bound(self.down(latent.slots), levels)
+        rounded = straight_through(bounded, jnp.round(bounded))
+        half = self._half(rounded.ndim)
+        codes = masked_codes(rounded.astype(jnp.int32) + half, mask)
+        note(self, "codes", codes)
+        note(self, "counts", counts_of(codes, levels))
+        note(self, "values", rounded / half)
+        note(self, "bounded", bounded / half)
+        flat = (jnp.abs(curve) > SATURATED) & mask[..., None]
+        entries = jnp.maximum(1, jnp.sum(mask)) * len(levels)
+        note(self, "saturation", jnp.sum(flat) / entries)
+        return self._up(latent, rounded / half)
+
+    def slots_of(self, latent: Latent) -> Latent:
+        """The latent whose codes [B, M, n] int32 stand in its slots' place."""
+        half = self._half(latent.slots.ndim)
+        return self._up(latent, (latent.slots - half).astype(jnp.float32) / half)
+
+    def _half(self, rank: int) -> Array:
+        halves = np.asarray(self.config.levels, np.int32) // 2
+        return jnp.asarray(halves.reshape((1,) * (rank - 1) + halves.shape))
+
+    def _up(self, latent: Latent, values: Array) -> Latent:
+        slots = jnp.where(latent.mask[..., None], self.up(values), 0.0)
+        return latent.replace(slots=slots)  # type: ignore[attr-defined]
+
+
+def build(config: Config, dims: Dims) -> Fsq:
+    """The bottleneck."""
+    return Fsq(config, dims.latent_dim)
+
+
+def wire_dtype(config: Config) -> str:
+    """Codes cross the wire, not slots."""
+    return "codes"
+
+
+def levels(config: Config) -> tuple[int, ...]:
+    """Values of each code of a slot."""
+    return config.levels

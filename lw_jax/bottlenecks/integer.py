@@ -1,0 +1,48 @@
+"""k-bit integers with one scale per slot, as they are sent; the gradient passes straight through.
+
+The grid is that of the codecs `int8`, `int6`, `int4`: what leaves this bottleneck crosses the wire
+unchanged. The scale follows the slot's largest entry and has no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+
+from lw_jax.bottlenecks.straight_through import straight_through
+from lw_jax.dims import Dims
+from lw_jax.precision import on_grid
+from lw_jax.types import Latent
+
+
+@dataclass(frozen=True)
+class Config:
+    """Symmetric integers with a bfloat16 scale per slot.
+
+    Args:
+        bits: of an entry on the wire.
+    """
+
+    bits: Literal[4, 6, 8] = 8
+
+
+class Integer(nn.Module):
+    """Slots [B, M, d] on the grid of the integer codec, kept in float32."""
+
+    config: Config
+
+    def __call__(self, latent: Latent, train: bool = False) -> Latent:
+        sent = on_grid(latent.slots, self.config.bits)
+        return latent.replace(slots=straight_through(latent.slots, sent))  # type: ignore[attr-defined]
+
+
+def build(config: Config, dims: Dims) -> Integer:
+    """The bottleneck."""
+    return Integer(config)
+
+
+def wire_dtype(config: Config) -> str:
+    """The codec that holds these slots exactly."""
+    return f"int{config.bits}"

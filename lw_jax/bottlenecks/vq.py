@@ -1,0 +1,135 @@
+"""Vector quantisation: each slot becomes its nearest code of a learned codebook.
+
+After van den Oord et al. 2017 (arXiv:1711.00937), with unit-norm codes for the cosine distance (Yu
+et al. 2021, arXiv:2110.04627) and dead codes put onto inputs (Dhariwal et al. 2020,
+arXiv:2005.00341). The codebook learns from the objective `vq` alone: straight-through gradients
+pass it by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lw_jax.bottlenecks.straight_through import straight_through
+from lw_jax.codes import counts_of, masked_codes
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.notes import Notes, note
+from lw_jax.types import Array, Latent, PyTree
+
+LATELY = 100
+"""Steps without use after which a code does not count as alive, where none is revived."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Vector quantisation.
+
+    Args:
+        codes: of the codebook.
+        distance: `l2`; or `cosine`: slots and codes are compared, and leave, at unit RMS.
+        revive: steps without use after which a code is put onto a slot of the batch; null for
+            never.
+    """
+
+    codes: int = 4096
+    distance: Literal["l2", "cosine"] = "l2"
+    revive: int | None = 100
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "codes")
+        at_least(self, 1, "revive")
+
+
+class Vq(nn.Module):
+    """Latent -> Latent; a masked slot is zero.
+
+    Notes: `codes` [B, M, 1] and `counts` [B, 1, K] (see `lw_jax.codes`); `inputs` [B, M, d] as they
+    are compared, `chosen` [B, M, d] codes, `distances` [B, M, K], mean squares of the differences,
+    all three with gradient; `alive`, share of the codes used in the last `revive` steps.
+    """
+
+    config: Config
+    width: int
+
+    def setup(self) -> None:
+        shape = (self.config.codes, self.width)
+        self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
+        # Steps since a code was used; no gradient reaches it, `after_step` counts.
+        self.idle = self.param("idle", nn.initializers.zeros, shape[:1])
+
+    def __call__(self, latent: Latent, train: bool = False) -> Latent:
+        x, book = self._comparable(latent.slots), self._comparable(self.codebook)
+        distances = _distances(x, book)
+        nearest = jnp.argmin(distances, axis=-1)
+        chosen = jnp.take(book, nearest, axis=0)
+        codes = masked_codes(nearest[..., None], latent.mask)
+        note(self, "codes", codes)
+        note(self, "counts", counts_of(codes, (self.config.codes,)))
+        note(self, "inputs", x)
+        note(self, "chosen", chosen)
+        note(self, "distances", distances)
+        note(self, "alive", jnp.mean(self.idle < (self.config.revive or LATELY)))
+        return self._masked(latent, straight_through(x, chosen))
+
+    def slots_of(self, latent: Latent) -> Latent:
+        """The latent whose codes [B, M, 1] int32 stand in its slots' place."""
+        book = self._comparable(self.codebook)
+        return self._masked(latent, jnp.take(book, latent.slots[..., 0], axis=0))
+
+    def _comparable(self, x: Array) -> Array:
+        if self.config.distance == "l2":
+            return x
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+    def _masked(self, latent: Latent, slots: Array) -> Latent:
+        slots = jnp.where(latent.mask[..., None], slots, 0.0)
+        return latent.replace(slots=slots)  # type: ignore[attr-defined]
+
+
+def _distances(x: Array, book: Array) -> Array:
+    """Mean squares [B, M, K] of the differences of x [B, M, d] and codes [K, d].
+
+    For vectors at unit RMS this is 2 - 2 cosine.
+    """
+    both = jnp.einsum("bmd,kd->bmk", x, book, precision=jax.lax.Precision.HIGHEST)
+    squares = jnp.mean(jnp.square(book), axis=-1)[None, None, :]
+    return jnp.mean(jnp.square(x), axis=-1, keepdims=True) - 2.0 * both / x.shape[-1] + squares
+
+
+def build(config: Config, dims: Dims) -> Vq:
+    """The bottleneck."""
+    return Vq(config, dims.latent_dim)
+
+
+def after_step(config: Config, params: PyTree, notes: Notes, rng: Array) -> PyTree:
+    """Count the steps that each code was not used, and put dead codes onto real slots of the batch,
+    each slot taken once: where fewer slots are than dead codes, the rest waits."""
+    used = jnp.sum(notes["counts"], axis=(0, 1)) > 0
+    idle = jnp.where(used, 0.0, params["idle"] + 1.0)
+    if config.revive is None:
+        return {**params, "idle": idle}
+    inputs = notes["inputs"].reshape(-1, notes["inputs"].shape[-1])
+    real = notes["codes"].reshape(-1) >= 0
+    order = jnp.argsort(jnp.where(real, jax.random.uniform(rng, real.shape), 2.0))
+    dead = idle >= config.revive
+    turn = jnp.cumsum(dead) - 1
+    revived = dead & (turn < jnp.sum(real))
+    fresh = inputs[order[jnp.clip(turn, 0, real.shape[0] - 1)]]
+    book = jnp.where(revived[:, None], fresh.astype(jnp.float32), params["codebook"])
+    return {**params, "codebook": book, "idle": jnp.where(revived, 0.0, idle)}
+
+
+def wire_dtype(config: Config) -> str:
+    """Codes cross the wire, not slots."""
+    return "codes"
+
+
+def levels(config: Config) -> tuple[int, ...]:
+    """Values of each code of a slot."""
+    return (config.codes,)

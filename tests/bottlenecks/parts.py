@@ -1,0 +1,64 @@
+"""A bottleneck alone: its parameters, what it makes of slots, what it notes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lw_jax import codes
+from lw_jax.dims import Dims
+from lw_jax.types import Latent
+
+
+def latent(slots: Any, mask: Any = None) -> Latent:
+    """Slots [B, M, d] as a latent; all real unless a mask is given."""
+    slots = jnp.asarray(slots, jnp.float32)
+    real = jnp.ones(slots.shape[:2], bool) if mask is None else jnp.asarray(mask)
+    return Latent(slots, real)
+
+
+def draw(*shape: int, seed: int = 0, std: float = 1.0) -> np.ndarray:
+    """Normal slots."""
+    return np.random.default_rng(seed).normal(0, std, shape).astype(np.float32)
+
+
+class Part:
+    """A module of `lw_jax.bottlenecks` with one config, on slots of width d."""
+
+    def __init__(self, module: Any, config: Any, width: int, seed: int = 0) -> None:
+        self.module, self.config = module, config
+        self.linen = module.build(config, Dims(1, 1, width))
+        start = latent(np.zeros((1, 1, width)))
+        self.params = jax.jit(self.linen.init)(jax.random.key(seed), start).get("params", {})
+
+    def __call__(self, given: Latent, params: Any = None) -> tuple[Latent, dict[str, Any]]:
+        """The latent that leaves, and the notes."""
+        out, noted = _run(self.linen, self.params if params is None else params, given)
+        return out, noted.get("notes", {})
+
+    def slots_of(self, given: Latent) -> Latent:
+        """The latent of codes."""
+        return _slots_of(self.linen, self.params, given)
+
+
+# Run op by op, each of these would compile a dozen programs.
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(linen: Any, params: Any, given: Latent) -> Any:
+    return linen.apply({"params": params}, given, True, mutable=["notes"])
+
+
+@partial(jax.jit, static_argnums=0)
+def _slots_of(linen: Any, params: Any, given: Latent) -> Latent:
+    return linen.apply({"params": params}, given, method="slots_of")
+
+
+@jax.jit
+def usage(notes: Any) -> dict[str, jax.Array]:
+    """`lw_jax.codes.usage` of a bottleneck's notes."""
+    return codes.usage({"bottleneck": notes})

@@ -1,0 +1,130 @@
+"""FSQ: exactly L values, straight-through gradients, masked slots, what is reported."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import codes
+from lw_jax.bottlenecks import fsq
+from lw_jax.bottlenecks.straight_through import straight_through
+from lw_jax.errors import UserError
+from tests.bottlenecks.parts import Part, draw, latent, usage
+
+LEVELS = tuple(range(2, 10))
+
+
+def test_every_level_has_exactly_its_values() -> None:
+    """From far left to far right; the seeds had 7 of 8."""
+    sweep = np.concatenate([np.linspace(-6, 6, 4001), [-1e9, -50, 50, 1e9]])
+    bounded, _ = fsq.bound(jnp.asarray(sweep[:, None].repeat(8, 1), jnp.float32), LEVELS)
+    values = np.asarray(jnp.round(bounded)).astype(int)
+    for column, size in zip(values.T, LEVELS, strict=True):
+        assert sorted(set(column.tolist())) == [v - size // 2 for v in range(size)], size
+    middle, _ = fsq.bound(jnp.zeros((1, 8)), LEVELS)
+    assert np.abs(np.asarray(middle)[0, 1:]).max() < 0.02  # L = 2 has no value in the middle
+
+
+def test_codes_count_from_zero_and_a_masked_slot_says_nothing() -> None:
+    part = Part(fsq, fsq.Config(LEVELS), 16)
+    mask = np.ones((4, 5), bool)
+    mask[1, 3:] = mask[2, 0] = False
+    x = draw(4, 5, 16, std=30.0)
+    out, notes = part(latent(x, mask))
+    found = np.asarray(notes["codes"])
+    assert found.shape == (4, 5, 8) and found.dtype == np.int32
+    assert (found[~mask] == -1).all()
+    assert (found[mask] >= 0).all()
+    assert (found[mask] < np.asarray(LEVELS)).all()
+    assert not np.asarray(out.slots)[~mask].any()
+    assert np.asarray(out.slots)[mask].any(-1).all()
+    assert float(notes["saturation"]) > 0.8
+    assert float(part(latent(x / 300, mask))[1]["saturation"]) < 0.05
+    x[~mask] = 1e4  # nor does it move a figure
+    for name, value in part(latent(x, mask))[1].items():
+        if name not in ("values", "bounded"):
+            np.testing.assert_array_equal(value, notes[name], err_msg=name)
+
+
+def test_the_gradient_passes_the_rounding_and_not_the_bound() -> None:
+    z, weights = jnp.asarray(draw(3, 8)), jnp.asarray(draw(3, 8, seed=1))
+
+    @jax.jit
+    def rounded(z: jax.Array) -> jax.Array:
+        bounded, _ = fsq.bound(z, LEVELS)
+        return jnp.sum(weights * straight_through(bounded, jnp.round(bounded)))
+
+    @jax.jit
+    def smooth(z: jax.Array) -> jax.Array:
+        return jnp.sum(weights * fsq.bound(z, LEVELS)[0])
+
+    assert float(rounded(z)) != float(smooth(z))
+    np.testing.assert_array_equal(jax.grad(rounded)(z), jax.grad(smooth)(z))
+    assert np.abs(jax.grad(rounded)(z)).min() > 0
+    # of the whole part: what is put in and both projections
+    part = Part(fsq, fsq.Config((8, 5)), 6)
+    grads = jax.jit(
+        jax.grad(lambda p, x: jnp.sum(part(latent(x), p)[0].slots ** 2), argnums=(0, 1))
+    )(part.params, jnp.asarray(draw(2, 3, 6)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        assert float(jnp.abs(leaf).max()) > 0, path
+
+
+@pytest.mark.parametrize("levels", [(8,) * 8, (5,) * 32, LEVELS])
+def test_slots_come_back_from_codes_exactly(levels: tuple[int, ...]) -> None:
+    part = Part(fsq, fsq.Config(levels), 12)
+    mask = np.ones((1, 7), bool)
+    mask[0, 4] = False
+    out, notes = part(latent(draw(1, 7, 12, std=3.0), mask))
+    again = part.slots_of(out.replace(slots=jnp.maximum(notes["codes"], 0)))
+    np.testing.assert_array_equal(out.slots, again.slots)
+
+
+def test_usage_of_a_code_space_too_large_to_count() -> None:
+    """5^32 codes: per level, and distinct tuples among the slots that there are."""
+    part = Part(fsq, fsq.Config((5,) * 32), 16)
+    same = np.broadcast_to(draw(1, 6, 16), (8, 6, 16))
+    spread = {k: float(v) for k, v in _usage(part, draw(8, 6, 16)).items()}
+    rows_alike = _usage(part, same)
+    collapsed = _usage(part, np.broadcast_to(same[:1, :1], (8, 6, 16)))
+    assert spread["usage"] > 0.95 and spread["distinct"] == 1.0
+    assert 3.5 < spread["perplexity"] <= 5.0
+    assert float(rows_alike["distinct"]) == pytest.approx(1 / 8)
+    assert float(collapsed["distinct"]) == pytest.approx(1 / 48)
+    assert float(collapsed["perplexity"]) == pytest.approx(1.0)
+    assert float(collapsed["usage"]) == pytest.approx(1 / 5)
+
+
+def _usage(part: Part, slots: np.ndarray) -> dict[str, jax.Array]:
+    return usage(part(latent(slots))[1])
+
+
+def test_usage_by_hand_with_mixed_levels() -> None:
+    found = jnp.asarray([[[0, 2], [1, 2], [-1, -1]], [[1, 0], [1, 0], [0, 2]]])
+    counts = jax.jit(codes.counts_of, static_argnums=1)(found, (2, 4))
+    np.testing.assert_array_equal(
+        counts, [[[1, 1, -1, -1], [0, 0, 2, 0]], [[1, 2, -1, -1], [2, 0, 1, 0]]]
+    )
+    said = usage({"codes": found, "counts": counts})
+    assert float(said["usage"]) == pytest.approx((1 + 2 / 4) / 2)
+    assert float(said["distinct"]) == pytest.approx(3 / 5)
+    entropy = -0.6 * np.log(0.6) - 0.4 * np.log(0.4)
+    assert float(said["perplexity"]) == pytest.approx(np.exp(entropy), rel=1e-5)
+    assert codes.usage({}) == codes.usage({"bottleneck": {}}) == {}
+
+
+@pytest.mark.parametrize("values", [2, 9])
+def test_distinct_is_what_numpy_counts(values: int) -> None:
+    found = np.random.default_rng(values).integers(0, values, (6, 40, 5)).astype(np.int32)
+    found[:, 7] = -1
+    real = found[found[..., 0] >= 0]
+    assert int(jax.jit(codes.distinct)(found)) == len(np.unique(real, axis=0))
+    assert int(jax.jit(codes.distinct)(np.full_like(found, -1))) == 0
+
+
+def test_levels_that_are_none() -> None:
+    for bad in ((), (8, 1)):
+        with pytest.raises(UserError, match=r"levels: expected one or more, each 2 or above"):
+            fsq.Config(bad)

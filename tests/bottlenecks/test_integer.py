@@ -1,0 +1,53 @@
+"""Integers on the wire's own grid; every bottleneck of slots crosses its codec unchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.bottlenecks import integer, rounded
+from lw_jax.codecs import CODECS
+from lw_jax.precision import as_sent
+from tests.bottlenecks.parts import Part, draw, latent
+
+
+def hard_slots() -> np.ndarray:
+    """Slots of many scales, one of zeros, one of a single number, one that ends at its largest."""
+    x = draw(1, 24, 9) * np.exp(draw(1, 24, 1, seed=1, std=8.0))
+    x[0, 3], x[0, 4, 1:], x[0, 5] = 0.0, 0.0, np.linspace(-1, 1, 9)
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_inside_a_trace_slots_are_what_the_codec_decodes(name: str) -> None:
+    x = hard_slots() if name.startswith("int") else draw(1, 8, 9)
+    sent = CODECS[name].unpack(CODECS[name].pack(x[0]), *x.shape[1:])
+    np.testing.assert_array_equal(jax.jit(as_sent, static_argnums=1)(x, name)[0], sent)
+
+
+@pytest.mark.parametrize(
+    ("module", "config"),
+    [(integer, integer.Config(bits)) for bits in (4, 6, 8)]
+    + [(rounded, rounded.Config(dtype)) for dtype in ("float16", "bfloat16")],
+)
+def test_what_leaves_the_bottleneck_crosses_the_wire_unchanged(module: Any, config: Any) -> None:
+    codec = CODECS[module.wire_dtype(config)]
+    out = np.asarray(Part(module, config, 9)(latent(hard_slots().clip(-6e4, 6e4)))[0].slots)
+    np.testing.assert_array_equal(codec.unpack(codec.pack(out[0]), *out.shape[1:]), out[0])
+    if module is integer:
+        steps = out[0] / np.abs(out[0]).max(1, keepdims=True, initial=1e-30)
+        limit = 2 ** (config.bits - 1) - 1
+        np.testing.assert_allclose(steps * limit, np.round(steps * limit), atol=1e-4)
+        assert len(np.unique(np.round(steps * limit))) > limit
+
+
+@pytest.mark.parametrize("config", [integer.Config(4), integer.Config(8)])
+def test_the_gradient_passes_straight_through(config: integer.Config) -> None:
+    part = Part(integer, config, 9)
+    weights = jnp.asarray(draw(1, 24, 9, seed=2))
+    grad = jax.grad(lambda x: jnp.sum(weights * part(latent(x))[0].slots))(draw(1, 24, 9))
+    np.testing.assert_array_equal(grad, weights)
