@@ -97,12 +97,14 @@ class Lora:
 class Blocks:
     """Blocks run on the residual stream after some layers (multi-depth adapters).
 
-    params: a tree stacked [n, ...] over the n layers; apply(params_of_layer, h [B, T, D]) -> h.
+    params: a tree stacked [n, ...] over the n layers; given: a tree of rows [B, ...] that all of
+    them read, or None; apply(params_of_layer, h [B, T, D], given) -> h.
     """
 
     params: PyTree
-    apply: Callable[[PyTree, Array], Array] = struct.field(pytree_node=False)
+    apply: Callable[[PyTree, Array, PyTree], Array] = struct.field(pytree_node=False)
     layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
+    given: PyTree = None
 
 
 @struct.dataclass

@@ -259,7 +259,7 @@ def _layer(
         at = stacked_slot(blocks.layers, size, x["layer"])
         h = lax.cond(
             at >= 0,
-            lambda h: blocks.apply(take_layer(blocks.params, at), h).astype(h.dtype),
+            lambda h: blocks.apply(take_layer(blocks.params, at), h, blocks.given).astype(h.dtype),
             lambda h: h,
             h,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -173,7 +174,11 @@ def expand(delivery: Delivery | None, times: int) -> Delivery | None:
     edits = delivery.edits
     if edits is not None:
         k_delta, v_delta = rows(edits.k_delta, 1), rows(edits.v_delta, 1)
-        edits = Edits(edits.lora, edits.blocks, k_delta, v_delta)
+        blocks = edits.blocks
+        if blocks is not None:
+            given = jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), blocks.given)
+            blocks = blocks.replace(given=given)  # type: ignore[attr-defined]
+        edits = Edits(edits.lora, blocks, k_delta, v_delta)
     return Delivery(
         rows(delivery.embeds, 0),
         rows(delivery.mask, 0),
@@ -187,3 +192,8 @@ def expand(delivery: Delivery | None, times: int) -> Delivery | None:
 def text_message(ids: Array, lengths: Array) -> Segment:
     """The text itself in the message's place."""
     return Segment(ids, None, lengths, "message")
+
+
+def beside(ids: Array, lengths: Array) -> Segment:
+    """The text right after what is delivered; edits reach it, the message's columns end before."""
+    return Segment(ids, None, lengths, "text")

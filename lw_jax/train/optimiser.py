@@ -25,7 +25,11 @@ _HEADS_OUT = MuonDimensionNumbers((-3,), (-2, -1))  # [..., D, H, h]
 _HEADS_IN = MuonDimensionNumbers((-3, -2), (-1,))  # [..., H, h, D]
 _MATRIX = MuonDimensionNumbers((-2,), (-1,))  # [..., in, out]
 
+FIXED = r"(^|/)statistics/"
+"""Measured, not trained: these leaves travel with the parameters, and no step moves them."""
+
 RULES: tuple[tuple[str, MuonDimensionNumbers | None], ...] = (
+    (FIXED, None),
     # frozen-decoder trees: leaves stacked over layers
     (r"(^|/)layers/[qkv]$", _HEADS_OUT),
     (r"(^|/)layers/o$", _HEADS_IN),
@@ -36,7 +40,8 @@ RULES: tuple[tuple[str, MuonDimensionNumbers | None], ...] = (
     (r"(^|/)(query|key|value)/kernel$", _HEADS_OUT),
     (r"(^|/)(out)/kernel$", _HEADS_IN),
     (r"(^|/)heads/[kv]$", _HEADS_OUT),  # per-layer key and value heads of a reader
-    (r"(^|/)kernel$", _MATRIX),
+    (r"(^|/)[qkvo]_(down|up)$", _MATRIX),  # low-rank edits, stacked over layers
+    (r"(^|/)(\w+_)?kernel$", _MATRIX),
     # what is learned but is no matrix, whatever its rank (stacked over layers, say)
     (r"(^|/)(\w+_)?(bias|scale|gain|gates?|mix|log_\w+)$", None),
     (r"(^|/)(\w+_)?(queries|positions?|embeddings?|tokens|codebook|colou?r)$", None),
@@ -115,4 +120,9 @@ def make_optimiser(
             mask=matrices,
         )
     clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-    return optax.chain(clip, inner)
+    fixed = jax.tree_util.tree_map_with_path(
+        lambda p, _: re.search(FIXED, path_of(p)) is not None, params
+    )
+    if not any(jax.tree.leaves(fixed)):
+        return optax.chain(clip, inner)
+    return optax.chain(clip, inner, optax.masked(optax.set_to_zero(), fixed))

@@ -98,5 +98,6 @@ def _layer(
     blocks = given.edits.blocks
     if blocks is not None and layer in blocks.layers:
         own = {name: v[blocks.layers.index(layer)] for name, v in blocks.params.items()}
-        x = np.asarray(blocks.apply(own, x[None].astype(np.float32)))[0].astype(np.float64)
+        after = blocks.apply(own, x[None].astype(np.float32), blocks.given)
+        x = np.asarray(after)[0].astype(np.float64)
     return x

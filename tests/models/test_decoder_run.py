@@ -62,12 +62,14 @@ def lora() -> Lora:
     return Lora(a, b, 0.7, layers=(0, 2))
 
 
-def apply_block(own, x):
-    return x + jnp.tanh(x @ own["w"])
+def apply_block(own, x, given):
+    return x + jnp.tanh(x @ own["w"]) + given
 
 
 def blocks() -> Blocks:
-    return Blocks({"w": 0.3 * normal(20, 2, 16, 16)}, apply_block, layers=(1, 2))
+    return Blocks(
+        {"w": 0.3 * normal(20, 2, 16, 16)}, apply_block, (1, 2), 0.3 * normal(23, 1, 1, 16)
+    )
 
 
 def slots() -> np.ndarray:

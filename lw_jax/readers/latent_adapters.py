@@ -1,0 +1,117 @@
+"""Latent adapters: trained cross-attention to the latent inside the frozen receiver.
+
+After some layers a block reads the slots and adds to the residual stream: cross-attention to Z, an
+MLP, a learned gate (SPEC section 5; gated cross-attention of Flamingo, Alayrac et al. 2022). The
+receiver's own weights stay as they are, and where nothing is delivered it is the clean receiver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lw_jax.config.checks import at_least
+from lw_jax.dims import ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.types import Array, Blocks, Delivery, Edits, Latent, PyTree
+
+
+@dataclass(frozen=True)
+class Config:
+    """Blocks that read the latent inside the receiver.
+
+    Args:
+        layers: layers after which a block stands, counted from 1; empty: all.
+        heads, head_dim: of the cross-attention.
+        mlp_ratio: hidden width of the MLP over the receiver's width; 0 for none.
+        gate: of what a block adds, at the start; what it adds starts at zero.
+    """
+
+    layers: tuple[int, ...] = ()
+    heads: int = 8
+    head_dim: int = 32
+    mlp_ratio: int = 4
+    gate: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "heads", "head_dim")
+        at_least(self, 0, "mlp_ratio")
+
+
+class LatentAdapters(nn.Module):
+    """Latent -> blocks after some layers of one receiver."""
+
+    config: Config
+    dims: ReceiverDims
+
+    @nn.compact
+    def __call__(self, latent: Latent, train: bool = False) -> Delivery:
+        c, d = self.config, self.dims
+        layers = tuple(sorted(set(c.layers))) or tuple(range(1, d.layers + 1))
+        if not 1 <= layers[0] <= layers[-1] <= d.layers:
+            raise UserError(
+                f"bridge.reader.latent_adapters.layers: {list(layers)} are not all among the "
+                f"receiver's layers 1 to {d.layers}"
+            )
+        z = nn.RMSNorm(name="in_norm")(latent.slots)
+        width, inner = z.shape[-1], c.heads * c.head_dim
+        params = {
+            "query": self._matrix("query", len(layers), d.width, inner),
+            "key": self._matrix("key", len(layers), width, inner),
+            "value": self._matrix("value", len(layers), width, inner),
+            "out": self._matrix("out", len(layers), inner, d.width, zero=True),
+            "gate": self.param("gate", nn.initializers.constant(c.gate), (len(layers),)),
+        }
+        if c.mlp_ratio:
+            hidden = c.mlp_ratio * d.width
+            params["up"] = self._matrix("up", len(layers), d.width, hidden)
+            params["down"] = self._matrix("down", len(layers), hidden, d.width, zero=True)
+        given = {"slots": z, "mask": latent.mask}
+        after = tuple(i - 1 for i in layers)
+        return Delivery(edits=Edits(blocks=Blocks(params, _Block(c.heads), after, given)))
+
+    def _matrix(self, name: str, n: int, fan_in: int, out: int, zero: bool = False) -> Array:
+        init = nn.initializers.zeros if zero else nn.initializers.normal(fan_in**-0.5)
+        found: Array = self.param(f"{name}_kernel", init, (n, fan_in, out))
+        return found
+
+
+def _normed(x: Array) -> tuple[Array, Array]:
+    rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+    return x / rms, rms
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block on h [B, T, D]; equal blocks are equal, so that programs are shared.
+
+    What it adds is a share of the stream's own loudness, which grows from layer to layer.
+    """
+
+    heads: int
+
+    def __call__(self, w: PyTree, h: Array, given: PyTree) -> Array:
+        stream = h.astype(jnp.float32)
+        x, loud = _normed(stream)
+
+        def split(y: Array) -> Array:
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        z = given["slots"]
+        q, k, v = split(x @ w["query"]), split(z @ w["key"]), split(z @ w["value"])
+        scores = jnp.einsum("bthe,bmhe->bhtm", q, k) * q.shape[-1] ** -0.5
+        seen = jnp.where(given["mask"][:, None, None, :], scores, -1e9)
+        mixed = jnp.einsum("bhtm,bmhe->bthe", nn.softmax(seen, axis=-1), v)
+        added = mixed.reshape(*mixed.shape[:2], -1) @ w["out"]
+        if "up" in w:
+            inner, _ = _normed(x + added)
+            added = added + nn.gelu(inner @ w["up"]) @ w["down"]
+        return stream + w["gate"] * jax.lax.stop_gradient(loud) * added
+
+
+def build(config: Config, dims: ReceiverDims) -> LatentAdapters:
+    """The reader of one receiver."""
+    return LatentAdapters(config, dims)

@@ -1,0 +1,79 @@
+"""Latent adapters: the clean receiver at the start, then whatever is read from the latent."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.dims import ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.readers import latent_adapters
+from lw_jax.receiver.read import expand
+from lw_jax.types import Blocks, Delivery, Latent
+
+DIMS = ReceiverDims(width=12, layers=3, kv_heads=2, head_dim=4)
+CONFIG = latent_adapters.Config(layers=(1, 3), heads=2, head_dim=4, mlp_ratio=2)
+
+
+def latent() -> Latent:
+    mask = jnp.asarray([[True, True, True], [True, True, False]])
+    return Latent(jax.random.normal(jax.random.key(0), (2, 3, 5)), mask)
+
+
+def blocks_of(given: Latent, *, trained: bool) -> Blocks:
+    module = latent_adapters.build(CONFIG, DIMS)
+    params = module.init(jax.random.key(1), given)
+    if trained:  # what a block adds starts at zero
+        params = jax.tree.map(
+            lambda x: x + 0.2 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params
+        )
+    delivery = module.apply(params, given)
+    assert isinstance(delivery, Delivery)
+    assert delivery.columns() == 0
+    assert delivery.edits is not None
+    assert delivery.edits.blocks is not None
+    return delivery.edits.blocks
+
+
+def through(blocks: Blocks, layer: int = 0) -> jax.Array:
+    h = 3.0 * jax.random.normal(jax.random.key(2), (2, 4, 12))
+    own = jax.tree.map(lambda x: x[layer], blocks.params)
+    return blocks.apply(own, h, blocks.given) - h
+
+
+def test_starts_as_the_clean_receiver() -> None:
+    blocks = blocks_of(latent(), trained=False)
+    assert blocks.layers == (0, 2)
+    chex.assert_trees_all_equal(through(blocks), jnp.zeros((2, 4, 12)))
+
+
+def test_reads_the_slots_that_are_real() -> None:
+    before = through(blocks_of(latent(), trained=True))
+    hidden = latent().slots.at[1, 2].set(9.0)
+    same = through(blocks_of(dataclasses.replace(latent(), slots=hidden), trained=True))
+    chex.assert_trees_all_close(before, same, atol=1e-6)
+    seen = latent().slots.at[1, 1].set(9.0)
+    other = through(blocks_of(dataclasses.replace(latent(), slots=seen), trained=True))
+    chex.assert_trees_all_close(before[0], other[0], atol=1e-6)
+    assert float(jnp.abs(before[1] - other[1]).max()) > 1e-2
+
+
+def test_every_question_reads_its_own_context() -> None:
+    module = latent_adapters.build(CONFIG, DIMS)
+    delivery = module.apply(module.init(jax.random.key(1), latent()), latent())
+    more = expand(delivery, 3)  # type: ignore[arg-type]
+    assert more is not None
+    assert more.edits is not None
+    assert more.edits.blocks is not None
+    slots = more.edits.blocks.given["slots"]
+    np.testing.assert_array_equal(slots[3:], np.repeat(slots[3:4], 3, axis=0))
+    np.testing.assert_array_equal(slots[:3], np.repeat(slots[:1], 3, axis=0))
+
+
+def test_a_layer_beyond_the_receivers() -> None:
+    wrong = latent_adapters.build(dataclasses.replace(CONFIG, layers=(4,)), DIMS)
+    with pytest.raises(UserError, match=r"layers: \[4\] are not all among .* 1 to 3"):
+        wrong.init(jax.random.key(0), latent())
