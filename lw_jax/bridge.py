@@ -199,10 +199,3 @@ def after_step(config: BridgeConfig, params: PyTree, notes: Notes, rng: Array) -
         return params
     own = bottleneck.after_step(options, params["bottleneck"], notes["bottleneck"], rng)
     return {**params, "bottleneck": own}
-
-
-def component_counts(params: PyTree) -> dict[str, int]:
-    """Trainable parameters per component (top-level name)."""
-    return {
-        name: int(sum(leaf.size for leaf in jax.tree.leaves(tree))) for name, tree in params.items()
-    }

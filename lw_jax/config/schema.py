@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lw_jax.config.calibration import check_calibrated
 from lw_jax.config.checks import at_least, between, exactly_one
 from lw_jax.config.evaluation import CONTROLS, METHODS, DecodeConfig, EvaluateConfig
 from lw_jax.config.layout import LayoutConfig
@@ -234,6 +235,8 @@ class Config:
             if self.data is None:
                 raise UserError("data: missing; a train, calibrate or evaluate stage needs it")
             exactly_one(self.data, "data")
+        if self.bridge is not None:
+            check_calibrated(self.bridge, self.stages, self.receivers)
         for name, stage in self.stages.items():
             if stage.train and not chosen(stage.train.objectives or self.objectives):
                 raise UserError(f"objectives: none is set, and stages.{name}.train needs one")

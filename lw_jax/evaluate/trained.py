@@ -10,12 +10,14 @@ from typing import Any, Literal
 import jax
 
 from lw_jax import bridge
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.parse import build
 from lw_jax.config.run import read_config
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.stages.setting import Setting
-from lw_jax.train.checkpoint import checksum, load_params
+from lw_jax.train.checkpoint import checksum, component_counts, load_params
 from lw_jax.train.export import is_exported, load_bridge
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
@@ -25,7 +27,7 @@ from lw_jax.types import PyTree
 class Trained:
     """params: the bridge's, on the mesh; stage, step, which: of the checkpoint they come from;
     origin: how they began, in words; counts: parameters per component, equal to those trained;
-    digest: names these very values."""
+    digest: names these very values; layout: that it was trained with, None where unknown."""
 
     params: PyTree
     stage: str
@@ -34,6 +36,7 @@ class Trained:
     origin: str
     counts: dict[str, int]
     digest: str
+    layout: LayoutConfig | None = None
 
     @property
     def mark(self) -> bytes:
@@ -59,17 +62,52 @@ def load_trained(
     setting: Setting,
     which: Literal["last", "best"] = "last",
     before: str | None = None,
+    init_from: str | None = None,
 ) -> Trained:
     """The bridge as the last train stage left it; where none comes before, as the first one will
-    find it, if that one starts from another run.
+    find it, if that one starts from another run; or the bridge of another run.
 
     Args:
         before: only stages that come before this one count; None: all.
+        init_from: the other run's directory, or that of an exported bridge.
 
     Raises:
         UserError: no stage trains, none has a checkpoint yet, it holds other parameters, or it
             was trained between other frozen models.
     """
+    root, origin = _place(config, run_dir, before, init_from)
+    everywhere = replicated(setting.mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
+    )
+    if is_exported(root):
+        bare, meta = load_bridge(root, like)
+        params, fingerprints = {"bridge": bare}, meta["fingerprints"]
+        trained_by = meta.get("config", {})
+    else:
+        params, meta = load_params(root, {"bridge": like}, which, part="bridge")
+        identity = meta["identity"]
+        fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
+    _check_frozen(fingerprints, setting.fingerprints)
+    return Trained(
+        params=params["bridge"],
+        stage=root.name,
+        step=meta["step"],
+        which=which,
+        origin=origin,
+        counts=component_counts(params["bridge"], levels=1),
+        digest=f"{checksum(params['bridge']):08x}",
+        layout=_layout_of(trained_by, meta["stage"] if is_exported(root) else root.name),
+    )
+
+
+def _place(
+    config: Config, run_dir: Path, before: str | None, init_from: str | None
+) -> tuple[Path, str]:
+    """Where the bridge lies (checkpoints of a stage, or an exported bridge), and how it began."""
+    if init_from is not None:
+        return _of_another(init_from), f"the bridge in {init_from}"
     names = list(config.stages)
     trains = [n for n in names if config.stages[n].train is not None]
     done = [n for n in trains if before is None or names.index(n) < names.index(before)]
@@ -81,34 +119,31 @@ def load_trained(
     origin = "from random initialisation"
     if first.init_from is not None:
         origin = f"started from the bridge in {first.init_from}"
-    shipped = first.init_from is not None and is_exported(Path(first.init_from))
     if done:
-        root = checkpoint_root(run_dir, done[-1])
-    elif first.init_from is not None:
-        root = Path(first.init_from) if shipped else last_trained(Path(first.init_from))
-    else:
-        raise UserError(f"{where}: no train stage before it, and `latent` needs a trained bridge")
-    everywhere = replicated(setting.mesh)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
-    )
-    if shipped and not done:
-        bare, meta = load_bridge(root, like)
-        params, fingerprints = {"bridge": bare}, meta["fingerprints"]
-    else:
-        params, meta = load_params(root, {"bridge": like}, which, part="bridge")
-        fingerprints = meta["identity"].get("fingerprints", {})
-    _check_frozen(fingerprints, setting.fingerprints)
-    return Trained(
-        params=params["bridge"],
-        stage=root.name,
-        step=meta["step"],
-        which=which,
-        origin=origin,
-        counts=bridge.component_counts(params["bridge"]),
-        digest=f"{checksum(params['bridge']):08x}",
-    )
+        return checkpoint_root(run_dir, done[-1]), origin
+    if first.init_from is not None:
+        return _of_another(first.init_from), origin
+    raise UserError(f"{where}: no train stage before it, and `latent` needs a trained bridge")
+
+
+def _of_another(directory: str) -> Path:
+    path = Path(directory)
+    return path if is_exported(path) else last_trained(path)
+
+
+def layout_at(config: Config, before: str) -> LayoutConfig:
+    """The layout that the last train stage before the one named trains with."""
+    names = list(config.stages)
+    trains = [config.stages[n].train for n in names[: names.index(before)]]
+    last = next((t for t in reversed(trains) if t is not None), None)
+    return config.layout if last is None or last.layout is None else last.layout
+
+
+def _layout_of(config: Mapping[str, Any], stage: str) -> LayoutConfig | None:
+    """The layout in the plain values of a config, as a train stage had it; None: not known."""
+    own = config.get("stages", {}).get(stage, {}).get("train", {}).get("layout")
+    plain = own or config.get("layout")
+    return None if plain is None else build(LayoutConfig, plain)
 
 
 def last_trained(run_dir: Path) -> Path:

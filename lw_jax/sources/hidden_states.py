@@ -1,7 +1,8 @@
 """Hidden states of the frozen sender at one, several or all layers.
 
 Last layers hold the least content, middle layers more, a gated mix the most (PEERS: 49.4 last, 63.9
-middle, 66.6 gated). Each tap is RMS-normed, so that no layer drowns the others.
+middle, 66.6 gated). Each tap is RMS-normed, so that no layer drowns the others, or normed by
+measured statistics.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.party import Party
+from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
 from lw_jax.types import Array, Features, Taps
 
 
@@ -28,10 +30,12 @@ class Config:
     Args:
         layers: taps, as the number of layers run before them (0: the embeddings); empty for all.
         mix: `concat` puts the taps side by side; `gated` adds them by learned softmax gates.
+        normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
     """
 
     layers: tuple[int, ...] = ()
     mix: Literal["concat", "gated"] = "concat"
+    normaliser: Normaliser | None = None
 
     def taps(self, sender: Arch) -> tuple[int, ...]:
         """The layers tapped, ascending.
@@ -57,8 +61,11 @@ class HiddenStates(nn.Module):
     @nn.compact
     def __call__(self, source: Taps) -> Features:
         taps = source.states.astype(jnp.float32)
-        rms = jnp.sqrt(jnp.mean(jnp.square(taps), axis=-1, keepdims=True) + 1e-6)
-        normed = taps / rms
+        if self.config.normaliser is not None:
+            normed = StatisticalNormaliser(self.config.normaliser, name="normaliser")(taps)
+        else:
+            rms = jnp.sqrt(jnp.mean(jnp.square(taps), axis=-1, keepdims=True) + 1e-6)
+            normed = taps / rms
         if self.config.mix == "gated":
             gates = nn.softmax(self.param("gates", nn.initializers.zeros, (taps.shape[0],)))
             x = jnp.einsum("n,nbtd->btd", gates * taps.shape[0] ** 0.5, normed)

@@ -1,14 +1,14 @@
 """The stage that measures the frozen models: the sender's taps and the receivers' embeddings.
 
-Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979), are written
-to `<run_dir>/calibration/<stage>.npz`, with the fingerprints of the models they belong to.
+Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979). What is
+gathered is kept after every batch, in float64, so that a run that is killed goes on from there and
+ends with the very same numbers. The file: see `lw_jax.stages.statistics`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,10 +19,14 @@ from lw_jax import bridge
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.config.run import Run
 from lw_jax.config.schema import CalibrateConfig
+from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.party import Parties
-from lw_jax.stages.setting import load_rows, sample, set_up
+from lw_jax.stages import statistics
+from lw_jax.stages.setting import Group, Setting, identity, load_rows, sample, set_up
+from lw_jax.train.loop import termination
+from lw_jax.train.progress import Display
 from lw_jax.types import Array
 
 Moments = tuple[Array, Array, Array]
@@ -30,29 +34,49 @@ Moments = tuple[Array, Array, Array]
 
 
 def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
-    """Read `cfg.rows` training contexts and write the statistics of every frozen model."""
+    """Read `cfg.rows` training contexts and write the statistics of every frozen model.
+
+    Raises:
+        UserError: all rows are too long, or what is gathered belongs to other models.
+        SystemExit: code 0 after SIGTERM, with what is gathered kept.
+    """
     config = run.config
     setting = set_up(config, run.mesh)
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), cfg.rows)]
+    path, mine = path_of(run.run_dir, name), identity(config, name, setting)
+    found, start = statistics.load_part(path, mine)
     collate = setting.collate(groups)
-    found: dict[str, tuple[np.ndarray, ...]] = {}
-    for start in range(0, len(groups), cfg.batch_size):
-        part = groups[start : start + cfg.batch_size]
-        filled = part + part[:1] * (cfg.batch_size - len(part))  # one shape, one program
-        real = np.arange(cfg.batch_size) < len(part)
-        batch = put_batch(run.mesh, collate(filled) | {"real": real})
-        seen = jax.device_get(_moments(setting.bridge, setting.parties, batch))
-        found = {key: combine(found.get(key), value) for key, value in seen.items()}
-    arrays = {"fingerprints": np.array(json.dumps(setting.fingerprints))}
-    for key, (count, mean, squares) in found.items():
-        arrays |= {f"{key}/mean": mean, f"{key}/std": np.sqrt(squares / count)}
-        arrays[f"{key}/tokens"] = count
-    path = run.run_dir / "calibration" / f"{name}.npz"
-    path.parent.mkdir(exist_ok=True)
-    new = path.with_suffix(".part.npz")
-    np.savez(new, **arrays)  # type: ignore[arg-type]
-    os.replace(new, path)
-    run.console.print(f"{name}: {len(groups)} contexts measured into {path}", highlight=False)
+    with termination() as terminated, Display(name, start, len(groups)) as display:
+        if start:
+            display.say(f"resumed after row {start} of {len(groups)}")
+        for at in range(start, len(groups), cfg.batch_size):
+            part = groups[at : at + cfg.batch_size]
+            seen = _batch_moments(setting, collate, part, cfg.batch_size)
+            found = {key: combine(found.get(key), value) for key, value in seen.items()}
+            done = at + len(part)
+            statistics.save_part(path, found, done, mine)
+            display.step(done)
+            if terminated() and done < len(groups):
+                display.say(f"stopped after row {done}: run the same command again to go on")
+                raise SystemExit(0)
+        if not all(count for count, _, _ in found.values()):
+            raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
+        statistics.save(path, found, mine)
+        tokens = ", ".join(f"{key} {int(count)}" for key, (count, _, _) in found.items())
+        display.say(f"{len(groups)} contexts measured into {path}; tokens: {tokens}")
+
+
+def path_of(run_dir: Path, name: str) -> Path:
+    """Where a calibrate stage's statistics are."""
+    return run_dir / "calibration" / f"{name}.npz"
+
+
+def _batch_moments(setting: Setting, collate: Any, groups: list[Group], size: int) -> Any:
+    """Moments of some rows, filled up to `size`: one shape, one program."""
+    filled = groups + groups[:1] * (size - len(groups))
+    real = np.arange(size) < len(groups)
+    batch = put_batch(setting.mesh, collate(filled) | {"real": real})
+    return jax.device_get(_moments(setting.bridge, setting.parties, batch))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from lw_jax import bridge
 from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.parse import to_dict
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.config.schema import Config, ModelConfig
 from lw_jax.data.example import Example, Rows
@@ -78,6 +79,14 @@ def sample(rows: Rows, count: int) -> list[Group]:
         raise UserError("data: no rows; check the file and the split")
     picked = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64))
     return [rows[int(i)] for i in picked]
+
+
+def identity(config: Config, name: str, setting: Setting) -> dict[str, Any]:
+    """What a resumed stage must share: the config up to this stage, and the frozen weights."""
+    plain = to_dict(config)
+    names = list(plain["stages"])
+    plain["stages"] = {n: plain["stages"][n] for n in names[: names.index(name) + 1]}
+    return {"config": plain, "fingerprints": setting.fingerprints}
 
 
 def _load(config: ModelConfig, mesh: Mesh, **limits: Any) -> FrozenLM:

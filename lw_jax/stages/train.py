@@ -12,14 +12,16 @@ import numpy as np
 import optax
 
 from lw_jax import bridge
-from lw_jax.config.parse import to_dict
+from lw_jax.config.calibration import calibrate_before, normaliser
 from lw_jax.config.run import Run
 from lw_jax.config.schema import TrainConfig
 from lw_jax.data.example import Example
 from lw_jax.data.stream import Stream
 from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import put_batch, replicated
-from lw_jax.stages.setting import MEASURED_ROWS, Setting, load_rows, sample, set_up
+from lw_jax.sources.normaliser import fill
+from lw_jax.stages import calibrate, statistics
+from lw_jax.stages.setting import MEASURED_ROWS, Setting, identity, load_rows, sample, set_up
 from lw_jax.train.freezing import frozen_leaves
 from lw_jax.train.loop import Job, StepFn, fit
 from lw_jax.train.optimiser import make_optimiser
@@ -67,7 +69,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         state=jax.device_put(state, replicated(run.mesh)),
         step_for=lambda step: step_of(plan_at(objectives, step)),
         batches=lambda start, stop: _batches(setting, phases(cfg), streams, start, stop),
-        identity=identity(run, name, setting),
+        identity=identity(run.config, name, setting),
         log_every=cfg.log_every,
         save_every=cfg.save_every,
         eval_every=cfg.eval_every,
@@ -82,19 +84,12 @@ def phases(cfg: TrainConfig) -> tuple[Phase, ...]:
     return phases_of(cfg.curriculum, cfg.steps)
 
 
-def identity(run: Run, name: str, setting: Setting) -> dict[str, Any]:
-    """What a resumed run must share: the config up to this stage, and the frozen weights."""
-    config = to_dict(run.config)
-    names = list(config["stages"])
-    config["stages"] = {n: config["stages"][n] for n in names[: names.index(name) + 1]}
-    return {"config": config, "fingerprints": setting.fingerprints}
-
-
 def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: Any) -> PyTree:
     """The bridge's parameters before the first step.
 
     Raises:
-        UserError: what it is to start from has no checkpoint, or holds another bridge.
+        UserError: what it is to start from has no checkpoint, or holds another bridge; the
+            statistics that it needs belong to other models.
     """
     earlier = [n for n, s in run.config.stages.items() if s.train is not None]
     if cfg.init_from is not None:
@@ -102,7 +97,15 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
         return load_trained(alone, run.run_dir, setting, before=name).params
     if earlier.index(name) > 0:
         return load_trained(run.config, run.run_dir, setting, before=name).params
+    found, needed = None, normaliser(setting.bridge)
+    measured = calibrate_before(run.config.stages, name)
+    if needed is not None and measured is not None:
+        path = calibrate.path_of(run.run_dir, measured)
+        found = statistics.load(path, identity(run.config, measured, setting))
     fresh = bridge.init_bridge(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
+    if needed is not None and found is not None:
+        target = needed[1].target_of(list(setting.receivers))
+        fresh = {**fresh, "source": fill(fresh["source"], found, target)}
     return jax.device_put(fresh, replicated(run.mesh))
 
 

@@ -169,11 +169,11 @@ def best_step(root: Path) -> int | None:
     return None
 
 
-def component_counts(params: PyTree) -> dict[str, int]:
-    """Parameters per component: `bridge/compressor`, ..., the first two levels of the tree."""
+def component_counts(params: PyTree, levels: int = 2) -> dict[str, int]:
+    """Parameters per component: `bridge/compressor`, ..., the first levels of the tree."""
     found: Counter[str] = Counter()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        found["/".join(str(getattr(k, "key", k)) for k in path[:2]) or "params"] += leaf.size
+        found["/".join(str(getattr(k, "key", k)) for k in path[:levels]) or "params"] += leaf.size
     return dict(found)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -54,7 +52,8 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     mean = state.ema
     if ema is not None:
-        mean = optax.incremental_update(params, cast(PyTree, mean), 1.0 - ema)
+        # In this form the average of a leaf that does not change is that very leaf.
+        mean = jax.tree.map(lambda old, new: old + (1.0 - ema) * (new - old), mean, params)
     return state.replace(  # type: ignore[attr-defined]
         params=params, opt_state=opt_state, step=state.step + 1, ema=mean
     )

@@ -1,0 +1,95 @@
+"""The file of a `calibrate` stage: moments of every frozen model, whole or half gathered.
+
+    <run_dir>/calibration/<stage>.npz       finished: `<part>/mean`, `/std`, `/tokens`
+    <run_dir>/calibration/<stage>.part.npz  so far: `<part>/0..2` are the moments of `done` rows
+
+A part is `source` or a receiver. Both files say what they were measured with, and are refused
+under anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lw_jax.errors import UserError
+from lw_jax.train.checkpoint import first_difference
+
+Found = dict[str, tuple[np.ndarray, ...]]
+"""By part: count [], mean [n, D] and sum of squared deviations [n, D], float64."""
+
+
+def save_part(path: Path, found: Found, done: int, identity: Mapping[str, Any]) -> None:
+    """What is gathered after `done` rows."""
+    arrays = {f"{key}/{i}": x for key, value in found.items() for i, x in enumerate(value)}
+    _write(_part(path), arrays | {"done": np.array(done)}, identity)
+
+
+def load_part(path: Path, identity: Mapping[str, Any]) -> tuple[Found, int]:
+    """What was gathered so far, and of how many rows; nothing, of none, without a file.
+
+    Raises:
+        UserError: it was gathered with other models or another config.
+    """
+    if not _part(path).is_file():
+        return {}, 0
+    arrays = _read(_part(path), identity)
+    done = int(arrays.pop("done"))
+    found = {key.rpartition("/")[0]: () for key in arrays}
+    return {k: tuple(arrays[f"{k}/{i}"] for i in range(3)) for k in found}, done
+
+
+def save(path: Path, found: Found, identity: Mapping[str, Any]) -> None:
+    """The finished statistics; what was gathered so far is removed."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, (count, mean, squares) in found.items():
+        arrays |= {f"{key}/mean": mean, f"{key}/std": np.sqrt(squares / count)}
+        arrays[f"{key}/tokens"] = count
+    _write(path, arrays, identity)
+    _part(path).unlink(missing_ok=True)
+
+
+def load(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Finished statistics, by `<part>/mean` and `<part>/std`.
+
+    Raises:
+        UserError: there are none, or they belong to other models or another config.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no statistics; run the calibrate stage that measures them first")
+    return _read(path, identity)
+
+
+def _part(path: Path) -> Path:
+    return path.with_suffix(".part.npz")
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, Any]) -> None:
+    """Replace the file at once: a kill leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        np.savez(file, identity=np.array(json.dumps(identity)), **arrays)  # type: ignore[arg-type]
+    os.replace(new, path)
+
+
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            arrays = dict(saved)
+        known = json.loads(str(arrays.pop("identity")))
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as damage:
+        raise UserError(f"{path} is damaged ({damage}); delete it and run again") from None
+    if difference := first_difference(known, json.loads(json.dumps(identity))):
+        key, old, new = difference
+        raise UserError(
+            f"{path}: these statistics were measured with {key} {old!r}, now it is {new!r}; "
+            "use what they were measured with, or give another run_dir"
+        )
+    return arrays
