@@ -1,4 +1,4 @@
-"""Order and batches: which rows are in which step, prepared ahead by grain's worker processes.
+"""Order and batches: which rows are in which step, prepared ahead by worker processes.
 
 Nothing of a stream is ever saved: batch(step) is a pure function of (seed, stage, step), and a run
 that goes on at step n begins its iteration there.

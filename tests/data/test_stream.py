@@ -1,5 +1,6 @@
 """Streams: pure batches, the same ones prepared ahead, from any step on, by any workers."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
+from lw_jax.data.prefetch import ahead
 from lw_jax.data.source import ListRows
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
@@ -127,6 +129,36 @@ def test_wrong_arguments(wrong):
 def test_no_rows():
     with pytest.raises(UserError, match=r"^data: no rows"):
         Stream(some_rows(0), collate, 2)
+
+
+def large(number):
+    """More than a pipe holds: a worker is always amid writing one."""
+    return np.full(2**20, number, np.float32)
+
+
+def test_a_sigterm_that_reaches_the_workers_stops_no_batch():
+    batches = ahead(large, 3, 9, workers=2)
+    got = [next(batches)[0]]
+    time.sleep(0.2)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGTERM)
+    got += [batch[0] for batch in batches]
+    assert got == [3, 4, 5, 6, 7, 8]
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_killed_amid_a_batch_hangs_nobody():
+    batches = ahead(large, 0, None, workers=2)
+    next(batches)
+    time.sleep(0.2)
+    began = time.monotonic()
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"died \(exit code -9\)"):
+        for _ in batches:
+            pass
+    assert time.monotonic() - began < 5
+    assert not multiprocessing.active_children()
 
 
 KILLED = """
