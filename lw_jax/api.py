@@ -8,6 +8,7 @@ bridge.answer(sent, "How many goats does Ada keep?")
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lw_jax import bridge as wire_bridge
 from lw_jax import wire
+from lw_jax.codecs import CODES
+from lw_jax.codecs import codec as check
 from lw_jax.config.evaluation import DecodeConfig
 from lw_jax.config.run import read_config
 from lw_jax.config.schema import Config, MeshConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
-from lw_jax.evaluate.methods.base import Batch, Message, Scene, delivered
+from lw_jax.evaluate.methods.base import Batch, Message, Scene, alone
 from lw_jax.evaluate.predict import options_of, write
 from lw_jax.evaluate.trained import Trained, load_trained
 from lw_jax.mesh import make_mesh
 from lw_jax.receiver.collate import MULTIPLE, Collate, measure
-from lw_jax.receiver.layout import Speaker, ask_text
+from lw_jax.receiver.layout import Speaker, ask_ids, ask_text
 from lw_jax.receiver.pack import Segment
 from lw_jax.stages.setting import Setting, set_up
 from lw_jax.types import SHARED, Latent
@@ -42,26 +46,35 @@ class Bridge:
 
     @classmethod
     def load(cls, run_dir: str | Path, checkpoint: Literal["last", "best"] = "last") -> Bridge:
-        """The bridge of a run, decoding as its last evaluation did.
+        """The bridge of a run, decoding as its last evaluation did. The run's rows are not needed.
 
         Raises:
-            UserError: no run there, nothing trained yet, or the frozen models are not to be had.
+            UserError: no run there, nothing trained yet, its receiver needs the text as well, or
+                the frozen models are not to be had.
         """
         config = read_config(Path(run_dir))
+        if config.layout.beside_text:
+            raise UserError(
+                f"{run_dir}: its receiver reads the text beside what is delivered "
+                "(layout.beside_text), so there is no wire to send over"
+            )
         # One text at a time: rows cannot be spread over devices.
         mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))
-        setting = set_up(config, mesh)
+        setting = set_up(config, mesh, Path(run_dir), rows=False)
         trained = load_trained(config, Path(run_dir), setting, checkpoint)
         return cls(setting, trained, _decoding(config))
 
-    def encode(self, text: str, question: str | None = None) -> bytes:
+    def encode(self, text: str, question: str | None = None, codec: str | None = None) -> bytes:
         """One text as the bytes that cross the wire.
 
         Args:
             question: needed where the question travels in the latent, and only there.
+            codec: of the slots, one of `lw_jax.codecs.CODECS`; None: the one that holds what this
+                bridge sends exactly.
 
         Raises:
-            UserError: a question is missing or of no use, or the text is too long.
+            UserError: a question is missing or of no use, the text is too long, or the codec is
+                unknown or cannot hold the slots.
         """
         layout, sender = self.setting.layout, self.setting.sender
         inside = layout.question_in == "latent"
@@ -75,10 +88,14 @@ class Bridge:
         lengths = measure(layout, sender, {}, [row], layout.max_tokens)
         batch = Collate(layout, sender, {}, lengths)([row])
         if not batch["valid"].all():
-            raise UserError(f"encode: the text has more than max_tokens {layout.max_tokens}")
-        latent = _encode(self._scene(next(iter(self.setting.receivers))), batch)
-        codec = wire.codec_of(self.setting.bridge)
-        return wire.to_bytes(wire.sendable(latent), codec_name=codec, mark=self.trained.mark)
+            own = None if sender is None else sender.limit
+            most = f"layout.max_tokens {layout.max_tokens}" if own is None else f"max_bytes {own}"
+            raise UserError(f"encode: the text is longer than {most}")
+        name, levels = codec or wire.codec_of(self.setting.bridge), self._levels
+        check(name, levels)
+        latent = _encode(self._scene(next(iter(self.setting.receivers))), batch, name == CODES)
+        sent = wire.sendable(latent)
+        return wire.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
 
     def answer(self, data: bytes, question: str, receiver: str | None = None) -> str:
         """A receiver's answer to a question about the text behind the bytes.
@@ -91,15 +108,19 @@ class Bridge:
             UserError: the bytes are no latent of this bridge, or the receiver is unknown.
         """
         name = self._receiver(receiver)
-        sent = wire.from_bytes(data)
+        sent = wire.from_bytes(data, self._levels)
         if sent.fingerprint != self.trained.mark:
             raise UserError("answer: these bytes are of another bridge than the one loaded")
         scene, who = self._scene(name), self.setting.receivers[name]
-        message = _deliver(scene, _filled(sent.latent))
+        message = _deliver(scene, _filled(sent.latent), sent.codec == CODES)
         options = options_of(self.decode, scene.party.arch, who)
         said = write(scene.party, message, self._ask(who, question), jax.random.key(0), options)
         ids = said.ids[0, : int(said.lengths[0])].tolist()
         return who.tokenizer.decode(ids).strip()
+
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        return wire_bridge.levels_of(self.setting.bridge)
 
     def _scene(self, receiver: str) -> Scene:
         s = self.setting
@@ -115,22 +136,21 @@ class Bridge:
 
     def _ask(self, who: Speaker, question: str) -> Segment:
         layout = self.setting.layout
-        ids = who.encode(ask_text(layout, who, question))
-        if layout.bos_after_anchor and who.bos_id is not None:
-            ids = [*ids, who.bos_id]
+        ids = ask_ids(layout, who, who.encode(ask_text(layout, who, question)))
         row = np.zeros((1, _multiple(len(ids))), np.int32)
         row[0, : len(ids)] = ids
         return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
 
 
-@jax.jit
-def _encode(scene: Scene, batch: Batch) -> Latent:
-    return scene.encode(batch)
+@partial(jax.jit, static_argnums=2)
+def _encode(scene: Scene, batch: Batch, codes: bool) -> Latent:
+    return scene.send(batch) if codes else scene.encode(batch)
 
 
-@jax.jit
-def _deliver(scene: Scene, latent: Latent) -> Message:
-    return delivered(scene, scene.deliver(latent))
+@partial(jax.jit, static_argnums=2)
+def _deliver(scene: Scene, latent: Latent, codes: bool) -> Message:
+    latent = scene.received(latent) if codes else latent
+    return alone(scene, scene.deliver(latent), latent.mask.shape[0])
 
 
 def _filled(latent: Latent) -> Latent:

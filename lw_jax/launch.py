@@ -135,6 +135,8 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     stage = raw["stages"].setdefault(name, {"evaluate": {}})["evaluate"]
     for key, text in flags:
         first, _, rest = key.partition(".")
+        if first == "layout" and stage.get("layout") is None:
+            stage["layout"] = copy.deepcopy(raw["layout"])
         if first == "data" and stage.get("data") is None:
             # fields that are not given stay those of the run's own rows of the same kind
             own, variant = raw["data"], rest.partition(".")[0]

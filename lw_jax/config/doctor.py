@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lw_jax import bridge
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.memory import estimate
 from lw_jax.config.schema import Config, ModelConfig
 from lw_jax.errors import UserError
@@ -100,7 +101,8 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
         with seen.trying("bridge"):
             bridge.check_readers(config.bridge)
             width, taps, _ = bridge.source_dims(config.bridge, seen.archs.get("sender"))
-            seen.note("ok", "bridge.source", f"{taps} taps of width {width}")
+            text = f"{taps} taps of width {width}" if taps else "the text's own bytes, no sender"
+            seen.note("ok", "bridge.source", text)
     _rows(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
@@ -196,7 +198,7 @@ def _rows(seen: Examination) -> None:
                     f"{start} has no checkpoints; give the directory of a finished run, "
                     "or of an exported bridge"
                 )
-                seen.note("error", f"stages.{name}.train.init_from", text)
+                seen.note("error", f"stages.{name}.{kind}.init_from", text)
 
 
 def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
@@ -226,11 +228,12 @@ def _layout(seen: Examination) -> None:
     receivers = {n: seen.speakers[n] for n in config.receivers}
     for name, who in receivers.items():
         with seen.trying(f"receivers.{name}"):
-            count = check_labels(config.layout, who, examples)
+            count = max(check_labels(layout, who, examples) for layout in _layouts(config))
             seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
     with seen.trying("layout"):
         limit = config.layout.max_tokens
-        sender = seen.speakers.get("sender")
+        assert config.bridge is not None
+        sender = bridge.source_speaker(config.bridge, seen.speakers.get("sender"))
         seen.sizes = measure(config.layout, sender, receivers, seen.groups, limit).sizes
         for name, arch in seen.archs.items():
             part = "source" if name == "sender" else f"{name}/context"
@@ -241,6 +244,12 @@ def _layout(seen: Examination) -> None:
                     f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
                     f"{arch.max_positions}: set a limit",
                 )
+
+
+def _layouts(config: Config) -> list[LayoutConfig]:
+    """The config's layout, and those of single stages."""
+    stages = [stage.train or stage.evaluate for stage in config.stages.values()]
+    return [config.layout, *(s.layout for s in stages if s is not None and s.layout is not None)]
 
 
 def _memory(seen: Examination) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lw_jax.codecs import codec
 from lw_jax.config.checks import at_least, between
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parts import DataConfig
 from lw_jax.errors import UserError
 
@@ -24,6 +26,13 @@ METHODS = (
 
 CONTROLS = ("no_message", "zero", "mean", "deranged")
 """Always run: without them a figure for `latent` says nothing."""
+
+AT_PRECISION = "latent_"
+
+
+def codec_of(method: str) -> str | None:
+    """The codec of a method `latent_<codec>`; None for all other methods."""
+    return method.removeprefix(AT_PRECISION) if method.startswith(AT_PRECISION) else None
 
 
 @dataclass(frozen=True)
@@ -65,30 +74,67 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probes of the frozen models: the label read off the mean hidden state of a text.
+
+    Layer and regularisation are chosen on a fifth of the training rows, held out; the probe is then
+    fitted on all of them.
+
+    Args:
+        rows: training rows (questions) that a probe is fitted on.
+        layers: tried, as the number of layers run before them (0: the embeddings); empty for all
+            that are loaded.
+        l2: regularisation strengths tried.
+    """
+
+    rows: int = 2000
+    layers: tuple[int, ...] = ()
+    l2: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0)
+
+    def __post_init__(self) -> None:
+        at_least(self, 10, "rows")
+        if any(layer < 0 for layer in self.layers):
+            raise UserError(f"layers: expected numbers of layers from 0 on; got {self.layers}")
+        if not self.l2 or min(self.l2) < 0:
+            raise UserError(f"l2: expected one or more strengths of at least 0; got {self.l2}")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """A stage that compares methods on the same held-out rows (SPEC section 8).
 
     Args:
         methods: methods to run; the controls are always run with `latent`.
+        wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
+            the bridge was trained for: methods `latent_float16`, ...
         rows: rows (questions) evaluated; 0 for all.
         batch_size: rows at once.
         checkpoint: `last` or `best` of the stage before.
+        init_from: run directory of another run, or exported bridge, that is evaluated; null: the
+            bridge of this run.
+        layout: another receiver's sequence than that of training, which is then said beside the
+            figures; null: training's.
         ratio: source tokens a slot, of a bridge trained for several; null: as its config says.
         decode: decoding.
         data: other rows than the config's; null for the config's.
         seed: seed of the rows' order and of the bootstrap.
         bootstrap: resamples for the 95 % intervals.
+        probe: linear probes of the sender and the receivers, where answers are a few labels.
     """
 
     methods: tuple[str, ...] = METHODS
+    wire: tuple[str, ...] = ()
     rows: int = 1000
     batch_size: int = 64
     checkpoint: Literal["last", "best"] = "last"
+    init_from: str | None = None
+    layout: LayoutConfig | None = None
     ratio: float | None = None
     decode: DecodeConfig = DecodeConfig()
     data: DataConfig | None = None  # type: ignore[valid-type]
     seed: int = 12345
     bootstrap: int = 2000
+    probe: ProbeConfig | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 0, "rows")
@@ -98,3 +144,5 @@ class EvaluateConfig:
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown:
             raise UserError(f"methods: unknown {unknown[0]!r}; one of {', '.join(METHODS)}")
+        for name in self.wire:
+            codec(name)

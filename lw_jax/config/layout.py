@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from lw_jax.errors import UserError
@@ -13,31 +13,62 @@ class LayoutConfig:
     """The receiver's sequence, the same for training, scoring and decoding (SPEC section 3).
 
     Args:
-        primer: literal after BOS, before the message; empty for none.
+        primer: literal before the message, no trailing space; empty for none.
+        source_primer: literal before the text that the sender reads; null: the primer.
         question: template of the question segment; empty for none.
         anchor: literal before the answer; no trailing space (the space belongs to the answer).
         anchor_mode: `text` puts the literal; `chat` the model's chat template, then the literal;
             `none` nothing.
         question_in: who is given the question: the `receiver` as text, or the `latent`.
-        encoder_use_chat_template: wrap the source text in a neutral chat scaffold.
+        encoder_use_chat_template: the sender reads the text in a user's turn of its chat template.
+        bos: where the receiver's BOS stands: at the `start`, or `after_message`, where a text as it
+            was pretrained on begins (the sender's is always first).
         bos_after_anchor: a second BOS after the anchor.
+        target: what the receiver writes: the `answer`, or `question_answer`, the question (of rows
+            without one, the text) read back, then anchor and answer.
+        beside_text: the text follows what the wire delivers, so that the receiver reads both (for
+            rivals that see the text: prompt tuning, LoRA).
         max_tokens: contexts with more tokens (of any model) are left out and counted; null: none.
     """
 
     primer: str = "Context:"
+    source_primer: str | None = None
     question: str = "\nQuestion: {question}"
     anchor: str = "\nAnswer:"
     anchor_mode: Literal["text", "chat", "none"] = "text"
     question_in: Literal["receiver", "latent"] = "receiver"
     encoder_use_chat_template: bool = False
+    bos: Literal["start", "after_message"] = "start"
     bos_after_anchor: bool = False
+    target: Literal["answer", "question_answer"] = "answer"
+    beside_text: bool = False
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.anchor != self.anchor.rstrip():
-            raise UserError(
-                f"anchor: {self.anchor!r} ends in white space; "
-                "the space belongs to the answer, so end the anchor without it"
-            )
+        for name, owner in (("anchor", "answer"), ("primer", "text"), ("source_primer", "text")):
+            literal = getattr(self, name) or ""
+            if literal != literal.rstrip():
+                raise UserError(
+                    f"{name}: {literal!r} ends in white space; "
+                    f"the space belongs to the {owner}, so end the {name} without it"
+                )
         if self.question and "{question}" not in self.question:
             raise UserError("question: must contain {question}, or be empty")
+        if self.bos == "after_message" and self.anchor_mode == "chat":
+            raise UserError("bos: a chat template begins with BOS; use anchor_mode: text or none")
+        if self.target == "question_answer":
+            if self.question_in != "latent":
+                raise UserError(
+                    "target: a receiver that is to write the question cannot be given it; "
+                    "use question_in: latent"
+                )
+            if self.anchor_mode != "text" or not self.anchor or self.bos_after_anchor:
+                raise UserError(
+                    "target: question_answer writes the anchor between the two; give an anchor, "
+                    "anchor_mode: text and no bos_after_anchor"
+                )
+
+    def differs(self, other: LayoutConfig) -> dict[str, tuple[object, object]]:
+        """Fields in which the sequence of another layout differs: its value, then this one's."""
+        pairs = {f.name: (getattr(other, f.name), getattr(self, f.name)) for f in fields(self)}
+        return {k: (a, b) for k, (a, b) in pairs.items() if a != b and k != "max_tokens"}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lw_jax import wire
-from lw_jax.config.evaluation import CONTROLS, METHODS, EvaluateConfig
+from lw_jax.config.evaluation import AT_PRECISION, CONTROLS, METHODS, EvaluateConfig, codec_of
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
@@ -27,7 +27,9 @@ from lw_jax.stages.setting import Setting
 def methods_of(config: EvaluateConfig) -> list[str]:
     """The methods to run, in the order of the table; the controls come with `latent`."""
     wanted = {*config.methods, *(CONTROLS if "latent" in config.methods else ())}
-    return [name for name in METHODS if name in wanted]
+    named = [name for name in METHODS if name in wanted]
+    after = named.index("latent") + 1 if "latent" in named else len(named)
+    return [*named[:after], *(AT_PRECISION + codec for codec in config.wire), *named[after:]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Comparison:
 
     def texts(self) -> list[str]:
         """The texts that the latent replaces."""
-        return [message_text(self.setting.layout, e.context) for e in self.examples]
+        return [message_text(self.setting.layout, e) for e in self.examples]
 
     def batches(self, other: bool = False) -> Iterator[tuple[int, Batch]]:
         """(first row, batch) over all rows, the last batch filled up; with `other`, the sources
@@ -82,10 +84,14 @@ class Comparison:
         held = [n for _, batch in self.batches() for n in batch[key].tolist()]
         return held[: len(self.examples)]
 
-    def latent_bytes(self, slots: Sequence[int]) -> list[int]:
-        """Bytes on the wire of latents of so many slots, in the bridge's own codec."""
-        config = self.setting.bridge
-        return [wire.nbytes(m, config.latent_dim, wire.codec_of(config)) for m in slots]
+    def latent_bytes(self, slots: Sequence[int], name: str) -> list[int]:
+        """Bytes on the wire of latents of so many slots, in the codec of the method `name` (the
+        bridge's own but for `latent_<codec>`); with the text where the receiver reads that as
+        well."""
+        sizes = [wire.bytes_of(self.setting.bridge, m, codec_of(name)) for m in slots]
+        if not self.setting.layout.beside_text:
+            return sizes
+        return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
 
     def run(
         self, scene: Scene, name: str, latent_bytes: Sequence[int]

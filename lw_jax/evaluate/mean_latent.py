@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods.base import Batch, Scene
 from lw_jax.receiver.collate import Batch as HostBatch
@@ -52,8 +53,13 @@ def measure(
     return np.asarray(total / np.maximum(count, 1)[:, None], np.float32)
 
 
+def key_of(digest: str, ratio: float | None, layout: LayoutConfig) -> str:
+    """Names what a mean was measured with: the parameters, the ratio, the layout of the source."""
+    return f"{digest}@{ratio}@{layout}"
+
+
 def save(directory: Path, key: str, slots: Slots) -> None:
-    """Write `mean_latent.npz`. key: of the parameters it was measured with."""
+    """Write `mean_latent.npz`. key: see `key_of`."""
     fresh = directory / (FILE + ".part")
     with fresh.open("wb") as file:
         np.savez(file, slots=slots, key=key)

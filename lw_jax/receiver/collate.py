@@ -3,11 +3,12 @@
 A batch is a flat-named tree of numpy arrays. B contexts, Q questions each, N = B*Q; question n
 belongs to context n // Q.
 
-    source/ids [B,Ts] int32, source/lengths [B], source/skip [B]: the sender's tokens (its first
-        `skip` tokens are BOS and primer, which are no content)
+    source/ids [B,Ts] int32, source/lengths [B], source/skip [B]: the sender's tokens, or bytes
+        (the first `skip` are BOS and primer, which are no content)
     <receiver>/context/ids [B,Tc], .../lengths [B]      the text that the latent replaces
-    <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor
-    <receiver>/answer/ids [N,A], .../lengths [N]        answer and EOS
+    <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor (BOS first or last
+        where the layout has it there)
+    <receiver>/answer/ids [N,A], .../lengths [N]        what the receiver writes, and EOS
     valid [N] bool                                      False: the row was too long, and is dropped
 """
 
@@ -23,8 +24,9 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.receiver.layout import (
     Speaker,
-    head_ids,
+    asked_pair,
     message_text,
+    source_head_ids,
     source_text,
     split_joint,
 )
@@ -49,7 +51,8 @@ class Lengths:
 class Collate:
     """Rows of text to a `Batch`; picklable.
 
-    sender: tokenizes the source (None when the source needs no sender); receivers: by name.
+    sender: tokenizes the source (see `bridge.source_speaker`); None: no source is wanted;
+    receivers: by name.
     """
 
     layout: LayoutConfig
@@ -80,7 +83,7 @@ class Collate:
         for key, (rows, repeat) in self.rows(groups, flat, questions).items():
             put(key, rows, repeat)
         if self.sender is not None:
-            head = len(head_ids(self.layout, self.sender))
+            head = len(source_head_ids(self.layout, self.sender))
             batch["source/skip"] = np.minimum(head, batch["source/lengths"]).astype(np.int32)
         batch["valid"] = ok
         return batch
@@ -91,11 +94,11 @@ class Collate:
         """Token ids of every part, and how many questions share one row of it."""
         parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
         if self.sender is not None:
-            head = head_ids(self.layout, self.sender)
+            head = source_head_ids(self.layout, self.sender)
             texts = [source_text(self.layout, group[0]) for group in groups]
             parts["source"] = ([head + ids for ids in self.sender.encode_all(texts)], questions)
-        messages = [message_text(self.layout, group[0].context) for group in groups]
-        pairs = [(example.question, example.answers[0]) for example in flat]
+        messages = [message_text(self.layout, group[0]) for group in groups]
+        pairs = [asked_pair(self.layout, example) for example in flat]
         for name, who in self.receivers.items():
             parts[f"{name}/context"] = (who.encode_all(messages), questions)
             asked = split_joint(self.layout, who, pairs)
@@ -123,7 +126,10 @@ def measure(
     sizes: dict[str, int] = {}
     for key, (rows, _) in probe.rows(groups, flat, 1).items():
         longest = max((len(row) for row in rows if row is not None), default=1)
-        if max_tokens is not None and key.endswith(("source", "/context")):
-            longest = min(longest, max_tokens)
+        limit = max_tokens if key.endswith(("source", "/context")) else None
+        if key == "source" and sender is not None and sender.limit is not None:
+            limit = sender.limit
+        if limit is not None:
+            longest = min(longest, limit)
         sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
     return Lengths(sizes)

@@ -3,14 +3,15 @@
     [BOS] [primer] | [message] | [question] [anchor] | [answer] [EOS]
         head       |           |        ask          |    answer
 
-Head, message and ask are tokenised apart, everywhere the same; ask and answer jointly, so that the
-labels are the joint tokenisation's. No jax here: worker processes prepare batches with it.
+BOS may instead begin what follows the message, and the answer may begin with the question. Head,
+message and ask are tokenised apart, everywhere the same; ask and answer jointly, so that the labels
+are the joint tokenisation's. No jax here: worker processes prepare batches with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -28,7 +29,8 @@ class Speaker:
 
     tokenizer: without special tokens in its output; bos_id: None when the family has none;
     eos_id: the id that ends an answer; chat: `(before, after)` of the chat template around the
-    message, or None; name: for error messages.
+    message, or None; name: for error messages; limit: the most tokens of a text that it takes,
+    None where `layout.max_tokens` says.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Speaker:
     bos_id: int | None
     eos_id: int
     chat: tuple[str, str] | None = None
+    limit: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
@@ -75,40 +78,108 @@ def _chat(config: LayoutConfig, who: Speaker) -> tuple[str, str]:
 
 
 def head_ids(config: LayoutConfig, who: Speaker) -> list[int]:
-    """[BOS] and primer."""
+    """[BOS] and primer of a receiver; without BOS where that stands after the message."""
     before, _ = _chat(config, who)
-    bos = [] if who.bos_id is None else [who.bos_id]
+    bos = _bos(who) if config.bos == "start" else []
     return bos + who.encode(before + config.primer)
 
 
-def message_text(config: LayoutConfig, context: str) -> str:
-    """The text that the latent replaces. The anchor's literal never stands in it."""
-    text = context
+def source_head_ids(config: LayoutConfig, who: Speaker) -> list[int]:
+    """What the sender reads before the text: its [BOS], and a primer.
+
+    Raises:
+        UserError: it is to read a user's turn, and has no chat template.
+    """
+    before = ""
+    if config.encoder_use_chat_template:
+        if who.chat is None:
+            raise UserError(
+                f"layout.encoder_use_chat_template: the tokenizer of {who.name} has no chat "
+                "template; set it to false"
+            )
+        before = who.chat[0]
+    return _bos(who) + who.encode(before + _source_primer(config))
+
+
+def _bos(who: Speaker) -> list[int]:
+    return [] if who.bos_id is None else [who.bos_id]
+
+
+def _source_primer(config: LayoutConfig) -> str:
+    return config.primer if config.source_primer is None else config.source_primer
+
+
+def content_text(config: LayoutConfig, example: Example) -> str:
+    """The text that the latent replaces, and the question if it travels in the latent. The
+    anchor's literal never stands in it."""
+    text = example.context
     if config.anchor_mode != "none" and config.anchor.strip():
         text = text.replace(config.anchor.strip(), "").strip()
-    return (" " if config.primer else "") + text
-
-
-def source_text(config: LayoutConfig, example: Example) -> str:
-    """The text that the sender reads: the message, and the question if it travels in the latent."""
-    text = message_text(config, example.context)
-    if config.question_in == "latent" and config.question:
+    if config.question_in == "latent" and config.question and example.question:
         text += config.question.format(question=example.question)
     return text
 
 
+def message_text(config: LayoutConfig, example: Example) -> str:
+    """The content as a receiver is given it in words."""
+    return (" " if config.primer else "") + content_text(config, example)
+
+
+def source_text(config: LayoutConfig, example: Example) -> str:
+    """The content as the sender reads it."""
+    return (" " if _source_primer(config) else "") + content_text(config, example)
+
+
 def ask_text(config: LayoutConfig, who: Speaker, question: str) -> str:
-    """Question and anchor."""
+    """Question and anchor; not the anchor where the receiver writes it."""
     _, after = _chat(config, who)
     asked = ""
     if config.question and question and config.question_in == "receiver":
         asked = config.question.format(question=question)
-    return asked + after + ("" if config.anchor_mode == "none" else config.anchor)
+    anchored = config.anchor_mode != "none" and config.target == "answer"
+    asked += after + (config.anchor if anchored else "")
+    return asked.lstrip() if config.bos == "after_message" else asked
 
 
-def answer_text(answer: str) -> str:
-    """The answer as it follows the anchor: the space belongs to the answer."""
-    return " " + answer.strip()
+def ask_ids(config: LayoutConfig, who: Speaker, asked: Sequence[int]) -> list[int]:
+    """Ids of question and anchor, with the BOS that stands before or after them.
+
+    Raises:
+        UserError: BOS is to stand after the message, and the receiver has none.
+    """
+    if config.bos == "after_message" and who.bos_id is None:
+        raise UserError(f"layout.bos: receivers.{who.name} has no BOS token; use bos: start")
+    first = _bos(who) if config.bos == "after_message" else []
+    return first + list(asked) + (_bos(who) if config.bos_after_anchor else [])
+
+
+def target_text(config: LayoutConfig, example: Example) -> str:
+    """What the receiver is to write."""
+    answer = example.answers[0].strip()
+    if config.target == "answer":
+        return answer
+    asked = example.question or content_text(config, example)
+    return f"{asked.strip()}{config.anchor} {answer}"
+
+
+def asked_pair(config: LayoutConfig, example: Example) -> tuple[str, str]:
+    """What the receiver is asked of an example, and what it is to write."""
+    return example.question, target_text(config, example)
+
+
+def written(config: LayoutConfig, example: Example) -> Example:
+    """The example with what the receiver is to write for its answer."""
+    if config.target == "answer":
+        return example
+    return replace(example, answers=(target_text(config, example),))
+
+
+def answer_text(answer: str, first: bool = False) -> str:
+    """The answer as it follows the anchor: the space belongs to the answer.
+
+    first: it is the first text after a BOS, and needs no space.
+    """
+    return ("" if first else " ") + answer.strip()
 
 
 @dataclass(frozen=True)
@@ -125,25 +196,21 @@ def split_joint(
     """Ask and answer ids of (question, answer) pairs, from the joint tokenisation; None where no
     token ends where the anchor ends."""
     asks = [ask_text(config, who, q) for q, _ in pairs]
-    answers = [answer_text(a) for _, a in pairs]
-    if config.bos_after_anchor:
-        again = [] if who.bos_id is None else [who.bos_id]
-        return [
-            Asked(x + again, y + [who.eos_id])
-            for x, y in zip(who.encode_all(asks), who.encode_all(answers), strict=True)
-        ]
-    joint = who.tokenizer.encode_batch(
-        [x + y for x, y in zip(asks, answers, strict=True)], add_special_tokens=False
-    )
+    first = config.bos == "after_message"
+    answers = [answer_text(a, first and not x) for x, (_, a) in zip(asks, pairs, strict=True)]
     apart = who.encode_all(asks)
-    found: list[Asked | None] = []
-    for whole, ask in zip(joint, apart, strict=True):
-        ids = list(whole.ids)
-        if ids[: len(ask)] == ask and len(ids) > len(ask):
-            found.append(Asked(ask, ids[len(ask) :] + [who.eos_id]))
-        else:
-            found.append(None)
-    return found
+    if config.bos_after_anchor:
+        return [
+            Asked(ask_ids(config, who, x), y + [who.eos_id])
+            for x, y in zip(apart, who.encode_all(answers), strict=True)
+        ]
+    joint = who.encode_all([x + y for x, y in zip(asks, answers, strict=True)])
+    return [
+        Asked(ask_ids(config, who, ask), ids[len(ask) :] + [who.eos_id])
+        if ids[: len(ask)] == ask and len(ids) > len(ask)
+        else None
+        for ids, ask in zip(joint, apart, strict=True)
+    ]
 
 
 def check_labels(config: LayoutConfig, who: Speaker, examples: Sequence[Example]) -> int:
@@ -155,7 +222,7 @@ def check_labels(config: LayoutConfig, who: Speaker, examples: Sequence[Example]
     Raises:
         UserError: a label differs; names the receiver and the text.
     """
-    pairs = [(e.question, e.answers[0]) for e in examples]
+    pairs = [asked_pair(config, e) for e in examples]
     for (question, answer), asked in zip(pairs, split_joint(config, who, pairs), strict=True):
         text = ask_text(config, who, question) + answer_text(answer)
         if asked is None:

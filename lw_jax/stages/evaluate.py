@@ -12,19 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lw_jax import bridge
+from lw_jax import bridge, wire
 from lw_jax.config.evaluation import EvaluateConfig
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
-from lw_jax.evaluate import compression, mean_latent, report, rows
+from lw_jax.evaluate import compression, mean_latent, probe, report, rows
 from lw_jax.evaluate.compare import Comparison, methods_of
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
 from lw_jax.evaluate.partial import Partial, key_of
-from lw_jax.evaluate.trained import Trained, load_trained
+from lw_jax.evaluate.trained import Trained, layout_at, load_trained
 from lw_jax.mesh import put_batch, replicated
-from lw_jax.stages.setting import load_rows, sample, set_up
+from lw_jax.receiver.layout import written
+from lw_jax.stages.setting import Setting, load_rows, sample, set_up
 from lw_jax.train.loop import termination
 
 MEAN_ROWS = 1024
@@ -39,7 +41,9 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         UserError: no rows, no trained bridge where one is needed, or other parameters than trained.
         SystemExit: code 0 after SIGTERM; finished methods are kept.
     """
-    setting = set_up(run.config, run.mesh)
+    layout = cfg.layout or layout_at(run.config, before=name)
+    config = dataclasses.replace(run.config, layout=layout)
+    setting = set_up(config, run.mesh, run.run_dir)
     if cfg.ratio is not None:
         setting = dataclasses.replace(setting, bridge=bridge.at_ratio(setting.bridge, cfg.ratio))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
@@ -49,15 +53,18 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     wanted = [method(n) for n in methods_of(cfg)]
     trained = None
     if any(m.needs_bridge for m in wanted):
-        trained = load_trained(run.config, run.run_dir, setting, cfg.checkpoint, before=name)
+        trained = load_trained(
+            run.config, run.run_dir, setting, cfg.checkpoint, before=name, init_from=cfg.init_from
+        )
     others = rows.others(examples) if any(m.other_source for m in wanted) else []
     key = key_of(
         asdict(cfg.decode),
         [cfg.seed, cfg.ratio, rows.digest(examples)],
-        to_dict(run.config)["layout"],
+        asdict(layout),
         setting.fingerprints,
         None if trained is None else trained.digest,
     )
+    warnings = _unlike_training(layout, trained)
     out = _directory(run, name)
     partial = Partial(out / "partial", key)
     with termination() as terminated:
@@ -66,12 +73,17 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         if trained is not None and "mean" in methods_of(cfg):
             mean = _mean(run, compared, trained, cfg)
         said, packed = _compare(compared, trained, mean, partial)
+    # What the receiver is to write is what its output is held against.
+    examples, others = ([written(layout, e) for e in some] for some in (examples, others))
     asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
+    probed = _probe(run, setting, cfg, asked)
     metrics = {
         **figures(asked, said),
+        **({} if probed is None else {"probe": probed}),
         "compression": packed,
         "parameters": {} if trained is None else trained.to_json(),
         "config": to_dict(run.config),
+        "warnings": warnings,
         "stage": name,
         "versions": versions(),
         "data": data(asked, len(drawn) - len(examples), source.malformed),
@@ -83,6 +95,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
     )
     report.show(run.console, metrics)
+    for line in warnings:
+        compared.say(line)
     partial.remove()
 
 
@@ -109,10 +123,20 @@ def _scene(compared: Comparison, trained: Trained | None, receiver: str, mean: A
     return Scene(setting.parties, params, mean, setting.bridge, setting.dims, receiver)
 
 
+def _unlike_training(layout: LayoutConfig, trained: Trained | None) -> list[str]:
+    """A line if the sequence is not the one that the bridge was trained with (fault 4)."""
+    if trained is None or trained.layout is None:
+        return []
+    changed = [f"{k} {a!r} -> {b!r}" for k, (a, b) in layout.differs(trained.layout).items()]
+    if not changed:
+        return []
+    return [f"WARNING layout: not the one trained with: {', '.join(changed)}"]
+
+
 def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig) -> Any:
     """The mean slots on the mesh: as measured with these parameters before, or measured now."""
     setting = compared.setting
-    measured = f"{trained.digest}@{cfg.ratio}"
+    measured = mean_latent.key_of(trained.digest, cfg.ratio, setting.layout)
     slots = mean_latent.load(run.run_dir, measured)
     if slots is None:
         groups = sample(load_rows(run.config.data, "train", run.config.seed), MEAN_ROWS)
@@ -128,19 +152,34 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
     return jax.device_put(jnp.asarray(slots), replicated(setting.mesh))
 
 
+def _probe(
+    run: Run, setting: Setting, cfg: EvaluateConfig, asked: Asked
+) -> dict[str, Any] | None:
+    """Linear probes of the frozen models, on the rows that the methods were given."""
+    if cfg.probe is None:
+        return None
+    source = load_rows(cfg.data or run.config.data, "train", run.config.seed)
+    train = rows.choose(source, cfg.probe.rows, cfg.seed)
+    if setting.layout.max_tokens is not None:
+        train = rows.usable(train, setting.collate([(e,) for e in train]))
+    return probe.probe(setting, cfg.probe, train, asked, cfg.batch_size)
+
+
 def _compare(
     compared: Comparison, trained: Trained | None, mean: Any, partial: Partial
 ) -> tuple[Said, dict[str, Any]]:
     """All methods of all receivers, and what the message costs."""
     said: dict[str, dict[str, Any]] = {}
     packed: dict[str, Any] = {}
-    texts, width = compared.texts(), compared.setting.bridge.latent_dim
+    texts, bridged = compared.texts(), compared.setting.bridge
     for receiver in compared.setting.receivers:
         scene = _scene(compared, trained, receiver, mean)
         slots = [0] * len(texts)
         if trained is not None:
             slots, columns = compared.sizes(scene)
-            packed["latent"] = compression.of_texts(texts, slots, width)
+            packed["latent"] = compression.of_texts(
+                texts, slots, bridged.latent_dim, wire.codec_of(bridged), bridge.levels_of(bridged)
+            )
             packed.setdefault("receivers", {})[receiver] = compression.of_columns(
                 texts, compared.tokens(receiver), columns, scene.party.arch
             )
@@ -148,7 +187,7 @@ def _compare(
         for name in methods_of(compared.config):
             found, when = partial.load(receiver, name), ", before it was stopped"
             if found is None:
-                found, when = compared.run(scene, name, compared.latent_bytes(slots)), ""
+                found, when = compared.run(scene, name, compared.latent_bytes(slots, name)), ""
                 partial.save(receiver, name, *found)
             said[receiver][name] = found
             compared.say(f"{receiver} {name}: {len(texts)} rows in {found[1]:.1f} s{when}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,15 +18,16 @@ from lw_jax.config.parse import to_dict
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.config.schema import Config, ModelConfig
 from lw_jax.data.example import Example, Rows
-from lw_jax.dims import Dims
+from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.errors import UserError
 from lw_jax.models.checkpoint import open_checkpoint
 from lw_jax.models.lm import FrozenLM, load_lm
 from lw_jax.party import Parties, Party
 from lw_jax.receiver.collate import Collate, Lengths, measure
-from lw_jax.receiver.layout import Speaker, check_labels, head_ids, speaker
+from lw_jax.receiver.layout import Speaker, check_labels, head_ids, source_head_ids, speaker
 from lw_jax.receiver.loudness import measure_loudness
 from lw_jax.registry import chosen
+from lw_jax.stages import measured
 
 MEASURED_ROWS = 2048
 """Contexts whose token lengths decide the static lengths of a batch."""
@@ -39,7 +41,10 @@ Group = Sequence[Example]
 
 @dataclass(frozen=True)
 class Setting:
-    """The frozen side of a run, and how text reaches it."""
+    """The frozen side of a run, and how text reaches it.
+
+    sender: in whose tokens the source is read (raw bytes have their own).
+    """
 
     layout: LayoutConfig
     bridge: BridgeConfig
@@ -94,51 +99,58 @@ def _load(config: ModelConfig, mesh: Mesh, **limits: Any) -> FrozenLM:
     return load_lm(config.path, mesh, dtype=jnp.dtype(config.dtype), quant=quant, **limits)
 
 
-def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, who: Speaker) -> Party:
-    return Party(lm.params, lm.arch, tuple(head_ids(layout, who)), config.attention)
+def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, head: list[int]) -> Party:
+    return Party(lm.params, lm.arch, tuple(head), config.attention, layout.beside_text)
 
 
-def set_up(config: Config, mesh: Mesh) -> Setting:
+def set_up(
+    config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True
+) -> Setting:
     """Load the frozen models, prove the labels, measure the receivers.
+
+    Args:
+        run_dir: of a run, which measures its receivers once.
+        rows: False where no label is needed; rows are then read only to measure the receivers, if
+            the run has not.
 
     Raises:
         UserError: a model, the data, or the labels of a receiver's tokenizer are not right.
     """
-    assert config.bridge is not None and config.data is not None
+    assert config.bridge is not None
     bridge.check_readers(config.bridge)
-    groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
+    arch = None
+    if config.sender is not None:
+        arch = open_checkpoint(config.sender.path, 0, False).arch
+    width, taps, vocab = bridge.source_dims(config.bridge, arch)
     sender = sender_party = None
     fingerprints: dict[str, str] = {}
-    if config.sender is not None:
-        lm, layers = _load_sender(config, mesh)
+    if config.sender is not None and arch is not None:
+        source, options = bridge.part("sources", config.bridge.source)
+        layers = source.depth(options, arch)
+        lm = _load(config.sender, mesh, layers=layers, head=False)
         sender = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        sender_party = _party(config.layout, config.sender, lm, sender)
+        head = source_head_ids(config.layout, sender)
+        sender_party = _party(config.layout, config.sender, lm, head)
         fingerprints["sender"] = f"{lm.fingerprint}@{layers}"
     speakers: dict[str, Speaker] = {}
     parties: dict[str, Party] = {}
     for name, model in config.receivers.items():
         lm = _load(model, mesh)
         speakers[name] = speaker(name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        check_labels(config.layout, speakers[name], [e for group in groups for e in group])
-        parties[name] = _party(config.layout, model, lm, speakers[name])
+        head = head_ids(config.layout, speakers[name])
+        parties[name] = _party(config.layout, model, lm, head)
         fingerprints[name] = lm.fingerprint
-    arch = None if sender_party is None else sender_party.arch
-    width, taps, vocab = bridge.source_dims(config.bridge, arch)
-    collate = Collate(
-        config.layout,
-        sender,
-        speakers,
-        measure(config.layout, sender, speakers, groups, config.layout.max_tokens),
-    )
-    some = collate([group[:1] for group in groups[:LOUDNESS_ROWS]])
-    loud = {
-        name: measure_loudness(
-            party,
-            jnp.asarray(some[f"{name}/context/ids"]),
-            jnp.asarray(some[f"{name}/context/lengths"]),
-        )
-        for name, party in parties.items()
-    }
+    sender = bridge.source_speaker(config.bridge, sender)
+    prints = {name: fingerprints[name] for name in parties}
+    loud = None if run_dir is None else measured.kept(run_dir, prints)
+    if rows or loud is None:
+        groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
+        for who in speakers.values():
+            check_labels(config.layout, who, [e for group in groups for e in group])
+        if loud is None:
+            loud = _loudness(config.layout, parties, speakers, groups[:LOUDNESS_ROWS])
+        if run_dir is not None:
+            measured.keep(run_dir, loud, prints)
     return Setting(
         layout=config.layout,
         bridge=config.bridge,
@@ -151,9 +163,22 @@ def set_up(config: Config, mesh: Mesh) -> Setting:
     )
 
 
-def _load_sender(config: Config, mesh: Mesh) -> tuple[FrozenLM, int]:
-    """The sender up to its highest tap, without its head, and how many layers that are."""
-    assert config.sender is not None and config.bridge is not None
-    source, options = bridge.part("sources", config.bridge.source)
-    layers = source.depth(options, open_checkpoint(config.sender.path, 1, False).arch)
-    return _load(config.sender, mesh, layers=layers, head=False), layers
+def _loudness(
+    layout: LayoutConfig,
+    parties: dict[str, Party],
+    speakers: dict[str, Speaker],
+    groups: Sequence[Group],
+) -> dict[str, ReceiverDims]:
+    """How loud the receivers are on some contexts."""
+    one = [group[:1] for group in groups]
+    some = Collate(layout, None, speakers, measure(layout, None, speakers, one, layout.max_tokens))(
+        one
+    )
+    return {
+        name: measure_loudness(
+            party,
+            jnp.asarray(some[f"{name}/context/ids"]),
+            jnp.asarray(some[f"{name}/context/lengths"]),
+        )
+        for name, party in parties.items()
+    }

@@ -67,6 +67,7 @@ def load_bridge(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
 
 def main(argv: list[str]) -> int:
     """Export the bridge of a finished run."""
+    from lw_jax.config.parse import to_dict
     from lw_jax.config.run import read_config
     from lw_jax.evaluate.trained import load_trained
     from lw_jax.mesh import make_mesh
@@ -78,12 +79,17 @@ def main(argv: list[str]) -> int:
     run_dir, out = Path(argv[0]), Path(argv[1])
     try:
         config = read_config(run_dir)
-        setting = set_up(config, make_mesh(config.mesh))
+        setting = set_up(config, make_mesh(config.mesh), run_dir, rows=False)
         trained = load_trained(config, run_dir, setting)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    about = {"step": trained.step, "stage": trained.stage, "fingerprints": setting.fingerprints}
+    about = {
+        "step": trained.step,
+        "stage": trained.stage,
+        "fingerprints": setting.fingerprints,
+        "config": to_dict(config),
+    }
     save_bridge(out, trained.params, about)
     return 0
 

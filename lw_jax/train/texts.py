@@ -47,7 +47,7 @@ def tokenise(who: Speaker, tasks: Sequence[TextTask]) -> Tokens | None:
     answer does not begin at a token boundary.
     """
     layout = LayoutConfig(anchor=tasks[0].anchor)
-    ids = head_ids(layout, who) + who.encode(message_text(layout, tasks[0].example.context))
+    ids = head_ids(layout, who) + who.encode(message_text(layout, tasks[0].example))
     kinds = [REST] * len(ids)
     kind = ANSWER if tasks[0].example.question else WRITTEN
     pairs = [(task.example.question, task.example.answers[0]) for task in tasks]

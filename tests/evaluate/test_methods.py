@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lw_jax.config.evaluation import METHODS, DecodeConfig
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.evaluate import predict as predicting
 from lw_jax.evaluate.methods import method
@@ -85,6 +86,30 @@ def test_argmax_is_greedy_on_256_examples(world: World, name: str) -> None:
     assert [p.argmax for p in said] == [p.same for p in said]
     assert sum(bool(p.same) for p in said) == len(said) // 2
     assert 20 < ended < len(said) - 20  # both answers that end and answers cut off were compared
+
+
+READ_BACK = LayoutConfig(
+    primer="", bos="after_message", question_in="latent", target="question_answer"
+)
+
+
+@pytest.mark.parametrize("name", ["text", "latent", "no_message"])
+def test_argmax_is_greedy_where_the_receiver_writes_question_and_answer(
+    world: World, name: str
+) -> None:
+    """[message][BOS], then all that follows is written: no head stands before the message."""
+    other = world.with_layout(READ_BACK)
+    batch = _batch(other, name)
+    assert other.scene.party.head == ()
+    assert (batch[f"{RECEIVER}/ask/lengths"] == 1).all()
+    said = batch[f"{RECEIVER}/answer/ids"][0][: batch[f"{RECEIVER}/answer/lengths"][0] - 1]
+    example = world.examples[0]
+    whole = f"{example.question}\nAnswer: {example.answers[0]}"
+    assert other.speaker.tokenizer.decode(said.tolist()) == whole
+    gold = _with_gold(batch, _raw(other, name, batch))
+    found = _host(other, name, _raw(other, name, gold), gold, world.examples[:SIZE])
+    assert [p.argmax for p in found] == [p.same for p in found]
+    assert sum(bool(p.same) for p in found) == SIZE // 2
 
 
 def _without_bos(asked: list[Any]) -> list[Any]:

@@ -230,11 +230,35 @@ def test_parts_of_another_evaluation_are_not_read(tmp_path: Path) -> None:
 def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
     run: Run, metrics: dict[str, Any]
 ) -> None:
-    held = mean_latent.load(run.run_dir, metrics["parameters"]["digest"])
+    key = mean_latent.key_of(metrics["parameters"]["digest"], None, run.config.layout)
+    held = mean_latent.load(run.run_dir, key)
     assert held is not None
     assert held.shape == (6, 12)
     assert np.abs(held).max() > 0
     assert mean_latent.load(run.run_dir, "another") is None
+
+
+def test_another_runs_bridge_under_another_layout_says_so(
+    models: dict[str, Path], run: Run, metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    """Fault 4: a primer of the evaluation that differs from training's."""
+    assert metrics["warnings"] == []
+    raw = raw_config(models, tmp_path / "other", init_from=str(run.run_dir), methods=["latent"])
+    del raw["stages"]["wire"]
+    raw["stages"]["test"]["evaluate"] |= {"rows": 4, "layout": {"primer": "Text:"}}
+    config = from_dict(raw)
+    screen = io.StringIO()
+    (tmp_path / "other").mkdir()
+    console = Console(file=screen, width=200)
+    other = Run(config, tmp_path / "other", run.mesh, console, tmp_path / "other")
+    cfg = config.stages["test"].evaluate
+    assert cfg is not None
+    evaluate.run(other, "test", cfg)
+    found = json.loads((tmp_path / "other" / "metrics.json").read_text())
+    assert found["parameters"]["digest"] == metrics["parameters"]["digest"]
+    (line,) = found["warnings"]
+    assert "primer 'Context:' -> 'Text:'" in line
+    assert line in screen.getvalue()
 
 
 def test_what_is_loaded_must_be_what_was_trained(

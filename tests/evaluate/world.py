@@ -55,6 +55,17 @@ class World:
         params = fresh(config, self.scene.dims, 5)
         return replace(self, scene=self.scene.replace(config=config, bridge=params))
 
+    def with_layout(self, layout: LayoutConfig) -> World:
+        """The same world with another receiver's sequence."""
+        groups = [(e,) for e in [*self.examples, *self.others]]
+        readers = {RECEIVER: self.speaker}
+        collate = Collate(
+            layout, self.sender, readers, measure(layout, self.sender, readers, groups)
+        )
+        party = self.scene.party.replace(head=tuple(head_ids(layout, self.speaker)))
+        parties = Parties(self.scene.parties.sender, {RECEIVER: party})
+        return replace(self, collate=collate, scene=self.scene.replace(parties=parties))
+
 
 def fresh(config: BridgeConfig, dims: Dims, seed: int) -> Any:
     """A random bridge."""

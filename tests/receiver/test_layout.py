@@ -14,10 +14,14 @@ from lw_jax.receiver.collate import Collate, Lengths, measure
 from lw_jax.receiver.layout import (
     answer_text,
     ask_text,
+    asked_pair,
     check_labels,
     head_ids,
     message_text,
+    source_head_ids,
+    source_text,
     split_joint,
+    target_text,
 )
 from tests.receiver.worlds import LAYOUT, groups, speaker
 
@@ -25,7 +29,7 @@ from tests.receiver.worlds import LAYOUT, groups, speaker
 def whole(layout: LayoutConfig, example: Example) -> str:
     return (
         layout.primer
-        + message_text(layout, example.context)
+        + message_text(layout, example)
         + ask_text(layout, speaker(), example.question)
         + answer_text(example.answers[0])
     )
@@ -37,7 +41,7 @@ def test_segments_together_are_the_tokens_of_the_whole_text() -> None:
         for e in group:
             (asked,) = split_joint(LAYOUT, who, [(e.question, e.answers[0])])
             assert asked is not None
-            ids = head_ids(LAYOUT, who) + who.encode(message_text(LAYOUT, e.context))
+            ids = head_ids(LAYOUT, who) + who.encode(message_text(LAYOUT, e))
             ids += asked.ask + asked.answer
             assert ids == [who.bos_id, *who.encode(whole(LAYOUT, e)), who.eos_id]
 
@@ -61,7 +65,7 @@ def test_head_is_the_same_for_training_and_decoding() -> None:
 
 
 def test_anchor_literal_is_stripped_from_the_message() -> None:
-    text = message_text(LAYOUT, "The sign says Answer: 42 to all.")
+    text = message_text(LAYOUT, Example("i", "c", "The sign says Answer: 42 to all.", "", ("42",)))
     assert "Answer:" not in text
     assert "42" in text
 
@@ -107,6 +111,73 @@ def test_chat_layout_wraps_the_message() -> None:
 def test_question_in_the_latent_is_not_asked_again() -> None:
     layout = LayoutConfig(question_in="latent")
     assert ask_text(layout, speaker(), "Who?") == "\nAnswer:"
+
+
+def test_bos_after_the_message_begins_a_text_of_its_own() -> None:
+    """As pretrained on: BOS, then text without a space before it; never two BOS, never none."""
+    who = speaker()
+    layout = LayoutConfig(primer="", bos="after_message")
+    example = groups(1)[0][0]
+    (asked,) = split_joint(layout, who, [asked_pair(layout, example)])
+    assert asked is not None
+    assert head_ids(layout, who) == []
+    text = f"Question: {example.question}\nAnswer: {example.answers[0]}"
+    assert asked.ask + asked.answer == [who.bos_id, *who.encode(text), who.eos_id]
+    assert source_head_ids(layout, who) == [who.bos_id]  # the sender's BOS is always first
+    with pytest.raises(UserError, match="no BOS token"):
+        split_joint(layout, dataclasses.replace(who, bos_id=None), [asked_pair(layout, example)])
+
+
+@pytest.mark.parametrize("bos", ["start", "after_message"])
+def test_the_question_is_read_back_before_the_answer(bos: str) -> None:
+    who = speaker()
+    layout = LayoutConfig(primer="", question_in="latent", target="question_answer", bos=bos)  # type: ignore[arg-type]
+    examples = [
+        groups(1)[0][0],
+        Example("i", "c", "Ann has 3 pens. How many pens?", "", ("She has 3.\n#### 3",)),
+    ]
+    assert check_labels(layout, who, examples) == 2
+    for e, read_back in zip(examples, (examples[0].question, examples[1].context), strict=True):
+        assert target_text(layout, e) == f"{read_back}\nAnswer: {e.answers[0]}"
+        assert read_back in message_text(layout, e)  # what is read back is in the message
+        (asked,) = split_joint(layout, who, [asked_pair(layout, e)])
+        assert asked is not None
+        assert asked.ask == ([] if bos == "start" else [who.bos_id])
+        back = who.tokenizer.decode(asked.answer[:-1])
+        assert back == (" " if bos == "start" else "") + target_text(layout, e)
+
+
+def test_the_sender_may_read_another_primer_or_a_users_turn() -> None:
+    who = dataclasses.replace(speaker(), chat=("<user> ", " <assistant>"))
+    example = Example("i", "c", "Ann has 3 pens.", "", ("3",))
+    layout = LayoutConfig(primer="Answer:", source_primer="Question:")
+    assert who.tokenizer.decode(source_head_ids(layout, who)[1:]) == "Question:"
+    assert who.tokenizer.decode(head_ids(layout, who)[1:]) == "Answer:"
+    bare = dataclasses.replace(layout, source_primer="", encoder_use_chat_template=True)
+    assert who.tokenizer.decode(source_head_ids(bare, who)[1:]) == "<user> "
+    assert (source_text(layout, example), source_text(bare, example)) == (
+        " Ann has 3 pens.",
+        "Ann has 3 pens.",
+    )
+    with pytest.raises(UserError, match="no chat template"):
+        source_head_ids(bare, speaker())
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"primer": "Answer: "}, "end the primer without it"),
+        ({"target": "question_answer"}, "use question_in: latent"),
+        (
+            {"target": "question_answer", "question_in": "latent", "anchor_mode": "none"},
+            "give an anchor",
+        ),
+        ({"bos": "after_message", "anchor_mode": "chat"}, "begins with BOS"),
+    ],
+)
+def test_layouts_that_cannot_be(fields: dict[str, str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        LayoutConfig(**fields)  # type: ignore[arg-type]
 
 
 def test_rows_that_are_too_long_are_dropped_not_cut() -> None:
