@@ -21,6 +21,8 @@ class Schedule:
         stop: first step after which the factor is zero again; null for never.
         ramp: steps over which the factor rises linearly from 0 to 1.
         final: factor at the end of a `linear` or `cosine` decay.
+        gate: of an objective's weight only: the factor is zero for every batch whose reconstruction
+            cosine is not above this.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -28,6 +30,7 @@ class Schedule:
     stop: int | None = None
     ramp: int = 0
     final: float = 0.0
+    gate: float | None = None
 
     def active(self, step: int) -> bool:
         """Whether the factor can be non-zero at `step`: the static part of a step's plan."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lw_jax.config.checks import at_least, between
+from lw_jax.errors import UserError
 from lw_jax.schedule import Schedule
 
 
@@ -35,3 +36,5 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "lr", "adam_lr", "weight_decay", "clip")
         between(self, 0, 1, "b1", "b2")
+        if self.schedule.gate is not None:
+            raise UserError("schedule.gate: a learning rate has none; it belongs to objectives")

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from lw_jax.config.checks import at_least, between
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives.base import Context, Pass, Term, masked
 from lw_jax.schedule import Schedule
+from lw_jax.types import Array
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,31 @@ class Config:
     Args:
         weight: of this objective in the loss.
         schedule: factor of the weight over the steps.
+        first: answer tokens that count (K-token cross-entropy); null for all.
+        first_tokens: answer tokens that count `first_weight` times, the mean being over weights.
+        first_weight: of those tokens, against 1 for the others.
+        label_smoothing: share of the target spread evenly over the vocabulary.
     """
 
     weight: float = 1.0
     schedule: Schedule = Schedule()
+    first: int | None = None
+    first_tokens: int = 0
+    first_weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "first")
+        at_least(self, 0, "first_tokens", "first_weight")
+        between(self, 0, 1, "label_smoothing")
+
+    def token_weights(self, mask: Array) -> Array:
+        """Weights [N, A] float32 of the answer tokens in mask [N, A]."""
+        index = jnp.arange(mask.shape[1])[None]
+        weights = jnp.where(index < self.first_tokens, self.first_weight, 1.0)
+        if self.first is not None:
+            weights = jnp.where(index < self.first, weights, 0.0)
+        return mask * weights
 
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
@@ -33,4 +56,8 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     right = scored.correct(reading.labels) | ~mask
     whole = jnp.all(right, axis=1).astype(jnp.float32)
     context.watched[f"{receiver}/accuracy"] = masked(whole, context.valid)
-    return {"answer_ce": masked(scored.nll, mask)}
+    nll = scored.nll
+    if config.label_smoothing:
+        nll += config.label_smoothing * (scored.uniform - scored.nll)
+    weights = config.token_weights(mask)
+    return {"answer_ce": Term(jnp.sum(nll * weights), jnp.sum(weights))}

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lw_jax.dims import Dims
+from lw_jax.errors import UserError
 from lw_jax.notes import Notes
 from lw_jax.party import Parties
 from lw_jax.receiver.pack import Segment
@@ -29,6 +30,9 @@ from lw_jax.receiver.read import (
     text_message,
 )
 from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
+
+COSINE = "reconstruction_cosine"
+"""Watched by the objectives that reconstruct the source; schedules may be gated on it."""
 
 
 @struct.dataclass
@@ -88,17 +92,27 @@ class Context:
         return self.encoded[1]
 
     @cached_property
-    def deliveries(self) -> dict[str, Delivery]:
-        """What each receiver is given, of the B contexts."""
+    def given(self) -> dict[str, tuple[Delivery, Notes]]:
+        """What each receiver is given, of the B contexts, and what its readers noted."""
         return {
-            name: self.apply(name, self.latent, method="deliver", key=1 + i)[0]
+            name: self.apply(name, self.latent, method="deliver", key=1 + i)
             for i, name in enumerate(self.dims.receivers)
         }
 
     @property
+    def deliveries(self) -> dict[str, Delivery]:
+        """What each receiver is given, of the B contexts."""
+        return {name: delivery for name, (delivery, _) in self.given.items()}
+
+    def reader_notes(self, receiver: str) -> Notes:
+        """What a receiver's readers noted, by variant: `["soft_tokens"]["saturation"]`."""
+        before = f"readers_{receiver}_"  # linen's name for an entry of a dict of modules
+        return {k.removeprefix(before): v for k, v in self.given[receiver][1].items()}
+
+    @property
     def delivered(self) -> bool:
         """Whether something has asked for the deliveries."""
-        return "deliveries" in self.__dict__
+        return "given" in self.__dict__
 
     def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Notes]:
         """A method of the bridge, with randomness of its own (`key` 64 and above are free)."""
@@ -109,6 +123,11 @@ class Context:
     def valid(self) -> Array:
         """[N] bool: questions that count."""
         return self.batch["valid"]
+
+    @property
+    def valid_contexts(self) -> Array:
+        """[B] bool: contexts of which a question counts."""
+        return jnp.any(self.valid.reshape(-1, self.questions), axis=1)
 
     @property
     def questions(self) -> int:
@@ -172,6 +191,26 @@ def answer_reading(
     given = expand(delivery, questions)
     laid = segments(parties, batch, receiver, message, given, questions)
     return read(party.arch, party.params, laid, given, attention=party.attention)
+
+
+def gated(term: Term, context: Context, receiver: str, objective: str, above: float) -> Term:
+    """The term while the batch's reconstruction cosine is above a threshold, else zero.
+
+    The cosine is the one that an objective of the same step watches (SPEC section 6); no gradient
+    goes through the gate. With microbatches each has its own gate.
+
+    Raises:
+        UserError: no objective of the step watches it.
+    """
+    seen = context.watched.get(f"{receiver}/{COSINE}")
+    if seen is None:
+        raise UserError(
+            f"objectives.{objective}.schedule.gate: nothing measures a reconstruction cosine; "
+            "set objectives.cosine_reconstruction or objectives.reconstruction as well"
+        )
+    gate = (jax.lax.stop_gradient(mean(seen)) > above).astype(jnp.float32)
+    context.watched[f"{receiver}/gate/{objective}"] = Term(gate, jnp.float32(1.0))
+    return Term(term.total * gate, term.count)
 
 
 def mean(term: Term) -> Array:

@@ -7,12 +7,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from lw_jax.config.checks import at_least
 from lw_jax.dims import ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.notes import note
 from lw_jax.readers.positions import slot_positions
 from lw_jax.transformer import Mlp
-from lw_jax.types import Delivery, Latent
+from lw_jax.types import Array, Delivery, Latent
+
+SCALED = ("rms", "tanh", "layer_norm_tanh")
+"""The conditionings that have a learned scale."""
+
+SATURATED = 0.97
+"""|tanh| beyond which next to no gradient comes through (its slope is 0.06 there)."""
 
 
 @dataclass(frozen=True)
@@ -20,24 +30,48 @@ class Config:
     """Soft tokens in the receiver's input embeddings.
 
     Args:
-        hidden: `linear`, or `mlp` for a residual two-layer GELU MLP before it.
+        hidden: `linear`, `mlp` for a residual two-layer GELU MLP before it, or `none` to hand the
+            slots over as they are (they then are as wide as the receiver).
         mlp_ratio: hidden width of that MLP over the latent's width.
         positions: `columns` gives slots consecutive positions; `spread` spreads them over the
             length of the source.
         dropout: in the MLP.
+        input_norm: RMS-norm the slots before anything else.
+        conditioning: how loud the output is: `rms` norms each token and multiplies by a learned
+            scale; `tanh` bounds it and multiplies by one; `layer_norm` norms with gain and bias;
+            `layer_norm_tanh` does so before tanh x scale; `none` leaves it.
+        init_scale: where that learned scale starts; null: the RMS of the receiver's own embeddings.
+        colour: a learned gain and bias per channel at the very end.
     """
 
-    hidden: Literal["linear", "mlp"] = "linear"
+    hidden: Literal["none", "linear", "mlp"] = "linear"
     mlp_ratio: int = 4
     positions: Literal["columns", "spread"] = "columns"
     dropout: float = 0.0
+    input_norm: bool = True
+    conditioning: Literal["rms", "tanh", "layer_norm", "layer_norm_tanh", "none"] = "rms"
+    init_scale: float | None = None
+    colour: bool = False
+
+    def __post_init__(self) -> None:
+        if self.init_scale is None:
+            return
+        at_least(self, 1e-12, "init_scale")
+        if self.conditioning not in SCALED:
+            raise UserError(
+                f"init_scale: conditioning {self.conditioning!r} has no scale; leave it out, "
+                f"or set conditioning to one of {', '.join(SCALED)}"
+            )
 
 
 class SoftTokens(nn.Module):
-    """Latent -> soft tokens [B, M, D], RMS-normed and scaled to the receiver's embeddings.
+    """Latent -> soft tokens [B, M, D].
 
-    The scale is learned (its logarithm, so that a step is a ratio), from the RMS of the receiver's
-    own embeddings (SPEC section 9, fault 7).
+    The scale is learned (its logarithm, so that a step is a ratio), by default from the RMS of the
+    receiver's own embeddings (SPEC section 9, fault 7).
+
+    Notes: `scale`, the scale over where it started; `saturation`, the share of entries whose |tanh|
+    is beyond `SATURATED` (fault 10); `colour`, the mean square of gain - 1 and bias.
     """
 
     config: Config
@@ -45,16 +79,43 @@ class SoftTokens(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Latent, train: bool = False) -> Delivery:
-        c = self.config
-        z = nn.RMSNorm(name="in_norm")(latent.slots)
+        c, width = self.config, self.dims.width
+        z = nn.RMSNorm(name="in_norm")(latent.slots) if c.input_norm else latent.slots
         if c.hidden == "mlp":
             z = z + Mlp(c.mlp_ratio, dropout=c.dropout, name="mlp")(z, train)
-        x = nn.Dense(self.dims.width, use_bias=False, name="out")(z)
-        rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
-        loud = self.param("log_scale", nn.initializers.constant(math.log(self.dims.embed_rms)), ())
+        if c.hidden != "none":
+            z = nn.Dense(width, use_bias=False, name="out")(z)
+        elif z.shape[-1] != width:
+            raise UserError(
+                f"bridge.reader.soft_tokens.hidden: none hands slots of width {z.shape[-1]} to a "
+                f"receiver of width {width}; set bridge.latent_dim to {width}, or hidden to linear"
+            )
+        embeds = self._conditioned(z, latent.mask)
+        if c.colour:
+            gain = self.param("colour_gain", nn.initializers.ones, (width,))
+            bias = self.param("colour_bias", nn.initializers.zeros, (width,))
+            embeds = embeds * gain[None, None] + bias[None, None]
+            note(self, "colour", jnp.mean(jnp.square(gain - 1.0) + jnp.square(bias)))
         positions, advance = slot_positions(c.positions, latent)
-        embeds = x / rms * jnp.exp(loud)
         return Delivery(embeds, latent.mask, positions, advance=advance)
+
+    def _conditioned(self, x: Array, mask: Array) -> Array:
+        """x [B, M, D] as loud as the config says."""
+        c = self.config
+        if c.conditioning.startswith("layer_norm"):
+            x = nn.LayerNorm(name="out_norm")(x)
+        if c.conditioning not in SCALED:
+            return x
+        if c.conditioning == "rms":
+            x = x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        else:
+            x = jnp.tanh(x)
+            beyond = jnp.mean(jnp.abs(jax.lax.stop_gradient(x)) > SATURATED, axis=-1)
+            note(self, "saturation", jnp.sum(beyond * mask) / jnp.maximum(1, jnp.sum(mask)))
+        start = math.log(self.dims.embed_rms if c.init_scale is None else c.init_scale)
+        loud = self.param("log_scale", nn.initializers.constant(start), ())
+        note(self, "scale", jnp.exp(loud - start))
+        return x * jnp.exp(loud)
 
 
 def build(config: Config, dims: ReceiverDims) -> SoftTokens:

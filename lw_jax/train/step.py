@@ -23,7 +23,7 @@ from lw_jax.config.parts import BridgeConfig
 from lw_jax.dims import Dims
 from lw_jax.mesh import replicated
 from lw_jax.notes import Notes
-from lw_jax.objectives.base import Context, Term, mean
+from lw_jax.objectives.base import Context, Term, gated, mean
 from lw_jax.party import Parties
 from lw_jax.registry import chosen
 from lw_jax.train.state import TrainState, apply_gradients
@@ -98,6 +98,11 @@ def all_terms(plan: Plan, context: Context) -> Terms:
         for receiver in context.dims.receivers:
             for term, value in objective(name).terms(config, context, receiver).items():
                 found[name, f"{receiver}/{term}"] = value
+    gates = {name: config.schedule.gate for name, config in plan.objectives}
+    for (name, term), value in found.items():
+        above = gates[name]
+        if above is not None:
+            found[name, term] = gated(value, context, term.split("/")[0], name, above)
     return found
 
 
@@ -210,7 +215,7 @@ def _whole_batch(x: Array) -> Array:
 
 
 def _loudness(context: Context, dims: Dims) -> dict[str, Term]:
-    """RMS of what is delivered over the RMS of the receiver's own embeddings (fault 7)."""
+    """RMS of what is delivered over that of real embeddings, and saturation (faults 7 and 10)."""
     found: dict[str, Term] = {}
     if not context.delivered:
         return found
@@ -219,4 +224,7 @@ def _loudness(context: Context, dims: Dims) -> dict[str, Term]:
             x = jax.lax.stop_gradient(delivery.embeds).astype(jnp.float32)
             ratio = jnp.sqrt(jnp.mean(jnp.square(x))) / dims.receivers[name].embed_rms
             found[f"{name}/rms_ratio"] = Term(ratio, jnp.float32(1.0))
+        for noted in context.reader_notes(name).values():
+            if "saturation" in noted:
+                found[f"{name}/saturation"] = Term(noted["saturation"], jnp.float32(1.0))
     return found

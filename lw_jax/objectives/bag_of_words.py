@@ -1,0 +1,74 @@
+"""Which tokens the source holds, in any order, from the max-pooled slots (SPEC section 10, v09)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.heads import linear, linear_head
+from lw_jax.objectives.targets import HeadInput, counted, given_slots, given_width
+from lw_jax.schedule import Schedule
+from lw_jax.types import Array, PyTree
+
+
+@dataclass(frozen=True)
+class Config:
+    """Binary cross-entropy over the source's vocabulary, mean over its entries.
+
+    Args:
+        weight: of this objective in the loss.
+        schedule: factor of the weight over the steps.
+        positive_weight: of the tokens that occur, against 1 for the many that do not.
+        head_input: `delivered`, what the receiver is given, or `pre_scale`, the latent slots
+            before any reader (a head can then be satisfied without moving what is delivered).
+    """
+
+    weight: float = 1.0
+    schedule: Schedule = Schedule()
+    positive_weight: float = 1.0
+    head_input: HeadInput = "delivered"
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "positive_weight")
+
+
+def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+    """A linear head to the source's vocabulary per receiver."""
+    if dims.source_vocab < 1:
+        raise UserError("objectives.bag_of_words: the source has no vocabulary; leave it out")
+    return {
+        receiver: linear_head(
+            jax.random.fold_in(rng, i),
+            given_width(dims, receiver, config.head_input),
+            dims.source_vocab,
+        )
+        for i, receiver in enumerate(dims.receivers)
+    }
+
+
+def occurs(ids: Array, mask: Array, vocab: int) -> Array:
+    """[B, vocab] bool: which ids [B, T] stand in a row where mask [B, T] is True."""
+    rows = jnp.arange(ids.shape[0])[:, None]
+    none = jnp.zeros((ids.shape[0], vocab), bool)
+    return none.at[rows, jnp.where(mask, ids, vocab)].set(True, mode="drop")
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """Nats per vocabulary entry, per context."""
+    slots, mask = given_slots(context, receiver, "bag_of_words", config.head_input)
+    highest = jnp.max(jnp.where(mask[..., None], slots, -jnp.inf), axis=1)
+    counts = counted(context, mask)
+    highest = jnp.where(counts[:, None], highest, 0.0)
+    logits = linear(context.heads["bag_of_words"][receiver], highest).astype(jnp.float32)
+    there = occurs(context.taps.ids, context.taps.mask, logits.shape[1])
+    missed = config.positive_weight * jax.nn.softplus(-logits)
+    entropy = jnp.where(there, missed, jax.nn.softplus(logits))
+    found = jnp.sum((logits > 0) & there, axis=1) / jnp.maximum(1, jnp.sum(there, axis=1))
+    context.watched[f"{receiver}/bag_of_words_recall"] = masked(found, counts)
+    return {"bag_of_words": masked(jnp.mean(entropy, axis=1), counts)}

@@ -1,0 +1,31 @@
+"""A bonus for an undecided first answer token, against collapse to one word (fault 17)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.objectives.base import Context, Pass, Term, masked
+from lw_jax.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Config:
+    """Minus the entropy of the first answer token's distribution.
+
+    Args:
+        weight: of this objective in the loss (the seeds: 0.1 to 1).
+        schedule: factor of the weight over the steps.
+    """
+
+    weight: float = 0.1
+    schedule: Schedule = Schedule()
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """Minus nats per question; the loss sinks as the entropy rises."""
+    reading = context.reading(receiver, Pass("latent"))
+    party = context.parties.receivers[receiver]
+    first = reading.hidden[:, :1], reading.labels[:, :1]
+    scored = chunked_cross_entropy(party.arch, party.params, *first)
+    return {"entropy": masked(-scored.entropy, reading.mask[:, :1] & context.valid[:, None])}

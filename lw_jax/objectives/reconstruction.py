@@ -1,0 +1,96 @@
+"""The source's states are to be had from the slots, by a head: their mean (v08), or each one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.objectives.base import COSINE, Context, Term, masked
+from lw_jax.objectives.heads import TokenHead, linear_head, pooled
+from lw_jax.objectives.measures import Distance, cosine, distance, masked_mean
+from lw_jax.objectives.targets import (
+    HeadInput,
+    counted,
+    given_slots,
+    given_width,
+    source_states,
+)
+from lw_jax.schedule import Schedule
+from lw_jax.types import Array, PyTree
+
+
+@dataclass(frozen=True)
+class Config:
+    """Reconstruction of the source's states from what the receiver is given.
+
+    Args:
+        weight: of this objective in the loss.
+        schedule: factor of the weight over the steps.
+        mode: `pooled`, a linear head on the slots, their means compared; `per_token`, learned
+            position queries read the slots by cross-attention, each token compared.
+        distance: `mse`, `relative_mse` (over the target's mean square), `cosine` (1 - cosine).
+        head_input: `delivered`, what the receiver is given, or `pre_scale`, the latent slots
+            before any reader (a head can then be satisfied without moving what is delivered).
+        source_norm: RMS-norm the source's states, which several taps need to count alike.
+        positions: source tokens that are reconstructed, from the first on (`per_token`).
+        width, heads: of the cross-attention (`per_token`).
+    """
+
+    weight: float = 1.0
+    schedule: Schedule = Schedule()
+    mode: Literal["pooled", "per_token"] = "pooled"
+    distance: Distance = "mse"
+    head_input: HeadInput = "delivered"
+    source_norm: bool = False
+    positions: int = 256
+    width: int = 256
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "positions", "width", "heads")
+        if self.width % self.heads:
+            raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
+
+    def token_head(self, source_width: int) -> TokenHead:
+        """The head of `per_token`."""
+        return TokenHead(self.positions, self.width, self.heads, source_width)
+
+
+def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+    """A head per receiver."""
+    heads = {}
+    for i, receiver in enumerate(dims.receivers):
+        key = jax.random.fold_in(rng, i)
+        width = given_width(dims, receiver, config.head_input)
+        if config.mode == "pooled":
+            heads[receiver] = linear_head(key, width, dims.source_width)
+        else:
+            slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
+            head = config.token_head(dims.source_width)
+            heads[receiver] = head.init(key, slots, mask)["params"]
+    return heads
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """The distance per context (`pooled`), or per source token (`per_token`)."""
+    slots, mask = given_slots(context, receiver, "reconstruction", config.head_input)
+    params = context.heads["reconstruction"][receiver]
+    states, real = source_states(context, config.source_norm)
+    counts = counted(context, mask)
+    if config.mode == "pooled":
+        made, target = pooled(params, slots, mask), masked_mean(states, real)
+    else:
+        # Real tokens first: the source's own head (masked) is no content.
+        first = jnp.argsort(~real, axis=1, stable=True)[:, : config.positions]
+        target = jnp.take_along_axis(states, first[..., None], axis=1)
+        counts = counts[:, None] & jnp.take_along_axis(real, first, axis=1)
+        head = config.token_head(states.shape[-1])
+        made = cast(Array, head.apply({"params": params}, slots, mask))[:, : target.shape[1]]
+    context.watched[f"{receiver}/{COSINE}"] = masked(cosine(made, target), counts)
+    return {"reconstruction": masked(distance(config.distance, made, target), counts)}

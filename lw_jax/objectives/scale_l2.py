@@ -1,0 +1,54 @@
+"""Holds what is delivered near the receiver's loudness: its RMS, its learned scale, its colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import jax.numpy as jnp
+
+from lw_jax.errors import UserError
+from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.targets import given_slots
+from lw_jax.schedule import Schedule
+from lw_jax.types import Array
+
+
+@dataclass(frozen=True)
+class Config:
+    """Squared deviation of the soft tokens' loudness.
+
+    Args:
+        weight: of this objective in the loss (the seeds: scale 0.05, colour 1e-4).
+        schedule: factor of the weight over the steps.
+        of: `rms`, each token's RMS over that of the receiver's embeddings, from 1; `scale`, the
+            learned scale over its start, from 1; `colour`, the channels' gains from 1 and biases
+            from 0.
+    """
+
+    weight: float = 0.05
+    schedule: Schedule = Schedule()
+    of: Literal["rms", "scale", "colour"] = "rms"
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """The mean square, per soft token (`rms`) or once for a batch."""
+    slots, mask = given_slots(context, receiver, "scale_l2")
+    if config.of == "rms":
+        own = context.dims.receivers[receiver].embed_rms
+        rms = jnp.sqrt(jnp.mean(jnp.square(slots.astype(jnp.float32)), axis=-1) + 1e-12)
+        counts = mask & context.valid_contexts[:, None]
+        return {"scale_l2": masked(jnp.square(rms / own - 1.0), counts)}
+    value = _noted(context, receiver, config.of)
+    loss = value if config.of == "colour" else jnp.square(value - 1.0)
+    return {"scale_l2": Term(loss, jnp.float32(1.0))}
+
+
+def _noted(context: Context, receiver: str, name: str) -> Array:
+    noted = context.reader_notes(receiver).get("soft_tokens", {})
+    if name not in noted:
+        raise UserError(
+            f"objectives.scale_l2.of: bridge.reader.soft_tokens has no {name}; "
+            "set its conditioning or colour, or use rms"
+        )
+    return cast(Array, noted[name])

@@ -1,0 +1,52 @@
+"""Every soft token lies where the receiver has the stretch of text that it stands for.
+
+An alignment stage before compression: targets are the receiver's own mean states over equal
+stretches of the text, one for each slot, so order is given and content is local. The target needs
+no answers and no run of the receiver beyond `layer`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from lw_jax.compressors.pooling import stretch_weights
+from lw_jax.config.checks import at_least
+from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.measures import Distance, cosine, distance
+from lw_jax.objectives.targets import slot_states, text_states
+from lw_jax.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Config:
+    """Distance of each soft token to the mean of its stretch of the text.
+
+    Args:
+        weight: of this objective in the loss.
+        schedule: factor of the weight over the steps.
+        layer: both are taken after so many layers of the receiver; 0: its input embeddings.
+        distance: `relative_mse` (over the target's mean square), `mse`, or `cosine` (1 - cosine).
+    """
+
+    weight: float = 1.0
+    schedule: Schedule = Schedule()
+    layer: int = 0
+    distance: Distance = "relative_mse"
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "layer")
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """The distance per soft token."""
+    slots, mask = slot_states(context, receiver, "slot_alignment", config.layer)
+    text, real = text_states(context, receiver, config.layer)
+    index = jnp.broadcast_to(jnp.arange(real.shape[1])[None], real.shape)
+    used = jnp.maximum(1, jnp.sum(mask, axis=1))
+    weights = stretch_weights(index, real, used, slots.shape[1])
+    target = jnp.einsum("bmt,btd->bmd", weights, text.astype(jnp.float32))
+    counts = mask & context.valid_contexts[:, None] & jnp.any(real, axis=1)[:, None]
+    context.watched[f"{receiver}/slot_cosine"] = masked(cosine(slots, target), counts)
+    return {"slot_alignment": masked(distance(config.distance, slots, target), counts)}

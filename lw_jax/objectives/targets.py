@@ -1,0 +1,120 @@
+"""What objectives compare: what a receiver is given, the source's states, texts as it reads them.
+
+An objective's head reads what the receiver is given. `pre_scale` is there because the seeds read
+the slots before the reader's scaling, which a head can satisfy without moving what the receiver
+sees (SPEC section 9, fault 14).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.objectives.base import Context
+from lw_jax.receiver.pack import Segment, gather_states
+from lw_jax.receiver.read import head_segment, lay_out, message_segment, text_message
+from lw_jax.types import Array, Delivery
+
+HeadInput = Literal["delivered", "pre_scale"]
+
+
+def given_slots(
+    context: Context, receiver: str, name: str, head_input: HeadInput = "delivered"
+) -> tuple[Array, Array]:
+    """Soft tokens (or, before scaling, the latent slots) [B, P, width] and their mask [B, P].
+
+    Raises:
+        UserError: the receiver is given no soft tokens; name: of the objective, for this message.
+    """
+    if head_input == "pre_scale":
+        return context.latent.slots, context.latent.mask
+    delivery = context.deliveries[receiver]
+    if delivery.embeds is None:
+        raise UserError(
+            f"objectives.{name}: reads soft tokens, and receiver {receiver!r} is given none; "
+            "set bridge.reader.soft_tokens"
+        )
+    mask = delivery.mask
+    return delivery.embeds, jnp.ones(delivery.embeds.shape[:2], bool) if mask is None else mask
+
+
+def given_width(dims: Dims, receiver: str, head_input: HeadInput = "delivered") -> int:
+    """Width of `given_slots`."""
+    return dims.latent_dim if head_input == "pre_scale" else dims.receivers[receiver].width
+
+
+def counted(context: Context, mask: Array) -> Array:
+    """[B] bool: contexts that count and have something in mask [B, T]."""
+    return context.valid_contexts & jnp.any(mask, axis=1)
+
+
+def source_states(context: Context, normed: bool) -> tuple[Array, Array]:
+    """The source's states [B, T, D] float32, averaged over its taps, and their mask [B, T].
+
+    normed: every state RMS-normed first, so that no tap drowns the others.
+    """
+    states = context.taps.states.astype(jnp.float32)
+    if normed:
+        states = states / jnp.sqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-6)
+    return jnp.mean(states, axis=0), context.taps.mask
+
+
+def text_states(context: Context, receiver: str, layer: int) -> tuple[Array, Array]:
+    """The context's text as the receiver reads it: [B, T, D] after `layer` layers, mask [B, T].
+
+    Layer 0: its embeddings. No gradient.
+    """
+    ids = context.batch[f"{receiver}/context/ids"]
+    lengths = context.batch[f"{receiver}/context/lengths"]
+    mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+    if layer == 0:
+        states = embed_tokens(context.parties.receivers[receiver].params, ids)
+    else:
+        states = _states_after(context, receiver, text_message(ids, lengths), None, layer)
+    return jax.lax.stop_gradient(states), mask
+
+
+def slot_states(context: Context, receiver: str, name: str, layer: int) -> tuple[Array, Array]:
+    """The receiver's states [B, P, D] at the soft tokens after `layer` layers, mask [B, P]."""
+    embeds, mask = given_slots(context, receiver, name)
+    if layer == 0:
+        return embeds, mask
+    delivery = context.deliveries[receiver]
+    message = message_segment(delivery, embeds.shape[0], embeds.shape[2])
+    return _states_after(context, receiver, message, delivery, layer), mask
+
+
+def _states_after(
+    context: Context, receiver: str, message: Segment, delivery: Delivery | None, layer: int
+) -> Array:
+    """The stream at the message after some layers, with the receiver's usual head before it."""
+    party = context.parties.receivers[receiver]
+    laid = lay_out(
+        party.params, [head_segment(party.head, message.lengths.shape[0]), message], delivery
+    )
+    out = run(
+        party.arch,
+        party.params,
+        laid.packed.h,
+        positions=laid.positions,
+        lengths=laid.packed.lengths,
+        stop=layer,
+        delivery=laid.inputs,
+        impl=party.attention,
+    )
+    return gather_states(out.h, laid.packed.starts["message"], message.size)
+
+
+def others(context: Context, receiver: str, counts: Array) -> Array:
+    """[B, B] bool: pairs of contexts that count and are not the same text; False on the diagonal.
+
+    On a mesh the rows are those of the global batch; with microbatches, of one microbatch.
+    """
+    ids = context.batch[f"{receiver}/context/ids"]
+    same = jnp.all(ids[:, None] == ids[None], axis=-1)
+    return counts[:, None] & counts[None] & ~same

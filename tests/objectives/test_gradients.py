@@ -1,0 +1,261 @@
+"""What gradients reach, what rows count, and what a mesh or a quiet table changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.schema import MeshConfig
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.objectives import (
+    answer_ce,
+    bag_of_words,
+    batch_diversity,
+    cosine_reconstruction,
+    embedding_anchor,
+    entropy,
+    info_nce,
+    reconstruction,
+    scale_l2,
+    slot_alignment,
+)
+from lw_jax.objectives.base import Term, mean
+from lw_jax.schedule import Schedule
+from lw_jax.train.optimiser import groups
+from lw_jax.train.step import Plan, all_terms
+from tests.objectives import world
+from tests.receiver.worlds import party
+
+PER_TOKEN = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
+ALL: list[tuple[str, Any]] = [
+    ("answer_ce", answer_ce.Config()),
+    ("bag_of_words", bag_of_words.Config()),
+    ("batch_diversity", batch_diversity.Config()),
+    ("cosine_reconstruction", cosine_reconstruction.Config()),
+    ("embedding_anchor", embedding_anchor.Config()),
+    ("entropy", entropy.Config()),
+    ("info_nce", info_nce.Config()),
+    ("reconstruction", reconstruction.Config()),
+    ("reconstruction", PER_TOKEN),
+    ("scale_l2", scale_l2.Config()),
+    ("slot_alignment", slot_alignment.Config()),
+    ("slot_alignment", slot_alignment.Config(layer=1)),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), ALL)
+def test_gradients_reach_the_bridge_and_rows_that_do_not_count_change_nothing(
+    name: str, config: Any
+) -> None:
+    clean, spoilt = world.data(), world.data()
+    for rows in (clean, spoilt):
+        rows["batch"]["valid"][4:6] = False  # all of context 2
+        rows["batch"]["valid"][1] = False  # one question of context 0
+    spoilt["slots"][2] *= -50.0
+    spoilt["states"][:, 2] += 9.0
+    spoilt["ids"][2] = 7
+    spoilt["batch"]["r/answer/ids"][[1, 4, 5]] = 11
+    spoilt["batch"]["r/context/ids"][2] = 11
+    expected, other = (world.run(name, config, rows) for rows in (clean, spoilt))
+    assert np.isfinite(expected[0])
+    assert np.abs(expected[2]["reader"]).max() > 1e-6
+    chex.assert_trees_all_close(expected, other, rtol=1e-5, atol=1e-6)
+    counted = world.run(name, config, world.data())
+    assert abs(counted[0] - expected[0]) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("bag_of_words", bag_of_words),
+        ("cosine_reconstruction", cosine_reconstruction),
+        ("reconstruction", reconstruction),
+    ],
+)
+def test_a_head_before_scaling_leaves_what_is_delivered_alone(name: str, module: Any) -> None:
+    options = {"head": "linear"} if name == "cosine_reconstruction" else {}
+    _, _, blind = world.run(name, module.Config(head_input="pre_scale", **options))
+    assert np.abs(blind["reader"]).max() == 0
+    assert np.abs(blind["heads"][name]["r"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("info_nce", info_nce.Config(positive="source")),
+        ("batch_diversity", batch_diversity.Config()),
+    ],
+)
+def test_negatives_are_those_of_the_global_batch(name: str, config: Any) -> None:
+    expected, watched, grads = world.run(name, config)
+    mesh = make_mesh(MeshConfig(data=8), jax.devices())
+    params = {"reader": world.reader(), "heads": world.heads(name, config)}
+    rows = world.data()
+    states = rows.pop("states")
+    placed = put_batch(mesh, rows)
+    assert placed["slots"].addressable_shards[0].data.shape[0] == 1
+    placed["states"] = jax.device_put(states, replicated(mesh))
+    found = world.compiled(name, config)(jax.device_put(params, replicated(mesh)), placed)
+    chex.assert_trees_all_close(
+        ((expected, watched), grads), jax.device_get(found), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_anchor_by_squared_error_gives_no_gradient_at_the_seeds_scale() -> None:
+    # Fault 8: embeddings at RMS 0.0027, where the answer loss is steep and the anchor's is flat.
+    rms = 0.0027
+    who = party()
+    table = who.params["embed"]
+    quiet = table * (rms / jnp.sqrt(jnp.mean(jnp.square(table))))
+    who = dataclasses.replace(who, params={**who.params, "embed": quiet})
+    rows = world.data()
+    slots = np.random.default_rng(4).normal(size=(world.CONTEXTS, 64, world.WIDTH))
+    rows["slots"] = slots.astype(np.float32) * rms
+    rows["used"] = np.ones((world.CONTEXTS, 64), bool)
+
+    @jax.jit
+    def pulls(slots: Any) -> Any:
+        def loss(slots: Any, module: Any, config: Any) -> Any:
+            params = {"reader": jnp.eye(24), "heads": {}}
+            seen = world.context(params, {**rows, "slots": slots}, {"r": who})
+            (term,) = module.terms(config, seen, "r").values()
+            return mean(term)
+
+        by: list[Any] = [embedding_anchor.Config(distance=d) for d in ("mse", "cosine")]  # type: ignore[arg-type]
+        which = [(answer_ce, answer_ce.Config()), *((embedding_anchor, c) for c in by)]
+        return [jnp.linalg.norm(jax.grad(loss)(slots, *each)) for each in which]
+
+    answer, mse, cosine = (float(x) for x in pulls(rows["slots"]))
+    assert mse < 1e-6 * answer, (answer, mse)
+    assert cosine > 1e-3 * answer, (answer, cosine)
+
+
+def test_text_itself_is_aligned_at_every_layer() -> None:
+    rows = world.data()
+    ids, lengths = (rows["batch"][f"r/context/{k}"] for k in ("ids", "lengths"))
+    rows["slots"] = np.asarray(party().params["embed"])[ids]
+    rows["used"] = np.arange(ids.shape[1])[None] < lengths[:, None]
+
+    @jax.jit
+    def losses(slots: Any) -> Any:
+        seen = world.context({"reader": jnp.eye(24), "heads": {}}, {**rows, "slots": slots})
+        configs = [slot_alignment.Config(layer=n) for n in (0, 2)]
+        return [mean(slot_alignment.terms(c, seen, "r")["slot_alignment"]) for c in configs]
+
+    assert max(float(x) for x in losses(rows["slots"])) < 1e-6
+    rows["slots"][:, 0] += 1.0
+    assert min(float(x) for x in losses(rows["slots"])) > 1e-3
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(-1.0, 1.0), (0.99, 0.0)])
+def test_a_weight_gated_on_the_reconstruction(threshold: float, share: float) -> None:
+    config = batch_diversity.Config(schedule=Schedule(gate=threshold))
+    watching = ("cosine_reconstruction", cosine_reconstruction.Config())
+    plan = Plan((("batch_diversity", config), watching))
+
+    @jax.jit
+    def terms(reader: Any) -> Any:
+        params = {"reader": reader, "heads": {"cosine_reconstruction": {}}}
+        seen = world.context(params, world.data())
+        return all_terms(plan, seen)["batch_diversity", "r/batch_diversity"], seen.watched
+
+    term, watched = terms(world.reader())
+    plain, _, _ = world.run("batch_diversity", batch_diversity.Config())
+    np.testing.assert_allclose(mean(term), share * plain, rtol=1e-5)
+    assert float(mean(watched["r/gate/batch_diversity"])) == share
+
+
+def test_a_gate_needs_something_to_look_at() -> None:
+    config = batch_diversity.Config(schedule=Schedule(gate=0.75))
+    params = {"reader": world.reader(), "heads": {}}
+    seen = world.context(params, world.data())
+    with pytest.raises(UserError, match="nothing measures a reconstruction cosine"):
+        jax.eval_shape(lambda: all_terms(Plan((("batch_diversity", config),)), seen))
+    with pytest.raises(UserError, match=r"schedule\.gate"):
+        OptimiserConfig(schedule=Schedule(gate=0.5))
+
+
+def test_widths_that_differ_need_a_head() -> None:
+    wide = dataclasses.replace(world.DIMS, source_width=32)
+    with pytest.raises(UserError, match="set it to linear"):
+        world.heads("cosine_reconstruction", cosine_reconstruction.Config(), wide)
+    with pytest.raises(UserError, match="set it to linear"):
+        world.heads("info_nce", info_nce.Config(positive="source"), wide)
+    with pytest.raises(UserError, match="leave it at none"):
+        info_nce.Config(head="linear")
+    made = world.heads("info_nce", info_nce.Config(positive="source", head="linear"), wide)
+    assert made["info_nce"]["r"]["kernel"].shape == (24, 32)
+
+
+def test_the_optimiser_knows_every_head() -> None:
+    made = [
+        world.heads("bag_of_words", bag_of_words.Config()),
+        world.heads("reconstruction", PER_TOKEN),
+        world.heads("cosine_reconstruction", cosine_reconstruction.Config(head="linear")),
+    ]
+    found = groups({"heads": {k: v for tree in made for k, v in tree.items()}})
+    assert found["heads/bag_of_words/r/kernel"] == "muon"
+    assert found["heads/bag_of_words/r/bias"] == "adam"
+    assert found["heads/reconstruction/r/queries"] == "adam"
+    assert found["heads/reconstruction/r/cross/query/kernel"] == "muon"
+
+
+def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
+    """Term of an objective on states drawn by hand; log-probabilities [N, A, V], weights' mask."""
+    from lw_jax.models.head import logits
+    from lw_jax.objectives.base import Pass
+    from lw_jax.receiver.read import Reading
+
+    rows, who = world.data(), party()
+    labels, lengths = (rows["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
+    mask = np.arange(labels.shape[1])[None] < lengths[:, None]
+    hidden = np.random.default_rng(5).normal(size=(*labels.shape, 24)).astype(np.float32)
+    seen = world.context({"reader": world.reader(), "heads": {}}, rows)
+    seen.readings["r", Pass("latent")] = Reading(
+        jnp.asarray(hidden),
+        jnp.asarray(mask),
+        jnp.asarray(labels),
+        None,
+        None,  # type: ignore[arg-type]
+    )
+    (term,) = module.terms(config, seen, "r").values()
+    assert isinstance(term, Term)
+    z = np.asarray(logits(who.arch, who.params, jnp.asarray(hidden.reshape(-1, 24))))
+    p = jax.nn.log_softmax(z.reshape(*labels.shape, -1), axis=-1)
+    return float(mean(term)), np.asarray(p), mask
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"first": 2},
+        {"first_tokens": 2, "first_weight": 100.0},
+        {"label_smoothing": 0.2},
+    ],
+)
+def test_weights_of_the_answer_tokens(options: dict[str, Any]) -> None:
+    loss, p, mask = hand_made(answer_ce.Config(**options), answer_ce)
+    labels = world.data()["batch"]["r/answer/ids"]
+    smooth = options.get("label_smoothing", 0.0)
+    total, weights = 0.0, 0.0
+    for n, a in zip(*np.nonzero(mask), strict=True):
+        weight = options.get("first_weight", 1.0) if a < options.get("first_tokens", 0) else 1.0
+        if a >= options.get("first", 99):
+            continue
+        total -= weight * ((1 - smooth) * p[n, a, labels[n, a]] + smooth * p[n, a].mean())
+        weights += weight
+    np.testing.assert_allclose(loss, total / weights, rtol=1e-5)
+
+
+def test_entropy_of_the_first_token() -> None:
+    loss, p, _ = hand_made(entropy.Config(), entropy)
+    np.testing.assert_allclose(loss, (np.exp(p[:, 0]) * p[:, 0]).sum(-1).mean(), rtol=1e-5)

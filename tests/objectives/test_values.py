@@ -1,0 +1,164 @@
+"""Every objective against numpy by hand."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from lw_jax.objectives import (
+    bag_of_words,
+    batch_diversity,
+    cosine_reconstruction,
+    embedding_anchor,
+    info_nce,
+    reconstruction,
+    scale_l2,
+    slot_alignment,
+)
+from tests.objectives import world
+from tests.receiver.worlds import party
+
+ROWS = world.data()
+GIVEN = ROWS["slots"] @ world.reader()
+TABLE = np.asarray(party().params["embed"])
+
+
+def pool(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return np.stack([x[i][mask[i]].mean(0) for i in range(len(x))])
+
+
+def cos(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+
+
+def embedded(part: str) -> np.ndarray:
+    ids, lengths = (ROWS["batch"][f"r/{part}/{k}"] for k in ("ids", "lengths"))
+    return np.stack([TABLE[row[:n]].mean(0) for row, n in zip(ids, lengths, strict=True)])
+
+
+SLOTS = pool(GIVEN, ROWS["used"])
+SOURCE = pool(ROWS["states"].mean(0), ROWS["real"])
+
+
+def test_cosine_reconstruction() -> None:
+    loss, watched, _ = world.run("cosine_reconstruction", cosine_reconstruction.Config())
+    alike = cos(SLOTS, SOURCE)
+    np.testing.assert_allclose(loss, 1 - alike.mean(), rtol=1e-5)
+    np.testing.assert_allclose(watched["r/reconstruction_cosine"], alike.mean(), rtol=1e-4)
+
+
+def test_a_head_maps_the_slots_to_the_source() -> None:
+    config = cosine_reconstruction.Config(head="linear", source_norm=True)
+    loss, _, _ = world.run("cosine_reconstruction", config)
+    head = jax.device_get(world.heads("cosine_reconstruction", config))
+    head = head["cosine_reconstruction"]["r"]
+    normed = ROWS["states"] / np.sqrt((ROWS["states"] ** 2).mean(-1, keepdims=True))
+    source = pool(normed.mean(0), ROWS["real"])
+    expected = 1 - cos(SLOTS @ head["kernel"] + head["bias"], source).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positive", ["self", "receiver_text", "source"])
+def test_info_nce(positive: str) -> None:
+    config = info_nce.Config(positive=positive)  # type: ignore[arg-type]
+    loss, _, _ = world.run("info_nce", config)
+    other = {"self": SLOTS, "receiver_text": embedded("context"), "source": SOURCE}[positive]
+    scores = cos(SLOTS[:, None], other[None]) / 0.07
+    expected = np.log(np.exp(scores).sum(1)) - np.diagonal(scores)
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
+
+
+def test_rows_of_the_same_text_are_no_negatives() -> None:
+    rows = world.data()
+    for part in ("ids", "lengths"):
+        rows["batch"][f"r/context/{part}"][3] = rows["batch"][f"r/context/{part}"][0]
+    loss, _, _ = world.run("info_nce", info_nce.Config(), rows)
+    scores = cos(SLOTS[:, None], SLOTS[None]) / 0.07
+    allowed = np.ones_like(scores, bool)
+    allowed[0, 3] = allowed[3, 0] = False
+    expected = np.log((np.exp(scores) * allowed).sum(1)) - np.diagonal(scores)
+    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("to", "part"), [("answer", "answer"), ("question", "ask")])
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_embedding_anchor(to: str, part: str, distance: str) -> None:
+    config = embedding_anchor.Config(to=to, distance=distance)  # type: ignore[arg-type]
+    loss, _, _ = world.run("embedding_anchor", config)
+    slots, target = np.repeat(SLOTS, world.QUESTIONS, axis=0), embedded(part)
+    far = 1 - cos(slots, target) if distance == "cosine" else ((slots - target) ** 2).mean(-1)
+    np.testing.assert_allclose(loss, far.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_input", ["delivered", "pre_scale"])
+def test_pooled_reconstruction(head_input: str) -> None:
+    config = reconstruction.Config(head_input=head_input)  # type: ignore[arg-type]
+    loss, _, _ = world.run("reconstruction", config)
+    head = jax.device_get(world.heads("reconstruction", config))["reconstruction"]["r"]
+    slots = SLOTS if head_input == "delivered" else pool(ROWS["slots"], ROWS["used"])
+    expected = ((slots @ head["kernel"] + head["bias"] - SOURCE) ** 2).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_reconstruction_of_every_token_begins_at_the_first_real_one() -> None:
+    config = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
+    loss, _, _ = world.run("reconstruction", config)
+    params = world.heads("reconstruction", config)["reconstruction"]["r"]
+    head = config.token_head(world.WIDTH)
+    made = np.asarray(jax.jit(head.apply)({"params": params}, GIVEN, ROWS["used"]))
+    states = ROWS["states"].mean(0)
+    errors = []
+    for i, real in enumerate(ROWS["real"]):
+        for position, token in enumerate(np.flatnonzero(real)[:4]):
+            errors.append(((made[i, position] - states[i, token]) ** 2).mean())
+    assert len(errors) == 4 * 3 + 4 * 4
+    np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1.0, 30.0])
+def test_bag_of_words(weight: float) -> None:
+    config = bag_of_words.Config(positive_weight=weight)
+    loss, watched, _ = world.run("bag_of_words", config)
+    head = jax.device_get(world.heads("bag_of_words", config))["bag_of_words"]["r"]
+    errors, found = [], []
+    for i in range(world.CONTEXTS):
+        z = GIVEN[i][ROWS["used"][i]].max(0) @ head["kernel"] + head["bias"]
+        there = set(ROWS["ids"][i][ROWS["real"][i]].tolist())
+        each = [
+            weight * np.log1p(np.exp(-z[v])) if v in there else np.log1p(np.exp(z[v]))
+            for v in range(40)
+        ]
+        errors.append(np.mean(each))
+        found.append(np.mean([z[v] > 0 for v in there]))
+    np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+    np.testing.assert_allclose(watched["r/bag_of_words_recall"], np.mean(found), rtol=1e-5)
+
+
+def test_batch_diversity() -> None:
+    loss, _, _ = world.run("batch_diversity", batch_diversity.Config())
+    flat = (GIVEN * ROWS["used"][..., None]).reshape(world.CONTEXTS, -1)
+    alike = cos(flat[:, None], flat[None])
+    off = ~np.eye(world.CONTEXTS, dtype=bool)
+    np.testing.assert_allclose(loss, alike[off].mean(), rtol=1e-4)
+
+
+def test_slot_alignment_takes_the_mean_of_each_slots_stretch() -> None:
+    rows = world.data()
+    lengths = rows["batch"]["r/context/lengths"]
+    lengths[:] = 6  # three slots: two tokens each; two slots: three each
+    loss, _, _ = world.run("slot_alignment", slot_alignment.Config(distance="mse"), rows)
+    ids = rows["batch"]["r/context/ids"]
+    errors = []
+    for i in range(world.CONTEXTS):
+        used = rows["used"][i].sum()
+        for m in range(used):
+            stretch = ids[i, m * 6 // used : (m + 1) * 6 // used]
+            errors.append(((GIVEN[i, m] - TABLE[stretch].mean(0)) ** 2).mean())
+    np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+
+
+def test_loudness_is_held_against_the_receivers() -> None:
+    loss, _, _ = world.run("scale_l2", scale_l2.Config())
+    rms = np.sqrt((GIVEN**2).mean(-1))[ROWS["used"]]
+    np.testing.assert_allclose(loss, ((rms / 0.3 - 1) ** 2).mean(), rtol=1e-5)

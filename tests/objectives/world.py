@@ -1,0 +1,104 @@
+"""A wire made by hand, so that every objective can be checked against numpy.
+
+B = 8 contexts of 2 questions; 3 slots of width 5, the last of some rows not used; the "reader" is
+one matrix to the receiver's width of 24, so that a gradient can be told to reach it or not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.objectives.base import Context, mean
+from lw_jax.party import Parties
+from lw_jax.types import Delivery, Latent, Taps
+from tests.receiver.worlds import party
+
+CONTEXTS, QUESTIONS, SLOTS, TOKENS, WIDTH, VOCAB = 8, 2, 3, 6, 24, 320
+DIMS = Dims(WIDTH, 2, 5, {"r": ReceiverDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)
+Tree = dict[str, Any]
+
+
+def data(seed: int = 0) -> Tree:
+    """Everything that comes with the rows: the batch, the taps, the slots."""
+    draw = np.random.default_rng(seed)
+    batch: Tree = {}
+    for part, rows, size in (
+        ("context", CONTEXTS, TOKENS + 1),
+        ("ask", CONTEXTS * QUESTIONS, 4),
+        ("answer", CONTEXTS * QUESTIONS, 5),
+    ):
+        lengths = draw.integers(1, size + 1, rows).astype(np.int32)
+        ids = draw.integers(1, VOCAB, (rows, size)).astype(np.int32)
+        batch[f"r/{part}/ids"] = ids * (np.arange(size)[None] < lengths[:, None])
+        batch[f"r/{part}/lengths"] = lengths
+    batch["valid"] = np.ones(CONTEXTS * QUESTIONS, bool)
+    real = np.ones((CONTEXTS, TOKENS), bool)
+    real[:, 0] = False  # BOS: no content
+    real[::2, -2:] = False
+    used = np.ones((CONTEXTS, SLOTS), bool)
+    used[1::3, -1] = False
+    return {
+        "batch": batch,
+        "states": draw.normal(size=(2, CONTEXTS, TOKENS, WIDTH)).astype(np.float32),
+        "real": real,
+        "ids": draw.integers(0, 40, (CONTEXTS, TOKENS)).astype(np.int32),
+        "slots": draw.normal(size=(CONTEXTS, SLOTS, 5)).astype(np.float32),
+        "used": used,
+    }
+
+
+def reader(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(5, WIDTH)).astype(np.float32) * 0.1
+
+
+def heads(name: str, config: Any, dims: Dims = DIMS) -> Tree:
+    module = importlib.import_module(f"lw_jax.objectives.{name}")
+    return {name: module.init(config, dims, jax.random.key(3))} if hasattr(module, "init") else {}
+
+
+def context(params: Tree, rows: Tree, receivers: Any = None) -> Context:
+    """params: `reader` and `heads`."""
+    latent = Latent(rows["slots"], rows["used"])
+
+    def bridge(*arguments: Any, method: str, train: bool, rng: Any) -> Any:
+        if method == "encode":
+            return latent, {}
+        return Delivery(arguments[1].slots @ params["reader"], latent.mask), {}
+
+    return Context(
+        bridge,
+        DIMS,
+        Parties(None, {"r": party()} if receivers is None else receivers),
+        jax.tree.map(jnp.asarray, rows["batch"]),
+        Taps(rows["states"], rows["real"], rows["ids"]),
+        jax.random.key(0),
+        heads=params["heads"],
+    )
+
+
+@cache
+def compiled(name: str, config: Any) -> Any:
+    """Of an objective alone: (loss, watched), and the gradients by `reader` and `heads`."""
+    module = importlib.import_module(f"lw_jax.objectives.{name}")
+
+    def loss(params: Tree, rows: Tree) -> Any:
+        seen = context(params, rows)
+        (term,) = module.terms(config, seen, "r").values()
+        return mean(term), {k: mean(t) for k, t in seen.watched.items()}
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def run(name: str, config: Any, rows: Tree | None = None) -> tuple[float, Tree, Tree]:
+    """Loss, watched values and gradients."""
+    params = {"reader": reader(), "heads": heads(name, config)}
+    found = compiled(name, config)(params, data() if rows is None else rows)
+    (loss, watched), grads = jax.device_get(found)
+    return float(loss), watched, grads

@@ -1,0 +1,98 @@
+"""How loud soft tokens are: the conditionings, their starts, and what is noted for the alarms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.dims import ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.readers import soft_tokens
+from lw_jax.types import Latent
+
+DIMS = ReceiverDims(8, 2, 2, 4, embed_rms=0.02)
+SLOTS = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
+
+
+def given(loud: float = 1.0, **options: Any) -> tuple[dict[str, Any], np.ndarray, dict[str, Any]]:
+    """Parameters, soft tokens and notes for slots at RMS `loud`."""
+    module = soft_tokens.build(soft_tokens.Config(**options), DIMS)
+    mask = jnp.asarray([[True, True, True], [True, True, False]])
+    latent = Latent(jnp.asarray(SLOTS * loud), mask)
+
+    @jax.jit
+    def run(rng: Any) -> Any:
+        params = module.init(rng, latent).get("params", {})
+        delivery, noted = module.apply({"params": params}, latent, mutable=["notes"])
+        return params, delivery.embeds, noted.get("notes", {})
+
+    params, embeds, notes = jax.device_get(run(jax.random.key(0)))
+    return params, embeds, notes
+
+
+def rms(x: np.ndarray) -> np.ndarray:
+    return np.sqrt((x**2).mean(-1))
+
+
+def test_the_default_has_the_parameters_of_bridges_that_were_shipped() -> None:
+    params, embeds, notes = given()
+    assert sorted(params) == ["in_norm", "log_scale", "out"]
+    z = SLOTS / rms(SLOTS)[..., None]
+    x = z @ params["out"]["kernel"]
+    np.testing.assert_allclose(embeds, x / rms(x)[..., None] * 0.02, rtol=1e-4)
+    assert set(notes) == {"scale"}
+    np.testing.assert_allclose(notes["scale"], 1.0)
+
+
+def test_without_a_conditioning_slots_pass_as_they_are() -> None:
+    params, embeds, _ = given(33.0, hidden="none", input_norm=False, conditioning="none")
+    assert params == {}
+    np.testing.assert_array_equal(embeds, SLOTS * np.float32(33.0))
+
+
+def test_tanh_is_bounded_by_its_scale_and_saturates() -> None:
+    plain = {"hidden": "none", "input_norm": False, "conditioning": "tanh"}
+    _, quiet, notes = given(0.1, **plain)
+    np.testing.assert_allclose(quiet, np.tanh(SLOTS * np.float32(0.1)) * 0.02, rtol=1e-4)
+    assert notes["saturation"] == 0
+    _, loud, notes = given(30.0, **plain, init_scale=0.5)
+    assert np.abs(loud).max() <= 0.5 + 1e-6
+    beyond = np.abs(np.tanh(SLOTS * np.float32(30.0))) > soft_tokens.SATURATED
+    real = np.concatenate([beyond[0], beyond[1, :2]])
+    np.testing.assert_allclose(notes["saturation"], real.mean(), rtol=1e-5)
+    assert notes["saturation"] > 0.9
+
+
+def test_layer_norm_stands_before_tanh() -> None:
+    plain = {"hidden": "none", "input_norm": False}
+    params, normed, notes = given(50.0, **plain, conditioning="layer_norm")
+    assert sorted(params) == ["out_norm"]
+    assert notes == {}
+    np.testing.assert_allclose(normed.mean(-1), 0.0, atol=1e-5)
+    np.testing.assert_allclose(rms(normed), 1.0, rtol=1e-3)
+    params, bounded, notes = given(50.0, **plain, conditioning="layer_norm_tanh")
+    assert sorted(params) == ["log_scale", "out_norm"]
+    np.testing.assert_allclose(bounded, np.tanh(normed) * 0.02, rtol=1e-3, atol=1e-6)
+    assert notes["saturation"] < 0.2
+
+
+def test_colour_starts_at_none() -> None:
+    params, coloured, notes = given(colour=True)
+    _, plain, _ = given()
+    np.testing.assert_allclose(coloured, plain, rtol=1e-6)
+    assert params["colour_gain"].shape == params["colour_bias"].shape == (8,)
+    assert notes["colour"] == 0
+
+
+def test_options_that_do_not_fit() -> None:
+    narrow = soft_tokens.build(soft_tokens.Config(hidden="none"), ReceiverDims(16, 2, 2, 4))
+    with pytest.raises(UserError, match=r"set bridge\.latent_dim to 16"):
+        narrow.init(jax.random.key(0), Latent(SLOTS, np.ones((2, 3), bool)))
+    with pytest.raises(UserError, match="has no scale"):
+        soft_tokens.Config(conditioning="layer_norm", init_scale=0.1)
+    with pytest.raises(UserError, match="init_scale"):
+        soft_tokens.Config(init_scale=0.0)
