@@ -40,7 +40,7 @@ def read_facts(lm: FrozenLM, examples: Sequence[Example], batch_size: int, seed:
     said = write(lm, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
     contexts = [e.context_id for e in examples]
-    low_high = interval(right, groups=contexts, seed=seed)
+    low_high = interval(right, groups=contexts, seed=seed, bounds=(0, 1))
     return {"em": float(np.mean(right)), "ci": list(low_high), "n": len(right)}
 
 
@@ -59,7 +59,7 @@ def read_back(
         hits = np.array([c[kind] for c in counts], np.float64)
         figure[name] = float(hits[:, 0].sum() / max(1.0, hits[:, 1].sum()))
         if kind == "entities":
-            figure["ci"] = list(interval(hits[:, 0], hits[:, 1], seed=seed))
+            figure["ci"] = list(interval(hits[:, 0], hits[:, 1], seed=seed, bounds=(0, 1)))
             figure["entities"] = int(hits[:, 1].sum())
     whole = [text.strip() == e.context.strip() for text, e in zip(said, examples, strict=True)]
     return figure | {"verbatim": float(np.mean(whole))}

@@ -70,7 +70,11 @@ def joint(asked: Asked, said: Said) -> dict[str, Any]:
         found[name] = float(np.mean(best))
         found["ci"][name] = list(
             bootstrap.interval(
-                best, groups=asked.groups, seed=asked.seed, resamples=asked.resamples
+                best,
+                groups=asked.groups,
+                seed=asked.seed,
+                resamples=asked.resamples,
+                bounds=(0, 1),
             )
         )
     return {"oracle": found}

@@ -66,6 +66,7 @@ def judge(
             groups=groups,
             seed=settings.seed,
             resamples=settings.resamples,
+            bounds=(0, 1),
         )
         return Difference(other, mean, low, high)
 

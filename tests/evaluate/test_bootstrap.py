@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy.stats import binomtest
 
 from lw_jax.evaluate import bootstrap
 
@@ -50,3 +52,26 @@ def test_paired_difference_is_narrower_than_the_unpaired_one() -> None:
     assert low < 1 < high
     assert mean == np.float64(mean)
     assert high - low < 0.1
+
+
+@pytest.mark.parametrize(("right", "rows"), [(0, 20), (20, 20), (0, 1), (500, 500)])
+def test_all_wrong_or_all_right_is_no_certainty(right: int, rows: int) -> None:
+    values = np.arange(rows) < right
+    exact = binomtest(right, rows).proportion_ci(0.95, "exact")
+    found = bootstrap.interval(values, seed=0, bounds=(0, 1))
+    np.testing.assert_allclose(found, (exact.low, exact.high), atol=1e-12)
+    assert bootstrap.interval(values, seed=0) == (right / rows,) * 2  # what is claimed without it
+
+
+def test_one_value_everywhere_counts_contexts_not_rows() -> None:
+    low, high = bootstrap.interval([0] * 40, groups=list(range(10)) * 4, seed=0, bounds=(0, 1))
+    assert (low, high) == bootstrap.interval([0] * 10, seed=0, bounds=(0, 1))
+    assert 0.25 < high < 0.35
+    # An entity of every second row, and none found: rows without a part are no observation.
+    assert high == bootstrap.interval([0] * 20, [0, 3] * 10, seed=0, bounds=(0, 1))[1]
+
+
+def test_two_methods_that_never_differ_may_differ_elsewhere() -> None:
+    mean, (low, high) = bootstrap.paired([1, 0] * 10, [1, 0] * 10, seed=0, bounds=(0, 1))
+    assert mean == 0
+    assert -0.2 < low < -0.1 < 0.1 < high < 0.2
