@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,8 +18,9 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.notes import Notes
 from lw_jax.party import Party
+from lw_jax.receiver.layout import Speaker
 from lw_jax.registry import chosen
-from lw_jax.types import Array, Delivery, Features, Latent, PyTree, Taps
+from lw_jax.types import Array, Delivery, Edits, Features, Latent, PyTree, Taps
 
 
 def part(stage: str, options: Any) -> tuple[Any, Any]:
@@ -57,8 +59,19 @@ class Bridge(nn.Module):
             latent = self.bottleneck(latent, train)
         return cast(Latent, latent)
 
+    def slots_of(self, latent: Latent, train: bool = False) -> Latent:
+        """The latent whose codes [B, M, n] stand in its slots' place."""
+        return cast(Latent, self.bottleneck.slots_of(latent))
+
     def compressor_loss(self, taps: Taps, target: Features, train: bool = True) -> Any:
-        """The loss of a compressor that learns to generate `target` (flow): no latent is made."""
+        """The loss of a compressor that learns to generate `target` (flow): no latent is made.
+
+        Raises:
+            UserError: the compressor does not learn so.
+        """
+        if not hasattr(self.compressor, "loss"):
+            (name,) = chosen(self.config.compressor)
+            raise UserError(f"objectives.flow: bridge.compressor.{name} is no flow; use dit")
         return self.compressor.loss({"source": self.source(taps)}, target, train)
 
     def deliver(self, receiver: str, latent: Latent, train: bool = False) -> Delivery:
@@ -72,15 +85,32 @@ class Bridge(nn.Module):
 
 
 def merge(parts: list[Delivery]) -> Delivery:
-    """Several readers' deliveries as one. Each field comes from the one reader that fills it."""
-    merged: dict[str, Any] = {}
-    for delivery in parts:
-        for name in ("embeds", "mask", "positions", "kv", "advance", "edits"):
-            value = getattr(delivery, name)
-            if value is not None and (name == "advance" or name not in merged):
-                old = merged.get(name)
-                merged[name] = value if old is None else jnp.maximum(old, value)
-    return Delivery(**merged)
+    """Several readers' deliveries as one: each field, and each kind of edit, is one reader's.
+
+    The message advances by the longest `advance`.
+
+    Raises:
+        UserError: two readers fill the same field, or make the same kind of edit.
+    """
+    fields = {name: _of_one(name, parts) for name in ("embeds", "mask", "positions", "kv")}
+    advances = [d.advance for d in parts if d.advance is not None]
+    edits = [d.edits for d in parts if d.edits is not None]
+    kinds = ("lora", "blocks", "k_delta", "v_delta")
+    return Delivery(
+        **fields,
+        advance=functools.reduce(jnp.maximum, advances) if advances else None,
+        edits=Edits(**{name: _of_one(name, edits) for name in kinds}) if edits else None,
+    )
+
+
+def _of_one(name: str, parts: Sequence[Any]) -> Any:
+    """The field `name` of the one part that has it; None where none has."""
+    found = [value for value in (getattr(one, name) for one in parts) if value is not None]
+    if len(found) > 1:
+        raise UserError(
+            f"bridge.reader: {len(found)} readers deliver `{name}`, which only one can; drop one"
+        )
+    return found[0] if found else None
 
 
 def check_readers(config: BridgeConfig) -> None:
@@ -128,6 +158,12 @@ def extract(config: BridgeConfig, sender: Party | None, batch: Mapping[str, Arra
     """The frozen part of the source."""
     source, options = part("sources", config.source)
     return source.extract(options, sender, batch)
+
+
+def source_speaker(config: BridgeConfig, sender: Speaker | None) -> Speaker | None:
+    """In whose tokens the source is read: the sender's, unless the source has its own."""
+    source, options = part("sources", config.source)
+    return source.speaker(options) if hasattr(source, "speaker") else sender
 
 
 def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int, int]:
@@ -185,6 +221,27 @@ def deliver(
     """Latent -> Delivery of one receiver. Nothing but the latent is seen."""
     given, _ = apply(config, dims, params, receiver, latent, method="deliver", train=train, rng=rng)
     return cast(Delivery, given)
+
+
+def levels_of(config: BridgeConfig) -> tuple[int, ...]:
+    """How many values each code of a slot has; () where the bottleneck has no codes."""
+    if not chosen(config.bottleneck):
+        return ()
+    bottleneck, options = part("bottlenecks", config.bottleneck)
+    return bottleneck.levels(options) if hasattr(bottleneck, "levels") else ()
+
+
+def to_wire(config: BridgeConfig, dims: Dims, params: PyTree, taps: Taps) -> Latent:
+    """The latent of a bridge with codes as it is sent: codes [B, M, n] int32 in the slots' place,
+    -1 where a slot is masked."""
+    latent, notes = apply(config, dims, params, taps, method="encode")
+    return replace(latent, slots=notes["bottleneck"]["codes"])
+
+
+def from_wire(config: BridgeConfig, dims: Dims, params: PyTree, sent: Latent) -> Latent:
+    """The latent that codes of `to_wire` stand for, slot for slot."""
+    latent, _ = apply(config, dims, params, sent, method="slots_of")
+    return cast(Latent, latent)
 
 
 def after_step(config: BridgeConfig, params: PyTree, notes: Notes, rng: Array) -> PyTree:

@@ -3,13 +3,17 @@
 `float32`, `float16` and `bfloat16` hold the value. `int8`, `int6`, `int4` hold symmetric codes of k
 bits with one bfloat16 scale per slot. All decode to float32. Coding a decoded latent again gives
 the same bytes, so what a bottleneck has already put on the grid crosses the wire unchanged.
+
+`codes` holds the discrete codes of a slot as one number in mixed radix, in as few bits as it needs.
+How many values each code has is no part of the bytes: the bridge at both ends knows it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,9 @@ from numpy.typing import NDArray
 
 from lw_jax.errors import UserError
 
-Slots = NDArray[np.float32]
+Slots = NDArray[Any]
+"""[M, d] float32; of the codec `codes` [M, n] int32."""
+CODES = "codes"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,40 @@ def _unpack_int(bits: int, data: bytes, m: int, d: int) -> Slots:
     return ((codes - (2 ** (bits - 1) - 1)) * scale[:, None]).astype(np.float32)
 
 
+def _pack_codes(levels: tuple[int, ...], slots: Slots) -> bytes:
+    if slots.shape[1] != len(levels) or (slots >= levels).any():
+        raise UserError(f"wire: codes of {len(levels)} levels {list(levels)} were expected")
+    size, bits = _code_bits(levels)
+    # A masked slot has the code -1; what stands in its place is not read.
+    numbers = [
+        reduce(lambda n, pair: n * pair[0] + pair[1], zip(levels, row, strict=True), 0)
+        for row in np.maximum(slots, 0).tolist()
+    ]
+    raw = np.frombuffer(b"".join(n.to_bytes(size, "little") for n in numbers), np.uint8)
+    planes = np.unpackbits(raw.reshape(-1, size), axis=1, bitorder="little")[:, :bits]
+    return np.packbits(planes, bitorder="little").tobytes()
+
+
+def _unpack_codes(levels: tuple[int, ...], data: bytes, m: int, n: int) -> Slots:
+    bits = _code_bits(levels)[1]
+    planes = np.unpackbits(np.frombuffer(data, np.uint8), count=m * bits, bitorder="little")
+    raw = np.packbits(planes.reshape(m, bits), axis=1, bitorder="little")
+    slots = np.empty((m, n), np.int32)
+    for row, line in zip(slots, raw, strict=True):
+        number = int.from_bytes(line.tobytes(), "little")
+        for i in range(n - 1, -1, -1):
+            number, row[i] = divmod(number, levels[i])
+        if number:
+            raise UserError("wire: a slot's codes are beyond the levels of this bridge")
+    return slots
+
+
+def _code_bits(levels: tuple[int, ...]) -> tuple[int, int]:
+    """Bytes and bits that hold any number below the product of the levels."""
+    bits = (math.prod(levels) - 1).bit_length()
+    return (bits + 7) // 8, bits
+
+
 def _float(tag: int, dtype: Any) -> Codec:
     size = np.dtype(dtype).itemsize
     return Codec(
@@ -102,8 +142,29 @@ CODECS: dict[str, Codec] = {
 }
 
 
-def codec(name: str) -> Codec:
-    """The codec of that name; UserError names those there are."""
+CODES_TAG = 6
+
+
+def codec(name: str, levels: tuple[int, ...] = ()) -> Codec:
+    """The codec of that name.
+
+    Args:
+        name: one of `CODECS`, or `codes`.
+        levels: of `codes`, how many values each code of a slot has.
+
+    Raises:
+        UserError: names those there are.
+    """
+    if name == CODES:
+        if not levels:
+            raise UserError("wire: these are codes; only a bridge with their levels can read them")
+        bits = _code_bits(levels)[1]
+        return Codec(
+            CODES_TAG,
+            partial(_pack_codes, levels),
+            partial(_unpack_codes, levels),
+            lambda m, n: (m * bits + 7) // 8,
+        )
     if name not in CODECS:
         raise UserError(f"wire: unknown codec {name!r}; one of {', '.join(CODECS)}")
     return CODECS[name]

@@ -1,7 +1,8 @@
 """Honest compression: what the message costs in the receiver and on the wire (SPEC section 8).
 
 Sizes are means per text. The text is counted as UTF-8 and as zlib of that, each text alone; the
-latent as the bytes that `lw_jax.wire` writes: slots in each codec with scales, mask, span, header.
+latent as the bytes that `lw_jax.wire` writes: slots in each codec with scales, mask, span, header,
+and the codes of a bridge that has some.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from lw_jax.codecs import CODECS
 from lw_jax.models.arch import Arch
 
 
-def of_texts(texts: Sequence[str], slots: Sequence[int], width: int) -> dict[str, Any]:
+def of_texts(
+    texts: Sequence[str],
+    slots: Sequence[int],
+    width: int,
+    codec_name: str = "float32",
+    levels: tuple[int, ...] = (),
+) -> dict[str, Any]:
     """Texts against the latents that replace them: characters per slot, bytes, bits a character.
 
     Args:
         texts: the messages, as the receiver would be given them.
         slots: how many slots of that `width` each text takes.
+        codec_name: in which the bridge sends its latents (`sent_as`).
+        levels: of a slot's codes, where it sends those.
     """
     characters = _mean(len(t) for t in texts)
     sizes = {
@@ -30,11 +39,15 @@ def of_texts(texts: Sequence[str], slots: Sequence[int], width: int) -> dict[str
         "zlib": _mean(len(zlib.compress(t.encode(), 9)) for t in texts),
         **{name: _mean(wire.nbytes(m, width, name) for m in slots) for name in CODECS},
     }
+    if levels:
+        codes = (wire.nbytes(m, len(levels), "codes", levels=levels) for m in slots)
+        sizes["codes"] = _mean(codes)
     return {
         "characters": characters,
         "slots": _mean(slots),
         "slot_width": width,
-        "characters_per_slot": characters / _mean(slots),
+        "sent_as": codec_name,
+        "characters_per_slot": _per(characters, _mean(slots)),
         "bytes": sizes,
         "bits_per_character": {name: 8 * size / characters for name, size in sizes.items()},
     }
@@ -53,10 +66,14 @@ def of_columns(
     return {
         "receiver_tokens": _mean(tokens),
         "columns": held,
-        "tokens_per_column": _mean(tokens) / held,
-        "characters_per_column": characters / held,
+        "tokens_per_column": _per(_mean(tokens), held),
+        "characters_per_column": _per(characters, held),
         "kv_entries": held * arch.layers * arch.kv_heads,
     }
+
+
+def _per(total: float, count: float) -> float:
+    return total / count if count else float("inf")
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -73,17 +73,24 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
     packed = metrics["compression"]
     if packed:
         at, size = packed["receivers"][receiver], packed["latent"]["bytes"]
-        slot = packed["latent"]["characters_per_slot"]
+        slot, sent = packed["latent"]["characters_per_slot"], packed["latent"]["sent_as"]
         found.append(
             f"{at['columns']:.1f} columns stand for {at['receiver_tokens']:.1f} receiver tokens: "
             f"{at['tokens_per_column']:.2f} tokens and {at['characters_per_column']:.1f} "
             f"characters a column, {slot:.1f} characters a slot. Bytes: text {size['utf8']:.0f}, "
-            f"zlib {size['zlib']:.0f}, latent {size['float16']:.0f} at float16, "
-            f"{size['int4']:.0f} at int4."
+            f"zlib {size['zlib']:.0f}, latent {size[sent]:.0f} as sent ({sent}), "
+            f"{size['float16']:.0f} at float16, {size['int4']:.0f} at int4."
         )
     floor = metrics["data"]["entity_floor"].get("entities")
     if floor is not None and any("entities" in m for m in metrics["receivers"][receiver].values()):
         found.append(f"Entities that another context's text has by chance: {floor:.3f}.")
+    for name, probe in metrics.get("probe", {}).items():
+        if name in ("sender", receiver):
+            low, high = probe["ci"]
+            found.append(
+                f"Linear probe of {name}, layer {probe['layer']}: accuracy {probe['accuracy']:.3f} "
+                f"[{_short(low)} {_short(high)}], fitted on {probe['train_rows']} training rows."
+            )
     bridge = metrics["parameters"]
     if bridge:
         found.append(

@@ -14,7 +14,7 @@ from lw_jax.dims import Dims
 from lw_jax.party import Parties, Party
 from lw_jax.receiver.layout import Speaker
 from lw_jax.receiver.pack import Segment
-from lw_jax.receiver.read import message_segment
+from lw_jax.receiver.read import beside, message_segment
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
 Batch = Mapping[str, Array]
@@ -45,6 +45,15 @@ class Scene:
         taps = wire_bridge.extract(self.config, self.parties.sender, batch)
         return wire_bridge.encode(self.config, self.dims, self.bridge, taps)
 
+    def send(self, batch: Batch) -> Latent:
+        """The same, with the bottleneck's codes in the slots' place."""
+        taps = wire_bridge.extract(self.config, self.parties.sender, batch)
+        return wire_bridge.to_wire(self.config, self.dims, self.bridge, taps)
+
+    def received(self, sent: Latent) -> Latent:
+        """The latent that codes stand for."""
+        return wire_bridge.from_wire(self.config, self.dims, self.bridge, sent)
+
     def deliver(self, latent: Latent) -> Delivery:
         """What the reader makes of a latent; nothing else is seen."""
         return wire_bridge.deliver(self.config, self.dims, self.bridge, self.receiver, latent)
@@ -56,23 +65,36 @@ class Scene:
 
 @struct.dataclass
 class Message:
-    """What stands in the message's place: a segment [N, P], and what enters the layers."""
+    """What stands in the message's place: a segment [N, P], and what enters the layers.
+
+    text: the text [N, T] right after it, where the receiver reads both.
+    """
 
     segment: Segment
     delivery: Delivery | None = None
+    text: Segment | None = None
 
 
-def delivered(scene: Scene, delivery: Delivery) -> Message:
-    """A reader's delivery as a message."""
-    mask = delivery.kv.mask if delivery.kv is not None else delivery.mask
-    assert mask is not None
+def alone(scene: Scene, delivery: Delivery, rows: int) -> Message:
+    """A reader's delivery as a message, and nothing else."""
     width = scene.party.params["embed"].shape[1]
-    return Message(message_segment(delivery, mask.shape[0], width), delivery)
+    return Message(message_segment(delivery, rows, width), delivery)
+
+
+def delivered(scene: Scene, batch: Batch, delivery: Delivery) -> Message:
+    """A reader's delivery as the layout has it: alone, or beside the row's text."""
+    ids, lengths = scene.context(batch)
+    message = alone(scene, delivery, ids.shape[0])
+    if not scene.party.beside_text:
+        return message
+    return Message(message.segment, delivery, beside(ids, lengths))
 
 
 def occupied(message: Message) -> Array:
     """[N] receiver columns that the message takes: soft or text tokens, plus prefix columns."""
     columns = message.segment.lengths
+    if message.text is not None:
+        columns = columns + message.text.lengths
     if message.delivery is not None and message.delivery.kv is not None:
         columns = columns + message.delivery.kv.mask.sum(axis=1, dtype=columns.dtype)
     return columns

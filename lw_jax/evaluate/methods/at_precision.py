@@ -1,0 +1,21 @@
+"""`latent_<codec>`: the latent sent at another precision than the bridge was trained for."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, delivered, latent_bytes
+from lw_jax.precision import as_sent
+
+
+@cache  # a message is a static argument of the jitted step
+def at_precision(codec_name: str) -> Method:
+    """The method `latent`, with the slots as one of `lw_jax.codecs.CODECS` leaves them."""
+
+    def message(scene: Scene, batch: Batch) -> Message:
+        own = scene.encode(batch)
+        sent = dataclasses.replace(own, slots=as_sent(own.slots, codec_name))
+        return delivered(scene, batch, scene.deliver(sent))
+
+    return Method(message, latent_bytes, needs_bridge=True)

@@ -1,0 +1,39 @@
+"""-log of the share of different codes in a batch (V15f): a number to watch, not to learn from.
+
+A count of codes has no gradient: whatever its weight, this objective moves no parameter (fault 9).
+It is here because a seed trained with it. `code_variance` and `code_entropy` have gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from lw_jax.codes import distinct
+from lw_jax.objectives.base import Context, Term
+from lw_jax.objectives.code_notes import noted, real_slots
+from lw_jax.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Config:
+    """Share of different codes; its gradient is exactly zero.
+
+    Args:
+        weight: of this objective in the loss; it changes the loss and nothing else.
+        schedule: factor of the weight over the steps.
+    """
+
+    weight: float = 0.1
+    schedule: Schedule = Schedule()
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """-log(different code tuples / slots) of the batch."""
+    codes = noted(context, "codes", "code_unique", "fsq or bridge.bottleneck.vq")
+    real = real_slots(context, codes)
+    count = jnp.sum(real).astype(jnp.float32)
+    different = distinct(jnp.where(real[..., None], codes, -1)).astype(jnp.float32)
+    share = jnp.maximum(1.0, different) / jnp.maximum(1.0, count)
+    return {"code_unique": Term(-count * jnp.log(share), count)}

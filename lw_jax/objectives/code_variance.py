@@ -1,0 +1,45 @@
+"""-log of the variance of the FSQ codes over a batch, mean over a slot's codes (V15g).
+
+The variance of *rounded* codes cannot undo a collapse: where all slots have one code each deviation
+is 0, and so is the gradient. `rounded: false` takes the codes before rounding, whose deviations
+are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from lw_jax.objectives.base import Context, Term
+from lw_jax.objectives.code_notes import noted, real_slots
+from lw_jax.schedule import Schedule
+
+_LEAST = 1e-6  # of a variance, where all codes are the same
+
+
+@dataclass(frozen=True)
+class Config:
+    """Variance of the codes of the bottleneck `fsq`.
+
+    Args:
+        weight: of this objective in the loss.
+        schedule: factor of the weight over the steps.
+        rounded: of the codes as sent; false for those before rounding.
+    """
+
+    weight: float = 0.1
+    schedule: Schedule = Schedule()
+    rounded: bool = True
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """-log variance of the codes, scaled to [-1, 1], over all slots of the batch."""
+    name = "values" if config.rounded else "bounded"
+    values, codes = (noted(context, n, "code_variance", "fsq") for n in (name, "codes"))
+    real = real_slots(context, codes).astype(jnp.float32)
+    count = jnp.sum(real)
+    weights = (real / jnp.maximum(1.0, count))[..., None]
+    mean = jnp.sum(values * weights, axis=(0, 1), keepdims=True)
+    variance = jnp.sum(jnp.square(values - mean) * weights, axis=(0, 1))
+    return {"code_variance": Term(-count * jnp.mean(jnp.log(variance + _LEAST)), count)}
