@@ -82,6 +82,9 @@ def joint(asked: Asked, said: Said) -> dict[str, Any]:
 
 def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]:
     """`data` of metrics.json: which rows, how many were left out, what chance gives."""
+    floors = {}
+    if asked.others:
+        floors = summary.floors(asked.examples, asked.others, asked.settings.gsm8k)
     return {
         "split": "eval",
         "rows": len(asked.examples),
@@ -90,7 +93,8 @@ def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]
         "malformed": len(malformed),
         "malformed_first": list(malformed[:3]),
         "seed": asked.seed,
-        "entity_floor": summary.entity_floor(asked.examples, asked.others) if asked.others else {},
+        "entity_floor": floors.get("entities", {}),
+        "answer_floor": floors.get("answers", {}),
     }
 
 

@@ -22,6 +22,8 @@ COLUMNS = (
     "em",
     "f1",
     "entities",
+    "nouns",
+    "source_entities",
     "final",
     "partial",
     "nll",

@@ -1,4 +1,12 @@
-"""From the predictions of one method to its figures, each with a 95 % interval and its n."""
+"""From the predictions of one method to its figures, each with a 95 % interval and its n.
+
+Entity transfer (SPEC section 8) is the share of a text's numbers, names and nouns that stand in the
+output. `numbers`, `names`, `entities` and `nouns` measure it against the gold answer: of a text
+read back, that is the text itself. Where the text is a problem and the answer its solution,
+`source_numbers`, ... measure it against the problem, which is what the seeds counted (their 5.2 %:
+of the question's entities, 5.2 % stood in the output). The floor of both is what the gold answers of
+other rows have (`floors`).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +20,10 @@ from numpy.typing import NDArray
 from lw_jax.data.example import Example
 from lw_jax.evaluate import bootstrap
 from lw_jax.evaluate.metrics import degenerate, entities, numbers, squad
+
+KINDS = ("numbers", "names", "entities", "nouns")
+BOUNDS = (0.0, 1.0)
+"""Of every figure that is a share; `nll` is none."""
 
 Values = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Per row [n]: the sum over the row's parts, and how many parts it has (0: does not count)."""
@@ -65,16 +77,43 @@ def per_row(
         "first_top5": ([float(p.first_rank < 5) for p in said], one),
         "loops": ([degenerate.loops(p.text) for p in said], one),
     }
-    moved = [entities.transferred(_gold(e), p.text) for e, p in pairs]
-    long = sum(m["entities"][1] for m in moved) >= LONG * len(moved)
-    for kind in ("numbers", "names", "entities"):
-        if long and any(m[kind][1] for m in moved):
-            parts[kind] = ([float(m[kind][0]) for m in moved], [m[kind][1] for m in moved])
+    parts |= _transfer([e.answers[0] for e in examples], [p.text for p in said], "")
+    if all(_is_problem(e) for e in examples):
+        parts |= _transfer([e.context for e in examples], [p.text for p in said], "source_")
     if gsm8k:
-        parts["final"] = ([numbers.final_correct(p.text, _gold(e)) for e, p in pairs], one)
-        asked = [numbers.partial(p.text, e.context + " " + e.question) for e, p in pairs]
-        parts["partial"] = (asked, one)
+        parts |= {name: (values, one) for name, values in _solved(pairs).items()}
     return {name: (np.asarray(t, float), np.asarray(c, float)) for name, (t, c) in parts.items()}
+
+
+def _transfer(
+    texts: Sequence[str], outputs: Sequence[str], prefix: str
+) -> dict[str, tuple[list[float], list[int]]]:
+    """Entities of the texts found in the outputs, by kind; none where the texts are short."""
+    moved = [entities.transferred(t, o) for t, o in zip(texts, outputs, strict=True)]
+    if sum(m["entities"][1] for m in moved) < LONG * len(moved):
+        return {}
+    return {
+        prefix + kind: ([float(m[kind][0]) for m in moved], [m[kind][1] for m in moved])
+        for kind in KINDS
+        if any(m[kind][1] for m in moved)
+    }
+
+
+def _is_problem(example: Example) -> bool:
+    """Whether the text asks for something else than itself, without a question of its own."""
+    return not example.question and example.context.strip() != example.answers[0].strip()
+
+
+def _solved(pairs: Sequence[tuple[Example, Prediction]]) -> dict[str, list[float]]:
+    """GSM8K: final number right, else the right format and a number of the question, else failed.
+
+    The three add up to 1.
+    """
+    final = [numbers.final_correct(p.text, _gold(e)) for e, p in pairs]
+    near = [numbers.partial(p.text, e.context + " " + e.question) for e, p in pairs]
+    partial = [n * (1 - f) for n, f in zip(near, final, strict=True)]
+    failed = [1 - f - n for f, n in zip(final, partial, strict=True)]
+    return {"final": final, "partial": partial, "failed": failed}
 
 
 def of_method(
@@ -101,7 +140,12 @@ def of_method(
         "ci": {
             name: list(
                 bootstrap.interval(
-                    total, count, groups=groups, seed=settings.seed, resamples=settings.resamples
+                    total,
+                    count,
+                    groups=groups,
+                    seed=settings.seed,
+                    resamples=settings.resamples,
+                    bounds=None if name == "nll" else BOUNDS,
                 )
             )
             for name, (total, count) in rows.items()
@@ -109,18 +153,24 @@ def of_method(
     }
 
 
-def entity_floor(examples: Sequence[Example], others: Sequence[Example]) -> dict[str, float]:
-    """Share of the gold texts' entities that occur in the gold text of another context: what a
-    `deranged` latent finds by chance, row i against others[i]."""
-    moved = [
-        entities.transferred(_gold(e), _gold(o)) for e, o in zip(examples, others, strict=True)
-    ]
-    floor = {}
-    for kind in ("numbers", "names", "entities"):
-        total = sum(m[kind][1] for m in moved)
-        if total:
-            floor[kind] = sum(m[kind][0] for m in moved) / total
-    return floor
+def floors(
+    examples: Sequence[Example], others: Sequence[Example], gsm8k: bool
+) -> dict[str, dict[str, float]]:
+    """What the gold answers of other contexts score, row i those of others[i]: what a `deranged`
+    latent finds by chance. `entities` by kind, `answers` (final, partial, failed) of GSM8K."""
+    golds = [_gold(o) for o in others]
+    parts = _transfer([_gold(e) for e in examples], golds, "")
+    if all(_is_problem(e) for e in examples):
+        parts |= _transfer([e.context for e in examples], golds, "source_")
+    found = {"entities": {name: sum(hits) / sum(of) for name, (hits, of) in parts.items()}}
+    if gsm8k:
+        said = [(e, _as_said(gold)) for e, gold in zip(examples, golds, strict=True)]
+        found["answers"] = {k: float(np.mean(v)) for k, v in _solved(said).items()}
+    return found
+
+
+def _as_said(text: str) -> Prediction:
+    return Prediction(text, 0.0, 0, 0, False, None, 0, 0)
 
 
 def _gold(example: Example) -> str:

@@ -65,16 +65,39 @@ def test_identical_outputs_are_no_entity_transfer() -> None:
     found = summary.of_method(examples, said, 1.0, SETTINGS)
     assert found["entities"] == pytest.approx((3 + 0 + 1) / 9)
     assert found["distinct"] == pytest.approx(1 / 3)
-    floor = summary.entity_floor(examples, [examples[1], examples[2], examples[0]])
-    assert floor["entities"] == pytest.approx(1 / 9)
-    assert floor["numbers"] == 0
+    found = summary.floors(examples, [examples[1], examples[2], examples[0]], gsm8k=False)
+    assert found["entities"]["entities"] == pytest.approx(1 / 9)
+    assert found["entities"]["numbers"] == 0
+    assert "answers" not in found
 
 
-def test_gsm8k_is_scored_by_its_final_number() -> None:
-    examples = [_example(0, "3 + 4 = 7 #### 7", "He has 3 and 4."), _example(1, "so #### 9", "5")]
-    said = {"text": ([_said("4 #### 7"), _said("#### 8")], 1.0)}
-    found = figures(Asked(examples, [], 0, 50), {"reader": said})["receivers"]["reader"]["text"]
-    assert (found["final"], found["partial"]) == (0.5, 0.5)
+def _problem(i: int, answer: str, context: str) -> Example:
+    return Example(f"q{i}", f"c{i}", context, "", (answer,))
+
+
+def test_gsm8k_is_right_partial_or_failed() -> None:
+    examples = [_problem(i, "3 + 4 = 7 #### 7", "Ann has 3 pens and 4 hats.") for i in range(4)]
+    rows = [_said(t) for t in ("4 #### 7", "so #### 8", "of 3, #### 8", "")]
+    found = figures(Asked(examples, [], 0, 50), {"reader": {"text": (rows, 1.0)}})
+    found = found["receivers"]["reader"]["text"]
+    assert (found["final"], found["partial"], found["failed"]) == (0.25, 0.25, 0.5)
+    other = _problem(9, "2 + 3 = 5 #### 5", "Bob has 2 and 3.")
+    floor = summary.floors(examples[:1], [other], gsm8k=True)
+    assert floor["answers"] == {"final": 0, "partial": 1, "failed": 0}
+    assert floor["entities"]["source_numbers"] == 0.5  # the 3
+    assert floor["entities"]["numbers"] == pytest.approx(1 / 3)
+
+
+def test_entities_of_the_problem_and_of_its_solution_are_told_apart() -> None:
+    examples = [_problem(0, "3 + 4 = 7 #### 7", "Ann has 3 pens and 4 hats, and Ann met Bob.")]
+    found = summary.of_method(examples, [_said("Ann has 3 pens")], 1.0, SETTINGS)
+    assert found["numbers"] == pytest.approx(1 / 3)
+    assert found["source_numbers"] == 0.5
+    assert found["source_names"] == 0.5
+    assert found["source_entities"] == 0.5
+    assert found["source_nouns"] == 0.5
+    readback = [replace(examples[0], answers=(examples[0].context,))]
+    assert "source_numbers" not in summary.of_method(readback, [_said("")], 1.0, SETTINGS)
 
 
 def test_the_oracle_takes_the_better_receiver() -> None:

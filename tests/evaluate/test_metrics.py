@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lw_jax.evaluate.metrics import degenerate, entities, numbers, squad
+from lw_jax.evaluate.metrics import degenerate, entities, nouns, numbers, squad
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,24 @@ def test_entities_are_found_whole() -> None:
         "numbers": (1, 2),
         "names": (1, 2),
         "entities": (2, 4),
+        "nouns": (1, 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("Mark has a red garden with 12 large flowers.", {"garden", "flower"}),
+        ("Ken put his berries into boxes of clay.", {"berry", "box", "clay"}),
+        ("Tim's bike cost $5 on the 3-page list.", {"bike", "list"}),
+        ("She will run, then he ate.", set()),
+        ("The information was kept.", {"information"}),
+        ("Two children each eat the other movies.", {"children", "movie"}),
+        ("", set()),
+    ],
+)
+def test_nouns_by_the_words_around_them(text: str, found: set[str]) -> None:
+    assert nouns.nouns(text) == found
 
 
 def test_identical_outputs_are_seen() -> None:

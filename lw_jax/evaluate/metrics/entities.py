@@ -4,7 +4,9 @@ A number is a run of digits with thousands commas or decimals (`numbers.py`). A 
 capitalised word of at least two letters that stands somewhere else than at the start of a sentence,
 or that occurs at least twice without ever being written in lower case; function words are no names.
 Possessive `'s` is cut off. An entity counts once however often it occurs, and is found in the
-output only as a whole: a number by value, a name by its letters.
+output only as a whole: a number by value, a name by its letters, a noun (`nouns.py`) by its
+singular. `entities` are numbers and names, which are found exactly; nouns, which are guessed, stand
+apart.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from lw_jax.evaluate.metrics.nouns import nouns, singular
 from lw_jax.evaluate.metrics.numbers import numbers
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
@@ -49,12 +52,19 @@ def names(text: str) -> set[str]:
 
 
 def transferred(gold: str, output: str) -> dict[str, tuple[int, int]]:
-    """(found in the output, in the gold text) for `numbers`, `names` and `entities` (both)."""
+    """(found in the output, in the gold text) for `numbers`, `names`, `nouns` and `entities`
+    (numbers and names)."""
     gold_numbers, gold_names = set(numbers(gold)), names(gold)
+    gold_nouns = nouns(gold)
     said = {word for _, word in _words(output)}
     counts = {
         "numbers": (len(gold_numbers & set(numbers(output))), len(gold_numbers)),
         "names": (len(gold_names & said), len(gold_names)),
     }
     hits, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
-    return {**counts, "entities": (hits, total)}
+    said_nouns = {singular(word.lower()) for word in said}
+    return {
+        **counts,
+        "entities": (hits, total),
+        "nouns": (len(gold_nouns & said_nouns), len(gold_nouns)),
+    }
