@@ -1,0 +1,176 @@
+"""DiT bridge: the slots are generated from noise by rectified flow (SPEC section 4).
+
+Diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, arXiv:2212.09748); it generates
+the receiver's own embeddings of a target text, conditioned on the source. What it learns by is
+`loss`, for which no latent is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lw_jax.compressors.dit_blocks import Condition, Conditioning, Velocity
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.flow import SAMPLERS, Time, squared_error, times
+from lw_jax.types import Array, Features, Latent, Views
+
+
+@dataclass(frozen=True)
+class Config:
+    """DiT with rectified flow.
+
+    Args:
+        slots: latent slots M; longer targets are cut.
+        width, heads, depth: of the transformer.
+        mlp_ratio: hidden width of the MLPs over the width.
+        conditioning: `mean` adds the mean-pooled source to the timestep embedding; `cross` attends
+            to all source tokens; `attention_pool` does so and adds what a learned query reads.
+        sampler: `euler` (one velocity a step) or `heun` (two).
+        steps: of the sampler.
+        time: how training draws t.
+        length: `predicted` by a head, or `full`: all M slots, zero past the end of a target.
+        unit_targets: flow between noise and targets of RMS 1; false: targets as they are, so quiet
+            under unit noise that the flow is blind to its condition.
+    """
+
+    slots: int
+    width: int = 512
+    heads: int = 8
+    depth: int = 4
+    mlp_ratio: int = 4
+    conditioning: Conditioning = "cross"
+    sampler: Literal["euler", "heun"] = "euler"
+    steps: int = 10
+    time: Time = "uniform"
+    length: Literal["predicted", "full"] = "predicted"
+    unit_targets: bool = True
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "slots", "width", "heads", "depth", "mlp_ratio", "steps")
+        if self.width % self.heads:
+            raise UserError(f"heads: {self.heads} does not divide width {self.width}")
+
+
+@struct.dataclass
+class FlowLoss:
+    """What a batch of targets costs, unreduced.
+
+    error: [B, M] mean squared error of the velocity, where mask [B, M] bool; still: the same of a
+    velocity of zero; length_nll: [B] nats, or None; cut: [B] bool, longer than M.
+    """
+
+    error: Array
+    mask: Array
+    still: Array
+    length_nll: Array | None
+    cut: Array
+
+
+class Dit(nn.Module):
+    """Views -> Latent with up to M slots."""
+
+    config: Config
+    dims: Dims
+
+    def setup(self) -> None:
+        c = self.config
+        self.condition = Condition(c.width, c.heads, c.conditioning)
+        self.velocity = Velocity(
+            c.width, c.heads, c.depth, c.mlp_ratio, c.conditioning != "mean", self.dims.latent_dim
+        )
+        if c.length == "predicted":
+            self.length = nn.Dense(c.slots + 1)
+
+    @property
+    def unit(self) -> float:
+        """What stands for 1 in the flow: by default the RMS of the receiver's embeddings.
+
+        Raises:
+            UserError: there are several receivers, each with embeddings of its own.
+        """
+        if len(self.dims.receivers) != 1:
+            raise UserError(
+                "bridge.compressor.dit: generates the embeddings of one receiver; "
+                f"got {len(self.dims.receivers)} ({', '.join(self.dims.receivers)}); keep one"
+            )
+        (receiver,) = self.dims.receivers.values()
+        return receiver.embed_rms if self.config.unit_targets else 1.0
+
+    def __call__(self, views: Views, train: bool = False) -> Latent:
+        """A latent sampled from noise. Unless training, every row starts from the same noise, so
+        that the latent of a text does not depend on its place in a batch."""
+        c = self.config
+        view: Features = next(iter(views.values()))
+        given = self.condition(view)
+        rows = view.mask.shape[0]
+        mask = jnp.ones((rows, c.slots), bool)
+        if c.length == "predicted":
+            mask = _first(jnp.argmax(self.length(given.summary), axis=-1), c.slots)
+        shape = (rows if train else 1, c.slots, self.dims.latent_dim)
+        noise = jax.random.normal(self.make_rng("noise"), shape)
+        noise = jnp.broadcast_to(noise, (rows, *shape[1:]))
+        if self.is_initializing():
+            self.velocity(noise, jnp.zeros(rows), mask, given)
+        # Inside a loop a linen module must be a pure function of its parameters.
+        net, variables = self.velocity.unbind()
+
+        def velocity(x: Array, t: Array) -> Array:
+            return cast(Array, net.apply(variables, x, t, mask, given))
+
+        slots = SAMPLERS[c.sampler](velocity, noise, c.steps) * self.unit * mask[..., None]
+        span = view.mask.sum(axis=1).astype(jnp.float32)
+        return Latent(slots, mask, span, (-1,) * c.slots)
+
+    def loss(self, views: Views, target: Features, train: bool = True) -> FlowLoss:
+        """The flow towards targets [B, T, latent_dim] of any length, one noise and one t a row.
+
+        Raises:
+            UserError: the target is not as wide as a slot.
+        """
+        c = self.config
+        width = target.x.shape[-1]
+        if width != self.dims.latent_dim:
+            raise UserError(
+                f"bridge.latent_dim: {self.dims.latent_dim}, but the flow goes to embeddings of "
+                f"width {width}; set it to {width}"
+            )
+        given = self.condition(next(iter(views.values())))
+        wanted = target.mask.sum(axis=1)
+        lengths = jnp.minimum(wanted, c.slots)
+        real = _first(lengths, c.slots)
+        data = _resized(target.x.astype(jnp.float32), c.slots) / self.unit * real[..., None]
+        mask = jnp.ones_like(real) if c.length == "full" else real
+        for_noise, for_time = jax.random.split(self.make_rng("noise"))
+        noise = jax.random.normal(for_noise, data.shape)
+        t = times(for_time, data.shape[0], c.time)
+        error = squared_error(lambda x, t: self.velocity(x, t, mask, given), data, noise, t)
+        still = squared_error(lambda x, t: jnp.zeros_like(x), data, noise, t)
+        nll = None
+        if c.length == "predicted":
+            chances = nn.log_softmax(self.length(given.summary))
+            nll = -jnp.take_along_axis(chances, lengths[:, None], axis=1)[:, 0]
+        return FlowLoss(error, mask, still, nll, wanted > c.slots)
+
+
+def _first(lengths: Array, size: int) -> Array:
+    """[B, size] bool: the first `lengths` [B] of every row."""
+    return jnp.arange(size)[None] < lengths[:, None]
+
+
+def _resized(x: Array, size: int) -> Array:
+    """[B, T, D] -> [B, size, D], cut or filled with zeros at the end."""
+    x = x[:, :size]
+    return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))
+
+
+def build(config: Config, dims: Dims) -> Dit:
+    """The compressor."""
+    return Dit(config, dims)

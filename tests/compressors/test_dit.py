@@ -1,0 +1,328 @@
+"""The DiT bridge: what it starts from, what it sees, and what blinds it."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lw_jax import bridge, flow
+from lw_jax.compressors import dit, perceiver
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parts import (
+    BridgeConfig,
+    CompressorConfig,
+    ObjectivesConfig,
+    ReaderConfig,
+    SourceConfig,
+)
+from lw_jax.config.schema import MeshConfig
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh
+from lw_jax.objectives import answer_ce
+from lw_jax.objectives import flow as flow_objective
+from lw_jax.objectives.base import mean
+from lw_jax.party import Parties
+from lw_jax.readers import soft_tokens
+from lw_jax.receiver.collate import Collate, measure
+from lw_jax.sources import hidden_states
+from lw_jax.train.optimiser import groups as optimiser_groups
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import new_state
+from lw_jax.train.step import StepMaker, all_terms, context_of, plan_at
+from lw_jax.types import Features
+from tests.receiver.worlds import LAYOUT, groups, party, speaker
+
+WIDTH, SLOTS, TOKENS = 8, 4, 6
+STEPS = 300
+QUIET = 0.0027
+"""RMS of the embeddings of the seeds' receiver."""
+
+
+def dims(rms: float = 0.1, receivers: int = 1) -> Dims:
+    return Dims(
+        12, 1, WIDTH, {f"r{i}": ReceiverDims(WIDTH, 1, 1, 8, rms) for i in range(receivers)}
+    )
+
+
+def module(rms: float = 0.1, **options: Any) -> dit.Dit:
+    chosen = {"slots": SLOTS, "width": 16, "heads": 2, "depth": 2, "steps": 3, **options}
+    return dit.build(dit.Config(**chosen), dims(rms))
+
+
+def source(rows: int = 3, seed: int = 0) -> dict[str, Features]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, TOKENS, rows)
+    mask = np.arange(TOKENS)[None] < lengths[:, None]
+    x = rng.standard_normal((rows, TOKENS, 12)).astype(np.float32)
+    return {"source": Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros((rows, TOKENS), int))}
+
+
+def target(rows: int = 3, tokens: int = 6, rms: float = 0.1, seed: int = 1) -> Features:
+    rng = np.random.default_rng(seed)
+    x = rms * rng.standard_normal((rows, tokens, WIDTH)).astype(np.float32)
+    mask = np.arange(tokens)[None] < np.array([2, 4, 6] * rows)[:rows, None]
+    return Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros((rows, tokens), int))
+
+
+@cache
+def fresh(**options: Any) -> Any:
+    rngs = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+    return jax.jit(module(**options).init)(rngs, source())["params"]
+
+
+@cache
+def moved(**options: Any) -> Any:
+    """Parameters as training leaves them: no gate is shut."""
+    leaves, tree = jax.tree.flatten(fresh(**options))
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    shaken = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, shaken)
+
+
+@cache
+def compiled(method: str, train: bool, **options: Any) -> Any:
+    net = module(**options)
+    return jax.jit(
+        lambda params, seed, *arguments: net.apply(
+            {"params": params},
+            *arguments,
+            train,
+            method=None if method == "sample" else method,
+            rngs={"noise": jax.random.key(seed)},
+        )
+    )
+
+
+def sample(params: Any, views: Any, seed: int = 0, train: bool = False, **options: Any) -> Any:
+    return compiled("sample", train, **options)(params, seed, views)
+
+
+def loss(params: Any, views: Any, aim: Features, seed: int = 0, **options: Any) -> dit.FlowLoss:
+    return compiled("loss", True, **options)(params, seed, views, aim)
+
+
+def test_before_training_the_velocity_is_zero() -> None:
+    """adaLN-Zero: the sample is the noise itself, and the loss is that of standing still."""
+    latent = sample(fresh(length="full"), source(), length="full")
+    noise = sample(fresh(length="full"), source(seed=5), length="full")
+    np.testing.assert_array_equal(latent.slots, noise.slots)  # noise that nothing has moved
+    assert float(jnp.std(latent.slots)) == pytest.approx(0.1, rel=0.3)
+    found = loss(fresh(), source(), target())
+    np.testing.assert_allclose(found.error, found.still, rtol=1e-5)
+    assert float(jnp.mean(found.still)) == pytest.approx(2.0, rel=0.3)
+    blocks = fresh()["velocity"]["blocks"]
+    assert float(jnp.abs(blocks["adapt"]["kernel"]).max()) == 0.0
+    assert blocks["cross"]["out"]["kernel"].shape == (2, 2, 8, 16)  # scanned over the depth
+
+
+@pytest.mark.parametrize("conditioning", ["mean", "cross", "attention_pool"])
+def test_the_condition_is_seen_without_its_padding(conditioning: str) -> None:
+    options = {"conditioning": conditioning}
+    params, views = moved(**options), source()
+    there = sample(params, views, **options)
+    view = views["source"]
+    chex.assert_shape(there.slots, (3, SLOTS, WIDTH))
+    littered = view.replace(x=jnp.where(view.mask[..., None], view.x, 1e3))
+    again = sample(params, {"source": littered}, **options)
+    np.testing.assert_allclose(again.slots, there.slots, atol=1e-4)
+    np.testing.assert_array_equal(again.mask, there.mask)
+    other = sample(params, source(seed=5), **options)
+    assert float(jnp.abs(other.slots - there.slots).max()) > 1e-3
+
+
+def test_a_text_has_one_latent_wherever_it_stands_in_a_batch() -> None:
+    params, view = moved(length="full"), source()["source"]
+    whole = sample(params, {"source": view}, length="full")
+    turned = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), view)
+    found = sample(params, {"source": turned}, length="full")
+    np.testing.assert_allclose(jnp.roll(whole.slots, 1, axis=0), found.slots, atol=1e-5)
+    drawn = sample(params, {"source": view}, seed=1, length="full")
+    assert float(jnp.abs(drawn.slots - whole.slots).max()) > 1e-2
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 3, axis=0), view)
+    rows = sample(params, {"source": same}, train=True, length="full").slots
+    assert float(jnp.abs(rows[0] - rows[1]).max()) > 1e-2  # training draws noise for each row
+
+
+def test_targets_are_cut_masked_and_as_long_as_the_head_says() -> None:
+    params, views, aim = moved(), source(), target()
+    found = loss(params, views, aim)
+    np.testing.assert_array_equal(found.cut, [False, False, True])
+    np.testing.assert_array_equal(found.mask.sum(axis=1), [2, 4, 4])
+    littered = aim.replace(x=jnp.where(aim.mask[..., None], aim.x, 1e3).at[:, SLOTS:].set(1e3))
+    again = loss(params, views, littered)
+    np.testing.assert_allclose(again.error * found.mask, found.error * found.mask, rtol=1e-4)
+    np.testing.assert_allclose(again.length_nll, found.length_nll)
+    whole = loss(moved(length="full"), views, aim, length="full")
+    assert whole.length_nll is None
+    assert bool(whole.mask.all())
+    head = params["length"]
+    three = {**head, "bias": jnp.where(jnp.arange(SLOTS + 1) == 3, 100.0, 0.0)}
+    latent = sample({**params, "length": three}, views)
+    np.testing.assert_array_equal(latent.mask, [[True, True, True, False]] * 3)
+    assert float(jnp.abs(latent.slots[:, 3]).max()) == 0.0
+
+
+def test_samples_are_as_loud_as_the_targets() -> None:
+    """The velocity does not know how loud the receiver is: only the unit does."""
+    params = moved(length="full")
+    quiet, loud = (sample(params, source(), length="full", **x).slots for x in ({"rms": 0.01}, {}))
+    np.testing.assert_allclose(quiet * 10, loud, rtol=1e-4)
+    raw = sample(params, source(), length="full", unit_targets=False).slots
+    np.testing.assert_allclose(raw, loud * 10, rtol=1e-4)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def sensitivity(rms: float, unit_targets: bool) -> Any:
+    """Loss and shuffled loss of held-out noise after training on eight (source, target) pairs."""
+    net = module(
+        rms, conditioning="mean", width=32, depth=1, length="full", unit_targets=unit_targets
+    )
+    views, aim = source(8), target(8, SLOTS, rms)
+    aim = aim.replace(mask=jnp.ones_like(aim.mask))
+    rngs = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+    params = net.init(rngs, views)["params"]
+    optimiser = optax.adam(optax.cosine_decay_schedule(5e-3, STEPS))
+    eight = jax.tree.map(lambda x: jnp.repeat(x, 8, axis=0), (views, aim))
+
+    def error(params: Any, rng: Any, shift: int) -> Any:
+        given, wanted = eight
+        given = jax.tree.map(lambda x: jnp.roll(x, 8 * shift, axis=0), given)
+        found = net.apply({"params": params}, given, wanted, method="loss", rngs={"noise": rng})
+        return jnp.mean(found.error)
+
+    def step(carry: Any, rng: Any) -> Any:
+        params, state = carry
+        updates, state = optimiser.update(jax.grad(error)(params, rng, 0), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(jax.random.key(2), STEPS)
+    (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), keys)
+    held_out = jax.random.split(jax.random.key(3), 64)
+    return [jnp.mean(jax.lax.map(lambda k, s=s: error(params, k, s), held_out)) for s in (0, 1)]
+
+
+def test_quiet_targets_blind_the_flow_and_unit_targets_do_not() -> None:
+    """The seeds' fault: at RMS 0.0027 under unit noise, any condition gives the same loss."""
+    own, shuffled = map(float, sensitivity(QUIET, False))
+    assert own < 0.5  # it has learned to take the noise away, and looks well trained
+    assert abs(shuffled - own) < 0.1 * own
+    own, shuffled = map(float, sensitivity(QUIET, True))
+    assert shuffled > 5 * own
+
+
+def test_every_leaf_has_its_group() -> None:
+    for conditioning in ("mean", "cross", "attention_pool"):
+        shapes = jax.eval_shape(lambda c=conditioning: fresh(conditioning=c))
+        for path, group in optimiser_groups({"bridge": {"compressor": shapes}}).items():
+            assert group == ("muon" if path.endswith("/kernel") else "adam"), path
+
+
+def test_what_cannot_be_generated_is_refused() -> None:
+    with pytest.raises(UserError, match="heads: 3 does not divide width 16"):
+        dit.Config(slots=2, width=16, heads=3)
+    with pytest.raises(UserError, match=r"one receiver; got 2 \(r0, r1\)"):
+        jax.eval_shape(
+            dit.build(dit.Config(slots=2, width=16), dims(receivers=2)).init,
+            {"params": jax.random.key(0), "noise": jax.random.key(1)},
+            source(),
+        )
+    wide = target().replace(x=jnp.zeros((3, 6, 2 * WIDTH)))
+    with pytest.raises(UserError, match=r"latent_dim: 8, .* width 16; set it to 16"):
+        loss(moved(), source(), wide)
+
+
+# The step: tests/receiver/worlds' models, whose width is 24.
+
+STEP_DIMS = Dims(24, 1, 24, {"r": ReceiverDims(24, 2, 2, 6, 0.3)})
+
+
+def wire(compressor: CompressorConfig) -> BridgeConfig:  # type: ignore[valid-type]
+    return BridgeConfig(
+        latent_dim=24,
+        source=SourceConfig(hidden_states=hidden_states.Config(layers=(2,))),
+        compressor=compressor,
+        reader=ReaderConfig(soft_tokens=soft_tokens.Config()),
+    )
+
+
+SMALL = CompressorConfig(dit=dit.Config(slots=3, width=16, heads=2, depth=1, steps=2))
+
+
+@cache
+def frozen() -> tuple[Parties, Any]:
+    rows, who = groups(4), {"r": speaker()}
+    lengths = measure(LAYOUT, speaker("llama"), who, rows)
+    batch = Collate(LAYOUT, speaker("llama"), who, lengths)(rows)
+    return Parties(party("llama"), {"r": party()}), batch
+
+
+def init(config: BridgeConfig) -> Any:
+    return jax.jit(partial(bridge.init_bridge, config, STEP_DIMS))(jax.random.key(0))
+
+
+def traced_step(config: BridgeConfig, objectives: Any) -> Any:
+    """The shapes of a step's metrics."""
+    params = {"bridge": jax.eval_shape(partial(init, config)), "heads": {}}
+    optimiser = make_optimiser(OptimiserConfig(name="muon"), params, 5)
+    state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(1), 0.9), params)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    step = StepMaker(config, STEP_DIMS, optimiser, 5, mesh, ema=0.9).make(plan_at(objectives, 0))
+    return jax.eval_shape(step, state, *frozen())[1]
+
+
+FLOW = ObjectivesConfig(flow=flow_objective.Config())
+
+
+def test_what_is_logged_before_training() -> None:
+    @jax.jit
+    def seen(params: Any, parties: Parties, batch: Any) -> Any:
+        context = context_of(
+            wire(SMALL), STEP_DIMS, params, parties, batch, jax.random.key(0), True
+        )
+        found = all_terms(plan_at(FLOW, 0), context)
+        return {k[1]: mean(v) for k, v in found.items()}, {
+            k: mean(v) for k, v in context.watched.items()
+        }
+
+    losses, watched = seen({"bridge": init(wire(SMALL))}, *frozen())
+    assert set(losses) == {"r/flow", "r/flow_length"}
+    assert set(watched) == {"r/flow/zero", "r/flow/shuffled", "r/flow/cut"}
+    for name in ("zero", "shuffled"):  # the velocity is zero, under whatever condition
+        assert float(watched[f"r/flow/{name}"]) == pytest.approx(float(losses["r/flow"]), rel=1e-5)
+    assert float(losses["r/flow_length"]) == pytest.approx(np.log(4), abs=1.5)
+    answers = frozen()[1]["r/answer/lengths"]
+    assert float(watched["r/flow/cut"]) == pytest.approx(float(np.mean(answers > 3)))
+
+
+def test_a_step_of_flow_alone_makes_no_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_sampling(*_: Any) -> Any:
+        raise AssertionError("sampled")
+
+    made = jax.eval_shape(partial(init, wire(SMALL)))
+    monkeypatch.setitem(globals(), "init", lambda _: made)
+    monkeypatch.setattr(dit, "SAMPLERS", {**flow.SAMPLERS, "euler": no_sampling})
+    traced_step(wire(SMALL), FLOW)
+    both = ObjectivesConfig(flow=flow_objective.Config(), answer_ce=answer_ce.Config())
+    with pytest.raises(AssertionError, match="sampled"):
+        traced_step(wire(SMALL), both)
+
+
+@pytest.mark.parametrize("part", ["question", "context"])
+def test_other_targets(part: Any) -> None:
+    objectives = ObjectivesConfig(flow=flow_objective.Config(target=part))
+    metrics = traced_step(wire(SMALL), objectives)
+    assert {"loss/r/flow", "loss/r/flow_length", "r/flow/shuffled"} <= metrics.keys()
+
+
+def test_a_compressor_that_is_no_flow_is_named() -> None:
+    config = wire(CompressorConfig(perceiver=perceiver.Config(slots=3, width=16, heads=2)))
+    with pytest.raises(UserError, match=r"objectives.flow: bridge.compressor.perceiver is no flow"):
+        traced_step(config, FLOW)
