@@ -35,14 +35,15 @@ class Config:
         head: `linear` maps the slots to the source's width; `none` needs equal widths.
         head_input: `delivered`, what the receiver is given, or `pre_scale`, the latent slots
             before any reader.
-        source_norm: RMS-norm the source's states, which several taps need to count alike.
+        source_norm: RMS-norm the source's states first: taps and tokens then count alike, and an
+            error does not depend on how loud the sender is.
     """
 
     weight: float = 1.0
     schedule: Schedule = Schedule()
     head: Literal["none", "linear"] = "none"
     head_input: HeadInput = "delivered"
-    source_norm: bool = False
+    source_norm: bool = True
 
 
 def init(config: Config, dims: Dims, rng: Array) -> PyTree:

@@ -44,7 +44,8 @@ class Config:
         temperature: of the softmax over cosines.
         layer: of the receiver, for `receiver_text`; 0: its embeddings.
         head: `linear` maps the slots' mean to the positive's width; `none` needs equal widths.
-        source_norm: RMS-norm the source's states, which several taps need to count alike.
+        source_norm: RMS-norm the source's states first: taps and tokens then count alike, and an
+            error does not depend on how loud the sender is.
     """
 
     weight: float = 1.0
@@ -53,7 +54,7 @@ class Config:
     temperature: float = 0.07
     layer: int = 0
     head: Literal["none", "linear"] = "none"
-    source_norm: bool = False
+    source_norm: bool = True
 
     def __post_init__(self) -> None:
         at_least(self, 1e-6, "temperature")

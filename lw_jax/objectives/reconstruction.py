@@ -37,7 +37,8 @@ class Config:
         distance: `mse`, `relative_mse` (over the target's mean square), `cosine` (1 - cosine).
         head_input: `delivered`, what the receiver is given, or `pre_scale`, the latent slots
             before any reader (a head can then be satisfied without moving what is delivered).
-        source_norm: RMS-norm the source's states, which several taps need to count alike.
+        source_norm: RMS-norm the source's states first: taps and tokens then count alike, and an
+            error does not depend on how loud the sender is.
         positions: source tokens that are reconstructed, from the first on (`per_token`).
         width, heads: of the cross-attention (`per_token`).
     """
@@ -47,7 +48,7 @@ class Config:
     mode: Literal["pooled", "per_token"] = "pooled"
     distance: Distance = "mse"
     head_input: HeadInput = "delivered"
-    source_norm: bool = False
+    source_norm: bool = True
     positions: int = 256
     width: int = 256
     heads: int = 8

@@ -42,14 +42,16 @@ SOURCE = pool(ROWS["states"].mean(0), ROWS["real"])
 
 
 def test_cosine_reconstruction() -> None:
-    loss, watched, _ = world.run("cosine_reconstruction", cosine_reconstruction.Config())
+    loss, watched, _ = world.run(
+        "cosine_reconstruction", cosine_reconstruction.Config(source_norm=False)
+    )
     alike = cos(SLOTS, SOURCE)
     np.testing.assert_allclose(loss, 1 - alike.mean(), rtol=1e-5)
     np.testing.assert_allclose(watched["r/reconstruction_cosine"], alike.mean(), rtol=1e-4)
 
 
 def test_a_head_maps_the_slots_to_the_source() -> None:
-    config = cosine_reconstruction.Config(head="linear", source_norm=True)
+    config = cosine_reconstruction.Config(head="linear")
     loss, _, _ = world.run("cosine_reconstruction", config)
     head = jax.device_get(world.heads("cosine_reconstruction", config))
     head = head["cosine_reconstruction"]["r"]
@@ -61,7 +63,7 @@ def test_a_head_maps_the_slots_to_the_source() -> None:
 
 @pytest.mark.parametrize("positive", ["self", "receiver_text", "source"])
 def test_info_nce(positive: str) -> None:
-    config = info_nce.Config(positive=positive)  # type: ignore[arg-type]
+    config = info_nce.Config(positive=positive, source_norm=False)  # type: ignore[arg-type]
     loss, _, _ = world.run("info_nce", config)
     other = {"self": SLOTS, "receiver_text": embedded("context"), "source": SOURCE}[positive]
     scores = cos(SLOTS[:, None], other[None]) / 0.07
@@ -93,7 +95,7 @@ def test_embedding_anchor(to: str, part: str, distance: str) -> None:
 
 @pytest.mark.parametrize("head_input", ["delivered", "pre_scale"])
 def test_pooled_reconstruction(head_input: str) -> None:
-    config = reconstruction.Config(head_input=head_input)  # type: ignore[arg-type]
+    config = reconstruction.Config(head_input=head_input, source_norm=False)  # type: ignore[arg-type]
     loss, _, _ = world.run("reconstruction", config)
     head = jax.device_get(world.heads("reconstruction", config))["reconstruction"]["r"]
     slots = SLOTS if head_input == "delivered" else pool(ROWS["slots"], ROWS["used"])
@@ -102,7 +104,9 @@ def test_pooled_reconstruction(head_input: str) -> None:
 
 
 def test_reconstruction_of_every_token_begins_at_the_first_real_one() -> None:
-    config = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
+    config = reconstruction.Config(
+        mode="per_token", positions=4, width=8, heads=2, source_norm=False
+    )
     loss, _, _ = world.run("reconstruction", config)
     params = world.heads("reconstruction", config)["reconstruction"]["r"]
     head = config.token_head(world.WIDTH)
