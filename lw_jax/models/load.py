@@ -44,7 +44,8 @@ def load_params(
     Args:
         dtype: of the weights on the mesh.
         quant: "int8" or "nf4" stores the matrices of the layers and the head in fewer bits.
-        layers: stack only the first layers (a sender's, up to its highest tap); default all.
+        layers: stack only the first layers (a sender's, up to its highest tap; 0: its embeddings
+            alone); default all.
         head: False leaves the final norm and the output head in the file.
 
     Raises:
@@ -52,7 +53,7 @@ def load_params(
     """
     if quant is not None and quant not in KINDS:
         raise UserError(f"weights of kind {quant!r} are not known; choose from {', '.join(KINDS)}")
-    if layers is not None and not 1 <= layers <= found.arch.layers:
+    if layers is not None and not 0 <= layers <= found.arch.layers:
         raise UserError(f"{found.directory}: cannot load {layers} of {found.arch.layers} layers")
     wanted = list(parts(found.arch, layers, head))
     tree = abstract(found.arch, dtype, layers, head)

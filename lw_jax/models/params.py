@@ -45,7 +45,7 @@ def abstract(
     Args:
         dtype: of every leaf.
         layers: how many layers are stacked (default: all of them); a sender needs only those up
-            to its highest tap.
+            to its highest tap, and none for its embeddings.
         head: False leaves out the final norm and the output head, which no tap needs.
     """
     n = arch.layers if layers is None else layers
@@ -81,7 +81,7 @@ def abstract(
     if arch.qk_norm:
         stack["q_norm"] = leaf("ones", "layers", "head_dim")
         stack["k_norm"] = leaf("ones", "layers", "head_dim")
-    tree: dict[str, Any] = {"embed": leaf(std, "vocab", "width"), "layers": stack}
+    tree: dict[str, Any] = {"embed": leaf(std, "vocab", "width"), "layers": stack if n else {}}
     if head:
         tree["final_norm"] = leaf("ones", "width")
         if not arch.tied:

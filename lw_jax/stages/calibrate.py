@@ -41,7 +41,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
         SystemExit: code 0 after SIGTERM, with what is gathered kept.
     """
     config = run.config
-    setting = set_up(config, run.mesh)
+    setting = set_up(config, run.mesh, run.run_dir)
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), cfg.rows)]
     path, mine = path_of(run.run_dir, name), identity(config, name, setting)
     found, start = statistics.load_part(path, mine)
@@ -83,7 +83,9 @@ def _batch_moments(setting: Setting, collate: Any, groups: list[Group], size: in
 def _moments(config: BridgeConfig, parties: Parties, batch: dict[str, Any]) -> dict[str, Moments]:
     """Moments over the real tokens of a batch, per tap of the source and per receiver."""
     taps = bridge.extract(config, parties.sender, batch)
-    found = {"source": moments(taps.states, taps.mask & batch["real"][:, None])}
+    found = {}
+    if taps.states.shape[0]:  # bytes have no taps
+        found["source"] = moments(taps.states, taps.mask & batch["real"][:, None])
     for name, party in parties.receivers.items():
         ids, lengths = batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"]
         mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & batch["real"][:, None]

@@ -103,9 +103,7 @@ def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, head: list[i
     return Party(lm.params, lm.arch, tuple(head), config.attention, layout.beside_text)
 
 
-def set_up(
-    config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True
-) -> Setting:
+def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True) -> Setting:
     """Load the frozen models, prove the labels, measure the receivers.
 
     Args:

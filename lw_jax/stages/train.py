@@ -39,7 +39,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     config = dataclasses.replace(
         config, data=cfg.data or config.data, layout=cfg.layout or config.layout
     )
-    setting = set_up(config, run.mesh)
+    setting = set_up(config, run.mesh, run.run_dir)
     objectives = cfg.objectives or config.objectives
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
     params = {

@@ -91,7 +91,7 @@ def abstract_step(
         maker.make(plan_at(objectives, 0)),
         _put(state, replicated(mesh)),
         Parties(party, frozen),
-        batch_shapes(train, list(receivers), lengths, sender is not None, mesh),
+        batch_shapes(train, list(receivers), lengths, mesh),
     )
 
 
@@ -128,7 +128,6 @@ def batch_shapes(
     train: TrainConfig,
     receivers: list[str],
     lengths: Mapping[str, int],
-    sender: bool,
     mesh: Mesh,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of `receiver.collate`'s batch."""
@@ -138,13 +137,12 @@ def batch_shapes(
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-    batch = {"valid": array(asked, dtype=jnp.bool_)}
-    if sender:
-        batch |= {
-            "source/ids": array(rows, lengths["source"]),
-            "source/lengths": array(rows),
-            "source/skip": array(rows),
-        }
+    batch = {
+        "valid": array(asked, dtype=jnp.bool_),
+        "source/ids": array(rows, lengths["source"]),
+        "source/lengths": array(rows),
+        "source/skip": array(rows),
+    }
     for name in receivers:
         for part, count in (("context", rows), ("ask", asked), ("answer", asked)):
             batch[f"{name}/{part}/ids"] = array(count, lengths[f"{name}/{part}"])

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from lw_jax.errors import UserError
 from lw_jax.train.checkpoint import check_counts, component_counts
-from lw_jax.train.optimiser import path_of
+from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.types import PyTree
 
 WEIGHTS, ABOUT = "bridge.safetensors", "bridge.json"
@@ -37,10 +38,15 @@ def save_bridge(directory: Path, params: PyTree, about: Mapping[str, Any]) -> No
     `fingerprints`, `config`)."""
     directory.mkdir(parents=True, exist_ok=True)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    tensors = {path_of(p): np.asarray(x).astype(ml_dtypes.bfloat16) for p, x in leaves}
+    tensors = {path_of(p): _stored(path_of(p), np.asarray(x)) for p, x in leaves}
     save_file(tensors, directory / WEIGHTS)
     known = {"parameters": component_counts({"bridge": params}), **about}
     (directory / ABOUT).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def _stored(path: str, value: np.ndarray) -> np.ndarray:
+    """Measured statistics keep their precision: a mean may be many deviations from zero."""
+    return value if re.search(FIXED, path) else value.astype(ml_dtypes.bfloat16)
 
 
 def load_bridge(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:

@@ -26,6 +26,7 @@ from lw_jax.evaluate.summary import Prediction
 from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import make_mesh
 from lw_jax.stages import evaluate
+from lw_jax.stages import setting as stage_setting
 from lw_jax.stages.setting import set_up
 from tests.evaluate.run_world import (
     STEP,
@@ -166,8 +167,15 @@ def test_a_narrow_terminal_cuts_no_figure_off(metrics: dict[str, Any]) -> None:
     assert "…" not in screen.getvalue()
 
 
-def test_bytes_read_like_the_direct_path(run: Run, lines: list[dict[str, Any]]) -> None:
+def test_bytes_read_like_the_direct_path(
+    run: Run, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any) -> Any:
+        raise UserError("data: no such file")
+
+    monkeypatch.setattr(stage_setting, "load_rows", absent)  # a finished run needs no rows
     bridge = api.Bridge.load(run.run_dir)
+    assert bridge.setting.dims.receivers[RECEIVER].embed_rms != 1.0
     for line in lines[:6]:
         sent = bridge.encode(line["context"])
         assert len(sent) == wire.nbytes(6, 12, "float32")

@@ -33,3 +33,14 @@ def test_another_bridge_is_refused(tmp_path):
     save_bridge(tmp_path, bridge(), {"step": 1, "fingerprints": {}})
     with pytest.raises(UserError, match="12 parameters were trained"):
         load_bridge(tmp_path, bridge(width=5))
+
+
+def test_measured_statistics_keep_their_precision(tmp_path):
+    measured = {"source_mean": jnp.asarray([[1.0 / 3.0, 1000.1]])}
+    params = {"source": {"normaliser": {"statistics": measured, "gain": jnp.ones((1, 2)) / 3}}}
+    save_bridge(tmp_path, params, {"step": 1, "fingerprints": {}})
+    read, _ = load_bridge(tmp_path, params)
+    own = read["source"]["normaliser"]
+    chex.assert_trees_all_equal(own["statistics"], measured)
+    assert own["gain"].dtype == jnp.float32
+    assert not (own["gain"] == params["source"]["normaliser"]["gain"]).any()

@@ -1,0 +1,94 @@
+"""ByteEncoder: the text's own UTF-8 bytes through a trained transformer, without any sender.
+
+A byte is embedded, told its place, and read by all others in `depth` layers (SPEC section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+from tokenizers import Tokenizer, decoders, models
+
+from lw_jax.config.checks import at_least
+from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch
+from lw_jax.party import Party
+from lw_jax.receiver.layout import Speaker
+from lw_jax.transformer import Stack, sinusoid
+from lw_jax.types import Array, Features, Taps
+
+VOCAB = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Raw UTF-8 bytes, read by a transformer that is trained with the bridge.
+
+    Args:
+        max_bytes: longer texts are left out and counted.
+        width, heads, depth: of the transformer.
+        mlp_ratio: hidden width of its MLPs over the width.
+    """
+
+    max_bytes: int = 2048
+    width: int = 256
+    heads: int = 8
+    depth: int = 6
+    mlp_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_bytes", "width", "heads", "depth", "mlp_ratio")
+        if self.width % self.heads:
+            raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
+
+
+class ByteEncoder(nn.Module):
+    """Bytes [B, T] to features [B, T, width] of unit RMS."""
+
+    config: Config
+
+    @nn.compact
+    def __call__(self, source: Taps) -> Features:
+        c = self.config
+        index = jnp.cumsum(source.mask, axis=1) - 1
+        x = nn.Embed(VOCAB, c.width, embedding_init=nn.initializers.normal(1.0), name="byte")(
+            source.ids
+        )
+        x = x + sinusoid(index, c.width)
+        x = Stack(c.depth, c.heads, c.mlp_ratio, name="encoder")(x, source.mask)
+        return Features(nn.RMSNorm(name="out_norm")(x), source.mask, source.ids)
+
+
+def build(config: Config) -> ByteEncoder:
+    """The source; all of it is trainable."""
+    return ByteEncoder(config)
+
+
+def speaker(config: Config) -> Speaker:
+    """How text becomes bytes: ids 0 to 255."""
+    alphabet = {f"<0x{byte:02X}>": byte for byte in range(VOCAB)}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.ByteFallback()
+    return Speaker("bytes", tokenizer, bos_id=None, eos_id=-1, limit=config.max_bytes)
+
+
+def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
+    """The bytes of a batch; there is nothing frozen to run, and no tap."""
+    ids, lengths = batch["source/ids"], batch["source/lengths"]
+    index = jnp.arange(ids.shape[1])[None, :]
+    mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
+    return Taps(jnp.zeros((0, *ids.shape, 0), jnp.float32), mask, ids)
+
+
+def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
+    """No tap of no width, and entries of the vocabulary.
+
+    Raises:
+        UserError: a sender is given, which nothing would read.
+    """
+    if sender is not None:
+        raise UserError("sender: bridge.source.bytes reads the text itself; set sender: null")
+    return 0, 0, VOCAB

@@ -1,0 +1,63 @@
+"""Token embeddings of the frozen sender: what it knows of a token before it reads its context.
+
+Only the embedding table is loaded. A tokenizer and a table are all that this sender is, so it
+shows what the sender's layers add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch
+from lw_jax.models.decoder import embed_tokens
+from lw_jax.party import Party
+from lw_jax.sources import hidden_states
+from lw_jax.sources.normaliser import Normaliser
+from lw_jax.types import Array, Taps
+
+
+@dataclass(frozen=True)
+class Config:
+    """Token embeddings of the sender.
+
+    Args:
+        normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
+    """
+
+    normaliser: Normaliser | None = None
+
+
+def build(config: Config) -> hidden_states.HiddenStates:
+    """The trainable part of the source: that of one tap."""
+    return hidden_states.build(hidden_states.Config((0,), normaliser=config.normaliser))
+
+
+def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
+    """The embeddings of a batch as its one tap [1, B, T, D]; no layer is run."""
+    assert sender is not None
+    ids, lengths = batch["source/ids"], batch["source/lengths"]
+    index = jnp.arange(ids.shape[1])[None, :]
+    mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
+    states = embed_tokens(sender.params, ids)[None]
+    return Taps(jax.lax.stop_gradient(states), mask, ids)
+
+
+def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
+    """Width of the table, one tap, and entries of the sender's vocabulary.
+
+    Raises:
+        UserError: there is no sender.
+    """
+    if sender is None:
+        raise UserError("sender: missing; bridge.source.embeddings reads its table")
+    return sender.width, 1, sender.vocab_size
+
+
+def depth(config: Config, sender: Arch) -> int:
+    """Layers of the sender that have to be loaded."""
+    return 0

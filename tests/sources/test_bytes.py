@@ -1,0 +1,126 @@
+"""Bytes as a source: the text's own, exactly, and no sender anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lw_jax.config.doctor import examine
+from lw_jax.config.parse import read
+from lw_jax.data.example import Example
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh
+from lw_jax.models.checkpoint import read_arch
+from lw_jax.receiver.collate import Collate, measure
+from lw_jax.registry import chosen
+from lw_jax.sources import bytes as raw
+from lw_jax.train.abstract import abstract_step
+from lw_jax.train.optimiser import groups
+from lw_jax.types import Taps
+from tests.receiver.worlds import LAYOUT
+from tests.receiver.worlds import speaker as receiver
+from tests.tiny_models import write_model
+
+SMALL = raw.Config(width=8, heads=2, depth=1)
+
+
+@given(st.text())
+def test_ids_are_the_utf8_bytes(text: str) -> None:
+    who = raw.speaker(SMALL)
+    assert who.encode(text) == list(text.encode())
+    assert who.tokenizer.decode(who.encode(text)) == text
+
+
+def row(context: str) -> tuple[Example, ...]:
+    return (Example("1", "c", context, "Who?", ("Ada",)),)
+
+
+def test_a_batch_carries_them() -> None:
+    rows = [row("Ada keeps 7 goats — no, 8 🐐."), row("Eve left.")]
+    who = raw.speaker(SMALL)
+    both = {"reader": receiver()}
+    batch = Collate(LAYOUT, who, both, measure(LAYOUT, who, both, rows))(rows)
+    taps = raw.extract(SMALL, None, batch)
+    for i, (example,) in enumerate(rows):
+        kept = np.asarray(taps.ids)[i][np.asarray(taps.mask)[i]]
+        assert bytes(kept.tolist()).decode() == " " + example.context
+    assert taps.states.shape[0] == 0
+    assert batch["valid"].all()
+
+
+def test_a_text_of_too_many_bytes_is_left_out() -> None:
+    who = raw.speaker(raw.Config(max_bytes=32))
+    rows = [row("é" * 40), row("Eve left.")]
+    batch = Collate(LAYOUT, who, {}, measure(LAYOUT, who, {}, rows, max_tokens=9))(rows)
+    assert batch["source/ids"].shape == (2, 32)
+    assert batch["valid"].tolist() == [False, True]
+
+
+def test_padding_is_not_read_and_order_is() -> None:
+    text = jnp.asarray([list(b"Ada keeps goats")])
+    none = jnp.zeros((0, 1, 15, 0))
+    module = raw.build(SMALL)
+    params = jax.jit(module.init)(jax.random.key(0), Taps(none, jnp.ones((1, 15), bool), text))
+    assert set(groups(params["params"]).values()) == {"adam", "muon"}
+
+    apply = jax.jit(module.apply)
+
+    def features(ids: Any, real: int) -> np.ndarray:
+        mask = jnp.arange(ids.shape[1])[None] < real
+        out = apply(params, Taps(jnp.zeros((0, *ids.shape, 0)), mask, ids))
+        return np.asarray(out.x[:, :real])
+
+    alone = features(text, 15)
+    other = features(text.at[:, 9:].set(ord("z")), 9)
+    np.testing.assert_allclose(features(text, 9), other, atol=1e-5)
+    assert np.abs(features(text[:, ::-1], 15)[:, ::-1] - alone).max() > 0.1
+
+
+CONFIG = """
+name: tiny
+mesh: {{data: 1}}
+receivers:
+  reader: {{path: {reader}, dtype: float32}}
+data:
+  facts: {{levels: [1], size: 40, eval_size: 8}}
+bridge:
+  latent_dim: 8
+  source: {{bytes: {{width: 8, heads: 2, depth: 1}}}}
+  compressor: {{perceiver: {{slots: 4, width: 8, heads: 2, depth: 1}}}}
+  reader: {{soft_tokens: {{}}}}
+objectives: {{answer_ce: {{}}}}
+stages:
+  fit: {{train: {{steps: 2, batch_size: 4, eval_every: 0}}}}
+"""
+
+
+def test_no_sender_is_needed_and_none_is_taken(tmp_path: Path) -> None:
+    reader = write_model(tmp_path / "reader", "mistral")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.format(reader=reader))
+    config = read(path)
+    found = examine(config, memory=False)
+    assert {f.level for f in found} == {"ok"}
+    said = {f.key: f.text for f in found}
+    assert said["bridge.source"] == "the text's own bytes, no sender"
+    with_sender = read(path, [("sender", f"{{path: {reader}}}")])
+    assert {f.text for f in examine(with_sender, memory=False) if f.level == "error"} == {
+        "sender: bridge.source.bytes reads the text itself; set sender: null"
+    }
+    (cfg,) = chosen(config.stages["fit"]).values()
+    lengths = {"source": 64, "reader/context": 32, "reader/ask": 16, "reader/answer": 8}
+    step = abstract_step(
+        config, cfg, None, {"reader": read_arch(reader)}, lengths, make_mesh(config.mesh)
+    )
+    state, metrics = jax.eval_shape(step.step, *step.arguments)
+    assert set(state.params["bridge"]["source"]) == {"byte", "encoder", "out_norm"}
+    assert metrics["loss"].shape == ()
+    with pytest.raises(UserError, match="heads: 3 do not divide the width 8"):
+        read(path, [("bridge.source.bytes.heads", "3")])

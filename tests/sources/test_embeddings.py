@@ -1,0 +1,48 @@
+"""The sender's embedding table as a source: only the table is loaded, and only it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.config.schema import MeshConfig
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh
+from lw_jax.models.lm import load_lm
+from lw_jax.party import Party
+from lw_jax.sources import embeddings
+from tests.tiny_models import write_model
+
+
+def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
+    home = write_model(tmp_path / "sender", "llama")
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    config = embeddings.Config()
+    whole = load_lm(home, mesh, dtype=jnp.float32)
+    depth = embeddings.depth(config, whole.arch)
+    lm = load_lm(home, mesh, dtype=jnp.float32, layers=depth, head=False)
+    assert [x.shape for x in jax.tree.leaves(lm.params)] == [(300, 16)]
+    batch = {
+        "source/ids": jnp.asarray([[1, 7, 8, 0], [1, 9, 0, 0]]),
+        "source/lengths": jnp.asarray([3, 2]),
+        "source/skip": jnp.asarray([1, 1]),
+    }
+    taps = embeddings.extract(config, Party(lm.params, lm.arch), batch)
+    assert embeddings.dims(config, lm.arch) == (16, 1, 300)
+    table = np.asarray(whole.params["embed"])
+    np.testing.assert_array_equal(taps.states[0], table[np.asarray(batch["source/ids"])])
+    assert taps.mask.tolist() == [[False, True, True, False], [False, True, False, False]]
+    module = embeddings.build(config)
+    features, params = module.init_with_output(jax.random.key(0), taps)
+    assert not params
+    real = np.asarray(features.x)[np.asarray(taps.mask)]
+    np.testing.assert_allclose(np.sqrt(np.mean(real**2, axis=-1)), 1.0, rtol=1e-3)
+
+
+def test_a_sender_is_needed() -> None:
+    with pytest.raises(UserError, match=r"sender: missing; bridge\.source\.embeddings"):
+        embeddings.dims(embeddings.Config(), None)
