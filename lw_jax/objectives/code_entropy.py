@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
 
 from lw_jax.errors import UserError
 from lw_jax.objectives.base import Context, Term
@@ -44,5 +43,7 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     count = jnp.sum(real)
     soft = jax.nn.softmax(-distances / config.temperature, axis=-1)
     shares = jnp.einsum("bmk,bm->k", soft, real) / jnp.maximum(1.0, count)
-    short = jnp.log(float(shares.shape[0])) - jnp.sum(entr(shares))
+    # A share can underflow to 0, where the slope of x log x is infinite.
+    entropy = -jnp.sum(shares * jnp.log(jnp.maximum(shares, jnp.finfo(jnp.float32).tiny)))
+    short = jnp.log(float(shares.shape[0])) - entropy
     return {"code_entropy": Term(count * short, count)}

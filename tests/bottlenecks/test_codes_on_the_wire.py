@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +16,25 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lw_jax import api, bridge, wire
+from lw_jax.bottlenecks import fsq, vq
 from lw_jax.codecs import codec
-from lw_jax.config.evaluation import CONTROLS, EvaluateConfig
-from lw_jax.config.parse import from_dict, to_dict
-from lw_jax.config.run import Run
-from lw_jax.data.facts import FactsRows
+from lw_jax.config.evaluation import CONTROLS, DecodeConfig, EvaluateConfig
+from lw_jax.config.parse import from_dict
+from lw_jax.config.parts import BottleneckConfig, ReaderConfig
+from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
+from lw_jax.evaluate import compression
 from lw_jax.evaluate.compare import methods_of
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.predict import place
+from lw_jax.evaluate.trained import Trained
+from lw_jax.mesh import make_mesh
+from lw_jax.readers import soft_tokens
 from lw_jax.stages import evaluate
+from lw_jax.stages.setting import Setting
 from lw_jax.types import Latent
 from tests.evaluate.run_world import make_models, make_run, raw_config
-from tests.evaluate.world import RECEIVER
+from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, fresh, make_world
 
 LEVELS = (8, 5, 2, 9)  # 720 tuples: 10 bits
 
@@ -66,73 +75,110 @@ def test_codes_that_this_end_cannot_read() -> None:
         wire.to_bytes(codes, codec_name="codes")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_models(tmp_path_factory.mktemp("models"))
-
-
-CONFIGS = {"fsq": {"levels": list(LEVELS)}, "vq": {"codes": 16, "distance": "cosine"}}
+CONFIGS = {
+    "fsq": BottleneckConfig(fsq=fsq.Config(LEVELS)),
+    "vq": BottleneckConfig(vq=vq.Config(16, "cosine")),
+}
 BITS = {"fsq": 10, "vq": 4}
 
 
-@pytest.fixture(scope="module", params=["fsq", pytest.param("vq", marks=pytest.mark.slow)])
-def run(request: Any, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose bridge sends codes."""
-    home = tmp_path_factory.mktemp("runs") / request.param
-    wanted = {"methods": ["deranged"], "wire": ["float32", "int4"]}
-    raw = raw_config(models, home, rows=6, bootstrap=20, **wanted)
-    raw["bridge"]["bottleneck"] = {request.param: CONFIGS[request.param]}
-    return make_run(from_dict(raw), Console(quiet=True))
+@cache
+def loaded(kind: str) -> tuple[World, api.Bridge]:
+    """A bridge of random parameters that sends codes, as `Bridge.load` gives it."""
+    world = make_world(6, level=2)
+    config = replace(
+        world.scene.config,
+        bottleneck=CONFIGS[kind],
+        reader=ReaderConfig(soft_tokens=soft_tokens.Config()),
+    )
+    params = fresh(config, world.scene.dims, 5)
+    scene = world.scene.replace(config=config, bridge=params)
+    setting = Setting(
+        layout=LAYOUT,
+        bridge=config,
+        parties=scene.parties,
+        sender=world.sender,
+        receivers={RECEIVER: world.speaker},
+        fingerprints={},
+        dims=scene.dims,
+        mesh=make_mesh(MeshConfig(data=1)),
+    )
+    trained = Trained(params, "wire", 0, "last", "random", {}, "0123456789")
+    made = api.Bridge(setting, trained, DecodeConfig(max_new_tokens=6))
+    return replace(world, scene=scene), made
 
 
-def own_bytes(run: Run) -> int:
-    (kind,) = to_dict(run.config)["bridge"]["bottleneck"]
-    return 16 + 8 + 4 + 1 + -(-6 * BITS[kind] // 8)
-
-
-def test_bytes_of_codes_read_like_the_direct_path(run: Run) -> None:
-    loaded = api.Bridge.load(run.run_dir)
-    facts, answers = FactsRows("eval", 0, 2, 60), set()
-    for example in (facts[i][0] for i in range(3)):
-        sent = loaded.encode(example.context)
-        assert len(sent) == wire.bytes_of(loaded.setting.bridge, 6) == own_bytes(run)
-        whole = loaded.encode(example.context, codec="float32")
-        assert len(whole) == wire.nbytes(6, 12, "float32")
+@pytest.mark.parametrize("kind", ["fsq", pytest.param("vq", marks=pytest.mark.slow)])
+def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
+    world, wired = loaded(kind)
+    answers = set()
+    for example in world.examples[:2]:
+        sent = wired.encode(example.context)
+        assert len(sent) == wire.bytes_of(wired.setting.bridge, SLOTS)
+        assert len(sent) == 16 + 8 + 4 + 1 + -(-SLOTS * BITS[kind] // 8)
+        whole = wired.encode(example.context, codec="float32")
+        assert len(whole) == wire.nbytes(SLOTS, WIDTH, "float32")
         direct = wire.from_bytes(whole)
-        np.testing.assert_array_equal(slots_of(loaded, sent), direct.latent.slots)
-        answer = loaded.answer(sent, example.question)
-        assert answer == loaded.answer(whole, example.question)
+        np.testing.assert_array_equal(slots_of(wired, sent), direct.latent.slots)
+        answer = wired.answer(sent, example.question)
+        assert answer == wired.answer(whole, example.question)
         answers.add(answer)
     assert len(answers) > 1
     with pytest.raises(UserError, match="unknown codec 'int3'"):
-        loaded.encode("Ada keeps 7 goats.", codec="int3")
+        wired.encode("Ada keeps 7 goats.", codec="int3")
 
 
-def slots_of(loaded: api.Bridge, sent: bytes) -> np.ndarray:
+def slots_of(wired: api.Bridge, sent: bytes) -> np.ndarray:
     """The slots that the receiving side makes of the codes."""
-    levels = bridge.levels_of(loaded.setting.bridge)
+    levels = bridge.levels_of(wired.setting.bridge)
     codes = jax.tree.map(jnp.asarray, wire.from_bytes(sent, levels).latent)
     made = jax.jit(bridge.from_wire, static_argnums=(0, 1))(
-        loaded.setting.bridge, loaded.setting.dims, loaded.trained.params, codes
+        wired.setting.bridge, wired.setting.dims, wired.trained.params, codes
     )
     return np.asarray(made.slots)
 
 
-def test_the_latent_is_sent_at_other_precisions_as_well(run: Run) -> None:
+def test_the_latent_at_another_precision_is_what_its_bytes_say() -> None:
+    world, wired = loaded("fsq")
+    batch = jax.tree.map(jnp.asarray, world.batch(0, 1))
+    whole = wire.from_bytes(wired.encode(world.examples[0].context, codec="float32")).latent
+    coarse = wire.from_bytes(wire.to_bytes(whole, codec_name="int4")).latent
+    ways = (method(f"latent_{name}").message for name in ("float32", "int4"))
+    for way, latent in zip(ways, (whole, coarse), strict=True):
+        given, _ = place(way, world.scene, batch)
+        told = jax.jit(lambda s, z: s.deliver(z))(world.scene, jax.tree.map(jnp.asarray, latent))
+        np.testing.assert_allclose(given.delivery.embeds, told.embeds, atol=1e-6)
+    assert np.abs(coarse.slots - whole.slots).max() > 0.01
+    assert method("latent_int4") is method("latent_int4")  # or each call would compile again
+
+
+def test_compression_counts_the_codes() -> None:
+    packed = compression.of_texts(["x" * 100], [128], 256, "codes", (5,) * 32)
+    assert packed["sent_as"] == "codes"
+    assert packed["bytes"]["codes"] == 16 + 8 + 4 + 16 + 128 * 75 // 8
+    assert packed["bits_per_character"]["codes"] == 8 * packed["bytes"]["codes"] / 100
+    assert packed["bytes"]["int4"] == wire.nbytes(128, 256, "int4")
+
+
+@pytest.mark.slow
+def test_the_evaluate_stage_sends_at_other_precisions_as_well(tmp_path: Path) -> None:
+    wanted = {"methods": ["latent"], "wire": ["float32", "int4"], "rows": 6, "bootstrap": 20}
+    raw = raw_config(make_models(tmp_path), tmp_path / "run", **wanted)
+    raw["bridge"]["bottleneck"] = {"fsq": {"levels": list(LEVELS)}}
+    run = make_run(from_dict(raw), Console(quiet=True))
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
     evaluate.run(run, "test", cfg)
     metrics = json.loads((run.run_dir / "metrics.json").read_text())
     found = metrics["receivers"][RECEIVER]
-    assert list(found) == ["deranged", "latent_float32", "latent_int4"]
+    assert list(found)[:3] == ["latent", "latent_float32", "latent_int4"]
+    assert found["latent_float32"]["nll"] == pytest.approx(found["latent"]["nll"])
     assert found["latent_float32"]["nll"] != found["latent_int4"]["nll"]
-    assert abs(found["latent_float32"]["nll"] - found["latent_int4"]["nll"]) < 1
     packed = metrics["compression"]["latent"]
     assert packed["sent_as"] == "codes"
-    assert found["deranged"]["wire_bytes"] == packed["bytes"]["codes"] == own_bytes(run)
-    for name in cfg.wire:
-        assert found[f"latent_{name}"]["wire_bytes"] == packed["bytes"][name]
-        assert packed["bytes"][name] == wire.nbytes(6, 12, name)
+    for name, codec_name in (("latent", "codes"), ("deranged", "codes"), ("latent_int4", "int4")):
+        assert found[name]["wire_bytes"] == packed["bytes"][codec_name]
+    assert packed["bytes"]["codes"] == 16 + 8 + 4 + 1 + 8
 
 
 def test_methods_at_other_precisions_come_after_the_latent() -> None:

@@ -1,0 +1,81 @@
+"""A bottleneck with codes inside the real training step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.bottlenecks import fsq, vq
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parts import BottleneckConfig, ObjectivesConfig, ReaderConfig
+from lw_jax.config.schema import MeshConfig
+from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.objectives import answer_ce, code_entropy
+from lw_jax.objectives import vq as vq_loss
+from lw_jax.readers import soft_tokens
+from lw_jax.schedule import Schedule
+from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.train.state import new_state
+from lw_jax.train.step import StepMaker, plan_at
+from tests.bridge.test_step import DIMS, batch, config, parties
+
+CODES, SLOTS, ROWS = 128, 4, 16
+SOFT = ReaderConfig(soft_tokens=soft_tokens.Config())
+
+
+def steps(
+    bottleneck: BottleneckConfig,
+    objectives: ObjectivesConfig,
+    count: int,
+    devices: int = 1,
+    accumulate: int = 1,
+) -> tuple[Any, Any, list[dict[str, float]]]:
+    """Parameters of the bottleneck before and after some steps, and the metrics of each."""
+    cfg = replace(config(reader=SOFT), bottleneck=bottleneck)
+    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    before = jax.device_get(params["bridge"]["bottleneck"])
+    made = make_optimiser(OptimiserConfig(lr=1e-3, schedule=Schedule()), params, 20)
+    where = replicated(mesh)
+    state = jax.device_put(new_state(params, made, jax.random.key(1)), where)
+    step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(objectives, 0))
+    frozen, rows, seen = jax.device_put(parties(), where), put_batch(mesh, batch()), []
+    for _ in range(count):
+        state, metrics = step(state, frozen, rows)
+        seen.append(jax.tree.map(float, jax.device_get(metrics)))
+    return before, jax.device_get(state.params["bridge"]["bottleneck"]), seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 4), (8, 1)])
+def test_dead_codes_are_revived_from_the_whole_batch(devices: int, accumulate: int) -> None:
+    """Microbatches or devices: every slot of the batch counts, and can be taken."""
+    bottleneck = BottleneckConfig(vq=vq.Config(CODES, revive=2))
+    objectives = ObjectivesConfig(
+        answer_ce=answer_ce.Config(), vq=vq_loss.Config(), code_entropy=code_entropy.Config()
+    )
+    before, after, seen = steps(bottleneck, objectives, 2, devices, accumulate)
+    moved = np.abs(after["codebook"] - before["codebook"]).max(axis=1) > 0.5
+    # A dead code for each slot of the batch; what is left waits with two idle steps.
+    assert moved.sum() == ROWS * SLOTS
+    assert not after["idle"][moved].any()
+    assert len(np.unique(after["codebook"][moved], axis=0)) > SLOTS
+    assert (after["idle"] == 2).sum() + moved.sum() + (after["idle"][~moved] < 2).sum() == CODES
+    for metrics in seen:
+        assert all(np.isfinite(v) for v in metrics.values())
+        assert metrics["grad_norm/bottleneck"] > 0
+    assert sum(v for k, v in seen[0].items() if k.startswith("share/")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("chosen", [{"vq": vq.Config(8)}, {"fsq": fsq.Config((5, 5))}])
+def test_every_leaf_has_its_rule(chosen: Any) -> None:
+    cfg = replace(config(reader=SOFT), bottleneck=BottleneckConfig(**chosen))
+    shapes = jax.eval_shape(lambda: bridge.init_bridge(cfg, DIMS, jax.random.key(0)))
+    found = {k.split("/")[-1]: v for k, v in groups(shapes["bottleneck"]).items()}
+    matrices = {"kernel": "muon", "bias": "adam"}
+    assert found == (matrices if "fsq" in chosen else {"codebook": "adam", "idle": "adam"})
