@@ -20,6 +20,7 @@ from lw_jax.objectives.targets import (
     given_slots,
     given_width,
     source_states,
+    source_width,
 )
 from lw_jax.schedule import Schedule
 from lw_jax.types import Array, PyTree
@@ -49,13 +50,14 @@ class Config:
 def init(config: Config, dims: Dims, rng: Array) -> PyTree:
     """A linear head per receiver, where heads are asked for."""
     heads = {}
+    target = source_width(dims, "cosine_reconstruction")
     for i, receiver in enumerate(dims.receivers):
         width = given_width(dims, receiver, config.head_input)
         if config.head == "linear":
-            heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, dims.source_width)
+            heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
         else:
             where = "objectives.cosine_reconstruction.head"
-            check_headless(where, width, dims.source_width, "set it to linear")
+            check_headless(where, width, target, "set it to linear")
     return heads
 
 

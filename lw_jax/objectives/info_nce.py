@@ -25,6 +25,7 @@ from lw_jax.objectives.targets import (
     given_width,
     others,
     source_states,
+    source_width,
     text_states,
 )
 from lw_jax.schedule import Schedule
@@ -68,7 +69,7 @@ def init(config: Config, dims: Dims, rng: Array) -> PyTree:
     heads = {}
     for i, receiver in enumerate(dims.receivers):
         width = given_width(dims, receiver)
-        target = dims.source_width if config.positive == "source" else width
+        target = source_width(dims, "info_nce") if config.positive == "source" else width
         if config.head == "linear":
             heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
         else:

@@ -20,6 +20,7 @@ from lw_jax.objectives.targets import (
     given_slots,
     given_width,
     source_states,
+    source_width,
 )
 from lw_jax.schedule import Schedule
 from lw_jax.types import Array, PyTree
@@ -66,14 +67,15 @@ class Config:
 def init(config: Config, dims: Dims, rng: Array) -> PyTree:
     """A head per receiver."""
     heads = {}
+    target = source_width(dims, "reconstruction")
     for i, receiver in enumerate(dims.receivers):
         key = jax.random.fold_in(rng, i)
         width = given_width(dims, receiver, config.head_input)
         if config.mode == "pooled":
-            heads[receiver] = linear_head(key, width, dims.source_width)
+            heads[receiver] = linear_head(key, width, target)
         else:
             slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
-            head = config.token_head(dims.source_width)
+            head = config.token_head(target)
             heads[receiver] = head.init(key, slots, mask)["params"]
     return heads
 

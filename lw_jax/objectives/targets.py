@@ -53,6 +53,20 @@ def counted(context: Context, mask: Array) -> Array:
     return context.valid_contexts & jnp.any(mask, axis=1)
 
 
+def source_width(dims: Dims, name: str) -> int:
+    """Width of `source_states`.
+
+    Raises:
+        UserError: the source is not a frozen model's states; name: of the objective.
+    """
+    if not dims.taps:
+        raise UserError(
+            f"objectives.{name}: the source has no states to compare with; "
+            "set bridge.source.hidden_states or embeddings, or leave it out"
+        )
+    return dims.source_width
+
+
 def source_states(context: Context, normed: bool) -> tuple[Array, Array]:
     """The source's states [B, T, D] float32, averaged over its taps, and their mask [B, T].
 

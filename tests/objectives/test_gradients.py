@@ -15,6 +15,7 @@ from lw_jax.config.optimiser import OptimiserConfig
 from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.models.head import logits
 from lw_jax.objectives import (
     answer_ce,
     bag_of_words,
@@ -27,7 +28,8 @@ from lw_jax.objectives import (
     scale_l2,
     slot_alignment,
 )
-from lw_jax.objectives.base import Term, mean
+from lw_jax.objectives.base import Pass, Term, mean
+from lw_jax.receiver.read import Reading
 from lw_jax.schedule import Schedule
 from lw_jax.train.optimiser import groups
 from lw_jax.train.step import Plan, all_terms
@@ -51,7 +53,7 @@ ALL: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "config"), ALL)
+@pytest.mark.parametrize(("name", "config"), ALL, ids=[name for name, _ in ALL])
 def test_gradients_reach_the_bridge_and_rows_that_do_not_count_change_nothing(
     name: str, config: Any
 ) -> None:
@@ -189,6 +191,12 @@ def test_widths_that_differ_need_a_head() -> None:
         world.heads("cosine_reconstruction", cosine_reconstruction.Config(), wide)
     with pytest.raises(UserError, match="set it to linear"):
         world.heads("info_nce", info_nce.Config(positive="source"), wide)
+    for name, config in (
+        ("reconstruction", PER_TOKEN),
+        ("info_nce", info_nce.Config(positive="source")),
+    ):
+        with pytest.raises(UserError, match="no states to compare with"):
+            world.heads(name, config, dataclasses.replace(world.DIMS, taps=0, source_width=0))
     with pytest.raises(UserError, match="leave it at none"):
         info_nce.Config(head="linear")
     made = world.heads("info_nce", info_nce.Config(positive="source", head="linear"), wide)
@@ -210,10 +218,6 @@ def test_the_optimiser_knows_every_head() -> None:
 
 def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
     """Term of an objective on states drawn by hand; log-probabilities [N, A, V], weights' mask."""
-    from lw_jax.models.head import logits
-    from lw_jax.objectives.base import Pass
-    from lw_jax.receiver.read import Reading
-
     rows, who = world.data(), party()
     labels, lengths = (rows["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
     mask = np.arange(labels.shape[1])[None] < lengths[:, None]
