@@ -1,0 +1,56 @@
+"""Loudness is held where the reader says it started: notes of a real bridge reach objectives."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.compressors import perceiver
+from lw_jax.config.parts import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
+from lw_jax.errors import UserError
+from lw_jax.objectives import scale_l2
+from lw_jax.objectives.base import mean
+from lw_jax.readers import soft_tokens
+from lw_jax.sources import hidden_states
+from tests.objectives import world
+
+
+def config(**reader: Any) -> BridgeConfig:
+    return BridgeConfig(
+        latent_dim=5,
+        source=SourceConfig(hidden_states=hidden_states.Config(layers=(0, 1))),
+        compressor=CompressorConfig(perceiver=perceiver.Config(2, width=8, heads=1, depth=0)),
+        reader=ReaderConfig(soft_tokens=soft_tokens.Config(**reader)),
+    )
+
+
+def test_scale_and_colour_are_held_at_their_start() -> None:
+    wire = config(colour=True)
+    params = jax.jit(partial(bridge.init_bridge, wire, world.DIMS))(jax.random.key(0))
+    rows = world.data()
+
+    @jax.jit
+    def losses(params: Any) -> Any:
+        seen = world.context({"reader": None, "heads": {}}, rows)
+        seen.bridge = partial(bridge.apply, wire, world.DIMS, params)
+        held = [scale_l2.Config(of="scale"), scale_l2.Config(of="colour")]
+        return [mean(scale_l2.terms(c, seen, "r")["scale_l2"]) for c in held]
+
+    np.testing.assert_allclose(losses(params), [0.0, 0.0], atol=1e-10)
+    own = dict(params["readers_r_soft_tokens"])
+    own["log_scale"] = own["log_scale"] + np.log(3.0)
+    own["colour_bias"] = own["colour_bias"] + 0.5
+    own["colour_gain"] = own["colour_gain"] * 2.0
+    moved = losses({**params, "readers_r_soft_tokens": own})
+    np.testing.assert_allclose(moved, [4.0, 1.25], rtol=1e-5)
+
+
+def test_what_the_reader_does_not_have_cannot_be_held() -> None:
+    seen = world.context({"reader": world.reader(), "heads": {}}, world.data())
+    with pytest.raises(UserError, match="soft_tokens has no colour"):
+        scale_l2.terms(scale_l2.Config(of="colour"), seen, "r")
