@@ -56,7 +56,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         return evaluate_again(Path(command.target), command.flags, console)
     from lw_jax.config import parse
 
-    config = parse.read(command.target, command.flags)
+    config = parse.read(command.target, command.flags, command.over)
     if command.action == "print_config":
         print(parse.to_yaml(config), end="")
         return OK

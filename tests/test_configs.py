@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -18,7 +19,11 @@ from lw_jax.registry import chosen
 from lw_jax.train.abstract import AbstractStep, abstract_step, size_in_bytes
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
+FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(OVERLAYS))
+TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
+QUICK = ("v03", "v09", "v10", "v14", "v15a")
+"""Versions that between them have every kind of part; the others are compiled as slow tests."""
 SHAPES = ROOT / "configs" / "shapes"
 NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]
 GIB = 2**30
@@ -110,6 +115,40 @@ def test_an_8b_wire_compiles_on_four_devices(real: Config) -> None:
     taken = jax.tree.leaves(compiled.output_shardings[0])
     for before, after, leaf in zip(given, taken, jax.tree.leaves(step.state), strict=True):
         assert after.is_equivalent_to(before, leaf.ndim)  # or the next step compiles again
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_an_overlay_names_models_whose_facts_are_known(overlay: Path) -> None:
+    config = read(TELEPATHY[0], over=[overlay])
+    assert config.sender is not None
+    arch_of(config.sender.path)
+    for model in config.receivers.values():
+        assert config.bridge is not None
+        assert arch_of(model.path).width == config.bridge.latent_dim
+
+
+def _versions() -> list[Any]:
+    trained = [p for p in TELEPATHY if not p.is_symlink() and p.stem != "v04"]
+    return [
+        pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow)
+        for p in trained
+    ]
+
+
+@pytest.mark.parametrize("path", _versions())
+def test_a_version_compiles_at_the_seeds_size_on_four_devices(path: Path) -> None:
+    """Llama-3.1-8B to Mistral-7B, the tap at its true layer."""
+    (overlay,) = (o for o in OVERLAYS if o.stem == "llama_mistral")
+    config = read(path, over=[overlay])
+    assert config.bridge is not None
+    source = config.bridge.source.hidden_states
+    (step,) = steps(config, MeshConfig(data=2, model=2))
+    assert source.taps(arch_of("llama-3.1-8b-instruct")) == source.layers  # 16 or 20, not scaled
+    memory = step.step.lower(*step.arguments).compile().memory_analysis()
+    assert memory is not None
+    # 16 or 20 layers of the sender and the whole receiver in bfloat16, in halves
+    assert 9 * GIB < size_in_bytes(step.parties) < 13 * GIB
+    assert memory.temp_size_in_bytes < 40 * GIB
 
 
 @pytest.mark.parametrize(("quant", "most"), [("int8", 0.27), ("nf4", 0.17)])

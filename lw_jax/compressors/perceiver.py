@@ -31,7 +31,7 @@ class Config:
         ratios: source tokens a slot; several: each text draws one of them in training. Empty: all
             slots, whatever the length.
         ratio: the one of an evaluation; null: the first of `ratios`.
-        width, heads: of the resampler.
+        width, heads: of the resampler; width null: the latent's.
         encoder_layers: self-attention layers over the source before it is read.
         depth: layers of cross-attention, self-attention and MLP.
         mlp_ratio: hidden width of the MLPs over the width.
@@ -42,7 +42,7 @@ class Config:
     slots: int
     ratios: tuple[float, ...] = ()
     ratio: float | None = None
-    width: int = 256
+    width: int | None = 256
     heads: int = 8
     encoder_layers: int = 0
     depth: int = 2
@@ -67,20 +67,21 @@ class Perceiver(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
+        width = c.width or self.dims.latent_dim
         view: Features = next(iter(views.values()))
         lengths = view.mask.sum(axis=1)
         index = jnp.cumsum(view.mask, axis=1) - 1
-        x = nn.Dense(c.width, name="enter")(view.x)
-        x = x + sinusoid(index, c.width)
+        x = nn.Dense(width, name="enter")(view.x)
+        x = x + sinusoid(index, width)
         x = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")(
             x, view.mask, train=train
         )
-        queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, c.width))
-        z = jnp.broadcast_to(queries[None], (x.shape[0], c.slots, c.width))
+        queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, width))
+        z = jnp.broadcast_to(queries[None], (x.shape[0], c.slots, width))
         used = self.used(lengths, train)
         if c.anchored:
             z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, used, c.slots), x)
-        z = z + sinusoid(stretch_positions(lengths, used, c.slots), c.width)
+        z = z + sinusoid(stretch_positions(lengths, used, c.slots), width)
         mask = jnp.arange(c.slots)[None, :] < used[:, None]
         y = nn.RMSNorm(name="source_norm")(x)
         z = Stack(c.depth, c.heads, c.mlp_ratio, cross=True, dropout=c.dropout, name="resampler")(

@@ -13,6 +13,7 @@ Action = Literal["run", "help", "print_config", "doctor", "evaluate"]
 
 USAGE = """\
 usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config, or go on with it
+                               --config FILE --config OVER ...     the same, OVER's keys put over it
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
@@ -22,11 +23,16 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
 
 @dataclass(frozen=True)
 class Command:
-    """A command line. target: the config file; the run directory to evaluate; the key of a help."""
+    """A command line.
+
+    target: the config file; the run directory to evaluate; the key of a help. over: config files
+    that are put over the first, in order.
+    """
 
     action: Action
     target: str
     flags: tuple[Flag, ...] = ()
+    over: tuple[str, ...] = ()
 
 
 def read_command(argv: Sequence[str]) -> Command:
@@ -37,6 +43,7 @@ def read_command(argv: Sequence[str]) -> Command:
     """
     actions: set[Action] = set()
     given: dict[str, str] = {}
+    over: list[str] = []
     flags: list[Flag] = []
     rest = list(argv)
     while rest:
@@ -56,6 +63,9 @@ def read_command(argv: Sequence[str]) -> Command:
                 raise UserError(f"--{key}: needs a value: --{key}=VALUE")
             value = rest.pop(0)
         if key in ("config", "evaluate"):
+            if key in given and key == "config":
+                over.append(value)
+                continue
             if key in given:
                 raise UserError(f"--{key}: given twice; one run has one")
             given[key] = value
@@ -66,4 +76,4 @@ def read_command(argv: Sequence[str]) -> Command:
     if len(actions) > 1 or (actions and "evaluate" in given):
         raise UserError("give one of --doctor, --print_config and --evaluate at a time")
     action: Action = actions.pop() if actions else "evaluate" if "evaluate" in given else "run"
-    return Command(action, next(iter(given.values())), tuple(flags))
+    return Command(action, next(iter(given.values())), tuple(flags), tuple(over))

@@ -23,16 +23,28 @@ Flag = tuple[str, str]
 """A dotted key and the text given for it."""
 
 
-def read(path: str | Path, flags: Sequence[Flag] = ()) -> Config:
-    """The config in a YAML file, with flags applied.
+def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path] = ()) -> Config:
+    """The config in a YAML file, with other files put over it in order, then flags applied.
 
     Raises:
-        UserError: anything wrong with the file, a key or a value, in one line.
+        UserError: anything wrong with a file, a key or a value, in one line.
     """
     raw = yaml_files.load(path)
+    for other in over:
+        raw = merged(raw, yaml_files.load(other))
     for key, text in flags:
         put(Config, raw, key, text)
     return from_dict(raw)
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values with others put over them: mappings key by key, anything else whole."""
+    found = dict(under)
+    for key, value in over.items():
+        below = found.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        found[key] = merged(below or {}, value) if both else value
+    return found
 
 
 def from_dict(raw: Mapping[str, Any]) -> Config:

@@ -26,23 +26,26 @@ class Config:
     Args:
         weight: of this objective in the loss.
         schedule: factor of the weight over the steps.
-        to: `answer`, its tokens and EOS; or `question`, all that the receiver is asked: question
-            and anchor.
+        to: `answer`, its tokens and EOS; `question`, all that the receiver is asked: question and
+            anchor; or `context`, the text that the latent replaces.
         distance: `cosine` (1 - cosine), `mse`, or `relative_mse` (over the target's mean square).
     """
 
     weight: float = 1.0
     schedule: Schedule = Schedule()
-    to: Literal["answer", "question"] = "answer"
+    to: Literal["answer", "question", "context"] = "answer"
     distance: Distance = "cosine"
 
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """The distance per question."""
     slots = masked_mean(*given_slots(context, receiver, "embedding_anchor"))
-    segment = {"answer": "answer", "question": "ask"}[config.to]
-    ids = context.batch[f"{receiver}/{segment}/ids"]
-    lengths = context.batch[f"{receiver}/{segment}/lengths"]
+    segment = {"answer": "answer", "question": "ask", "context": "context"}[config.to]
+    each = context.questions if config.to == "context" else 1
+    ids, lengths = (
+        jnp.repeat(context.batch[f"{receiver}/{segment}/{part}"], each, axis=0)
+        for part in ("ids", "lengths")
+    )
     real = jnp.arange(ids.shape[1])[None] < lengths[:, None]
     embeds = embed_tokens(context.parties.receivers[receiver].params, ids)
     target = jax.lax.stop_gradient(masked_mean(embeds, real))

@@ -18,7 +18,7 @@ from lw_jax.readers.positions import slot_positions
 from lw_jax.transformer import Mlp
 from lw_jax.types import Array, Delivery, Latent
 
-SCALED = ("rms", "tanh", "layer_norm_tanh")
+SCALED = ("scale", "rms", "tanh", "layer_norm_tanh")
 """The conditionings that have a learned scale."""
 
 SATURATED = 0.97
@@ -37,8 +37,8 @@ class Config:
             length of the source.
         dropout: in the MLP.
         input_norm: RMS-norm the slots before anything else.
-        conditioning: how loud the output is: `rms` norms each token and multiplies by a learned
-            scale; `tanh` bounds it and multiplies by one; `layer_norm` norms with gain and bias;
+        conditioning: how loud the output is: `scale` multiplies it by a learned scale; `rms` norms
+            each token, `tanh` bounds it, before it is; `layer_norm` norms with gain and bias;
             `layer_norm_tanh` does so before tanh x scale; `none` leaves it.
         init_scale: where that learned scale starts; null: the RMS of the receiver's own embeddings.
         colour: a learned gain and bias per channel at the very end.
@@ -49,7 +49,7 @@ class Config:
     positions: Literal["columns", "spread"] = "columns"
     dropout: float = 0.0
     input_norm: bool = True
-    conditioning: Literal["rms", "tanh", "layer_norm", "layer_norm_tanh", "none"] = "rms"
+    conditioning: Literal["scale", "rms", "tanh", "layer_norm", "layer_norm_tanh", "none"] = "rms"
     init_scale: float | None = None
     colour: bool = False
 
@@ -108,7 +108,7 @@ class SoftTokens(nn.Module):
             return x
         if c.conditioning == "rms":
             x = x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
-        else:
+        elif c.conditioning != "scale":
             x = jnp.tanh(x)
             beyond = jnp.mean(jnp.abs(jax.lax.stop_gradient(x)) > SATURATED, axis=-1)
             note(self, "saturation", jnp.sum(beyond * mask) / jnp.maximum(1, jnp.sum(mask)))

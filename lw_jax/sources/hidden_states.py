@@ -7,6 +7,7 @@ measured statistics.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,12 +16,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims, ReceiverDims, sizes
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
-from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.party import Party
+from lw_jax.readers import lora
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
-from lw_jax.types import Array, Features, Taps
+from lw_jax.types import Array, Delivery, Edits, Features, PyTree, Taps
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,24 @@ class Config:
 
     Args:
         layers: taps, as the number of layers run before them (0: the embeddings); empty for all.
+        of: the layers are counted in a sender of so many, and taken at the same share of this one's
+            (16 of 32 is 2 of 4); null: in this one.
         mix: `concat` puts the taps side by side; `gated` adds them by learned softmax gates.
         normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
+        lora: low-rank edits of the sender's first layers, trained with the bridge; null: gradients
+            stop before the sender.
     """
 
     layers: tuple[int, ...] = ()
+    of: int | None = None
     mix: Literal["concat", "gated"] = "concat"
     normaliser: Normaliser | None = None
+    lora: lora.Config | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "of")
+        if self.lora is not None and self.lora.dropout:
+            raise UserError(f"lora.dropout: a sender's edits have none; got {self.lora.dropout}")
 
     def taps(self, sender: Arch) -> tuple[int, ...]:
         """The layers tapped, ascending.
@@ -43,23 +58,29 @@ class Config:
         Raises:
             UserError: a layer lies beyond the sender's.
         """
-        layers = self.layers or tuple(range(sender.layers + 1))
+        count = self.of or sender.layers
+        layers = self.layers or tuple(range(count + 1))
         for layer in layers:
-            if not 0 <= layer <= sender.layers:
+            if not 0 <= layer <= count:
                 raise UserError(
                     f"bridge.source.hidden_states.layers: {layer} is beyond the sender's "
-                    f"{sender.layers} layers; use 0 to {sender.layers}"
+                    f"{count} layers; use 0 to {count}"
                 )
-        return tuple(sorted(set(layers)))
+        scaled = (math.floor(layer * sender.layers / count + 0.5) for layer in layers)
+        return tuple(sorted(set(scaled)))
 
 
 class HiddenStates(nn.Module):
     """Taps [n, B, T, D] to features [B, T, n*D] (`concat`) or [B, T, D] (`gated`)."""
 
     config: Config
+    sender: ReceiverDims | None = None
 
     @nn.compact
     def __call__(self, source: Taps) -> Features:
+        if self.config.lora is not None and self.is_initializing():
+            assert self.sender is not None
+            lora.LowRank(self.config.lora, self.sender, name="lora")(None)  # `extract` reads them
         taps = source.states.astype(jnp.float32)
         if self.config.normaliser is not None:
             normed = StatisticalNormaliser(self.config.normaliser, name="normaliser")(taps)
@@ -74,13 +95,18 @@ class HiddenStates(nn.Module):
         return Features(x, source.mask, source.ids)
 
 
-def build(config: Config) -> HiddenStates:
+def build(config: Config, dims: Dims) -> HiddenStates:
     """The trainable part of the source."""
-    return HiddenStates(config)
+    return HiddenStates(config, dims.sender)
 
 
-def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
-    """Run the frozen sender up to its highest tap; no gradient flows back.
+def extract(
+    config: Config, sender: Party | None, batch: Mapping[str, Array], params: PyTree | None
+) -> Taps:
+    """Run the sender up to its highest tap; gradients reach its LoRA, if it has one, and no more.
+
+    Args:
+        params: of the source; None leaves the LoRA out.
 
     Returns:
         taps [n, B, T, D], mask [B, T] (False for BOS and primer, which are no content), ids.
@@ -88,6 +114,9 @@ def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) ->
     assert sender is not None
     ids, lengths = batch["source/ids"], batch["source/lengths"]
     layers = config.taps(sender.arch)
+    edits = Edits()
+    if config.lora is not None and params is not None:
+        edits = edits_of(config.lora, sizes(sender.arch, max(layers)), params["lora"])
     index = jnp.arange(ids.shape[1])[None, :]
     out = run(
         sender.arch,
@@ -97,17 +126,36 @@ def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) ->
         lengths=lengths,
         stop=max(layers),
         taps=layers,
+        delivery=LayerInputs(edits=edits),
         impl=sender.attention,
     )
     mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
     assert out.taps is not None
-    return Taps(jax.lax.stop_gradient(out.taps), mask, ids)
+    states = out.taps if edits.lora is not None else jax.lax.stop_gradient(out.taps)
+    return Taps(states, mask, ids)
+
+
+def edits_of(config: lora.Config, sender: ReceiverDims, params: PyTree) -> Edits:
+    """The edits of a sender's layers."""
+    given = lora.LowRank(config, sender).apply({"params": params}, None)
+    assert isinstance(given, Delivery) and given.edits is not None
+    return given.edits
 
 
 def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
-    """Width of a tap, how many taps, and entries of the sender's vocabulary."""
+    """Width of a tap, how many taps, and entries of the sender's vocabulary.
+
+    Raises:
+        UserError: no sender, a tap beyond its layers, or a LoRA beyond those that are run.
+    """
     if sender is None:
         raise UserError("sender: missing; bridge.source.hidden_states reads one")
+    deep, edited = max(config.taps(sender)), config.lora and config.lora.layers
+    if config.lora is not None and not 1 <= (edited or 1) <= deep:
+        raise UserError(
+            f"bridge.source.hidden_states.lora.layers: {edited or 'all'} of the {deep} layers run "
+            "up to the highest tap; edit fewer, or tap a higher one"
+        )
     return sender.width, len(config.taps(sender)), sender.vocab_size
 
 
