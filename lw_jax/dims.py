@@ -10,7 +10,8 @@ class ReceiverDims:
     """A frozen receiver as a reader sees it.
 
     width D, layers L, kv_heads K, head_dim h; embed_rms: RMS of its embedding table's entries over
-    real text; key_rms, value_rms: per layer, of its keys (before RoPE) and values on real text.
+    real text; key_rms, value_rms: per layer, of its keys (before RoPE) and values on real text;
+    heads: of its queries (None: as many as kv_heads).
     """
 
     width: int
@@ -20,6 +21,12 @@ class ReceiverDims:
     embed_rms: float = 1.0
     key_rms: tuple[float, ...] = ()
     value_rms: tuple[float, ...] = ()
+    heads: int | None = None
+
+    @property
+    def query_heads(self) -> int:
+        """Heads of its queries."""
+        return self.kv_heads if self.heads is None else self.heads
 
     def key_scale(self, layer: int) -> float:
         """RMS of the keys in a layer (1 where it was not measured)."""

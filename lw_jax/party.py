@@ -14,13 +14,14 @@ class Party:
     """A frozen decoder taking part in a step.
 
     params: its weights (never donated, never differentiated); arch, attention: static; head: ids of
-    [BOS] and primer, static.
+    [BOS] and primer, static; beside_text: it reads the text as well, right after what is delivered.
     """
 
     params: Any
     arch: Arch = struct.field(pytree_node=False)
     head: tuple[int, ...] = struct.field(pytree_node=False, default=())
     attention: str = struct.field(pytree_node=False, default="xla")
+    beside_text: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

@@ -89,7 +89,7 @@ class ProbeConfig:
 
     rows: int = 2000
     layers: tuple[int, ...] = ()
-    l2: tuple[float, ...] = (0.0001, 0.001, 0.01, 0.1, 1.0)
+    l2: tuple[float, ...] = (0.001, 0.01, 0.1)
 
     def __post_init__(self) -> None:
         at_least(self, 10, "rows")

@@ -1,7 +1,8 @@
-"""Records of a local file (.jsonl, .json, .parquet) or of a data set of the Hugging Face hub."""
+"""Records of a local file (.jsonl, .json, .csv, .parquet) or of a data set of the hub."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from lw_jax.errors import UserError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 
 
 class BadRowError(ValueError):
@@ -40,6 +41,8 @@ def read(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]
         yield from _lines(path)
     elif path.suffix == ".json":
         yield from _document(path)
+    elif path.suffix == ".csv":
+        yield from _csv(path)
     elif path.suffix == ".parquet":
         yield from _parquet(path)
     else:
@@ -77,6 +80,24 @@ def _document(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(f'{path}: expected a list of rows, or {{"data": [...]}}')
     for number, record in enumerate(document):
         yield f"{path}: {key}[{number}]", record
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows of comma-separated text under a line of field names, by the line they end at."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.DictReader(file, strict=True)
+            for record in lines:
+                where = f"{path}:{lines.line_num}"
+                if None in record or None in record.values():
+                    fields = len(lines.fieldnames or ())
+                    yield where, BadRowError(f"expected {fields} fields, as in the first line")
+                else:
+                    yield where, record
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except csv.Error as error:
+        raise UserError(f"{path}:{lines.line_num + 1}: not CSV ({error})") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -102,7 +102,8 @@ def write(
 
 
 def _asked(party: Party, message: Message, ask: Segment) -> list[Segment]:
-    return [head_segment(party.head, ask.lengths.shape[0]), message.segment, ask]
+    middle = [message.segment] if message.text is None else [message.segment, message.text]
+    return [head_segment(party.head, ask.lengths.shape[0]), *middle, ask]
 
 
 def predict(
@@ -134,7 +135,7 @@ def predict(
 def sizes(scene: Scene, batch: Batch) -> tuple[Array, Array]:
     """Slots [N] of every row's latent, and the receiver columns [N] that its message takes."""
     latent = scene.encode(batch)
-    return latent.mask.sum(axis=1), occupied(delivered(scene, scene.deliver(latent)))
+    return latent.mask.sum(axis=1), occupied(delivered(scene, batch, scene.deliver(latent)))
 
 
 def options_of(config: DecodeConfig, arch: Arch, speaker: Speaker) -> DecodeOptions:

@@ -23,6 +23,7 @@ from lw_jax.party import Parties
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import (
     Reading,
+    beside,
     expand,
     head_segment,
     message_segment,
@@ -166,16 +167,22 @@ def segments(
     rows = batch[f"{receiver}/ask/ids"].shape[0]
     width = party.params["embed"].shape[1]
     if message == "text":
-        ids = jnp.repeat(batch[f"{receiver}/context/ids"], questions, axis=0)
-        lengths = jnp.repeat(batch[f"{receiver}/context/lengths"], questions, axis=0)
-        middle = text_message(ids, lengths)
+        middle = text_message(*_repeated(batch, receiver, questions))
     else:
         middle = message_segment(delivery if message == "latent" else None, rows, width)
     parts = [head_segment(party.head, rows), middle]
+    if message == "latent" and party.beside_text:
+        parts.append(beside(*_repeated(batch, receiver, questions)))
     for role in ("ask", "answer") if answer else ("ask",):
         ids, lengths = batch[f"{receiver}/{role}/ids"], batch[f"{receiver}/{role}/lengths"]
         parts.append(Segment(ids, None, lengths, role))
     return parts
+
+
+def _repeated(batch: dict[str, Array], receiver: str, questions: int) -> tuple[Array, Array]:
+    """Ids and lengths of every question's context."""
+    ids, lengths = (batch[f"{receiver}/context/{part}"] for part in ("ids", "lengths"))
+    return jnp.repeat(ids, questions, axis=0), jnp.repeat(lengths, questions, axis=0)
 
 
 def answer_reading(

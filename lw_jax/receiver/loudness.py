@@ -56,4 +56,5 @@ def measure_loudness(party: Party, ids: Array, lengths: Array) -> ReceiverDims:
         embed_rms=float(embed),
         key_rms=tuple(float(x) for x in keys),
         value_rms=tuple(float(x) for x in values),
+        heads=arch.heads,
     )

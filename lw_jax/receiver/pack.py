@@ -14,7 +14,8 @@ from lw_jax.types import Array
 class Segment:
     """A part of the sequence: token ids [B, S] int32, or embeddings [B, S, D]; lengths [B].
 
-    The first `lengths` entries of a row are real. role: `head`, `message`, `ask` or `answer`.
+    The first `lengths` entries of a row are real. role: `head`, `message`, `text`, `ask`
+    or `answer`.
     """
 
     ids: Array | None

@@ -73,10 +73,10 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         if trained is not None and "mean" in methods_of(cfg):
             mean = _mean(run, compared, trained, cfg)
         said, packed = _compare(compared, trained, mean, partial)
+    probed = _probe(run, setting, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
     asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
-    probed = _probe(run, setting, cfg, asked)
     metrics = {
         **figures(asked, said),
         **({} if probed is None else {"probe": probed}),

@@ -72,7 +72,10 @@ def abstract_step(
         width,
         taps,
         config.bridge.latent_dim,
-        {n: ReceiverDims(a.width, a.layers, a.kv_heads, a.head_dim) for n, a in receivers.items()},
+        {
+            n: ReceiverDims(a.width, a.layers, a.kv_heads, a.head_dim, heads=a.heads)
+            for n, a in receivers.items()
+        },
         vocab,
     )
     objectives = train.objectives or config.objectives
@@ -86,7 +89,11 @@ def abstract_step(
     if sender is not None and config.sender is not None:
         source, options = bridge.part("sources", config.bridge.source)
         party = _party(sender, config.sender, mesh, source.depth(options, sender), head=False)
-    frozen = {n: _party(a, config.receivers[n], mesh) for n, a in receivers.items()}
+    layout = train.layout or config.layout
+    frozen = {
+        n: _party(a, config.receivers[n], mesh, beside_text=layout.beside_text)
+        for n, a in receivers.items()
+    }
     return AbstractStep(
         maker.make(plan_at(objectives, 0)),
         _put(state, replicated(mesh)),
@@ -172,9 +179,15 @@ def _params(config: Any, objectives: Any, dims: Dims, rng: Any) -> PyTree:
 
 
 def _party(
-    arch: Arch, model: ModelConfig, mesh: Mesh, layers: int | None = None, head: bool = True
+    arch: Arch,
+    model: ModelConfig,
+    mesh: Mesh,
+    layers: int | None = None,
+    head: bool = True,
+    beside_text: bool = False,
 ) -> Party:
-    return Party(frozen_shapes(arch, model, mesh, layers, head), arch, HEAD, model.attention)
+    shapes = frozen_shapes(arch, model, mesh, layers, head)
+    return Party(shapes, arch, HEAD, model.attention, beside_text)
 
 
 def _put(tree: PyTree, where: NamedSharding) -> PyTree:

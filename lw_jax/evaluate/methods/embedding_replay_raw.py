@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent, alone
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.types import Delivery
 
@@ -16,7 +16,8 @@ def message(scene: Scene, batch: Batch) -> Message:
     """The embeddings of the text."""
     ids, lengths = scene.context(batch)
     mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
-    return delivered(scene, Delivery(embeds=embed_tokens(scene.party.params, ids), mask=mask))
+    given = Delivery(embeds=embed_tokens(scene.party.params, ids), mask=mask)
+    return alone(scene, given, ids.shape[0])
 
 
 def wire_bytes(sent: Sent) -> int:

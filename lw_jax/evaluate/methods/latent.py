@@ -14,7 +14,7 @@ from lw_jax.evaluate.methods.base import (
 
 def message(scene: Scene, batch: Batch) -> Message:
     """What the reader makes of the latent of the row's own text."""
-    return delivered(scene, scene.deliver(scene.encode(batch)))
+    return delivered(scene, batch, scene.deliver(scene.encode(batch)))
 
 
 METHOD = Method(message, latent_bytes, needs_bridge=True)

@@ -32,7 +32,7 @@ def message(scene: Scene, batch: Batch) -> Message:
         )
     mean = scene.mean[: own.slots.shape[1]].astype(own.slots.dtype)
     slots = jnp.broadcast_to(mean[None], own.slots.shape) * own.mask[..., None]
-    return delivered(scene, scene.deliver(dataclasses.replace(own, slots=slots)))
+    return delivered(scene, batch, scene.deliver(dataclasses.replace(own, slots=slots)))
 
 
 METHOD = Method(message, latent_bytes, needs_bridge=True)

@@ -15,7 +15,7 @@ from lw_jax.types import Array
 
 def budget(scene: Scene, batch: Batch) -> Array:
     """[N] receiver columns of the row's own latent message."""
-    return occupied(delivered(scene, scene.deliver(scene.encode(batch))))
+    return occupied(delivered(scene, batch, scene.deliver(scene.encode(batch))))
 
 
 def message(scene: Scene, batch: Batch) -> Message:

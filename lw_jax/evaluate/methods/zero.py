@@ -20,7 +20,7 @@ def message(scene: Scene, batch: Batch) -> Message:
     """The row's own mask and span, no content."""
     own = scene.encode(batch)
     empty = dataclasses.replace(own, slots=jnp.zeros_like(own.slots))
-    return delivered(scene, scene.deliver(empty))
+    return delivered(scene, batch, scene.deliver(empty))
 
 
 METHOD = Method(message, latent_bytes, needs_bridge=True)

@@ -1,0 +1,52 @@
+"""Learned slots that see nothing: a control, and prompt tuning where the text stands beside them.
+
+Lester et al. 2021. Whatever the readers make of these slots, they make of every text, so what is
+gained over an untouched receiver is gained without a wire (SPEC section 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.types import SHARED, Latent, Views
+
+
+@dataclass(frozen=True)
+class Config:
+    """The same learned slots for every text.
+
+    Args:
+        slots: latent slots M; 0 where the readers need none (LoRA alone).
+    """
+
+    slots: int
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "slots")
+
+
+class Constant(nn.Module):
+    """Views -> the same Latent [B, M, d] whatever they hold. It has no span: no text was read."""
+
+    config: Config
+    dims: Dims
+
+    @nn.compact
+    def __call__(self, views: Views, train: bool = False) -> Latent:
+        rows = next(iter(views.values())).mask.shape[0]
+        shape = (self.config.slots, self.dims.latent_dim)
+        learned = jnp.zeros(shape, jnp.float32)
+        if self.config.slots:
+            learned = self.param("tokens", nn.initializers.normal(1.0), shape)
+        slots = jnp.broadcast_to(learned[None], (rows, *shape))
+        return Latent(slots, jnp.ones(slots.shape[:2], bool), None, (SHARED,) * shape[0])
+
+
+def build(config: Config, dims: Dims) -> Constant:
+    """The compressor."""
+    return Constant(config, dims)

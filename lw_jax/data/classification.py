@@ -1,0 +1,102 @@
+"""Text classification as reading: the label is the answer, in a word of the receiver's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lw_jax.data import records
+from lw_jax.data.example import Example
+from lw_jax.data.overlap import normalised
+from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config(Source):
+    """Texts, each with one of a few labels (SST-2, AG News, TREC, or a file of that form).
+
+    Args:
+        train, eval: local file (.jsonl, .json, .csv, .parquet) or hub name; eval null:
+            `eval_share` of train's texts is held out.
+        subset, train_split, eval_split: of a hub data set.
+        eval_share, validation_share: shares of train held out (the first only without eval rows).
+        train_rows, eval_rows: at most so many texts, sampled by the seed; null for all.
+        labels: the words that the receiver answers with, one for each class.
+        values: what the label field holds for each of them, in that order; empty: 0, 1, ..., or
+            the word itself.
+        text_field: the text that crosses the wire.
+        label_field: its class.
+        question: asked of every text; empty: none.
+        decontaminate: training texts that are also evaluation texts, case and punctuation aside,
+            are left out.
+    """
+
+    labels: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    text_field: str = "text"
+    label_field: str = "label"
+    question: str = "Label?"
+    decontaminate: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        words = [label.strip() for label in self.labels]
+        if len(words) < 2 or len(set(words)) < len(words) or not all(words):
+            raise UserError(
+                f"labels: expected two or more different words; got {list(self.labels)}"
+            )
+        if self.values and (len(set(self.values)), len(self.values)) != (len(words), len(words)):
+            raise UserError(
+                f"values: expected a different one for each of the {len(words)} labels; "
+                f"got {list(self.values)}"
+            )
+
+
+def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+    """One row a text; texts that stand twice in a file share a context."""
+    meant = meaning(cfg)
+
+    def parse(
+        where: str, record: Mapping[str, Any], reject: Reject
+    ) -> Iterator[tuple[str, Example]]:
+        text = records.text(record, cfg.text_field)
+        label = label_of(record, cfg, meant)
+        key = normalised(text) or text
+        name = f"classification-{short_hash(key)}"
+        number = short_hash(f"{text}\n{label}")
+        yield key, Example(f"{name}/{number}", name, text, cfg.question, (label,))
+
+    keep = None
+    if split != "eval" and cfg.decontaminate and cfg.has_eval:
+        held_out = load(replace(cfg, eval_rows=None), "eval", parse)
+        names = {group[0].context_id for group in held_out.groups}
+        keep = lambda example: example.context_id not in names  # noqa: E731
+    return load(cfg, split, parse, seed, level, keep)
+
+
+def meaning(cfg: Config) -> dict[str, str]:
+    """The label word of every value that the label field may hold, as text."""
+    if cfg.values:
+        return dict(zip(cfg.values, cfg.labels, strict=True))
+    numbers = {str(i): label for i, label in enumerate(cfg.labels)}
+    return numbers | {label: label for label in cfg.labels}
+
+
+def label_of(record: Mapping[str, Any], cfg: Config, meant: Mapping[str, str]) -> str:
+    """The label word of a record.
+
+    Raises:
+        BadRowError: there is none, or it is none of those expected.
+    """
+    value = record.get(cfg.label_field)
+    found = None
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        found = meant.get(str(value).strip())
+    if found is None:
+        got = "nothing" if value is None else repr(value)[:40]
+        raise records.BadRowError(
+            f"{cfg.label_field}: expected one of {', '.join(meant)}; got {got}"
+        )
+    return found

@@ -1,0 +1,188 @@
+"""Generated texts to classify: what most of the sentences are about; the others distract.
+
+A sentence tells its topic by what is done with a noun ("Ada Tovek feeds goats in Dakelu."), or by
+the noun alone ("Ada Tovek dreams of goats."). Nouns are divided among the splits by a hash, as open
+words are (`words.py`): no noun and no name of the evaluation was ever seen with a label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from lw_jax.config.checks import at_least, between
+from lw_jax.data.example import Example, Split, check_split
+from lw_jax.data.words import ANIMALS, FIRST_NAMES, ITEMS, JOBS, PLACES, open_word
+from lw_jax.errors import UserError
+
+TOPICS: dict[str, tuple[str, ...]] = {
+    "animals": ANIMALS,
+    "jobs": JOBS,
+    "things": ITEMS,
+    "places": PLACES,
+}
+"""The labels, and the nouns that tell them."""
+
+QUESTION = "What is this mostly about?"
+
+STATEMENTS: dict[str, tuple[str, ...]] = {
+    "animals": (
+        "{who} feeds {noun} in {city}.",
+        "{who} keeps {noun} behind the house.",
+        "{who} looks after {noun} every day.",
+        "In {city} {who} cleans up after {noun}.",
+    ),
+    "jobs": (
+        "{who} works with the {noun} of {city}.",
+        "{who} learns from {noun} how to earn a living.",
+        "{who} has found work among {noun}.",
+        "In {city} {who} pays {noun} by the hour.",
+    ),
+    "things": (
+        "{who} bought {noun} in {city}.",
+        "{who} paid too much for {noun}.",
+        "{who} got {noun} for a few dollars.",
+        "In {city} {who} found old {noun} on sale.",
+    ),
+    "places": (
+        "{who} walks past the {noun} of {city}.",
+        "{who} lives near the {noun}.",
+        "{who} met a friend in one of the {noun}.",
+        "In {city} {who} got lost between the {noun}.",
+    ),
+}
+"""Sentences that tell their topic by more than the noun."""
+
+NEUTRAL = (
+    "{who} dreams of {noun}.",
+    "{who} likes to talk about {noun}.",
+    "{who} read a book about {noun} in {city}.",
+    "In {city} {who} saw pictures of {noun}.",
+)
+"""Sentences that only the noun tells the topic of."""
+
+_PLURALS = {"fireman": "firemen", "knife": "knives", "scarf": "scarves"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Generated texts, each mostly about animals, jobs, things or places.
+
+    Args:
+        sentences: in a text.
+        own: of them about its topic; no other topic has as many.
+        told: share of the sentences that tell their topic by more than the noun.
+        size: texts in the training split (each is generated when it is asked for).
+        eval_size: texts in the validation and in the evaluation split.
+    """
+
+    sentences: int = 5
+    own: int = 3
+    told: float = 0.8
+    size: int = 1_000_000
+    eval_size: int = 1000
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "sentences", "own", "size", "eval_size")
+        between(self, 0, 1, "told")
+        check_sentences(self.sentences, self.own)
+
+
+def check_sentences(sentences: int, own: int) -> None:
+    """Raise UserError unless `own` of the sentences can be more than those of any other topic."""
+    most = own + (len(TOPICS) - 1) * (own - 1)
+    if not own <= sentences <= most:
+        raise UserError(
+            f"sentences: {own} of a text's own topic need {own} to {most} in all; got {sentences}"
+        )
+
+
+def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> TopicRows:
+    """The rows of one split; other seeds give other texts, of the same split's words.
+
+    `level` stands in for the config's number of sentences.
+    """
+    sentences = cfg.sentences if level is None else level
+    check_sentences(sentences, cfg.own)
+    size = cfg.size if split == "train" else cfg.eval_size
+    return TopicRows(check_split(split), seed, sentences, cfg.own, size, cfg.told)
+
+
+class TopicRows:
+    """`rows[i]` depends on (seed, split, sentences, own, told, i) alone.
+
+    Of rows 4 k to 4 k + 3 there is one of every topic.
+    """
+
+    malformed: Sequence[str] = ()
+
+    def __init__(
+        self, split: Split, seed: int, sentences: int, own: int, size: int, told: float
+    ) -> None:
+        self.split = split
+        self.seed = seed
+        self.sentences = sentences
+        self.own = own
+        self.size = size
+        self.told = told
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int, /) -> tuple[Example, ...]:
+        if not 0 <= index < self.size:
+            raise IndexError(f"topics row {index} of {self.size}")
+        kind = f"topics-{self.split}-{self.seed}-{self.own}of{self.sentences}"
+        block, place = divmod(index, len(TOPICS))
+        label = _rng(f"{kind}/{block}").sample(list(TOPICS), len(TOPICS))[place]
+        name = f"{kind}-{index}"
+        context = self._text(label, _rng(name))
+        return (Example(f"{name}/{label}", name, context, QUESTION, (label,), self.sentences),)
+
+    def _text(self, label: str, rng: random.Random) -> str:
+        others = [topic for topic in TOPICS if topic != label] * (self.own - 1)
+        about = [label] * self.own + rng.sample(others, self.sentences - self.own)
+        rng.shuffle(about)
+        said: set[str] = set()
+        return " ".join(self._sentence(topic, said, rng) for topic in about)
+
+    def _sentence(self, topic: str, said: set[str], rng: random.Random) -> str:
+        nouns = split_nouns(topic, self.split)
+        fresh = [noun for noun in nouns if noun not in said] or list(nouns)
+        noun = rng.choice(fresh)
+        said.add(noun)
+        who = f"{rng.choice(FIRST_NAMES)} {open_word('surname', self.split, rng)}"
+        city = open_word("city", self.split, rng)
+        statements = STATEMENTS[topic] if rng.random() < self.told else NEUTRAL
+        return rng.choice(statements).format(who=who, city=city, noun=noun)
+
+
+@cache
+def split_nouns(topic: str, split: Split) -> tuple[str, ...]:
+    """The nouns of a topic that a split's texts are made of, in the plural."""
+    return tuple(plural(topic, noun) for noun in TOPICS[topic] if noun_split(noun) == split)
+
+
+def noun_split(noun: str) -> Split:
+    """The split that owns a noun, by its letters alone: 5/8 train, 1/8 validation, 2/8 eval."""
+    bucket = hashlib.blake2b(noun.encode(), digest_size=1).digest()[0] & 7
+    return "eval" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def plural(topic: str, noun: str) -> str:
+    """The plural of a noun of a topic, so that no topic is told by its grammar."""
+    if topic == "animals":  # the list has plurals
+        return noun
+    if noun in _PLURALS:
+        return _PLURALS[noun]
+    if re.search(r"[^aeiou]y$", noun):
+        return noun[:-1] + "ies"
+    return noun + ("es" if re.search(r"(s|x|ch|sh)$", noun) else "s")
+
+
+def _rng(name: str) -> random.Random:
+    return random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())

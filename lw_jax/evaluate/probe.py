@@ -1,0 +1,210 @@
+"""Linear probes: what a logistic regression reads off the frozen models' mean hidden states.
+
+The rival of a wire that classifies: if a linear map of the sender's states names the label, then
+naming it through a receiver shows no more than that (PEERS.md, LatentWire's own probe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.special import log_softmax  # type: ignore[import-untyped]
+
+from lw_jax.config.evaluation import ProbeConfig
+from lw_jax.data.example import Example
+from lw_jax.errors import UserError
+from lw_jax.evaluate import bootstrap
+from lw_jax.evaluate.figures import Asked
+from lw_jax.evaluate.metrics.squad import exact_match
+from lw_jax.mesh import put_batch
+from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.params import depth
+from lw_jax.party import Party
+from lw_jax.stages.setting import Setting
+from lw_jax.types import Array
+
+Floats = NDArray[np.float64]
+HELD_OUT = 5
+"""Every fifth training row decides the layer and the regularisation."""
+OPTIONS = {"maxiter": 100}
+"""Of L-BFGS; classes that can be told apart without regularisation would take it for ever."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """logits = (x - mean) / std @ weights + bias: mean, std [D], weights [D, C], bias [C]."""
+
+    mean: Floats
+    std: Floats
+    weights: Floats
+    bias: Floats
+
+    def predict(self, x: Floats) -> NDArray[np.int64]:
+        """Classes [n] of features [n, D]."""
+        return np.argmax((x - self.mean) / self.std @ self.weights + self.bias, axis=1)
+
+
+def fit_linear(x: Floats, labels: NDArray[np.int64], classes: int, l2: float) -> Linear:
+    """Multinomial logistic regression of labels [n] on x [n, D], standardised, by L-BFGS.
+
+    l2: half of it times the squared weights is added to the mean cross-entropy.
+    """
+    mean, std = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    z, (n, width) = (x - mean) / std, x.shape
+    gold = np.eye(classes)[labels]
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weights, bias = np.split(flat, [width * classes])
+        weights = weights.reshape(width, classes)
+        logp = log_softmax(z @ weights + bias, axis=1)
+        off = (np.exp(logp) - gold) / n
+        value = -np.sum(gold * logp) / n + 0.5 * l2 * np.sum(weights**2)
+        return value, np.concatenate([(z.T @ off + l2 * weights).ravel(), off.sum(axis=0)])
+
+    found = minimize(
+        loss, np.zeros((width + 1) * classes), jac=True, method="L-BFGS-B", options=OPTIONS
+    ).x
+    weights, bias = np.split(found, [width * classes])
+    return Linear(mean, std, weights.reshape(width, classes), bias)
+
+
+def probe(
+    setting: Setting,
+    cfg: ProbeConfig,
+    train: Sequence[Example],
+    asked: Asked,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Accuracy of probes of the sender and of every receiver, with its interval.
+
+    Args:
+        train, asked: rows to fit on, and rows to report.
+
+    Raises:
+        UserError: a layer that is not loaded, or answers that are no few labels.
+    """
+    classes = sorted({e.answers[0] for e in train})
+    if not 2 <= len(classes) <= len(train) // HELD_OUT:
+        raise UserError(
+            f"probe: {len(train)} training rows have {len(classes)} different answers; "
+            "a linear probe needs a task of a few labels"
+        )
+    labels = np.array([classes.index(e.answers[0]) for e in train])
+    named = dict(setting.parties.receivers)
+    if setting.parties.sender is not None:
+        named = {"sender": setting.parties.sender} | named
+    for name, party in named.items():
+        wrong = [layer for layer in cfg.layers if layer > depth(party.params)]
+        if wrong:
+            raise UserError(
+                f"probe.layers: {wrong[0]} is beyond the {depth(party.params)} layers of {name} "
+                "that are loaded"
+            )
+    ways = dict(setting.mesh.shape)["data"]
+    size = -(-min(batch_size, len(train)) // ways) * ways
+    states = _states(setting, cfg, named, [*train, *asked.examples], size)
+    found = {}
+    for name, held in states.items():
+        (layer, l2), chosen_by = _choose(held, cfg, labels, len(classes))
+        x = held[layer]
+        linear = fit_linear(x[: len(train)], labels, len(classes), l2)
+        said = [classes[i] for i in linear.predict(x[len(train) :])]
+        right = [exact_match(s, e.answers) for s, e in zip(said, asked.examples, strict=True)]
+        low_high = bootstrap.interval(
+            right, groups=asked.groups, seed=asked.seed, resamples=asked.resamples
+        )
+        found[name] = {
+            "accuracy": float(np.mean(right)),
+            "ci": list(low_high),
+            "n": len(right),
+            "layer": layer,
+            "l2": l2,
+            "held_out_accuracy": chosen_by,
+            "train_rows": len(train),
+            "classes": classes,
+        }
+    return found
+
+
+def _choose(
+    held: dict[int, Floats], cfg: ProbeConfig, labels: NDArray[np.int64], classes: int
+) -> tuple[tuple[int, float], float]:
+    """The layer and l2 with the best accuracy on held-out training rows, and that accuracy."""
+    out = np.arange(len(labels)) % HELD_OUT == 0
+    scores = {}
+    for layer, x in held.items():
+        own = x[: len(labels)]
+        for l2 in cfg.l2:
+            linear = fit_linear(own[~out], labels[~out], classes, l2)
+            scores[layer, l2] = float(np.mean(linear.predict(own[out]) == labels[out]))
+    best = max(scores, key=lambda key: scores[key])
+    return best, scores[best]
+
+
+def _states(
+    setting: Setting,
+    cfg: ProbeConfig,
+    named: dict[str, Party],
+    examples: Sequence[Example],
+    batch_size: int,
+) -> dict[str, dict[int, Floats]]:
+    """Per model and layer the mean states [n, D] of the examples' texts."""
+    collate = setting.collate([(e,) for e in examples])
+    layers = {n: cfg.layers or tuple(range(depth(p.params) + 1)) for n, p in named.items()}
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in named}
+    for begin in range(0, len(examples), batch_size):
+        rows = list(examples[begin : begin + batch_size])
+        rows += rows[:1] * (batch_size - len(rows))
+        batch = put_batch(setting.mesh, collate([(e,) for e in rows]))
+        for name, party in named.items():
+            key = "source" if name == "sender" else f"{name}/context"
+            ids, lengths, skip = (
+                batch[f"{key}/ids"],
+                batch[f"{key}/lengths"],
+                batch.get(f"{key}/skip"),
+            )
+            parts[name].append(np.asarray(_means(party, ids, lengths, skip, layers[name])))
+    found = {}
+    for name, pieces in parts.items():
+        whole = np.concatenate(pieces, axis=1)[:, : len(examples)].astype(np.float64)
+        found[name] = dict(zip(sorted(set(layers[name])), whole, strict=True))
+    return found
+
+
+@partial(jax.jit, static_argnames="layers")
+def _means(
+    party: Party, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
+) -> Array:
+    """Mean states [n, B, D] over the content of ids [B, T], which the head comes before.
+
+    skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
+    """
+    if skip is None:
+        head = jnp.broadcast_to(jnp.asarray(party.head, jnp.int32), (ids.shape[0], len(party.head)))
+        ids = jnp.concatenate([head, ids], axis=1)
+        lengths = lengths + len(party.head)
+        skip = jnp.full_like(lengths, len(party.head))
+    index = jnp.arange(ids.shape[1])[None]
+    wanted = tuple(sorted(set(layers)))
+    out = run(
+        party.arch,
+        party.params,
+        embed_tokens(party.params, ids),
+        positions=jnp.broadcast_to(index, ids.shape),
+        lengths=lengths,
+        stop=max(wanted),
+        taps=wanted,
+        impl=party.attention,
+    )
+    assert out.taps is not None
+    keep = ((index >= skip[:, None]) & (index < lengths[:, None])).astype(jnp.float32)
+    total = jnp.einsum("nbtd,bt->nbd", out.taps.astype(jnp.float32), keep)
+    return total / jnp.maximum(1.0, keep.sum(axis=1))[None, :, None]
