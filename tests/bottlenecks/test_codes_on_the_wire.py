@@ -112,7 +112,7 @@ def loaded(kind: str) -> tuple[World, api.Bridge]:
 def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
     world, wired = loaded(kind)
     answers = set()
-    for example in world.examples[:2]:
+    for example in world.examples[1:3]:
         sent = wired.encode(example.context)
         assert len(sent) == wire.bytes_of(wired.setting.bridge, SLOTS)
         assert len(sent) == 16 + 8 + 4 + 1 + -(-SLOTS * BITS[kind] // 8)
