@@ -1,4 +1,4 @@
-"""Generated topics: the label is what most sentences are about, and no word of the test is labelled."""
+"""Generated topics: the label is what most sentences are about; no word of the test is labelled."""
 
 import re
 from collections import Counter

@@ -62,7 +62,8 @@ class World:
         collate = Collate(
             layout, self.sender, readers, measure(layout, self.sender, readers, groups)
         )
-        party = self.scene.party.replace(head=tuple(head_ids(layout, self.speaker)))
+        head = tuple(head_ids(layout, self.speaker))
+        party = self.scene.party.replace(head=head, beside_text=layout.beside_text)
         parties = Parties(self.scene.parties.sender, {RECEIVER: party})
         return replace(self, collate=collate, scene=self.scene.replace(parties=parties))
 
@@ -142,6 +143,7 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
                 kv_heads=receiver.arch.kv_heads,
                 head_dim=receiver.arch.head_dim,
                 embed_rms=0.35,
+                heads=receiver.arch.heads,
             )
         },
     )

@@ -1,0 +1,125 @@
+"""Rivals that read the text: what is delivered, then the text, the same in every place."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors import constant
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.parts import CompressorConfig
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.predict import Raw, predict, sizes
+from lw_jax.models.generate import DecodeOptions
+from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.objectives.base import answer_reading
+from lw_jax.readers import lora, soft_tokens
+from tests.evaluate.world import RECEIVER, World, fresh, make_world
+
+ROWS, SLOTS = 8, 3
+PLAIN = LayoutConfig()
+BESIDE = LayoutConfig(beside_text=True)
+OPTIONS = DecodeOptions(max_new=6, eos_ids=(0,))
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(ROWS)
+
+
+def rival(world: World, slots: int, layout: LayoutConfig, **readers: Any) -> World:
+    """Constant slots and these readers."""
+    given = world.with_reader(**readers).with_layout(layout)
+    compressor = CompressorConfig(constant=constant.Config(slots))
+    config = replace(given.scene.config, compressor=compressor)
+    params = fresh(config, given.scene.dims, 3)
+    return replace(given, scene=given.scene.replace(config=config, bridge=params))
+
+
+def asked(world: World, name: str, batch: Any = None) -> Raw:
+    batch = world.batch(0, ROWS) if batch is None else batch
+    out = predict(method(name).message, world.scene, batch, jax.random.key(0), OPTIONS)
+    return jax.device_get(out)
+
+
+def test_nothing_beside_the_text_is_the_text(world: World) -> None:
+    """LoRA whose ups are zero, without soft tokens."""
+    other = rival(world, 0, BESIDE, lora=lora.Config(r=2))
+    other.scene.bridge["readers_reader_lora"] = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * ("down" in jax.tree_util.keystr(path)),
+        other.scene.bridge["readers_reader_lora"],
+    )
+    latent, text = asked(other, "latent"), asked(other, "text")
+    np.testing.assert_allclose(latent.scored.nll, text.scored.nll, rtol=1e-5)
+    np.testing.assert_array_equal(latent.written.ids, text.written.ids)
+    np.testing.assert_array_equal(latent.columns, text.columns)
+
+
+def test_the_text_baseline_is_read_by_the_clean_receiver(world: World) -> None:
+    """Fault 13: LoRA changes what `latent` says, and nothing that `text` or `no_message` says."""
+    other = rival(world, 0, BESIDE, lora=lora.Config(r=2))
+    for name in ("text", "no_message", "embedding_replay_raw"):
+        batch = world.batch(0, ROWS)
+        np.testing.assert_array_equal(
+            asked(other, name, batch).scored.nll, asked(world, name, batch).scored.nll
+        )
+    moved = asked(other, "latent").scored.nll - asked(other, "text").scored.nll
+    assert np.abs(moved).max() > 0.1
+
+
+def test_prompt_tuning_reads_soft_tokens_and_the_text(world: World) -> None:
+    beside = rival(world, SLOTS, BESIDE, soft_tokens=soft_tokens.Config())
+    without = rival(world, SLOTS, PLAIN, soft_tokens=soft_tokens.Config())
+    both, alone, text = asked(beside, "latent"), asked(without, "latent"), asked(beside, "text")
+    np.testing.assert_array_equal(both.columns, SLOTS + text.columns)
+    np.testing.assert_array_equal(alone.columns, [SLOTS] * ROWS)
+    assert np.abs(both.scored.nll - alone.scored.nll).max() > 0.01  # the text is read
+    assert np.abs(both.scored.nll - text.scored.nll).max() > 0.01  # and so are the soft tokens
+    slots, columns = sizes(beside.scene, beside.batch(0, ROWS))
+    np.testing.assert_array_equal(slots, [SLOTS] * ROWS)
+    np.testing.assert_array_equal(columns, both.columns)
+    # No latent is seen: another text's is the same one.
+    other = beside.batch(0, ROWS)
+    other |= {k: v for k, v in beside.other(0, ROWS).items() if k.startswith("source/")}
+    np.testing.assert_array_equal(asked(beside, "deranged", other).scored.nll, both.scored.nll)
+
+
+def test_the_scorer_and_the_decoder_agree(world: World) -> None:
+    readers = {"soft_tokens": soft_tokens.Config(), "lora": lora.Config(r=2)}
+    beside = rival(world, SLOTS, BESIDE, **readers)
+    batch = beside.batch(0, ROWS)
+    written = asked(beside, "latent", batch).written
+    lengths = (written.lengths + written.ended).astype(np.int32)
+    width = batch[f"{RECEIVER}/answer/ids"].shape[1]
+    ids = np.where(np.arange(width)[None] < lengths[:, None], _wide(written.ids, width), 0)
+    gold = batch | {f"{RECEIVER}/answer/ids": ids.astype(np.int32)}
+    gold[f"{RECEIVER}/answer/lengths"] = np.minimum(lengths, width)
+    assert asked(beside, "latent", gold).scored.argmax.all()
+    spoiled = ids + (np.arange(width) == 0)  # another first token
+    gold[f"{RECEIVER}/answer/ids"] = spoiled.astype(np.int32)
+    assert not asked(beside, "latent", gold).scored.argmax.any()
+
+
+def _wide(ids: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(ids, ((0, 0), (0, max(0, width - ids.shape[1]))))[:, :width]
+
+
+def test_training_reads_what_is_evaluated(world: World) -> None:
+    beside = rival(world, SLOTS, BESIDE, soft_tokens=soft_tokens.Config(), lora=lora.Config(r=2))
+
+    @jax.jit
+    def nll(scene: Scene, batch: Any) -> jax.Array:
+        given = scene.deliver(scene.encode(batch))
+        reading = answer_reading(scene.parties, batch, RECEIVER, "latent", given, 1)
+        party = scene.party
+        scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+        return jnp.sum(scored.nll * reading.mask, axis=1)
+
+    trained = nll(beside.scene, beside.batch(0, ROWS))
+    np.testing.assert_allclose(trained, asked(beside, "latent").scored.nll, rtol=1e-4)
