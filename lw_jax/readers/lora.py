@@ -65,7 +65,8 @@ class LowRank(nn.Module):
                 f"bridge.reader.lora.layers: {count} are more than the receiver's "
                 f"{self.dims.layers}; use 1 to {self.dims.layers}"
             )
-        down, up = {}, {}
+        down: dict[str, Array] = {}
+        up: dict[str, Array] = {}
         for name in c.targets:
             fan_in, fan_out = fans(self.dims, name)
             init = nn.initializers.normal(fan_in**-0.5)
