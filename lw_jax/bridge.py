@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.config.parts import BridgeConfig
-from lw_jax.dims import Dims
+from lw_jax.dims import Dims, ReceiverDims, sizes
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.notes import Notes
@@ -38,7 +38,7 @@ class Bridge(nn.Module):
     def setup(self) -> None:
         c = self.config
         source, options = part("sources", c.source)
-        self.source = source.build(options)
+        self.source = source.build(options, self.dims)
         compressor, options = part("compressors", c.compressor)
         self.compressor = compressor.build(options, self.dims)
         if chosen(c.bottleneck):
@@ -154,10 +154,19 @@ def at_ratio(config: BridgeConfig, ratio: float) -> BridgeConfig:
     return replace(config, compressor=other)
 
 
-def extract(config: BridgeConfig, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
-    """The frozen part of the source."""
+def extract(
+    config: BridgeConfig,
+    sender: Party | None,
+    batch: Mapping[str, Array],
+    params: PyTree | None,
+) -> Taps:
+    """The frozen part of the source, with the source's edits of the sender, if it makes some.
+
+    params: the bridge's; None: the sender as it was found.
+    """
     source, options = part("sources", config.source)
-    return source.extract(options, sender, batch)
+    own = None if params is None else params.get("source", {})
+    return source.extract(options, sender, batch, own)
 
 
 def source_speaker(config: BridgeConfig, sender: Speaker | None) -> Speaker | None:
@@ -175,6 +184,12 @@ def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int, in
 def apply(
     config: BridgeConfig,
     dims: Dims,
+def sender_dims(config: BridgeConfig, sender: Arch | None) -> ReceiverDims | None:
+    """Sizes of the layers of the sender that are run; None without a sender."""
+    source, options = part("sources", config.source)
+    return None if sender is None else sizes(sender, source.depth(options, sender))
+
+
     params: PyTree,
     *arguments: Any,
     method: str,

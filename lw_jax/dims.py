@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lw_jax.models.arch import Arch
+
 
 @dataclass(frozen=True)
 class ReceiverDims:
@@ -37,12 +39,19 @@ class ReceiverDims:
         return self.value_rms[layer] if self.value_rms else 1.0
 
 
+def sizes(arch: Arch, layers: int | None = None) -> ReceiverDims:
+    """Sizes of a frozen model, or of its first layers; nothing is measured."""
+    count = arch.layers if layers is None else layers
+    return ReceiverDims(arch.width, count, arch.kv_heads, arch.head_dim, heads=arch.heads)
+
+
 @dataclass(frozen=True)
 class Dims:
     """The frozen side of a bridge.
 
     source_width: D of one tap of the source; taps: how many; latent_dim: d_z of a slot;
-    source_vocab: entries of the source's vocabulary, whose ids stand in `Features.ids`.
+    source_vocab: entries of the source's vocabulary, whose ids stand in `Features.ids`; sender:
+    sizes of the layers that are run of it (None for sources that need no sender).
     """
 
     source_width: int
@@ -50,7 +59,8 @@ class Dims:
     latent_dim: int
     receivers: dict[str, ReceiverDims] = field(default_factory=dict)
     source_vocab: int = 0
+    sender: ReceiverDims | None = None
 
     def __hash__(self) -> int:
-        own = self.source_width, self.taps, self.latent_dim, self.source_vocab
+        own = self.source_width, self.taps, self.latent_dim, self.source_vocab, self.sender
         return hash((*own, tuple(self.receivers.items())))

@@ -72,7 +72,7 @@ def source_states(context: Context, normed: bool) -> tuple[Array, Array]:
 
     normed: every state RMS-normed first, so that no tap drowns the others.
     """
-    states = context.taps.states.astype(jnp.float32)
+    states = jax.lax.stop_gradient(context.taps.states).astype(jnp.float32)
     if normed:
         states = states / jnp.sqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-6)
     return jnp.mean(states, axis=0), context.taps.mask

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer, decoders, models
 
 from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.party import Party
 from lw_jax.receiver.layout import Speaker
 from lw_jax.transformer import Stack, sinusoid
-from lw_jax.types import Array, Features, Taps
+from lw_jax.types import Array, Features, PyTree, Taps
 
 VOCAB = 256
 
@@ -62,7 +63,7 @@ class ByteEncoder(nn.Module):
         return Features(nn.RMSNorm(name="out_norm")(x), source.mask, source.ids)
 
 
-def build(config: Config) -> ByteEncoder:
+def build(config: Config, dims: Dims) -> ByteEncoder:
     """The source; all of it is trainable."""
     return ByteEncoder(config)
 
@@ -75,7 +76,9 @@ def speaker(config: Config) -> Speaker:
     return Speaker("bytes", tokenizer, bos_id=None, eos_id=-1, limit=config.max_bytes)
 
 
-def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
+def extract(
+    config: Config, sender: Party | None, batch: Mapping[str, Array], params: PyTree | None
+) -> Taps:
     """The bytes of a batch; there is nothing frozen to run, and no tap."""
     ids, lengths = batch["source/ids"], batch["source/lengths"]
     index = jnp.arange(ids.shape[1])[None, :]

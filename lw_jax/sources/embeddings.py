@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.party import Party
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser
-from lw_jax.types import Array, Taps
+from lw_jax.types import Array, PyTree, Taps
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Config:
     normaliser: Normaliser | None = None
 
 
-def build(config: Config) -> hidden_states.HiddenStates:
+def build(config: Config, dims: Dims) -> hidden_states.HiddenStates:
     """The trainable part of the source: that of one tap."""
-    return hidden_states.build(hidden_states.Config((0,), normaliser=config.normaliser))
+    return hidden_states.build(hidden_states.Config((0,), normaliser=config.normaliser), dims)
 
 
-def extract(config: Config, sender: Party | None, batch: Mapping[str, Array]) -> Taps:
+def extract(
+    config: Config, sender: Party | None, batch: Mapping[str, Array], params: PyTree | None
+) -> Taps:
     """The embeddings of a batch as its one tap [1, B, T, D]; no layer is run."""
     assert sender is not None
     ids, lengths = batch["source/ids"], batch["source/lengths"]

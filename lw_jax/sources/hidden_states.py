@@ -22,7 +22,8 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.party import Party
-from lw_jax.readers import lora
+from lw_jax.readers.lora import Config as Lora
+from lw_jax.readers.lora import LowRank
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
 from lw_jax.types import Array, Delivery, Edits, Features, PyTree, Taps
 
@@ -45,7 +46,7 @@ class Config:
     of: int | None = None
     mix: Literal["concat", "gated"] = "concat"
     normaliser: Normaliser | None = None
-    lora: lora.Config | None = None
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "of")
@@ -80,7 +81,7 @@ class HiddenStates(nn.Module):
     def __call__(self, source: Taps) -> Features:
         if self.config.lora is not None and self.is_initializing():
             assert self.sender is not None
-            lora.LowRank(self.config.lora, self.sender, name="lora")(None)  # `extract` reads them
+            LowRank(self.config.lora, self.sender, name="lora")(None)  # `extract` reads them
         taps = source.states.astype(jnp.float32)
         if self.config.normaliser is not None:
             normed = StatisticalNormaliser(self.config.normaliser, name="normaliser")(taps)
@@ -135,9 +136,9 @@ def extract(
     return Taps(states, mask, ids)
 
 
-def edits_of(config: lora.Config, sender: ReceiverDims, params: PyTree) -> Edits:
+def edits_of(config: Lora, sender: ReceiverDims, params: PyTree) -> Edits:
     """The edits of a sender's layers."""
-    given = lora.LowRank(config, sender).apply({"params": params}, None)
+    given = LowRank(config, sender).apply({"params": params}, None)
     assert isinstance(given, Delivery) and given.edits is not None
     return given.edits
 

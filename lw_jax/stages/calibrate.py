@@ -82,7 +82,7 @@ def _batch_moments(setting: Setting, collate: Any, groups: list[Group], size: in
 @partial(jax.jit, static_argnums=0)
 def _moments(config: BridgeConfig, parties: Parties, batch: dict[str, Any]) -> dict[str, Moments]:
     """Moments over the real tokens of a batch, per tap of the source and per receiver."""
-    taps = bridge.extract(config, parties.sender, batch)
+    taps = bridge.extract(config, parties.sender, batch, None)
     found = {}
     if taps.states.shape[0]:  # bytes have no taps
         found["source"] = moments(taps.states, taps.mask & batch["real"][:, None])

@@ -120,6 +120,7 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     if config.sender is not None:
         arch = open_checkpoint(config.sender.path, 0, False).arch
     width, taps, vocab = bridge.source_dims(config.bridge, arch)
+    deep = bridge.sender_dims(config.bridge, arch)
     sender = sender_party = None
     fingerprints: dict[str, str] = {}
     if config.sender is not None and arch is not None:
@@ -156,7 +157,7 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
         sender=sender,
         receivers=speakers,
         fingerprints=fingerprints,
-        dims=Dims(width, taps, config.bridge.latent_dim, loud, vocab),
+        dims=Dims(width, taps, config.bridge.latent_dim, loud, vocab, deep),
         mesh=mesh,
     )
 

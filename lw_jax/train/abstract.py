@@ -77,6 +77,7 @@ def abstract_step(
             for n, a in receivers.items()
         },
         vocab,
+        bridge.sender_dims(config.bridge, sender),
     )
     objectives = train.objectives or config.objectives
     params = jax.eval_shape(partial(_params, config.bridge, objectives, dims), jax.random.key(0))

@@ -84,7 +84,7 @@ def context_of(
         dims,
         parties,
         batch,
-        bridge.extract(config, parties.sender, batch),
+        bridge.extract(config, parties.sender, batch, params["bridge"]),
         rng,
         train,
         params.get("heads", {}),

@@ -72,7 +72,7 @@ class Watch:
 
     def _latent(self, params: PyTree, parties: Parties, batch: Any) -> Latent:
         s = self.setting
-        taps = bridge.extract(s.bridge, parties.sender, batch)
+        taps = bridge.extract(s.bridge, parties.sender, batch, params["bridge"])
         return bridge.encode(s.bridge, s.dims, params["bridge"], taps)
 
     @cached_property

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lw_jax.config.doctor import examine
 from lw_jax.config.parse import read
 from lw_jax.data.example import Example
+from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.models.checkpoint import read_arch
@@ -47,7 +48,7 @@ def test_a_batch_carries_them() -> None:
     who = raw.speaker(SMALL)
     both = {"reader": receiver()}
     batch = Collate(LAYOUT, who, both, measure(LAYOUT, who, both, rows))(rows)
-    taps = raw.extract(SMALL, None, batch)
+    taps = raw.extract(SMALL, None, batch, None)
     for i, (example,) in enumerate(rows):
         kept = np.asarray(taps.ids)[i][np.asarray(taps.mask)[i]]
         assert bytes(kept.tolist()).decode() == " " + example.context
@@ -66,7 +67,7 @@ def test_a_text_of_too_many_bytes_is_left_out() -> None:
 def test_padding_is_not_read_and_order_is() -> None:
     text = jnp.asarray([list(b"Ada keeps goats")])
     none = jnp.zeros((0, 1, 15, 0))
-    module = raw.build(SMALL)
+    module = raw.build(SMALL, Dims(0, 0, 8))
     params = jax.jit(module.init)(jax.random.key(0), Taps(none, jnp.ones((1, 15), bool), text))
     assert set(groups(params["params"]).values()) == {"adam", "muon"}
 

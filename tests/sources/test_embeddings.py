@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lw_jax.config.schema import MeshConfig
+from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.models.lm import load_lm
@@ -31,12 +32,12 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
         "source/lengths": jnp.asarray([3, 2]),
         "source/skip": jnp.asarray([1, 1]),
     }
-    taps = embeddings.extract(config, Party(lm.params, lm.arch), batch)
+    taps = embeddings.extract(config, Party(lm.params, lm.arch), batch, None)
     assert embeddings.dims(config, lm.arch) == (16, 1, 300)
     table = np.asarray(whole.params["embed"])
     np.testing.assert_array_equal(taps.states[0], table[np.asarray(batch["source/ids"])])
     assert taps.mask.tolist() == [[False, True, True, False], [False, True, False, False]]
-    module = embeddings.build(config)
+    module = embeddings.build(config, Dims(16, 1, 8))
     features, params = module.init_with_output(jax.random.key(0), taps)
     assert not params
     real = np.asarray(features.x)[np.asarray(taps.mask)]

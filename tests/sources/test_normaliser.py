@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.dims import Dims
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser, fill, normaliser_of
 from lw_jax.train.optimiser import groups, make_optimiser
@@ -18,6 +19,7 @@ from lw_jax.train.state import apply_gradients, new_state
 from lw_jax.types import Taps
 
 TAPS, WIDTH = 2, 6
+DIMS = Dims(WIDTH, TAPS, 8)
 
 
 def states() -> jax.Array:
@@ -120,11 +122,11 @@ def test_it_is_an_option_of_the_source() -> None:
     taps = Taps(states(), jnp.ones((16, 12), bool), jnp.zeros((16, 12), jnp.int32))
     plain = hidden_states.Config(layers=(0, 1))
     assert normaliser_of(plain) is None
-    assert "params" not in hidden_states.build(plain).init(jax.random.key(0), taps)
+    assert "params" not in hidden_states.build(plain, DIMS).init(jax.random.key(0), taps)
     options = Normaliser(target="reader")
     config = hidden_states.Config(layers=(0, 1), normaliser=options)
     assert normaliser_of(config) is options
-    module = hidden_states.build(config)
+    module = hidden_states.build(config, DIMS)
     params = fill(module.init(jax.random.key(0), taps)["params"], measured(), "reader")
     own, inner = filled(options)
     given = own.apply({"params": inner}, taps.states)

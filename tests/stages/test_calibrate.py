@@ -112,7 +112,7 @@ def test_numbers_are_those_of_all_tokens_at_once(
     config = read(home / "tiny.yaml")
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), 22)]
     batch = setting.collate(groups)(groups)
-    taps = bridge.extract(setting.bridge, setting.parties.sender, batch).states
+    taps = bridge.extract(setting.bridge, setting.parties.sender, batch, None).states
     table = np.asarray(setting.parties.receivers["reader"].params["embed"])
     lengths, skip = batch["source/lengths"], batch["source/skip"]
     assert 0 == lengths.min() < skip.max(), "a row that is too long counts for nothing"

@@ -42,12 +42,12 @@ class Scene:
 
     def encode(self, batch: Batch) -> Latent:
         """The latent of every row's source, as it leaves the wire."""
-        taps = wire_bridge.extract(self.config, self.parties.sender, batch)
+        taps = wire_bridge.extract(self.config, self.parties.sender, batch, self.bridge)
         return wire_bridge.encode(self.config, self.dims, self.bridge, taps)
 
     def send(self, batch: Batch) -> Latent:
         """The same, with the bottleneck's codes in the slots' place."""
-        taps = wire_bridge.extract(self.config, self.parties.sender, batch)
+        taps = wire_bridge.extract(self.config, self.parties.sender, batch, self.bridge)
         return wire_bridge.to_wire(self.config, self.dims, self.bridge, taps)
 
     def received(self, sent: Latent) -> Latent:

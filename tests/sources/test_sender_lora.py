@@ -1,0 +1,168 @@
+"""A LoRA on the sender: nothing at first, trained with the bridge, and used wherever it encodes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.compressors import window
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parts import (
+    BridgeConfig,
+    CompressorConfig,
+    ObjectivesConfig,
+    ReaderConfig,
+    SourceConfig,
+)
+from lw_jax.config.schema import MeshConfig
+from lw_jax.dims import Dims, sizes
+from lw_jax.errors import UserError
+from lw_jax.evaluate.methods.base import Scene
+from lw_jax.mesh import make_mesh
+from lw_jax.objectives import answer_ce
+from lw_jax.party import Parties
+from lw_jax.readers import lora, soft_tokens
+from lw_jax.receiver.collate import Collate, measure
+from lw_jax.sources import hidden_states
+from lw_jax.train.checkpoint import component_counts
+from lw_jax.train.export import load_bridge, save_bridge
+from lw_jax.train.optimiser import groups as groups_of
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import new_state
+from lw_jax.train.step import StepMaker, context_of, plan_at
+from tests.receiver.worlds import LAYOUT, arch, groups, party, speaker
+
+LORA = lora.Config(r=2, targets=("q", "o"), layers=1)
+
+
+def config(edited: bool = True) -> BridgeConfig:
+    source = hidden_states.Config(layers=(2,), lora=LORA if edited else None)
+    return BridgeConfig(
+        latent_dim=8,
+        source=SourceConfig(hidden_states=source),
+        compressor=CompressorConfig(window=window.Config(size=4, width=8, heads=2, depth=0)),
+        reader=ReaderConfig(soft_tokens=soft_tokens.Config()),
+    )
+
+
+DIMS = Dims(24, 1, 8, {"r": sizes(arch())}, sender=sizes(arch("llama"), 2))
+
+
+@cache
+def batch() -> dict[str, np.ndarray]:
+    some, who = groups(4, questions=1), {"r": speaker()}
+    lengths = measure(LAYOUT, speaker("llama"), who, some)
+    return Collate(LAYOUT, speaker("llama"), who, lengths)(some)
+
+
+@cache
+def fresh() -> Any:
+    return jax.jit(bridge.init_bridge, static_argnums=(0, 1))(config(), DIMS, jax.random.key(0))
+
+
+def moved() -> Any:
+    """Parameters whose LoRA edits something."""
+    own = fresh()["source"]["lora"]
+    edits = {k: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape) for k, x in own.items()}
+    return {**fresh(), "source": {"lora": edits}}
+
+
+def states(params: Any, edited: bool = True) -> jax.Array:
+    return bridge.extract(config(edited), party("llama"), batch(), params).states
+
+
+def test_it_starts_as_the_frozen_sender() -> None:
+    chex.assert_trees_all_equal(states(fresh()), states(None, edited=False))
+    chex.assert_trees_all_equal(states(None), states(None, edited=False))
+    assert float(jnp.abs(states(moved()) - states(None)).max()) > 0.1
+
+
+def test_gradients_reach_the_lora_and_nothing_else_of_the_sender() -> None:
+    def total(sender: Any, params: Any, edited: bool) -> jax.Array:
+        who = party("llama").replace(params=sender)  # type: ignore[attr-defined]
+        return jnp.sum(bridge.extract(config(edited), who, batch(), params).states ** 2)
+
+    grad = jax.grad(total, argnums=1)(party("llama").params, fresh(), True)["source"]["lora"]
+    assert set(grad) == {"q_down", "q_up", "o_down", "o_up"}
+    assert all(grad[name].any() for name in ("q_up", "o_up"))
+    none = jax.grad(total)(party("llama").params, None, False)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(none))
+
+
+def test_every_way_to_a_latent_uses_it() -> None:
+    parties = Parties(party("llama"), {"r": party()})
+    plain = config(edited=False)
+    found = []
+    for params in (fresh(), moved()):
+        scene = Scene(parties, params, None, config(), DIMS, "r")
+        context = context_of(
+            config(), DIMS, {"bridge": params}, parties, batch(), jax.random.key(0), False
+        )
+        chex.assert_trees_all_close(context.latent.slots, scene.encode(batch()).slots, atol=1e-5)
+        found.append(scene.encode(batch()).slots)
+    without = {k: v for k, v in fresh().items() if k != "source"}
+    frozen = Scene(parties, without, None, plain, DIMS, "r").encode(batch()).slots
+    chex.assert_trees_all_close(found[0], frozen, atol=1e-5)
+    assert float(jnp.abs(found[1] - frozen).max()) > 0.05
+
+
+def test_the_loss_of_a_latent_reaches_it() -> None:
+    parties = Parties(party("llama"), {"r": party()})
+
+    @jax.jit
+    def grad_of(params: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            seen = context_of(
+                config(), DIMS, {"bridge": params}, parties, batch(), jax.random.key(0), True
+            )
+            return jnp.sum(seen.latent.slots**2)
+
+        return jax.grad(loss)(params)["source"]["lora"]
+
+    assert all(leaf.any() for leaf in jax.tree.leaves(grad_of(moved())))
+    kinds = groups_of({"bridge": fresh()})
+    assert {kinds[f"bridge/source/lora/{leaf}"] for leaf in fresh()["source"]["lora"]} == {"muon"}
+
+
+def test_it_is_counted_and_shipped(tmp_path: Any) -> None:
+    assert component_counts(fresh(), levels=1)["source"] == 2 * (24 * 2 + 2 * 24)
+    save_bridge(tmp_path, moved(), {"step": 1, "fingerprints": {}})
+    read, _ = load_bridge(tmp_path, moved())
+    chex.assert_trees_all_close(read["source"], moved()["source"], rtol=1e-2)
+
+
+@pytest.mark.slow  # compiles a whole step
+def test_a_step_trains_it() -> None:
+    parties = Parties(party("llama"), {"r": party()})
+    params = {"bridge": fresh(), "heads": {}}
+    made = make_optimiser(OptimiserConfig(name="muon", lr=0.01), params, 4)
+    state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    objectives = ObjectivesConfig(answer_ce=answer_ce.Config())
+    step = StepMaker(config(), DIMS, made, 4, mesh).make(plan_at(objectives, 3))
+    for _ in range(2):
+        state, metrics = step(state, parties, batch())
+    assert float(metrics["grad_norm/source"]) > 0
+    after, before = state.params["bridge"]["source"]["lora"], fresh()["source"]["lora"]
+    for leaf in before:
+        assert not np.allclose(after[leaf], before[leaf], atol=1e-6), leaf
+
+
+def test_layers_that_are_not_run_are_refused() -> None:
+    def dims(**options: Any) -> Any:
+        return hidden_states.dims(hidden_states.Config(**options), arch("llama"))
+
+    assert dims(layers=(1,), lora=lora.Config(layers=1)) == (24, 1, 320)
+    with pytest.raises(UserError, match=r"lora\.layers: 2 of the 1 layers run"):
+        dims(layers=(1,), lora=lora.Config(layers=2))
+    with pytest.raises(UserError, match=r"lora\.layers: all of the 0 layers run"):
+        dims(layers=(0,), lora=lora.Config())
+    with pytest.raises(UserError, match=r"lora\.dropout: a sender's edits have none"):
+        hidden_states.Config(lora=lora.Config(dropout=0.1))
