@@ -54,10 +54,19 @@ class Bridge(nn.Module):
 
     def encode(self, taps: Taps, train: bool = False) -> Latent:
         """The latent as it leaves the wire, after the bottleneck."""
-        latent = self.compressor({"source": self.source(taps)}, train)
+        latent = self.compressed(taps, False, train)
         if chosen(self.config.bottleneck):
-            latent = self.bottleneck(latent, train)
-        return cast(Latent, latent)
+            latent = cast(Latent, self.bottleneck(latent, train))
+        return latent
+
+    def compressed(self, taps: Taps, pooled: bool, train: bool = False) -> Latent:
+        """The latent before the bottleneck; pooled: as if every token were the mean of all."""
+        features = self.source(taps)
+        if pooled:
+            weight = features.mask[..., None] / jnp.maximum(1, features.mask.sum(1))[:, None, None]
+            mean = jnp.sum(features.x * weight, axis=1, keepdims=True)
+            features = features.replace(x=jnp.broadcast_to(mean, features.x.shape))
+        return cast(Latent, self.compressor({"source": features}, train))
 
     def slots_of(self, latent: Latent, train: bool = False) -> Latent:
         """The latent whose codes [B, M, n] stand in its slots' place."""
@@ -175,6 +184,12 @@ def source_speaker(config: BridgeConfig, sender: Speaker | None) -> Speaker | No
     return source.speaker(options) if hasattr(source, "speaker") else sender
 
 
+def sender_dims(config: BridgeConfig, sender: Arch | None) -> ReceiverDims | None:
+    """Sizes of the layers of the sender that are run; None without a sender."""
+    source, options = part("sources", config.source)
+    return None if sender is None else sizes(sender, source.depth(options, sender))
+
+
 def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int, int]:
     """Width of a source tap, how many there are, and entries of the source's vocabulary."""
     source, options = part("sources", config.source)
@@ -184,12 +199,6 @@ def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int, in
 def apply(
     config: BridgeConfig,
     dims: Dims,
-def sender_dims(config: BridgeConfig, sender: Arch | None) -> ReceiverDims | None:
-    """Sizes of the layers of the sender that are run; None without a sender."""
-    source, options = part("sources", config.source)
-    return None if sender is None else sizes(sender, source.depth(options, sender))
-
-
     params: PyTree,
     *arguments: Any,
     method: str,

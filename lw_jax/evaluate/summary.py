@@ -4,8 +4,8 @@ Entity transfer (SPEC section 8) is the share of a text's numbers, names and nou
 output. `numbers`, `names`, `entities` and `nouns` measure it against the gold answer: of a text
 read back, that is the text itself. Where the text is a problem and the answer its solution,
 `source_numbers`, ... measure it against the problem, which is what the seeds counted (their 5.2 %:
-of the question's entities, 5.2 % stood in the output). The floor of both is what the gold answers of
-other rows have (`floors`).
+of the question's entities, 5.2 % stood in the output). The floor of both is what the gold answers
+of other rows have (`floors`).
 """
 
 from __future__ import annotations

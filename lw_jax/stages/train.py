@@ -14,7 +14,7 @@ import optax
 from lw_jax import bridge
 from lw_jax.config.calibration import calibrate_before, normaliser
 from lw_jax.config.run import Run
-from lw_jax.config.schema import TrainConfig
+from lw_jax.config.schema import Config, TrainConfig
 from lw_jax.data.example import Example
 from lw_jax.data.stream import Stream
 from lw_jax.evaluate.trained import load_trained
@@ -74,7 +74,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         save_every=cfg.save_every,
         eval_every=cfg.eval_every,
         keep=cfg.keep,
-        evaluate=_watch(setting, config.data, config.seed, cfg) if cfg.eval_every else None,
+        evaluate=_watch(setting, objectives, config, cfg) if cfg.eval_every else None,
     )
     fit(job)
 
@@ -135,10 +135,10 @@ def _batches(
                 yield put_batch(setting.mesh, batch)
 
 
-def _watch(setting: Setting, data: Any, seed: int, cfg: TrainConfig) -> Watch:
-    rows = load_rows(data, "validation", seed)
+def _watch(setting: Setting, objectives: Any, config: Config, cfg: TrainConfig) -> Watch:
+    rows = load_rows(config.data, "validation", config.seed)
     count = min(cfg.eval_rows, len(rows))
-    order = np.random.default_rng(seed).permutation(len(rows))[: 4 * count]
+    order = np.random.default_rng(config.seed).permutation(len(rows))[: 4 * count]
     groups: list[tuple[Example, ...]] = []
     seen: set[str] = set()
     for i in order:
@@ -146,4 +146,4 @@ def _watch(setting: Setting, data: Any, seed: int, cfg: TrainConfig) -> Watch:
         if group[0].context_id not in seen and len(groups) < count:
             seen.add(group[0].context_id)
             groups.append(group)
-    return Watch(setting, groups)
+    return Watch(setting, groups, objectives, cfg.steps, cfg.batch_size // cfg.accumulate)

@@ -1,4 +1,4 @@
-"""The quick evaluation during training: matched against deranged, samples, the collapse alarm.
+"""The quick evaluation during training: matched against deranged, slots, gradients, alarms.
 
 "All answer tokens are the argmax under teacher forcing" is exactly "greedy decoding writes the
 answer", so one scoring pass gives the exact match without decoding.
@@ -6,7 +6,7 @@ answer", so one scoring pass gives the exact match without decoding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -15,46 +15,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax import bridge
+from lw_jax import bridge, codes
 from lw_jax.bridge import deliver
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
+from lw_jax.evaluate.predict import first_word
 from lw_jax.mesh import put_batch
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives.base import answer_reading, segments
 from lw_jax.party import Parties
+from lw_jax.receiver import slots
 from lw_jax.receiver.read import decode, expand
 from lw_jax.stages.setting import Setting
+from lw_jax.train import alarms
+from lw_jax.train.alarms import Alarm
+from lw_jax.train.gradients import objective_gradients
 from lw_jax.train.loop import Evaluation
 from lw_jax.train.state import TrainState
+from lw_jax.train.step import plan_at
 from lw_jax.types import Array, Latent, PyTree
 
-COLLAPSED = 0.25
-"""Fewer distinct predictions than this share of the distinct answers raise the alarm (fault 17)."""
 SAMPLES = 4
 FIRST_TOKENS = 5
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per row of a batch: exact [N] bool, nll [N] mean nats, first [N] int32, marks [N] int32."""
+    """Per row of a batch, [N]: exact bool, nll mean nats, marks int32; of the first token that is
+    no space: first int32 (the argmax), rank int32 of the gold one, entropy nats, margin of logits.
+    """
 
     exact: Array
     nll: Array
-    first: Array
     marks: Array
+    first: Array
+    rank: Array
+    entropy: Array
+    margin: Array
 
 
-jax.tree_util.register_dataclass(Scores, ["exact", "nll", "first", "marks"], [])
+_FIELDS = ["exact", "nll", "marks", "first", "rank", "entropy", "margin"]
+jax.tree_util.register_dataclass(Scores, _FIELDS, [])
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Watches a stage on a fixed set of validation rows, one question a context."""
+    """Watches a stage on a fixed set of validation rows, one question a context.
+
+    objectives: the stage's, None where only what is written matters; steps: of the stage;
+    microbatch: contexts that the gradients per objective are taken on.
+    """
 
     setting: Setting
     groups: Sequence[Sequence[Example]]
+    objectives: Any = None
+    steps: int = 1
+    microbatch: int = 8
     max_new: int = 16
 
     def __post_init__(self) -> None:
@@ -70,6 +87,25 @@ class Watch:
         one = [group[:1] for group in groups]
         return put_batch(self.setting.mesh, self.setting.collate(one)(one))
 
+    @cached_property
+    def _few(self) -> Any:
+        """The first rows of the batch, as many as a training step takes at once."""
+        ways = dict(self.setting.mesh.shape)["data"]
+        rows = max(1, min(self.microbatch, self.batch["valid"].shape[0]) // ways) * ways
+        few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
+        return put_batch(self.setting.mesh, few)
+
+    @cached_property
+    def _starts(self) -> dict[str, np.ndarray]:
+        """Per receiver [N]: the index of the first gold token that is no space."""
+        found = {}
+        for name, who in self.setting.receivers.items():
+            ids = np.asarray(self.batch[f"{name}/answer/ids"])
+            lengths = np.asarray(self.batch[f"{name}/answer/lengths"])
+            rows = zip(ids, lengths, strict=True)
+            found[name] = np.array([first_word(who, row[:n].tolist()) for row, n in rows], np.int32)
+        return found
+
     def _latent(self, params: PyTree, parties: Parties, batch: Any) -> Latent:
         s = self.setting
         taps = bridge.extract(s.bridge, parties.sender, batch, params["bridge"])
@@ -78,7 +114,9 @@ class Watch:
     @cached_property
     def _score(self) -> Any:
         @partial(jax.jit, static_argnames="name")
-        def score(params: PyTree, parties: Parties, batch: Any, shift: Array, name: str) -> Scores:
+        def score(
+            params: PyTree, parties: Parties, batch: Any, shift: Array, start: Array, name: str
+        ) -> Scores:
             latent = self._latent(params, parties, batch)
             # Contexts are all different, so the neighbour's latent is another context's.
             order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
@@ -93,9 +131,36 @@ class Watch:
             # A number that tells predictions apart, whatever their length.
             primes = jnp.asarray(_odd_numbers(reading.labels.shape[1]), jnp.int32)
             marks = jnp.sum((scored.argmax + 1) * primes[None] * reading.mask, axis=1)
-            return Scores(right.all(axis=1), nll, scored.argmax[:, 0], marks)
+            at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
+            first = (scored.argmax, scored.rank, scored.entropy, scored.margin)
+            return Scores(right.all(axis=1), nll, marks, *(at(x)[:, 0] for x in first))
 
         return score
+
+    @cached_property
+    def _inspect(self) -> Any:
+        @partial(jax.jit, static_argnames="name")
+        def inspect(params: PyTree, parties: Parties, batch: Any, name: str) -> dict[str, Any]:
+            s, own = self.setting, params["bridge"]
+            apply = partial(bridge.apply, s.bridge, s.dims, own)
+            taps = bridge.extract(s.bridge, parties.sender, batch, own)
+            latent, notes = apply(taps, method="encode")
+            given, read = apply(name, latent, method="deliver")
+            plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
+            moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
+            found = {"moved": moved, "codes": codes.usage(notes)}
+            saturation = [x["saturation"] for x in read.values() if "saturation" in x]
+            if saturation:
+                found["saturation"] = jnp.stack(saturation).max()
+            x, mask = latent.slots, latent.mask
+            if given.embeds is not None:
+                x, mask = given.embeds, mask if given.mask is None else given.mask
+                table = parties.receivers[name].params["embed"]
+                rms = s.dims.receivers[name].embed_rms
+                found |= slots.against_table(x, mask, table, rms)
+            return found | slots.statistics(x, mask)
+
+        return inspect
 
     @cached_property
     def _sample(self) -> Any:
@@ -120,36 +185,116 @@ class Watch:
         return sample
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
-        """Accuracy, NLL and diversity per receiver; the score is the mean accuracy."""
-        params, parties, batch = state.evaluated(), self.setting.parties, self.batch
-        valid = np.asarray(batch["valid"])
+        """Accuracy, NLL, diversity and slots per receiver, gradients per objective; the score is
+        the mean accuracy."""
+        params = state.evaluated()
         metrics: dict[str, Any] = {}
         lines: list[str] = []
+        raised: list[Alarm] = []
         for name in self.setting.dims.receivers:
-            matched, other = (
-                jax.device_get(self._score(params, parties, batch, np.int32(shift), name=name))
-                for shift in (0, 1)
-            )
-            found = {
-                "accuracy": float(matched.exact[valid].mean()),
-                "deranged_accuracy": float(other.exact[valid].mean()),
-                "nll": float(matched.nll[valid].mean()),
-                "deranged_nll": float(other.nll[valid].mean()),
-                "distinct": len(set(matched.marks[valid].tolist())) / max(1, int(valid.sum())),
-            }
-            found["matched_minus_deranged"] = found["accuracy"] - found["deranged_accuracy"]
-            metrics |= {f"{name}/{key}": value for key, value in found.items()}
-            metrics[f"{name}/first_tokens"] = self._first_tokens(name, matched.first[valid])
-            lines.append(_line(step, name, found))
-            answers = {g[0].answers[0] for g in self.groups}
-            if found["distinct"] < COLLAPSED * len(answers) / len(self.groups):
-                metrics[f"{name}/alarm/collapse"] = 1
-                lines.append(
-                    f"ALARM collapse: {name} gives {found['distinct']:.0%} distinct predictions"
-                )
-            lines += self._samples(params, batch, name)
+            found, first = self._scores(params, name)
+            slots_of, more = self._slots(params, name)
+            metrics |= {f"{name}/{key}": value for key, value in (found | slots_of | more).items()}
+            metrics[f"{name}/first_tokens"] = self._first_tokens(name, first)
+            lines += _lines(step, name, found, slots_of)
+            raised += self._raised(name, found, slots_of, more, step / self.steps)
+            lines += self._samples(params, self.batch, name)
+        if self.objectives is not None:
+            seen, alarmed = self._gradients(state, step)
+            metrics |= seen
+            raised += alarmed
+        metrics |= {f"alarm/{alarm.name}": 1 for alarm in raised}
+        if raised:
+            metrics["alarms"] = [str(alarm) for alarm in raised]
         scores = [metrics[f"{name}/accuracy"] for name in self.setting.dims.receivers]
-        return Evaluation(metrics, float(np.mean(scores)), tuple(lines))
+        shown = (*lines, *(str(alarm) for alarm in raised))
+        return Evaluation(metrics, float(np.mean(scores)), shown)
+
+    def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
+        """Figures of what a receiver reads, and the first tokens [N] that it would write."""
+        parties, batch, start = self.setting.parties, self.batch, self._starts[name]
+        valid = np.asarray(batch["valid"])
+        matched, other = (
+            jax.device_get(self._score(params, parties, batch, np.int32(shift), start, name=name))
+            for shift in (0, 1)
+        )
+        rank = matched.rank[valid]
+        found = {
+            "accuracy": float(matched.exact[valid].mean()),
+            "deranged_accuracy": float(other.exact[valid].mean()),
+            "nll": float(matched.nll[valid].mean()),
+            "deranged_nll": float(other.nll[valid].mean()),
+            "distinct": len(set(matched.marks[valid].tolist())) / max(1, int(valid.sum())),
+            "first_top1": float((rank < 1).mean()),
+            "first_top5": float((rank < 5).mean()),
+            "first_entropy": float(matched.entropy[valid].mean()),
+            "first_margin": float(matched.margin[valid].mean()),
+        }
+        found["matched_minus_deranged"] = found["accuracy"] - found["deranged_accuracy"]
+        return found, matched.first[valid]
+
+    def _slots(self, params: PyTree, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """`slots/...`: their statistics; and what else is seen of the latent without reading it."""
+        seen = jax.device_get(self._inspect(params, self.setting.parties, self.batch, name=name))
+        more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
+        more["moved_by_mean"] = float(seen.pop("moved"))
+        if "saturation" in seen:
+            more["saturation"] = float(seen.pop("saturation"))
+        return {f"slots/{key}": float(value) for key, value in seen.items()}, more
+
+    def _raised(
+        self,
+        name: str,
+        found: Mapping[str, float],
+        slots_of: Mapping[str, float],
+        more: Mapping[str, float],
+        progress: float,
+    ) -> Iterator[Alarm]:
+        """The alarms of one receiver."""
+        if "slots/rms_ratio" in slots_of:
+            yield from alarms.loudness(name, slots_of["slots/rms_ratio"])
+        yield from alarms.saturation(name, more.get("saturation", 0.0))
+        yield from alarms.ignored_latent(
+            name,
+            (found["nll"], found["deranged_nll"]),
+            (found["accuracy"], found["deranged_accuracy"]),
+            progress,
+        )
+        within, count = slots_of["slots/within_cosine"], slots_of["slots/count"]
+        yield from alarms.pooled(name, within, count, more["moved_by_mean"], progress)
+        answers = {group[0].answers[0] for group in self.groups}
+        yield from alarms.collapse(
+            name, found["distinct"], len(answers) / len(self.groups), progress
+        )
+        usage = {k.removeprefix("codes/"): v for k, v in more.items() if k.startswith("codes/")}
+        rows, levels = self.batch["valid"].shape[0], bridge.levels_of(self.setting.bridge)
+        yield from alarms.codebook_collapse(usage, levels, rows, count, progress)
+
+    def _gradients(self, state: TrainState, step: int) -> tuple[dict[str, float], list[Alarm]]:
+        """Gradient norms per objective, as weighted in the step just taken."""
+        s, plan = self.setting, plan_at(self.objectives, step - 1)
+        # The parameters that are trained, not their average: the gradients are of these.
+        norms = objective_gradients(s.bridge, s.dims, plan, state.params, s.parties, self._few)
+        norms = jax.device_get(norms)
+        weights = {
+            name: float(config.weight * config.schedule(step - 1, self.steps))
+            for name, config in plan.objectives
+        }
+        # An objective that waits for a gate, or has no weight yet, moves nothing by design.
+        live = {n for n, c in plan.objectives if weights[n] != 0 and c.schedule.gate is None}
+        by = {
+            what: {name: float(norms[what][i]) for i, (name, _) in enumerate(plan.objectives)}
+            for what in ("bridge", "latent", "delivered")
+        }
+        weighted = {name: abs(weights[name]) * norm for name, norm in by["bridge"].items()}
+        raised = list(alarms.dead_objectives({n: v for n, v in weighted.items() if n in live}))
+        raised += alarms.detached_heads(by["latent"], by["delivered"])
+        seen = norms["seen"]
+        for name in s.dims.receivers:
+            if f"{name}/flow/shuffled" in seen:
+                flow, shuffled = float(seen[f"{name}/flow"]), float(seen[f"{name}/flow/shuffled"])
+                raised += alarms.blind_flow(name, flow, shuffled, step / self.steps)
+        return {f"grad_norm/objective/{n}": v for n, v in weighted.items()}, raised
 
     def _first_tokens(self, name: str, first: np.ndarray) -> list[list[Any]]:
         ids, counts = np.unique(first, return_counts=True)
@@ -171,9 +316,23 @@ def _odd_numbers(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 2**15, count) * 2 + 1
 
 
-def _line(step: int, name: str, found: dict[str, float]) -> str:
-    return (
+def _lines(
+    step: int, name: str, found: Mapping[str, float], slots_of: Mapping[str, float]
+) -> list[str]:
+    of = {key.removeprefix("slots/"): value for key, value in slots_of.items()}
+    lines = [
         f"step {step} {name}: accuracy {found['accuracy']:.3f} "
         f"(deranged {found['deranged_accuracy']:.3f}), nll {found['nll']:.3f} "
-        f"(deranged {found['deranged_nll']:.3f}), distinct {found['distinct']:.2f}"
+        f"(deranged {found['deranged_nll']:.3f}), distinct {found['distinct']:.2f}, first token "
+        f"top-1 {found['first_top1']:.3f} top-5 {found['first_top5']:.3f}"
+    ]
+    text = (
+        f"  {of['count']:.1f} slots: cosine within a text {of['within_cosine']:.2f}, between texts "
+        f"{of['between_cosine']:.2f}, effective rank {of['within_rank']:.1f}"
     )
+    if "rms_ratio" in of:
+        text += (
+            f", loudness {of['rms_ratio']:.3g}, cosine to the nearest token "
+            f"{of['nearest_cosine']:.2f}"
+        )
+    return [*lines, text]

@@ -1,0 +1,126 @@
+"""What each objective moves: the bridge, the latent, and what the receiver is given.
+
+One forward pass, then the backward pass once per objective: the losses are a vector, and its
+Jacobian is pulled back row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lw_jax import bridge
+from lw_jax.config.parts import BridgeConfig
+from lw_jax.dims import Dims
+from lw_jax.notes import Notes
+from lw_jax.objectives.base import Context, mean
+from lw_jax.party import Parties
+from lw_jax.train.step import Batch, Plan, all_terms
+from lw_jax.types import Array, Delivery, Latent, PyTree
+
+
+@dataclass
+class _Probed(Context):
+    """A context with zeros added to the latent and to the deliveries, to differentiate by."""
+
+    at_latent: Array | None = None
+    at_given: dict[str, list[Array]] = field(default_factory=dict)
+
+    @cached_property
+    def encoded(self) -> tuple[Latent, Notes]:
+        latent, notes = self.apply(self.taps, method="encode", key=0)
+        if self.at_latent is not None:
+            latent = latent.replace(slots=latent.slots + self.at_latent)
+        return latent, notes
+
+    @cached_property
+    def given(self) -> dict[str, tuple[Delivery, Notes]]:
+        found = {}
+        for i, name in enumerate(self.dims.receivers):
+            delivery, notes = self.apply(name, self.latent, method="deliver", key=1 + i)
+            if name in self.at_given:
+                delivery = _added(delivery, self.at_given[name])
+            found[name] = delivery, notes
+        return found
+
+
+def _floats(delivery: Delivery) -> list[Array]:
+    """What of a delivery can be differentiated by."""
+    leaves = jax.tree.leaves(delivery)
+    return [x for x in leaves if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)]
+
+
+def _added(delivery: Delivery, zeros: list[Array]) -> Delivery:
+    leaves, tree = jax.tree.flatten(delivery)
+    rest = iter(zeros)
+    floating = [jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) for x in leaves]
+    return jax.tree.unflatten(
+        tree, [x + next(rest) if f else x for x, f in zip(leaves, floating, strict=True)]
+    )
+
+
+@partial(jax.jit, static_argnames=("config", "dims", "plan"))
+def objective_gradients(
+    config: BridgeConfig,
+    dims: Dims,
+    plan: Plan,
+    params: PyTree,
+    parties: Parties,
+    batch: Batch,
+) -> dict[str, Any]:
+    """Gradient norms of every objective of a plan, weights aside, on one batch.
+
+    Args:
+        params: `{"bridge": ..., "heads": ...}`.
+
+    Returns:
+        [K] arrays in the plan's order: `bridge`, the norm by the bridge's parameters; `latent`, by
+        the latent, whatever way it takes from there; `delivered`, by what the receivers are given.
+        And `seen`: means of the terms, and of what the objectives watch, by name.
+    """
+
+    def context_of(own: PyTree, at_latent: Array | None, at_given: Any) -> _Probed:
+        return _Probed(
+            partial(bridge.apply, config, dims, own),
+            dims,
+            parties,
+            batch,
+            bridge.extract(config, parties.sender, batch, own),
+            jax.random.key(0),
+            True,
+            params.get("heads", {}),
+            at_latent=at_latent,
+            at_given=at_given,
+        )
+
+    def shapes(own: PyTree) -> Any:
+        plain = context_of(own, None, {})
+        return plain.latent.slots, {n: _floats(d) for n, d in plain.deliveries.items()}
+
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(shapes, params["bridge"])
+    )
+
+    def losses(own: PyTree, at_latent: Array, at_given: Any) -> tuple[Array, Any]:
+        context = context_of(own, at_latent, at_given)
+        totals = {name: jnp.float32(0.0) for name, _ in plan.objectives}
+        terms = all_terms(plan, context)
+        for (name, _), term in terms.items():
+            totals[name] += mean(term) / len(dims.receivers)
+        watched = {name: mean(term) for name, term in context.watched.items()}
+        seen = watched | {name: mean(term) for (_, name), term in terms.items()}
+        return jnp.stack(list(totals.values())), seen
+
+    _, pull, seen = jax.vjp(losses, params["bridge"], *zeros, has_aux=True)
+
+    def norms(one: Array) -> tuple[Array, Array, Array]:
+        by_bridge, by_latent, by_given = pull(one)
+        return optax.tree.norm(by_bridge), optax.tree.norm(by_latent), optax.tree.norm(by_given)
+
+    by_bridge, by_latent, by_given = jax.lax.map(norms, jnp.eye(len(plan.objectives)))
+    return {"bridge": by_bridge, "latent": by_latent, "delivered": by_given, "seen": seen}
