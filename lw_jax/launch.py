@@ -54,6 +54,14 @@ def _dispatch(argv: Sequence[str]) -> int:
         return OK
     if command.action == "evaluate":
         return evaluate_again(Path(command.target), command.flags, console)
+    line = f"python -m lw_jax.launch {shlex.join(argv)}"
+    if command.sweep:
+        from lw_jax.config.grid import grid
+        from lw_jax.sweep import sweep
+
+        home, points = grid(command.target, command.flags, command.over, command.sweep)
+        sweep(home, points, console, lambda config: run(config, console, line))
+        return OK
     from lw_jax.config import parse
 
     config = parse.read(command.target, command.flags, command.over)
@@ -64,7 +72,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         from lw_jax.config.doctor import examine, report
 
         return report(examine(config), console)
-    return run(config, console, f"python -m lw_jax.launch {shlex.join(argv)}")
+    return run(config, console, line)
 
 
 def run(config: Any, console: Console, command: str) -> int:

@@ -14,6 +14,7 @@ Action = Literal["run", "help", "print_config", "doctor", "evaluate"]
 USAGE = """\
 usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config, or go on with it
                                --config FILE --config OVER ...     the same, OVER's keys put over it
+                               --config FILE --sweep KEY=A,B ...   a run for each value, one table
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
@@ -26,13 +27,14 @@ class Command:
     """A command line.
 
     target: the config file; the run directory to evaluate; the key of a help. over: config files
-    that are put over the first, in order.
+    that are put over the first, in order; sweep: keys, each with several values.
     """
 
     action: Action
     target: str
     flags: tuple[Flag, ...] = ()
     over: tuple[str, ...] = ()
+    sweep: tuple[Flag, ...] = ()
 
 
 def read_command(argv: Sequence[str]) -> Command:
@@ -45,6 +47,7 @@ def read_command(argv: Sequence[str]) -> Command:
     given: dict[str, str] = {}
     over: list[str] = []
     flags: list[Flag] = []
+    sweep: list[Flag] = []
     rest = list(argv)
     while rest:
         word = rest.pop(0)
@@ -62,6 +65,12 @@ def read_command(argv: Sequence[str]) -> Command:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"--{key}: needs a value: --{key}=VALUE")
             value = rest.pop(0)
+        if key == "sweep":
+            swept, equals, values = value.partition("=")
+            if not equals:
+                raise UserError(f"--sweep {value}: give values as well: --sweep KEY=A,B")
+            sweep.append((swept, values))
+            continue
         if key in ("config", "evaluate"):
             if key in given and key == "config":
                 over.append(value)
@@ -76,4 +85,6 @@ def read_command(argv: Sequence[str]) -> Command:
     if len(actions) > 1 or (actions and "evaluate" in given):
         raise UserError("give one of --doctor, --print_config and --evaluate at a time")
     action: Action = actions.pop() if actions else "evaluate" if "evaluate" in given else "run"
-    return Command(action, next(iter(given.values())), tuple(flags), tuple(over))
+    if sweep and action != "run":
+        raise UserError(f"--sweep: goes with --config alone, not with --{action}")
+    return Command(action, next(iter(given.values())), tuple(flags), tuple(over), tuple(sweep))

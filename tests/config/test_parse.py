@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,24 @@ def test_a_flag_adds_an_objective_and_switches_a_variant(write: Write) -> None:
 
 def test_a_later_flag_wins(write: Write) -> None:
     assert read(write, "seed=1", "seed=2").seed == 2
+
+
+def test_files_are_put_over_a_file_in_order_and_flags_over_them(
+    write: Write, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("seed: 5\nreceivers: {reader: {dtype: bfloat16}}\nbridge: {latent_dim: 16}")
+    second.write_text("bridge: {latent_dim: 32, compressor: {perceiver: {slots: 2}}}")
+    path = write()
+    config = parse.read(path, [("bridge.compressor.perceiver.slots", "3")], [first, second])
+    below = parse.read(path)
+    assert (config.seed, config.receivers["reader"].dtype) == (5, "bfloat16")
+    assert config.receivers["reader"].path == below.receivers["reader"].path
+    assert config.bridge is not None
+    assert below.bridge is not None
+    assert config.bridge.latent_dim == 32
+    assert config.bridge.compressor.perceiver.slots == 3
+    assert config.bridge.compressor.perceiver.width == below.bridge.compressor.perceiver.width
 
 
 @pytest.mark.parametrize(
