@@ -1,62 +1,35 @@
 """The quick evaluation during training: matched against deranged, slots, gradients, alarms.
 
-"All answer tokens are the argmax under teacher forcing" is exactly "greedy decoding writes the
-answer", so one scoring pass gives the exact match without decoding.
+What runs on the devices is in `look.py` and `gradients.py`; here its figures become metrics, lines
+and alarms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from lw_jax import bridge, codes
-from lw_jax.bridge import deliver
+from lw_jax import bridge
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.predict import first_word
 from lw_jax.mesh import put_batch
-from lw_jax.models.generate import DecodeOptions
-from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives.base import answer_reading, segments
-from lw_jax.party import Parties
-from lw_jax.receiver import slots
-from lw_jax.receiver.read import decode, expand
 from lw_jax.stages.setting import Setting
-from lw_jax.train import alarms
+from lw_jax.train import alarms, look
 from lw_jax.train.alarms import Alarm
 from lw_jax.train.gradients import objective_gradients
 from lw_jax.train.loop import Evaluation
 from lw_jax.train.state import TrainState
 from lw_jax.train.step import plan_at
-from lw_jax.types import Array, Latent, PyTree
+from lw_jax.types import PyTree
 
 SAMPLES = 4
 FIRST_TOKENS = 5
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per row of a batch, [N]: exact bool, nll mean nats, marks int32; of the first token that is
-    no space: first int32 (the argmax), rank int32 of the gold one, entropy nats, margin of logits.
-    """
-
-    exact: Array
-    nll: Array
-    marks: Array
-    first: Array
-    rank: Array
-    entropy: Array
-    margin: Array
-
-
-_FIELDS = ["exact", "nll", "marks", "first", "rank", "entropy", "margin"]
-jax.tree_util.register_dataclass(Scores, _FIELDS, [])
 
 
 @dataclass(frozen=True)
@@ -87,6 +60,10 @@ class Watch:
         one = [group[:1] for group in groups]
         return put_batch(self.setting.mesh, self.setting.collate(one)(one))
 
+    @property
+    def _wire(self) -> look.Wire:
+        return look.Wire(self.setting.bridge, self.setting.dims)
+
     @cached_property
     def _few(self) -> Any:
         """The first rows of the batch, as many as a training step takes at once."""
@@ -106,88 +83,10 @@ class Watch:
             found[name] = np.array([first_word(who, row[:n].tolist()) for row, n in rows], np.int32)
         return found
 
-    def _latent(self, params: PyTree, parties: Parties, batch: Any) -> Latent:
-        s = self.setting
-        taps = bridge.extract(s.bridge, parties.sender, batch, params["bridge"])
-        return bridge.encode(s.bridge, s.dims, params["bridge"], taps)
-
-    @cached_property
-    def _score(self) -> Any:
-        @partial(jax.jit, static_argnames="name")
-        def score(
-            params: PyTree, parties: Parties, batch: Any, shift: Array, start: Array, name: str
-        ) -> Scores:
-            latent = self._latent(params, parties, batch)
-            # Contexts are all different, so the neighbour's latent is another context's.
-            order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
-            latent = jax.tree.map(lambda x: x[order], latent)
-            given = deliver(self.setting.bridge, self.setting.dims, params["bridge"], name, latent)
-            reading = answer_reading(parties, batch, name, "latent", given, 1)
-            party = parties.receivers[name]
-            scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
-            right = scored.correct(reading.labels) | ~reading.mask
-            tokens = jnp.maximum(1, reading.mask.sum(axis=1))
-            nll = jnp.sum(scored.nll * reading.mask, axis=1) / tokens
-            # A number that tells predictions apart, whatever their length.
-            primes = jnp.asarray(_odd_numbers(reading.labels.shape[1]), jnp.int32)
-            marks = jnp.sum((scored.argmax + 1) * primes[None] * reading.mask, axis=1)
-            at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
-            first = (scored.argmax, scored.rank, scored.entropy, scored.margin)
-            return Scores(right.all(axis=1), nll, marks, *(at(x)[:, 0] for x in first))
-
-        return score
-
-    @cached_property
-    def _inspect(self) -> Any:
-        @partial(jax.jit, static_argnames="name")
-        def inspect(params: PyTree, parties: Parties, batch: Any, name: str) -> dict[str, Any]:
-            s, own = self.setting, params["bridge"]
-            apply = partial(bridge.apply, s.bridge, s.dims, own)
-            taps = bridge.extract(s.bridge, parties.sender, batch, own)
-            latent, notes = apply(taps, method="encode")
-            given, read = apply(name, latent, method="deliver")
-            plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
-            moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
-            found = {"moved": moved, "codes": codes.usage(notes)}
-            saturation = [x["saturation"] for x in read.values() if "saturation" in x]
-            if saturation:
-                found["saturation"] = jnp.stack(saturation).max()
-            x, mask = latent.slots, latent.mask
-            if given.embeds is not None:
-                x, mask = given.embeds, mask if given.mask is None else given.mask
-                table = parties.receivers[name].params["embed"]
-                rms = s.dims.receivers[name].embed_rms
-                found |= slots.against_table(x, mask, table, rms)
-            return found | slots.statistics(x, mask)
-
-        return inspect
-
-    @cached_property
-    def _sample(self) -> Any:
-        @partial(jax.jit, static_argnames="name")
-        def sample(params: PyTree, parties: Parties, batch: Any, name: str) -> Array:
-            latent = self._latent(params, parties, batch)
-            given = deliver(self.setting.bridge, self.setting.dims, params["bridge"], name, latent)
-            laid = segments(parties, batch, name, "latent", expand(given, 1), 1, answer=False)
-            party = parties.receivers[name]
-            options = DecodeOptions(max_new=self.max_new, eos_ids=party.arch.eos_ids)
-            out = decode(
-                party.arch,
-                party.params,
-                laid,
-                given,
-                options,
-                jax.random.key(0),
-                attention=party.attention,
-            )
-            return out.ids[:SAMPLES], out.lengths[:SAMPLES]  # type: ignore[return-value]
-
-        return sample
-
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         """Accuracy, NLL, diversity and slots per receiver, gradients per objective; the score is
         the mean accuracy."""
-        params = state.evaluated()
+        params = state.evaluated()["bridge"]
         metrics: dict[str, Any] = {}
         lines: list[str] = []
         raised: list[Alarm] = []
@@ -212,10 +111,11 @@ class Watch:
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
-        parties, batch, start = self.setting.parties, self.batch, self._starts[name]
+        wire, parties = self._wire, self.setting.parties
+        batch, start = self.batch, self._starts[name]
         valid = np.asarray(batch["valid"])
         matched, other = (
-            jax.device_get(self._score(params, parties, batch, np.int32(shift), start, name=name))
+            jax.device_get(look.score(wire, name, params, parties, batch, np.int32(shift), start))
             for shift in (0, 1)
         )
         rank = matched.rank[valid]
@@ -235,7 +135,9 @@ class Watch:
 
     def _slots(self, params: PyTree, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """`slots/...`: their statistics; and what else is seen of the latent without reading it."""
-        seen = jax.device_get(self._inspect(params, self.setting.parties, self.batch, name=name))
+        seen = jax.device_get(
+            look.inspect(self._wire, name, params, self.setting.parties, self.batch)
+        )
         more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
         more["moved_by_mean"] = float(seen.pop("moved"))
         if "saturation" in seen:
@@ -303,17 +205,16 @@ class Watch:
         return [[decode_ids([i], skip_special_tokens=False), c / len(first)] for c, i in top]
 
     def _samples(self, params: PyTree, batch: Any, name: str) -> list[str]:
-        ids, lengths = jax.device_get(self._sample(params, self.setting.parties, batch, name=name))
+        ids, lengths = jax.device_get(
+            look.sample(self._wire, name, self.max_new, params, self.setting.parties, batch)
+        )
         lines = []
-        for row, length, group in zip(ids, lengths, self.groups, strict=False):
+        rows = zip(ids[:SAMPLES], lengths, self.groups, strict=False)
+        for row, length, group in rows:
             text = self.setting.receivers[name].tokenizer.decode(row[:length].tolist())
             asked = group[0].question or "(read back)"
             lines.append(f"  {asked} -> {text.strip()!r} ({group[0].answers[0][:80]!r})")
         return lines
-
-
-def _odd_numbers(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(1, 2**15, count) * 2 + 1
 
 
 def _lines(
