@@ -83,12 +83,16 @@ def test_rows_of_the_same_text_are_no_negatives() -> None:
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
 
 
-@pytest.mark.parametrize(("to", "part"), [("answer", "answer"), ("question", "ask")])
+@pytest.mark.parametrize(
+    ("to", "part"), [("answer", "answer"), ("question", "ask"), ("context", "context")]
+)
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
 def test_embedding_anchor(to: str, part: str, distance: str) -> None:
     config = embedding_anchor.Config(to=to, distance=distance)  # type: ignore[arg-type]
     loss, _, _ = world.run("embedding_anchor", config)
     slots, target = np.repeat(SLOTS, world.QUESTIONS, axis=0), embedded(part)
+    if part == "context":  # one for all its questions
+        target = np.repeat(target, world.QUESTIONS, axis=0)
     far = 1 - cos(slots, target) if distance == "cosine" else ((slots - target) ** 2).mean(-1)
     np.testing.assert_allclose(loss, far.mean(), rtol=1e-5)
 

@@ -54,6 +54,14 @@ def test_without_a_conditioning_slots_pass_as_they_are() -> None:
     np.testing.assert_array_equal(embeds, SLOTS * np.float32(33.0))
 
 
+def test_a_scale_alone_bounds_nothing() -> None:
+    plain = {"hidden": "none", "input_norm": False, "conditioning": "scale"}
+    params, embeds, notes = given(33.0, **plain)
+    assert list(params) == ["log_scale"]
+    np.testing.assert_allclose(embeds, SLOTS * np.float32(33.0) * 0.02, rtol=1e-5)
+    assert "saturation" not in notes
+
+
 def test_tanh_is_bounded_by_its_scale_and_saturates() -> None:
     plain = {"hidden": "none", "input_norm": False, "conditioning": "tanh"}
     _, quiet, notes = given(0.1, **plain)
