@@ -16,6 +16,7 @@ METHODS = (
     "latent",
     "token_budget_first",
     "token_budget_last",
+    "relay",
     "embedding_replay_raw",
     "no_message",
     "zero",
@@ -23,6 +24,9 @@ METHODS = (
     "deranged",
 )
 """Methods and controls of an evaluation (SPEC section 8), in the order of the table."""
+
+DEFAULT_METHODS = tuple(name for name in METHODS if name != "relay")
+"""Run where none is named: all but what needs the whole sender."""
 
 CONTROLS = ("no_message", "zero", "mean", "deranged")
 """Always run: without them a figure for `latent` says nothing."""
@@ -100,11 +104,36 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
+class RelayConfig:
+    """What the sender is asked for in the method `relay`: the receiver then reads what it wrote.
+
+    Args:
+        prompt: literal after the text, no trailing space: `Repeat:` for a copy, `Summary:`, ...
+        with_question: the sender is shown the question before it; with the prompt `Answer:` it
+            answers, and the receiver has the answer for a text.
+        max_new_tokens: written at most; null: as many as the longest text has.
+    """
+
+    prompt: str = "\nRepeat:"
+    with_question: bool = False
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt or self.prompt != self.prompt.rstrip():
+            raise UserError(
+                f"prompt: expected a literal without trailing space; got {self.prompt!r}"
+            )
+        if self.max_new_tokens is not None:
+            at_least(self, 1, "max_new_tokens")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """A stage that compares methods on the same held-out rows (SPEC section 8).
 
     Args:
-        methods: methods to run; the controls are always run with `latent`.
+        methods: methods to run; the controls are always run with `latent`. All but `relay`, which
+            loads the whole sender, unless they are named.
         wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
             the bridge was trained for: methods `latent_float16`, ...
         rows: rows (questions) evaluated; 0 for all.
@@ -119,10 +148,11 @@ class EvaluateConfig:
         data: other rows than the config's; null for the config's.
         seed: seed of the rows' order and of the bootstrap.
         bootstrap: resamples for the 95 % intervals.
+        relay: what the sender writes in the method `relay`.
         probe: linear probes of the sender and the receivers, where answers are a few labels.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = DEFAULT_METHODS
     wire: tuple[str, ...] = ()
     rows: int = 1000
     batch_size: int = 64
@@ -134,6 +164,7 @@ class EvaluateConfig:
     data: DataConfig | None = None  # type: ignore[valid-type]
     seed: int = 12345
     bootstrap: int = 2000
+    relay: RelayConfig = RelayConfig()
     probe: ProbeConfig | None = None
 
     def __post_init__(self) -> None:

@@ -240,3 +240,5 @@ class Config:
         for name, stage in self.stages.items():
             if stage.train and not chosen(stage.train.objectives or self.objectives):
                 raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
+            if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
+                raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")

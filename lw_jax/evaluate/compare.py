@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -17,11 +18,16 @@ from lw_jax.data.example import Example
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
 from lw_jax.evaluate.predict import on_host, options_of, predict, sizes
+from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
 from lw_jax.receiver.collate import Batch, Collate
 from lw_jax.receiver.layout import message_text
 from lw_jax.stages.setting import Setting
+from lw_jax.train import look
+
+SLOT_ROWS = 256
+"""Rows whose slots are looked at."""
 
 
 def methods_of(config: EvaluateConfig) -> list[str]:
@@ -132,6 +138,31 @@ class Comparison:
                     self.say("stopped; run the same command again to go on at this method")
                     raise SystemExit(0)
         return said, seconds
+
+    def relayed(self, written: Written) -> Comparison:
+        """The same rows, with what the sender wrote in the place of their contexts."""
+        examples = written.examples(self.examples)
+        layout = replace(self.setting.layout, max_tokens=None)  # none is left out for its length
+        groups = [(e,) for e in (*self.examples, *examples)]
+        return replace(self, examples=examples, collate=self.setting.collate(groups, layout))
+
+    def slots(self, scene: Scene) -> dict[str, float]:
+        """Statistics of the latent's slots (`lw_jax.train.look.inspect`): means over some batches,
+        of `texts` rows each."""
+        static = look.Wire(scene.config, scene.dims)
+        found: list[dict[str, float]] = []
+        for begin, batch in self.batches():
+            whole = begin + self.size <= len(self.examples)
+            if begin >= SLOT_ROWS or (begin and not whole):
+                break
+            placed = put_batch(self.setting.mesh, batch)
+            seen = jax.device_get(
+                look.inspect(static, scene.receiver, scene.bridge, scene.parties, placed)
+            )
+            seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
+            found.append(seen)
+        means = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+        return means | {"texts": float(self.size)}
 
     def say(self, text: str) -> None:
         """A line for people."""

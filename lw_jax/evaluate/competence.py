@@ -71,14 +71,18 @@ def write(
     examples: Sequence[Example],
     batch_size: int,
     max_new: int,
+    only_first: bool = False,
 ) -> list[str]:
-    """Greedy answers to each example's question, given its context as text."""
+    """Greedy answers to each example's question, given its context as text.
+
+    only_first: of the first batch alone, which compiles what the others use.
+    """
     who = speaker_of(lm)
     groups = [(example,) for example in examples]
     collate = Collate(layout, None, {"lm": who}, measure(layout, None, {"lm": who}, groups))
     options = DecodeOptions(max_new=max_new, eos_ids=lm.arch.eos_ids)
     answers: list[str] = []
-    for begin in range(0, len(groups), batch_size):
+    for begin in range(0, batch_size if only_first else len(groups), batch_size):
         rows = groups[begin : begin + batch_size]
         filled = rows + rows[:1] * (batch_size - len(rows))  # one shape, one program
         out = jax.device_get(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lw_jax.config.run import write_text
+from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
 
 
@@ -37,6 +38,20 @@ class Partial:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"key": self.key, "seconds": seconds, "rows": [asdict(p) for p in said]}
         write_text(self._path(receiver, method), json.dumps(content, ensure_ascii=False))
+
+    def load_written(self) -> Written | None:
+        """What the sender wrote for `relay`, or None."""
+        path = self.folder / "sender.json"
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if held.get("key") != self.key:
+            return None
+        return Written(tuple(held["texts"]), held["seconds"])
+
+    def save_written(self, written: Written) -> None:
+        """Keep what the sender wrote."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"key": self.key, **asdict(written)}
+        write_text(self.folder / "sender.json", json.dumps(content, ensure_ascii=False))
 
     def remove(self) -> None:
         """Once the whole is written, the parts go."""

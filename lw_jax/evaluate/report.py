@@ -93,6 +93,19 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
                 f"Linear probe of {name}, layer {probe['layer']}: accuracy {probe['accuracy']:.3f} "
                 f"[{_short(low)} {_short(high)}], fitted on {probe['train_rows']} training rows."
             )
+    slots = metrics["receivers"][receiver].get("latent", {}).get("slots")
+    if slots and "rms_ratio" in slots:
+        found.append(
+            f"Soft tokens: {slots['rms_ratio']:.3g} times as loud as embeddings, cosine to the "
+            f"nearest {slots['nearest_cosine']:.2f}; of a text's {slots['count']:.1f} cosine "
+            f"{slots['within_cosine']:.2f}, effective rank {slots['within_rank']:.1f}; of two "
+            f"texts cosine {slots['between_cosine']:.2f}."
+        )
+    found += [
+        f"ALARM {a['name']} in training: {a['times']} times from step {a['first']} to {a['last']} "
+        f"of stage {a['stage']}."
+        for a in metrics["alarms"]
+    ]
     bridge = metrics["parameters"]
     if bridge:
         found.append(
@@ -112,8 +125,11 @@ def alarms(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]
     ]
 
 
-def predictions(examples: Sequence[Example], said: Said) -> Iterator[dict[str, Any]]:
-    """The lines of predictions.jsonl: an example, its gold, and every method's output."""
+def predictions(
+    examples: Sequence[Example], said: Said, relayed: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The lines of predictions.jsonl: an example, its gold, every method's output, and what the
+    sender wrote for `relay`."""
     for i, example in enumerate(examples):
         yield {
             "id": example.id,
@@ -122,6 +138,7 @@ def predictions(examples: Sequence[Example], said: Said) -> Iterator[dict[str, A
             "context": example.context,
             "question": example.question,
             "answers": list(example.answers),
+            **({"relayed": relayed[i]} if relayed else {}),
             "receivers": {
                 receiver: {name: _said(example, rows[i]) for name, (rows, _) in methods.items()}
                 for receiver, methods in said.items()

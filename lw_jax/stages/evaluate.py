@@ -17,16 +17,18 @@ from lw_jax.config.evaluation import EvaluateConfig
 from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
-from lw_jax.evaluate import compression, mean_latent, probe, report, rows
+from lw_jax.evaluate import compression, mean_latent, probe, relay, report, rows
 from lw_jax.evaluate.compare import Comparison, methods_of
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
 from lw_jax.evaluate.partial import Partial, key_of
+from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.trained import Trained, layout_at, load_trained
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.receiver.layout import written
 from lw_jax.stages.setting import Setting, load_rows, sample, set_up
+from lw_jax.train.diagnostics import fired
 from lw_jax.train.loop import termination
 
 MEAN_ROWS = 1024
@@ -61,6 +63,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         asdict(cfg.decode),
         [cfg.seed, cfg.ratio, rows.digest(examples)],
         asdict(layout),
+        asdict(cfg.relay),
         setting.fingerprints,
         None if trained is None else trained.digest,
     )
@@ -72,13 +75,33 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         mean = None
         if trained is not None and "mean" in methods_of(cfg):
             mean = _mean(run, compared, trained, cfg)
-        said, packed = _compare(compared, trained, mean, partial)
+        relayed = None
+        if any(m.relayed for m in wanted):
+            written_by = partial.load_written() or _relay(run, compared, layout, partial)
+            relayed = compared.relayed(written_by)
+        said, packed = _compare(compared, trained, mean, partial, relayed)
+        slots = {}
+        if trained is not None and "latent" in methods_of(cfg):
+            slots = {r: compared.slots(_scene(compared, trained, r)) for r in setting.receivers}
     probed = _probe(run, setting, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
     asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
+    measured = figures(asked, said)
+    for receiver, methods in measured["receivers"].items():
+        if receiver in slots:
+            methods["latent"]["slots"] = slots[receiver]
+        if "relay" in methods:
+            reading = methods["relay"]["seconds"]
+            methods["relay"] |= {
+                "seconds_writing": written_by.seconds,
+                "seconds_reading": reading,
+                "seconds": written_by.seconds + reading,
+            }
+    trained_in = run.run_dir if cfg.init_from is None else Path(cfg.init_from)
     metrics = {
-        **figures(asked, said),
+        **measured,
+        "alarms": fired(trained_in / "diagnostics.jsonl"),
         **({} if probed is None else {"probe": probed}),
         "compression": packed,
         "parameters": {} if trained is None else trained.to_json(),
@@ -89,7 +112,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "data": data(asked, len(drawn) - len(examples), source.malformed),
         "fingerprints": setting.fingerprints,
     }
-    report.write_lines(out / "predictions.jsonl", report.predictions(examples, said))
+    texts = () if relayed is None else written_by.texts
+    report.write_lines(out / "predictions.jsonl", report.predictions(examples, said, texts))
     report.write_json(out / "metrics.json", metrics)
     report.append_line(
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
@@ -152,9 +176,17 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
     return jax.device_put(jnp.asarray(slots), replicated(setting.mesh))
 
 
-def _probe(
-    run: Run, setting: Setting, cfg: EvaluateConfig, asked: Asked
-) -> dict[str, Any] | None:
+def _relay(run: Run, compared: Comparison, layout: LayoutConfig, partial: Partial) -> Written:
+    """What the sender writes, kept in case the evaluation is stopped."""
+    sender, cfg = run.config.sender, compared.config
+    assert sender is not None  # the config was checked
+    found = relay.written(cfg.relay, layout, sender, run.mesh, compared.examples, compared.size)
+    partial.save_written(found)
+    compared.say(f"sender: wrote {len(found.texts)} texts in {found.seconds:.1f} s")
+    return found
+
+
+def _probe(run: Run, setting: Setting, cfg: EvaluateConfig, asked: Asked) -> dict[str, Any] | None:
     """Linear probes of the frozen models, on the rows that the methods were given."""
     if cfg.probe is None:
         return None
@@ -166,7 +198,11 @@ def _probe(
 
 
 def _compare(
-    compared: Comparison, trained: Trained | None, mean: Any, partial: Partial
+    compared: Comparison,
+    trained: Trained | None,
+    mean: Any,
+    partial: Partial,
+    relayed: Comparison | None,
 ) -> tuple[Said, dict[str, Any]]:
     """All methods of all receivers, and what the message costs."""
     said: dict[str, dict[str, Any]] = {}
@@ -187,7 +223,8 @@ def _compare(
         for name in methods_of(compared.config):
             found, when = partial.load(receiver, name), ", before it was stopped"
             if found is None:
-                found, when = compared.run(scene, name, compared.latent_bytes(slots, name)), ""
+                rows_of = relayed if relayed is not None and method(name).relayed else compared
+                found, when = rows_of.run(scene, name, compared.latent_bytes(slots, name)), ""
                 partial.save(receiver, name, *found)
             said[receiver][name] = found
             compared.say(f"{receiver} {name}: {len(texts)} rows in {found[1]:.1f} s{when}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lw_jax.errors import UserError
+from lw_jax.train.alarms import FAULTS
 
 TIMES = ("seconds", "seconds_per_step")
 """Keys in which an uninterrupted and a resumed run may differ."""
@@ -44,6 +45,24 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def fired(path: Path) -> list[dict[str, Any]]:
+    """The alarms of a run's quick evaluations, per stage in the order in which they first fired:
+    name, fault of SPEC section 9 or None, stage, steps `first` and `last`, and `times`."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    if not path.is_file():
+        return []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for key in entry:
+            if not key.startswith("alarm/"):
+                continue
+            name, stage, step = key.removeprefix("alarm/"), entry["stage"], entry["step"]
+            new = {"name": name, "fault": FAULTS.get(name), "stage": stage, "first": step}
+            held = found.setdefault((stage, name), new | {"times": 0})
+            held |= {"last": step, "times": held["times"] + 1}
+    return list(found.values())
 
 
 class Window:

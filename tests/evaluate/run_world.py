@@ -9,6 +9,7 @@ import jax
 import optax
 from rich.console import Console
 
+from lw_jax.config.evaluation import METHODS
 from lw_jax.config.parse import to_dict, to_yaml
 from lw_jax.config.run import CONFIG, Run, run_directory
 from lw_jax.config.schema import Config
@@ -59,6 +60,8 @@ def raw_config(models: dict[str, Path], run_dir: Path, **evaluate: Any) -> dict[
             "wire": {"train": {"steps": STEP, "batch_size": 4}},
             "test": {
                 "evaluate": {
+                    "methods": list(METHODS),
+                    "relay": {"max_new_tokens": 8},
                     "rows": 22,
                     "batch_size": 8,
                     "bootstrap": 50,

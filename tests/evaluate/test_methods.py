@@ -188,7 +188,7 @@ def test_text_methods_never_see_the_bridge(world: World) -> None:
 def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
     bare = world.scene.replace(bridge=None, mean=None)
     free = [name for name in METHODS if not method(name).needs_bridge]
-    assert free == ["text", "embedding_replay_raw", "no_message"]
+    assert free == ["text", "relay", "embedding_replay_raw", "no_message"]
     for name in free:
         _raw(world, name, _batch(world, name), bare)
 

@@ -9,25 +9,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
 from lw_jax import api, wire
 from lw_jax.config.evaluation import METHODS
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import from_dict
 from lw_jax.config.run import Run
 from lw_jax.config.schema import MeshConfig
+from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, mean_latent, report
+from lw_jax.evaluate.competence import write
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.partial import Partial, key_of
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import make_mesh
+from lw_jax.models.lm import load_lm
 from lw_jax.stages import evaluate
 from lw_jax.stages import setting as stage_setting
 from lw_jax.stages.setting import set_up
+from lw_jax.train.diagnostics import Journal
 from tests.evaluate.run_world import (
     STEP,
     make_models,
@@ -48,6 +54,11 @@ def run(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ru
     home = tmp_path_factory.mktemp("runs") / "tiny"
     screen = Console(file=io.StringIO(), width=200)
     made = make_run(from_dict(raw_config(models, home)), screen)
+    journal = Journal(home / "diagnostics.jsonl", "wire")
+    for step in (2, 4, 6):
+        journal.write(
+            step, "evaluate", {"alarm/pooled": 1} | ({"alarm/loudness": 1} if step < 5 else {})
+        )
     cfg = made.config.stages["test"].evaluate
     assert cfg is not None
     right = compare.Comparison.run
@@ -113,6 +124,37 @@ def test_metrics_json_has_the_promised_keys(metrics: dict[str, Any]) -> None:
     assert set(metrics["fingerprints"]) == {"sender", RECEIVER}
     assert metrics["config"]["data"] == {"facts": metrics["config"]["data"]["facts"]}
     assert metrics["data"]["contexts"] == 22  # one question of every context comes first
+
+
+def test_the_relay_says_what_writing_and_what_reading_took(
+    run: Run, metrics: dict[str, Any], lines: list[dict[str, Any]]
+) -> None:
+    found = metrics["receivers"][RECEIVER]["relay"]
+    assert found["seconds"] == found["seconds_writing"] + found["seconds_reading"]
+    assert min(found["seconds_writing"], found["seconds_reading"]) > 0
+    sender = load_lm(run.config.sender.path, run.mesh, dtype=jnp.float32)
+    layout = LayoutConfig(question="", anchor="\nRepeat:")
+    examples = [Example("", "", line["context"], line["question"], ("",)) for line in lines]
+    assert [line["relayed"] for line in lines] == write(sender, layout, examples, 8, 8)
+    # What the receiver is given is that, and no more than that.
+    bytes_of = [len((" " + line["relayed"]).encode()) for line in lines]
+    assert found["wire_bytes"] == pytest.approx(np.mean(bytes_of))
+    assert found["columns"] < metrics["receivers"][RECEIVER]["text"]["columns"]
+
+
+def test_slots_and_alarms_of_training_stand_in_the_metrics(
+    run: Run, metrics: dict[str, Any]
+) -> None:
+    slots = metrics["receivers"][RECEIVER]["latent"]["slots"]
+    assert (slots["count"], slots["texts"]) == (6, 8)
+    assert slots["rms_ratio"] > 1  # of random parameters
+    assert 0 < slots["nearest_cosine"] <= 1
+    assert metrics["alarms"] == [
+        {"name": "pooled", "fault": 16, "stage": "wire", "first": 2, "times": 3, "last": 6},
+        {"name": "loudness", "fault": 7, "stage": "wire", "first": 2, "times": 2, "last": 4},
+    ]
+    assert isinstance(run.console.file, io.StringIO)
+    assert "ALARM pooled in training: 3 times from step 2 to 6" in run.console.file.getvalue()
 
 
 def test_compression_and_parameters(metrics: dict[str, Any]) -> None:

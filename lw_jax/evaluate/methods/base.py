@@ -118,13 +118,15 @@ class Method:
 
     message: traced; from a batch to what stands in the message's place. wire_bytes: what had to
     cross the wire for one row. other_source: the sources of the batch are other contexts'.
-    needs_bridge: it cannot run without trained parameters.
+    needs_bridge: it cannot run without trained parameters. relayed: the rows' contexts are what the
+    sender wrote.
     """
 
     message: Callable[[Scene, Batch], Message]
     wire_bytes: Callable[[Sent], int]
     other_source: bool = False
     needs_bridge: bool = False
+    relayed: bool = False
 
 
 def text_bytes(sent: Sent) -> int:

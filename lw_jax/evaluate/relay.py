@@ -1,0 +1,68 @@
+"""What the sender writes for the method `relay`: the rival that a wire of vectors must beat.
+
+The sender is loaded whole for it, all layers and the head, and let go of when it has written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lw_jax.config.evaluation import RelayConfig
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.schema import ModelConfig
+from lw_jax.data.example import Example
+from lw_jax.evaluate.competence import speaker_of, write
+from lw_jax.models.lm import load_lm
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text per row, and the seconds that writing them took, loading and compilation aside."""
+
+    texts: tuple[str, ...]
+    seconds: float
+
+    def examples(self, examples: Sequence[Example]) -> list[Example]:
+        """The rows, with what was written in the place of their contexts."""
+        pairs = zip(examples, self.texts, strict=True)
+        return [replace(example, context=text) for example, text in pairs]
+
+
+def sender_layout(config: RelayConfig, layout: LayoutConfig) -> LayoutConfig:
+    """The sender's sequence: [BOS] [primer] [text] [question, if it is shown] [prompt]."""
+    primer = layout.primer if layout.source_primer is None else layout.source_primer
+    return LayoutConfig(
+        primer=primer,
+        question=layout.question if config.with_question else "",
+        anchor=config.prompt,
+        anchor_mode="chat" if layout.encoder_use_chat_template else "text",
+    )
+
+
+def written(
+    config: RelayConfig,
+    layout: LayoutConfig,
+    model: ModelConfig,
+    mesh: Mesh,
+    examples: Sequence[Example],
+    batch_size: int,
+) -> Written:
+    """The sender's greedy texts.
+
+    Raises:
+        UserError: the model cannot be loaded whole.
+    """
+    quant = None if model.quant == "none" else model.quant
+    lm = load_lm(model.path, mesh, dtype=jnp.dtype(model.dtype), quant=quant)
+    own, most = sender_layout(config, layout), config.max_new_tokens
+    if most is None:
+        most = 1 + max(len(ids) for ids in speaker_of(lm).encode_all([e.context for e in examples]))
+    write(lm, own, examples, batch_size, most, only_first=True)  # compiles
+    began = time.monotonic()
+    texts = write(lm, own, examples, batch_size, most)
+    return Written(tuple(texts), time.monotonic() - began)
