@@ -76,10 +76,11 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
     if packed:
         at, size = packed["receivers"][receiver], packed["latent"]["bytes"]
         slot, sent = packed["latent"]["characters_per_slot"], packed["latent"]["sent_as"]
+        a_slot = f", {slot:.1f} characters a slot" if packed["latent"]["slots"] else ""
         found.append(
             f"{at['columns']:.1f} columns stand for {at['receiver_tokens']:.1f} receiver tokens: "
             f"{at['tokens_per_column']:.2f} tokens and {at['characters_per_column']:.1f} "
-            f"characters a column, {slot:.1f} characters a slot. Bytes: text {size['utf8']:.0f}, "
+            f"characters a column{a_slot}. Bytes: text {size['utf8']:.0f}, "
             f"zlib {size['zlib']:.0f}, latent {size[sent]:.0f} as sent ({sent}), "
             f"{size['float16']:.0f} at float16, {size['int4']:.0f} at int4."
         )
