@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lw_jax.results.row import Figure, Row, Seed
+from lw_jax.results.row import Figure, Row, Seed, combine
 
 BUDGETS = ("token_budget_first", "token_budget_last")
 MISSING = "–"
@@ -70,6 +71,30 @@ def _alarms(row: Row) -> str:
     return ", ".join(f"{name} ({step})" for name, step in named) or "none"
 
 
+def _probe(who: str, heading: str) -> Column:
+    def cell(row: Row) -> str:
+        found = [_probed(seed, who) for seed in row.seeds]
+        held = [p for p in found if p is not None]
+        return (
+            str(combine([p["accuracy"] for p in held], [p["ci"] for p in held]))
+            if held
+            else MISSING
+        )
+
+    return Column(heading, cell)
+
+
+def _probed(seed: Seed, who: str) -> Mapping[str, Any] | None:
+    name = seed.receiver if who == "receiver" else who
+    found: Mapping[str, Any] | None = seed.evaluation.get("probe", {}).get(name)
+    return found
+
+
+def _columns(row: Row) -> str:
+    found = row.figure("latent", "columns")
+    return MISSING if found is None else f"{found.mean:.0f}"
+
+
 def _bytes(codec: str) -> Column:
     def value(seed: Seed) -> float | None:
         held = seed.evaluation["compression"]["latent"]["bytes"]
@@ -111,6 +136,10 @@ COLUMNS: dict[str, Column] = {
     "bytes_int8": _bytes("int8"),
     "bytes_int6": _bytes("int6"),
     "bytes_int4": _bytes("int4"),
+    "probe_sender": _probe("sender", "linear probe, sender"),
+    "probe_receiver": _probe("receiver", "linear probe, receiver"),
+    "relay": _of("relay", "em", "relay EM"),
+    "columns": Column("columns", _columns),
     "parameters": Column(
         "parameters",
         lambda row: _mean(row, lambda s: s.evaluation["parameters"].get("total"), "{:,.0f}"),

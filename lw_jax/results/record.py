@@ -27,6 +27,7 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: no config.yaml there, so it is no run directory")
     config = load(run_dir / "config.yaml")
+    config.pop("run_dir", None)  # where it lay says nothing, and differs between machines
     evaluations = dict(_evaluations(run_dir))
     if not evaluations:
         raise UserError(f"{run_dir}: no metrics.json there; let the run end first")

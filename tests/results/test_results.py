@@ -147,3 +147,15 @@ def test_events_for_tensorboard(runs: list[Path]) -> None:
         assert main(["tensorboard", str(runs[0])]) == 0
     (events,) = (runs[0] / "tensorboard" / "fit").glob("events.*")
     assert b"train/seconds_per_step" in events.read_bytes()
+
+
+def test_the_docs_are_what_the_records_say(tmp_path: Path) -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    home = tmp_path / "docs"
+    home.mkdir()
+    (home / "records").symlink_to(docs / "records")
+    spec = home / "results.yaml"
+    spec.write_text((docs / "results.yaml").read_text())
+    write_page(spec)
+    written = (home / "results.md").read_text().replace(spec.as_posix(), "docs/results.yaml")
+    assert written == (docs / "results.md").read_text()
