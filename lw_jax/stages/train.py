@@ -48,12 +48,21 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     }
     params = jax.device_put(params, replicated(run.mesh))
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
+    moves = True
     if cfg.train_only:
         frozen = frozen_leaves(params, cfg.train_only)
+        moves = not all(jax.tree.leaves(frozen["bridge"].get("bottleneck", {})))
         optimiser = optax.chain(optimiser, optax.masked(optax.set_to_zero(), frozen))
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     maker = StepMaker(
-        setting.bridge, setting.dims, optimiser, cfg.steps, run.mesh, cfg.accumulate, cfg.ema
+        setting.bridge,
+        setting.dims,
+        optimiser,
+        cfg.steps,
+        run.mesh,
+        cfg.accumulate,
+        cfg.ema,
+        moves,
     )
     compiled = cache(maker.make)
 

@@ -15,7 +15,7 @@ of the stage's steps below, and at every later one while it lasts.
 | `collapse` | 17 | 10 % | distinct predictions below a quarter of the distinct answers |
 | `codebook_collapse` | 20 | 10 % | a batch uses few of the codes that it could |
 | `ignored_latent` | 15 | 25 % | another text's latent reads as well: 2 % of NLL, 0.02 of accuracy |
-| `blind_flow` | - | 25 % | the flow's loss is above 0.98 of that under other texts' conditions |
+| `blind_flow` | - | 25 % | the flow's loss is above 0.95 of that under other texts' conditions |
 
 The later ones wait, because a bridge that has learned nothing yet shows the same.
 """
@@ -51,7 +51,7 @@ POOLED = 0.02
 COLLAPSED = 0.25
 FEW_CODES = 0.05
 LOW_ENTROPY = 0.25
-BLIND = 0.98
+BLIND = 0.95
 
 
 @dataclass(frozen=True)

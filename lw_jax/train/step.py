@@ -116,7 +116,7 @@ class StepMaker:
     """Makes the compiled step of a plan.
 
     steps: of the stage (schedules run over them); mesh: the state is replicated on it; accumulate:
-    microbatches; ema: decay or None.
+    microbatches; ema: decay or None; moves: whether the bottleneck may move its own parameters.
     """
 
     config: BridgeConfig
@@ -126,6 +126,7 @@ class StepMaker:
     mesh: Mesh
     accumulate: int = 1
     ema: float | None = None
+    moves: bool = True
 
     def make(self, plan: Plan) -> jax.stages.Wrapped:
         """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
@@ -185,7 +186,7 @@ class StepMaker:
             (loss, terms, watched, grads), stacked = jax.lax.scan(one, zero, parts)
             notes = jax.tree.map(_whole_batch, stacked)
         new = apply_gradients(state, grads, self.optimiser, self.ema)
-        if notes:
+        if notes and self.moves:
             own = bridge.after_step(self.config, new.params["bridge"], notes, rng)
             new = new.replace(params={**new.params, "bridge": own})  # type: ignore[attr-defined]
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
