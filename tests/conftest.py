@@ -11,9 +11,26 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import hypothesis
 import jax
+import pytest
 
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiled programs are mapped into memory, and a process may have 65,530 mappings on most systems:
+# the compiler crashes beyond.
+MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings() -> Iterator[None]:
+    """Forget compiled programs between modules once there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()

@@ -9,7 +9,7 @@ import pytest
 from lw_jax.compressors import perceiver
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.types import Features, Latent
+from lw_jax.types import Features, Latent, PyTree
 
 WIDTH, TOKENS = 8, 24
 DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
@@ -27,9 +27,12 @@ def features(lengths: list[int]) -> Features:
 
 def latent(options: perceiver.Config, view: Features, train: bool = False, seed: int = 0) -> Latent:
     module = perceiver.build(options, DIMS)
-    params = perceiver.build(config(), DIMS).init(jax.random.key(0), {"source": view})
     rngs = {"noise": jax.random.key(seed)}
-    return module.apply(params, {"source": view}, train, rngs=rngs)  # type: ignore[return-value]
+    return jax.jit(module.apply, static_argnums=2)(fresh(view), {"source": view}, train, rngs=rngs)
+
+
+def fresh(view: Features) -> PyTree:
+    return jax.jit(perceiver.build(config(), DIMS).init)(jax.random.key(0), {"source": view})
 
 
 def test_slots_follow_the_length() -> None:
@@ -44,9 +47,9 @@ def test_unused_slots_change_nothing() -> None:
     view = features([24, 9])
     many = latent(config(ratios=(4.0,)), view)
     module = perceiver.build(config(6), DIMS)
-    params = perceiver.build(config(), DIMS).init(jax.random.key(0), {"source": view})
-    cut = dict(params["params"]) | {"queries": params["params"]["queries"][:6]}
-    few = module.apply({"params": cut}, {"source": view})
+    params = fresh(view)["params"]
+    cut = dict(params) | {"queries": params["queries"][:6]}
+    few = jax.jit(module.apply)({"params": cut}, {"source": view})
     chex.assert_trees_all_close(many.slots[0, :6], few.slots[0], atol=1e-5)  # type: ignore[union-attr]
 
 

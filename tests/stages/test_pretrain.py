@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,9 @@ def test_the_card_says_how_it_was_made(made: Path) -> None:
     card = (made / "model/README.md").read_text()
     assert f"python -m lw_jax.launch --config {made / 'tiny.yaml'}" in card
     assert "3 steps of 2 texts" in card
-    assert "| 0.000 | 0.000 to 0.000 | 6 |" in card
+    line = re.search(r"\| 0\.000 \| 0\.000 to (\d\.\d{3}) \| 6 \|", card)
+    assert line is not None
+    assert 0.3 < float(line[1]) < 1.0  # none of six says little
     assert "CPU cores" in card
 
 
