@@ -105,7 +105,10 @@ class TrainConfig:
         optimiser: the optimiser.
         objectives, data, layout: replace the config's in this stage.
         train_only: regular expressions on parameter paths; empty: all are trained.
-        init_from: run directory of another run whose bridge parameters to start from.
+        init_from: run directory of another run whose bridge parameters to start from, or the
+            directory of an exported bridge.
+        init_only: its components to start from, by name as `parameters` in metrics.json has them
+            (`compressor`, ...); the others start fresh. Empty: all.
         ema: decay of the averaged parameters that are evaluated; null for none.
         log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
             and checkpoints.
@@ -125,6 +128,7 @@ class TrainConfig:
     layout: LayoutConfig | None = None
     train_only: tuple[str, ...] = ()
     init_from: str | None = None
+    init_only: tuple[str, ...] = ()
     ema: float | None = None
     log_every: int = 20
     eval_every: int = 200
@@ -138,6 +142,8 @@ class TrainConfig:
         at_least(self, 1, "log_every", "save_every", "eval_rows", "keep")
         at_least(self, 0, "eval_every", "workers")
         between(self, 0, 1, "ema")
+        if self.init_only and self.init_from is None:
+            raise UserError("init_only: it names components of init_from, which is not given")
         total = sum(c.share for c in self.curriculum)
         if self.curriculum and abs(total - 1) > 1e-6:
             raise UserError(f"curriculum: the shares must add up to 1; they add up to {total:g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,7 @@ def load_trained(
     which: Literal["last", "best"] = "last",
     before: str | None = None,
     init_from: str | None = None,
+    only: Sequence[str] = (),
 ) -> Trained:
     """The bridge as the last train stage left it; where none comes before, as the first one will
     find it, if that one starts from another run; or the bridge of another run.
@@ -70,6 +71,7 @@ def load_trained(
     Args:
         before: only stages that come before this one count; None: all.
         init_from: the other run's directory, or that of an exported bridge.
+        only: components to load; empty: all, and the bridge there has no others.
 
     Raises:
         UserError: no stage trains, none has a checkpoint yet, it holds other parameters, or it
@@ -81,15 +83,20 @@ def load_trained(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
     )
+    _check_components(only, like)
     if is_exported(root):
-        bare, meta = load_bridge(root, like)
+        bare, meta = load_bridge(root, like, only)
         params, fingerprints = {"bridge": bare}, meta["fingerprints"]
         trained_by = meta.get("config", {})
     else:
-        params, meta = load_params(root, {"bridge": like}, which, part="bridge")
+        params, meta = load_params(root, {"bridge": like}, which, "bridge", only)
         identity = meta["identity"]
         fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
-    _check_frozen(fingerprints, setting.fingerprints)
+    if only:  # components of other receivers stay behind, with the weights they belong to
+        fingerprints = {n: f for n, f in fingerprints.items() if n in setting.fingerprints}
+        _check_frozen(fingerprints, {n: setting.fingerprints[n] for n in fingerprints})
+    else:
+        _check_frozen(fingerprints, setting.fingerprints)
     return Trained(
         params=params["bridge"],
         stage=root.name,
@@ -157,6 +164,12 @@ def last_trained(run_dir: Path) -> Path:
     if not trains:
         raise UserError(f"{run_dir}: no stage of that run trains a bridge")
     return checkpoint_root(run_dir, trains[-1])
+
+
+def _check_components(only: Sequence[str], like: Mapping[str, Any]) -> None:
+    for name in only:
+        if name not in like:
+            raise UserError(f"init_only: no component {name!r} here; there are {', '.join(like)}")
 
 
 def _check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:

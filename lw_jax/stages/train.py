@@ -101,10 +101,10 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
             statistics that it needs belong to other models.
     """
     earlier = [n for n, s in run.config.stages.items() if s.train is not None]
-    if cfg.init_from is not None:
-        alone = dataclasses.replace(run.config, stages={name: run.config.stages[name]})
+    alone = dataclasses.replace(run.config, stages={name: run.config.stages[name]})
+    if cfg.init_from is not None and not cfg.init_only:
         return load_trained(alone, run.run_dir, setting, before=name).params
-    if earlier.index(name) > 0:
+    if earlier.index(name) > 0 and not cfg.init_only:
         return load_trained(run.config, run.run_dir, setting, before=name).params
     found, needed = None, normaliser(setting.bridge)
     measured = calibrate_before(run.config.stages, name)
@@ -115,6 +115,9 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
     if needed is not None and found is not None:
         target = needed[1].target_of(list(setting.receivers))
         fresh = {**fresh, "source": fill(fresh["source"], found, target)}
+    if cfg.init_only:
+        held = load_trained(alone, run.run_dir, setting, before=name, only=cfg.init_only)
+        fresh = {**fresh, **held.params}
     return jax.device_put(fresh, replicated(run.mesh))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +125,7 @@ def load_params(
     like: PyTree,
     which: Literal["last", "best"] = "last",
     part: str | None = None,
+    only: Sequence[str] = (),
 ) -> tuple[PyTree, dict[str, Any]]:
     """The parameters to evaluate (the averaged ones where the stage averages), laid out as
     `like`, and the checkpoint's JSON.
@@ -134,6 +135,7 @@ def load_params(
         like: arrays or shapes with shardings.
         which: `best` is the last one where the stage kept no score.
         part: first level of the tree to keep; `like` has it alone, the others are dropped.
+        only: with a part, its components to keep; the others are dropped. Empty: all.
 
     A damaged checkpoint is named, and the one before it taken.
 
@@ -147,10 +149,15 @@ def load_params(
             meta = read_meta(path)
             name = "ema" if "ema" in meta["checksums"] else "params"
             others = {} if part is None else _as_saved(path, name, like)
+            if part is not None and only:
+                kept = {name: like[part][name] for name in only}
+                like = {part: {**others[part], **kept}}
             whole = others | like if others else like
             check_counts(whole, meta["parameters"])
             params = _load(path, name, whole, meta)
-            return params if part is None else {part: params[part]}, meta
+            if part is None:
+                return params, meta
+            return {part: {k: x for k, x in params[part].items() if not only or k in only}}, meta
         except UserError:
             raise
         except ValueError as damage:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,22 @@ def _stored(path: str, value: np.ndarray) -> np.ndarray:
     return value if re.search(FIXED, path) else value.astype(ml_dtypes.bfloat16)
 
 
-def load_bridge(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def load_bridge(
+    directory: Path, like: PyTree, only: Sequence[str] = ()
+) -> tuple[PyTree, dict[str, Any]]:
     """The parameters of an exported bridge, laid out as `like`, and what is known about them.
+
+    only: components to load; empty: all, and nothing else may be there.
 
     Raises:
         UserError: it holds another bridge than the config's.
     """
     about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
-    check_counts({"bridge": like}, about["parameters"])
+    trained = about["parameters"]
+    if only:
+        like = {name: like[name] for name in only}
+        trained = {k: n for k, n in trained.items() if k.partition("/")[2] in only}
+    check_counts({"bridge": like}, trained)
     tensors = load_file(directory / WEIGHTS)
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from lw_jax.models.lm import load_lm
 from lw_jax.stages import evaluate
 from lw_jax.stages import setting as stage_setting
 from lw_jax.stages.setting import set_up
+from lw_jax.stages.train import start_params
 from lw_jax.train.diagnostics import Journal
 from tests.evaluate.run_world import (
     STEP,
@@ -337,6 +340,29 @@ def test_before_the_first_stage_the_bridge_is_the_one_it_starts_from(
     assert found.digest == metrics["parameters"]["digest"]
     assert str(run.run_dir) in found.origin
     assert found.counts == metrics["parameters"]["components"]
+
+
+def test_a_stage_starts_from_components_of_another_bridge(
+    models: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    raw = raw_config(models, tmp_path)
+    raw["bridge"]["reader"]["latent_adapters"] = {"heads": 2, "head_dim": 4}
+    raw["stages"] = {"later": raw["stages"]["wire"]}
+    train = raw["stages"]["later"]["train"]
+    train |= {"init_from": str(run.run_dir), "init_only": ["compressor"]}
+    other = replace(run, config=from_dict(raw), run_dir=tmp_path)
+    cfg = other.config.stages["later"].train
+    assert cfg is not None
+    setting = set_up(other.config, run.mesh)
+    found = start_params(other, "later", cfg, setting, jax.random.key(3))
+    trained = load_trained(run.config, run.run_dir, set_up(run.config, run.mesh)).params
+    chex.assert_trees_all_equal(found["compressor"], trained["compressor"])
+    assert any("latent_adapters" in name for name in found)
+    wrong = replace(cfg, init_only=("encoder",))
+    with pytest.raises(UserError, match="init_only: no component 'encoder' here; there are comp"):
+        start_params(other, "later", wrong, setting, jax.random.key(3))
+    with pytest.raises(UserError, match="init_only: it names components of init_from"):
+        replace(cfg, init_from=None)
 
 
 def test_other_frozen_models_are_refused(

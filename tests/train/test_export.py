@@ -35,6 +35,15 @@ def test_another_bridge_is_refused(tmp_path):
         load_bridge(tmp_path, bridge(width=5))
 
 
+def test_components_alone(tmp_path):
+    save_bridge(tmp_path, bridge(), {"step": 1, "fingerprints": {}})
+    other = {"compressor": bridge()["compressor"], "adapters": {"gate": jnp.ones((2,))}}
+    taken, _ = load_bridge(tmp_path, other, ["compressor"])
+    chex.assert_trees_all_equal(taken, {"compressor": bridge()["compressor"]})
+    with pytest.raises(UserError, match="component bridge/adapters: 0 parameters were trained"):
+        load_bridge(tmp_path, other, ["adapters"])
+
+
 def test_measured_statistics_keep_their_precision(tmp_path):
     measured = {"source_mean": jnp.asarray([[1.0 / 3.0, 1000.1]])}
     params = {"source": {"normaliser": {"statistics": measured, "gain": jnp.ones((1, 2)) / 3}}}
