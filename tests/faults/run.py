@@ -55,9 +55,10 @@ def copy_tree(root: Path, to: Path) -> None:
             shutil.copy(path, to / path.name)
 
 
-def pytest_in(tree: Path, tests: tuple[str, ...]) -> tuple[int, str]:
+def pytest_in(tree: Path, tests: tuple[str, ...], *options: str) -> tuple[int, str]:
     """Exit code and output of pytest on some tests, slow ones too."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "", *tests]
+    plain = ["-q", "-p", "no:cacheprovider", "-m", ""]
+    command = [sys.executable, "-m", "pytest", *plain, *options, *tests]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         command,
@@ -104,7 +105,7 @@ def verdict(fault: Fault, root: Path = ROOT) -> str:
 def sound(faults: list[Fault], root: Path = ROOT) -> str:
     """What is wrong with the named tests on the tree as it is; nothing if all are green."""
     tests = tuple(dict.fromkeys(test for fault in faults for test in fault.tests))
-    code, output = pytest_in(root, tests)
+    code, output = pytest_in(root, tests, "--numprocesses", "2", "--dist", "loadfile")
     return "" if code == 0 else f"without any fault, the tests are not green:\n{output[-4000:]}"
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.faults.run import Fault, main, verdict
+from tests.faults.run import ROOT, Fault, main, verdict
 
 TEST = "tests/test_add.py::test_add"
 PATCH = """\
@@ -75,3 +76,18 @@ def test_a_patch_without_a_test(tree: Path) -> None:
     path.write_text("--- a/x\n+++ b/x\n")
     with pytest.raises(ValueError, match="no line `test:"):
         Fault.read(path)
+
+
+@pytest.mark.parametrize("patch", sorted(ROOT.glob("tests/faults/*.patch")), ids=lambda p: p.stem)
+def test_every_patch_applies_and_names_tests_that_are_there(patch: Path) -> None:
+    done = subprocess.run(
+        ["git", "apply", "--check", "--recount", "-C1", str(patch)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for test in Fault.read(patch).tests:
+        path, _, name = test.partition("::")
+        assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text()
