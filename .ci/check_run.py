@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lw_jax.config.run import read_config
-from lw_jax.config.schema import CONTROLS, METHODS
+from lw_jax.config.schema import CONTROLS
 
 FILES = ("config.yaml", "diagnostics.jsonl", "metrics.json", "predictions.jsonl")
 FIGURES = ("em", "f1", "nll", "first_top1", "first_top5", "distinct", "n", "seconds", "ci")
@@ -21,10 +21,12 @@ def check(run_dir: Path) -> list[str]:
     if missing:
         return missing
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    methods = set(METHODS)
-    for name in read_config(run_dir).receivers:
+    config = read_config(run_dir)
+    last = [stage.evaluate for stage in config.stages.values() if stage.evaluate is not None][-1]
+    methods = {*last.methods, *CONTROLS}
+    for name in config.receivers:
         found = metrics["receivers"].get(name, {})
-        missing += [f"receivers.{name}.{m} is missing" for m in {*methods, *CONTROLS} - set(found)]
+        missing += [f"receivers.{name}.{m} is missing" for m in methods - set(found)]
         missing += [
             f"receivers.{name}.{method}.{figure} is missing"
             for method, figures in found.items()
