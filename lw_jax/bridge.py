@@ -268,15 +268,18 @@ def from_wire(config: BridgeConfig, dims: Dims, params: PyTree, sent: Latent) ->
     return cast(Latent, latent)
 
 
-def after_step(config: BridgeConfig, params: PyTree, notes: Notes, rng: Array) -> PyTree:
-    """Parameters that a part moves by itself after an optimiser step (a codebook's dead codes).
+def moves_itself(config: BridgeConfig) -> bool:
+    """Whether the bottleneck moves parameters of its own after a step (a codebook's dead codes).
 
-    A bottleneck may define `after_step(options, params, notes, rng) -> params` over its own.
+    It then defines `after_step(options, params, notes, rng) -> params`.
     """
     if not chosen(config.bottleneck):
-        return params
+        return False
+    return hasattr(part("bottlenecks", config.bottleneck)[0], "after_step")
+
+
+def after_step(config: BridgeConfig, params: PyTree, notes: Notes, rng: Array) -> PyTree:
+    """The bridge's parameters after its bottleneck has moved its own."""
     bottleneck, options = part("bottlenecks", config.bottleneck)
-    if not hasattr(bottleneck, "after_step"):
-        return params
     own = bottleneck.after_step(options, params["bottleneck"], notes["bottleneck"], rng)
     return {**params, "bottleneck": own}

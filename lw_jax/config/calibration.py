@@ -47,7 +47,9 @@ def check_calibrated(
     for name, stage in stages.items():
         if stage.train is None:
             continue
-        if stage.train.init_from is None and calibrate_before(stages, name) is None:
+        taken = stage.train.init_only or ("source",)
+        brought = stage.train.init_from is not None and "source" in taken
+        if not brought and calibrate_before(stages, name) is None:
             raise UserError(
                 f"{key}: stages.{name} starts without statistics; put a stage with "
                 "`calibrate: {}` before it, or init_from a bridge that has them"

@@ -111,6 +111,11 @@ class Context:
         return {k.removeprefix(before): v for k, v in self.given[receiver][1].items()}
 
     @property
+    def made(self) -> bool:
+        """Whether something has asked for the latent."""
+        return "encoded" in self.__dict__
+
+    @property
     def delivered(self) -> bool:
         """Whether something has asked for the deliveries."""
         return "given" in self.__dict__

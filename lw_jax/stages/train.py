@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -101,23 +101,22 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
             statistics that it needs belong to other models.
     """
     earlier = [n for n, s in run.config.stages.items() if s.train is not None]
-    alone = dataclasses.replace(run.config, stages={name: run.config.stages[name]})
-    if cfg.init_from is not None and not cfg.init_only:
-        return load_trained(alone, run.run_dir, setting, before=name).params
-    if earlier.index(name) > 0 and not cfg.init_only:
-        return load_trained(run.config, run.run_dir, setting, before=name).params
+    load = partial(load_trained, run.config, run.run_dir, setting, before=name)
+    if not cfg.init_only and (cfg.init_from is not None or earlier.index(name) > 0):
+        return load(init_from=cfg.init_from).params
     found, needed = None, normaliser(setting.bridge)
     measured = calibrate_before(run.config.stages, name)
     if needed is not None and measured is not None:
         path = calibrate.path_of(run.run_dir, measured)
         found = statistics.load(path, identity(run.config, measured, setting))
-    fresh = bridge.init_bridge(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
+    # Compiled: outside jit a deep part is built op by op, which takes seconds.
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    fresh = init(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
     if needed is not None and found is not None:
         target = needed[1].target_of(list(setting.receivers))
         fresh = {**fresh, "source": fill(fresh["source"], found, target)}
     if cfg.init_only:
-        held = load_trained(alone, run.run_dir, setting, before=name, only=cfg.init_only)
-        fresh = {**fresh, **held.params}
+        fresh = {**fresh, **load(init_from=cfg.init_from, only=cfg.init_only).params}
     return jax.device_put(fresh, replicated(run.mesh))
 
 

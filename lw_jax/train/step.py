@@ -33,7 +33,7 @@ Batch = dict[str, Array]
 Terms = dict[tuple[str, str], Term]
 """Terms by (objective, `<receiver>/<term>`)."""
 Seen = tuple[Terms, dict[str, Term], Notes]
-"""Of a microbatch: terms, watched terms, and what the parts noted if a latent was made."""
+"""Of a microbatch: terms, watched terms, and what the parts noted if one of them moves itself."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class StepMaker:
             context = context_of(self.config, self.dims, params, parties, part, key, True)
             terms = all_terms(plan, context)
             watched = context.watched | _loudness(context, self.dims)
-            return terms, watched, context.notes if context.delivered else {}
+            # Only what is asked for leaves the trace: notes of all microbatches take memory.
+            asked = self.moves and bridge.moves_itself(self.config) and context.made
+            return terms, watched, context.notes if asked else {}
 
         def loss_of(
             params: PyTree, part: Batch, key: Array, counts: Mapping[Any, Array] | None
@@ -186,7 +188,7 @@ class StepMaker:
             (loss, terms, watched, grads), stacked = jax.lax.scan(one, zero, parts)
             notes = jax.tree.map(_whole_batch, stacked)
         new = apply_gradients(state, grads, self.optimiser, self.ema)
-        if notes and self.moves:
+        if notes:
             own = bridge.after_step(self.config, new.params["bridge"], notes, rng)
             new = new.replace(params={**new.params, "bridge": own})  # type: ignore[attr-defined]
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}

@@ -34,6 +34,7 @@ def steps(
     count: int,
     devices: int = 1,
     accumulate: int = 1,
+    moves: bool = True,
 ) -> tuple[Any, Any, list[dict[str, float]]]:
     """Parameters of the bottleneck before and after some steps, and the metrics of each."""
     cfg = replace(config(reader=SOFT), bottleneck=bottleneck)
@@ -43,7 +44,8 @@ def steps(
     made = make_optimiser(OptimiserConfig(lr=1e-3, schedule=Schedule()), params, 20)
     where = replicated(mesh)
     state = jax.device_put(new_state(params, made, jax.random.key(1)), where)
-    step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(objectives, 0))
+    maker = StepMaker(cfg, DIMS, made, 20, mesh, accumulate, moves=moves)
+    step = maker.make(plan_at(objectives, 0))
     frozen, rows, seen = jax.device_put(parties(), where), put_batch(mesh, batch()), []
     for _ in range(count):
         state, metrics = step(state, frozen, rows)
@@ -70,6 +72,14 @@ def test_dead_codes_are_revived_from_the_whole_batch(devices: int, accumulate: i
         assert all(np.isfinite(v) for v in metrics.values())
         assert metrics["grad_norm/bottleneck"] > 0
     assert sum(v for k, v in seen[0].items() if k.startswith("share/")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_codes_grow_idle_without_any_delivery_unless_frozen(moves: bool) -> None:
+    bottleneck = BottleneckConfig(vq=vq.Config(CODES, revive=5))
+    objectives = ObjectivesConfig(vq=vq_loss.Config())
+    _, after, _ = steps(bottleneck, objectives, 1, moves=moves)
+    assert after["idle"].any() == moves
 
 
 @pytest.mark.parametrize("chosen", [{"vq": vq.Config(8)}, {"fsq": fsq.Config((5, 5))}])
