@@ -264,6 +264,8 @@ def test_a_bridge_without_statistics_is_refused(home: Path, tmp_path: Path) -> N
     refused(f"{key}: stages.fit starts without statistics", (measure, ""))
     refused(f"{key}: stages.fit starts", (measure, ""), (TRAIN, TRAIN + measure))  # too late
     refused(f"{key}.target: 'eve' is no receiver", ("{trainable: true}", "{target: eve}"))
+    other = f"steps: 3, init_from: {tmp_path}, init_only: [compressor]"  # they stay behind there
+    refused(f"{key}: stages.fit starts without", (measure, ""), ("steps: 3", other))
     # another run's bridge brings its own
     (tmp_path / "right.yaml").write_text(
         text.replace(measure, "").replace("steps: 3", f"steps: 3, init_from: {tmp_path}")
