@@ -175,3 +175,10 @@ def test_pretraining_configs_stay_small() -> None:
                 )
                 tables = tokens * arch.width * (1 if arch.tied else 2)
                 assert 2 * (arch.layers * layer + tables) < 16 * 2**20  # bytes, bfloat16
+
+
+@pytest.mark.parametrize("path", TELEPATHY, ids=lambda path: path.stem)
+def test_a_version_is_put_on_generated_facts(path: Path) -> None:
+    config = read(path, over=[ROOT / "configs" / "overlays" / "facts.yaml"])
+    assert list(chosen(config.data)) == ["facts"]
+    assert "{question}" in config.layout.question
