@@ -70,7 +70,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     warnings = _unlike_training(layout, trained)
     out = _directory(run, name)
     partial = Partial(out / "partial", key)
-    with termination() as terminated:
+    # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
+    with termination() as terminated, jax.default_matmul_precision("highest"):
         compared = Comparison(setting, cfg, examples, others, collate, run.console, terminated)
         mean = None
         if trained is not None and "mean" in methods_of(cfg):
