@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lw_jax.config.checks import at_least
+from lw_jax.config.checks import at_least, between
 from lw_jax.data.example import Example, Split, check_split
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
 from lw_jax.data.words import CLOSED, Role, open_word
@@ -22,6 +22,23 @@ from lw_jax.errors import UserError
 MAX_LEVEL = 48  # two facts a person: 24 people, each with an animal, a job, an item of their own
 
 Values = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Training contexts and questions that force a bridge to bind values to people.
+
+    Args:
+        shared: probability that the people of a context have the same kinds of facts, so that no
+            question can be answered by its kind without its person.
+        reverse: also ask for the person, as `reverse` of the data does in every split.
+    """
+
+    shared: float = 0.0
+    reverse: bool = False
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "shared")
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,7 @@ class Config:
         questions: at most so many questions of each context (null: all that can be asked).
         task: `answer` questions, or `readback` of the context itself (no question).
         reverse: also ask for the person ("Who works as a diver?"), which takes two look-ups.
+        augment: what the training split alone has more of.
     """
 
     levels: tuple[int, ...] = (6,)
@@ -43,6 +61,7 @@ class Config:
     questions: int | None = None
     task: Literal["answer", "readback"] = "answer"
     reverse: bool = False
+    augment: Augment = Augment()
 
     def __post_init__(self) -> None:
         if not self.levels or any(not 1 <= level <= MAX_LEVEL for level in self.levels):
@@ -58,7 +77,9 @@ def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> Fa
     size = cfg.size if split == "train" else cfg.eval_size
     levels = cfg.levels if level is None else replace(cfg, levels=(level,)).levels
     named = check_split(split)
-    return FactsRows(named, seed, levels, size, cfg.questions, cfg.task, cfg.reverse)
+    more = cfg.augment if named == "train" else Augment()
+    reverse = cfg.reverse or more.reverse
+    return FactsRows(named, seed, levels, size, cfg.questions, cfg.task, reverse, more.shared)
 
 
 class FactsRows:

@@ -61,14 +61,23 @@ def _minutes(row: Row) -> str:
 
 
 def _alarms(row: Row) -> str:
-    """Each alarm with the first step at which it fired, the earliest of the seeds."""
+    """Each alarm with the first step at which it fired, the earliest of the seeds.
+
+    "none" is said only of seeds whose training was evaluated on its way, where an alarm could fire.
+    """
     fired: dict[str, int] = {}
+    watched = 0
     for seed in row.seeds:
-        for stage in seed.record["training"].values():
+        stages = seed.record["training"].values()
+        watched += any(stage["curve"] for stage in stages)
+        for stage in stages:
             for name, step in stage["alarms"].items():
                 fired[name] = min(step, fired.get(name, step))
+    if not watched:
+        return MISSING
     named = sorted(fired.items(), key=lambda item: item[1])
-    return ", ".join(f"{name} ({step})" for name, step in named) or "none"
+    found = ", ".join(f"{name} ({step})" for name, step in named) or "none"
+    return found if watched == len(row.seeds) else f"{found} ({watched} of {len(row.seeds)} seeds)"
 
 
 def _probe(who: str, heading: str) -> Column:
