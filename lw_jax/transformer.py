@@ -7,9 +7,23 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.errors import UserError
+from lw_jax.models.rope import rotate
 from lw_jax.types import Array
 
+LONGEST_TURN = 1000.0
+"""Tokens in which the slowest pair of a bridge's rotary channels turns by one radian."""
+
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def check_rotary(rotary: bool, width: int, heads: int) -> None:
+    """Raises UserError where a bridge's heads cannot be rotated."""
+    if rotary and width // heads % 2:
+        raise UserError(
+            f"rotary: turns channels in pairs, and {width} channels in {heads} heads are "
+            f"{width // heads} a head; choose an even number"
+        )
 
 
 def _out_init(depth: int) -> Any:
@@ -26,19 +40,40 @@ def sinusoid(positions: Array, width: int, longest: float = 4096.0) -> Array:
     return jnp.pad(table, [(0, 0)] * (table.ndim - 1) + [(0, width - table.shape[-1])])
 
 
+def _turned(x: Array, positions: Array) -> Array:
+    """Rotary position embedding (Su et al. 2021) of heads x [B, T, N, h] at positions [B, T]."""
+    pairs = x.shape[-1] // 2
+    rates = LONGEST_TURN ** (-jnp.arange(pairs, dtype=jnp.float32) / pairs)
+    angles = positions.astype(jnp.float32)[..., None] * rates[None, None]
+    return rotate(x, jnp.cos(angles), jnp.sin(angles))
+
+
 class Attention(nn.Module):
-    """Multi-head attention of x [B, M, W] over y [B, T, W], keys with mask [B, T] False unseen."""
+    """Multi-head attention of x [B, M, W] over y [B, T, W], keys with mask [B, T] False unseen.
+
+    With `at`, the positions of x [B, M] and y [B, T] in tokens of the source, whole or fractional,
+    queries and keys are rotated, so that scores depend on distances (head widths must be even).
+    """
 
     heads: int
     depth: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, y: Array, mask: Array, bias: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        y: Array,
+        mask: Array,
+        bias: Array | None = None,
+        at: tuple[Array, Array] | None = None,
+    ) -> Array:
         width = x.shape[-1]
         shape = (self.heads, width // self.heads)
         q = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="query")(x)
         k = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="key")(y)
         v = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="value")(y)
+        if at is not None:
+            q, k = _turned(q, at[0]), _turned(k, at[1])
         scores = jnp.einsum("bmhe,bthe->bhmt", q, k) * shape[1] ** -0.5
         if bias is not None:
             scores = scores + bias
@@ -77,20 +112,33 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, mask: Array, y: Array | None, y_mask: Array | None, train: bool
+        self,
+        x: Array,
+        mask: Array,
+        y: Array | None,
+        y_mask: Array | None,
+        train: bool,
+        at: Array | None = None,
+        y_at: Array | None = None,
     ) -> Array:
         if self.cross:
             assert y is not None and y_mask is not None
             seen = nn.RMSNorm(name="cross_norm")(x)
-            x = x + Attention(self.heads, self.depth, name="cross")(seen, y, y_mask)
+            where = None if at is None or y_at is None else (at, y_at)
+            attend = Attention(self.heads, self.depth, name="cross")
+            x = x + attend(seen, y, y_mask, at=where)
         h = nn.RMSNorm(name="self_norm")(x)
-        x = x + Attention(self.heads, self.depth, name="self")(h, h, mask)
+        where = None if at is None else (at, at)
+        x = x + Attention(self.heads, self.depth, name="self")(h, h, mask, at=where)
         h = nn.RMSNorm(name="mlp_norm")(x)
         return x + Mlp(self.ratio, self.depth, self.dropout, name="mlp")(h, train)
 
 
 class Stack(nn.Module):
-    """`depth` blocks, scanned: parameters are stacked on a leading axis, compiled once."""
+    """`depth` blocks, scanned: parameters are stacked on a leading axis, compiled once.
+
+    at, y_at: positions [B, M] of x and [B, T] of y, for rotary attention; none: without.
+    """
 
     depth: int
     heads: int
@@ -106,6 +154,8 @@ class Stack(nn.Module):
         y: Array | None = None,
         y_mask: Array | None = None,
         train: bool = False,
+        at: Array | None = None,
+        y_at: Array | None = None,
     ) -> Array:
         if self.depth == 0:
             return x
@@ -116,7 +166,7 @@ class Stack(nn.Module):
             length=self.depth,
             in_axes=nn.broadcast,
         )(self.heads, self.ratio, self.depth, self.cross, self.dropout, train, name="blocks")
-        x, _ = stacked(x, (mask, y, y_mask))
+        x, _ = stacked(x, (mask, y, y_mask, at, y_at))
         return x
 
 
@@ -131,7 +181,8 @@ class _Step(nn.Module):
     train: bool
 
     @nn.compact
-    def __call__(self, x: Array, seen: tuple[Array, Array | None, Array | None]) -> Any:
-        mask, y, y_mask = seen
+    def __call__(self, x: Array, seen: tuple[Array | None, ...]) -> Any:
+        mask, y, y_mask, at, y_at = seen
+        assert mask is not None
         block = Block(self.heads, self.ratio, self.depth, self.cross, self.dropout, name="block")
-        return block(x, mask, y, y_mask, self.train), None
+        return block(x, mask, y, y_mask, self.train, at, y_at), None

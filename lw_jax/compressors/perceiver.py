@@ -18,7 +18,7 @@ from lw_jax.compressors.pooling import stretch_positions, stretch_weights
 from lw_jax.config.checks import at_least
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.transformer import Stack, sinusoid
+from lw_jax.transformer import Stack, check_rotary, sinusoid
 from lw_jax.types import Array, Features, Latent, Views
 
 
@@ -36,6 +36,8 @@ class Config:
         depth: layers of cross-attention, self-attention and MLP.
         mlp_ratio: hidden width of the MLPs over the width.
         anchored: queries start from the mean of their own stretch of the source.
+        rotary: attention sees how far apart tokens and slots are (rotary embedding), besides where
+            each is; finding "the name before this value" is then easy to learn.
         dropout: in the MLPs.
     """
 
@@ -48,10 +50,13 @@ class Config:
     depth: int = 2
     mlp_ratio: int = 4
     anchored: bool = True
+    rotary: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         at_least(self, 1, "slots", "width", "heads", "ratio")
+        if self.width is not None:
+            check_rotary(self.rotary, self.width, self.heads)
         if any(ratio < 1 for ratio in self.ratios):
             raise UserError(f"ratios: source tokens a slot, 1 or more each; got {self.ratios}")
         if self.ratio is not None and not self.ratios:
@@ -73,19 +78,22 @@ class Perceiver(nn.Module):
         index = jnp.cumsum(view.mask, axis=1) - 1
         x = nn.Dense(width, name="enter")(view.x)
         x = x + sinusoid(index, width)
+        check_rotary(c.rotary, width, c.heads)
+        at = index.astype(jnp.float32) if c.rotary else None
         x = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")(
-            x, view.mask, train=train
+            x, view.mask, train=train, at=at
         )
         queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, width))
         z = jnp.broadcast_to(queries[None], (x.shape[0], c.slots, width))
         used = self.used(lengths, train)
         if c.anchored:
             z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, used, c.slots), x)
-        z = z + sinusoid(stretch_positions(lengths, used, c.slots), width)
+        middles = stretch_positions(lengths, used, c.slots)
+        z = z + sinusoid(middles, width)
         mask = jnp.arange(c.slots)[None, :] < used[:, None]
         y = nn.RMSNorm(name="source_norm")(x)
         z = Stack(c.depth, c.heads, c.mlp_ratio, cross=True, dropout=c.dropout, name="resampler")(
-            z, mask, y, view.mask, train
+            z, mask, y, view.mask, train, middles if c.rotary else None, at
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         slots = jnp.where(mask[..., None], slots, 0.0)

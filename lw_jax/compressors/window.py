@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.dims import Dims
-from lw_jax.transformer import Mlp, Stack, sinusoid
+from lw_jax.transformer import Mlp, Stack, check_rotary, sinusoid
 from lw_jax.types import Features, Latent, Views
 
 
@@ -28,6 +28,7 @@ class Config:
         encoder_layers: self-attention layers over the source before pooling.
         depth: self-attention layers over the slots.
         mlp_ratio: hidden width of the MLPs over the width.
+        rotary: attention sees how far apart tokens and windows are (rotary embedding).
         dropout: in the MLPs.
     """
 
@@ -38,7 +39,11 @@ class Config:
     encoder_layers: int = 0
     depth: int = 2
     mlp_ratio: int = 4
+    rotary: bool = False
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_rotary(self.rotary, self.width, self.heads)
 
 
 class Window(nn.Module):
@@ -54,8 +59,9 @@ class Window(nn.Module):
         x = nn.Dense(c.width, name="enter")(view.x)
         index = jnp.cumsum(view.mask, axis=1) - 1
         x = x + sinusoid(index, c.width)
+        at = index.astype(jnp.float32) if c.rotary else None
         x = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")(
-            x, view.mask, train=train
+            x, view.mask, train=train, at=at
         )
         # Real tokens first: tokens of the head (masked) would shift the windows.
         order = jnp.argsort(~view.mask, axis=1, stable=True)
@@ -75,9 +81,11 @@ class Window(nn.Module):
             z = mean + nn.Dense(c.width, name="concat")(wide)
             z = z + Mlp(c.mlp_ratio, name="mlp")(nn.RMSNorm(name="mlp_norm")(z), train)
         mask = count > 0
-        z = z + sinusoid(jnp.arange(windows) * c.size, c.width)[None]
+        starts = jnp.arange(windows) * c.size
+        z = z + sinusoid(starts, c.width)[None]
+        middles = jnp.broadcast_to(starts + (c.size - 1) / 2, mask.shape) if c.rotary else None
         z = Stack(c.depth, c.heads, c.mlp_ratio, dropout=c.dropout, name="mixer")(
-            z, mask, train=train
+            z, mask, train=train, at=middles
         )
         out = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         out = out * mask[..., None]

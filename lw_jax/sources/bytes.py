@@ -18,7 +18,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.party import Party
 from lw_jax.receiver.layout import Speaker
-from lw_jax.transformer import Stack, sinusoid
+from lw_jax.transformer import Stack, check_rotary, sinusoid
 from lw_jax.types import Array, Features, PyTree, Taps
 
 VOCAB = 256
@@ -32,6 +32,7 @@ class Config:
         max_bytes: longer texts are left out and counted.
         width, heads, depth: of the transformer.
         mlp_ratio: hidden width of its MLPs over the width.
+        rotary: attention sees how far apart bytes are (rotary embedding), besides where each is.
     """
 
     max_bytes: int = 2048
@@ -39,11 +40,13 @@ class Config:
     heads: int = 8
     depth: int = 6
     mlp_ratio: int = 4
+    rotary: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_bytes", "width", "heads", "depth", "mlp_ratio")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
+        check_rotary(self.rotary, self.width, self.heads)
 
 
 class ByteEncoder(nn.Module):
@@ -59,7 +62,8 @@ class ByteEncoder(nn.Module):
             source.ids
         )
         x = x + sinusoid(index, c.width)
-        x = Stack(c.depth, c.heads, c.mlp_ratio, name="encoder")(x, source.mask)
+        at = index.astype(jnp.float32) if c.rotary else None
+        x = Stack(c.depth, c.heads, c.mlp_ratio, name="encoder")(x, source.mask, at=at)
         return Features(nn.RMSNorm(name="out_norm")(x), source.mask, source.ids)
 
 

@@ -1,0 +1,87 @@
+"""Rotary attention of the bridges: scores know distances, not places."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors import perceiver, window
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.transformer import Attention
+from lw_jax.types import Array, Features
+
+WIDTH, TOKENS = 16, 12
+DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+ROWS = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
+
+
+def attended(x: Array, shift: float, spread: float = 1.0, offset: float = 0.0) -> Array:
+    """x over itself, at positions `spread` apart from `shift` on; keys `offset` further on."""
+    at = jnp.broadcast_to(shift + spread * jnp.arange(TOKENS), x.shape[:2])
+    module = Attention(heads=2)
+    mask = jnp.ones(x.shape[:2], bool)
+    params = module.init(jax.random.key(0), x, x, mask)
+    found: Array = module.apply(params, x, x, mask, at=(at, at + offset))  # type: ignore[assignment]
+    return found
+
+
+def test_a_shift_of_everything_changes_nothing() -> None:
+    chex.assert_trees_all_close(attended(ROWS, 0.0), attended(ROWS, 37.5), atol=1e-5)
+
+
+def test_distances_count() -> None:
+    here = attended(ROWS, 0.0)
+    assert float(jnp.abs(attended(ROWS, 0.0, offset=1.0) - here).max()) > 1e-3
+    assert float(jnp.abs(attended(ROWS, 0.0, spread=2.0) - here).max()) > 1e-3
+
+
+def view(lengths: list[int], room: int = TOKENS) -> Features:
+    mask = jnp.arange(room)[None] < jnp.asarray(lengths)[:, None]
+    return Features(ROWS[:, :room], mask, jnp.zeros(mask.shape, jnp.int32))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("part", ["perceiver", "window"])
+def test_padding_changes_nothing(part: str, rotary: bool) -> None:
+    sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1, "rotary": rotary}
+    if part == "perceiver":
+        module = perceiver.build(perceiver.Config(slots=4, **sizes), DIMS)  # type: ignore[arg-type]
+    else:
+        module = window.build(window.Config(size=3, **sizes), DIMS)  # type: ignore[arg-type,assignment]
+    params = jax.jit(module.init)(jax.random.key(0), {"source": view([9, 6])})
+    whole = jax.jit(module.apply)(params, {"source": view([9, 6])})
+    cut = jax.jit(module.apply)(params, {"source": view([9, 6], room=9)})
+    assert not isinstance(whole, tuple) and not isinstance(cut, tuple)
+    some = np.asarray(cut.mask)  # type: ignore[union-attr]
+    slots = whole.slots[:, : some.shape[1]]  # type: ignore[union-attr]
+    chex.assert_trees_all_close(slots[some], cut.slots[some], atol=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("part", ["perceiver", "window"])
+def test_rotary_changes_the_latent_but_not_the_parameters(part: str) -> None:
+    sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1}
+    made = []
+    for rotary in (False, True):
+        if part == "perceiver":
+            config = perceiver.Config(slots=4, rotary=rotary, **sizes)
+            module = perceiver.build(config, DIMS)
+        else:
+            module = window.build(window.Config(size=3, rotary=rotary, **sizes), DIMS)  # type: ignore[assignment]
+        params = jax.jit(module.init)(jax.random.key(0), {"source": view([12, 12])})
+        made.append((params, jax.jit(module.apply)(params, {"source": view([12, 12])}).slots))  # type: ignore[union-attr]
+    chex.assert_trees_all_equal(made[0][0], made[1][0])
+    assert float(jnp.abs(made[0][1] - made[1][1]).max()) > 1e-4
+
+
+def test_odd_heads_cannot_be_turned() -> None:
+    with pytest.raises(UserError, match="3 a head; choose an even number"):
+        window.Config(size=3, width=6, heads=2, rotary=True)
+    with pytest.raises(UserError, match="3 a head; choose an even number"):
+        perceiver.Config(slots=4, width=6, heads=2, rotary=True)
+    module = perceiver.build(perceiver.Config(slots=4, width=None, heads=2, rotary=True), DIMS)
+    with pytest.raises(UserError, match="3 a head; choose an even number"):
+        module.init(jax.random.key(0), {"source": view([12, 12])})
