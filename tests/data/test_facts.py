@@ -203,3 +203,18 @@ def test_shared_kinds_leave_no_question_to_its_kind_alone():
     for i in range(30):
         kinds = [example.id.split("/")[2].split(".")[0] for example in rows[i]]
         assert len(set(kinds)) == 2
+
+
+def test_training_alone_is_augmented() -> None:
+    plain, more = facts.Config(), facts.Config(augment=facts.Augment(shared=1.0, reverse=True))
+    for split in ("validation", "eval"):
+        assert [facts.rows(more, split)[i] for i in range(20)] == [
+            facts.rows(plain, split)[i] for i in range(20)
+        ]
+    kinds = [
+        {example.id.split("/")[2].split(".")[0] for example in facts.rows(more, "train")[i]}
+        for i in range(20)
+    ]
+    assert all(len(found - {"name"}) == 2 for found in kinds)
+    asked = [example.question for example in facts.rows(more, "train")[0]]
+    assert any(question.startswith(("Who", "Whose")) for question in asked)
