@@ -12,7 +12,9 @@ from lw_jax.config.checks import at_least
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.overlap import RunIndex, normalised
+from lw_jax.data.rewritten import Augment, RewrittenRows
 from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.errors import UserError
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -31,6 +33,7 @@ class Config(Source):
             solution) or `final` (its number).
         decontaminate: training rows that share a run of so many words with an evaluation row are
             left out; 0: none is.
+        augment: other names and numbers in the training split alone; for `readback`.
     """
 
     train: str = "openai/gsm8k"
@@ -38,13 +41,21 @@ class Config(Source):
     subset: str | None = "main"
     task: Literal["readback", "solve", "final"] = "readback"
     decontaminate: int = 13
+    augment: Augment = Augment()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "decontaminate")
+        if self.augment.rewritten and self.task != "readback":
+            raise UserError(
+                f"augment.rewritten: only for task readback (a rewritten problem has another "
+                f"solution); the task is {self.task}"
+            )
 
 
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+def rows(
+    cfg: Config, split: str, seed: int = 0, level: int | None = None
+) -> ListRows | RewrittenRows:
     """One row a problem; problems that stand twice in a file share a context."""
 
     def parse(
@@ -56,12 +67,16 @@ def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> Li
         name = f"gsm8k-{short_hash(key)}"
         yield key, Example(f"{name}/{Path(where).name}", name, problem, "", (answer,))
 
-    keep = None
+    keep = index = None
     if split != "eval" and cfg.decontaminate:
         held_out = load(replace(cfg, eval_rows=None), "eval", parse)
-        index = RunIndex((group[0].context for group in held_out.groups), cfg.decontaminate)
-        keep = lambda example: index.shared(example.context) is None  # noqa: E731
-    return load(cfg, split, parse, seed, level, keep)
+        found = index = RunIndex((group[0].context for group in held_out.groups), cfg.decontaminate)
+        keep = lambda example: found.shared(example.context) is None  # noqa: E731
+    read = load(cfg, split, parse, seed, level, keep)
+    if split != "train" or not cfg.augment.rewritten:
+        return read
+    groups = [group[:1] for group in read.groups]
+    return RewrittenRows(groups, cfg.augment, seed, index, read.malformed, read.skipped)
 
 
 def solution(record: Mapping[str, Any], final: bool = False) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lw_jax.config.yaml_files import load
 from lw_jax.launch import main
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +61,13 @@ def run(version: str, rows: Path, run_dir: Path, *flags: str) -> dict[str, Any]:
     sizes = {"slots": 8, "width": 32, "heads": 2, "depth": 1}
     sizes |= {"steps": 2} if compressor == "dit" else {}
     short += [f"--bridge.compressor.{compressor}.{key}={n}" for key, n in sizes.items()]
-    if version != "v04":
-        if version != "default":  # it has no normaliser to calibrate
-            short += [
-                "--stages.calibrate.calibrate.rows=8",
-                "--stages.calibrate.calibrate.batch_size=8",
-            ]
+    stages = load(CONFIGS / f"{version}.yaml")["stages"]
+    if "calibrate" in stages:
+        short += [
+            "--stages.calibrate.calibrate.rows=8",
+            "--stages.calibrate.calibrate.batch_size=8",
+        ]
+    if "fit" in stages:
         short += [
             "--stages.fit.train.steps=2",
             "--stages.fit.train.log_every=1",

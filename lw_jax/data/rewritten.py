@@ -1,0 +1,86 @@
+"""Training texts without end: a data set's own texts with other names and other numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lw_jax.config.checks import between
+from lw_jax.data.augment import excerpt, pieces, proper_names, rewrite
+from lw_jax.data.example import Example
+from lw_jax.data.overlap import RunIndex
+
+SIZE = 100_000_000
+TRIES = 100
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Training texts that cannot be learned by heart.
+
+    Args:
+        rewritten: share of contexts whose names and numbers are replaced, anew each time.
+        excerpts: share of those that are cut to some of their consecutive sentences.
+    """
+
+    rewritten: float = 0.0
+    excerpts: float = 0.0
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "rewritten", "excerpts")
+
+
+class RewrittenRows:
+    """Contexts to read back; `rows[i]` is a pure function of (texts, seed, i), made when asked for.
+
+    Args:
+        groups: a data set's own contexts, one example each.
+        augment: how many are changed, and how.
+        seed: of the choice.
+        held_out: runs of words that no rewritten text contains; where none of some tries is free
+            of them the text stays as it is. None: nothing is held out.
+        malformed, skipped: as of the data set's own rows.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[Example, ...]],
+        augment: Augment,
+        seed: int,
+        held_out: RunIndex | None = None,
+        malformed: Sequence[str] = (),
+        skipped: int = 0,
+    ) -> None:
+        self.groups = groups
+        self.augment = augment
+        self.seed = seed
+        self.held_out = held_out
+        self.malformed = malformed
+        self.skipped = skipped
+        texts = [group[0].context for group in groups]
+        self.names = proper_names(texts)
+        known = frozenset(self.names)
+        self.pieces = [pieces(text, known) for text in texts]
+
+    def __len__(self) -> int:
+        return SIZE
+
+    def __getitem__(self, index: int, /) -> tuple[Example, ...]:
+        name = f"rewritten-{self.seed}-{index}"
+        rng = random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        place = int(rng.random() * len(self.groups))
+        text = self._text(place, rng) if rng.random() < self.augment.rewritten else None
+        if text is None:
+            return self.groups[place]
+        return (Example(f"{name}/{self.groups[place][0].id}", name, text, "", (text,)),)
+
+    def _text(self, place: int, rng: random.Random) -> str | None:
+        for _ in range(TRIES):
+            text = rewrite(self.pieces[place], {}, self.names, rng, numbers=True)
+            if rng.random() < self.augment.excerpts:
+                text = excerpt(text, rng)
+            if self.held_out is None or self.held_out.shared(text) is None:
+                return text
+        return None
