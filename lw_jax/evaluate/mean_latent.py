@@ -39,18 +39,20 @@ def measure(
     put: Callable[[HostBatch], Any],
     batch_size: int,
 ) -> Slots:
-    """Mean slots [M, d] over the contexts given (whole batches of them); a slot that no context
-    has is zero. `put` lays a batch on the mesh."""
-    total: Slots | None = None
-    count = np.zeros((), np.float32)
+    """Mean slots [M + 1, d] over the contexts given (whole batches of them).
+
+    The last is the mean of all slots; it stands for those that no context given has, as longer
+    texts may. `put` lays a batch on the mesh.
+    """
+    total = count = np.zeros((), np.float32)
     size = min(batch_size, len(groups))
     for begin in range(0, len(groups) - size + 1, size):
         batch = collate([group[:1] for group in groups[begin : begin + size]])
         sums, counts = jax.device_get(_sums(scene, put(batch)))
-        total = sums if total is None else total + sums
-        count = count + counts
-    assert total is not None
-    return np.asarray(total / np.maximum(count, 1)[:, None], np.float32)
+        total, count = total + sums, count + counts
+    mean = total.sum(axis=0) / max(count.sum(), 1)
+    own = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], mean)
+    return np.asarray([*own, mean], np.float32)
 
 
 def key_of(digest: str, ratio: float | None, layout: LayoutConfig) -> str:

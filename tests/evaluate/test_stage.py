@@ -286,7 +286,7 @@ def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
     key = mean_latent.key_of(metrics["parameters"]["digest"], None, run.config.layout)
     held = mean_latent.load(run.run_dir, key)
     assert held is not None
-    assert held.shape == (6, 12)
+    assert held.shape == (6 + 1, 12)
     assert np.abs(held).max() > 0
     assert mean_latent.load(run.run_dir, "another") is None
 

@@ -152,7 +152,7 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
     scene = Scene(
         parties=Parties(sender, {RECEIVER: receiver}),
         bridge=fresh(config, dims, 2),
-        mean=jnp.asarray(np.random.default_rng(0).normal(size=(slots, WIDTH)), jnp.float32),
+        mean=jnp.asarray(np.random.default_rng(0).normal(size=(slots + 1, WIDTH)), jnp.float32),
         config=config,
         dims=dims,
         receiver=RECEIVER,

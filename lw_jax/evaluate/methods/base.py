@@ -25,7 +25,7 @@ class Scene:
     """One receiver and the wire that leads to it; arrays are arguments of the jitted step.
 
     bridge: its parameters, None where no method needs one; mean: training-set mean of the slots
-    [M, d], None likewise; receiver: which one reads.
+    [M + 1, d], None likewise; receiver: which one reads.
     """
 
     parties: Parties
