@@ -21,6 +21,7 @@ from lw_jax import wire
 from lw_jax.codecs import CODES
 from lw_jax.codecs import codec as check
 from lw_jax.config.evaluation import DecodeConfig
+from lw_jax.config.parse import from_dict
 from lw_jax.config.run import read_config
 from lw_jax.config.schema import Config, MeshConfig
 from lw_jax.data.example import Example
@@ -33,6 +34,7 @@ from lw_jax.receiver.collate import MULTIPLE, Collate, measure
 from lw_jax.receiver.layout import Speaker, ask_ids, ask_text
 from lw_jax.receiver.pack import Segment
 from lw_jax.stages.setting import Setting, set_up
+from lw_jax.train.export import about_bridge, is_exported
 from lw_jax.types import SHARED, Latent
 
 
@@ -48,11 +50,17 @@ class Bridge:
     def load(cls, run_dir: str | Path, checkpoint: Literal["last", "best"] = "last") -> Bridge:
         """The bridge of a run, decoding as its last evaluation did. The run's rows are not needed.
 
+        Args:
+            run_dir: of a run, or of an exported bridge (as those in `zoo/bridges` are).
+            checkpoint: of a run.
+
         Raises:
-            UserError: no run there, nothing trained yet, its receiver needs the text as well, or
+            UserError: neither there, nothing trained yet, its receiver needs the text as well, or
                 the frozen models are not to be had.
         """
-        config = read_config(Path(run_dir))
+        home = Path(run_dir)
+        exported = is_exported(home)
+        config = from_dict(about_bridge(home)["config"]) if exported else read_config(home)
         if config.layout.beside_text:
             raise UserError(
                 f"{run_dir}: its receiver reads the text beside what is delivered "
@@ -60,8 +68,9 @@ class Bridge:
             )
         # One text at a time: rows cannot be spread over devices.
         mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))
-        setting = set_up(config, mesh, Path(run_dir), rows=False)
-        trained = load_trained(config, Path(run_dir), setting, checkpoint)
+        setting = set_up(config, mesh, home, rows=False)
+        origin = str(home) if exported else None
+        trained = load_trained(config, home, setting, checkpoint, init_from=origin)
         return cls(setting, trained, _decoding(config))
 
     def encode(self, text: str, question: str | None = None, codec: str | None = None) -> bytes:

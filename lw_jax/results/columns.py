@@ -99,6 +99,12 @@ def _probed(seed: Seed, who: str) -> Mapping[str, Any] | None:
     return found
 
 
+def _steps(seed: Seed) -> float | None:
+    """Of all train stages; None for a run without one."""
+    stages = seed.record["training"].values()
+    return sum(stage["steps"] for stage in stages) if stages else None
+
+
 def _columns(row: Row) -> str:
     found = row.figure("latent", "columns")
     return MISSING if found is None else f"{found.mean:.0f}"
@@ -158,7 +164,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "steps": Column(
         "steps",
-        lambda row: _mean(row, lambda s: s.training.get("steps"), "{:.0f}"),
+        lambda row: _mean(row, _steps, "{:.0f}"),
     ),
     "seconds_per_step": Column(
         "s a step",

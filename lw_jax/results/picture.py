@@ -26,6 +26,7 @@ def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Ro
         raise UserError("pictures: matplotlib is missing; pip install 'lw_jax[dev]'") from error
     metric = picture.get("metric", "em")
     figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
+    texts: dict[float, list[str]] = {}
     for i, (name, rows) in enumerate(lines.items()):
         colour = f"C{i}"
         _line(axes, rows, [r.figure("latent", metric) for r in rows], name, colour, "o-")
@@ -34,16 +35,10 @@ def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Ro
             _line(axes, rows, budget, f"{name}: text cut to as many tokens", colour, "s:")
         text = rows[0].figure("text", metric)
         if text is not None:
-            axes.axhline(text.mean, color=colour, linewidth=0.8, linestyle="--")
-            axes.annotate(
-                f"text, {name}",
-                (1.0, text.mean),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=7,
-                color=colour,
-            )
+            texts.setdefault(round(text.mean, 2), []).append(name)
+    for level, names in texts.items():  # lines that the same text stands above share it
+        label = "text" if len(texts) == 1 else f"text, {', '.join(names)}"
+        axes.axhline(level, color="0.4", linewidth=0.8, linestyle="--", label=label)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axes.set_ylim(0, 1.05)

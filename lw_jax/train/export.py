@@ -33,6 +33,12 @@ def is_exported(directory: Path) -> bool:
     return (directory / WEIGHTS).is_file()
 
 
+def about_bridge(directory: Path) -> dict[str, Any]:
+    """What is known about an exported bridge: `step`, `stage`, `fingerprints`, `config`."""
+    found: dict[str, Any] = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+    return found
+
+
 def save_bridge(directory: Path, params: PyTree, about: Mapping[str, Any]) -> None:
     """Write a bridge's parameters, and what is known about them (JSON: `step`, `stage`,
     `fingerprints`, `config`)."""
@@ -59,7 +65,7 @@ def load_bridge(
     Raises:
         UserError: it holds another bridge than the config's.
     """
-    about = json.loads((directory / ABOUT).read_text(encoding="utf-8"))
+    about = about_bridge(directory)
     trained = about["parameters"]
     if only:
         like = {name: like[name] for name in only}

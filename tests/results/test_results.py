@@ -48,11 +48,13 @@ def runs(tmp_path: Path) -> list[Path]:
         run = tmp_path / f"wire_{i}"
         run.mkdir()
         (run / "config.yaml").write_text(
-            "name: wire\nstages: {fit: {train: {steps: 20}}, report: {evaluate: {}}}\n"
+            "name: wire\nstages: {read: {train: {steps: 5}}, fit: {train: {steps: 20}}, "
+            "report: {evaluate: {}}}\n"
         )
         (run / "metrics.json").write_text(json.dumps(metrics(em, 2.0 + i)))
-        (run / "finished.json").write_text('{"fit": 60.0, "report": 5.0}')
+        (run / "finished.json").write_text('{"read": 30.0, "fit": 60.0, "report": 5.0}')
         lines = [
+            {"stage": "read", "step": 5, "kind": "train", "loss": 3.0, "seconds_per_step": 1.0},
             {"stage": "fit", "step": 10, "kind": "train", "loss": 2.0, "seconds_per_step": 1.0},
             {"stage": "fit", "step": 10, "kind": "evaluate", "r/alarm/collapse": 1},
             {"stage": "fit", "step": 20, "kind": "train", "loss": 1.5, "seconds_per_step": 3.0},
@@ -99,7 +101,8 @@ def test_the_page(tmp_path: Path, runs: list[Path]) -> None:
     assert cells[0]["of text"] == "66.7%"
     assert cells[0]["better token budget EM"].startswith("0.200")
     assert cells[0]["alarms (first step)"] == "collapse (10)"
-    assert cells[0]["minutes"] == "1.0"
+    assert cells[0]["minutes"] == "1.5"
+    assert cells[0]["steps"] == "25"
     assert cells[0]["s a step"] == "2.000"
     assert cells[0]["last loss"] == "1.500"
     assert cells[0]["entities"] == "–"  # not measured: never a zero

@@ -1,0 +1,37 @@
+"""The bridge that ships, from Python: a text becomes bytes, and the bytes answer for it."""
+
+from pathlib import Path
+
+import pytest
+
+from lw_jax import Bridge
+from lw_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TEXT = (
+    "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic. "
+    "Ada Lumen works as a diver in Zelmora. Ben Korim works as a baker in Ostrin."
+)
+ASKED = {
+    "How many cats does Ben Korim keep?": "31",
+    "How many goats does Ada Lumen keep?": "7",
+    "What does Ben Korim work as?": "baker",
+    "Where does Ada Lumen work?": "Zelmora",
+}
+
+
+def test_an_exported_bridge_answers(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    wire = Bridge.load("zoo/bridges/facts")
+    sent = wire.encode(TEXT)
+    assert len(sent) < 17_000
+    said = {question: wire.answer(sent, question) for question in ASKED}
+    other = wire.encode("Ada Lumen keeps 50 hens in the yard.")
+    assert sum(said[q] == answer for q, answer in ASKED.items()) >= 3, said
+    assert wire.answer(other, "How many hens does Ada Lumen keep?") == "50"
+    assert wire.answer(other, "How many cats does Ben Korim keep?") != "31"
+
+
+def test_neither_run_nor_bridge(tmp_path):
+    with pytest.raises(UserError, match="no run directory"):
+        Bridge.load(tmp_path)
