@@ -159,12 +159,16 @@ def _unlike_training(layout: LayoutConfig, trained: Trained | None) -> list[str]
 
 
 def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig) -> Any:
-    """The mean slots on the mesh: as measured with these parameters before, or measured now."""
+    """The mean slots on the mesh: as measured with these parameters before, or measured now.
+
+    Of as many training texts as are evaluated, up to MEAN_ROWS.
+    """
     setting = compared.setting
-    measured = mean_latent.key_of(trained.digest, cfg.ratio, setting.layout)
+    count = min(MEAN_ROWS, len(compared.examples))
+    measured = mean_latent.key_of(trained.digest, cfg.ratio, setting.layout, count)
     slots = mean_latent.load(run.run_dir, measured)
     if slots is None:
-        groups = sample(load_rows(run.config.data, "train", run.config.seed), MEAN_ROWS)
+        groups = sample(load_rows(run.config.data, "train", run.config.seed), count)
         receiver = next(iter(setting.receivers))
         slots = mean_latent.measure(
             _scene(compared, trained, receiver),

@@ -283,7 +283,7 @@ def test_parts_of_another_evaluation_are_not_read(tmp_path: Path) -> None:
 def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
     run: Run, metrics: dict[str, Any]
 ) -> None:
-    key = mean_latent.key_of(metrics["parameters"]["digest"], None, run.config.layout)
+    key = mean_latent.key_of(metrics["parameters"]["digest"], None, run.config.layout, 22)
     held = mean_latent.load(run.run_dir, key)
     assert held is not None
     assert held.shape == (6 + 1, 12)
