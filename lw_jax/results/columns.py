@@ -119,6 +119,16 @@ def _bytes(codec: str) -> Column:
     return Column(f"bytes, {codec}", lambda row: _mean(row, value, "{:.0f}"))
 
 
+def _code(key: str, heading: str, form: str) -> Column:
+    """Of the codes that a batch of latents uses (`lw_jax.codes.usage`)."""
+
+    def value(seed: Seed) -> float | None:
+        found: float | None = (seed.method("latent") or {}).get("slots", {}).get(f"codes_{key}")
+        return found
+
+    return Column(heading, lambda row: _mean(row, value, form))
+
+
 COLUMNS: dict[str, Column] = {
     "text": _of("text", "em", "text EM"),
     "latent": _of("latent", "em", "latent EM"),
@@ -154,6 +164,9 @@ COLUMNS: dict[str, Column] = {
     "bytes_int8": _bytes("int8"),
     "bytes_int6": _bytes("int6"),
     "bytes_int4": _bytes("int4"),
+    "bytes_codes": _bytes("codes"),
+    "code_perplexity": _code("perplexity", "perplexity of a code", "{:.2f}"),
+    "code_distinct": _code("distinct", "different codes over slots", "{:.3f}"),
     "probe_sender": _probe("sender", "linear probe, sender"),
     "probe_receiver": _probe("receiver", "linear probe, receiver"),
     "relay": _of("relay", "em", "relay EM"),
