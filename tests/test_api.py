@@ -32,6 +32,18 @@ def test_an_exported_bridge_answers(monkeypatch):
     assert wire.answer(other, "How many cats does Ben Korim keep?") != "31"
 
 
+def test_loading_writes_nothing(tmp_path, monkeypatch):
+    """Not even where the receivers' loudness is missing and has to be measured."""
+    monkeypatch.chdir(ROOT)
+    for name in ("bridge.json", "bridge.safetensors"):
+        (tmp_path / name).symlink_to(ROOT / "zoo/bridges/facts" / name)
+    loaded, shipped = Bridge.load(tmp_path), Bridge.load("zoo/bridges/facts")
+    assert {path.name for path in tmp_path.iterdir()} == {"bridge.json", "bridge.safetensors"}
+    found, held = (wire.setting.dims.receivers["mistral"] for wire in (loaded, shipped))
+    assert found.embed_rms == pytest.approx(held.embed_rms, rel=1e-4)
+    assert found.key_rms == pytest.approx(held.key_rms, rel=1e-4)
+
+
 def test_neither_run_nor_bridge(tmp_path):
     with pytest.raises(UserError, match="no run directory"):
         Bridge.load(tmp_path)

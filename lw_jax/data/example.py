@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -40,6 +42,11 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> tuple[Example, ...]: ...
+
+
+def rng_of(name: str) -> random.Random:
+    """Random draws that depend on a row's name alone, on every machine."""
+    return random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 def check_split(split: str) -> Split:

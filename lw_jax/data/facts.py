@@ -7,14 +7,13 @@ training row contains.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lw_jax.config.checks import at_least, between
-from lw_jax.data.example import Example, Split, check_split
+from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
 from lw_jax.data.words import CLOSED, Role, open_word
 from lw_jax.errors import UserError
@@ -115,7 +114,7 @@ class FactsRows:
             raise IndexError(f"facts row {index} of {self.size}")
         levels = "-".join(map(str, self.levels))
         name = f"facts-{self.split}-{self.seed}-{levels}-{index}"
-        rng = random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        rng = rng_of(name)
         level = self.levels[int(rng.random() * len(self.levels))]
         facts = draw_facts(level, self.split, rng, self.shared)
         context = " ".join([_pick(kind.statements, rng).format_map(v) for kind, v in facts])

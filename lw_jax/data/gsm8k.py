@@ -67,11 +67,14 @@ def rows(
         name = f"gsm8k-{short_hash(key)}"
         yield key, Example(f"{name}/{Path(where).name}", name, problem, "", (answer,))
 
-    keep = index = None
+    index = None
     if split != "eval" and cfg.decontaminate:
         held_out = load(replace(cfg, eval_rows=None), "eval", parse)
-        found = index = RunIndex((group[0].context for group in held_out.groups), cfg.decontaminate)
-        keep = lambda example: found.shared(example.context) is None  # noqa: E731
+        index = RunIndex((group[0].context for group in held_out.groups), cfg.decontaminate)
+
+    def keep(example: Example) -> bool:
+        return index is None or index.shared(example.context) is None
+
     read = load(cfg, split, parse, seed, level, keep)
     if split != "train" or not cfg.augment.rewritten:
         return read

@@ -8,15 +8,13 @@ gsm8k_solve a GSM8K problem with other names, "Answer:", its worked solution
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from lw_jax.config.checks import at_least
 from lw_jax.data import gsm8k
 from lw_jax.data.augment import Piece, excerpt, pieces, proper_names, rewrite
-from lw_jax.data.example import Example, check_split
+from lw_jax.data.example import Example, check_split, rng_of
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 
@@ -106,7 +104,7 @@ class MixtureRows:
 
     def __getitem__(self, index: int, /) -> tuple[TextTask, ...]:
         name = f"pretraining-{self.facts.split}-{self.facts.seed}-{index}"
-        rng = random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        rng = rng_of(name)
         task = self._task(rng.random() * self.total)
         if task == "facts":
             return tuple(TextTask(example, ANSWER) for example in self.facts[index])

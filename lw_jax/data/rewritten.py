@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lw_jax.config.checks import between
 from lw_jax.data.augment import excerpt, pieces, proper_names, rewrite
-from lw_jax.data.example import Example
+from lw_jax.data.example import Example, rng_of
 from lw_jax.data.overlap import RunIndex
 
 SIZE = 100_000_000
@@ -69,7 +68,7 @@ class RewrittenRows:
 
     def __getitem__(self, index: int, /) -> tuple[Example, ...]:
         name = f"rewritten-{self.seed}-{index}"
-        rng = random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        rng = rng_of(name)
         place = int(rng.random() * len(self.groups))
         text = self._text(place, rng) if rng.random() < self.augment.rewritten else None
         if text is None:

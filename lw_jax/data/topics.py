@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lw_jax.config.checks import at_least, between
-from lw_jax.data.example import Example, Split, check_split
+from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.words import ANIMALS, FIRST_NAMES, ITEMS, JOBS, PLACES, open_word
 from lw_jax.errors import UserError
 
@@ -138,9 +138,9 @@ class TopicRows:
             raise IndexError(f"topics row {index} of {self.size}")
         kind = f"topics-{self.split}-{self.seed}-{self.own}of{self.sentences}"
         block, place = divmod(index, len(TOPICS))
-        label = _rng(f"{kind}/{block}").sample(list(TOPICS), len(TOPICS))[place]
+        label = rng_of(f"{kind}/{block}").sample(list(TOPICS), len(TOPICS))[place]
         name = f"{kind}-{index}"
-        context = self._text(label, _rng(name))
+        context = self._text(label, rng_of(name))
         return (Example(f"{name}/{label}", name, context, QUESTION, (label,), self.sentences),)
 
     def _text(self, label: str, rng: random.Random) -> str:
@@ -182,7 +182,3 @@ def plural(topic: str, noun: str) -> str:
     if re.search(r"[^aeiou]y$", noun):
         return noun[:-1] + "ies"
     return noun + ("es" if re.search(r"(s|x|ch|sh)$", noun) else "s")
-
-
-def _rng(name: str) -> random.Random:
-    return random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -109,7 +109,7 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     Args:
         run_dir: of a run, which measures its receivers once.
         rows: False where no label is needed; rows are then read only to measure the receivers, if
-            the run has not.
+            the run has not, and nothing is written.
 
     Raises:
         UserError: a model, the data, or the labels of a receiver's tokenizer are not right.
@@ -148,7 +148,7 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
             check_labels(config.layout, who, [e for group in groups for e in group])
         if loud is None:
             loud = _loudness(config.layout, parties, speakers, groups[:LOUDNESS_ROWS])
-        if run_dir is not None:
+        if run_dir is not None and rows:
             measured.keep(run_dir, loud, prints)
     return Setting(
         layout=config.layout,

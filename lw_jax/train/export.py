@@ -1,7 +1,8 @@
 """A trained bridge in a directory of its own, to ship or to start another run from.
 
 `bridge.safetensors` holds the bridge's parameters (bfloat16; no optimiser, no objectives' heads),
-`bridge.json` where they come from and the fingerprints of the frozen models they belong to.
+`bridge.json` where they come from and the fingerprints of the frozen models they belong to,
+`receivers.json` how loud the receivers were measured to be.
 
     python -m lw_jax.train.export RUN_DIR OUT_DIR
 """
@@ -91,6 +92,7 @@ def main(argv: list[str]) -> int:
     from lw_jax.config.run import read_config
     from lw_jax.evaluate.trained import load_trained
     from lw_jax.mesh import make_mesh
+    from lw_jax.stages import measured
     from lw_jax.stages.setting import set_up
 
     if len(argv) != 2:
@@ -111,6 +113,7 @@ def main(argv: list[str]) -> int:
         "config": to_dict(config),
     }
     save_bridge(out, trained.params, about)
+    measured.keep(out, setting.dims.receivers, setting.fingerprints)
     return 0
 
 
