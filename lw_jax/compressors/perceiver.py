@@ -9,6 +9,7 @@ several ratios at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 import flax.linen as nn
 import jax
@@ -64,7 +65,10 @@ class Config:
 
 
 class Perceiver(nn.Module):
-    """Views -> Latent with M slots, those masked that a row does not use."""
+    """Views -> Latent with M slots, those masked that a row does not use.
+
+    M is `slots`, or with `ratios` as many of them as the longest row of the batch's shape can take.
+    """
 
     config: Config
     dims: Dims
@@ -84,20 +88,29 @@ class Perceiver(nn.Module):
             x, view.mask, train=train, at=at
         )
         queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, width))
-        z = jnp.broadcast_to(queries[None], (x.shape[0], c.slots, width))
+        m = self.room(x.shape[1], train)
+        z = jnp.broadcast_to(queries[None, :m], (x.shape[0], m, width))
         used = self.used(lengths, train)
         if c.anchored:
-            z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, used, c.slots), x)
-        middles = stretch_positions(lengths, used, c.slots)
+            z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, used, m), x)
+        middles = stretch_positions(lengths, used, m)
         z = z + sinusoid(middles, width)
-        mask = jnp.arange(c.slots)[None, :] < used[:, None]
+        mask = jnp.arange(m)[None, :] < used[:, None]
         y = nn.RMSNorm(name="source_norm")(x)
         z = Stack(c.depth, c.heads, c.mlp_ratio, cross=True, dropout=c.dropout, name="resampler")(
             z, mask, y, view.mask, train, middles if c.rotary else None, at
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         slots = jnp.where(mask[..., None], slots, 0.0)
-        return Latent(slots, mask, lengths.astype(jnp.float32), (-1,) * c.slots)
+        return Latent(slots, mask, lengths.astype(jnp.float32), (-1,) * m)
+
+    def room(self, tokens: int, train: bool) -> int:
+        """Slots M that rows of `tokens` source tokens, filling included, can take at most."""
+        c = self.config
+        if not c.ratios:
+            return c.slots
+        own = c.ratios[0] if c.ratio is None else c.ratio
+        return min(c.slots, ceil(tokens / (min(c.ratios) if train else own)))
 
     def used(self, lengths: Array, train: bool) -> Array:
         """Slots [B] that texts of `lengths` [B] source tokens take."""

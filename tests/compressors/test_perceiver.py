@@ -38,7 +38,7 @@ def fresh(view: Features) -> PyTree:
 def test_slots_follow_the_length() -> None:
     found = latent(config(ratios=(4.0, 2.0)), features([24, 9, 1]))
     assert found.mask.sum(axis=1).tolist() == [6, 3, 1]
-    chex.assert_trees_all_equal(found.slots[~np.asarray(found.mask)], jnp.zeros((26, 6)))
+    chex.assert_trees_all_equal(found.slots[~np.asarray(found.mask)], jnp.zeros((8, 6)))
     wider = latent(config(ratios=(4.0, 2.0), ratio=2.0), features([24, 9, 1]))
     assert wider.mask.sum(axis=1).tolist() == [12, 5, 1]
 
@@ -51,6 +51,14 @@ def test_unused_slots_change_nothing() -> None:
     cut = dict(params) | {"queries": params["queries"][:6]}
     few = jax.jit(module.apply)({"params": cut}, {"source": view})
     chex.assert_trees_all_close(many.slots[0, :6], few.slots[0], atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_a_batch_has_no_more_slots_than_its_longest_row_can_take() -> None:
+    view = features([24, 9])
+    assert latent(config(ratios=(2.0, 5.0)), view).slots.shape == (2, 12, 6)
+    assert latent(config(ratios=(2.0, 5.0), ratio=5.0), view).slots.shape == (2, 5, 6)
+    assert latent(config(ratios=(5.0, 4.0)), view, train=True).slots.shape == (2, 6, 6)
+    assert latent(config(ratios=(1.0,)), view).slots.shape == (2, 12, 6)
 
 
 def test_training_draws_every_ratio() -> None:
