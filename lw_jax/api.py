@@ -7,7 +7,7 @@ bridge.answer(sent, "How many goats does Ada keep?")
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -73,17 +73,24 @@ class Bridge:
         trained = load_trained(config, home, setting, checkpoint, init_from=origin)
         return cls(setting, trained, _decoding(config))
 
-    def encode(self, text: str, question: str | None = None, codec: str | None = None) -> bytes:
+    def encode(
+        self,
+        text: str,
+        question: str | None = None,
+        codec: str | None = None,
+        ratio: float | None = None,
+    ) -> bytes:
         """One text as the bytes that cross the wire.
 
         Args:
             question: needed where the question travels in the latent, and only there.
             codec: of the slots, one of `lw_jax.codecs.CODECS`; None: the one that holds what this
                 bridge sends exactly.
+            ratio: source tokens a slot, of a bridge trained for several; None: as its config says.
 
         Raises:
-            UserError: a question is missing or of no use, the text is too long, or the codec is
-                unknown or cannot hold the slots.
+            UserError: a question is missing or of no use, the text is too long, the codec is
+                unknown or cannot hold the slots, or the bridge has one number of slots only.
         """
         layout, sender = self.setting.layout, self.setting.sender
         inside = layout.question_in == "latent"
@@ -102,7 +109,10 @@ class Bridge:
             raise UserError(f"encode: the text is longer than {most}")
         name, levels = codec or wire.codec_of(self.setting.bridge), self._levels
         check(name, levels)
-        latent = _encode(self._scene(next(iter(self.setting.receivers))), batch, name == CODES)
+        scene = self._scene(next(iter(self.setting.receivers)))
+        if ratio is not None:
+            scene = replace(scene, config=wire_bridge.at_ratio(scene.config, ratio))
+        latent = _encode(scene, batch, name == CODES)
         sent = wire.sendable(latent)
         return wire.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
 

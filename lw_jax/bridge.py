@@ -156,8 +156,8 @@ def at_ratio(config: BridgeConfig, ratio: float) -> BridgeConfig:
     (name,) = chosen(config.compressor)
     if not hasattr(compressor, "at_ratio") or not options.ratios:
         raise UserError(
-            f"evaluate.ratio: bridge.compressor.{name} was not trained for several ratios; "
-            "give it `ratios` (perceiver), or leave evaluate.ratio out"
+            f"ratio: bridge.compressor.{name} was not trained for several ratios; "
+            "give it `ratios` (perceiver), or leave ratio out"
         )
     other = replace(config.compressor, **{name: compressor.at_ratio(options, ratio)})
     return replace(config, compressor=other)

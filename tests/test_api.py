@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lw_jax import Bridge
+from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,19 @@ def test_an_exported_bridge_answers(monkeypatch):
     assert sum(said[q] == answer for q, answer in ASKED.items()) >= 3, said
     assert wire.answer(other, "How many hens does Ada Lumen keep?") == "50"
     assert wire.answer(other, "How many cats does Ben Korim keep?") != "31"
+
+
+def test_the_same_bridge_says_it_in_fewer_bytes(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    wire = Bridge.load("zoo/bridges/facts_any_ratio")
+    rows = FactsRows("eval", 0, 6, 6)
+    examples = [rows[i][0] for i in range(6)]
+    few = [wire.encode(example.context, ratio=6) for example in examples]
+    assert len(few[0]) < len(wire.encode(examples[0].context)) / 3
+    said = [wire.answer(sent, e.question) for sent, e in zip(few, examples, strict=True)]
+    assert sum(answer in e.answers for answer, e in zip(said, examples, strict=True)) >= 5, said
+    with pytest.raises(UserError, match=r"ratio: bridge\.compressor\.perceiver was not trained"):
+        Bridge.load("zoo/bridges/facts").encode(TEXT, ratio=6)
 
 
 def test_loading_writes_nothing(tmp_path, monkeypatch):

@@ -127,8 +127,8 @@ class Perceiver(nn.Module):
 
 
 def at_ratio(config: Config, ratio: float) -> Config:
-    """The config that gives a slot so many source tokens in an evaluation."""
-    return replace(config, ratio=ratio)
+    """The config that gives a slot so many source tokens, in training and in evaluations."""
+    return replace(config, ratio=ratio, ratios=(ratio,))
 
 
 def build(config: Config, dims: Dims) -> Perceiver:

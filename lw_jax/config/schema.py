@@ -81,15 +81,18 @@ class Level:
     """A part of a curriculum.
 
     Args:
-        level: level of the rows (for facts: sentences in a context).
         share: share of the stage's steps.
+        level: level of the rows (for facts: sentences in a context); null: as the data says.
+        ratio: source tokens a slot, of a bridge with several ratios; null: any of them.
     """
 
-    level: int
     share: float
+    level: int | None = None
+    ratio: float | None = None
 
     def __post_init__(self) -> None:
         between(self, 0, 1, "share")
+        at_least(self, 1, "ratio")
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class TrainConfig:
         batch_size: contexts in a step (all microbatches together).
         accumulate: microbatches per step.
         questions: questions asked of each context in a step.
-        curriculum: levels of the rows in order, shares adding up to 1; empty: as the data says.
+        curriculum: levels of the rows and ratios of the bridge in order, shares adding up to 1;
+            empty: as the data and the bridge say.
         optimiser: the optimiser.
         objectives, data, layout: replace the config's in this stage.
         train_only: regular expressions on parameter paths; empty: all are trained.
@@ -243,8 +247,26 @@ class Config:
             exactly_one(self.data, "data")
         if self.bridge is not None:
             check_calibrated(self.bridge, self.stages, self.receivers)
+            self._check_ratios(self.bridge)
         for name, stage in self.stages.items():
             if stage.train and not chosen(stage.train.objectives or self.objectives):
                 raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
             if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
                 raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
+
+    def _check_ratios(self, bridge: BridgeConfig) -> None:
+        """A ratio is asked of none but a bridge that has several."""
+        for kind, options in chosen(bridge.compressor).items():
+            if getattr(options, "ratios", ()):
+                continue
+            for name, stage in self.stages.items():
+                parts = stage.train.curriculum if stage.train else ()
+                asked = {f"train.curriculum.{i}.ratio": c.ratio for i, c in enumerate(parts)}
+                if stage.evaluate:
+                    asked["evaluate.ratio"] = stage.evaluate.ratio
+                for key, ratio in asked.items():
+                    if ratio is not None:
+                        raise UserError(
+                            f"stages.{name}.{key}: bridge.compressor.{kind} has one number of "
+                            "slots; give it `ratios` (perceiver), or leave this out"
+                        )

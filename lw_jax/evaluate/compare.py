@@ -17,7 +17,7 @@ from lw_jax.config.evaluation import AT_PRECISION, CONTROLS, METHODS, EvaluateCo
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
-from lw_jax.evaluate.predict import on_host, options_of, predict, sizes
+from lw_jax.evaluate.predict import Planned, compile_all, on_host, options_of, predict, sizes
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
@@ -98,6 +98,20 @@ class Comparison:
         if not self.setting.layout.beside_text:
             return sizes
         return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
+
+    def compile(self, scenes: Sequence[tuple[Scene, str]]) -> None:
+        """Compile what methods need, each of the receiver of its scene, side by side."""
+        placed = {
+            other: put_batch(self.setting.mesh, next(self.batches(other))[1])
+            for other in {method(name).other_source for _, name in scenes}
+        }
+        rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        calls = []
+        for scene, name in scenes:
+            how, who = method(name), self.setting.receivers[scene.receiver]
+            options = options_of(self.config.decode, scene.party.arch, who)
+            calls.append(Planned(how.message, scene, placed[how.other_source], rng, options))
+        compile_all(calls, self.console)
 
     def run(
         self, scene: Scene, name: str, latent_bytes: Sequence[int]

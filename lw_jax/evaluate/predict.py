@@ -7,12 +7,14 @@ same sequence (SPEC sections 3 and 8).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from rich.console import Console
 
 from lw_jax.config.evaluation import DecodeConfig
 from lw_jax.data.example import Example
@@ -30,6 +32,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.party import Party
+from lw_jax.programs import Programs
 from lw_jax.receiver.layout import Speaker
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import decode, head_segment, read
@@ -115,6 +118,15 @@ def predict(
 ) -> Raw:
     """Score and decode one batch with one method's `message`."""
     given, columns = place(message, scene, batch)
+    ask, answer = _ask_and_answer(scene, batch)
+    return Raw(
+        scored=score(scene.party, given, ask, answer),
+        written=write(scene.party, given, ask, rng, options),
+        columns=columns,
+    )
+
+
+def _ask_and_answer(scene: Scene, batch: Batch) -> tuple[Segment, Segment]:
     ask, answer = (
         Segment(
             batch[f"{scene.receiver}/{role}/ids"],
@@ -124,11 +136,37 @@ def predict(
         )
         for role in ("ask", "answer")
     )
-    return Raw(
-        scored=score(scene.party, given, ask, answer),
-        written=write(scene.party, given, ask, rng, options),
-        columns=columns,
-    )
+    return ask, answer
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A call of `predict` that will come."""
+
+    message: Callable[[Scene, Batch], Message]
+    scene: Scene
+    batch: Batch
+    rng: Array
+    options: DecodeOptions
+
+
+def compile_all(calls: Sequence[Planned], console: Console) -> None:
+    """Compile what `predict` needs for these calls, side by side."""
+    first, keys = Programs(), []
+    for call in calls:
+        keys.append(first.add(place, call.message, call.scene, call.batch))
+    placed = first.compile(console)
+    second = Programs()
+    for call, key in zip(calls, keys, strict=True):
+        shapes, _ = jax.eval_shape(partial(place, call.message), call.scene, call.batch)
+        where, _ = placed[key].output_shardings
+        given = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+        )
+        ask, answer = _ask_and_answer(call.scene, call.batch)
+        second.add(score, call.scene.party, given, ask, answer)
+        second.add(write, call.scene.party, given, ask, call.rng, call.options)
+    second.compile(console)
 
 
 @jax.jit

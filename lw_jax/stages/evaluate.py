@@ -213,8 +213,17 @@ def _compare(
     said: dict[str, dict[str, Any]] = {}
     packed: dict[str, Any] = {}
     texts, bridged = compared.texts(), compared.setting.bridge
-    for receiver in compared.setting.receivers:
-        scene = _scene(compared, trained, receiver, mean)
+    scenes = {r: _scene(compared, trained, r, mean) for r in compared.setting.receivers}
+
+    def rows_of(name: str) -> Comparison:
+        return relayed if relayed is not None and method(name).relayed else compared
+
+    kept = {(r, n): partial.load(r, n) for r in scenes for n in methods_of(compared.config)}
+    todo = [(scenes[r], n) for (r, n), found in kept.items() if found is None]
+    for one in (compared, relayed):
+        if one is not None:
+            one.compile([(scene, name) for scene, name in todo if rows_of(name) is one])
+    for receiver, scene in scenes.items():
         slots = [0] * len(texts)
         if trained is not None:
             slots, columns = compared.sizes(scene)
@@ -226,10 +235,10 @@ def _compare(
             )
         said[receiver] = {}
         for name in methods_of(compared.config):
-            found, when = partial.load(receiver, name), ", before it was stopped"
+            found, when = kept[receiver, name], ", before it was stopped"
             if found is None:
-                rows_of = relayed if relayed is not None and method(name).relayed else compared
-                found, when = rows_of.run(scene, name, compared.latent_bytes(slots, name)), ""
+                found = rows_of(name).run(scene, name, compared.latent_bytes(slots, name))
+                when = ""
                 partial.save(receiver, name, *found)
             said[receiver][name] = found
             compared.say(f"{receiver} {name}: {len(texts)} rows in {found[1]:.1f} s{when}")

@@ -19,6 +19,7 @@ from lw_jax.data.example import Example
 from lw_jax.data.stream import Stream
 from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import put_batch, replicated
+from lw_jax.programs import Programs
 from lw_jax.sources.normaliser import fill
 from lw_jax.stages import calibrate, statistics
 from lw_jax.stages.setting import MEASURED_ROWS, Setting, identity, load_rows, sample, set_up
@@ -26,7 +27,7 @@ from lw_jax.train.freezing import frozen_leaves
 from lw_jax.train.loop import Job, StepFn, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.phases import Phase, phases_of
-from lw_jax.train.state import new_state
+from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import Plan, StepMaker, init_heads, plan_at
 from lw_jax.train.watch import Watch
 from lw_jax.types import PyTree
@@ -64,26 +65,54 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         cfg.ema,
         moves,
     )
-    compiled = cache(maker.make)
+    parts = phases(cfg)
 
     @cache
-    def step_of(plan: Plan) -> StepFn:
-        return lambda state, batch: compiled(plan)(state, setting.parties, batch)
+    def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
+        if ratio is None:
+            return maker.make(plan)
+        own = bridge.at_ratio(setting.bridge, ratio)
+        return dataclasses.replace(maker, config=own).make(plan)
 
-    streams = [_stream(setting, cfg, config.data, config.seed, name, p) for p in phases(cfg)]
+    @cache
+    def step_of(plan: Plan, ratio: float | None) -> StepFn:
+        return lambda state, batch: compiled(plan, ratio)(state, setting.parties, batch)
+
+    def step_for(step: int) -> StepFn:
+        (phase,) = (p for p in parts if p.start <= step < p.stop)
+        return step_of(plan_at(objectives, step), phase.ratio)
+
+    streams = [_stream(setting, cfg, config.data, config.seed, name, p) for p in parts]
+    watch = _watch(setting, objectives, config, cfg) if cfg.eval_every else None
+
+    def prepare(state: TrainState, start: int) -> None:
+        programs = Programs()
+        for phase, stream in zip(parts, streams, strict=True):
+            ahead = range(max(start, phase.start), phase.stop)
+            plans = {plan_at(objectives, step) for step in ahead}
+            if plans:
+                batch = put_batch(run.mesh, stream.batch(0))
+            for plan in plans:
+                programs.add(compiled(plan, phase.ratio), state, setting.parties, batch)
+        if watch is not None:
+            done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
+            watch.add_programs(programs, state, (step for step in done if step > start))
+        programs.compile(run.console)
+
     job = Job(
         name=name,
         directory=run.run_dir,
         steps=cfg.steps,
         state=jax.device_put(state, replicated(run.mesh)),
-        step_for=lambda step: step_of(plan_at(objectives, step)),
-        batches=lambda start, stop: _batches(setting, phases(cfg), streams, start, stop),
+        step_for=step_for,
+        batches=lambda start, stop: _batches(setting, parts, streams, start, stop),
         identity=identity(run.config, name, setting),
         log_every=cfg.log_every,
         save_every=cfg.save_every,
         eval_every=cfg.eval_every,
         keep=cfg.keep,
-        evaluate=_watch(setting, objectives, config, cfg) if cfg.eval_every else None,
+        prepare=prepare,
+        evaluate=watch,
     )
     fit(job)
 

@@ -53,6 +53,7 @@ class Job:
         identity: what a resumed run must share (see `Checkpoints`).
         log_every, save_every, eval_every: steps; `eval_every` 0 for never.
         keep: latest checkpoints kept.
+        prepare: `prepare(state, start)`, before the first step of this leg (0-based `start`).
         evaluate: quick evaluation after some steps.
     """
 
@@ -67,6 +68,7 @@ class Job:
     save_every: int = 200
     eval_every: int = 0
     keep: int = 2
+    prepare: Callable[[TrainState, int], None] | None = None
     evaluate: Callable[[TrainState, int], Evaluation] | None = None
 
     @property
@@ -133,6 +135,8 @@ def fit(job: Job) -> TrainState:
     journal.rewind(start)
     if start >= job.steps:
         return state
+    if job.prepare is not None:
+        job.prepare(state, start)
     pending: tuple[int, Metrics] | None = None
     saved_at = start
 

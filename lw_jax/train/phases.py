@@ -10,12 +10,14 @@ from lw_jax.config.schema import Level
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps `start` to `stop` (not included), with rows of `level` (None: as the data says)."""
+    """Steps `start` to `stop` (not included), with rows of `level` (None: as the data says), the
+    bridge at `ratio` (None: at any of its own)."""
 
     index: int
     level: int | None
     start: int
     stop: int
+    ratio: float | None = None
 
 
 def phases_of(curriculum: Sequence[Level], steps: int) -> tuple[Phase, ...]:
@@ -28,7 +30,7 @@ def phases_of(curriculum: Sequence[Level], steps: int) -> tuple[Phase, ...]:
         bounds.append(round(steps * total))
     bounds[-1] = steps
     found = [
-        Phase(i, part.level, bounds[i], bounds[i + 1])
+        Phase(i, part.level, bounds[i], bounds[i + 1], part.ratio)
         for i, part in enumerate(curriculum)
         if bounds[i + 1] > bounds[i]
     ]

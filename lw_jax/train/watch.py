@@ -6,7 +6,7 @@ and alarms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.predict import first_word
 from lw_jax.mesh import put_batch
+from lw_jax.programs import Programs
 from lw_jax.stages.setting import Setting
 from lw_jax.train import alarms, look
 from lw_jax.train.alarms import Alarm
@@ -108,6 +109,19 @@ class Watch:
         scores = [metrics[f"{name}/accuracy"] for name in self.setting.dims.receivers]
         shown = (*lines, *(str(alarm) for alarm in raised))
         return Evaluation(metrics, float(np.mean(scores)), shown)
+
+    def add_programs(self, programs: Programs, state: TrainState, steps: Iterable[int]) -> None:
+        """What evaluations after these steps will run."""
+        params, parties, setting = state.evaluated()["bridge"], self.setting.parties, self.setting
+        for name in setting.dims.receivers:
+            given = (self._wire, name, params, parties, self.batch)
+            programs.add(look.score, *given, np.int32(0), self._starts[name])
+            programs.add(look.inspect, *given)
+            programs.add(look.sample, *given[:2], self.max_new, *given[2:])
+        if self.objectives is not None:
+            static = setting.bridge, setting.dims
+            for plan in {plan_at(self.objectives, step - 1) for step in steps}:
+                programs.add(objective_gradients, *static, plan, state.params, parties, self._few)
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""

@@ -67,6 +67,13 @@ def test_training_draws_every_ratio() -> None:
     assert counts == {12, 6, 3}
 
 
+def test_one_ratio_of_several_is_trained() -> None:
+    one = perceiver.at_ratio(config(ratios=(2.0, 4.0, 8.0)), 8.0)
+    found = latent(one, features([24] * 8), train=True)
+    assert found.mask.sum(axis=1).tolist() == [3] * 8
+    assert found.slots.shape[1] == 3
+
+
 def test_a_ratio_needs_ratios() -> None:
     with pytest.raises(UserError, match="ratio: this bridge"):
         config(ratio=4.0)

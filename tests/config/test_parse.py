@@ -106,6 +106,14 @@ def test_files_are_put_over_a_file_in_order_and_flags_over_them(
             "curriculum.0.sare: unknown key",
         ),
         (
+            "stages.fit.train.curriculum=[{share: 1, ratio: 2}]",
+            "stages.fit.train.curriculum.0.ratio: bridge.compressor.perceiver has one number",
+        ),
+        (
+            "stages.report.evaluate.ratio=2",
+            "stages.report.evaluate.ratio: bridge.compressor.perceiver has one number of slots",
+        ),
+        (
             "stages.fit.train.curriculum=[{level: 1}]",
             "curriculum.0.share: missing; expected a",
         ),

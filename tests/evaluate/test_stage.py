@@ -37,6 +37,7 @@ from lw_jax.stages import setting as stage_setting
 from lw_jax.stages.setting import set_up
 from lw_jax.stages.train import start_params
 from lw_jax.train.diagnostics import Journal
+from tests.compilations import compilations
 from tests.evaluate.run_world import (
     STEP,
     make_models,
@@ -238,12 +239,25 @@ def test_bytes_read_like_the_direct_path(
 
 
 def test_on_two_devices_with_other_methods(
-    run: Run, tmp_path: Path, lines: list[dict[str, Any]]
+    run: Run, tmp_path: Path, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
     spread = replace(run, out_dir=tmp_path, mesh=make_mesh(MeshConfig(data=2)))
-    evaluate.run(spread, "test", replace(cfg, methods=("text",), batch_size=7))
+    right, late = compare.Comparison.run, []
+
+    def watched(*args: Any) -> Any:
+        with compilations() as compiled:
+            found = right(*args)
+        late.extend(compiled)
+        return found
+
+    monkeypatch.setattr(compare.Comparison, "run", watched)
+    with compilations() as compiled:
+        evaluate.run(spread, "test", replace(cfg, methods=("text",), batch_size=7))
+    programs = {"place", "score", "write"}
+    assert programs <= set(compiled)
+    assert not programs & set(late)  # a method finds its programs compiled
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found["receivers"][RECEIVER]) == ["text"]
     assert found["verdict"] == found["parameters"] == found["compression"] == {}
