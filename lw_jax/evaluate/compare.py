@@ -116,7 +116,8 @@ class Comparison:
     def run(
         self, scene: Scene, name: str, latent_bytes: Sequence[int]
     ) -> tuple[list[Prediction], float]:
-        """One method on all rows of one receiver, and the seconds it took, compilation aside.
+        """One method on all rows of one receiver, and the seconds it took; they hold compilation
+        unless `compile` was given this method before.
 
         Raises:
             SystemExit: code 0 after SIGTERM; what was finished before is kept.
@@ -130,8 +131,6 @@ class Comparison:
             for begin, batch in self.batches(how.other_source):
                 placed = put_batch(self.setting.mesh, batch)
                 rng = jax.random.fold_in(root, begin)
-                if begin == 0:  # compiles
-                    jax.block_until_ready(predict(how.message, scene, placed, rng, options))
                 began = time.monotonic()
                 raw = predict(how.message, scene, placed, rng, options)
                 rows = slice(begin, begin + self.size)
