@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -135,8 +135,6 @@ def fit(job: Job) -> TrainState:
     journal.rewind(start)
     if start >= job.steps:
         return state
-    if job.prepare is not None:
-        job.prepare(state, start)
     pending: tuple[int, Metrics] | None = None
     saved_at = start
 
@@ -150,11 +148,12 @@ def fit(job: Job) -> TrainState:
             progress.window.add(metrics)
             pending = None
 
-    with (
-        termination() as terminated,
-        Display(job.name, start, job.steps) as display,
-        closing(_until(terminated, job.batches(start, job.steps))) as batches,
-    ):
+    with ExitStack() as stack:
+        terminated = stack.enter_context(termination())
+        if job.prepare is not None:
+            job.prepare(state, start)
+        display = stack.enter_context(Display(job.name, start, job.steps))
+        batches = stack.enter_context(closing(_until(terminated, job.batches(start, job.steps))))
         if start:
             display.say(f"resumed after step {start} of {job.steps}")
         done, since, at = start, time.monotonic(), start

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,31 @@ def test_a_finished_stage_is_not_run_again(compiled: Any, tmp_path: Path) -> Non
     again = fit(job(tmp_path, steps=4, evaluate=None, batches=never))
     chex.assert_trees_all_equal(again.params, first.params)
     assert (tmp_path / "diagnostics.jsonl").read_text() == lines
+
+
+def test_a_stage_is_prepared_once_a_leg_and_may_be_stopped_meanwhile(
+    compiled: Any, tmp_path: Path
+) -> None:
+    begun: list[int] = []
+
+    def prepare(state: TrainState, start: int) -> None:
+        assert int(state.step) == start
+        begun.append(start)
+        if start == 0:  # as when it is stopped while programs are compiled
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def leg() -> TrainState:
+        own = {"prepare": prepare, "evaluate": None, "step_for": lambda _: compiled}
+        return fit(job(tmp_path, steps=4, **own))
+
+    with pytest.raises(SystemExit) as stopped:
+        leg()
+    assert stopped.value.code == 0
+    assert steps(tmp_path / "checkpoints/first") == [1]
+    leg()
+    assert steps(tmp_path / "checkpoints/first")[0] == 4
+    leg()
+    assert begun == [0, 1]
 
 
 def test_batches_that_end_too_early_are_an_error(compiled: Any, tmp_path: Path) -> None:
