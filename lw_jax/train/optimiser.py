@@ -52,7 +52,7 @@ RULES: tuple[tuple[str, MuonDimensionNumbers | None], ...] = (
 
 SMALL = 2**20
 """Leaves of up to so many numbers are orthogonalised together with those of the same matrix shape:
-a bridge has dozens, and one batch of products takes a device less time than dozens of products."""
+a bridge has dozens, and one batch of products makes a fifth of the program."""
 
 
 def path_of(path: tuple[object, ...]) -> str:
