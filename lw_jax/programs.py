@@ -1,8 +1,7 @@
 """Jitted programs compiled side by side, before they are first called.
 
-XLA spends few cores on one program, so several at once take little longer than the longest. A
-jitted function that is called later on arguments of the same shapes, dtypes and shardings finds
-its program compiled.
+On a machine with more cores than the compilation of one program keeps busy. A jitted function that
+is called later on arguments of the same shapes, dtypes and shardings finds its program compiled.
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ from lw_jax.errors import UserError
 from lw_jax.transformer import Stack, check_rotary, sinusoid
 from lw_jax.types import Array, Features, Latent, Views
 
+_SLACK = 1e-3
+"""39 tokens at 1.3 are 30 slots; a quotient rounded a little above 30 must not make them 31."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -88,9 +91,12 @@ class Perceiver(nn.Module):
             x, view.mask, train=train, at=at
         )
         queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, width))
-        m = self.room(x.shape[1], train)
+        ratios = self.ratios(train)
+        m = c.slots
+        if ratios:
+            m = min(m, ceil(x.shape[1] / min(ratios) - _SLACK))
         z = jnp.broadcast_to(queries[None, :m], (x.shape[0], m, width))
-        used = self.used(lengths, train)
+        used = self.used(lengths, ratios, m)
         if c.anchored:
             z = z + jnp.einsum("bmt,btw->bmw", stretch_weights(index, view.mask, used, m), x)
         middles = stretch_positions(lengths, used, m)
@@ -104,31 +110,27 @@ class Perceiver(nn.Module):
         slots = jnp.where(mask[..., None], slots, 0.0)
         return Latent(slots, mask, lengths.astype(jnp.float32), (-1,) * m)
 
-    def room(self, tokens: int, train: bool) -> int:
-        """Slots M that rows of `tokens` source tokens, filling included, can take at most."""
+    def ratios(self, train: bool) -> tuple[float, ...]:
+        """The ratios that texts may take; none where they take all slots, whatever the length."""
         c = self.config
-        if not c.ratios:
-            return c.slots
-        own = c.ratios[0] if c.ratio is None else c.ratio
-        return min(c.slots, ceil(tokens / (min(c.ratios) if train else own)))
+        if train or not c.ratios:
+            return c.ratios
+        return (c.ratios[0] if c.ratio is None else c.ratio,)
 
-    def used(self, lengths: Array, train: bool) -> Array:
-        """Slots [B] that texts of `lengths` [B] source tokens take."""
-        c = self.config
-        if not c.ratios:
-            return jnp.full(lengths.shape, c.slots)
-        ratios = jnp.asarray(c.ratios, jnp.float32)
-        if train and len(c.ratios) > 1:
-            drawn = jax.random.randint(self.make_rng("noise"), lengths.shape, 0, len(c.ratios))
-        else:
-            drawn = jnp.zeros(lengths.shape, jnp.int32)
-        ratio = ratios[drawn] if train or c.ratio is None else jnp.float32(c.ratio)
-        return jnp.clip(jnp.ceil(lengths / ratio), 1, c.slots).astype(jnp.int32)
+    def used(self, lengths: Array, ratios: tuple[float, ...], most: int) -> Array:
+        """Slots [B], at most so many, that texts of `lengths` [B] source tokens take."""
+        if not ratios:
+            return jnp.full(lengths.shape, most)
+        drawn = jnp.zeros(lengths.shape, jnp.int32)
+        if len(ratios) > 1:
+            drawn = jax.random.randint(self.make_rng("noise"), lengths.shape, 0, len(ratios))
+        ratio = jnp.asarray(ratios, jnp.float32)[drawn]
+        return jnp.clip(jnp.ceil(lengths / ratio - _SLACK), 1, most).astype(jnp.int32)
 
 
 def at_ratio(config: Config, ratio: float) -> Config:
     """The config that gives a slot so many source tokens, in training and in evaluations."""
-    return replace(config, ratio=ratio, ratios=(ratio,))
+    return replace(config, ratio=None, ratios=(ratio,))
 
 
 def build(config: Config, dims: Dims) -> Perceiver:

@@ -89,10 +89,10 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         programs = Programs()
         for phase, stream in zip(parts, streams, strict=True):
             ahead = range(max(start, phase.start), phase.stop)
-            plans = {plan_at(objectives, step) for step in ahead}
-            if plans:
-                batch = put_batch(run.mesh, stream.batch(0))
-            for plan in plans:
+            if not ahead:
+                continue
+            batch = put_batch(run.mesh, stream.batch(0))
+            for plan in {plan_at(objectives, step) for step in ahead}:
                 programs.add(compiled(plan, phase.ratio), state, setting.parties, batch)
         if watch is not None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}

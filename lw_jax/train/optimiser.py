@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import prod
 from typing import Literal
 
 import jax
@@ -50,11 +49,6 @@ RULES: tuple[tuple[str, MuonDimensionNumbers | None], ...] = (
 """(regular expression on the path, axes of the matrix or None for Adam), first match decides."""
 
 
-SMALL = 2**20
-"""Leaves of up to so many numbers are orthogonalised together with those of the same matrix shape:
-a bridge has dozens, and one batch of products makes a fifth of the program."""
-
-
 def path_of(path: tuple[object, ...]) -> str:
     """`a/b/c` of a jax key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -76,6 +70,11 @@ def _axes(path: str, leaf: Array) -> MuonDimensionNumbers | None:
     )
 
 
+def dimension_numbers(params: PyTree) -> PyTree:
+    """`MuonDimensionNumbers` for each matrix, None for each leaf of Adam; like `params`."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: _axes(path_of(p), x), params)
+
+
 def groups(params: PyTree) -> Mapping[str, Group]:
     """The group of every leaf by path. ValueError for a leaf that no rule covers."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -94,6 +93,7 @@ def make_optimiser(
         params: the trained leaves (arrays or shapes); decides the groups.
         steps: optimiser steps of the stage.
     """
+    axes = dimension_numbers(params)
     matrices = jax.tree_util.tree_map_with_path(
         lambda p, x: _axes(path_of(p), x) is not None, params
     )
@@ -103,18 +103,13 @@ def make_optimiser(
 
     if cfg.name == "muon":
         adam_lr = cfg.lr / 5 if cfg.adam_lr is None else cfg.adam_lr
-        inner = _stacked(
-            muon(
-                rate(cfg.lr),
-                weight_decay=cfg.weight_decay,
-                adam_b1=cfg.b1,
-                adam_b2=cfg.b2,
-                adam_learning_rate=rate(adam_lr),
-                muon_weight_dimension_numbers=lambda stacks: {
-                    "matrices": dict.fromkeys(stacks["matrices"], _MATRIX),
-                    "others": None,
-                },
-            )
+        inner = muon(
+            rate(cfg.lr),
+            weight_decay=cfg.weight_decay,
+            adam_b1=cfg.b1,
+            adam_b2=cfg.b2,
+            adam_learning_rate=rate(adam_lr),
+            muon_weight_dimension_numbers=axes,
         )
     else:
         inner = optax.adamw(
@@ -131,57 +126,3 @@ def make_optimiser(
     if not any(jax.tree.leaves(fixed)):
         return optax.chain(clip, inner)
     return optax.chain(clip, inner, optax.masked(optax.set_to_zero(), fixed))
-
-
-def _stacked(optimiser: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser on `{"matrices": {name: [n, in, out]}, "others": {path: leaf}}` instead of the
-    tree itself: small matrices of one shape are one entry, every other leaf is its own."""
-
-    def entry(path: tuple[object, ...], leaf: Array) -> tuple[str, tuple[int, int, int] | None]:
-        """The entry that a leaf is part of, and its shape there if it is a matrix."""
-        own, numbers = path_of(path), _axes(path_of(path), leaf)
-        if numbers is None:
-            return own, None
-        inner = [leaf.shape[axis] for axis in numbers.reduction_axis]
-        outer = [leaf.shape[axis] for axis in numbers.output_axis]
-        shape = leaf.size // prod(inner + outer), prod(inner), prod(outer)
-        return (f"{shape[1]}x{shape[2]}" if leaf.size <= SMALL else own), shape
-
-    def stack(tree: PyTree) -> dict[str, dict[str, Array]]:
-        matrices: dict[str, list[Array]] = {}
-        others: dict[str, Array] = {}
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            name, shape = entry(path, leaf)
-            if shape is None:
-                others[name] = leaf
-            else:
-                matrices.setdefault(name, []).append(leaf.reshape(shape))
-        return {
-            "matrices": {name: jnp.concatenate(parts) for name, parts in matrices.items()},
-            "others": others,
-        }
-
-    def unstack(stacks: dict[str, dict[str, Array]], like: PyTree) -> PyTree:
-        taken: dict[str, int] = {}
-
-        def leaf_of(path: tuple[object, ...], leaf: Array) -> Array:
-            name, shape = entry(path, leaf)
-            if shape is None:
-                return stacks["others"][name]
-            start = taken.get(name, 0)
-            taken[name] = start + shape[0]
-            return stacks["matrices"][name][start : taken[name]].reshape(leaf.shape)
-
-        return jax.tree_util.tree_map_with_path(leaf_of, like)
-
-    def init(params: PyTree) -> optax.OptState:
-        return optimiser.init(stack(params))
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.OptState]:
-        own = None if params is None else stack(params)
-        found, state = optimiser.update(stack(updates), state, own)
-        return unstack(found, updates), state
-
-    return optax.GradientTransformation(init, update)

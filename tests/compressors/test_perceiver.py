@@ -61,6 +61,21 @@ def test_a_batch_has_no_more_slots_than_its_longest_row_can_take() -> None:
     assert latent(config(ratios=(1.0,)), view).slots.shape == (2, 12, 6)
 
 
+def test_a_full_row_has_the_slots_that_it_has_with_filling() -> None:
+    """Also where the quotient, 39 / 1.3, is rounded above 30 on one path and not on the other."""
+    x = jax.random.normal(jax.random.key(1), (1, 48, WIDTH))
+    options = config(slots=40, ratios=(1.3,))
+    module = perceiver.build(options, DIMS)
+    mask = jnp.arange(48)[None] < 39
+    filled = Features(x, mask, jnp.zeros(mask.shape, jnp.int32))
+    full = Features(*(a[:, :39] for a in (filled.x, filled.mask, filled.ids)))
+    params = jax.jit(module.init)(jax.random.key(0), {"source": filled})
+    found = [jax.jit(module.apply)(params, {"source": view}) for view in (full, filled)]
+    count = int(found[0].mask.sum())
+    assert count == int(found[1].mask.sum()) == 30
+    chex.assert_trees_all_close(found[0].slots[:, :count], found[1].slots[:, :count], atol=1e-5)
+
+
 def test_training_draws_every_ratio() -> None:
     options, view = config(ratios=(2.0, 4.0, 8.0)), features([24] * 8)
     counts = {int(n) for seed in range(4) for n in latent(options, view, True, seed).mask.sum(1)}

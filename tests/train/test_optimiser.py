@@ -174,20 +174,3 @@ def test_the_global_norm_is_clipped() -> None:
     _, state = jax.jit(optimiser.update)(grads, optimiser.init(params), params)
     first_moment = next(x for x in jax.tree.leaves(state) if x.shape == (4,))
     np.testing.assert_allclose(first_moment[:3], 0.1 * np.array([0.6, 0, 0.8]), rtol=1e-5)
-
-
-def test_matrices_together_move_as_they_do_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes = bridge_shapes(PERCEIVER, {"soft_tokens": {"hidden": "mlp"}, "coprocessor": {}})
-    params = random_like(shapes, 0)
-
-    def moved() -> Any:
-        optimiser = make_optimiser(MUON, params, 100)
-        step, state, now = jax.jit(optimiser.update), optimiser.init(params), params
-        for seed in (1, 2, 3):
-            updates, state = step(random_like(shapes, seed), state, now)
-            now = jax.tree.map(jnp.add, now, updates)
-        return now
-
-    together = moved()
-    monkeypatch.setattr("lw_jax.train.optimiser.SMALL", 0)
-    chex.assert_trees_all_close(moved(), together, atol=1e-5)
