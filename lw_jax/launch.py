@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -163,9 +163,19 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
 
 def cli() -> None:
     """The entry point of the command `lw-jax`."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches may come from forked workers
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    set_environment(os.environ)
     raise SystemExit(main(sys.argv[1:]))
+
+
+def set_environment(environ: MutableMapping[str, str]) -> None:
+    """What the libraries read when they are loaded; what the user has set stays."""
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches may come from forked workers
+    environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    flags = environ.get("XLA_FLAGS", "")
+    if "xla_gpu_enable_triton_gemm" not in flags:
+        # On a GPU, to time Triton's kernels against cuBLAS's for each product of each program takes
+        # longer than it gains: docs/results.md, "The time before the first step".
+        environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false".strip()
 
 
 if __name__ == "__main__":
