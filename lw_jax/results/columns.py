@@ -105,6 +105,21 @@ def _steps(seed: Seed) -> float | None:
     return sum(stage["steps"] for stage in stages) if stages else None
 
 
+LEARNED = 0.2
+"""Training loss a token that no bridge had before it told people apart, in `docs/results.md`."""
+
+
+def _learned(seed: Seed) -> float | None:
+    """Steps of all train stages until the last one's loss was first logged below `LEARNED`."""
+    stages = list(seed.record["training"].values())
+    if not stages:
+        return None
+    before = sum(stage["steps"] for stage in stages[:-1])
+    return next(
+        (before + step for step, loss in stages[-1].get("course", []) if loss < LEARNED), None
+    )
+
+
 def _columns(row: Row) -> str:
     found = row.figure("latent", "columns")
     return MISSING if found is None else f"{found.mean:.0f}"
@@ -186,6 +201,10 @@ COLUMNS: dict[str, Column] = {
     "loss": Column(
         "last loss",
         lambda row: _mean(row, lambda s: s.training.get("losses", {}).get("loss"), "{:.3f}"),
+    ),
+    "learned": Column(
+        f"steps to a loss of {LEARNED}",
+        lambda row: _mean(row, _learned, "{:.0f}"),
     ),
     "minutes": Column("minutes", _minutes),
     "alarms": Column("alarms (first step)", _alarms),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
-from lw_jax.results.columns import COLUMNS
+from lw_jax.results.columns import COLUMNS, Column
 from lw_jax.results.picture import draw
 from lw_jax.results.row import Row, read_row
 
@@ -59,17 +59,29 @@ def render(spec: Mapping[str, Any], home: Path, spec_path: Path) -> str:
 
 def table(section: Mapping[str, Any], home: Path, spec: Mapping[str, Any]) -> Iterator[str]:
     """A section's table in Markdown, line by line."""
-    unknown = [c for c in section["columns"] if c not in COLUMNS]
-    if unknown:
-        raise UserError(
-            f"{section['title']}: unknown column {unknown[0]!r}; one of {', '.join(COLUMNS)}"
-        )
-    columns = [COLUMNS[name] for name in section["columns"]]
+    columns = [_column(section["title"], name) for name in section["columns"]]
     yield "| " + " | ".join([section.get("what", "run"), *(c.heading for c in columns)]) + " |"
     yield "|" + "---|" * (len(columns) + 1)
     for one in section["rows"]:
         row = _row(home, spec, one)
         yield "| " + " | ".join([row.label, *(c.cell(row) for c in columns)]) + " |"
+
+
+def _column(title: str, name: str) -> Column:
+    """A column by its name; `facts/latent` is `latent` of what a row has beside it as `facts`."""
+    beside, _, plain = name.rpartition("/")
+    if plain not in COLUMNS:
+        raise UserError(f"{title}: unknown column {plain!r}; one of {', '.join(COLUMNS)}")
+    column = COLUMNS[plain]
+    if not beside:
+        return column
+
+    def cell(row: Row) -> str:
+        if beside not in row.beside:
+            raise UserError(f"{title}: {row.label} has nothing beside it called {beside!r}")
+        return column.cell(row.beside[beside])
+
+    return Column(f"{beside}: {column.heading}", cell)
 
 
 def _row(home: Path, spec: Mapping[str, Any], one: Mapping[str, Any] | str) -> Row:

@@ -1,7 +1,8 @@
 """A record: what a finished run measured, small enough to keep beside the docs.
 
 One JSON file per run: its config, the evaluations' `metrics.json`, and of each train stage the
-steps, seconds, last losses and the alarms with the step at which each first fired.
+steps, seconds, the loss on its way, last losses and the alarms with the step at which each first
+fired.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def record_of(run_dir: Path) -> dict[str, Any]:
 
 
 def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a train stage's diagnostics: steps, median seconds per step, last losses, alarms."""
+    """Of a train stage's diagnostics: steps, median seconds per step, losses, alarms."""
     steps = [line for line in lines if line["kind"] == "train"]
     watched = [line for line in lines if line["kind"] == "evaluate"]
     fired: dict[str, int] = {}
@@ -61,6 +62,7 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "steps": last.get("step", 0),
         "seconds_per_step": median(line["seconds_per_step"] for line in steps) if steps else None,
         "losses": {k: v for k, v in last.items() if k == "loss" or k.startswith("loss/")},
+        "course": [[line["step"], line["loss"]] for line in steps],
         "curve": [
             [line["step"], {k: v for k, v in line.items() if k.endswith("accuracy")}]
             for line in watched

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,12 @@ class Seed:
 
 @dataclass(frozen=True)
 class Row:
-    """label: what distinguishes it; seeds: same config but for the seed."""
+    """label: what distinguishes it; seeds: same config but for the seed; beside: the same on other
+    data, by name."""
 
     label: str
     seeds: tuple[Seed, ...]
+    beside: Mapping[str, Row] = field(default_factory=dict)
 
     def figure(self, method: str, metric: str) -> Figure | None:
         """A metric of a method, over the seeds; None where it was not measured."""
@@ -92,7 +94,8 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]
 
 
 def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
-    """A row as `results.yaml` describes it: label, records, and optionally stage and receiver.
+    """A row as `results.yaml` describes it: label, records, and optionally stage, receiver and
+    `beside`, rows by name.
 
     Raises:
         UserError: a record, a stage or a receiver that is not there.
@@ -110,4 +113,5 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
         if receiver not in receivers:
             raise UserError(f"{name}: no receiver {receiver!r}; one of {', '.join(receivers)}")
         seeds.append(Seed(record, held[stage], receiver))
-    return Row(str(spec.get("label", names[0])), tuple(seeds))
+    beside = {name: read_row(folder, other) for name, other in spec.get("beside", {}).items()}
+    return Row(str(spec.get("label", names[0])), tuple(seeds), beside)

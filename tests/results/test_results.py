@@ -105,7 +105,28 @@ def test_the_page(tmp_path: Path, runs: list[Path]) -> None:
     assert cells[0]["steps"] == "25"
     assert cells[0]["s a step"] == "2.000"
     assert cells[0]["last loss"] == "1.500"
+    assert cells[0]["steps to a loss of 0.2"] == "–"  # it never was there
     assert cells[0]["entities"] == "–"  # not measured: never a zero
+
+
+def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: list[Path]) -> None:
+    lines = [
+        {"stage": "read", "step": 5, "kind": "train", "loss": 0.1, "seconds_per_step": 1.0},
+        {"stage": "fit", "step": 10, "kind": "train", "loss": 0.3, "seconds_per_step": 1.0},
+        {"stage": "fit", "step": 20, "kind": "train", "loss": 0.19, "seconds_per_step": 1.0},
+    ]
+    (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    path = page(tmp_path, runs, columns=["learned"], rows=["wire_0"])
+    (row,) = (line for line in write_page(path)[0].read_text().splitlines() if "wire_0 |" in line)
+    assert row == "| wire_0 | 25 |"
+
+
+def test_the_same_on_other_data_beside_it(tmp_path: Path, runs: list[Path]) -> None:
+    row = {"label": "v1", "record": "wire_0", "beside": {"facts": {"record": "wire_1"}}}
+    path = page(tmp_path, runs, columns=["latent", "facts/latent"], rows=[row])
+    head, _, line = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
+    assert head == "| run | latent EM | facts: latent EM |"
+    assert line == "| v1 | 0.500 [0.400, 0.600] | 0.700 [0.600, 0.800] |"
 
 
 def test_intervals_over_seeds_hold_rows_and_seeds() -> None:
@@ -124,6 +145,7 @@ def test_intervals_over_seeds_hold_rows_and_seeds() -> None:
     ("section", "wrong"),
     [
         ({"columns": ["accuracy"]}, "unknown column 'accuracy'"),
+        ({"columns": ["facts/latent"]}, "both has nothing beside it called 'facts'"),
         ({"rows": ["nowhere"]}, "no such record"),
         ({"rows": [{"record": "wire_0", "stage": "x"}]}, "no evaluation 'x'"),
         ({"rows": [{"record": "wire_0", "receiver": "x"}]}, "no receiver 'x'"),
