@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,13 @@ def _minutes(row: Row) -> str:
 
 
 def _alarms(row: Row) -> str:
-    """Each alarm with the first step at which it fired, the earliest of the seeds.
+    """Each alarm with the first step at which it fired, the earliest of the seeds; and with the
+    last, the latest of the seeds, if in all of them it was silent in the end.
 
     "none" is said only of seeds whose training was evaluated on its way, where an alarm could fire.
     """
     fired: dict[str, int] = {}
+    ended: dict[str, list[int | None]] = {}
     watched = 0
     for seed in row.seeds:
         stages = seed.record["training"].values()
@@ -73,11 +75,19 @@ def _alarms(row: Row) -> str:
         for stage in stages:
             for name, step in stage["alarms"].items():
                 fired[name] = min(step, fired.get(name, step))
+                last = stage.get("alarms_last", {}).get(name)
+                silent = last is not None and last < stage["curve"][-1][0]
+                ended.setdefault(name, []).append(last if silent else None)
     if not watched:
         return MISSING
     named = sorted(fired.items(), key=lambda item: item[1])
-    found = ", ".join(f"{name} ({step})" for name, step in named) or "none"
+    found = ", ".join(f"{name} ({_span(step, ended[name])})" for name, step in named) or "none"
     return found if watched == len(row.seeds) else f"{found} ({watched} of {len(row.seeds)} seeds)"
+
+
+def _span(first: int, ended: Sequence[int | None]) -> str:
+    steps = [step for step in ended if step is not None]
+    return f"{first} to {max(steps)}" if len(steps) == len(ended) else str(first)
 
 
 def _probe(who: str, heading: str) -> Column:
@@ -207,7 +217,7 @@ COLUMNS: dict[str, Column] = {
         lambda row: _mean(row, _learned, "{:.0f}"),
     ),
     "minutes": Column("minutes", _minutes),
-    "alarms": Column("alarms (first step)", _alarms),
+    "alarms": Column("alarms (from step)", _alarms),
     "n": Column("n", lambda row: str(row.seeds[0].evaluation["data"]["rows"])),
     "seeds": Column("seeds", lambda row: str(len(row.seeds))),
     "device": Column("device", lambda row: row.seeds[0].evaluation["versions"]["device"]),

@@ -1,8 +1,8 @@
 """A record: what a finished run measured, small enough to keep beside the docs.
 
 One JSON file per run: its config, the evaluations' `metrics.json`, and of each train stage the
-steps, seconds, the loss on its way, last losses and the alarms with the step at which each first
-fired.
+steps, seconds, the loss on its way, last losses and the alarms with the steps at which each first
+and last fired.
 """
 
 from __future__ import annotations
@@ -53,10 +53,13 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
     steps = [line for line in lines if line["kind"] == "train"]
     watched = [line for line in lines if line["kind"] == "evaluate"]
     fired: dict[str, int] = {}
+    last_fired: dict[str, int] = {}
     for line in watched:
         for key, value in line.items():
             if _ALARM in f"/{key}" and value:
-                fired.setdefault(key.rpartition("/")[2], line["step"])
+                name = key.rpartition("/")[2]
+                fired.setdefault(name, line["step"])
+                last_fired[name] = line["step"]
     last = steps[-1] if steps else {}
     return {
         "steps": last.get("step", 0),
@@ -68,6 +71,7 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
             for line in watched
         ],
         "alarms": fired,
+        "alarms_last": last_fired,
     }
 
 

@@ -100,7 +100,7 @@ def test_the_page(tmp_path: Path, runs: list[Path]) -> None:
     assert cells[1]["latent EM"] == "0.500 [0.400, 0.600]"
     assert cells[0]["of text"] == "66.7%"
     assert cells[0]["better token budget EM"].startswith("0.200")
-    assert cells[0]["alarms (first step)"] == "collapse (10)"
+    assert cells[0]["alarms (from step)"] == "collapse (10)"
     assert cells[0]["minutes"] == "1.5"
     assert cells[0]["steps"] == "25"
     assert cells[0]["s a step"] == "2.000"
@@ -119,6 +119,19 @@ def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: li
     path = page(tmp_path, runs, columns=["learned"], rows=["wire_0"])
     (row,) = (line for line in write_page(path)[0].read_text().splitlines() if "wire_0 |" in line)
     assert row == "| wire_0 | 25 |"
+
+
+def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None:
+    lines = [
+        {"stage": "fit", "step": 10, "kind": "evaluate", "r/alarm/collapse": 1, "r/alarm/loud": 1},
+        {"stage": "fit", "step": 20, "kind": "evaluate", "r/alarm/collapse": 0, "r/alarm/loud": 1},
+    ]
+    (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    rows = ["wire_0", {"label": "both", "records": ["wire_0", "wire_1"]}]
+    path = page(tmp_path, runs, columns=["alarms"], rows=rows)
+    *_, one, both = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
+    assert one == "| wire_0 | collapse (10 to 10), loud (10) |"
+    assert both == "| both | collapse (10), loud (10) |"  # the other seed's did not end
 
 
 def test_the_same_on_other_data_beside_it(tmp_path: Path, runs: list[Path]) -> None:
