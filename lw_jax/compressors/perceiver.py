@@ -60,11 +60,15 @@ class Config:
     def __post_init__(self) -> None:
         at_least(self, 1, "slots", "width", "heads", "ratio")
         if self.width is not None:
-            check_rotary(self.rotary, self.width, self.heads)
+            self.check_width(self.width)
         if any(ratio < 1 for ratio in self.ratios):
             raise UserError(f"ratios: source tokens a slot, 1 or more each; got {self.ratios}")
         if self.ratio is not None and not self.ratios:
             raise UserError("ratio: this bridge was given no ratios; set ratios as well")
+
+    def check_width(self, latent_dim: int) -> None:
+        """Raises UserError where the width does not suit, which may be the latent's."""
+        check_rotary(self.rotary, self.width or latent_dim, self.heads)
 
 
 class Perceiver(nn.Module):
@@ -85,7 +89,6 @@ class Perceiver(nn.Module):
         index = jnp.cumsum(view.mask, axis=1) - 1
         x = nn.Dense(width, name="enter")(view.x)
         x = x + sinusoid(index, width)
-        check_rotary(c.rotary, width, c.heads)
         at = index.astype(jnp.float32) if c.rotary else None
         x = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")(
             x, view.mask, train=train, at=at

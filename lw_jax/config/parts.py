@@ -47,5 +47,11 @@ class BridgeConfig:
         if not chosen(self.reader):
             known = ", ".join(f.name for f in fields(self.reader))
             raise UserError(f"reader: none is set; set one or several of {known}")
+        for kind, options in chosen(self.compressor).items():
+            if hasattr(options, "check_width"):
+                try:
+                    options.check_width(self.latent_dim)
+                except UserError as error:
+                    raise UserError(f"compressor.{kind}: {error}") from error
         if chosen(self.bottleneck):
             exactly_one(self.bottleneck, "bottleneck")

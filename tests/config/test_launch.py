@@ -257,3 +257,24 @@ def test_as_a_process(write: Write, models: dict[str, str]) -> None:
     good = call("--help", "bridge.latent_dim")
     assert (good.returncode, good.stderr) == (0, "")
     assert "width d_z of a slot" in good.stdout
+
+
+def test_what_the_user_has_set_stays() -> None:
+    environ = {
+        "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true --xla_dump_to=here",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    before = dict(environ)
+    launch.set_environment(environ)
+    assert {name: environ[name] for name in before} == before
+
+
+def test_other_flags_are_kept_beside_its_own() -> None:
+    environ = {"XLA_FLAGS": "--xla_dump_to=here"}
+    launch.set_environment(environ)
+    assert environ["XLA_FLAGS"].split() == [
+        "--xla_dump_to=here",
+        "--xla_gpu_enable_triton_gemm=false",
+    ]
+    launch.set_environment(once := {})
+    assert once["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=false"

@@ -149,6 +149,10 @@ def test_bad_flags(write: Write, flag: str, said: str) -> None:
         ({"data": None}, "data: missing"),
         ({"bridge.reader": {}}, "bridge.reader: none is set; set one or several of"),
         ({"bridge": 3}, "bridge: expected a mapping with keys of latent_dim"),
+        (
+            {"bridge.compressor.perceiver": {"slots": 4, "width": None, "rotary": True}},
+            "bridge.compressor.perceiver: rotary: turns channels in pairs, and 8 channels in 8",
+        ),
     ],
 )
 def test_bad_files(write: Write, changes: dict[str, Any], said: str) -> None:
