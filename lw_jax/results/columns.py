@@ -119,15 +119,18 @@ LEARNED = 0.2
 """Training loss a token that no bridge had before it told people apart, in `docs/results.md`."""
 
 
-def _learned(seed: Seed) -> float | None:
-    """Steps of all train stages until the last one's loss was first logged below `LEARNED`."""
-    stages = list(seed.record["training"].values())
-    if not stages:
-        return None
-    before = sum(stage["steps"] for stage in stages[:-1])
-    return next(
-        (before + step for step, loss in stages[-1].get("course", []) if loss < LEARNED), None
-    )
+def _learned(row: Row) -> str:
+    """Steps of all train stages until the last one's loss was first logged below `LEARNED`: the
+    mean over the seeds, if all got there."""
+    found = []
+    for seed in row.seeds:
+        before = sum(s["steps"] for s in list(seed.record["training"].values())[:-1])
+        course = seed.training.get("course", [])
+        reached = next((step for step, loss in course if loss < LEARNED), None)
+        if reached is None:
+            return MISSING
+        found.append(before + reached)
+    return f"{sum(found) / len(found):.0f}"
 
 
 def _columns(row: Row) -> str:
@@ -212,10 +215,7 @@ COLUMNS: dict[str, Column] = {
         "last loss",
         lambda row: _mean(row, lambda s: s.training.get("losses", {}).get("loss"), "{:.3f}"),
     ),
-    "learned": Column(
-        f"steps to a loss of {LEARNED}",
-        lambda row: _mean(row, _learned, "{:.0f}"),
-    ),
+    "learned": Column(f"steps to a loss of {LEARNED}", _learned),
     "minutes": Column("minutes", _minutes),
     "alarms": Column("alarms (from step)", _alarms),
     "n": Column("n", lambda row: str(row.seeds[0].evaluation["data"]["rows"])),

@@ -95,7 +95,7 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]
 
 def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
     """A row as `results.yaml` describes it: label, records, and optionally stage, receiver and
-    `beside`, rows by name.
+    `beside`, rows by name; or, of records that hold training alone, `training`, the stage.
 
     Raises:
         UserError: a record, a stage or a receiver that is not there.
@@ -104,6 +104,12 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
     seeds = []
     for name in names:
         record = read_record(folder, name)
+        if (trained := spec.get("training")) is not None:
+            if trained not in record["training"]:
+                raise UserError(f"{name}: no training {trained!r}")
+            alone = {**record, "training": {trained: record["training"][trained]}}
+            seeds.append(Seed(alone, {}, ""))
+            continue
         held = record["evaluations"]
         stage = spec.get("stage", list(held)[-1])
         if stage not in held:

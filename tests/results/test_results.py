@@ -116,9 +116,23 @@ def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: li
         {"stage": "fit", "step": 20, "kind": "train", "loss": 0.19, "seconds_per_step": 1.0},
     ]
     (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    path = page(tmp_path, runs, columns=["learned"], rows=["wire_0"])
-    (row,) = (line for line in write_page(path)[0].read_text().splitlines() if "wire_0 |" in line)
-    assert row == "| wire_0 | 25 |"
+    rows = ["wire_0", {"label": "both", "records": ["wire_0", "wire_1"]}]
+    path = page(tmp_path, runs, columns=["learned"], rows=rows)
+    *_, one, both = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
+    assert one == "| wire_0 | 25 |"
+    assert both == "| both | – |"  # the other seed's never was there
+
+
+def test_what_was_measured_without_an_evaluation(tmp_path: Path, runs: list[Path]) -> None:
+    speed = {"training": {"v1": {"steps": 9, "seconds_per_step": 0.25}}, "evaluations": {}}
+    (tmp_path / "docs" / "records").mkdir(parents=True)
+    (tmp_path / "docs" / "records" / "speed.json").write_text(json.dumps(speed))
+    row = {"record": "wire_0", "beside": {"cpu": {"record": "speed", "training": "v1"}}}
+    path = page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row])
+    assert "| wire_0 | 0.250 |" in write_page(path)[0].read_text()
+    row["beside"]["cpu"]["training"] = "v2"
+    with pytest.raises(UserError, match="no training 'v2'"):
+        write_page(page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row]))
 
 
 def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None:
