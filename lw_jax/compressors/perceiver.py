@@ -83,6 +83,7 @@ class Perceiver(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
+        c.check_width(self.dims.latent_dim)
         width = c.width or self.dims.latent_dim
         view: Features = next(iter(views.values()))
         lengths = view.mask.sum(axis=1)
