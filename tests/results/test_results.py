@@ -109,16 +109,23 @@ def test_the_page(tmp_path: Path, runs: list[Path]) -> None:
     assert cells[0]["entities"] == "–"  # not measured: never a zero
 
 
+def alone_and_together(
+    tmp_path: Path, runs: list[Path], lines: list[dict[str, Any]], column: str
+) -> list[str]:
+    """A column of the first run, with these diagnostics, and of both runs as seeds."""
+    (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    rows = ["wire_0", {"label": "both", "records": ["wire_0", "wire_1"]}]
+    path = page(tmp_path, runs, columns=[column], rows=rows)
+    return [x for x in write_page(path)[0].read_text().splitlines() if "|" in x][-2:]
+
+
 def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: list[Path]) -> None:
     lines = [
         {"stage": "read", "step": 5, "kind": "train", "loss": 0.1, "seconds_per_step": 1.0},
         {"stage": "fit", "step": 10, "kind": "train", "loss": 0.3, "seconds_per_step": 1.0},
         {"stage": "fit", "step": 20, "kind": "train", "loss": 0.19, "seconds_per_step": 1.0},
     ]
-    (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    rows = ["wire_0", {"label": "both", "records": ["wire_0", "wire_1"]}]
-    path = page(tmp_path, runs, columns=["learned"], rows=rows)
-    *_, one, both = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
+    one, both = alone_and_together(tmp_path, runs, lines, "learned")
     assert one == "| wire_0 | 25 |"
     assert both == "| both | – |"  # the other seed's never was there
 
@@ -140,10 +147,7 @@ def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None
         {"stage": "fit", "step": 10, "kind": "evaluate", "r/alarm/collapse": 1, "r/alarm/loud": 1},
         {"stage": "fit", "step": 20, "kind": "evaluate", "r/alarm/collapse": 0, "r/alarm/loud": 1},
     ]
-    (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    rows = ["wire_0", {"label": "both", "records": ["wire_0", "wire_1"]}]
-    path = page(tmp_path, runs, columns=["alarms"], rows=rows)
-    *_, one, both = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
+    one, both = alone_and_together(tmp_path, runs, lines, "alarms")
     assert one == "| wire_0 | collapse (10 to 10), loud (10) |"
     assert both == "| both | collapse (10), loud (10) |"  # the other seed's did not end
 
