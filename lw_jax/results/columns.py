@@ -14,10 +14,18 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """heading: of the table; cell: the text of a row."""
+    """heading: of the table; cell: the text of a row; training: whether it says nothing of an
+    evaluation, so that rows without one have it too."""
 
     heading: str
     cell: Callable[[Row], str]
+    training: bool = False
+
+    def text(self, row: Row | None) -> str:
+        """The row's cell; `MISSING` where there is no row, or no evaluation that it needs."""
+        if row is None or not (self.training or all(seed.evaluation for seed in row.seeds)):
+            return MISSING
+        return self.cell(row)
 
 
 def _of(method: str, metric: str, heading: str) -> Column:
@@ -206,20 +214,23 @@ COLUMNS: dict[str, Column] = {
     "steps": Column(
         "steps",
         lambda row: _mean(row, _steps, "{:.0f}"),
+        training=True,
     ),
     "seconds_per_step": Column(
         "s a step",
         lambda row: _mean(row, lambda s: s.training.get("seconds_per_step"), "{:.3f}"),
+        training=True,
     ),
     "loss": Column(
         "last loss",
         lambda row: _mean(row, lambda s: s.training.get("losses", {}).get("loss"), "{:.3f}"),
+        training=True,
     ),
-    "learned": Column(f"steps to a loss of {LEARNED}", _learned),
-    "minutes": Column("minutes", _minutes),
-    "alarms": Column("alarms (from step)", _alarms),
+    "learned": Column(f"steps to a loss of {LEARNED}", _learned, training=True),
+    "minutes": Column("minutes", _minutes, training=True),
+    "alarms": Column("alarms (from step)", _alarms, training=True),
     "n": Column("n", lambda row: str(row.seeds[0].evaluation["data"]["rows"])),
-    "seeds": Column("seeds", lambda row: str(len(row.seeds))),
+    "seeds": Column("seeds", lambda row: str(len(row.seeds)), training=True),
     "device": Column("device", lambda row: row.seeds[0].evaluation["versions"]["device"]),
 }
 """By the name that `results.yaml` uses."""

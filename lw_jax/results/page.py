@@ -64,7 +64,7 @@ def table(section: Mapping[str, Any], home: Path, spec: Mapping[str, Any]) -> It
     yield "|" + "---|" * (len(columns) + 1)
     for one in section["rows"]:
         row = _row(home, spec, one)
-        yield "| " + " | ".join([row.label, *(c.cell(row) for c in columns)]) + " |"
+        yield "| " + " | ".join([row.label, *(c.text(row) for c in columns)]) + " |"
 
 
 def _column(title: str, name: str) -> Column:
@@ -79,9 +79,9 @@ def _column(title: str, name: str) -> Column:
     def cell(row: Row) -> str:
         if beside not in row.beside:
             raise UserError(f"{title}: {row.label} has nothing beside it called {beside!r}")
-        return column.cell(row.beside[beside])
+        return column.text(row.beside[beside])
 
-    return Column(f"{beside}: {column.heading}", cell)
+    return Column(f"{beside}: {column.heading}", cell, training=True)
 
 
 def _row(home: Path, spec: Mapping[str, Any], one: Mapping[str, Any] | str) -> Row:

@@ -1,8 +1,8 @@
-"""A record: what a finished run measured, small enough to keep beside the docs.
+"""A record: what a run measured, small enough to keep beside the docs.
 
 One JSON file per run: its config, the evaluations' `metrics.json`, and of each train stage the
 steps, seconds, the loss on its way, last losses and the alarms with the steps at which each first
-and last fired.
+and last fired. A run that was stopped in training has a record of it, and no evaluations.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     """The record of a run directory.
 
     Raises:
-        UserError: no run there, or none of its stages has evaluated anything.
+        UserError: no run there, or one that has neither trained nor evaluated.
     """
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"{run_dir}: no config.yaml there, so it is no run directory")
     config = load(run_dir / "config.yaml")
     config.pop("run_dir", None)  # where it lay says nothing, and differs between machines
     evaluations = dict(_evaluations(run_dir))
-    if not evaluations:
-        raise UserError(f"{run_dir}: no metrics.json there; let the run end first")
-    seconds = json.loads((run_dir / "finished.json").read_text(encoding="utf-8"))
     lines = _lines(run_dir / "diagnostics.jsonl")
+    if not evaluations and not any(line["kind"] == "train" for line in lines):
+        raise UserError(f"{run_dir}: neither metrics.json nor training there; let the run go on")
+    ended = run_dir / "finished.json"
+    seconds = json.loads(ended.read_text(encoding="utf-8")) if ended.is_file() else {}
     trained = [name for name, stage in config["stages"].items() if "train" in stage]
     return {
         "name": run_dir.name,

@@ -22,7 +22,8 @@ class Seed:
 
     def method(self, name: str) -> Mapping[str, Any] | None:
         """A method's figures, or None if it was not run."""
-        found: Mapping[str, Any] | None = self.evaluation["receivers"][self.receiver].get(name)
+        methods = self.evaluation.get("receivers", {}).get(self.receiver, {})
+        found: Mapping[str, Any] | None = methods.get(name)
         return found
 
     @property
@@ -41,11 +42,11 @@ class Seed:
 @dataclass(frozen=True)
 class Row:
     """label: what distinguishes it; seeds: same config but for the seed; beside: the same on other
-    data, by name."""
+    data, by name, None where there is none."""
 
     label: str
     seeds: tuple[Seed, ...]
-    beside: Mapping[str, Row] = field(default_factory=dict)
+    beside: Mapping[str, Row | None] = field(default_factory=dict)
 
     def figure(self, method: str, metric: str) -> Figure | None:
         """A metric of a method, over the seeds; None where it was not measured."""
@@ -95,7 +96,8 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]
 
 def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
     """A row as `results.yaml` describes it: label, records, and optionally stage, receiver and
-    `beside`, rows by name; or, of records that hold training alone, `training`, the stage.
+    `beside`, rows by name (null where there is none); or `training`, a train stage alone. A record
+    without evaluations has figures of its training only.
 
     Raises:
         UserError: a record, a stage or a receiver that is not there.
@@ -111,6 +113,9 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
             seeds.append(Seed(alone, {}, ""))
             continue
         held = record["evaluations"]
+        if not held and "stage" not in spec:
+            seeds.append(Seed(record, {}, ""))
+            continue
         stage = spec.get("stage", list(held)[-1])
         if stage not in held:
             raise UserError(f"{name}: no evaluation {stage!r}; there are {', '.join(held)}")
@@ -119,5 +124,8 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
         if receiver not in receivers:
             raise UserError(f"{name}: no receiver {receiver!r}; one of {', '.join(receivers)}")
         seeds.append(Seed(record, held[stage], receiver))
-    beside = {name: read_row(folder, other) for name, other in spec.get("beside", {}).items()}
+    beside = {
+        name: None if other is None else read_row(folder, other)
+        for name, other in spec.get("beside", {}).items()
+    }
     return Row(str(spec.get("label", names[0])), tuple(seeds), beside)

@@ -142,6 +142,19 @@ def test_what_was_measured_without_an_evaluation(tmp_path: Path, runs: list[Path
         write_page(page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row]))
 
 
+def test_a_run_stopped_in_training_has_figures_of_that_alone(
+    tmp_path: Path, runs: list[Path]
+) -> None:
+    (runs[0] / "metrics.json").unlink()
+    (runs[0] / "finished.json").write_text('{"read": 30.0}')
+    columns = ["latent", "n", "steps", "loss"]
+    path = page(tmp_path, runs, columns=columns, rows=["wire_0"], picture=None)
+    assert "| wire_0 | – | – | 25 | 1.500 |" in write_page(path)[0].read_text()
+    (runs[0] / "diagnostics.jsonl").unlink()
+    with pytest.raises(UserError, match="nor training there"):
+        write_record(runs[0], tmp_path / "docs" / "records")
+
+
 def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None:
     lines = [
         {"stage": "fit", "step": 10, "kind": "evaluate", "r/alarm/collapse": 1, "r/alarm/loud": 1},
@@ -158,6 +171,9 @@ def test_the_same_on_other_data_beside_it(tmp_path: Path, runs: list[Path]) -> N
     head, _, line = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
     assert head == "| run | latent EM | facts: latent EM |"
     assert line == "| v1 | 0.500 [0.400, 0.600] | 0.700 [0.600, 0.800] |"
+    row["beside"] = {"facts": None}
+    path = page(tmp_path, runs, columns=["latent", "facts/latent"], rows=[row])
+    assert "| v1 | 0.500 [0.400, 0.600] | – |" in write_page(path)[0].read_text()
 
 
 def test_intervals_over_seeds_hold_rows_and_seeds() -> None:
