@@ -15,6 +15,7 @@ from typing import Literal
 from lw_jax.config.checks import at_least, between
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
+from lw_jax.data.halves import halves
 from lw_jax.data.words import CLOSED, Role, open_word
 from lw_jax.errors import UserError
 
@@ -49,7 +50,8 @@ class Config:
         size: contexts in the training split (each is generated when it is asked for).
         eval_size: contexts in the validation and in the evaluation split.
         questions: at most so many questions of each context (null: all that can be asked).
-        task: `answer` questions, or `readback` of the context itself (no question).
+        task: `answer` questions, or `readback` of the context itself (no question), or
+            `continue`: the first half crosses, the second is written.
         reverse: also ask for the person ("Who works as a diver?"), which takes two look-ups.
         augment: what the training split alone has more of.
     """
@@ -58,7 +60,7 @@ class Config:
     size: int = 100_000_000
     eval_size: int = 1000
     questions: int | None = None
-    task: Literal["answer", "readback"] = "answer"
+    task: Literal["answer", "readback", "continue"] = "answer"
     reverse: bool = False
     augment: Augment = Augment()
 
@@ -120,6 +122,9 @@ class FactsRows:
         context = " ".join([_pick(kind.statements, rng).format_map(v) for kind, v in facts])
         if self.task == "readback":
             return (Example(f"{name}/readback", name, context, "", (context,), level),)
+        if self.task == "continue":
+            first, second = halves(context)
+            return (Example(f"{name}/continue", name, first, "", (second,), level),)
         made: list[Example] = []
         for kind, ask, values in _askable(facts, self.questions, rng, self.reverse):
             question = _pick(ask.questions, rng).format_map(_asker(values, ask, rng))

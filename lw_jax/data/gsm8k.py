@@ -1,4 +1,4 @@
-"""GSM8K word problems (Cobbe et al. 2021): read back, solved, or answered by the final number."""
+"""GSM8K word problems (Cobbe et al. 2021): read back, continued, solved or answered."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lw_jax.config.checks import at_least
 from lw_jax.data import records
 from lw_jax.data.example import Example
+from lw_jax.data.halves import halves
 from lw_jax.data.overlap import RunIndex, normalised
 from lw_jax.data.rewritten import Augment, RewrittenRows
 from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
@@ -30,7 +31,8 @@ class Config(Source):
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: at most so many rows, sampled by the seed; null for all.
         task: what follows the problem: `readback` (the problem itself), `solve` (the worked
-            solution) or `final` (its number).
+            solution) or `final` (its number); or `continue`: the problem's first half crosses,
+            its second is written.
         decontaminate: training rows that share a run of so many words with an evaluation row are
             left out; 0: none is.
         augment: other names and numbers in the training split alone; for `readback`.
@@ -39,7 +41,7 @@ class Config(Source):
     train: str = "openai/gsm8k"
     eval: str | None = "openai/gsm8k"
     subset: str | None = "main"
-    task: Literal["readback", "solve", "final"] = "readback"
+    task: Literal["readback", "solve", "final", "continue"] = "readback"
     decontaminate: int = 13
     augment: Augment = Augment()
 
@@ -63,17 +65,25 @@ def rows(
     ) -> Iterator[tuple[str, Example]]:
         problem = records.text(record, "question")
         key = normalised(problem)
-        answer = problem if cfg.task == "readback" else solution(record, cfg.task == "final")
+        context, answer = problem, problem
+        if cfg.task == "continue":
+            context, answer = halves(problem)
+        elif cfg.task != "readback":
+            answer = solution(record, cfg.task == "final")
         name = f"gsm8k-{short_hash(key)}"
-        yield key, Example(f"{name}/{Path(where).name}", name, problem, "", (answer,))
+        yield key, Example(f"{name}/{Path(where).name}", name, context, "", (answer,))
+
+    def whole(example: Example) -> str:
+        rest = example.answers if cfg.task == "continue" else ()
+        return " ".join((example.context, *rest))
 
     index = None
     if split != "eval" and cfg.decontaminate:
         held_out = load(replace(cfg, eval_rows=None), "eval", parse)
-        index = RunIndex((group[0].context for group in held_out.groups), cfg.decontaminate)
+        index = RunIndex((whole(group[0]) for group in held_out.groups), cfg.decontaminate)
 
     def keep(example: Example) -> bool:
-        return index is None or index.shared(example.context) is None
+        return index is None or index.shared(whole(example)) is None
 
     read = load(cfg, split, parse, seed, level, keep)
     if split != "train" or not cfg.augment.rewritten:

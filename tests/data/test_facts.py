@@ -169,6 +169,14 @@ def test_readback_answers_with_the_context():
     assert example.answers == (example.context,)
 
 
+def test_continuing_gives_both_halves_of_the_context():
+    (whole,) = facts.rows(facts.Config(task="readback"), "eval", 1)[0]
+    (example,) = facts.rows(facts.Config(task="continue"), "eval", 1)[0]
+    first, (second,) = example.context, example.answers
+    assert f"{first} {second}" == whole.context
+    assert abs(len(first) - len(second)) < 20
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"levels": ()}, {"levels": (0,)}, {"levels": (49,)}, {"size": 0}, {"questions": 0}],

@@ -83,6 +83,30 @@ def test_gsm8k_tasks(tmp_path, suffix):
         assert not rows.malformed
 
 
+def test_gsm8k_is_continued_from_its_first_half(tmp_path):
+    copied = {**problem(2), "question": f"{QUESTION[:40]} {problem(2)['question']}"}
+    near = {
+        **PROBLEM,
+        "question": "Yes: 50 minutes. How much did she earn in the whole time, then?",
+    }
+    train = write(tmp_path / "train.jsonl", [copied, near, problem(3)])
+    cfg = gsm8k.Config(
+        train=train,
+        eval=write(tmp_path / "eval.jsonl", [PROBLEM]),
+        task="continue",
+        decontaminate=7,  # "50 minutes. How much did she earn" lies across the middle
+        validation_share=0.0,
+    )
+    (example,) = gsm8k.rows(cfg, "eval")[0]
+    assert example.context == "Weng earns $12 an hour. Yesterday, she"
+    assert example.answers == ("did 50 minutes. How much did she earn?",)
+    assert [" ".join((e.context, *e.answers)) for e in every(gsm8k.rows(cfg, "train"))] == [
+        problem(3)["question"]
+    ]
+    write(tmp_path / "eval.jsonl", [PROBLEM | {"question": "Why?"}, PROBLEM])
+    assert "expected two words or more" in gsm8k.rows(cfg, "eval").malformed[0]
+
+
 def test_malformed_rows_are_named_by_file_and_line(tmp_path):
     file = tmp_path / "train.jsonl"
     lines = [
