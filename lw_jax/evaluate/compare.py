@@ -17,7 +17,15 @@ from lw_jax.config.evaluation import AT_PRECISION, CONTROLS, METHODS, EvaluateCo
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
-from lw_jax.evaluate.predict import Planned, compile_all, on_host, options_of, predict, sizes
+from lw_jax.evaluate.predict import (
+    Planned,
+    compile_all,
+    on_host,
+    options_of,
+    predict,
+    shortened,
+    sizes,
+)
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
@@ -128,12 +136,19 @@ class Comparison:
         said: list[Prediction] = []
         seconds = 0.0
         with self._bar(f"{scene.receiver} {name}") as advance:
-            for begin, batch in self.batches(how.other_source):
+            for begin, whole in self.batches(how.other_source):
+                rows = slice(begin, begin + self.size)
+                batch = shortened(
+                    whole,
+                    latent_bytes[rows],
+                    method=how,
+                    receiver=scene.receiver,
+                    speaker=who,
+                )
                 placed = put_batch(self.setting.mesh, batch)
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
                 raw = predict(how.message, scene, placed, rng, options)
-                rows = slice(begin, begin + self.size)
                 said += on_host(
                     raw,
                     batch,

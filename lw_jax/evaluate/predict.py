@@ -208,6 +208,27 @@ def plain(options: DecodeOptions) -> bool:
     )
 
 
+def shortened(
+    batch: dict[str, np.ndarray],
+    latent_bytes: Sequence[int],
+    *,
+    method: Method,
+    receiver: str,
+    speaker: Speaker,
+) -> dict[str, np.ndarray]:
+    """A batch on the host with as much of every row's text as the method keeps.
+
+    latent_bytes: what each row's latent costs; the rows beyond are filling.
+    """
+    if method.kept is None:
+        return batch
+    lengths = batch[f"{receiver}/context/lengths"].copy()
+    for i, budget in enumerate(latent_bytes):
+        ids = batch[f"{receiver}/context/ids"][i][: lengths[i]].tolist()
+        lengths[i] = method.kept(speaker, ids, budget)
+    return batch | {f"{receiver}/context/lengths": lengths}
+
+
 def on_host(
     raw: Raw,
     batch: dict[str, np.ndarray],

@@ -18,6 +18,7 @@ from lw_jax.evaluate.summary import Settings
 SHARE = 0.8
 METRIC = "f1"
 BUDGETS = ("token_budget_first", "token_budget_last")
+BYTES = "token_budget_bytes"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def judge(
     budgets = [m for m in BUDGETS if m in rows]
     if budgets:
         best = max(budgets, key=lambda m: float(rows[m].mean()))
-        words.append(_budget(apart[best], columns))
+        words.append(_budget(apart[best], f"the better token budget ({best}, {columns:g} columns)"))
+    if BYTES in rows:
+        words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})"))
     return Verdict(carries, share, apart, tuple(words))
 
 
@@ -96,8 +99,7 @@ def _content(none: Difference, deranged: Difference, share: float | None) -> str
     return f"The latent helps, but mostly not by its content: {part}, below {SHARE:.0%}."
 
 
-def _budget(best: Difference, columns: float) -> str:
-    of = f"the better token budget ({best.other}, {columns:g} columns)"
+def _budget(best: Difference, of: str) -> str:
     if best.low > 0:
         return f"The latent beats {of}: {best} {METRIC.upper()}."
     if best.high < 0:

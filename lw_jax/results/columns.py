@@ -170,6 +170,7 @@ COLUMNS: dict[str, Column] = {
     "latent": _of("latent", "em", "latent EM"),
     "share": Column("of text", _share),
     "budget": Column("better token budget EM", lambda row: _text(best_budget(row))),
+    "budget_bytes": _of("token_budget_bytes", "em", "EM of as many bytes of text"),
     "int8": _of("latent_int8", "em", "at int8"),
     "int6": _of("latent_int6", "em", "at int6"),
     "int4": _of("latent_int4", "em", "at int4"),

@@ -15,7 +15,16 @@ from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.evaluate import predict as predicting
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.predict import Raw, on_host, options_of, place, plain, predict, sizes
+from lw_jax.evaluate.predict import (
+    Raw,
+    on_host,
+    options_of,
+    place,
+    plain,
+    predict,
+    shortened,
+    sizes,
+)
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
@@ -241,6 +250,29 @@ def test_a_budget_is_all_columns_16_soft_tokens_and_100_of_a_prefix() -> None:
     for i, n in enumerate(lengths):
         np.testing.assert_array_equal(first.segment.ids[i, :116], ids[i, :116])
         np.testing.assert_array_equal(last.segment.ids[i, :116], ids[i, n - 116 : n])
+
+
+def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> None:
+    """And the receiver reads no more of it; where the latent is larger than the text, all."""
+    batch, name = _batch(world, "token_budget_bytes"), "token_budget_bytes"
+    key = f"{RECEIVER}/context/lengths"
+    budgets = [0, 1, 20, 21, 1000]
+    how = {"receiver": RECEIVER, "speaker": world.speaker}
+    cut = shortened(batch, budgets, method=method(name), **how)
+    assert shortened(batch, budgets, method=method("text"), **how) is batch
+    np.testing.assert_array_equal(cut[key][5:], batch[key][5:])
+    assert cut[key][0] == 0
+    assert cut[key][4] == batch[key][4]
+    raw = _raw(world, name, cut)
+    np.testing.assert_array_equal(raw.columns, cut[key])
+    said = _host(world, name, raw, cut, world.examples[:5])
+    decode = world.speaker.tokenizer.decode
+    for i, budget in enumerate(budgets):
+        ids = batch[f"{RECEIVER}/context/ids"][i]
+        left = decode(ids[: cut[key][i]].tolist())
+        assert said[i].wire_bytes == len(left.encode()) <= budget
+        if cut[key][i] < batch[key][i]:
+            assert len(decode(ids[: cut[key][i] + 1].tolist()).encode()) > budget
 
 
 @pytest.mark.parametrize(

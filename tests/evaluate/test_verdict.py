@@ -46,6 +46,13 @@ def test_a_latent_can_do_harm() -> None:
     assert "loses to the better token budget (token_budget_last" in found.words[1]
 
 
+def test_a_latent_that_saves_columns_may_save_no_bytes() -> None:
+    rates = {"no_message": 0.02, "deranged": 0.02, "token_budget_first": 0.3}
+    found = _judge(latent=0.6, token_budget_bytes=0.99, **rates)
+    assert found.words[1].startswith("The latent beats the better token budget")
+    assert found.words[2].startswith("The latent loses to as many bytes of text (token_budget_byte")
+
+
 def test_no_more_than_another_texts_latent() -> None:
     """Fault 15: the latent helps, but any latent does."""
     found = _judge(latent=0.5, no_message=0.1, deranged=0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,8 @@ class Method:
     message: traced; from a batch to what stands in the message's place. wire_bytes: what had to
     cross the wire for one row. other_source: the sources of the batch are other contexts'.
     needs_bridge: it cannot run without trained parameters. relayed: the rows' contexts are what the
-    sender wrote.
+    sender wrote. kept: from the receiver's speaker, a text's tokens and the bytes of its latent to
+    how many of the tokens stay; None: all.
     """
 
     message: Callable[[Scene, Batch], Message]
@@ -127,6 +128,7 @@ class Method:
     other_source: bool = False
     needs_bridge: bool = False
     relayed: bool = False
+    kept: Callable[[Speaker, Sequence[int], int], int] | None = None
 
 
 def text_bytes(sent: Sent) -> int:

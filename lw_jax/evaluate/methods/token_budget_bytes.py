@@ -1,0 +1,33 @@
+"""`token_budget_bytes`: the text's first tokens, in as many bytes as the latent takes on the wire.
+
+The budget that counts bytes, where `token_budget_first` counts columns: of a short text it leaves
+all, and says then that the latent saves columns and no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lw_jax.evaluate.methods import text
+from lw_jax.evaluate.methods.base import Method, Sent
+from lw_jax.receiver.layout import Speaker
+
+
+def kept(speaker: Speaker, ids: Sequence[int], budget: int) -> int:
+    """How many of the text's first tokens are at most `budget` bytes of UTF-8."""
+    low, high = 0, len(ids)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(speaker.tokenizer.decode(list(ids[:middle])).encode()) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def wire_bytes(sent: Sent) -> int:
+    """UTF-8 bytes of what is left of the text."""
+    return len(sent.speaker.tokenizer.decode(sent.ids).encode())
+
+
+METHOD = Method(text.message, wire_bytes, needs_bridge=True, kept=kept)
