@@ -23,6 +23,7 @@ from lw_jax.objectives import (
     cosine_reconstruction,
     embedding_anchor,
     entropy,
+    first_token_ce,
     info_nce,
     reconstruction,
     scale_l2,
@@ -44,6 +45,7 @@ ALL: list[tuple[str, Any]] = [
     ("cosine_reconstruction", cosine_reconstruction.Config()),
     ("embedding_anchor", embedding_anchor.Config()),
     ("entropy", entropy.Config()),
+    ("first_token_ce", first_token_ce.Config()),
     ("info_nce", info_nce.Config()),
     ("reconstruction", reconstruction.Config()),
     ("scale_l2", scale_l2.Config()),
@@ -225,13 +227,15 @@ def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
     mask = np.arange(labels.shape[1])[None] < lengths[:, None]
     hidden = np.random.default_rng(5).normal(size=(*labels.shape, 24)).astype(np.float32)
     seen = world.context({"reader": world.reader(), "heads": {}}, rows)
-    seen.readings["r", Pass("latent")] = Reading(
-        jnp.asarray(hidden),
-        jnp.asarray(mask),
-        jnp.asarray(labels),
-        None,
-        None,  # type: ignore[arg-type]
-    )
+    # The receiver that reads the text knows nothing: its logits are all alike.
+    for asked, states in ((Pass("latent"), hidden), (Pass("text", gradient=False), 0 * hidden)):
+        seen.readings["r", asked] = Reading(
+            jnp.asarray(states),
+            jnp.asarray(mask),
+            jnp.asarray(labels),
+            None,
+            None,  # type: ignore[arg-type]
+        )
     (term,) = module.terms(config, seen, "r").values()
     assert isinstance(term, Term)
     z = np.asarray(logits(who.arch, who.params, jnp.asarray(hidden.reshape(-1, 24))))
@@ -265,3 +269,13 @@ def test_weights_of_the_answer_tokens(options: dict[str, Any]) -> None:
 def test_entropy_of_the_first_token() -> None:
     loss, p, _ = hand_made(entropy.Config(), entropy)
     np.testing.assert_allclose(loss, (np.exp(p[:, 0]) * p[:, 0]).sum(-1).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1.0, 1.05, 4.0])
+def test_the_first_token_is_louder_while_it_lags_behind_the_text(most: float) -> None:
+    loss, p, _ = hand_made(first_token_ce.Config(auto_scale=most), first_token_ce)
+    labels = world.data()["batch"]["r/answer/ids"]
+    plain = -np.take_along_axis(p[:, 0], labels[:, :1], axis=1).mean()
+    lag = plain / np.log(p.shape[-1])
+    assert 1.05 < lag < 4
+    np.testing.assert_allclose(loss, plain * min(lag, most), rtol=1e-5)

@@ -22,6 +22,7 @@ from tests.receiver.worlds import party
 
 CONTEXTS, QUESTIONS, SLOTS, TOKENS, WIDTH, VOCAB = 8, 2, 3, 6, 24, 320
 DIMS = Dims(WIDTH, 2, 5, {"r": ReceiverDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)
+RECEIVER = party()  # made here, outside any trace
 Tree = dict[str, Any]
 
 
@@ -75,7 +76,7 @@ def context(params: Tree, rows: Tree, receivers: Any = None) -> Context:
     return Context(
         bridge,
         DIMS,
-        Parties(None, {"r": party()} if receivers is None else receivers),
+        Parties(None, {"r": RECEIVER} if receivers is None else receivers),
         jax.tree.map(jnp.asarray, rows["batch"]),
         Taps(rows["states"], rows["real"], rows["ids"]),
         jax.random.key(0),
