@@ -76,16 +76,24 @@ def parties() -> Parties:
     return Parties(party("llama"), {"r": party()})
 
 
+@cache  # a step is compiled once, whichever tests take it
+def prepared(
+    cfg: BridgeConfig, devices: int, optimiser: str, accumulate: int
+) -> tuple[Any, Any, Any]:
+    """Mesh, step, and the state before the first step on the host."""
+    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    schedule = Schedule()
+    made = make_optimiser(OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule), params, 20)
+    step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
+    return mesh, step, new_state(params, made, jax.random.key(1))
+
+
 def train(
     cfg: BridgeConfig, steps: int, devices: int = 1, optimiser: str = "adamw", accumulate: int = 1
 ) -> tuple[Any, list[dict[str, float]]]:
-    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
-    params = jax.device_put(params, replicated(mesh))
-    schedule = Schedule()
-    made = make_optimiser(OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule), params, 20)
-    state = jax.device_put(new_state(params, made, jax.random.key(1)), replicated(mesh))
-    step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
+    mesh, step, fresh = prepared(cfg, devices, optimiser, accumulate)
+    state = jax.device_put(jax.tree.map(jnp.copy, fresh), replicated(mesh))  # steps donate it
     frozen = jax.device_put(parties(), replicated(mesh))
     rows = put_batch(mesh, batch())
     assert rows["source/ids"].addressable_shards[0].data.shape[0] == 16 // devices
