@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lw_jax import bridge
+from lw_jax.config.evaluation import EvaluateConfig
 from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.memory import estimate
-from lw_jax.config.schema import Config, ModelConfig
+from lw_jax.config.memory import RelayNeed, device_memory, estimate
+from lw_jax.config.schema import Config, ModelConfig, TrainConfig
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh, mesh_shape
 from lw_jax.models.arch import Arch
@@ -29,7 +30,12 @@ from lw_jax.receiver.collate import measure
 from lw_jax.receiver.layout import Speaker, check_labels, speaker
 from lw_jax.registry import chosen
 from lw_jax.stages.setting import CHECKED_ROWS, load_rows, sample
-from lw_jax.train.abstract import abstract_step
+from lw_jax.train.abstract import (
+    abstract_parties,
+    abstract_step,
+    frozen_shapes,
+    size_in_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -253,21 +259,34 @@ def _layouts(config: Config) -> list[LayoutConfig]:
 
 
 def _memory(seen: Examination) -> None:
+    for name, stage in seen.config.stages.items():
+        if stage.train is not None:
+            _training_memory(seen, f"stages.{name}.train", stage.train)
+        elif stage.evaluate is not None and "relay" in stage.evaluate.methods:
+            _relay_memory(seen, f"stages.{name}.evaluate", stage.evaluate)
+
+
+def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
     config = seen.config
     receivers = {name: seen.archs[name] for name in config.receivers}
-    for name, stage in config.stages.items():
-        if stage.train is not None:
-            key = f"stages.{name}.train"
-            with seen.trying(key):
-                step = abstract_step(
-                    config,
-                    stage.train,
-                    seen.archs.get("sender"),
-                    receivers,
-                    seen.sizes,
-                    make_mesh(config.mesh),
-                )
-                need = estimate(step)
-                fits = need.total < need.room
-                advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
-                seen.note("ok" if fits else "error", key, f"{need}{advice}")
+    with seen.trying(key):
+        sender, mesh = seen.archs.get("sender"), make_mesh(config.mesh)
+        need = estimate(abstract_step(config, cfg, sender, receivers, seen.sizes, mesh))
+        fits = need.total < need.room
+        advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
+        seen.note("ok" if fits else "error", key, f"{need}{advice}")
+
+
+def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
+    config = seen.config
+    assert config.sender is not None  # the config was checked
+    receivers = {name: seen.archs[name] for name in config.receivers}
+    with seen.trying(key):
+        sender, mesh = seen.archs["sender"], make_mesh(config.mesh)
+        layout = cfg.layout or config.layout
+        frozen = abstract_parties(config, sender, receivers, mesh, layout)
+        whole = frozen_shapes(sender, config.sender, mesh)
+        need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
+        fits = need.total < need.room
+        advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"
+        seen.note("ok" if fits else "error", key, f"{need}{advice}")

@@ -33,6 +33,26 @@ class Need:
         )
 
 
+@dataclass(frozen=True)
+class RelayNeed:
+    """Bytes on one device: the frozen weights of every method, and the whole sender beside them."""
+
+    frozen: int
+    sender: int
+    room: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of weights; what is computed comes on top."""
+        return self.frozen + self.sender
+
+    def __str__(self) -> str:
+        return (
+            f"relay: {_size(self.sender)} whole sender beside {_size(self.frozen)} frozen weights "
+            f"= {_size(self.total)} of {_size(self.room)} a device, without work"
+        )
+
+
 def estimate(step: AbstractStep, room: int | None = None) -> Need:
     """Compile a step to see its work space, unless its arguments alone are too much.
 

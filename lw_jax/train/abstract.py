@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lw_jax import bridge
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.schema import Config, ModelConfig, TrainConfig
 from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.mesh import batch_sharding, replicated
@@ -86,21 +87,32 @@ def abstract_step(
     maker = StepMaker(
         config.bridge, dims, optimiser, train.steps, mesh, train.accumulate, train.ema
     )
+    return AbstractStep(
+        maker.make(plan_at(objectives, 0)),
+        _put(state, replicated(mesh)),
+        abstract_parties(config, sender, receivers, mesh, train.layout or config.layout),
+        batch_shapes(train, list(receivers), lengths, mesh),
+    )
+
+
+def abstract_parties(
+    config: Config,
+    sender: Arch | None,
+    receivers: Mapping[str, Arch],
+    mesh: Mesh,
+    layout: LayoutConfig,
+) -> Parties:
+    """The frozen models as a stage loads them: the sender only up to its highest tap."""
     party = None
     if sender is not None and config.sender is not None:
+        assert config.bridge is not None
         source, options = bridge.part("sources", config.bridge.source)
         party = _party(sender, config.sender, mesh, source.depth(options, sender), head=False)
-    layout = train.layout or config.layout
     frozen = {
         n: _party(a, config.receivers[n], mesh, beside_text=layout.beside_text)
         for n, a in receivers.items()
     }
-    return AbstractStep(
-        maker.make(plan_at(objectives, 0)),
-        _put(state, replicated(mesh)),
-        Parties(party, frozen),
-        batch_shapes(train, list(receivers), lengths, mesh),
-    )
+    return Parties(party, frozen)
 
 
 def frozen_shapes(

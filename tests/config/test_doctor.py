@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file
 
+from lw_jax.config import doctor
 from lw_jax.config.doctor import Finding, check, examine, report
 from lw_jax.config.memory import GIB, Need
 from lw_jax.config.parse import read
@@ -38,6 +40,23 @@ def test_a_sound_config(write: Write) -> None:
     out = io.StringIO()
     assert report(found, Console(file=out, width=120)) == 0
     assert "ready to run" in out.getvalue()
+
+
+def test_relay_needs_room_for_the_whole_sender(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, key = write(), "stages.report.evaluate"
+    relay = f"{key}.methods=[latent, relay]"
+    assert key not in {f.key for f in findings(path, memory=True)}
+    found = next(f for f in findings(path, relay, memory=True) if f.key == key)
+    weights = Path(read(path, []).sender.path) / "model.safetensors"
+    size = sum(4 * tensor.size for tensor in load_file(weights).values())
+    assert found.level == "ok"
+    assert f"relay: {size / 2**20:.1f} MiB whole sender beside " in found.text
+    monkeypatch.setattr(doctor, "device_memory", lambda: size)  # fits alone, not beside the others
+    found = next(f for f in findings(path, relay, memory=True) if f.key == key)
+    assert found.level == "error"
+    assert "leave relay out" in found.text
 
 
 def test_several_errors_are_shown_at_once(write: Write) -> None:
