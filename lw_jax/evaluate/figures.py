@@ -39,8 +39,11 @@ class Asked:
         return [e.context_id for e in self.examples]
 
 
-def figures(asked: Asked, said: Said) -> dict[str, Any]:
-    """`receivers`, `joint` and `verdict` of metrics.json."""
+def figures(asked: Asked, said: Said, rescored: Sequence[str] | None = None) -> dict[str, Any]:
+    """`receivers`, `joint` and `verdict` of metrics.json.
+
+    rescored: row by row what several receivers chose together.
+    """
     receivers = {
         receiver: {
             name: summary.of_method(asked.examples, rows, seconds, asked.settings)
@@ -53,19 +56,30 @@ def figures(asked: Asked, said: Said) -> dict[str, Any]:
         for receiver, methods in said.items()
         if "latent" in methods
     }
-    return {"receivers": receivers, "joint": joint(asked, said), "verdict": verdicts}
+    together = joint(asked, said, rescored)
+    return {"receivers": receivers, "joint": together, "verdict": verdicts}
 
 
-def joint(asked: Asked, said: Said) -> dict[str, Any]:
-    """The oracle over several receivers of one latent: per row the better answer; {} for one."""
+def joint(asked: Asked, said: Said, rescored: Sequence[str] | None = None) -> dict[str, Any]:
+    """Several receivers of one latent: `rescored`, what they chose together, and `oracle`, per row
+    the better answer. {} for one receiver."""
     latents = [methods["latent"][0] for methods in said.values() if "latent" in methods]
     if len(latents) < 2:
         return {}
+    found = {} if rescored is None else {"rescored": _best(asked, [[text] for text in rescored])}
+    return {
+        **found,
+        "oracle": _best(asked, [[one.text for one in row] for row in zip(*latents, strict=True)]),
+    }
+
+
+def _best(asked: Asked, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """EM and F1 with intervals, of the best of every row's texts."""
     found: dict[str, Any] = {"ci": {}, "n": len(asked.examples)}
     for name, metric in (("em", squad.exact_match), ("f1", squad.f1)):
         best = [
-            max(metric(rows[i].text, e.answers) for rows in latents)
-            for i, e in enumerate(asked.examples)
+            max(metric(text, e.answers) for text in row)
+            for row, e in zip(texts, asked.examples, strict=True)
         ]
         found[name] = float(np.mean(best))
         found["ci"][name] = list(
@@ -77,7 +91,7 @@ def joint(asked: Asked, said: Said) -> dict[str, Any]:
                 bounds=(0, 1),
             )
         )
-    return {"oracle": found}
+    return found
 
 
 def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]:

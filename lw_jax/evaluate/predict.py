@@ -126,6 +126,12 @@ def predict(
     )
 
 
+def rate(message: Callable[[Scene, Batch], Message], scene: Scene, batch: Batch) -> Scored:
+    """Score one batch with one method's `message`, and write nothing."""
+    given, _ = place(message, scene, batch)
+    return score(scene.party, given, *_ask_and_answer(scene, batch))
+
+
 def _ask_and_answer(scene: Scene, batch: Batch) -> tuple[Segment, Segment]:
     ask, answer = (
         Segment(

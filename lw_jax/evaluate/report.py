@@ -67,6 +67,16 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
         for line in [*lines(receiver, metrics), *alarms(receiver, methods)]:
             style = "bold red" if line.startswith("ALARM") else None
             console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    if metrics["joint"]:
+        line = together(metrics["joint"])
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def together(joint: Mapping[str, Any]) -> str:
+    """What several receivers have from one latent."""
+    names = {"rescored": "chosen by all of them", "oracle": "the best of their answers"}
+    parts = [f"{names[k]}: EM {_figure(figures, 'em')}" for k, figures in joint.items()]
+    return f"The receivers together: {'; '.join(parts)}."
 
 
 def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
@@ -127,10 +137,13 @@ def alarms(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 
 def predictions(
-    examples: Sequence[Example], said: Said, relayed: Sequence[str] = ()
+    examples: Sequence[Example],
+    said: Said,
+    relayed: Sequence[str] = (),
+    rescored: Sequence[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The lines of predictions.jsonl: an example, its gold, every method's output, and what the
-    sender wrote for `relay`."""
+    """The lines of predictions.jsonl: an example, its gold, every method's output, what the sender
+    wrote for `relay`, and what several receivers chose together."""
     for i, example in enumerate(examples):
         yield {
             "id": example.id,
@@ -140,6 +153,7 @@ def predictions(
             "question": example.question,
             "answers": list(example.answers),
             **({"relayed": relayed[i]} if relayed else {}),
+            **({} if rescored is None else {"joint": rescored[i]}),
             "receivers": {
                 receiver: {name: _said(example, rows[i]) for name, (rows, _) in methods.items()}
                 for receiver, methods in said.items()

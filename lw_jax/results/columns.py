@@ -141,6 +141,18 @@ def _learned(row: Row) -> str:
     return f"{sum(found) / len(found):.0f}"
 
 
+def _joint(which: str, heading: str) -> Column:
+    """Of several receivers of one latent."""
+
+    def cell(row: Row) -> str:
+        held = [f for s in row.seeds if (f := s.evaluation["joint"].get(which)) is not None]
+        if len(held) < len(row.seeds):
+            return MISSING
+        return str(combine([f["em"] for f in held], [f["ci"]["em"] for f in held]))
+
+    return Column(heading, cell)
+
+
 def _columns(row: Row) -> str:
     found = row.figure("latent", "columns")
     return MISSING if found is None else f"{found.mean:.0f}"
@@ -207,6 +219,8 @@ COLUMNS: dict[str, Column] = {
     "probe_sender": _probe("sender", "linear probe, sender"),
     "probe_receiver": _probe("receiver", "linear probe, receiver"),
     "relay": _of("relay", "em", "relay EM"),
+    "joint": _joint("rescored", "EM chosen together"),
+    "oracle": _joint("oracle", "EM of the best receiver's answer"),
     "columns": Column("columns", _columns),
     "parameters": Column(
         "parameters",

@@ -17,7 +17,7 @@ from lw_jax.config.evaluation import EvaluateConfig
 from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
-from lw_jax.evaluate import compression, mean_latent, probe, relay, report, rows
+from lw_jax.evaluate import compression, mean_latent, probe, relay, report, rescore, rows
 from lw_jax.evaluate.compare import Comparison, methods_of
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
@@ -81,14 +81,17 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
             written_by = partial.load_written() or _relay(run, compared, layout, partial)
             relayed = compared.relayed(written_by)
         said, packed = _compare(compared, trained, mean, partial, relayed)
-        slots = {}
+        slots, rescored = {}, None
         if trained is not None and "latent" in methods_of(cfg):
-            slots = {r: compared.slots(_scene(compared, trained, r)) for r in setting.receivers}
+            scenes = {r: _scene(compared, trained, r) for r in setting.receivers}
+            slots = {r: compared.slots(scene) for r, scene in scenes.items()}
+            answers = {r: [p.text for p in said[r]["latent"][0]] for r in scenes}
+            rescored = rescore.together(compared, scenes, answers)
     probed = _probe(run, setting, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
     asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
-    measured = figures(asked, said)
+    measured = figures(asked, said, rescored)
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:
             methods["latent"]["slots"] = slots[receiver]
@@ -114,7 +117,9 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "fingerprints": setting.fingerprints,
     }
     texts = () if relayed is None else written_by.texts
-    report.write_lines(out / "predictions.jsonl", report.predictions(examples, said, texts))
+    report.write_lines(
+        out / "predictions.jsonl", report.predictions(examples, said, texts, rescored)
+    )
     report.write_json(out / "metrics.json", metrics)
     report.append_line(
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)

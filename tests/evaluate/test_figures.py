@@ -109,7 +109,11 @@ def test_the_oracle_takes_the_better_receiver() -> None:
         "b": {"latent": ([right, wrong, right, wrong], 1.0), **controls},
     }
     found = figures(Asked(examples, [], 0, 50), said)
+    assert set(found["joint"]) == {"oracle"}
     assert found["joint"]["oracle"]["em"] == 0.75
+    chosen = figures(Asked(examples, [], 0, 50), said, ["dog", "cat", "cat", "cat"])["joint"]
+    assert (chosen["rescored"]["em"], chosen["oracle"]["em"]) == (0.25, 0.75)
+    assert "chosen by all of them: EM 0.250 [" in report.together(chosen)
     assert set(found["verdict"]) == {"a", "b"}
     assert figures(Asked(examples, [], 0, 50), {"a": said["a"]})["joint"] == {}
 

@@ -24,8 +24,9 @@ from lw_jax.config.run import Run
 from lw_jax.config.schema import MeshConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
-from lw_jax.evaluate import compare, mean_latent, report
+from lw_jax.evaluate import compare, mean_latent, report, rescore, rows
 from lw_jax.evaluate.competence import write
+from lw_jax.evaluate.methods.base import Scene
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.partial import Partial, key_of
 from lw_jax.evaluate.summary import Prediction
@@ -269,6 +270,49 @@ def test_on_two_devices_with_other_methods(
         assert (
             one["receivers"][RECEIVER]["text"]["text"] == two["receivers"][RECEIVER]["text"]["text"]
         )
+
+
+def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_path: Path) -> None:
+    config = raw_config(models, tmp_path / "two", methods=["latent"])
+    config["receivers"]["twin"] = config["receivers"][RECEIVER]
+    run = make_run(from_dict(config), Console(file=io.StringIO(), width=200))
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    evaluate.run(run, "test", cfg)
+    found = json.loads((run.run_dir / "metrics.json").read_text())["joint"]
+    text = (run.run_dir / "predictions.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    answers = {
+        r: [line["receivers"][r]["latent"]["text"] for line in lines] for r in (RECEIVER, "twin")
+    }
+    assert answers[RECEIVER] != answers["twin"]  # readers of their own
+    for i, line in enumerate(lines):
+        assert line["joint"] in {texts[i] for texts in answers.values()}
+    assert 0 <= found["rescored"]["em"] <= found["oracle"]["em"]
+    assert isinstance(run.console.file, io.StringIO)
+    assert "The receivers together: chosen by all of them: EM " in run.console.file.getvalue()
+
+    # The scores that decide are those of the evaluation: here of the gold answers.
+    setting = set_up(run.config, run.mesh)
+    trained = load_trained(run.config, run.run_dir, setting, before="test")
+    drawn = rows.choose(stage_setting.load_rows(run.config.data, "eval", cfg.seed), 22, cfg.seed)
+    collate = setting.collate([(e,) for e in drawn])
+    silent = Console(file=io.StringIO())
+    compared = compare.Comparison(setting, cfg, drawn, [], collate, silent, lambda: False)
+    scene = Scene(setting.parties, trained.params, None, setting.bridge, setting.dims, "twin")
+    gold = [e.answers[0] for e in drawn]
+    with jax.default_matmul_precision("highest"):
+        nats = rescore.log_probabilities(compared, scene, [*gold[:-1], " "])
+    lengths = [n for _, b in compared.batches() for n in b["twin/answer/lengths"].tolist()]
+    said = [line["receivers"]["twin"]["latent"]["nll"] for line in lines]
+    np.testing.assert_allclose(-nats[:-1], (np.array(said) * lengths[:22])[:-1], rtol=1e-4)
+    assert nats[-1] == -np.inf  # an empty answer is no candidate
+
+
+def test_the_answer_with_the_most_nats_a_byte_is_picked() -> None:
+    candidates = [["a", "abcd", "", ""], ["abcd", "a", "bé", ""]]
+    scores = np.array([[-2.0, -4.0, -np.inf, -np.inf], [-4.0, -2.0, -9.0, -np.inf]])
+    assert rescore.pick(candidates, scores) == ["abcd", "abcd", "bé", ""]
 
 
 def test_sigterm_stops_between_batches_and_says_how_to_go_on(

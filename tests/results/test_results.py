@@ -34,6 +34,7 @@ def metrics(em: float, columns: float = 4.0) -> dict[str, Any]:
             "latent": {"bytes": {"utf8": 300.0, "float16": 1000.0}},
         },
         "parameters": {"total": 1000},
+        "joint": {},
         "stage": "report",
         "versions": {"device": "cpu"},
         "data": {"rows": 100},
