@@ -104,7 +104,10 @@ def train(
     return jax.device_get(state.params), seen
 
 
-@pytest.mark.parametrize(("optimiser", "tolerance"), [("adamw", 1e-5), ("muon", 1e-4)])
+@pytest.mark.parametrize(
+    ("optimiser", "tolerance"),
+    [pytest.param("adamw", 1e-5, marks=pytest.mark.slow), ("muon", 1e-4)],
+)
 def test_eight_devices_give_the_numbers_of_one(optimiser: str, tolerance: float) -> None:
     one, losses = train(config(), 20, 1, optimiser)
     eight, sharded = train(config(), 20, 8, optimiser)
@@ -131,6 +134,7 @@ def test_shares_add_up_to_one() -> None:
     np.testing.assert_allclose(metrics["r/rms_ratio"], 1.0, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_windows_and_deltas_learn_too() -> None:
     cfg = config(
         compressor=CompressorConfig(window=window.Config(size=4, width=16, heads=2, depth=1)),

@@ -80,7 +80,7 @@ def _with_gold(batch: Arrays, raw: Raw, spoil: bool = True) -> Arrays:
     return batch | {f"{RECEIVER}/answer/ids": ids, f"{RECEIVER}/answer/lengths": lengths}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [n for n in METHODS if n != "token_budget_bytes"])  # is `text`
 def test_argmax_is_greedy_on_256_examples(world: World, name: str) -> None:
     said: list[Prediction] = []
     ended = 0

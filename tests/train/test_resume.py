@@ -72,6 +72,7 @@ def test_killed_at_every_kind_of_moment(
     assert {p.name for p in (tmp_path / "checkpoints").glob("*/*")} == {"28", "30", "8.damaged"}
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(
     undisturbed: tuple[str, list[dict[str, object]]], tmp_path: Path
 ) -> None:
