@@ -33,6 +33,7 @@ def test_an_exported_bridge_answers(monkeypatch):
     assert wire.answer(other, "How many cats does Ben Korim keep?") != "31"
 
 
+@pytest.mark.slow
 def test_the_same_bridge_says_it_in_fewer_bytes(monkeypatch):
     monkeypatch.chdir(ROOT)
     wire = Bridge.load("zoo/bridges/facts_any_ratio")

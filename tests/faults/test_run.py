@@ -41,6 +41,7 @@ def fault(tree: Path, test: str = TEST, old: str = "a + b", new: str = "a + b + 
     return Fault.read(path)
 
 
+@pytest.mark.slow  # as `.ci/run` does for every fault there is
 def test_a_fault_that_is_noticed(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fault(tree)
     assert main([], tree) == 0
