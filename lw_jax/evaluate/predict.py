@@ -126,10 +126,12 @@ def predict(
     )
 
 
-def rate(message: Callable[[Scene, Batch], Message], scene: Scene, batch: Batch) -> Scored:
-    """Score one batch with one method's `message`, and write nothing."""
-    given, _ = place(message, scene, batch)
-    return score(scene.party, given, *_ask_and_answer(scene, batch))
+def rate(
+    message: Callable[[Scene, Batch], Message], scene: Scene, batches: Sequence[Batch]
+) -> list[Scored]:
+    """Score batches that differ in their answers alone, after one message; nothing is written."""
+    given, _ = place(message, scene, batches[0])
+    return [score(scene.party, given, *_ask_and_answer(scene, batch)) for batch in batches]
 
 
 def _ask_and_answer(scene: Scene, batch: Batch) -> tuple[Segment, Segment]:

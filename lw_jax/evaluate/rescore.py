@@ -35,11 +35,9 @@ def together(
     """
     if len(candidates) < 2 or compared.setting.layout.target != "answer":
         return None
-    rows = _answering(compared, candidates)
-    scores = np.zeros((len(candidates), len(compared.examples)))
-    for scene in scenes.values():
-        scores += [log_probabilities(rows[name], scene, candidates[name]) for name in candidates]
-    return pick(list(candidates.values()), scores)
+    rows, texts = _answering(compared, candidates), list(candidates.values())
+    scores = sum(log_probabilities(rows, scene, texts) for scene in scenes.values())
+    return pick(texts, np.asarray(scores))
 
 
 def pick(candidates: Sequence[Sequence[str]], scores: NDArray[np.float64]) -> list[str]:
@@ -52,35 +50,35 @@ def pick(candidates: Sequence[Sequence[str]], scores: NDArray[np.float64]) -> li
     return [candidates[c][n] for n, c in enumerate(best)]
 
 
-def log_probabilities(rows: Comparison, scene: Scene, texts: Sequence[str]) -> NDArray[np.float64]:
-    """[n] nats that one receiver gives these answers to the rows, EOS included.
+def log_probabilities(
+    rows: Sequence[Comparison], scene: Scene, candidates: Sequence[Sequence[str]]
+) -> NDArray[np.float64]:
+    """[c, n] nats that one receiver gives c answers to each row, EOS included.
 
-    rows: has them for its examples' answers. Minus infinity for an empty one, and where no token
-    ends between question and answer.
+    rows: c times the same rows, with these answers for gold; their message is made once. Minus
+    infinity for an empty answer, and where no token ends between question and answer.
     """
-    found: list[float] = []
-    for _, batch in rows.batches():
-        scored = rate(latent.METHOD.message, scene, put_batch(rows.setting.mesh, batch))
-        nats = -np.asarray(jax.device_get(scored.nll), np.float64)
-        found += np.where(batch["valid"], nats, -np.inf).tolist()
-        if rows.terminated():
-            rows.say("stopped; run the same command again to go on at the joint rescoring")
+    found: list[list[float]] = [[] for _ in rows]
+    for batches in zip(*(one.batches() for one in rows), strict=True):
+        placed = [put_batch(rows[0].setting.mesh, batch) for _, batch in batches]
+        raw = jax.device_get(rate(latent.METHOD.message, scene, placed))
+        for nats, scored, (_, batch) in zip(found, raw, batches, strict=True):
+            nats += np.where(batch["valid"], -scored.nll.astype(np.float64), -np.inf).tolist()
+        if rows[0].terminated():
+            rows[0].say("stopped; run the same command again to go on at the joint rescoring")
             raise SystemExit(0)
-    said = [bool(text.strip()) for text in texts]
-    return np.where(said, found[: len(texts)], -np.inf)
+    said = np.array([[bool(text.strip()) for text in texts] for texts in candidates])
+    return np.where(said, np.array(found)[:, : said.shape[1]], -np.inf)
 
 
-def _answering(compared: Comparison, candidates: Candidates) -> dict[str, Comparison]:
+def _answering(compared: Comparison, candidates: Candidates) -> list[Comparison]:
     """The same rows with each receiver's answers for gold, all in the same shapes."""
-    answering = {
-        name: [
+    answering = [
+        [
             replace(e, answers=(text.strip() or "-",))
             for e, text in zip(compared.examples, texts, strict=True)
         ]
-        for name, texts in candidates.items()
-    }
-    collate = compared.setting.collate([(e,) for es in answering.values() for e in es])
-    return {
-        name: replace(compared, examples=examples, collate=collate)
-        for name, examples in answering.items()
-    }
+        for texts in candidates.values()
+    ]
+    collate = compared.setting.collate([(e,) for examples in answering for e in examples])
+    return [replace(compared, examples=examples, collate=collate) for examples in answering]

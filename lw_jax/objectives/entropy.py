@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives.base import Context, Pass, Term, masked
+from lw_jax.objectives.targets import first_token
 from lw_jax.schedule import Schedule
 
 
@@ -24,8 +24,5 @@ class Config:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Minus nats per question; the loss sinks as the entropy rises."""
-    reading = context.reading(receiver, Pass("latent"))
-    party = context.parties.receivers[receiver]
-    first = reading.hidden[:, :1], reading.labels[:, :1]
-    scored = chunked_cross_entropy(party.arch, party.params, *first)
-    return {"entropy": masked(-scored.entropy, reading.mask[:, :1] & context.valid[:, None])}
+    scored, counts = first_token(context, receiver, Pass("latent"))
+    return {"entropy": masked(-scored.entropy, counts)}

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.config.checks import at_least
-from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives.base import Context, Pass, Term, masked, mean
+from lw_jax.objectives.targets import first_token
 from lw_jax.schedule import Schedule
 
 
@@ -49,8 +49,5 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
 
 
 def _first(context: Context, receiver: str, asked: Pass) -> Term:
-    reading = context.reading(receiver, asked)
-    party = context.parties.receivers[receiver]
-    first = reading.hidden[:, :1], reading.labels[:, :1]
-    scored = chunked_cross_entropy(party.arch, party.params, *first)
-    return masked(scored.nll, reading.mask[:, :1] & context.valid[:, None])
+    scored, counts = first_token(context, receiver, asked)
+    return masked(scored.nll, counts)

@@ -15,12 +15,22 @@ import jax.numpy as jnp
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.models.decoder import embed_tokens, run
-from lw_jax.objectives.base import Context
+from lw_jax.models.head import TokenScores, chunked_cross_entropy
+from lw_jax.objectives.base import Context, Pass
 from lw_jax.receiver.pack import Segment, gather_states
 from lw_jax.receiver.read import head_segment, lay_out, message_segment, text_message
 from lw_jax.types import Array, Delivery
 
 HeadInput = Literal["delivered", "pre_scale"]
+
+
+def first_token(context: Context, receiver: str, asked: Pass) -> tuple[TokenScores, Array]:
+    """Scores [N, 1] of the first answer token after one pass, and the mask [N, 1] of those that
+    count."""
+    reading, party = context.reading(receiver, asked), context.parties.receivers[receiver]
+    first = reading.hidden[:, :1], reading.labels[:, :1]
+    scored = chunked_cross_entropy(party.arch, party.params, *first)
+    return scored, reading.mask[:, :1] & context.valid[:, None]
 
 
 def given_slots(

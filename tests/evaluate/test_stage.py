@@ -302,7 +302,7 @@ def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_pa
     scene = Scene(setting.parties, trained.params, None, setting.bridge, setting.dims, "twin")
     gold = [e.answers[0] for e in drawn]
     with jax.default_matmul_precision("highest"):
-        nats = rescore.log_probabilities(compared, scene, [*gold[:-1], " "])
+        (nats,) = rescore.log_probabilities([compared], scene, [[*gold[:-1], " "]])
     lengths = [n for _, b in compared.batches() for n in b["twin/answer/lengths"].tolist()]
     said = [line["receivers"]["twin"]["latent"]["nll"] for line in lines]
     np.testing.assert_allclose(-nats[:-1], (np.array(said) * lengths[:22])[:-1], rtol=1e-4)

@@ -38,7 +38,6 @@ stages:
 PROGRAMS = {"score", "inspect", "sample"}
 
 
-@pytest.mark.slow
 def test_no_program_is_compiled_between_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
