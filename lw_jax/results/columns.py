@@ -153,6 +153,33 @@ def _joint(which: str, heading: str) -> Column:
     return Column(heading, cell)
 
 
+def _content(row: Row) -> str:
+    """Whether the wire carries content, and the share that decides it: (matched - deranged) over
+    (matched - none), the mean of the seeds that have one (`lw_jax.evaluate.verdict`)."""
+    verdicts = [seed.evaluation["verdict"][seed.receiver] for seed in row.seeds]
+    shares = [v["share"] for v in verdicts if v["share"] is not None]
+    carrying = sum(v["carries"] for v in verdicts)
+    said = {0: "no", len(verdicts): "yes"}.get(carrying, f"{carrying} of {len(verdicts)} seeds")
+    return f"{said} ({sum(shares) / len(shares):.2f})" if shares else said
+
+
+def _floor(key: str) -> Callable[[Row], str]:
+    """What other contexts' gold answers have by chance."""
+
+    def value(seed: Seed) -> float | None:
+        found: float | None = seed.evaluation["data"].get("entity_floor", {}).get(key)
+        return found
+
+    return lambda row: _mean(row, value, "{:.3f}")
+
+
+def _within(row: Row) -> str:
+    """Share of the gold answers that fit into the tokens that decoding may write."""
+    held = [method for seed in row.seeds if (method := seed.method("latent")) is not None]
+    found = [m["compared"] / m["n"] for m in held if "compared" in m]
+    return f"{sum(found) / len(found):.2f}" if found else MISSING
+
+
 def _columns(row: Row) -> str:
     found = row.figure("latent", "columns")
     return MISSING if found is None else f"{found.mean:.0f}"
@@ -195,6 +222,14 @@ COLUMNS: dict[str, Column] = {
     "entities": _of("latent", "entities", "entities"),
     "text_entities": _of("text", "entities", "entities from text"),
     "deranged_entities": _of("deranged", "entities", "entities, deranged"),
+    "source_entities": _of("latent", "source_entities", "of the text's entities"),
+    "deranged_source_entities": _of(
+        "deranged", "source_entities", "of the text's entities, deranged"
+    ),
+    "mean_source_entities": _of("mean", "source_entities", "of the text's entities, mean latent"),
+    "source_entities_floor": Column("the same by chance", _floor("source_entities")),
+    "content": Column("carries content (share)", _content),
+    "within": Column("gold answers within the limit", _within),
     "final": _of("latent", "final", "accuracy"),
     "partial": _of("latent", "partial", "partial"),
     "distinct": _of("latent", "distinct", "distinct outputs"),

@@ -12,7 +12,8 @@ of the stage's steps below, and at every later one while it lasts.
 | `detached_head` | 14 | step 1 | an objective moves the latent, but nothing a receiver is given |
 | `pooled` | 16 | 10 % | slots of a text are alike (cosine above 0.98), or, with every source |
 | | | | token replaced by their mean, the latent moves by less than 2 % |
-| `collapse` | 17 | 10 % | distinct predictions below a quarter of the distinct answers |
+| `collapse` | 17 | 10 % | distinct outputs below a quarter of the distinct answers, or over |
+| | | | nine in ten begin alike, and less than half as many answers do |
 | `codebook_collapse` | 20 | 10 % | a batch uses few of the codes that it could |
 | `ignored_latent` | 15 | 25 % | another text's latent reads as well: 2 % of NLL, 0.02 of accuracy |
 | `blind_flow` | - | 25 % | the flow's loss is above 0.95 of that under other texts' conditions |
@@ -49,6 +50,7 @@ IGNORED = 0.02
 ALIKE = 0.98
 POOLED = 0.02
 COLLAPSED = 0.25
+ONE_WORD = 0.9
 FEW_CODES = 0.05
 LOW_ENTROPY = 0.25
 BLIND = 0.95
@@ -135,11 +137,22 @@ def pooled(
         )
 
 
-def collapse(receiver: str, distinct: float, answers: float, progress: float) -> Iterator[Alarm]:
-    """distinct: different predictions over rows; answers: different gold answers over rows."""
-    if progress >= EARLY and distinct < COLLAPSED * answers:
+def collapse(
+    receiver: str, distinct: tuple[float, float], begins: tuple[float, float], progress: float
+) -> Iterator[Alarm]:
+    """Of (what is written, the gold answers): distinct: different ones over rows; begins: the share
+    of rows whose first token (no space) is the most frequent one."""
+    if progress < EARLY:
+        return
+    if distinct[0] < COLLAPSED * distinct[1]:
         yield Alarm(
-            "collapse", f"{receiver} gives {distinct:.0%} distinct predictions for {answers:.0%}"
+            "collapse", f"{receiver} gives {distinct[0]:.0%} distinct outputs for {distinct[1]:.0%}"
+        )
+    elif begins[0] > ONE_WORD and begins[1] < begins[0] / 2:
+        yield Alarm(
+            "collapse",
+            f"{receiver} begins {begins[0]:.0%} of its outputs alike; {begins[1]:.0%} of the "
+            "answers do",
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 from lw_jax import bridge, codes
@@ -37,13 +36,11 @@ class Wire:
 
 @struct.dataclass
 class Scores:
-    """Per row of a batch, [N]: exact bool, nll mean nats, marks int32; of the first token that is
-    no space: first int32 (the argmax), rank int32 of the gold one, entropy nats, margin of logits.
-    """
+    """Per row of a batch, [N]: exact bool, nll mean nats; of the first token that is no space:
+    first int32 (the argmax), rank int32 of the gold one, entropy nats, margin of logits."""
 
     exact: Array
     nll: Array
-    marks: Array
     first: Array
     rank: Array
     entropy: Array
@@ -76,12 +73,9 @@ def score(
     right = scored.correct(reading.labels) | ~reading.mask
     tokens = jnp.maximum(1, reading.mask.sum(axis=1))
     nll = jnp.sum(scored.nll * reading.mask, axis=1) / tokens
-    # A number that tells predictions apart, whatever their length.
-    primes = jnp.asarray(_odd_numbers(reading.labels.shape[1]), jnp.int32)
-    marks = jnp.sum((scored.argmax + 1) * primes[None] * reading.mask, axis=1)
     at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
     first = (scored.argmax, scored.rank, scored.entropy, scored.margin)
-    return Scores(right.all(axis=1), nll, marks, *(at(x)[:, 0] for x in first))
+    return Scores(right.all(axis=1), nll, *(at(x)[:, 0] for x in first))
 
 
 @partial(jax.jit, static_argnames=("wire", "name"))
@@ -135,7 +129,3 @@ def sample(
 def _latent(wire: Wire, params: PyTree, parties: Parties, batch: Any) -> Latent:
     taps = bridge.extract(wire.config, parties.sender, batch, params)
     return bridge.encode(wire.config, wire.dims, params, taps)
-
-
-def _odd_numbers(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(1, 2**15, count) * 2 + 1

@@ -93,12 +93,14 @@ class Watch:
         raised: list[Alarm] = []
         for name in self.setting.dims.receivers:
             found, first = self._scores(params, name)
+            written = self._written(params, name)
+            found["distinct"] = len(set(written)) / max(1, len(written))
             slots_of, more = self._slots(params, name)
             metrics |= {f"{name}/{key}": value for key, value in (found | slots_of | more).items()}
             metrics[f"{name}/first_tokens"] = self._first_tokens(name, first)
             lines += _lines(step, name, found, slots_of)
             raised += self._raised(name, found, slots_of, more, step / self.steps)
-            lines += self._samples(params, self.batch, name)
+            lines += self._samples(name, written)
         if self.objectives is not None:
             seen, alarmed = self._gradients(state, step)
             metrics |= seen
@@ -138,11 +140,11 @@ class Watch:
             "deranged_accuracy": float(other.exact[valid].mean()),
             "nll": float(matched.nll[valid].mean()),
             "deranged_nll": float(other.nll[valid].mean()),
-            "distinct": len(set(matched.marks[valid].tolist())) / max(1, int(valid.sum())),
             "first_top1": float((rank < 1).mean()),
             "first_top5": float((rank < 5).mean()),
             "first_entropy": float(matched.entropy[valid].mean()),
             "first_margin": float(matched.margin[valid].mean()),
+            "first_top_share": _top_share(matched.first[valid]),
         }
         found["matched_minus_deranged"] = found["accuracy"] - found["deranged_accuracy"]
         return found, matched.first[valid]
@@ -179,9 +181,9 @@ class Watch:
         within, count = slots_of["slots/within_cosine"], slots_of["slots/count"]
         yield from alarms.pooled(name, within, count, more["moved_by_mean"], progress)
         answers = {group[0].answers[0] for group in self.groups}
-        yield from alarms.collapse(
-            name, found["distinct"], len(answers) / len(self.groups), progress
-        )
+        distinct = found["distinct"], len(answers) / len(self.groups)
+        begins = found["first_top_share"], self._gold_top_share(name)
+        yield from alarms.collapse(name, distinct, begins, progress)
         usage = {k.removeprefix("codes/"): v for k, v in more.items() if k.startswith("codes/")}
         rows, levels = self.batch["valid"].shape[0], bridge.levels_of(self.setting.bridge)
         yield from alarms.codebook_collapse(usage, levels, rows, count, progress)
@@ -212,23 +214,43 @@ class Watch:
                 raised += alarms.blind_flow(name, flow, shuffled, step / self.steps)
         return {f"grad_norm/objective/{n}": v for n, v in weighted.items()}, raised
 
+    def _gold_top_share(self, name: str) -> float:
+        """Share of the rows whose gold answer begins with the most frequent first token."""
+        ids = np.asarray(self.batch[f"{name}/answer/ids"])
+        first = ids[np.arange(len(ids)), self._starts[name]]
+        return _top_share(first[np.asarray(self.batch["valid"])])
+
     def _first_tokens(self, name: str, first: np.ndarray) -> list[list[Any]]:
         ids, counts = np.unique(first, return_counts=True)
         top = sorted(zip(counts.tolist(), ids.tolist(), strict=True), reverse=True)[:FIRST_TOKENS]
         decode_ids = self.setting.receivers[name].tokenizer.decode
         return [[decode_ids([i], skip_special_tokens=False), c / len(first)] for c, i in top]
 
-    def _samples(self, params: PyTree, batch: Any, name: str) -> list[str]:
+    def _written(self, params: PyTree, name: str) -> list[tuple[int, ...]]:
+        """What a receiver writes after each valid row's latent: the first `max_new` tokens.
+
+        Not the argmaxes along the gold answer: their number tells rows apart that write the same.
+        """
         ids, lengths = jax.device_get(
-            look.sample(self._wire, name, self.max_new, params, self.setting.parties, batch)
+            look.sample(self._wire, name, self.max_new, params, self.setting.parties, self.batch)
         )
+        rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
+        return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
+
+    def _samples(self, name: str, written: Sequence[tuple[int, ...]]) -> list[str]:
+        valid = np.asarray(self.batch["valid"])
+        rows = [group for group, counts in zip(self.groups, valid, strict=False) if counts]
         lines = []
-        rows = zip(ids[:SAMPLES], lengths, self.groups, strict=False)
-        for row, length, group in rows:
-            text = self.setting.receivers[name].tokenizer.decode(row[:length].tolist())
+        for ids, group in zip(written[:SAMPLES], rows, strict=False):
+            text = self.setting.receivers[name].tokenizer.decode(list(ids))
             asked = group[0].question or "(read back)"
             lines.append(f"  {asked} -> {text.strip()!r} ({group[0].answers[0][:80]!r})")
         return lines
+
+
+def _top_share(ids: np.ndarray) -> float:
+    """How many of the ids are the most frequent one, over all of them."""
+    return float(np.unique(ids, return_counts=True)[1].max() / len(ids))
 
 
 def _lines(

@@ -17,7 +17,8 @@ from lw_jax.results.row import combine
 
 def metrics(em: float, columns: float = 4.0) -> dict[str, Any]:
     def method(value: float) -> dict[str, Any]:
-        return {"em": value, "n": 100, "ci": {"em": [value - 0.1, value + 0.1]}}
+        ci = {"em": [value - 0.1, value + 0.1]}
+        return {"em": value, "n": 100, "compared": round(25 * columns), "ci": ci}
 
     return {
         "receivers": {
@@ -35,6 +36,7 @@ def metrics(em: float, columns: float = 4.0) -> dict[str, Any]:
         },
         "parameters": {"total": 1000},
         "joint": {},
+        "verdict": {"r": {"carries": em > 0.6, "share": em if em > 0.6 else None}},
         "stage": "report",
         "versions": {"device": "cpu"},
         "data": {"rows": 100},
@@ -232,3 +234,12 @@ def test_the_docs_are_what_the_records_say(tmp_path: Path) -> None:
     write_page(spec)
     written = (home / "results.md").read_text().replace(spec.as_posix(), "docs/results.yaml")
     assert written == (docs / "results.md").read_text()
+
+
+def test_a_verdict_of_several_seeds_and_answers_that_fit(tmp_path: Path, runs: list[Path]) -> None:
+    rows: list[Any] = [{"label": "both", "records": ["wire_0", "wire_1"]}, "wire_0"]
+    page_of = page(tmp_path, runs, columns=["content", "within"], rows=rows, picture=None)
+    text = write_page(page_of)[0].read_text()
+    # The first seed carries nothing and has no share; 50 and 75 of its 100 answers fit.
+    assert "| both | 1 of 2 seeds (0.70) | 0.62 |" in text
+    assert "| wire_0 | no | 0.50 |" in text

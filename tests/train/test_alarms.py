@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from lw_jax import bridge
 from lw_jax.bottlenecks import fsq
 from lw_jax.compressors import perceiver
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parts import (
     BottleneckConfig,
     BridgeConfig,
@@ -95,8 +97,13 @@ DEAD_VQ = {"usage": 0.0005, "perplexity": 1.9, "distinct": 0.003}
         ),
         (
             "collapse",
-            lambda: alarms.collapse("r", 0.05, 1.0, alarms.EARLY),
-            lambda: alarms.collapse("r", 0.05, 0.1, 1.0),
+            lambda: alarms.collapse("r", (0.05, 1.0), (0.3, 0.1), alarms.EARLY),
+            lambda: alarms.collapse("r", (0.05, 0.1), (0.3, 0.1), 1.0),
+        ),
+        (
+            "collapse",
+            lambda: alarms.collapse("r", (0.9, 1.0), (0.95, 0.4), alarms.EARLY),
+            lambda: alarms.collapse("r", (0.9, 1.0), (0.95, 0.6), 1.0),  # the answers do, too
         ),
         (
             "codebook_collapse",
@@ -128,7 +135,7 @@ def test_figures_raise_it_or_do_not(
 def test_a_bridge_that_has_not_learned_yet_is_not_accused() -> None:
     assert not list(alarms.ignored_latent("r", (2.0, 2.0), (0.0, 0.0), 0.24))
     assert not list(alarms.pooled("r", 1.0, 4, 0.0, 0.09))
-    assert not list(alarms.collapse("r", 0.0, 1.0, 0.09))
+    assert not list(alarms.collapse("r", (0.0, 1.0), (1.0, 0.1), 0.09))
     assert not list(alarms.codebook_collapse(SAME, (8, 8), 32, 4, 0.09))
     assert not list(alarms.blind_flow("r", 1.0, 1.0, 0.24))
 
@@ -243,3 +250,17 @@ def test_one_vector_for_every_text() -> None:
     assert fired(result) == late | {"loudness"}  # and it says nothing
     assert result.metrics["r/codes/distinct"] == pytest.approx(1 / 64)
     assert fired(seen(step=9, compressor=lambda x: 0 * x)) == {"loudness"}
+
+
+def test_one_output_for_every_text_whatever_the_answers_lengths() -> None:
+    """Fault 17: argmaxes along gold answers of several lengths would be several "predictions"."""
+    blind = replace(setting(), layout=LayoutConfig(question=""))
+    own = {**params(), "compressor": jax.tree.map(lambda x: 0 * x, params()["compressor"])}
+    tree = jax.tree.map(jnp.asarray, {"bridge": own, "heads": {}})
+    rows = groups(16)
+    assert len({len(group[0].answers[0]) for group in rows}) > 4
+    result = Watch(blind, rows, None, STEPS, 8, max_new=2)(
+        new_state(tree, optax.identity(), jax.random.key(2)), 10
+    )
+    assert result.metrics["r/distinct"] == 1 / 16
+    assert "collapse" in fired(result)
