@@ -113,7 +113,8 @@ class TrainConfig:
             directory of an exported bridge.
         init_only: its components to start from, by name as `parameters` in metrics.json has them
             (`compressor`, ...); the others start fresh. Empty: all.
-        ema: decay of the averaged parameters that are evaluated; null for none.
+        ema: decay of the averaged parameters that are evaluated, less over the first steps, so that
+            the start is forgotten; null for none.
         log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
             and checkpoints.
         eval_rows: rows of the quick evaluation (latent and deranged).

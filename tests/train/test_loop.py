@@ -19,7 +19,7 @@ from lw_jax.errors import UserError
 from lw_jax.train.checkpoint import read_meta, steps
 from lw_jax.train.diagnostics import Journal, Window
 from lw_jax.train.loop import Evaluation, fit
-from lw_jax.train.state import TrainState, apply_gradients
+from lw_jax.train.state import TrainState, apply_gradients, decay_at
 from tests.train.toy import EMA, WIDTH, batch, batches, fresh, job, make_step
 
 
@@ -83,13 +83,24 @@ def test_nan_stops_it_and_is_never_saved(key: str, bad: int, compiled: Any, tmp_
     assert steps(tmp_path / "checkpoints/first") == ([6, 4] if bad == 7 else [])
 
 
+def test_an_average_forgets_the_start_of_a_short_run_and_keeps_its_decay_in_a_long_one() -> None:
+    left = 1.0
+    for step in range(250):
+        left *= float(decay_at(0.999, jnp.int32(step)))
+    assert left < 1e-3  # 0.78 with 0.999 throughout
+    assert float(decay_at(0.999, jnp.int32(20_000))) == pytest.approx(0.999)
+
+
 def test_the_average_of_the_parameters(compiled: Any) -> None:
     state, optimiser = fresh()
     expected = jax.device_get(state.params)
     for number in range(3):
         state, _ = compiled(state, batch(number))
         now = jax.device_get(state.params)
-        expected = jax.tree.map(lambda a, b: EMA * a + (1 - EMA) * b, expected, now)
+        decay = min(EMA, (1 + number) / (10 + number))
+        expected = jax.tree.map(
+            lambda a, b, decay=decay: decay * a + (1 - decay) * b, expected, now
+        )
     chex.assert_trees_all_close(state.ema, expected, rtol=1e-5)
     assert state.evaluated() is state.ema
     plain = state.replace(ema=None)  # type: ignore[attr-defined]
