@@ -1,0 +1,180 @@
+"""The runs of "Fifteen versions" in docs/results.md, several at once on one device.
+
+    python benchmarks/versions.py GSM8K_FOLDER [--at_once 10] [--seconds 3600] [--only PART ...]
+
+GSM8K_FOLDER holds `gsm8k_train.jsonl` and `gsm8k_dev.jsonl`. Every version of `configs/telepathy`
+and the variants below, on generated facts and on GSM8K, with two seeds: the same steps of the same
+texts for each. A run that is finished is left as it is, one that was stopped goes on; at the end of
+`--seconds` all get SIGTERM. `--only` takes runs with any of these parts in their names; `--list`
+prints the commands and runs none. Records are made of them by `python -m lw_jax.results record`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path("configs/telepathy")
+SEEDS = (42, 43)
+BEFORE = {"v04": "v03_1"}
+"""What a version is evaluated from instead of being trained."""
+SAME = ("v15k",)
+"""Versions that are another one's file twice."""
+WRITE_THE_TEXT = ("v10", "v11")
+"""Their receiver writes the text before its answer, so that decoding needs more tokens."""
+
+TRAINED = [
+    "--stages.fit.train.steps=250",
+    "--stages.fit.train.batch_size=64",
+    "--stages.fit.train.eval_every=50",
+    "--stages.fit.train.log_every=50",
+    "--stages.fit.train.save_every=100000",
+]
+EVALUATED = [
+    "--stages.report.evaluate.batch_size=128",
+    "--stages.report.evaluate.methods=[text, latent]",
+]
+SCHEDULE = "--stages.fit.train.optimiser.schedule="
+WARM_UP = {
+    "v15": "{shape: cosine, ramp: 25}",
+    "default": "{shape: cosine, ramp: 25, final: 0.05}",
+}
+"""V15 and the default warm up over 100 steps, of 3,000: here over a tenth of the steps."""
+MUON = "{name: muon, lr: 0.01, adam_lr: 0.001, schedule: " + WARM_UP["default"] + "}"
+VARIANTS = {
+    "v12_unit": ("v12", ["--bridge.compressor.dit.unit_targets=true"]),
+    "v15k_muon": ("v15", [f"--stages.fit.train.optimiser={MUON}"]),
+}
+"""One change each: V12 with targets at unit RMS, V15k with the default's optimiser."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: its name, the flags after `python -m lw_jax.launch`, how many places it takes, and the
+    run that has to be finished before."""
+
+    name: str
+    flags: tuple[str, ...]
+    places: int
+    after: str | None = None
+
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return finished(self.name)
+
+
+def finished(name: str) -> bool:
+    """Whether a run has its metrics."""
+    return (Path("runs") / name / "metrics.json").exists()
+
+
+def jobs(gsm8k: Path) -> list[Job]:
+    """All runs; a seed's after the other's, so that the second finds compiled programs."""
+    names = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem not in SAME)
+    every = [(name, name, list[str]()) for name in names]
+    every += [(name, base, flags) for name, (base, flags) in VARIANTS.items()]
+    return [
+        job(name, base, flags, data, seed, gsm8k)
+        for seed in SEEDS
+        for data in ("gsm8k", "facts")
+        for name, base, flags in every
+    ]
+
+
+def job(name: str, base: str, flags: Sequence[str], data: str, seed: int, gsm8k: Path) -> Job:
+    """The run of one version, or of a variant of it, on one data set with one seed."""
+    own = f"telepathy_{name}_{data}_s{seed}"
+    said = ["--config", f"{CONFIGS}/{base}.yaml"]
+    longer = base in WRITE_THE_TEXT
+    if data == "facts":
+        said += ["--config", "configs/overlays/facts.yaml", "--data.facts.levels=[2]"]
+        rows, tokens = 512, 160 if longer else 16
+    else:
+        said += [f"--data.gsm8k.train={gsm8k / 'gsm8k_train.jsonl'}"]
+        said += [f"--data.gsm8k.eval={gsm8k / 'gsm8k_dev.jsonl'}"]
+        rows, tokens = 256, 512 if longer else 320
+    after = None
+    if base in BEFORE:
+        after = f"telepathy_{BEFORE[base]}_{data}_s{seed}"
+        said += [f"--stages.report.evaluate.init_from=runs/{after}"]
+    else:
+        said += [*TRAINED, *flags]
+        said += [SCHEDULE + held for held in [_warm_up(name)] if held is not None]
+    said += [*EVALUATED, f"--stages.report.evaluate.rows={rows}"]
+    said += [f"--stages.report.evaluate.decode.max_new_tokens={tokens}"]
+    said += [f"--seed={seed}", f"--name={own}"]
+    return Job(own, tuple(said), 2 if data == "gsm8k" else 1, after)
+
+
+def _warm_up(name: str) -> str | None:
+    """The schedule of a version whose own is of another length; a variant says its own."""
+    found = [held for start, held in WARM_UP.items() if name.startswith(start)]
+    return found[0] if found and name not in VARIANTS else None
+
+
+def run(todo: list[Job], at_once: int, seconds: float) -> int:
+    """Run them, `at_once` places at a time; how many failed."""
+    end, failed = time.monotonic() + seconds, 0
+    running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    logs = Path("runs/logs")
+    logs.mkdir(parents=True, exist_ok=True)
+    while todo or running:
+        for name, (_, process) in list(running.items()):
+            if process.poll() is not None:
+                print(f"{name}: exit code {process.returncode}", flush=True)
+                failed += process.returncode != 0
+                del running[name]
+        if time.monotonic() > end:
+            for _, process in running.values():
+                process.terminate()
+            for _, process in running.values():
+                process.wait()
+            print(f"time is up: {len(running)} stopped, {len(todo)} not started", flush=True)
+            break
+        used = sum(job.places for job, _ in running.values())
+        ready = [j for j in todo if j.after is None or finished(j.after)]
+        if not ready and not running:
+            print(f"{len(todo)} wait for a run that is not there", flush=True)
+            return failed + len(todo)
+        for one in ready:
+            if used + one.places <= max(at_once, one.places):
+                command = [sys.executable, "-m", "lw_jax.launch", *one.flags]
+                with (logs / f"{one.name}.log").open("wb") as log:
+                    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                running[one.name] = one, process
+                todo.remove(one)
+                used += one.places
+        time.sleep(0.5)
+    return failed
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("gsm8k", type=Path, help="folder with gsm8k_train.jsonl, gsm8k_dev.jsonl")
+    parser.add_argument(
+        "--at_once", type=int, default=10, help="places; GSM8K takes two, facts one"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
+    parser.add_argument("--list", action="store_true", help="print the commands alone")
+    asked = parser.parse_args()
+    todo = [j for j in jobs(asked.gsm8k) if any(part in j.name for part in asked.only)]
+    if asked.list:
+        for one in todo:
+            print(shlex.join(["python", "-m", "lw_jax.launch", *one.flags]))
+        return 0
+    # Several processes share a device: none takes it whole.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return min(1, run([one for one in todo if not one.done()], asked.at_once, asked.seconds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
