@@ -50,7 +50,8 @@ class DecodeConfig:
         min_new_tokens: EOS is forbidden before so many.
         eos_ban_steps: steps from the start in which EOS is forbidden.
         temperature, top_p: sampling; temperature 0 is greedy.
-        first_token_temperature, first_token_top_p: the same, for the first token alone.
+        first_token_temperature, first_token_top_p: the same, for the first token alone; null: as
+            for the others.
         first_token_stop_list: strings whose tokens cannot come first.
         prefix_gain: gain on what is delivered, per decode step; the last one holds.
     """
@@ -60,8 +61,8 @@ class DecodeConfig:
     eos_ban_steps: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
-    first_token_temperature: float = 0.0
-    first_token_top_p: float = 1.0
+    first_token_temperature: float | None = None
+    first_token_top_p: float | None = None
     first_token_stop_list: tuple[str, ...] = ()
     prefix_gain: tuple[float, ...] = (1.0,)
 

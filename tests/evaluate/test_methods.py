@@ -337,6 +337,8 @@ def test_bytes_on_the_wire(world: World) -> None:
 def test_decode_options(world: World) -> None:
     arch, who = world.scene.party.arch, world.speaker
     greedy = options_of(DecodeConfig(), arch, who)
+    # The first token is drawn as the others are, unless it has a temperature of its own.
+    assert options_of(DecodeConfig(temperature=0.5), arch, who).first_token_temperature is None
     assert greedy.eos_ids == arch.eos_ids
     assert plain(greedy)
     word = world.examples[0].answers[0]
