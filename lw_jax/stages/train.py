@@ -25,7 +25,7 @@ from lw_jax.stages import calibrate, statistics
 from lw_jax.stages.setting import MEASURED_ROWS, Setting, identity, load_rows, sample, set_up
 from lw_jax.train.freezing import frozen_leaves
 from lw_jax.train.loop import Job, StepFn, fit
-from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser import learning_rate, make_optimiser
 from lw_jax.train.phases import Phase, phases_of
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import Plan, StepMaker, init_heads, plan_at
@@ -64,6 +64,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         cfg.accumulate,
         cfg.ema,
         moves,
+        partial(learning_rate, cfg.optimiser, cfg.steps),
     )
     parts = phases(cfg)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -81,6 +82,11 @@ def groups(params: PyTree) -> Mapping[str, Group]:
     return {path_of(p): "adam" if _axes(path_of(p), x) is None else "muon" for p, x in leaves}
 
 
+def learning_rate(cfg: OptimiserConfig, steps: int, step: Array | int) -> Array:
+    """`cfg.lr` as scheduled for one step of a stage of `steps`, float32 scalar."""
+    return jnp.float32(cfg.lr) * cfg.schedule(step, steps)
+
+
 def make_optimiser(
     cfg: OptimiserConfig, params: PyTree, steps: int
 ) -> optax.GradientTransformation:
@@ -99,7 +105,7 @@ def make_optimiser(
     )
 
     def rate(peak: float) -> optax.Schedule:
-        return lambda step: jnp.float32(peak) * cfg.schedule(step, steps)
+        return lambda step: learning_rate(replace(cfg, lr=peak), steps, step)
 
     if cfg.name == "muon":
         adam_lr = cfg.lr / 5 if cfg.adam_lr is None else cfg.adam_lr

@@ -8,7 +8,7 @@ non-zero, so a delayed start is another plan, not a branch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -116,7 +116,8 @@ class StepMaker:
     """Makes the compiled step of a plan.
 
     steps: of the stage (schedules run over them); mesh: the state is replicated on it; accumulate:
-    microbatches; ema: decay or None; moves: whether the bottleneck may move its own parameters.
+    microbatches; ema: decay or None; moves: whether the bottleneck may move its own parameters;
+    rate: the learning rate of a step, for the log.
     """
 
     config: BridgeConfig
@@ -127,6 +128,7 @@ class StepMaker:
     accumulate: int = 1
     ema: float | None = None
     moves: bool = True
+    rate: Callable[[Array], Array] | None = None
 
     def make(self, plan: Plan) -> jax.stages.Wrapped:
         """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
@@ -192,6 +194,8 @@ class StepMaker:
             own = bridge.after_step(self.config, new.params["bridge"], notes, rng)
             new = new.replace(params={**new.params, "bridge": own})  # type: ignore[attr-defined]
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        if self.rate is not None:
+            metrics["learning_rate"] = self.rate(state.step)
         for name, tree in grads["bridge"].items():
             metrics[f"grad_norm/{name}"] = optax.tree.norm(tree)
         metrics |= shares(terms, weights, loss, len(self.dims.receivers))

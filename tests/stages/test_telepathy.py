@@ -98,6 +98,8 @@ def test_v04_is_the_bridge_of_v03_1_under_the_primer_it_was_trained_with(
     )
     assert after["parameters"]["digest"] == before["parameters"]["digest"]
     assert after["warnings"] == []
+    rates = [line["learning_rate"] for line in losses(tmp_path / "v03_1")]
+    assert rates == pytest.approx([2e-4, 2e-4])
     same, other = (m["receivers"]["mistral"]["latent"]["nll"] for m in (after, before))
     assert same != other
 
