@@ -1,4 +1,4 @@
-"""Schedules over steps: an objective's weight and a learning rate are both one of these."""
+"""Schedules over steps: of an objective's weight, of a learning rate, of latent dropout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+
+from lw_jax.config.checks import at_least, between
 
 Array = jax.Array
 
@@ -55,3 +57,29 @@ class Schedule:
             down = jnp.float32(1.0)
         live = (s >= self.start) & (s < last if self.stop is not None else True)
         return jnp.where(live, up * down, 0.0)
+
+
+@dataclass(frozen=True)
+class LatentKeep:
+    """Latent dropout: in training every slot is kept with a probability that rises, else zeroed.
+
+    The seeds' ramp goes from 0.5 to 0.85 and stays there: ramps to 1 regressed (SPEC section 6).
+
+    Args:
+        start: probability at the first step.
+        end: probability after the ramp, to the end of the stage.
+        ramp: steps of the linear rise; 0: `end` at once.
+    """
+
+    start: float = 0.5
+    end: float = 0.85
+    ramp: int = 0
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "start", "end")
+        at_least(self, 0, "ramp")
+
+    def __call__(self, step: Array | int) -> Array:
+        """The probability at a step, float32 scalar."""
+        done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.ramp) if self.ramp else 1.0
+        return jnp.float32(self.start) + (self.end - self.start) * done

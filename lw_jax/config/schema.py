@@ -15,6 +15,7 @@ from lw_jax.config.parts import BridgeConfig, DataConfig, ObjectivesConfig
 from lw_jax.config.pretraining import ArchConfig, PretrainConfig, TokenizerConfig
 from lw_jax.errors import UserError
 from lw_jax.registry import chosen
+from lw_jax.schedule import LatentKeep
 
 __all__ = [
     "CONTROLS",
@@ -113,6 +114,7 @@ class TrainConfig:
             directory of an exported bridge.
         init_only: its components to start from, by name as `parameters` in metrics.json has them
             (`compressor`, ...); the others start fresh. Empty: all.
+        latent_keep: latent dropout; null for none.
         ema: decay of the averaged parameters that are evaluated, less over the first steps, so that
             the start is forgotten; null for none.
         log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
@@ -134,6 +136,7 @@ class TrainConfig:
     train_only: tuple[str, ...] = ()
     init_from: str | None = None
     init_only: tuple[str, ...] = ()
+    latent_keep: LatentKeep | None = None
     ema: float | None = None
     log_every: int = 20
     eval_every: int = 200

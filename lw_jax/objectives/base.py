@@ -36,6 +36,10 @@ COSINE = "reconstruction_cosine"
 """Watched by the objectives that reconstruct the source; schedules may be gated on it."""
 
 
+_DROPOUT = 63
+"""Key of latent dropout (see `Context.apply`)."""
+
+
 @struct.dataclass
 class Term:
     """A sum of losses, and how many were summed (not differentiated). Both float32 scalars."""
@@ -63,7 +67,8 @@ class Context:
 
     bridge: `lw_jax.bridge.apply` of this bridge's config and parameters; taps: the frozen part of
     the source; rng: the objectives'; heads: parameters of objectives that have some; watched:
-    terms that are logged and not part of the loss, by name.
+    terms that are logged and not part of the loss, by name; keep: probability of every slot not to
+    be zeroed (latent dropout), None: all stay.
     """
 
     bridge: Callable[..., tuple[Any, Notes]]
@@ -76,11 +81,18 @@ class Context:
     heads: dict[str, PyTree] = field(default_factory=dict)
     watched: dict[str, Term] = field(default_factory=dict)
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
+    keep: Array | None = None
 
     @cached_property
     def encoded(self) -> tuple[Latent, Notes]:
         """The latent of the B contexts, and what the parts noted while making it."""
-        return self.apply(self.taps, method="encode", key=0)
+        latent, notes = self.apply(self.taps, method="encode", key=0)
+        if self.keep is not None:
+            rng = jax.random.fold_in(self.rng, _DROPOUT)
+            stays = jax.random.bernoulli(rng, self.keep, latent.mask.shape)
+            # Zeroed, not masked: the slots that are left stay where they are.
+            latent = latent.replace(slots=latent.slots * stays[..., None])
+        return latent, notes
 
     @property
     def latent(self) -> Latent:

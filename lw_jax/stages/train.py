@@ -65,6 +65,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         cfg.ema,
         moves,
         partial(learning_rate, cfg.optimiser, cfg.steps),
+        cfg.latent_keep,
     )
     parts = phases(cfg)
 

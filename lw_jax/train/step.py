@@ -117,7 +117,8 @@ class StepMaker:
 
     steps: of the stage (schedules run over them); mesh: the state is replicated on it; accumulate:
     microbatches; ema: decay or None; moves: whether the bottleneck may move its own parameters;
-    rate: the learning rate of a step, for the log.
+    rate: the learning rate of a step, for the log; keep: the probability of a slot to be kept at a
+    step (latent dropout).
     """
 
     config: BridgeConfig
@@ -129,6 +130,7 @@ class StepMaker:
     ema: float | None = None
     moves: bool = True
     rate: Callable[[Array], Array] | None = None
+    keep: Callable[[Array], Array] | None = None
 
     def make(self, plan: Plan) -> jax.stages.Wrapped:
         """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
@@ -141,6 +143,7 @@ class StepMaker:
         self, plan: Plan, state: TrainState, parties: Parties, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
         rng = state.step_rng()
+        keep = None if self.keep is None else self.keep(state.step)
         weights = {
             name: config.weight * config.schedule(state.step, self.steps)
             for name, config in plan.objectives
@@ -148,6 +151,7 @@ class StepMaker:
 
         def terms_of(params: PyTree, part: Batch, key: Array) -> Seen:
             context = context_of(self.config, self.dims, params, parties, part, key, True)
+            context.keep = keep
             terms = all_terms(plan, context)
             watched = context.watched | _loudness(context, self.dims)
             # Only what is asked for leaves the trace: notes of all microbatches take memory.
@@ -196,6 +200,8 @@ class StepMaker:
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         if self.rate is not None:
             metrics["learning_rate"] = self.rate(state.step)
+        if keep is not None:
+            metrics["latent_keep"] = keep
         for name, tree in grads["bridge"].items():
             metrics[f"grad_norm/{name}"] = optax.tree.norm(tree)
         metrics |= shares(terms, weights, loss, len(self.dims.receivers))

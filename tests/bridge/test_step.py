@@ -31,11 +31,11 @@ from lw_jax.objectives import answer_ce, kd
 from lw_jax.party import Parties
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
 from lw_jax.receiver.collate import Collate, measure
-from lw_jax.schedule import Schedule
+from lw_jax.schedule import LatentKeep, Schedule
 from lw_jax.sources import hidden_states
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, plan_at
+from lw_jax.train.step import StepMaker, context_of, plan_at
 from tests.receiver.worlds import LAYOUT, groups, party, speaker
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
@@ -170,3 +170,25 @@ def test_schedule_starts_late_and_ends() -> None:
     assert [late.active(s) for s in (4, 5, 19, 20)] == [False, True, True, False]
     assert late.changes() == (5, 20)
     assert float(jnp.max(jnp.asarray(values))) == 1.0
+
+
+def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
+    """A reader that is given soft tokens as the slots are: a zeroed slot is a token of zeros."""
+    cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
+    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+
+    @jax.jit
+    def given(keep: Any, rng: Any) -> Any:
+        context = context_of(cfg, DIMS, params, parties(), batch(), rng, True)
+        context.keep = keep
+        return context.deliveries["r"].embeds, context.latent.mask
+
+    embeds, mask = jax.device_get(given(jnp.float32(0.25), jax.random.key(3)))
+    silent = (embeds == 0).all(axis=-1)
+    assert mask.all()  # the slots stay where they are
+    assert 0.6 < silent.mean() < 0.9
+    other = (jax.device_get(given(jnp.float32(0.25), jax.random.key(4)))[0] == 0).all(axis=-1)
+    assert (silent != other).any()
+    assert not (jax.device_get(given(jnp.float32(1.0), jax.random.key(3)))[0] == 0).all(-1).any()
+    ramp = LatentKeep(0.5, 0.85, ramp=10)
+    assert [float(ramp(s)) for s in (0, 5, 10, 99)] == pytest.approx([0.5, 0.675, 0.85, 0.85])
