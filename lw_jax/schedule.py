@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lw_jax.config.checks import at_least, between
 
 Array = jax.Array
+
+
+BatchKind = Literal["latent", "text"]
+"""What a step is for: the wire, or (a warm-up's other half) the receiver reading the text."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Schedule:
         final: factor at the end of a `linear` or `cosine` decay.
         gate: of an objective's weight only: the factor is zero for every batch whose reconstruction
             cosine is not above this.
+        on: of an objective's weight only, in a stage with text batches: which batches it is for.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -33,9 +40,12 @@ class Schedule:
     ramp: int = 0
     final: float = 0.0
     gate: float | None = None
+    on: Literal["all", "latent", "text"] = "all"
 
-    def active(self, step: int) -> bool:
+    def active(self, step: int, kind: BatchKind = "latent") -> bool:
         """Whether the factor can be non-zero at `step`: the static part of a step's plan."""
+        if self.on not in ("all", kind):
+            return False
         return step >= self.start and (self.stop is None or step < self.stop)
 
     def changes(self) -> tuple[int, ...]:
@@ -83,3 +93,30 @@ class LatentKeep:
         """The probability at a step, float32 scalar."""
         done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.ramp) if self.ramp else 1.0
         return jnp.float32(self.start) + (self.end - self.start) * done
+
+
+@dataclass(frozen=True)
+class TextBatches:
+    """Steps whose objectives are those for text (`schedule.on`), among those for the wire.
+
+    The seeds warm up on batches of both kinds in turn, and go on with a few text batches (SPEC
+    section 6). Which steps they are depends on the seed, the stage and the step alone.
+
+    Args:
+        steps: of the warm-up: every other one, from the first on, is for text.
+        tail: probability of a later step to be for text.
+    """
+
+    steps: int
+    tail: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps")
+        between(self, 0, 1, "tail")
+
+    def kind(self, seed: int, stage: str, step: int) -> BatchKind:
+        """What a step (0-based) is for."""
+        if step < self.steps:
+            return "text" if step % 2 == 0 else "latent"
+        drawn = np.random.default_rng([seed, zlib.crc32(stage.encode()), step]).random()
+        return "text" if drawn < self.tail else "latent"

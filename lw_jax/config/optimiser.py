@@ -36,5 +36,8 @@ class OptimiserConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "lr", "adam_lr", "weight_decay", "clip")
         between(self, 0, 1, "b1", "b2")
-        if self.schedule.gate is not None:
-            raise UserError("schedule.gate: a learning rate has none; it belongs to objectives")
+        for key, none in (("gate", None), ("on", "all")):
+            if getattr(self.schedule, key) != none:
+                raise UserError(
+                    f"schedule.{key}: a learning rate has none; it belongs to objectives"
+                )

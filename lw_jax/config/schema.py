@@ -15,7 +15,7 @@ from lw_jax.config.parts import BridgeConfig, DataConfig, ObjectivesConfig
 from lw_jax.config.pretraining import ArchConfig, PretrainConfig, TokenizerConfig
 from lw_jax.errors import UserError
 from lw_jax.registry import chosen
-from lw_jax.schedule import LatentKeep
+from lw_jax.schedule import LatentKeep, TextBatches
 
 __all__ = [
     "CONTROLS",
@@ -115,6 +115,7 @@ class TrainConfig:
         init_only: its components to start from, by name as `parameters` in metrics.json has them
             (`compressor`, ...); the others start fresh. Empty: all.
         latent_keep: latent dropout; null for none.
+        text_batches: steps for text among those for the wire; null for none.
         ema: decay of the averaged parameters that are evaluated, less over the first steps, so that
             the start is forgotten; null for none.
         log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
@@ -137,6 +138,7 @@ class TrainConfig:
     init_from: str | None = None
     init_only: tuple[str, ...] = ()
     latent_keep: LatentKeep | None = None
+    text_batches: TextBatches | None = None
     ema: float | None = None
     log_every: int = 20
     eval_every: int = 200
@@ -255,8 +257,27 @@ class Config:
         for name, stage in self.stages.items():
             if stage.train and not chosen(stage.train.objectives or self.objectives):
                 raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
+            if stage.train:
+                self._check_kinds(name, stage.train)
             if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
                 raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
+
+    def _check_kinds(self, stage: str, train: TrainConfig) -> None:
+        """Every kind of batch has an objective, and no objective waits for one that never comes."""
+        named = chosen(train.objectives or self.objectives)
+        kinds = ("latent",) if train.text_batches is None else ("latent", "text")
+        for kind in kinds:
+            if not any(c.schedule.on in ("all", kind) for c in named.values()):
+                raise UserError(
+                    f"stages.{stage}.train: no objective is for its {kind} batches; set one with "
+                    f"schedule.on {kind} or all"
+                )
+        for name, c in named.items():
+            if c.schedule.on == "text" and train.text_batches is None:
+                raise UserError(
+                    f"objectives.{name}.schedule.on: stages.{stage}.train has no text batches; "
+                    "set its text_batches, or on to latent or all"
+                )
 
     def _check_ratios(self, bridge: BridgeConfig) -> None:
         """A ratio is asked of none but a bridge that has several."""

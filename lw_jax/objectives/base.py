@@ -30,7 +30,7 @@ from lw_jax.receiver.read import (
     read,
     text_message,
 )
-from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
+from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
 
 COSINE = "reconstruction_cosine"
 """Watched by the objectives that reconstruct the source; schedules may be gated on it."""
@@ -52,11 +52,13 @@ class Term:
 class Pass:
     """One run of a receiver that objectives ask for; each is computed once a step.
 
-    message: what stands in the message's place; gradient: whether it is differentiated.
+    message: what stands in the message's place; gradient: whether it is differentiated; adapted:
+    whether a receiver that is given no latent has its trained LoRA (with a latent it always has).
     """
 
     message: Literal["latent", "text", "none"]
     gradient: bool = True
+    adapted: bool = False
 
 
 @dataclass
@@ -152,17 +154,29 @@ class Context:
         """Questions per context, Q."""
         return self.valid.shape[0] // self.taps.mask.shape[0]
 
+    def lora(self, receiver: str) -> Lora:
+        """The trained edits of a receiver's projections.
+
+        Raises:
+            UserError: its readers make none.
+        """
+        edits = self.deliveries[receiver].edits
+        if edits is None or edits.lora is None:
+            raise UserError(
+                f"bridge.reader.lora: missing; nothing that is trained reads the text for receiver "
+                f"{receiver!r}"
+            )
+        return edits.lora
+
     def reading(self, receiver: str, asked: Pass) -> Reading:
         """The receiver's states at the answer, for one pass."""
         key = (receiver, asked)
         if key not in self.readings:
+            given = self.deliveries[receiver] if asked.message == "latent" else None
+            if asked.adapted and asked.message != "latent":
+                given = Delivery(edits=Edits(lora=self.lora(receiver)))
             reading = answer_reading(
-                self.parties,
-                self.batch,
-                receiver,
-                asked.message,
-                self.deliveries[receiver] if asked.message == "latent" else None,
-                self.questions,
+                self.parties, self.batch, receiver, asked.message, given, self.questions
             )
             if not asked.gradient:
                 reading = jax.lax.stop_gradient(reading)

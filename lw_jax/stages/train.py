@@ -69,6 +69,11 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     )
     parts = phases(cfg)
 
+    def plan(step: int) -> Plan:
+        other = cfg.text_batches
+        kind = "latent" if other is None else other.kind(config.seed, name, step)
+        return plan_at(objectives, step, kind)
+
     @cache
     def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
         if ratio is None:
@@ -82,7 +87,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
 
     def step_for(step: int) -> StepFn:
         (phase,) = (p for p in parts if p.start <= step < p.stop)
-        return step_of(plan_at(objectives, step), phase.ratio)
+        return step_of(plan(step), phase.ratio)
 
     streams = [_stream(setting, cfg, config.data, config.seed, name, p) for p in parts]
     watch = _watch(setting, objectives, config, cfg) if cfg.eval_every else None
@@ -94,8 +99,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             if not ahead:
                 continue
             batch = put_batch(run.mesh, stream.batch(0))
-            for plan in {plan_at(objectives, step) for step in ahead}:
-                programs.add(compiled(plan, phase.ratio), state, setting.parties, batch)
+            for ahead_plan in {plan(step) for step in ahead}:
+                programs.add(compiled(ahead_plan, phase.ratio), state, setting.parties, batch)
         if watch is not None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
             watch.add_programs(programs, state, (step for step in done if step > start))

@@ -26,6 +26,7 @@ from lw_jax.notes import Notes
 from lw_jax.objectives.base import Context, Term, gated, mean
 from lw_jax.party import Parties
 from lw_jax.registry import chosen
+from lw_jax.schedule import BatchKind
 from lw_jax.train.state import TrainState, apply_gradients
 from lw_jax.types import Array, PyTree
 
@@ -46,10 +47,10 @@ class Plan:
     objectives: tuple[tuple[str, Any], ...]
 
 
-def plan_at(objectives: Any, step: int) -> Plan:
-    """The plan of a step (0-based)."""
-    named = chosen(objectives)
-    return Plan(tuple((n, c) for n, c in sorted(named.items()) if c.schedule.active(step)))
+def plan_at(objectives: Any, step: int, kind: BatchKind = "latent") -> Plan:
+    """The plan of a step (0-based) of a kind."""
+    named = sorted(chosen(objectives).items())
+    return Plan(tuple((n, c) for n, c in named if c.schedule.active(step, kind)))
 
 
 def objective(name: str) -> Any:

@@ -1,0 +1,133 @@
+"""Batches for text among those for the wire: when they come, and what they train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parse import read
+from lw_jax.config.parts import ObjectivesConfig, ReaderConfig
+from lw_jax.config.schema import MeshConfig
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.objectives import answer_ce, text_ce
+from lw_jax.objectives.base import Pass
+from lw_jax.readers import lora, soft_tokens
+from lw_jax.schedule import Schedule, TextBatches
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import new_state
+from lw_jax.train.step import StepMaker, context_of, plan_at
+from tests.bridge.test_step import batch, config, parties
+
+DIMS = Dims(24, 2, 8, {"r": ReceiverDims(24, 2, 2, 6, 0.3, heads=4)})
+READERS = ReaderConfig(soft_tokens=soft_tokens.Config(), lora=lora.Config(r=2))
+BOTH = ObjectivesConfig(
+    answer_ce=answer_ce.Config(schedule=Schedule(on="latent")),
+    text_ce=text_ce.Config(weight=2.5, schedule=Schedule(on="text")),
+)
+
+
+def test_kinds_alternate_then_text_comes_now_and_then() -> None:
+    kinds = TextBatches(steps=4, tail=0.25)
+    assert [kinds.kind(0, "fit", s) for s in range(4)] == ["text", "latent"] * 2
+    later = [kinds.kind(0, "fit", s) for s in range(4, 2004)]
+    assert 0.2 < later.count("text") / 2000 < 0.3
+    assert later == [kinds.kind(0, "fit", s) for s in range(4, 2004)]  # a resumed run's, too
+    for other in ((1, "fit"), (0, "more")):
+        assert later != [kinds.kind(*other, s) for s in range(4, 2004)]
+    assert {TextBatches(steps=0).kind(0, "fit", s) for s in range(99)} == {"latent"}
+
+
+def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
+    cfg = config(reader=READERS)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    before = jax.device_get(params["bridge"])
+    made = make_optimiser(OptimiserConfig(schedule=Schedule()), params, 4)
+    maker = StepMaker(cfg, DIMS, made, 4, mesh)
+    frozen, rows = jax.device_put(parties(), replicated(mesh)), put_batch(mesh, batch())
+
+    def after(kind: Any) -> tuple[Any, Any]:
+        state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
+        state = jax.device_put(state, replicated(mesh))
+        state, metrics = maker.make(plan_at(BOTH, 0, kind))(state, frozen, rows)
+        return jax.device_get(state.params["bridge"]), jax.device_get(metrics)
+
+    read, of_text = after("text")
+    wired, of_latent = after("latent")
+    assert "loss/r/text_ce" in of_text and "loss/r/answer_ce" not in of_text
+    assert "loss/r/answer_ce" in of_latent and "loss/r/text_ce" not in of_latent
+    for name, tree in before.items():
+        if name == "readers_r_lora":
+            assert np.abs(read[name]["q_up"]).max() > 0
+        else:
+            chex.assert_trees_all_equal(read[name], tree)
+    queries = (tree["compressor"]["queries"] for tree in (wired, before))
+    assert np.abs(np.subtract(*queries)).max() > 0
+
+
+def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
+    cfg = config(reader=READERS)
+    own = bridge.init_bridge(cfg, DIMS, jax.random.key(0))
+    edited = jax.tree.map(lambda x: x + 0.3, own["readers_r_lora"])
+
+    @jax.jit
+    def nats(params: Any) -> Any:
+        context = context_of(
+            cfg, DIMS, {"bridge": params}, parties(), batch(), jax.random.key(0), False
+        )
+        party = context.parties.receivers["r"]
+        found = []
+        for asked in (Pass("text", adapted=True), Pass("text")):
+            reading = context.reading("r", asked)
+            scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+            found.append(jnp.sum(scored.nll * reading.mask))
+        return found
+
+    fresh, clean = jax.device_get(nats(own))
+    assert fresh == pytest.approx(clean, rel=1e-6)  # a LoRA starts without an effect
+    adapted, same = jax.device_get(nats({**own, "readers_r_lora": edited}))
+    assert same == clean
+    assert abs(adapted - clean) > 1e-3 * clean
+
+
+def test_without_a_lora_nothing_reads_the_text() -> None:
+    cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config()))
+    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0))}
+    context = context_of(cfg, DIMS, params, parties(), batch(), jax.random.key(0), True)
+    with pytest.raises(UserError, match=r"bridge\.reader\.lora: missing; nothing that is trained"):
+        text_ce.terms(text_ce.Config(), context, "r")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"objectives.answer_ce.schedule.on": "text"}, "no objective is for its latent batches"),
+        ({"objectives.kd.schedule.on": "text"}, "schedule.on: stages.fit.train has no text"),
+        (
+            {
+                "stages.fit.train.text_batches.steps": "4",
+                "objectives.answer_ce.schedule.on": "latent",
+            },
+            "no objective is for its text batches",
+        ),
+        ({"stages.fit.train.optimiser.schedule.on": "text"}, "a learning rate has none"),
+    ],
+)
+def test_kinds_that_do_not_fit_are_refused(flags: dict[str, str], message: str) -> None:
+    given = (
+        list({"objectives.kd.weight": "1", **flags}.items())
+        if "kd" in str(flags)
+        else [*flags.items()]
+    )
+    with pytest.raises(UserError, match=message):
+        read("configs/quickstart.yaml", given)
