@@ -10,6 +10,7 @@ from lw_jax.config.checks import at_least, between
 from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parts import DataConfig
 from lw_jax.errors import UserError
+from lw_jax.evaluate.replay import change
 
 METHODS = (
     "text",
@@ -34,11 +35,17 @@ CONTROLS = ("no_message", "zero", "mean", "deranged")
 """Always run: without them a figure for `latent` says nothing."""
 
 AT_PRECISION = "latent_"
+REPLAY = "embedding_replay_"
 
 
 def codec_of(method: str) -> str | None:
     """The codec of a method `latent_<codec>`; None for all other methods."""
     return method.removeprefix(AT_PRECISION) if method.startswith(AT_PRECISION) else None
+
+
+def change_of(method: str) -> str | None:
+    """The change of a method `embedding_replay_<change>`; None for all other methods."""
+    return method.removeprefix(REPLAY) if method.startswith(REPLAY) else None
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,9 @@ class EvaluateConfig:
             loads the whole sender, and `token_budget_bytes` unless they are named.
         wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
             the bridge was trained for: methods `latent_float16`, ...
+        replay: changes of the text's own embeddings that are read as well: methods
+            `embedding_replay_rms`, ... (`rms`, `batch`, `scale_0.5`, `nearest_4`, `offset_0.5`,
+            `codebook_0.1`; see `lw_jax/evaluate/replay.py`).
         rows: rows (questions) evaluated; 0 for all.
         batch_size: rows at once.
         checkpoint: `last` or `best` of the stage before.
@@ -157,6 +167,7 @@ class EvaluateConfig:
 
     methods: tuple[str, ...] = DEFAULT_METHODS
     wire: tuple[str, ...] = ()
+    replay: tuple[str, ...] = ()
     rows: int = 1000
     batch_size: int = 64
     checkpoint: Literal["last", "best"] = "last"
@@ -180,3 +191,5 @@ class EvaluateConfig:
             raise UserError(f"methods: unknown {unknown[0]!r}; one of {', '.join(METHODS)}")
         for name in self.wire:
             codec(name)
+        for name in self.replay:
+            change(name)

@@ -13,7 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lw_jax import wire
-from lw_jax.config.evaluation import AT_PRECISION, CONTROLS, METHODS, EvaluateConfig, codec_of
+from lw_jax.config.evaluation import (
+    AT_PRECISION,
+    CONTROLS,
+    METHODS,
+    REPLAY,
+    EvaluateConfig,
+    codec_of,
+)
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
@@ -43,7 +50,9 @@ def methods_of(config: EvaluateConfig) -> list[str]:
     wanted = {*config.methods, *(CONTROLS if "latent" in config.methods else ())}
     named = [name for name in METHODS if name in wanted]
     after = named.index("latent") + 1 if "latent" in named else len(named)
-    return [*named[:after], *(AT_PRECISION + codec for codec in config.wire), *named[after:]]
+    sent = [AT_PRECISION + codec for codec in config.wire]
+    changed = [REPLAY + change for change in config.replay]
+    return [*named[:after], *sent, *named[after:], *changed]
 
 
 @dataclass(frozen=True)

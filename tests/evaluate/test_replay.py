@@ -1,0 +1,88 @@
+"""Changes of real embeddings do what their names say, and leave alone what they should."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.config.evaluation import METHODS, EvaluateConfig
+from lw_jax.errors import UserError
+from lw_jax.evaluate.compare import methods_of
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.methods.embedding_replay_raw import METHOD as RAW
+from lw_jax.evaluate.replay import change
+
+ROWS, TOKENS, WIDTH, VOCAB, RMS = 3, 6, 8, 40, 0.25
+DRAW = np.random.default_rng(0)
+TABLE = (DRAW.normal(size=(VOCAB, WIDTH)) * DRAW.uniform(0.1, 0.5, (VOCAB, 1))).astype(np.float32)
+IDS = DRAW.integers(0, VOCAB, (ROWS, TOKENS))
+MASK = np.arange(TOKENS)[None] < np.array([[6], [4], [2]])
+X = TABLE[IDS]
+
+
+def changed(name: str, x: np.ndarray = X) -> np.ndarray:
+    return np.asarray(change(name)(jnp.asarray(x), jnp.asarray(MASK), jnp.asarray(TABLE), RMS))
+
+
+@pytest.mark.parametrize("name", ["scale_1", "offset_1", "nearest_1", "codebook_0.0001"])
+def test_some_leave_rows_of_the_table_as_they_are(name: str) -> None:
+    np.testing.assert_allclose(changed(name), X, atol=1e-5)
+
+
+def test_loudness_alone() -> None:
+    loud = changed("rms")
+    np.testing.assert_allclose(np.sqrt(np.mean(loud**2, -1)), RMS, rtol=1e-5)
+    cosine = np.sum(loud * X, -1) / np.linalg.norm(loud, axis=-1) / np.linalg.norm(X, axis=-1)
+    np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+    np.testing.assert_allclose(changed("scale_0.5"), X / 2, rtol=1e-6)
+
+
+def test_the_batch_gets_the_tables_moments_and_padding_has_no_say() -> None:
+    found = changed("batch")[MASK]
+    np.testing.assert_allclose(found.mean(0), TABLE.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.std(0), TABLE.std(0), atol=1e-5)
+    loud_padding = np.where(MASK[..., None], X, 1e3).astype(np.float32)
+    np.testing.assert_allclose(changed("batch", loud_padding)[MASK], found, atol=1e-4)
+    offset = changed("offset_0.5")[MASK]
+    np.testing.assert_allclose(changed("offset_0.5", loud_padding)[MASK], offset, rtol=1e-5)
+
+
+def test_the_texts_mean_is_the_anchor() -> None:
+    mean = np.stack([X[i][MASK[i]].mean(0) for i in range(ROWS)])[:, None]
+    np.testing.assert_allclose(changed("offset_0.25"), mean + (X - mean) / 4, atol=1e-6)
+
+
+def test_neighbours_are_by_cosine() -> None:
+    unit = TABLE / np.linalg.norm(TABLE, axis=-1, keepdims=True)
+    order = np.argsort(-(X[0, 0] @ unit.T))[:3]
+    np.testing.assert_allclose(changed("nearest_3")[0, 0], TABLE[order].mean(0), atol=1e-6)
+    share = np.exp(unit @ X[0, 0] / np.linalg.norm(X[0, 0]) / 0.2)
+    np.testing.assert_allclose(
+        changed("codebook_0.2")[0, 0], share / share.sum() @ TABLE, atol=1e-5
+    )
+
+
+def test_they_are_methods_after_the_others() -> None:
+    config = EvaluateConfig(methods=("text", "latent"), wire=("int8",), replay=("rms", "nearest_4"))
+    names = methods_of(config)
+    assert names[:3] == ["text", "latent", "latent_int8"]
+    assert names[-2:] == ["embedding_replay_rms", "embedding_replay_nearest_4"]
+    assert method(names[-1]) is method(names[-1])  # one program for all batches
+    assert method("embedding_replay_raw") is RAW
+    assert not any(name.startswith("embedding_replay_rms") for name in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("louder", "unknown 'louder'; one of rms, batch, scale_<number>"),
+        ("rms_2", "unknown 'rms_2'"),
+        ("scale", "'scale' needs a number, as in scale_1"),
+        ("nearest_1.5", "needs a whole number above 0"),
+        ("codebook_0", "needs a number above 0"),
+    ],
+)
+def test_names_that_are_none(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EvaluateConfig(replay=(name,))
