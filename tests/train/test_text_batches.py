@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import chex
@@ -36,6 +37,12 @@ BOTH = ObjectivesConfig(
 )
 
 
+@cache
+def fresh_bridge() -> Any:
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    return init(config(reader=READERS), DIMS, jax.random.key(0))
+
+
 def test_kinds_alternate_then_text_comes_now_and_then() -> None:
     kinds = TextBatches(steps=4, tail=0.25)
     assert [kinds.kind(0, "fit", s) for s in range(4)] == ["text", "latent"] * 2
@@ -50,7 +57,7 @@ def test_kinds_alternate_then_text_comes_now_and_then() -> None:
 def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     cfg = config(reader=READERS)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    params = {"bridge": fresh_bridge(), "heads": {}}
     before = jax.device_get(params["bridge"])
     made = make_optimiser(OptimiserConfig(schedule=Schedule()), params, 4)
     maker = StepMaker(cfg, DIMS, made, 4, mesh)
@@ -77,7 +84,7 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
 
 def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
     cfg = config(reader=READERS)
-    own = bridge.init_bridge(cfg, DIMS, jax.random.key(0))
+    own = fresh_bridge()
     edited = jax.tree.map(lambda x: x + 0.3, own["readers_r_lora"])
 
     @jax.jit
