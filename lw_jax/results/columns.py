@@ -205,6 +205,8 @@ def _code(key: str, heading: str, form: str) -> Column:
 
 
 COLUMNS: dict[str, Column] = {
+    "em": Column("EM", lambda row: _text(row.figure(row.method, "em"))),
+    "method_nll": Column("NLL", lambda row: _text(row.figure(row.method, "nll"))),
     "text": _of("text", "em", "text EM"),
     "latent": _of("latent", "em", "latent EM"),
     "share": Column("of text", _share),

@@ -42,11 +42,12 @@ class Seed:
 @dataclass(frozen=True)
 class Row:
     """label: what distinguishes it; seeds: same config but for the seed; beside: the same on other
-    data, by name, None where there is none."""
+    data, by name, None where there is none; method: that the row is about."""
 
     label: str
     seeds: tuple[Seed, ...]
     beside: Mapping[str, Row | None] = field(default_factory=dict)
+    method: str = "latent"
 
     def figure(self, method: str, metric: str) -> Figure | None:
         """A metric of a method, over the seeds; None where it was not measured."""
@@ -95,12 +96,12 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]
 
 
 def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
-    """A row as `results.yaml` describes it: label, records, and optionally stage, receiver and
-    `beside`, rows by name (null where there is none); or `training`, a train stage alone. A record
-    without evaluations has figures of its training only.
+    """A row as `results.yaml` describes it: label, records, and optionally stage, receiver, method
+    and `beside`, rows by name (null where there is none); or `training`, a train stage alone. A
+    record without evaluations has figures of its training only.
 
     Raises:
-        UserError: a record, a stage or a receiver that is not there.
+        UserError: a record, a stage, a receiver or a method that is not there.
     """
     names = [spec["record"]] if "record" in spec else list(spec["records"])
     seeds = []
@@ -128,4 +129,7 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
         name: None if other is None else read_row(folder, other)
         for name, other in spec.get("beside", {}).items()
     }
-    return Row(str(spec.get("label", names[0])), tuple(seeds), beside)
+    row = Row(str(spec.get("label", names[0])), tuple(seeds), beside, spec.get("method", "latent"))
+    if "method" in spec and any(seed.method(row.method) is None for seed in seeds):
+        raise UserError(f"{names[0]}: no method {row.method!r} of receiver {seeds[0].receiver!r}")
+    return row

@@ -243,3 +243,14 @@ def test_a_verdict_of_several_seeds_and_answers_that_fit(tmp_path: Path, runs: l
     # The first seed carries nothing and has no share; 50 and 75 of its 100 answers fit.
     assert "| both | 1 of 2 seeds (0.70) | 0.62 |" in text
     assert "| wire_0 | no | 0.50 |" in text
+
+
+def test_a_row_may_be_about_another_method(tmp_path: Path, runs: list[Path]) -> None:
+    row = {"label": "text", "record": "wire_0", "method": "text"}
+    page_of = page(tmp_path, runs, columns=["em", "latent"], rows=[row, "wire_0"], picture=None)
+    text = write_page(page_of)[0].read_text()
+    assert "| text | 0.900 [0.800, 1.000] | 0.500 [0.400, 0.600] |" in text
+    assert "| wire_0 | 0.500 [0.400, 0.600] |" in text
+    rows: list[Any] = [row | {"method": "relay"}]
+    with pytest.raises(UserError, match="wire_0: no method 'relay' of receiver 'r'"):
+        write_page(page(tmp_path, runs, columns=["em"], rows=rows, picture=None))
