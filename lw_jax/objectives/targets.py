@@ -25,12 +25,14 @@ HeadInput = Literal["delivered", "pre_scale"]
 
 
 def first_token(context: Context, receiver: str, asked: Pass) -> tuple[TokenScores, Array]:
-    """Scores [N, 1] of the first answer token after one pass, and the mask [N, 1] of those that
-    count."""
+    """Scores [N, 1] of the first answer token that is no space after one pass, and the mask [N, 1]
+    of those that count. It is the token that the metrics look at as well."""
     reading, party = context.reading(receiver, asked), context.parties.receivers[receiver]
-    first = reading.hidden[:, :1], reading.labels[:, :1]
-    scored = chunked_cross_entropy(party.arch, party.params, *first)
-    return scored, reading.mask[:, :1] & context.valid[:, None]
+    start = context.batch[f"{receiver}/answer/start"][:, None]
+    hidden = jnp.take_along_axis(reading.hidden, start[..., None], axis=1)
+    labels, mask = (jnp.take_along_axis(x, start, axis=1) for x in (reading.labels, reading.mask))
+    scored = chunked_cross_entropy(party.arch, party.params, hidden, labels)
+    return scored, mask & context.valid[:, None]
 
 
 def given_slots(

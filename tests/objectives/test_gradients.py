@@ -266,16 +266,24 @@ def test_weights_of_the_answer_tokens(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(loss, total / weights, rtol=1e-5)
 
 
+def at_start(x: np.ndarray) -> np.ndarray:
+    """Of x [N, A, ...] the answers' first tokens that are no space."""
+    start = world.data()["batch"]["r/answer/start"]
+    assert {0, 1} == set(start.tolist())
+    return x[np.arange(len(start)), start]
+
+
 def test_entropy_of_the_first_token() -> None:
     loss, p, _ = hand_made(entropy.Config(), entropy)
-    np.testing.assert_allclose(loss, (np.exp(p[:, 0]) * p[:, 0]).sum(-1).mean(), rtol=1e-5)
+    first = at_start(p)
+    np.testing.assert_allclose(loss, (np.exp(first) * first).sum(-1).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("most", [1.0, 1.05, 4.0])
 def test_the_first_token_is_louder_while_it_lags_behind_the_text(most: float) -> None:
     loss, p, _ = hand_made(first_token_ce.Config(auto_scale=most), first_token_ce)
-    labels = world.data()["batch"]["r/answer/ids"]
-    plain = -np.take_along_axis(p[:, 0], labels[:, :1], axis=1).mean()
+    labels = at_start(world.data()["batch"]["r/answer/ids"])
+    plain = -np.take_along_axis(at_start(p), labels[:, None], axis=1).mean()
     lag = plain / np.log(p.shape[-1])
     assert 1.05 < lag < 4
     np.testing.assert_allclose(loss, plain * min(lag, most), rtol=1e-5)
