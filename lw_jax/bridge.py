@@ -11,6 +11,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.dims import Dims, ReceiverDims, sizes
@@ -20,7 +21,8 @@ from lw_jax.notes import Notes
 from lw_jax.party import Party
 from lw_jax.receiver.layout import Speaker
 from lw_jax.registry import chosen
-from lw_jax.types import Array, Delivery, Edits, Features, Latent, PyTree, Taps
+from lw_jax.transformer import Stack
+from lw_jax.types import SHARED, Array, Delivery, Edits, Features, Latent, PyTree, Taps
 
 
 def part(stage: str, options: Any) -> tuple[Any, Any]:
@@ -30,7 +32,7 @@ def part(stage: str, options: Any) -> tuple[Any, Any]:
 
 
 class Bridge(nn.Module):
-    """source (trainable part) -> compressor -> bottleneck -> readers."""
+    """source (trainable part) -> compressor -> refiner, if any -> bottleneck -> readers."""
 
     config: BridgeConfig
     dims: Dims
@@ -41,6 +43,8 @@ class Bridge(nn.Module):
         self.source = source.build(options, self.dims)
         compressor, options = part("compressors", c.compressor)
         self.compressor = compressor.build(options, self.dims)
+        if c.refiner is not None:
+            self.refiner = Stack(c.refiner.depth, c.refiner.heads)
         if chosen(c.bottleneck):
             bottleneck, options = part("bottlenecks", c.bottleneck)
             self.bottleneck = bottleneck.build(options, self.dims)
@@ -66,7 +70,19 @@ class Bridge(nn.Module):
             weight = features.mask[..., None] / jnp.maximum(1, features.mask.sum(1))[:, None, None]
             mean = jnp.sum(features.x * weight, axis=1, keepdims=True)
             features = features.replace(x=jnp.broadcast_to(mean, features.x.shape))
-        return cast(Latent, self.compressor({"source": features}, train))
+        latent = cast(Latent, self.compressor({"source": features}, train))
+        if self.config.refiner is not None:
+            slots = self.refiner(latent.slots, latent.mask, train=train)
+            latent = replace(latent, slots=jnp.where(latent.mask[..., None], slots, 0.0))
+        if self.config.private:
+            latent = replace(latent, owner=self._owners(latent.slots.shape[1]))
+        return latent
+
+    def _owners(self, slots: int) -> tuple[int, ...]:
+        """Whose each slot is: the last ones each receiver's own, in order of the names."""
+        each, receivers = self.config.private, range(len(self.dims.receivers))
+        own = tuple(r for r in receivers for _ in range(each))
+        return (SHARED,) * (slots - len(own)) + own
 
     def slots_of(self, latent: Latent, train: bool = False) -> Latent:
         """The latent whose codes [B, M, n] stand in its slots' place."""
@@ -85,12 +101,25 @@ class Bridge(nn.Module):
 
     def deliver(self, receiver: str, latent: Latent, train: bool = False) -> Delivery:
         """What one receiver is given, all its readers together."""
-        given = [reader(latent, train) for reader in self.readers[receiver].values()]
+        own = readable(latent, sorted(self.dims.receivers).index(receiver))
+        given = [reader(own, train) for reader in self.readers[receiver].values()]
         return merge(given)
 
     def __call__(self, taps: Taps) -> dict[str, Delivery]:
         latent = self.encode(taps)
         return {name: self.deliver(name, latent) for name in self.dims.receivers}
+
+
+def readable(latent: Latent, receiver: int) -> Latent:
+    """What one receiver may read of a latent: the shared slots and its own, others' left out.
+
+    Left out, not masked: what is real of a message stands first, and takes columns.
+    """
+    columns = [i for i, owner in enumerate(latent.owner) if owner in (SHARED, receiver)]
+    if len(columns) == len(latent.owner):
+        return latent
+    at = np.asarray(columns, np.int32)
+    return Latent(latent.slots[:, at], latent.mask[:, at], latent.span)
 
 
 def merge(parts: list[Delivery]) -> Delivery:

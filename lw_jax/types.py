@@ -56,7 +56,7 @@ class Latent:
 
     slots: [B, M, d] floats; mask: [B, M] bool; span: [B] float32 or None, how long the source was
     in sender tokens (readers may spread slot positions over it); owner: M ints, static, `SHARED`
-    or the index of the one receiver that may read the slot.
+    or the index of the one receiver, in order of their names, that may read the slot.
     """
 
     slots: Array

@@ -143,7 +143,8 @@ def codec_of(config: BridgeConfig) -> str:
 def bytes_of(config: BridgeConfig, m: int, codec_name: str | None = None) -> int:
     """Bytes of a message of M slots of this bridge, by default in the codec that is its own."""
     name, levels = codec_name or codec_of(config), levels_of(config)
-    return nbytes(m, len(levels) if name == CODES else config.latent_dim, name, levels=levels)
+    width = len(levels) if name == CODES else config.latent_dim
+    return nbytes(m, width, name, levels=levels, owners=config.private > 0)
 
 
 def sendable(latent: Latent) -> Latent:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lw_jax.compressors.entry import entered
 from lw_jax.compressors.pooling import stretch_positions, stretch_weights
 from lw_jax.config.checks import at_least
 from lw_jax.dims import Dims
@@ -87,13 +88,8 @@ class Perceiver(nn.Module):
         width = c.width or self.dims.latent_dim
         view: Features = next(iter(views.values()))
         lengths = view.mask.sum(axis=1)
-        index = jnp.cumsum(view.mask, axis=1) - 1
-        x = nn.Dense(width, name="enter")(view.x)
-        x = x + sinusoid(index, width)
-        at = index.astype(jnp.float32) if c.rotary else None
-        x = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")(
-            x, view.mask, train=train, at=at
-        )
+        encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
+        x, index, at = entered(view, width, encoder, train, c.rotary)
         queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, width))
         ratios = self.ratios(train)
         m = c.slots

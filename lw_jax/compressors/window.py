@@ -12,9 +12,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.compressors.entry import entered
+from lw_jax.config.checks import at_least
 from lw_jax.dims import Dims
+from lw_jax.errors import UserError
 from lw_jax.transformer import Mlp, Stack, check_rotary, sinusoid
-from lw_jax.types import Features, Latent, Views
+from lw_jax.types import Array, Features, Latent, Views
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,10 @@ class Config:
 
     Args:
         size: source tokens in a window.
-        mode: `mean` averages the window; `concat` puts its tokens side by side and through an MLP.
+        mode: `mean` averages the window; `concat` puts its tokens side by side and through an MLP;
+            `conv` is a strided convolution, whose windows overlap, and an MLP; `hierarchical` puts
+            neighbours together two by two, each level as `concat` does, until a window is one.
+        kernel: source tokens that a window of `conv` sees; null: twice its size.
         width, heads: of the layers.
         encoder_layers: self-attention layers over the source before pooling.
         depth: self-attention layers over the slots.
@@ -33,7 +39,8 @@ class Config:
     """
 
     size: int
-    mode: Literal["mean", "concat"] = "concat"
+    mode: Literal["mean", "concat", "conv", "hierarchical"] = "concat"
+    kernel: int | None = None
     width: int = 256
     heads: int = 8
     encoder_layers: int = 0
@@ -43,7 +50,52 @@ class Config:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "size")
+        at_least(self, self.size, "kernel")
         check_rotary(self.rotary, self.width, self.heads)
+        if self.kernel is not None and self.mode != "conv":
+            raise UserError(f"kernel: mode {self.mode!r} has none; leave it out, or use conv")
+        if self.mode == "hierarchical" and self.size.bit_count() != 1:
+            raise UserError(f"size: hierarchical halves, so use a power of two; got {self.size}")
+
+    @property
+    def seen(self) -> int:
+        """Source tokens that a window of `conv` sees."""
+        return 2 * self.size if self.kernel is None else self.kernel
+
+
+def merged(
+    x: Array, real: Array, size: int, mode: str, kernel: int, mlp_ratio: int, train: bool
+) -> tuple[Array, Array]:
+    """Tokens x [B, n * size, W], zeros where real [B, n * size] is False -> windows [B, n, W], and
+    which of them [B, n] hold a token.
+
+    Called inside a compact module, whose parameters these are.
+    """
+    rows, tokens, width = x.shape
+    windows = x.reshape(rows, tokens // size, size, width)
+    count = real.reshape(rows, tokens // size, size).sum(axis=2)
+    z = windows.sum(axis=2) / jnp.maximum(1, count)[..., None]
+    if mode == "concat":
+        z = z + nn.Dense(width, name="concat")(windows.reshape(*z.shape[:2], size * width))
+    elif mode == "conv":
+        before = (kernel - size) // 2
+        around = ((before, kernel - size - before),)
+        z = z + nn.Conv(width, (kernel,), strides=(size,), padding=around, name="conv")(x)
+    if mode != "mean":
+        z = z + Mlp(mlp_ratio, name="mlp")(nn.RMSNorm(name="mlp_norm")(z), train)
+    return z, count > 0
+
+
+class Halving(nn.Module):
+    """One level of the hierarchy: two neighbours [B, 2n, W] become one [B, n, W]."""
+
+    mlp_ratio: int
+
+    @nn.compact
+    def __call__(self, x: Array, real: Array, train: bool) -> tuple[Array, Array]:
+        z, mask = merged(x, real, 2, "concat", 2, self.mlp_ratio, train)
+        return z * mask[..., None], mask
 
 
 class Window(nn.Module):
@@ -56,13 +108,8 @@ class Window(nn.Module):
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
         view: Features = next(iter(views.values()))
-        x = nn.Dense(c.width, name="enter")(view.x)
-        index = jnp.cumsum(view.mask, axis=1) - 1
-        x = x + sinusoid(index, c.width)
-        at = index.astype(jnp.float32) if c.rotary else None
-        x = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")(
-            x, view.mask, train=train, at=at
-        )
+        encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
+        x, _, _ = entered(view, c.width, encoder, train, c.rotary)
         # Real tokens first: tokens of the head (masked) would shift the windows.
         order = jnp.argsort(~view.mask, axis=1, stable=True)
         x = jnp.take_along_axis(x, order[..., None], axis=1)
@@ -70,17 +117,13 @@ class Window(nn.Module):
         windows = -(-x.shape[1] // c.size)
         pad = windows * c.size - x.shape[1]
         x = jnp.pad(x * real[..., None], ((0, 0), (0, pad), (0, 0)))
-        real = jnp.pad(real, ((0, 0), (0, pad))).reshape(x.shape[0], windows, c.size)
-        x = x.reshape(x.shape[0], windows, c.size, c.width)
-        count = real.sum(axis=2)
-        mean = x.sum(axis=2) / jnp.maximum(1, count)[..., None]
-        if c.mode == "mean":
-            z = mean
+        real = jnp.pad(real, ((0, 0), (0, pad)))
+        if c.mode == "hierarchical":
+            z, mask = x, real
+            for level in range(c.size.bit_length() - 1):
+                z, mask = Halving(c.mlp_ratio, name=f"level_{level}")(z, mask, train)
         else:
-            wide = x.reshape(*x.shape[:2], c.size * c.width)
-            z = mean + nn.Dense(c.width, name="concat")(wide)
-            z = z + Mlp(c.mlp_ratio, name="mlp")(nn.RMSNorm(name="mlp_norm")(z), train)
-        mask = count > 0
+            z, mask = merged(x, real, c.size, c.mode, c.seen, c.mlp_ratio, train)
         starts = jnp.arange(windows) * c.size
         z = z + sinusoid(starts, c.width)[None]
         middles = jnp.broadcast_to(starts + (c.size - 1) / 2, mask.shape) if c.rotary else None

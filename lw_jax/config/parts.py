@@ -23,6 +23,22 @@ DataConfig = choice("DataConfig", "lw_jax.data", "The rows: exactly one is set."
 
 
 @dataclass(frozen=True)
+class RefinerConfig:
+    """Transformer layers over the slots, between compressor and bottleneck (SPEC section 4).
+
+    Args:
+        depth: layers of self-attention and MLP.
+        heads: of the attention.
+    """
+
+    depth: int = 2
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "depth", "heads")
+
+
+@dataclass(frozen=True)
 class BridgeConfig:
     """The trainable bridge: compressor, bottleneck and readers over a source.
 
@@ -32,6 +48,8 @@ class BridgeConfig:
         compressor: makes the latent of it.
         bottleneck: what the latent passes on the wire; at most one.
         reader: hands the latent to each receiver; one or several.
+        refiner: layers over the slots before the bottleneck; null: none.
+        private: slots that one receiver alone reads, for each receiver, taken from the last ones.
     """
 
     latent_dim: int
@@ -39,9 +57,12 @@ class BridgeConfig:
     compressor: CompressorConfig  # type: ignore[valid-type]
     reader: ReaderConfig  # type: ignore[valid-type]
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)  # type: ignore[valid-type]
+    refiner: RefinerConfig | None = None
+    private: int = 0
 
     def __post_init__(self) -> None:
         at_least(self, 1, "latent_dim")
+        at_least(self, 0, "private")
         exactly_one(self.source, "source")
         exactly_one(self.compressor, "compressor")
         if not chosen(self.reader):
@@ -53,5 +74,15 @@ class BridgeConfig:
                     options.check_width(self.latent_dim)
                 except UserError as error:
                     raise UserError(f"compressor.{kind}: {error}") from error
+            fixed = hasattr(options, "slots") and not getattr(options, "ratios", None)
+            if self.private and not fixed:
+                raise UserError(
+                    f"private: compressor.{kind} gives a text as many slots as its length asks for,"
+                    " and the last ones cannot be a receiver's own; give it a fixed number of slots"
+                )
         if chosen(self.bottleneck):
             exactly_one(self.bottleneck, "bottleneck")
+        if self.refiner is not None and self.latent_dim % self.refiner.heads:
+            raise UserError(
+                f"refiner.heads: {self.refiner.heads} do not divide latent_dim {self.latent_dim}"
+            )

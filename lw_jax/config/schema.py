@@ -254,6 +254,7 @@ class Config:
         if self.bridge is not None:
             check_calibrated(self.bridge, self.stages, self.receivers)
             self._check_ratios(self.bridge)
+            self._check_private(self.bridge)
         for name, stage in self.stages.items():
             if stage.train and not chosen(stage.train.objectives or self.objectives):
                 raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
@@ -277,6 +278,16 @@ class Config:
                 raise UserError(
                     f"objectives.{name}.schedule.on: stages.{stage}.train has no text batches; "
                     "set its text_batches, or on to latent or all"
+                )
+
+    def _check_private(self, bridge: BridgeConfig) -> None:
+        """There are as many slots as the receivers' own take together."""
+        asked = bridge.private * len(self.receivers)
+        for kind, options in chosen(bridge.compressor).items():
+            if asked > getattr(options, "slots", asked):
+                raise UserError(
+                    f"bridge.private: {bridge.private} slots for each of {len(self.receivers)} "
+                    f"receivers are more than the {options.slots} of bridge.compressor.{kind}"
                 )
 
     def _check_ratios(self, bridge: BridgeConfig) -> None:

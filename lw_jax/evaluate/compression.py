@@ -24,6 +24,7 @@ def of_texts(
     width: int,
     codec_name: str = "float32",
     levels: tuple[int, ...] = (),
+    owners: bool = False,
 ) -> dict[str, Any]:
     """Texts against the latents that replace them: characters per slot, bytes, bits a character.
 
@@ -32,16 +33,21 @@ def of_texts(
         slots: how many slots of that `width` each text takes.
         codec_name: in which the bridge sends its latents (`sent_as`).
         levels: of a slot's codes, where it sends those.
+        owners: whether some slots are one receiver's own, which has to be said.
     """
     characters = _mean(len(t) for t in texts)
     sizes = {
         "utf8": _mean(len(t.encode()) for t in texts),
         "zlib": _mean(len(zlib.compress(t.encode(), 9)) for t in texts),
-        **{name: _mean(wire.nbytes(m, width, name) for m in slots) for name in CODECS},
+        **{
+            name: _mean(wire.nbytes(m, width, name, owners=owners) for m in slots)
+            for name in CODECS
+        },
     }
     if levels:
-        codes = (wire.nbytes(m, len(levels), "codes", levels=levels) for m in slots)
-        sizes["codes"] = _mean(codes)
+        sizes["codes"] = _mean(
+            wire.nbytes(m, len(levels), "codes", levels=levels, owners=owners) for m in slots
+        )
     return {
         "characters": characters,
         "slots": _mean(slots),

@@ -33,7 +33,7 @@ from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.party import Party
 from lw_jax.programs import Programs
-from lw_jax.receiver.layout import Speaker
+from lw_jax.receiver.layout import Speaker, first_word
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import decode, head_segment, read
 from lw_jax.types import Array
@@ -282,12 +282,3 @@ def on_host(
             )
         )
     return found
-
-
-def first_word(speaker: Speaker, gold: Sequence[int]) -> int:
-    """Index of the first gold token that is no space: a space that all answers share would make
-    the first token look easy."""
-    for i, token in enumerate(gold):
-        if speaker.tokenizer.decode([token]).strip():
-            return i
-    return 0

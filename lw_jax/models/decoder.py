@@ -45,7 +45,8 @@ class LayerInputs:
 
 @struct.dataclass
 class Run:
-    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked; cache."""
+    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked, of the S tokens
+    of `tap_at` [n, B, S, D]; cache."""
 
     h: Array
     taps: Array | None
@@ -67,6 +68,7 @@ def run(
     start: int = 0,
     stop: int | None = None,
     taps: tuple[int, ...] = (),
+    tap_at: Array | None = None,
     delivery: LayerInputs | None = None,
     cache: Cache | None = None,
     impl: str = "xla",
@@ -86,6 +88,7 @@ def run(
         stop: early exit after that many layers; the weights beyond are never touched.
         taps: numbers of layers, between start and stop, after which the stream is also returned.
             A tap comes after the block, if any, of the layer before it.
+        tap_at: [B, S] packed indices of the tokens that are tapped; none: all T.
         cache: with one, the T tokens follow those in the cache (a row's own next columns), see
             them, and are added; for decoding, not for gradients.
         impl: attention implementation, see `attention.check`.
@@ -102,7 +105,9 @@ def run(
     scene = _scene(arch, positions, lengths, given, cache)
     # Row `len(taps)` takes the writes of layers that nobody asked for.
     rows = jnp.asarray([taps.index(i) if i in taps else len(taps) for i in range(stop + 1)])
-    tapped = jnp.zeros((len(taps) + 1, *h.shape), h.dtype) if taps else None
+    width = h.shape[1] if tap_at is None else tap_at.shape[1]
+    shape = (len(taps) + 1, h.shape[0], width, h.shape[2])
+    tapped = jnp.zeros(shape, h.dtype) if taps else None
 
     def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any]:
         return _layer(arch, params["layers"], h, kv_cache, x, given.edits, scene, impl)
@@ -113,10 +118,10 @@ def run(
         h, kv_cache, tapped = carry
         h, kv_cache = checkpointed(h, kv_cache, x)
         # Outside the checkpoint: a write is linear, so no copy of the taps is kept per layer.
-        tapped = _put_tap(tapped, h, rows[x["layer"] + 1])
+        tapped = _put_tap(tapped, h, tap_at, rows[x["layer"] + 1])
         return (h, kv_cache, tapped), None
 
-    tapped = _put_tap(tapped, h, rows[start])
+    tapped = _put_tap(tapped, h, tap_at, rows[start])
     xs: dict[str, Any] = {"layer": jnp.arange(start, stop, dtype=jnp.int32)}
     per_layer = {
         "prefix_k": None if given.kv is None else given.kv.k,
@@ -212,8 +217,11 @@ def _message(given: LayerInputs, batch: int, room: int) -> Array:
     return own if given.kv is None else jnp.concatenate([given.kv.mask, own], axis=1)
 
 
-def _put_tap(tapped: Array | None, h: Array, row: Array) -> Array | None:
-    return None if tapped is None else lax.dynamic_update_index_in_dim(tapped, h, row, 0)
+def _put_tap(tapped: Array | None, h: Array, at: Array | None, row: Array) -> Array | None:
+    if tapped is None:
+        return None
+    seen = h if at is None else jnp.take_along_axis(h, at[..., None], axis=1)
+    return lax.dynamic_update_index_in_dim(tapped, seen, row, 0)
 
 
 def _layer(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lw_jax.config.checks import at_least, between
-from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives.base import Context, Pass, Term, masked
+from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.targets import answer_scores
 from lw_jax.schedule import Schedule
 from lw_jax.types import Array
 
@@ -49,11 +49,8 @@ class Config:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Nats per answer token."""
-    reading = context.reading(receiver, Pass("latent"))
-    party = context.parties.receivers[receiver]
-    scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
-    mask = reading.mask & context.valid[:, None]
-    right = scored.correct(reading.labels) | ~mask
+    scored, labels, mask = answer_scores(context, receiver)
+    right = scored.correct(labels) | ~mask
     whole = jnp.all(right, axis=1).astype(jnp.float32)
     context.watched[f"{receiver}/accuracy"] = masked(whole, context.valid)
     nll = scored.nll

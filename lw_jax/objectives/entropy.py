@@ -11,7 +11,7 @@ from lw_jax.schedule import Schedule
 
 @dataclass(frozen=True)
 class Config:
-    """Minus the entropy of the first answer token's distribution.
+    """Minus the entropy of the distribution of the first answer token that is no space.
 
     Args:
         weight: of this objective in the loss (the seeds: 0.1 to 1).

@@ -19,7 +19,7 @@ from lw_jax.schedule import Schedule
 
 @dataclass(frozen=True)
 class Config:
-    """Cross-entropy of the first answer token.
+    """Cross-entropy of the first answer token that is no space.
 
     Args:
         weight: of this objective in the loss (the seeds: 3 to 11; from 12 on they collapsed).

@@ -16,21 +16,34 @@ from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
-from lw_jax.objectives.base import Context, Pass
+from lw_jax.objectives.base import Context, Pass, segments
 from lw_jax.receiver.pack import Segment, gather_states
-from lw_jax.receiver.read import head_segment, lay_out, message_segment, text_message
+from lw_jax.receiver.read import expand, head_segment, lay_out, message_segment, text_message
 from lw_jax.types import Array, Delivery
 
 HeadInput = Literal["delivered", "pre_scale"]
 
 
+def answer_scores(
+    context: Context, receiver: str, first: int | None = None
+) -> tuple[TokenScores, Array, Array]:
+    """Scores of the answer's tokens read from the latent, their labels and the mask of those that
+    count, all [N, A]; of the `first` tokens alone if a number is given."""
+    reading, party = context.reading(receiver, Pass("latent")), context.parties.receivers[receiver]
+    hidden, labels, mask = (x[:, :first] for x in (reading.hidden, reading.labels, reading.mask))
+    scored = chunked_cross_entropy(party.arch, party.params, hidden, labels)
+    return scored, labels, mask & context.valid[:, None]
+
+
 def first_token(context: Context, receiver: str, asked: Pass) -> tuple[TokenScores, Array]:
-    """Scores [N, 1] of the first answer token after one pass, and the mask [N, 1] of those that
-    count."""
+    """Scores [N, 1] of the first answer token that is no space after one pass, and the mask [N, 1]
+    of those that count. It is the token that the metrics look at as well."""
     reading, party = context.reading(receiver, asked), context.parties.receivers[receiver]
-    first = reading.hidden[:, :1], reading.labels[:, :1]
-    scored = chunked_cross_entropy(party.arch, party.params, *first)
-    return scored, reading.mask[:, :1] & context.valid[:, None]
+    start = context.batch[f"{receiver}/answer/start"][:, None]
+    hidden = jnp.take_along_axis(reading.hidden, start[..., None], axis=1)
+    labels, mask = (jnp.take_along_axis(x, start, axis=1) for x in (reading.labels, reading.mask))
+    scored = chunked_cross_entropy(party.arch, party.params, hidden, labels)
+    return scored, mask & context.valid[:, None]
 
 
 def given_slots(
@@ -132,6 +145,38 @@ def _states_after(
         impl=party.attention,
     )
     return gather_states(out.h, laid.packed.starts["message"], message.size)
+
+
+def suffix_states(
+    context: Context, receiver: str, message: Literal["latent", "text"], layers: int
+) -> tuple[Array, Array]:
+    """The receiver's states [layers, N, S, D] after each of its first layers at what follows the
+    message, question, anchor and answer, and the mask [N, S] of those that count.
+
+    The EOS that ends the answer is left out: nothing is read from its state.
+    """
+    party, questions = context.parties.receivers[receiver], context.questions
+    delivery = expand(context.deliveries[receiver], questions) if message == "latent" else None
+    parts = segments(context.parties, context.batch, receiver, message, delivery, questions)
+    laid = lay_out(party.params, parts, delivery)
+    starts, sizes = laid.packed.starts, laid.packed.sizes
+    index = jnp.arange(sum(s.size for s in parts if s.role in ("ask", "answer")))[None]
+    at = jnp.minimum(starts["ask"][:, None] + index, laid.positions.shape[1] - 1)
+    out = run(
+        party.arch,
+        party.params,
+        laid.packed.h,
+        positions=laid.positions,
+        lengths=laid.packed.lengths,
+        stop=layers,
+        taps=tuple(range(1, layers + 1)),
+        tap_at=at,
+        delivery=laid.inputs,
+        impl=party.attention,
+    )
+    assert out.taps is not None
+    mask = index < (sizes["ask"] + sizes["answer"] - 1)[:, None]
+    return out.taps, mask & context.valid[:, None]
 
 
 def others(context: Context, receiver: str, counts: Array) -> Array:

@@ -42,6 +42,8 @@ class Config:
             `layer_norm_tanh` does so before tanh x scale; `none` leaves it.
         init_scale: where that learned scale starts; null: the RMS of the receiver's own embeddings.
         colour: a learned gain and bias per channel at the very end.
+        film: a gain and a bias per channel made from the mean of the slots, before the
+            conditioning (FiLM, Perez et al. 2018); at the start they change nothing.
     """
 
     hidden: Literal["none", "linear", "mlp"] = "linear"
@@ -52,6 +54,7 @@ class Config:
     conditioning: Literal["scale", "rms", "tanh", "layer_norm", "layer_norm_tanh", "none"] = "rms"
     init_scale: float | None = None
     colour: bool = False
+    film: bool = False
 
     def __post_init__(self) -> None:
         if self.init_scale is None:
@@ -90,6 +93,8 @@ class SoftTokens(nn.Module):
                 f"bridge.reader.soft_tokens.hidden: none hands slots of width {z.shape[-1]} to a "
                 f"receiver of width {width}; set bridge.latent_dim to {width}, or hidden to linear"
             )
+        if c.film:
+            z = self._modulated(z, latent)
         embeds = self._conditioned(z, latent.mask)
         if c.colour:
             gain = self.param("colour_gain", nn.initializers.ones, (width,))
@@ -98,6 +103,16 @@ class SoftTokens(nn.Module):
             note(self, "colour", jnp.mean(jnp.square(gain - 1.0) + jnp.square(bias)))
         positions, advance = slot_positions(c.positions, latent)
         return Delivery(embeds, latent.mask, positions, advance=advance)
+
+    def _modulated(self, x: Array, latent: Latent) -> Array:
+        """x [B, M, D], every channel of a row with a gain and a bias from that row's real slots."""
+        count = jnp.maximum(1, jnp.sum(latent.mask, axis=1))
+        mean = jnp.einsum("bmd,bm->bd", latent.slots, latent.mask) / count[:, None]
+        made = nn.Dense(2 * x.shape[-1], kernel_init=nn.initializers.zeros, name="film")(
+            nn.RMSNorm(name="film_norm")(mean)
+        )
+        gain, bias = jnp.split(made[:, None], 2, axis=-1)
+        return x * (1.0 + gain) + bias
 
     def _conditioned(self, x: Array, mask: Array) -> Array:
         """x [B, M, D] as loud as the config says."""

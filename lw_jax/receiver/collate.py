@@ -9,6 +9,7 @@ belongs to context n // Q.
     <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor (BOS first or last
         where the layout has it there)
     <receiver>/answer/ids [N,A], .../lengths [N]        what the receiver writes, and EOS
+    <receiver>/answer/start [N] int32                   its first token that is no space
     valid [N] bool                                      False: the row was too long, and is dropped
 """
 
@@ -25,6 +26,7 @@ from lw_jax.errors import UserError
 from lw_jax.receiver.layout import (
     Speaker,
     asked_pair,
+    first_word,
     message_text,
     source_head_ids,
     source_text,
@@ -82,6 +84,11 @@ class Collate:
 
         for key, (rows, repeat) in self.rows(groups, flat, questions).items():
             put(key, rows, repeat)
+        for name, who in self.receivers.items():
+            ids, lengths = (batch[f"{name}/answer/{part}"] for part in ("ids", "lengths"))
+            written = (row[:n].tolist() for row, n in zip(ids, lengths, strict=True))
+            starts = [first_word(who, row) for row in written]
+            batch[f"{name}/answer/start"] = np.asarray(starts, np.int32)
         if self.sender is not None:
             head = len(source_head_ids(self.layout, self.sender))
             batch["source/skip"] = np.minimum(head, batch["source/lengths"]).astype(np.int32)

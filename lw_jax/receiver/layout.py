@@ -213,6 +213,15 @@ def split_joint(
     ]
 
 
+def first_word(who: Speaker, answer: Sequence[int]) -> int:
+    """Index of the first token of an answer that is no space: a space that all answers share would
+    make the first token look easy, and training on it teaches nothing."""
+    for i, token in enumerate(answer):
+        if who.tokenizer.decode([token]).strip():
+            return i
+    return 0
+
+
 def check_labels(config: LayoutConfig, who: Speaker, examples: Sequence[Example]) -> int:
     """The start-up proof that labels are the joint tokenisation's answer tokens (SPEC section 3).
 

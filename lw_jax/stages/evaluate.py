@@ -233,7 +233,12 @@ def _compare(
         if trained is not None:
             slots, columns = compared.sizes(scene)
             packed["latent"] = compression.of_texts(
-                texts, slots, bridged.latent_dim, wire.codec_of(bridged), bridge.levels_of(bridged)
+                texts,
+                slots,
+                bridged.latent_dim,
+                wire.codec_of(bridged),
+                bridge.levels_of(bridged),
+                bridged.private > 0,
             )
             packed.setdefault("receivers", {})[receiver] = compression.of_columns(
                 texts, compared.tokens(receiver), columns, scene.party.arch

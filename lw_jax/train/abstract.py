@@ -167,6 +167,7 @@ def batch_shapes(
         for part, count in (("context", rows), ("ask", asked), ("answer", asked)):
             batch[f"{name}/{part}/ids"] = array(count, lengths[f"{name}/{part}"])
             batch[f"{name}/{part}/lengths"] = array(count)
+        batch[f"{name}/answer/start"] = array(asked)
     return batch
 
 

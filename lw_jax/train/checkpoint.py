@@ -208,9 +208,14 @@ def checksum(tree: PyTree) -> int:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """(path, old, new) of the first place where two JSON trees differ, `FREE` keys aside."""
+    """(path, old, new) of the first place where two JSON trees differ, `FREE` keys aside.
+
+    An option that the old tree does not know and the new one has switched off is no difference.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted((old.keys() | new.keys()) - FREE):
+            if key not in old and not new[key]:
+                continue
             where = f"{path}.{key}" if path else key
             if found := first_difference(old.get(key), new.get(key), where):
                 return found

@@ -17,7 +17,6 @@ import numpy as np
 from lw_jax import bridge
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
-from lw_jax.evaluate.predict import first_word
 from lw_jax.mesh import put_batch
 from lw_jax.programs import Programs
 from lw_jax.stages.setting import Setting
@@ -76,13 +75,9 @@ class Watch:
     @cached_property
     def _starts(self) -> dict[str, np.ndarray]:
         """Per receiver [N]: the index of the first gold token that is no space."""
-        found = {}
-        for name, who in self.setting.receivers.items():
-            ids = np.asarray(self.batch[f"{name}/answer/ids"])
-            lengths = np.asarray(self.batch[f"{name}/answer/lengths"])
-            rows = zip(ids, lengths, strict=True)
-            found[name] = np.array([first_word(who, row[:n].tolist()) for row, n in rows], np.int32)
-        return found
+        return {
+            name: np.asarray(self.batch[f"{name}/answer/start"]) for name in self.setting.receivers
+        }
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         """Accuracy, NLL, diversity and slots per receiver, gradients per objective; the score is

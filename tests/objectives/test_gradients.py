@@ -24,10 +24,14 @@ from lw_jax.objectives import (
     embedding_anchor,
     entropy,
     first_token_ce,
+    gist,
     info_nce,
+    k_token_ce,
+    latent_align,
     reconstruction,
     scale_l2,
     slot_alignment,
+    state_kd,
 )
 from lw_jax.objectives.base import Pass, Term, mean
 from lw_jax.receiver.read import Reading
@@ -38,6 +42,7 @@ from tests.objectives import world
 from tests.receiver.worlds import party
 
 PER_TOKEN = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
+GIST = gist.Config(positions=4, width=8, heads=2)
 ALL: list[tuple[str, Any]] = [
     ("answer_ce", answer_ce.Config()),
     ("bag_of_words", bag_of_words.Config()),
@@ -46,11 +51,15 @@ ALL: list[tuple[str, Any]] = [
     ("embedding_anchor", embedding_anchor.Config()),
     ("entropy", entropy.Config()),
     ("first_token_ce", first_token_ce.Config()),
+    ("gist", GIST),
     ("info_nce", info_nce.Config()),
+    ("k_token_ce", k_token_ce.Config(tokens=2)),
+    ("latent_align", latent_align.Config(tokens=2)),
     ("reconstruction", reconstruction.Config()),
     ("scale_l2", scale_l2.Config()),
     ("slot_alignment", slot_alignment.Config()),
     ("slot_alignment", slot_alignment.Config(layer=1)),
+    ("state_kd", state_kd.Config(layers=1)),
 ]
 
 
@@ -147,7 +156,7 @@ def test_an_anchor_by_squared_error_gives_no_gradient_at_the_seeds_scale() -> No
     assert cosine > 1e-3 * answer, (answer, cosine)
 
 
-def test_text_itself_is_aligned_at_every_layer() -> None:
+def test_text_itself_is_aligned_at_every_layer_and_after_it() -> None:
     rows = world.data()
     ids, lengths = (rows["batch"][f"r/context/{k}"] for k in ("ids", "lengths"))
     rows["slots"] = np.asarray(party().params["embed"])[ids]
@@ -157,7 +166,8 @@ def test_text_itself_is_aligned_at_every_layer() -> None:
     def losses(slots: Any) -> Any:
         seen = world.context({"reader": jnp.eye(24), "heads": {}}, {**rows, "slots": slots})
         configs = [slot_alignment.Config(layer=n) for n in (0, 2)]
-        return [mean(slot_alignment.terms(c, seen, "r")["slot_alignment"]) for c in configs]
+        aligned = [mean(slot_alignment.terms(c, seen, "r")["slot_alignment"]) for c in configs]
+        return [*aligned, mean(state_kd.terms(state_kd.Config(layers=2), seen, "r")["state_kd"])]
 
     assert max(float(x) for x in losses(rows["slots"])) < 1e-6
     rows["slots"][:, 0] += 1.0
@@ -192,6 +202,12 @@ def test_a_gate_needs_something_to_look_at() -> None:
         OptimiserConfig(schedule=Schedule(gate=0.5))
 
 
+def test_states_of_layers_that_the_receiver_does_not_have() -> None:
+    seen = world.context({"reader": world.reader(), "heads": {}}, world.data())
+    with pytest.raises(UserError, match=r"state_kd\.layers: 3, and receiver 'r' has 2"):
+        state_kd.terms(state_kd.Config(layers=3), seen, "r")
+
+
 def test_widths_that_differ_need_a_head() -> None:
     wide = dataclasses.replace(world.DIMS, source_width=32)
     with pytest.raises(UserError, match="set it to linear"):
@@ -210,13 +226,14 @@ def test_widths_that_differ_need_a_head() -> None:
 def test_the_optimiser_knows_every_head() -> None:
     made = [
         world.heads("bag_of_words", bag_of_words.Config()),
+        world.heads("gist", GIST),
         world.heads("reconstruction", PER_TOKEN),
         world.heads("cosine_reconstruction", cosine_reconstruction.Config(head="linear")),
     ]
     found = groups({"heads": {k: v for tree in made for k, v in tree.items()}})
     assert found["heads/bag_of_words/r/kernel"] == "muon"
     assert found["heads/bag_of_words/r/bias"] == "adam"
-    assert found["heads/reconstruction/r/queries"] == "adam"
+    assert found["heads/gist/r/queries"] == found["heads/reconstruction/r/queries"] == "adam"
     assert found["heads/reconstruction/r/cross/query/kernel"] == "muon"
 
 
@@ -266,16 +283,31 @@ def test_weights_of_the_answer_tokens(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(loss, total / weights, rtol=1e-5)
 
 
+def at_start(x: np.ndarray) -> np.ndarray:
+    """Of x [N, A, ...] the answers' first tokens that are no space."""
+    start = world.data()["batch"]["r/answer/start"]
+    assert {0, 1} == set(start.tolist())
+    return x[np.arange(len(start)), start]
+
+
+def test_the_first_tokens_beside_the_answer() -> None:
+    loss, p, mask = hand_made(k_token_ce.Config(tokens=2), k_token_ce)
+    labels = world.data()["batch"]["r/answer/ids"]
+    nats = [-p[n, a, labels[n, a]] for n, a in zip(*np.nonzero(mask), strict=True) if a < 2]
+    np.testing.assert_allclose(loss, np.mean(nats), rtol=1e-5)
+
+
 def test_entropy_of_the_first_token() -> None:
     loss, p, _ = hand_made(entropy.Config(), entropy)
-    np.testing.assert_allclose(loss, (np.exp(p[:, 0]) * p[:, 0]).sum(-1).mean(), rtol=1e-5)
+    first = at_start(p)
+    np.testing.assert_allclose(loss, (np.exp(first) * first).sum(-1).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("most", [1.0, 1.05, 4.0])
 def test_the_first_token_is_louder_while_it_lags_behind_the_text(most: float) -> None:
     loss, p, _ = hand_made(first_token_ce.Config(auto_scale=most), first_token_ce)
-    labels = world.data()["batch"]["r/answer/ids"]
-    plain = -np.take_along_axis(p[:, 0], labels[:, :1], axis=1).mean()
+    labels = at_start(world.data()["batch"]["r/answer/ids"])
+    plain = -np.take_along_axis(at_start(p), labels[:, None], axis=1).mean()
     lag = plain / np.log(p.shape[-1])
     assert 1.05 < lag < 4
     np.testing.assert_allclose(loss, plain * min(lag, most), rtol=1e-5)

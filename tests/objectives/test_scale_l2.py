@@ -13,7 +13,7 @@ from lw_jax import bridge
 from lw_jax.compressors import perceiver
 from lw_jax.config.parts import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.errors import UserError
-from lw_jax.objectives import scale_l2
+from lw_jax.objectives import affine_l2, scale_l2
 from lw_jax.objectives.base import mean
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import hidden_states
@@ -39,18 +39,21 @@ def test_scale_and_colour_are_held_at_their_start() -> None:
         seen = world.context({"reader": None, "heads": {}}, rows)
         seen.bridge = partial(bridge.apply, wire, world.DIMS, params)
         held = [scale_l2.Config(of="scale"), scale_l2.Config(of="colour")]
-        return [mean(scale_l2.terms(c, seen, "r")["scale_l2"]) for c in held]
+        beside = mean(affine_l2.terms(affine_l2.Config(), seen, "r")["affine_l2"])
+        return [*(mean(scale_l2.terms(c, seen, "r")["scale_l2"]) for c in held), beside]
 
-    np.testing.assert_allclose(losses(params), [0.0, 0.0], atol=1e-10)
+    np.testing.assert_allclose(losses(params), [0.0, 0.0, 0.0], atol=1e-10)
     own = dict(params["readers_r_soft_tokens"])
     own["log_scale"] = own["log_scale"] + np.log(3.0)
     own["colour_bias"] = own["colour_bias"] + 0.5
     own["colour_gain"] = own["colour_gain"] * 2.0
     moved = losses({**params, "readers_r_soft_tokens": own})
-    np.testing.assert_allclose(moved, [4.0, 1.25], rtol=1e-5)
+    np.testing.assert_allclose(moved, [4.0, 1.25, 1.25], rtol=1e-5)
 
 
 def test_what_the_reader_does_not_have_cannot_be_held() -> None:
     seen = world.context({"reader": world.reader(), "heads": {}}, world.data())
     with pytest.raises(UserError, match="soft_tokens has no colour"):
         scale_l2.terms(scale_l2.Config(of="colour"), seen, "r")
+    with pytest.raises(UserError, match=r"affine_l2: .* set its colour to true"):
+        affine_l2.terms(affine_l2.Config(), seen, "r")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.models.decoder import run
 from lw_jax.objectives import (
     bag_of_words,
     batch_diversity,
     cosine_reconstruction,
     embedding_anchor,
+    gist,
     info_nce,
+    latent_align,
     reconstruction,
     scale_l2,
     slot_alignment,
+    state_kd,
 )
 from tests.objectives import world
 from tests.receiver.worlds import party
@@ -170,3 +175,83 @@ def test_loudness_is_held_against_the_receivers() -> None:
     loss, _, _ = world.run("scale_l2", scale_l2.Config())
     rms = np.sqrt((GIVEN**2).mean(-1))[ROWS["used"]]
     np.testing.assert_allclose(loss, ((rms / 0.3 - 1) ** 2).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_latent_align_takes_the_answers_first_words(tokens: int) -> None:
+    config = latent_align.Config(tokens=tokens, distance="mse")
+    loss, _, _ = world.run("latent_align", config)
+    ids, lengths, start = (ROWS["batch"][f"r/answer/{k}"] for k in ("ids", "lengths", "start"))
+    errors = []
+    for n, row in enumerate(ids):
+        words = row[start[n] : lengths[n] - 1][:tokens]  # no EOS
+        used = GIVEN[n // world.QUESTIONS][ROWS["used"][n // world.QUESTIONS]]
+        pairs = zip(used, TABLE[words], strict=False)
+        errors += [((slot - gold) ** 2).mean() for slot, gold in pairs]
+    assert len(errors) > world.CONTEXTS * tokens
+    np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+
+
+def test_gist_of_the_texts_first_tokens() -> None:
+    config = gist.Config(positions=4, width=8, heads=2)
+    loss, _, _ = world.run("gist", config)
+    head = {"params": world.heads("gist", config)["gist"]["r"]}
+    made = np.asarray(jax.jit(config.head(world.WIDTH).apply)(head, GIVEN, ROWS["used"]))
+    ids, lengths = (ROWS["batch"][f"r/context/{k}"] for k in ("ids", "lengths"))
+    errors = [
+        ((made[i, t] - TABLE[ids[i, t]] / 0.3) ** 2).mean()
+        for i in range(world.CONTEXTS)
+        for t in range(min(4, lengths[i]))
+    ]
+    np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+
+
+def test_gist_leaves_tokens_out_at_random() -> None:
+    config = gist.Config(positions=4, width=8, heads=2, mask_probability=0.5)
+    heads, counts = world.heads("gist", config), []
+    for train in (True, False):
+
+        @jax.jit
+        def count(reader: jax.Array, train: bool = train) -> jax.Array:
+            seen = world.context({"reader": reader, "heads": heads}, ROWS)
+            seen.train = train
+            return gist.terms(config, seen, "r")["gist"].count
+
+        counts.append(float(count(world.reader())))
+    whole = np.minimum(4, ROWS["batch"]["r/context/lengths"]).sum()
+    assert counts[1] == whole
+    assert 0.2 * whole < counts[0] < 0.8 * whole
+
+
+def test_state_kd_compares_what_follows_the_message() -> None:
+    loss, _, _ = world.run("state_kd", state_kd.Config(layers=1, distance="mse"))
+    who = party()
+    batch, asked = ROWS["batch"], range(world.CONTEXTS * world.QUESTIONS)
+
+    def part(name: str, i: int) -> np.ndarray:
+        return TABLE[batch[f"r/{name}/ids"][i][: batch[f"r/{name}/lengths"][i]]]
+
+    def states(messages: list[np.ndarray]) -> list[np.ndarray]:
+        """The stream after one layer behind the message, row by row, laid out by hand."""
+        after = [np.concatenate([part("ask", n), part("answer", n)]) for n in asked]
+        before = [np.concatenate([TABLE[list(who.head)], messages[n // 2]]) for n in asked]
+        lengths = [len(a) + len(b) for a, b in zip(before, after, strict=True)]
+        h = np.zeros((len(asked), max(lengths), world.WIDTH), np.float32)
+        for n in asked:
+            h[n, : lengths[n]] = np.concatenate([before[n], after[n]])
+        where = np.broadcast_to(np.arange(h.shape[1])[None], h.shape[:2])
+        out = run(
+            who.arch,
+            who.params,
+            jnp.asarray(h),
+            positions=jnp.asarray(where),
+            lengths=jnp.asarray(lengths),
+            stop=1,
+        )
+        found = np.asarray(out.h)
+        return [found[n, len(before[n]) : lengths[n] - 1] for n in asked]
+
+    latent = states([GIVEN[i][ROWS["used"][i]] for i in range(world.CONTEXTS)])
+    text = states([part("context", i) for i in range(world.CONTEXTS)])
+    errors = [((a - b) ** 2).mean(-1) for a, b in zip(latent, text, strict=True)]
+    np.testing.assert_allclose(loss, np.concatenate(errors).mean(), rtol=1e-4)

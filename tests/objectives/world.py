@@ -39,6 +39,9 @@ def data(seed: int = 0) -> Tree:
         ids = draw.integers(1, VOCAB, (rows, size)).astype(np.int32)
         batch[f"r/{part}/ids"] = ids * (np.arange(size)[None] < lengths[:, None])
         batch[f"r/{part}/lengths"] = lengths
+    # Some answers begin with a token that is a bare space.
+    lengths = batch["r/answer/lengths"]
+    batch["r/answer/start"] = np.where(np.arange(len(lengths)) % 3 == 0, lengths > 1, 0)
     batch["valid"] = np.ones(CONTEXTS * QUESTIONS, bool)
     real = np.ones((CONTEXTS, TOKENS), bool)
     real[:, 0] = False  # BOS: no content

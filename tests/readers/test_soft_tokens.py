@@ -96,6 +96,26 @@ def test_colour_starts_at_none() -> None:
     assert notes["colour"] == 0
 
 
+def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
+    _, plain, _ = given(conditioning="none")
+    params, same, _ = given(conditioning="none", film=True)
+    np.testing.assert_allclose(same, plain, rtol=1e-5)
+    rng = np.random.default_rng(3)
+    film = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in params["film"].items()}
+    reader = soft_tokens.build(soft_tokens.Config(conditioning="none", film=True), DIMS)
+    mask = np.array([[True, True, True], [True, True, False]])
+    apply = jax.jit(lambda p, x: reader.apply({"params": p}, Latent(x, mask)).embeds)  # type: ignore[union-attr]
+    found = np.asarray(apply({**params, "film": film}, SLOTS))
+    mean = np.stack([SLOTS[0].mean(0), SLOTS[1, :2].mean(0)])
+    made = mean / rms(mean)[:, None] @ film["kernel"] + film["bias"]
+    gain, bias = made[:, None, :8], made[:, None, 8:]
+    np.testing.assert_allclose(found, plain * (1 + gain) + bias, rtol=1e-3, atol=1e-4)
+    hidden = SLOTS.copy()
+    hidden[1, 2] = 9.0  # not real: it may not modulate the others
+    seen = np.asarray(apply({**params, "film": film}, hidden))
+    np.testing.assert_allclose(seen[1, :2], found[1, :2], rtol=1e-5)
+
+
 def test_options_that_do_not_fit() -> None:
     narrow = soft_tokens.build(soft_tokens.Config(hidden="none"), ReceiverDims(16, 2, 2, 4))
     with pytest.raises(UserError, match=r"set bridge\.latent_dim to 16"):

@@ -57,6 +57,21 @@ def test_labels_end_in_eos_even_where_pad_is_eos() -> None:
     assert (lengths >= 2).all()
 
 
+def test_the_first_word_of_an_answer_comes_after_a_bare_space() -> None:
+    """Qwen2's tokens of " 31" are a space, 3 and 1: metrics and objectives look at the 3."""
+    who = {"r": speaker("qwen2")}
+    some = [g for g in groups(40) if g[0].answers[0].isdigit()][:3]
+    batch = Collate(LAYOUT, None, who, measure(LAYOUT, None, who, some))(some)
+    examples = [e for g in some for e in g]
+    answers = zip(examples, batch["r/answer/ids"], batch["r/answer/start"], strict=True)
+    for example, ids, start in answers:
+        said = [who["r"].tokenizer.decode([i]).strip() for i in ids[: start + 1].tolist()]
+        assert not any(said[:-1])
+        assert said[-1] and example.answers[0].startswith(said[-1])
+    assert batch["r/answer/start"].dtype == np.int32
+    assert batch["r/answer/start"][0] == 1
+
+
 def test_head_is_the_same_for_training_and_decoding() -> None:
     who = speaker()
     assert head_ids(LAYOUT, who)[0] == who.bos_id

@@ -154,6 +154,10 @@ def test_nothing_to_restore(state: TrainState, tmp_path: Path) -> None:
             {"config": {"stages": {"wire": {"lr": 0.1}}, "betas": (0.9, 0.95)}},
             r"config\.stages\.wire\.lr: .*0\.05, now it is 0\.1",
         ),
+        (
+            {"config": IDENTITY["config"] | {"film": True}},  # an option that came later, on
+            r"config\.film: .*None, now it is True",
+        ),
     ],
 )
 def test_another_run_is_refused_with_the_reason(
@@ -169,6 +173,7 @@ def test_another_run_is_refused_with_the_reason(
 def test_what_changes_nothing_may_differ(state: TrainState, tmp_path: Path) -> None:
     saved(tmp_path, state, 3)
     wire = {"lr": 0.05, "log_every": 50, "keep": 7}
+    wire |= {"film": False, "private": 0, "refiner": None}  # options that came later, off
     config = {"stages": {"wire": wire}, "betas": [0.9, 0.95], "run_dir": "elsewhere"}
     assert store_of(tmp_path, IDENTITY | {"config": config}).restore(state) is not None
 

@@ -1,0 +1,83 @@
+"""Pool and expand: the text's few equal stretches are averaged, and each makes several slots.
+
+SPEC section 1. What a stretch says must pass one vector, so `pools`, not `slots`, bounds what
+crosses; the slots give the receiver more columns to read it from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lw_jax.compressors.entry import entered
+from lw_jax.compressors.pooling import stretch_positions, stretch_weights
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.transformer import Stack, sinusoid
+from lw_jax.types import SHARED, Features, Latent, Views
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pool to a few vectors, expand to more slots.
+
+    Args:
+        slots: latent slots M.
+        pools: stretches of the text that are averaged; each makes slots / pools of the slots.
+        width, heads: of the layers.
+        encoder_layers: self-attention layers over the source before pooling.
+        depth: self-attention layers over the slots.
+        mlp_ratio: hidden width of the MLPs over the width.
+        dropout: in the MLPs.
+    """
+
+    slots: int
+    pools: int
+    width: int = 256
+    heads: int = 8
+    encoder_layers: int = 0
+    depth: int = 2
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "slots", "pools")
+        if self.slots % self.pools:
+            raise UserError(f"pools: {self.pools} do not divide the {self.slots} slots")
+
+
+class PoolExpand(nn.Module):
+    """Views -> Latent with M slots, all real."""
+
+    config: Config
+    dims: Dims
+
+    @nn.compact
+    def __call__(self, views: Views, train: bool = False) -> Latent:
+        c = self.config
+        view: Features = next(iter(views.values()))
+        encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
+        x, index, _ = entered(view, c.width, encoder, train)
+        lengths = view.mask.sum(axis=1)
+        pools = jnp.full_like(lengths, c.pools)
+        pooled = jnp.einsum("bpt,btw->bpw", stretch_weights(index, view.mask, pools, c.pools), x)
+        each = c.slots // c.pools
+        made = nn.Dense(each * c.width, name="expand")(nn.RMSNorm(name="pool_norm")(pooled))
+        z = jnp.repeat(pooled, each, axis=1) + made.reshape(-1, c.slots, c.width)
+        z = z + sinusoid(
+            stretch_positions(lengths, jnp.full_like(lengths, c.slots), c.slots), c.width
+        )
+        mask = jnp.ones(z.shape[:2], bool)
+        z = Stack(c.depth, c.heads, c.mlp_ratio, dropout=c.dropout, name="mixer")(
+            z, mask, train=train
+        )
+        slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
+        return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * c.slots)
+
+
+def build(config: Config, dims: Dims) -> PoolExpand:
+    """The compressor."""
+    return PoolExpand(config, dims)

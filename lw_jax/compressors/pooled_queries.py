@@ -1,0 +1,75 @@
+"""Learned queries pool the source by one cross-attention, each slot gated if asked for.
+
+SPEC sections 1 and 4: the pooling of the seeds' ByteEncoder, behind its transformer layers (six of
+them) over the bytes. Slots do not see each other, which is what the perceiver adds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lw_jax.compressors.entry import entered
+from lw_jax.config.checks import at_least
+from lw_jax.dims import Dims
+from lw_jax.transformer import Attention, Stack
+from lw_jax.types import SHARED, Features, Latent, Views
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pooling by learned queries.
+
+    Args:
+        slots: latent slots M.
+        width, heads: of the layers.
+        encoder_layers: self-attention layers over the source before it is pooled.
+        mlp_ratio: hidden width of the MLPs over the width.
+        gate: each slot takes a learned share, between 0 and 1, of what its query reads.
+        dropout: in the MLPs.
+    """
+
+    slots: int
+    width: int = 256
+    heads: int = 8
+    encoder_layers: int = 0
+    mlp_ratio: int = 4
+    gate: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "slots", "width", "heads")
+
+
+class PooledQueries(nn.Module):
+    """Views -> Latent with M slots, all real."""
+
+    config: Config
+    dims: Dims
+
+    @nn.compact
+    def __call__(self, views: Views, train: bool = False) -> Latent:
+        c = self.config
+        view: Features = next(iter(views.values()))
+        encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
+        x, _, _ = entered(view, c.width, encoder, train)
+        queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, c.width))
+        z = jnp.broadcast_to(queries[None], (x.shape[0], *queries.shape))
+        y = nn.RMSNorm(name="source_norm")(x)
+        asking = nn.RMSNorm(name="query_norm")(z)
+        read = Attention(c.heads, name="cross")(asking, y, view.mask)
+        if c.gate:
+            # Of what is read, not of the slot: a reader norms its slots, and would undo that.
+            opened = nn.Dense(1, name="gate")(nn.LayerNorm(name="gate_norm")(z + read))
+            read = nn.sigmoid(opened) * read
+        slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z + read))
+        span = view.mask.sum(axis=1).astype(jnp.float32)
+        mask = jnp.ones(slots.shape[:2], bool)
+        return Latent(slots, mask, span, (SHARED,) * c.slots)
+
+
+def build(config: Config, dims: Dims) -> PooledQueries:
+    """The compressor."""
+    return PooledQueries(config, dims)

@@ -1,0 +1,82 @@
+"""The text's first tokens are to be had from the soft tokens, by a head (SPEC section 6).
+
+The head reads what the receiver is given: a learned query for every position, cross-attention,
+squared error to the receiver's own embeddings of the text that the latent replaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.config.checks import at_least, between
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.heads import TokenHead
+from lw_jax.objectives.measures import distance
+from lw_jax.objectives.targets import counted, given_slots, given_width, text_states
+from lw_jax.schedule import Schedule
+from lw_jax.types import Array, PyTree
+
+KEY = 65
+"""Of the tokens that are left out of a step."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Reconstruction of the embeddings of the text's first tokens.
+
+    Args:
+        weight: of this objective in the loss.
+        schedule: factor of the weight over the steps.
+        positions: tokens that are reconstructed, from the first on.
+        mask_probability: with which each of them is left out of a training step.
+        width, heads: of the cross-attention.
+    """
+
+    weight: float = 0.02
+    schedule: Schedule = Schedule()
+    positions: int = 48
+    mask_probability: float = 0.0
+    width: int = 256
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "positions", "width", "heads")
+        between(self, 0, 0.99, "mask_probability")
+        if self.width % self.heads:
+            raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
+
+    def head(self, width: int) -> TokenHead:
+        """The head, to embeddings of that width."""
+        return TokenHead(self.positions, self.width, self.heads, width)
+
+
+def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+    """A head per receiver."""
+    heads = {}
+    for i, receiver in enumerate(dims.receivers):
+        width = given_width(dims, receiver)
+        slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
+        head = config.head(width).init(jax.random.fold_in(rng, i), slots, mask)
+        heads[receiver] = head["params"]
+    return heads
+
+
+def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
+    """Squared error per token, in units of the receiver's own loudness: embeddings that are quiet
+    give as much gradient as loud ones (SPEC section 9, fault 8)."""
+    slots, mask = given_slots(context, receiver, "gist")
+    text, real = (x[:, : config.positions] for x in text_states(context, receiver, 0))
+    counts = counted(context, mask)[:, None] & real
+    if context.train and config.mask_probability:
+        rng = jax.random.fold_in(context.rng, KEY)
+        counts &= jax.random.bernoulli(rng, 1.0 - config.mask_probability, counts.shape)
+    params = {"params": context.heads["gist"][receiver]}
+    made = cast(Array, config.head(text.shape[-1]).apply(params, slots, mask))
+    target = text.astype(jnp.float32) / context.dims.receivers[receiver].embed_rms
+    return {"gist": masked(distance("mse", made[:, : text.shape[1]], target), counts)}

@@ -1,0 +1,181 @@
+"""What stands between compressor and bottleneck: layers over the slots, and whose each slot is."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import bridge, wire
+from lw_jax.compressors import perceiver, pooled_queries, window
+from lw_jax.config.parse import build
+from lw_jax.config.parts import (
+    BridgeConfig,
+    CompressorConfig,
+    ReaderConfig,
+    RefinerConfig,
+    SourceConfig,
+)
+from lw_jax.config.schema import Config
+from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.errors import UserError
+from lw_jax.evaluate.methods.base import Message, occupied
+from lw_jax.readers import deep_prefix, soft_tokens
+from lw_jax.receiver.read import message_segment
+from lw_jax.sources import hidden_states
+from lw_jax.train.optimiser import groups
+from lw_jax.types import SHARED, Latent, Taps
+
+DIMS = Dims(8, 1, 6, {n: ReceiverDims(10, 2, 1, 4) for n in ("second", "first")})
+"""Not in the order of their names."""
+OWN = {"first": (4, 5), "second": (6, 7)}
+
+
+def config(compressor: Any = None, **options: Any) -> BridgeConfig:
+    queries = CompressorConfig(pooled_queries=pooled_queries.Config(8, width=8, heads=2))
+    return BridgeConfig(
+        latent_dim=6,
+        source=SourceConfig(hidden_states=hidden_states.Config(layers=(1,))),
+        compressor=compressor or queries,
+        reader=ReaderConfig(
+            soft_tokens=soft_tokens.Config(film=True), deep_prefix=deep_prefix.Config(mlp_ratio=1)
+        ),
+        **options,
+    )
+
+
+def taps(rows: int = 2) -> Taps:
+    states = jax.random.normal(jax.random.key(0), (1, rows, 9, 8))
+    mask = jnp.arange(9)[None] < jnp.asarray([9, 5])[:rows, None]
+    return Taps(states, mask, jnp.zeros(mask.shape, jnp.int32))
+
+
+def fresh(cfg: BridgeConfig) -> Any:
+    params = jax.jit(bridge.init_bridge, static_argnums=(0, 1))(cfg, DIMS, jax.random.key(1))
+    # Away from zero: FiLM starts at none.
+    return jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+
+def test_a_receiver_never_sees_what_is_anothers() -> None:
+    cfg = config(private=2)
+    params = fresh(cfg)
+    latent = jax.jit(partial(bridge.encode, cfg, DIMS))(params, taps())
+    assert latent.owner == (SHARED,) * 4 + (0, 0, 1, 1)
+    given = {
+        name: jax.jit(partial(bridge.deliver, cfg, DIMS, receiver=name)) for name in DIMS.receivers
+    }
+    plain = {name: deliver(params=params, latent=latent) for name, deliver in given.items()}
+    for slot in range(8):
+        other = latent.replace(slots=latent.slots.at[:, slot].add(3.0))
+        for name, deliver in given.items():
+            found = deliver(params=params, latent=other)
+            if slot >= 4 and slot not in OWN[name]:
+                chex.assert_trees_all_equal(found, plain[name])
+            else:
+                assert np.abs(found.embeds - plain[name].embeds).max() > 1e-2
+    for delivery in plain.values():
+        assert delivery.embeds.shape == (2, 6, 10)
+        assert delivery.mask.all()  # gathered, not masked
+        columns = occupied(Message(message_segment(delivery, 2, 10), delivery)).tolist()
+        assert columns == [12, 12] == [delivery.columns()] * 2
+
+
+def test_owners_cross_the_wire_and_are_paid_for() -> None:
+    cfg = config(private=2)
+    params = fresh(cfg)
+    latent = jax.jit(partial(bridge.encode, cfg, DIMS))(params, taps(1))
+    data = wire.to_bytes(wire.sendable(latent), mark=b"12345678")
+    assert len(data) == wire.bytes_of(cfg, 8) == wire.bytes_of(config(), 8) + 2 * 8
+    sent = wire.from_bytes(data).latent
+    assert sent.owner == latent.owner
+    for name in DIMS.receivers:
+        direct, crossed = (
+            bridge.readable(x, sorted(DIMS.receivers).index(name)) for x in (latent, sent)
+        )
+        np.testing.assert_array_equal(direct.slots, crossed.slots)
+
+
+def test_without_private_slots_nothing_is_gathered() -> None:
+    latent = Latent(jnp.zeros((1, 3, 2)), jnp.ones((1, 3), bool), owner=(SHARED,) * 3)
+    assert bridge.readable(latent, 1) is latent
+    bare = Latent(jnp.zeros((1, 3, 2)), jnp.ones((1, 3), bool))
+    assert bridge.readable(bare, 0) is bare
+
+
+def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
+    windows = CompressorConfig(window=window.Config(3, "mean", width=8, heads=2, depth=0))
+    cfg, without = (config(windows, refiner=r) for r in (RefinerConfig(1, 2), None))
+    params = fresh(cfg)
+    assert set(params) - set(fresh(without)) == {"refiner"}
+    assert groups(params)["refiner/blocks/block/self/query/kernel"] == "muon"
+    bare = {k: v for k, v in params.items() if k != "refiner"}
+
+    @jax.jit
+    def seen(taps: Taps) -> Any:
+        refined = bridge.encode(cfg, DIMS, params, taps)
+        plain = bridge.encode(without, DIMS, bare, taps)
+        inside, _ = bridge.apply(cfg, DIMS, params, taps, False, method="compressed")
+        return refined, plain, inside
+
+    def spoilt(row: int, token: int) -> Taps:
+        return taps().replace(states=taps().states.at[0, row, token].add(2.0))  # type: ignore[attr-defined]
+
+    refined, plain, inside = seen(taps())
+    chex.assert_trees_all_equal(refined, inside)
+    assert refined.mask.tolist() == [[True] * 3, [True, True, False]]
+    assert not np.asarray(refined.slots)[1, 2].any()
+    first, window_of = seen(spoilt(0, 0))[:2]
+    assert np.abs(window_of.slots - plain.slots)[0, 1:].max() < 1e-6  # its own window alone
+    assert np.abs(first.slots - refined.slots)[0, 1:].max() > 1e-3  # mixed
+    hidden = seen(spoilt(1, 8))[0]
+    np.testing.assert_allclose(hidden.slots, refined.slots, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"refiner": RefinerConfig(2, 4)}, r"refiner\.heads: 4 do not divide latent_dim 6"),
+        ({"private": -1}, "private: expected at least 0"),
+        (
+            {"private": 1, "compressor": CompressorConfig(window=window.Config(4))},
+            r"private: compressor\.window gives a text as many slots as its length asks for",
+        ),
+        (
+            {
+                "private": 1,
+                "compressor": CompressorConfig(perceiver=perceiver.Config(8, ratios=(2.0,))),
+            },
+            r"private: compressor\.perceiver gives",
+        ),
+    ],
+)
+def test_what_does_not_fit(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        config(**options)
+
+
+def test_more_private_slots_than_there_are() -> None:
+    plain = {
+        "name": "x",
+        "sender": {"path": "a"},
+        "receivers": {"one": {"path": "a"}, "two": {"path": "b"}},
+        "data": {"facts": {}},
+        "bridge": {
+            "latent_dim": 8,
+            "source": {"hidden_states": {"layers": [1]}},
+            "compressor": {"perceiver": {"slots": 11}},
+            "reader": {"soft_tokens": {}},
+            "private": 6,
+        },
+        "objectives": {"answer_ce": {}},
+        "stages": {"fit": {"train": {"steps": 1}}},
+    }
+    with pytest.raises(
+        UserError, match=r"bridge\.private: 6 slots for each of 2 receivers are more"
+    ):
+        build(Config, plain)

@@ -1,0 +1,86 @@
+"""Poolings with a fixed number of slots: which part of the text each slot is made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors import pool_expand, pooled_queries
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.train.optimiser import groups
+from lw_jax.types import Features, Latent
+
+WIDTH, TOKENS = 8, 12
+DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+EXPAND = pool_expand.Config(slots=6, pools=3, width=16, heads=2, depth=0)
+QUERIES = pooled_queries.Config(slots=3, width=16, heads=2, gate=True)
+
+
+def features(seed: int = 0) -> Features:
+    x = jax.random.normal(jax.random.key(seed), (2, TOKENS, WIDTH))
+    mask = jnp.arange(TOKENS)[None] < jnp.asarray([[TOKENS], [2]])
+    return Features(x, mask, jnp.zeros(mask.shape, jnp.int32))
+
+
+def made(module: Any, config: Any) -> tuple[Any, Any]:
+    """params -> view -> Latent, compiled; fresh parameters."""
+    built = module.build(config, DIMS)
+    params = jax.jit(built.init)(jax.random.key(0), {"source": features()})["params"]
+    apply = jax.jit(lambda params, view: built.apply({"params": params}, {"source": view}))
+    return apply, params
+
+
+def apart(one: Latent, other: Latent) -> list[int]:
+    """Slots of the first row that differ."""
+    far = np.abs(np.asarray(one.slots - other.slots)).max(axis=-1)[0]
+    return np.flatnonzero(far > 1e-5).tolist()
+
+
+def at(view: Features, row: int, token: int) -> Features:
+    return view.replace(x=view.x.at[row, token].add(1.0))  # type: ignore[attr-defined]
+
+
+def test_every_stretch_makes_slots_of_its_own() -> None:
+    apply, params = made(pool_expand, EXPAND)
+    view = features()
+    plain = apply(params, view)
+    assert plain.slots.shape == (2, 6, 6)
+    assert plain.mask.all()  # also of the text that has fewer tokens than there are pools
+    assert np.isfinite(plain.slots).all()
+    assert apart(plain, apply(params, at(view, 0, 5))) == [2, 3]  # the second of three stretches
+    assert apart(plain, apply(params, at(view, 1, 9))) == []
+    slots = np.asarray(plain.slots[0])
+    assert min(np.abs(slots[i] - slots[j]).max() for i in range(6) for j in range(i)) > 0.1
+    assert groups(params)["expand/kernel"] == "muon"
+
+
+def test_queries_read_what_is_real_and_not_each_other() -> None:
+    apply, params = made(pooled_queries, QUERIES)
+    view = features()
+    plain = apply(params, view)
+    assert plain.mask.all() and plain.owner == (-1,) * 3
+    assert apart(plain, apply(params, at(view, 0, 5))) == [0, 1, 2]
+    hidden = apply(params, at(view, 1, 9)).slots
+    np.testing.assert_allclose(hidden, plain.slots, atol=1e-6)
+    one = {**params, "queries": params["queries"].at[1].multiply(-2.0)}
+    assert apart(plain, apply(one, view)) == [1]
+    assert groups(params)["queries"] == "adam"
+
+
+def test_a_closed_gate_lets_nothing_of_the_text_through() -> None:
+    apply, params = made(pooled_queries, QUERIES)
+    shut = {**params, "gate": {**params["gate"], "bias": jnp.full((1,), -30.0)}}
+    assert apart(apply(shut, features(0)), apply(shut, features(1))) == []
+    assert apart(apply(params, features(0)), apply(params, features(1))) == [0, 1, 2]
+
+
+def test_numbers_that_do_not_fit() -> None:
+    with pytest.raises(UserError, match="pools: 4 do not divide the 6 slots"):
+        pool_expand.Config(slots=6, pools=4)
+    with pytest.raises(UserError, match="slots: expected at least 1"):
+        pooled_queries.Config(slots=0)

@@ -1,0 +1,95 @@
+"""Windows: what a slot sees, whatever pools it, and that filling is not seen."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors import window
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.train.optimiser import groups
+from lw_jax.types import Features, Latent
+
+WIDTH, TOKENS, SIZE = 8, 20, 4
+DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+MODES = ("mean", "concat", "conv", "hierarchical")
+
+
+def features(lengths: list[int], tokens: int = TOKENS, skip: int = 0) -> Features:
+    """Rows of the same tokens, whatever stands before (`skip`, no content) and after them."""
+    x = np.random.default_rng(0).normal(size=(len(lengths), TOKENS, WIDTH)).astype(np.float32)
+    laid = np.full((len(lengths), tokens + skip, WIDTH), 9.0, np.float32)
+    mask = np.zeros(laid.shape[:2], bool)
+    for row, length in enumerate(lengths):
+        laid[row, skip : skip + length] = x[row, :length]
+        mask[row, skip : skip + length] = True
+    return Features(jnp.asarray(laid), jnp.asarray(mask), jnp.zeros(mask.shape, jnp.int32))
+
+
+@cache
+def module(mode: Any, depth: int = 0) -> tuple[Any, Any]:
+    """The compiled module of a mode, and its parameters."""
+    made = window.build(window.Config(SIZE, mode, width=16, heads=2, depth=depth), DIMS)
+    view = {"source": features([TOKENS])}
+    return jax.jit(made.apply), jax.jit(made.init)(jax.random.key(0), view)
+
+
+def latent(mode: str, view: Features) -> Latent:
+    apply, params = module(mode)
+    return jax.device_get(apply(params, {"source": view}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_slots_follow_the_length_and_filling_is_not_seen(mode: str) -> None:
+    plain = latent(mode, features([20, 9]))
+    assert plain.mask.sum(axis=1).tolist() == [5, 3]
+    assert plain.span is not None
+    assert plain.span.tolist() == [20.0, 9.0]
+    assert not plain.slots[~plain.mask].any()
+    more = latent(mode, features([20, 9], tokens=26, skip=2))
+    chex.assert_trees_all_close(more.slots[:, :5], plain.slots, atol=1e-5)
+    assert more.mask.sum(axis=1).tolist() == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("mode", "moved"),
+    [("mean", [1]), ("concat", [1]), ("hierarchical", [1]), ("conv", [0, 1])],
+)
+def test_a_token_moves_the_windows_that_see_it(mode: str, moved: list[int]) -> None:
+    """`conv` sees twice its window, half of it in the neighbours'."""
+    view = features([TOKENS])
+    other = view.replace(x=view.x.at[0, 4].add(1.0))  # type: ignore[attr-defined]
+    apart = np.abs(latent(mode, view).slots - latent(mode, other).slots).max(axis=-1)[0]
+    assert np.flatnonzero(apart > 1e-4).tolist() == moved
+
+
+def test_parameters_of_bridges_that_were_trained() -> None:
+    own = {"enter", "leave", "out_norm"}
+    mixer = {"mixer"}
+    assert set(module("mean", 1)[1]["params"]) == own | mixer
+    assert set(module("concat")[1]["params"]) == own | {"concat", "mlp", "mlp_norm"}
+    assert set(module("hierarchical")[1]["params"]) == own | {"level_0", "level_1"}
+    conv = module("conv")[1]["params"]
+    assert conv["conv"]["kernel"].shape == (2 * SIZE, 16, 16)
+    assert groups(conv)["conv/kernel"] == "muon"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"size": 0}, "size: expected at least 1"),
+        ({"size": 6, "mode": "hierarchical"}, "use a power of two; got 6"),
+        ({"size": 4, "mode": "conv", "kernel": 3}, "kernel: expected at least 4"),
+        ({"size": 4, "kernel": 8}, "mode 'concat' has none"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        window.Config(**options)
