@@ -60,12 +60,12 @@ def test_slots_follow_the_length_and_filling_is_not_seen(mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "moved"),
-    [("mean", [1]), ("concat", [1]), ("hierarchical", [1]), ("conv", [0, 1])],
+    [("mean", [1]), ("concat", [1]), ("hierarchical", [1]), ("conv", [1, 2])],
 )
 def test_a_token_moves_the_windows_that_see_it(mode: str, moved: list[int]) -> None:
     """`conv` sees twice its window, half of it in the neighbours'."""
     view = features([TOKENS])
-    other = view.replace(x=view.x.at[0, 4].add(1.0))  # type: ignore[attr-defined]
+    other = view.replace(x=view.x.at[0, 6].add(1.0))  # type: ignore[attr-defined]
     apart = np.abs(latent(mode, view).slots - latent(mode, other).slots).max(axis=-1)[0]
     assert np.flatnonzero(apart > 1e-4).tolist() == moved
 
