@@ -94,9 +94,18 @@ def _best(asked: Asked, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     return found
 
 
-def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]:
-    """`data` of metrics.json: which rows, how many were left out, what chance gives."""
+def data(
+    asked: Asked, dropped: int, malformed: Sequence[str], candidates: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`data` of metrics.json: which rows, how many were left out, what chance gives.
+
+    candidates: answers that the receivers chose from.
+    """
     floors = {}
+
+    def of(candidate: str) -> float:
+        return float(np.mean([candidate in summary.golds(e) for e in asked.examples]))
+
     if asked.others:
         floors = summary.floors(asked.examples, asked.others, asked.settings.gsm8k)
     return {
@@ -109,6 +118,8 @@ def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]
         "seed": asked.seed,
         "entity_floor": floors.get("entities", {}),
         "answer_floor": floors.get("answers", {}),
+        "candidates": list(candidates),
+        "most_frequent": max(map(of, candidates), default=None),
     }
 
 

@@ -21,6 +21,7 @@ from lw_jax.evaluate.summary import Prediction
 COLUMNS = (
     "em",
     "f1",
+    "choice",
     "entities",
     "nouns",
     "source_entities",
@@ -32,7 +33,7 @@ COLUMNS = (
     "distinct",
 )
 """Of the table, where the rows have them; all figures are in metrics.json."""
-WITH_INTERVAL = frozenset({"em", "f1", "entities", "final"})
+WITH_INTERVAL = frozenset({"em", "f1", "choice", "entities", "final"})
 
 
 _WIDEST = 400
@@ -93,6 +94,11 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
             f"characters a column{a_slot}. Bytes: text {size['utf8']:.0f}, "
             f"zlib {size['zlib']:.0f}, latent {size[sent]:.0f} as sent ({sent}), "
             f"{size['float16']:.0f} at float16, {size['int4']:.0f} at int4."
+        )
+    if candidates := metrics["data"]["candidates"]:
+        found.append(
+            f"choice: the most probable of {', '.join(candidates)}; always the most frequent of "
+            f"them would be right in {metrics['data']['most_frequent']:.3f} of the rows."
         )
     floor = metrics["data"]["entity_floor"].get("entities")
     if floor is not None and any("entities" in m for m in metrics["receivers"][receiver].values()):
@@ -214,6 +220,7 @@ def _said(example: Example, p: Prediction) -> dict[str, Any]:
         "f1": squad.f1(p.text, example.answers),
         "nll": p.nll / max(1, p.tokens),
         "first_rank": p.first_rank,
+        **({"choice": p.choice, "nats": dict(p.nats)} if p.nats else {}),
     }
 
 
