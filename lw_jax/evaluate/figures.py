@@ -11,7 +11,7 @@ import numpy as np
 from lw_jax.data.example import Example
 from lw_jax.evaluate import bootstrap, summary
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.evaluate.summary import CHOICE, Prediction, Settings
 from lw_jax.evaluate.verdict import METRIC, judge
 
 Said = Mapping[str, Mapping[str, tuple[Sequence[Prediction], float]]]
@@ -126,8 +126,17 @@ def data(
 def _verdict(
     asked: Asked, methods: Mapping[str, tuple[Sequence[Prediction], float]], columns: float
 ) -> dict[str, Any]:
-    rows = {
-        name: summary.per_row(asked.examples, said, gsm8k=False)[METRIC][0]
+    """The verdict by what is written, and under `choice` that by what is chosen, where it is: there
+    an answer's form, which a trained latent teaches and `no_message` cannot know, counts nothing.
+    """
+    every = {
+        name: summary.per_row(asked.examples, said, gsm8k=False)
         for name, (said, _) in methods.items()
     }
-    return judge(rows, asked.groups, columns, asked.settings).to_json()
+
+    def judged(metric: str) -> dict[str, Any]:
+        rows = {name: values[metric][0] for name, values in every.items()}
+        return judge(rows, asked.groups, columns, asked.settings, metric).to_json()
+
+    chosen = all(CHOICE in values for values in every.values())
+    return judged(METRIC) | ({CHOICE: judged(CHOICE)} if chosen else {})

@@ -16,7 +16,7 @@ from lw_jax.config.run import write_text
 from lw_jax.data.example import Example
 from lw_jax.evaluate.figures import Said
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.summary import Prediction
+from lw_jax.evaluate.summary import CHOICE, Prediction
 
 COLUMNS = (
     "em",
@@ -82,7 +82,8 @@ def together(joint: Mapping[str, Any]) -> str:
 
 def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
     """In words: whether the wire carries content, what it replaces, where the bridge comes from."""
-    found = list(metrics["verdict"].get(receiver, {}).get("words", ()))
+    verdict = metrics["verdict"].get(receiver, {})
+    found = [*verdict.get("words", ()), *verdict.get(CHOICE, {}).get("words", ())]
     packed = metrics["compression"]
     if packed:
         at, size = packed["receivers"][receiver], packed["latent"]["bytes"]

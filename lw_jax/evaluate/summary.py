@@ -25,6 +25,9 @@ KINDS = ("numbers", "names", "entities", "nouns")
 BOUNDS = (0.0, 1.0)
 """Of every figure that is a share; `nll` is none."""
 
+CHOICE = "choice"
+"""The figure of what is chosen among candidates, which stands beside `em` where there are some."""
+
 Values = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Per row [n]: the sum over the row's parts, and how many parts it has (0: does not count)."""
 
@@ -89,7 +92,7 @@ def per_row(
         "loops": ([degenerate.loops(p.text) for p in said], one),
     }
     if all(p.nats for p in said):
-        parts["choice"] = ([float(p.choice in golds(e)) for e, p in pairs], one)
+        parts[CHOICE] = ([float(p.choice in golds(e)) for e, p in pairs], one)
     parts |= _transfer([e.answers[0] for e in examples], [p.text for p in said], "")
     if all(_is_problem(e) for e in examples):
         parts |= _transfer([e.context for e in examples], [p.text for p in said], "source_")

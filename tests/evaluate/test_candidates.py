@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from lw_jax.config.evaluation import EvaluateConfig
@@ -15,6 +14,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import summary
 from lw_jax.evaluate.candidates import answering, candidates_of
+from lw_jax.evaluate.figures import Asked, figures
 from lw_jax.evaluate.summary import Prediction, Settings
 
 LAYOUT = LayoutConfig()
@@ -84,4 +84,28 @@ def test_the_choice_is_the_most_probable_whole_answer_whatever_is_written() -> N
     bare = [Prediction(p.text, 1.0, 1, 0, False, None, 1, 1) for p in outputs]
     assert bare[0].choice is None
     assert "choice" not in summary.of_method(rows, bare, 1.0, Settings(seed=0, resamples=50))
-    assert np.isfinite(found["choice"])
+
+
+def test_a_form_that_was_learned_is_no_content_by_the_choice() -> None:
+    """`deranged` writes labels, half right; `no_message` none, and chooses as well."""
+    rows = [row(i, ("yes", "no")[i % 2]) for i in range(200)]
+
+    def said(text: str, chosen: str) -> Prediction:
+        nats = {word: -1.0 - (word != chosen) for word in ("yes", "no")}
+        return Prediction(text, 1.0, 1, 0, False, None, 4, 1, nats)
+
+    gold = [e.answers[0] for e in rows]
+    half = [gold[i] if i % 4 < 2 else gold[i + 1 if i % 2 == 0 else i - 1] for i in range(200)]
+    outputs = {
+        "latent": [said(g, g) for g in gold],
+        "no_message": [said("?", h) for h in half],
+        "deranged": [said(h, h) for h in half],
+    }
+    methods = {name: (given, 1.0) for name, given in outputs.items()}
+    found = figures(Asked(rows, [], 0, 200), {"reader": methods})["verdict"]["reader"]
+    assert (found["metric"], found["carries"]) == ("f1", False)
+    assert found["share"] == pytest.approx(0.5)
+    by_choice = found["choice"]
+    assert (by_choice["metric"], by_choice["carries"]) == ("choice", True)
+    assert by_choice["share"] == pytest.approx(1.0)
+    assert " choice, 100% of latent - no_message +0.500 " in by_choice["words"][0]

@@ -100,6 +100,7 @@ def test_the_choice_stands_in_all_that_is_written(
         assert figures["choice"] == pytest.approx(sum(right) / 12)
         low, high = figures["ci"]["choice"]
         assert low <= figures["choice"] <= high
+    assert metrics["verdict"][RECEIVER]["choice"]["words"][0] in lines(RECEIVER, metrics)
     assert metrics["data"]["candidates"] == list(TOPICS)
     assert 3 / 12 <= metrics["data"]["most_frequent"] < 1
     screen = ran[0].console.file
