@@ -20,7 +20,9 @@ from lw_jax.train.abstract import AbstractStep, abstract_step, size_in_bytes
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
-FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - set(OVERLAYS))
+RIVALS = sorted((ROOT / "configs" / "classification" / "rivals").glob("*.yaml"))
+FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *RIVALS})
+CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
 QUICK = ("v09", "v14", "v15a")
 """The heads of a vocabulary, a flow, a codebook; the others are compiled as slow tests."""
@@ -182,3 +184,45 @@ def test_a_version_is_put_on_generated_facts(path: Path) -> None:
     config = read(path, over=[ROOT / "configs" / "overlays" / "facts.yaml"])
     assert list(chosen(config.data)) == ["facts"]
     assert "{question}" in config.layout.question
+
+
+HUB_RANK = 15
+"""Of LoRA between the hub's models; its file names the flag."""
+
+
+@pytest.mark.parametrize("path", CLASSIFICATION, ids=lambda path: path.stem)
+def test_a_classification_has_its_rivals(path: Path) -> None:
+    """Relay and probe in its own evaluation; prompt tuning and LoRA, which read the text, over it;
+    LoRA with as many parameters as the wire, within 5 %."""
+    wire = read(path)
+    evaluation = wire.stages["report"].evaluate
+    assert evaluation is not None
+    assert "relay" in evaluation.methods
+    assert evaluation.probe is not None
+    assert wire.bridge is not None
+    for rival in RIVALS:
+        flags = []
+        if rival.stem == "lora" and path.stem != "topics":
+            flags = [("bridge.reader.lora.r", f"{HUB_RANK}")]
+            assert f"--bridge.reader.lora.r={HUB_RANK}" in rival.read_text()
+        config = read(path, flags, over=[rival])
+        assert config.bridge is not None
+        assert config.layout == replace(wire.layout, beside_text=True)
+        assert (config.data, config.receivers) == (wire.data, wire.receivers)
+        assert list(chosen(config.bridge.compressor)) == ["constant"]  # sees no text
+        assert not chosen(config.bridge.bottleneck)
+        assert list(chosen(config.objectives)) == ["answer_ce"]
+        fit, own = config.stages["fit"].train, wire.stages["fit"].train
+        assert fit is not None
+        assert own is not None
+        assert (fit.steps, fit.batch_size) == (own.steps, own.batch_size)
+        (step,), (of_wire,) = steps(config, MeshConfig(data=1)), steps(wire, MeshConfig(data=1))
+        count, wanted = (_parameters(one) for one in (step, of_wire))
+        if rival.stem == "lora":
+            assert abs(count - wanted) < 0.05 * wanted
+        else:
+            assert count < wanted
+
+
+def _parameters(step: AbstractStep) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(step.state.params["bridge"]))

@@ -22,6 +22,8 @@ from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.memory import RelayNeed, device_memory, estimate
 from lw_jax.config.schema import Config, ModelConfig, TrainConfig
 from lw_jax.errors import UserError
+from lw_jax.evaluate.candidates import candidates_of
+from lw_jax.evaluate.trained import layout_at
 from lw_jax.mesh import make_mesh, mesh_shape
 from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import open_checkpoint, read_arch, small_files
@@ -56,6 +58,7 @@ class Examination:
     archs: dict[str, Arch] = field(default_factory=dict)
     speakers: dict[str, Speaker] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)
+    asked: dict[str, list[Any]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
     def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
@@ -192,6 +195,8 @@ def _rows(seen: Examination) -> None:
                     rows = load_rows(data, split, config.seed, level)
                     groups = sample(rows, CHECKED_ROWS)
                     seen.groups += groups if split == "train" or not seen.groups else []
+                    if kind == "evaluate":
+                        seen.asked[name] = [example for group in groups for example in group]
                     of = "" if level is None else f" of level {level}"
                     seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
                     if rows.malformed:
@@ -236,6 +241,12 @@ def _layout(seen: Examination) -> None:
         with seen.trying(f"receivers.{name}"):
             count = max(check_labels(layout, who, examples) for layout in _layouts(config))
             seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
+    for name, asked in seen.asked.items():
+        cfg = config.stages[name].evaluate
+        assert cfg is not None
+        with seen.trying(f"stages.{name}.evaluate"):
+            layout = cfg.layout or layout_at(config, before=name)
+            candidates_of(cfg, cfg.data or config.data, layout, asked, receivers.values())
     with seen.trying("layout"):
         limit = config.layout.max_tokens
         assert config.bridge is not None

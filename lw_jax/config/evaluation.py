@@ -163,6 +163,9 @@ class EvaluateConfig:
         bootstrap: resamples for the 95 % intervals.
         relay: what the sender writes in the method `relay`.
         probe: linear probes of the sender and the receivers, where answers are a few labels.
+        candidates: the answers that a receiver chooses from, by their log-probability after its
+            message (`choice`, beside what it writes); null: the labels of data that has a few
+            (`topics`, `classification`); []: nothing is chosen.
     """
 
     methods: tuple[str, ...] = DEFAULT_METHODS
@@ -180,6 +183,7 @@ class EvaluateConfig:
     bootstrap: int = 2000
     relay: RelayConfig = RelayConfig()
     probe: ProbeConfig | None = None
+    candidates: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 0, "rows")
@@ -193,3 +197,8 @@ class EvaluateConfig:
             codec(name)
         for name in self.replay:
             change(name)
+        words = [word.strip() for word in self.candidates or ()]
+        if self.candidates and (len(set(words)) < max(2, len(words)) or not all(words)):
+            raise UserError(
+                f"candidates: expected two or more different answers; got {list(words)}"
+            )

@@ -76,6 +76,11 @@ def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> Li
     return load(cfg, split, parse, seed, level, keep)
 
 
+def labels(cfg: Config) -> tuple[str, ...]:
+    """Every answer that a row may have."""
+    return tuple(label.strip() for label in cfg.labels)
+
+
 def meaning(cfg: Config) -> dict[str, str]:
     """The label word of every value that the label field may hold, as text."""
     if cfg.values:

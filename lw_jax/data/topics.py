@@ -92,6 +92,11 @@ class Config:
         check_sentences(self.sentences, self.own)
 
 
+def labels(cfg: Config) -> tuple[str, ...]:
+    """Every answer that a row may have."""
+    return tuple(TOPICS)
+
+
 def check_sentences(sentences: int, own: int) -> None:
     """Raise UserError unless `own` of the sentences can be more than those of any other topic."""
     most = own + (len(TOPICS) - 1) * (own - 1)

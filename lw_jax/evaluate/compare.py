@@ -22,14 +22,16 @@ from lw_jax.config.evaluation import (
     codec_of,
 )
 from lw_jax.data.example import Example
+from lw_jax.evaluate.candidates import answering
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.methods.base import Method, Scene
 from lw_jax.evaluate.predict import (
     Planned,
     compile_all,
     on_host,
     options_of,
     predict,
+    rate,
     shortened,
     sizes,
 )
@@ -60,7 +62,7 @@ class Comparison:
     """Rows that every method is given.
 
     others: row by row an example of another context; collate: with lengths that hold them all;
-    terminated: whether to stop after the batch at hand.
+    terminated: whether to stop after the batch at hand; candidates: answers to choose from.
     """
 
     setting: Setting
@@ -70,6 +72,7 @@ class Comparison:
     collate: Collate
     console: Console
     terminated: Callable[[], bool]
+    candidates: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -133,8 +136,8 @@ class Comparison:
     def run(
         self, scene: Scene, name: str, latent_bytes: Sequence[int]
     ) -> tuple[list[Prediction], float]:
-        """One method on all rows of one receiver, and the seconds it took; they hold compilation
-        unless `compile` was given this method before.
+        """One method on all rows of one receiver, and the seconds it took (without those of rating
+        candidates); they hold compilation unless `compile` was given this method before.
 
         Raises:
             SystemExit: code 0 after SIGTERM; what was finished before is kept.
@@ -158,7 +161,7 @@ class Comparison:
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
                 raw = predict(how.message, scene, placed, rng, options)
-                said += on_host(
+                found = on_host(
                     raw,
                     batch,
                     self.examples[rows],
@@ -170,17 +173,41 @@ class Comparison:
                     options=options,
                 )
                 seconds += time.monotonic() - began
+                said += self._rated(found, how, scene, batch, begin)
                 advance()
                 if self.terminated():
                     self.say("stopped; run the same command again to go on at this method")
                     raise SystemExit(0)
         return said, seconds
 
+    def _rated(
+        self, said: list[Prediction], how: Method, scene: Scene, batch: Batch, begin: int
+    ) -> list[Prediction]:
+        """A batch's predictions with the log-probability of every candidate after the same message.
+
+        batch: as the method was given it; only its answers are other ones here.
+        """
+        if not self.candidates:
+            return said
+        key, batches = f"{scene.receiver}/answer/", []
+        for candidate in self.candidates:
+            rows = [replace(e, answers=(candidate,)) for e in self.examples[begin:][: self.size]]
+            other = self._collated(rows, 0)
+            answers = {k: v for k, v in other.items() if k.startswith(key)}
+            batches.append(put_batch(self.setting.mesh, batch | answers))
+        scored = jax.device_get(rate(how.message, scene, batches))
+        nats = -np.stack([one.nll for one in scored], axis=1).astype(np.float64)
+        return [
+            replace(p, nats=dict(zip(self.candidates, row.tolist(), strict=True)))
+            for p, row in zip(said, nats, strict=False)  # rows beyond are filling
+        ]
+
     def relayed(self, written: Written) -> Comparison:
         """The same rows, with what the sender wrote in the place of their contexts."""
         examples = written.examples(self.examples)
         layout = replace(self.setting.layout, max_tokens=None)  # none is left out for its length
-        groups = [(e,) for e in (*self.examples, *examples)]
+        every = (*self.examples, *examples, *answering(examples, self.candidates))
+        groups = [(e,) for e in every]
         return replace(self, examples=examples, collate=self.setting.collate(groups, layout))
 
     def slots(self, scene: Scene) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from lw_jax.data.example import Example
 from lw_jax.evaluate import bootstrap, summary
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.evaluate.summary import CHOICE, Prediction, Settings
 from lw_jax.evaluate.verdict import METRIC, judge
 
 Said = Mapping[str, Mapping[str, tuple[Sequence[Prediction], float]]]
@@ -94,9 +94,18 @@ def _best(asked: Asked, texts: Sequence[Sequence[str]]) -> dict[str, Any]:
     return found
 
 
-def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]:
-    """`data` of metrics.json: which rows, how many were left out, what chance gives."""
+def data(
+    asked: Asked, dropped: int, malformed: Sequence[str], candidates: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`data` of metrics.json: which rows, how many were left out, what chance gives.
+
+    candidates: answers that the receivers chose from.
+    """
     floors = {}
+
+    def of(candidate: str) -> float:
+        return float(np.mean([candidate in summary.golds(e) for e in asked.examples]))
+
     if asked.others:
         floors = summary.floors(asked.examples, asked.others, asked.settings.gsm8k)
     return {
@@ -109,14 +118,25 @@ def data(asked: Asked, dropped: int, malformed: Sequence[str]) -> dict[str, Any]
         "seed": asked.seed,
         "entity_floor": floors.get("entities", {}),
         "answer_floor": floors.get("answers", {}),
+        "candidates": list(candidates),
+        "most_frequent": max(map(of, candidates), default=None),
     }
 
 
 def _verdict(
     asked: Asked, methods: Mapping[str, tuple[Sequence[Prediction], float]], columns: float
 ) -> dict[str, Any]:
-    rows = {
-        name: summary.per_row(asked.examples, said, gsm8k=False)[METRIC][0]
+    """The verdict by what is written, and under `choice` that by what is chosen, where it is: there
+    an answer's form, which a trained latent teaches and `no_message` cannot know, counts nothing.
+    """
+    every = {
+        name: summary.per_row(asked.examples, said, gsm8k=False)
         for name, (said, _) in methods.items()
     }
-    return judge(rows, asked.groups, columns, asked.settings).to_json()
+
+    def judged(metric: str) -> dict[str, Any]:
+        rows = {name: values[metric][0] for name, values in every.items()}
+        return judge(rows, asked.groups, columns, asked.settings, metric).to_json()
+
+    chosen = all(CHOICE in values for values in every.values())
+    return judged(METRIC) | ({CHOICE: judged(CHOICE)} if chosen else {})

@@ -16,11 +16,12 @@ from lw_jax.config.run import write_text
 from lw_jax.data.example import Example
 from lw_jax.evaluate.figures import Said
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.summary import Prediction
+from lw_jax.evaluate.summary import CHOICE, Prediction
 
 COLUMNS = (
     "em",
     "f1",
+    "choice",
     "entities",
     "nouns",
     "source_entities",
@@ -32,7 +33,7 @@ COLUMNS = (
     "distinct",
 )
 """Of the table, where the rows have them; all figures are in metrics.json."""
-WITH_INTERVAL = frozenset({"em", "f1", "entities", "final"})
+WITH_INTERVAL = frozenset({"em", "f1", "choice", "entities", "final"})
 
 
 _WIDEST = 400
@@ -81,7 +82,8 @@ def together(joint: Mapping[str, Any]) -> str:
 
 def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
     """In words: whether the wire carries content, what it replaces, where the bridge comes from."""
-    found = list(metrics["verdict"].get(receiver, {}).get("words", ()))
+    verdict = metrics["verdict"].get(receiver, {})
+    found = [*verdict.get("words", ()), *verdict.get(CHOICE, {}).get("words", ())]
     packed = metrics["compression"]
     if packed:
         at, size = packed["receivers"][receiver], packed["latent"]["bytes"]
@@ -93,6 +95,11 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
             f"characters a column{a_slot}. Bytes: text {size['utf8']:.0f}, "
             f"zlib {size['zlib']:.0f}, latent {size[sent]:.0f} as sent ({sent}), "
             f"{size['float16']:.0f} at float16, {size['int4']:.0f} at int4."
+        )
+    if candidates := metrics["data"]["candidates"]:
+        found.append(
+            f"choice: the most probable of {', '.join(candidates)}; always the most frequent of "
+            f"them would be right in {metrics['data']['most_frequent']:.3f} of the rows."
         )
     floor = metrics["data"]["entity_floor"].get("entities")
     if floor is not None and any("entities" in m for m in metrics["receivers"][receiver].values()):
@@ -214,6 +221,7 @@ def _said(example: Example, p: Prediction) -> dict[str, Any]:
         "f1": squad.f1(p.text, example.answers),
         "nll": p.nll / max(1, p.tokens),
         "first_rank": p.first_rank,
+        **({"choice": p.choice, "nats": dict(p.nats)} if p.nats else {}),
     }
 
 

@@ -10,8 +10,8 @@ of other rows have (`floors`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from lw_jax.evaluate.metrics import degenerate, entities, numbers, squad
 KINDS = ("numbers", "names", "entities", "nouns")
 BOUNDS = (0.0, 1.0)
 """Of every figure that is a share; `nll` is none."""
+
+CHOICE = "choice"
+"""The figure of what is chosen among candidates, which stands beside `em` where there are some."""
 
 Values = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Per row [n]: the sum over the row's parts, and how many parts it has (0: does not count)."""
@@ -41,7 +44,8 @@ class Prediction:
     first_rank: rank of the first gold token that is no space (0: the argmax); argmax: every gold
     token is the argmax when the gold ones before it are given; same: the decoded ids are the gold
     ids, None where decoding could not have written them (too few tokens, or not plain greedy);
-    columns: receiver columns of the message; wire_bytes: what the message costs on the wire.
+    columns: receiver columns of the message; wire_bytes: what the message costs on the wire;
+    nats: log-probability of each answer to choose from, EOS included; empty: nothing is chosen.
     """
 
     text: str
@@ -52,6 +56,16 @@ class Prediction:
     same: bool | None
     columns: int
     wire_bytes: int
+    nats: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str | None:
+        """The candidate that is most probable as a whole answer; the first of those alike.
+
+        Not by its length: whole answers exclude each other, and a trained receiver was trained for
+        exactly these probabilities.
+        """
+        return max(self.nats, key=lambda answer: self.nats[answer]) if self.nats else None
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,8 @@ def per_row(
         "first_top5": ([float(p.first_rank < 5) for p in said], one),
         "loops": ([degenerate.loops(p.text) for p in said], one),
     }
+    if all(p.nats for p in said):
+        parts[CHOICE] = ([float(p.choice in golds(e)) for e, p in pairs], one)
     parts |= _transfer([e.answers[0] for e in examples], [p.text for p in said], "")
     if all(_is_problem(e) for e in examples):
         parts |= _transfer([e.context for e in examples], [p.text for p in said], "source_")
@@ -175,3 +191,8 @@ def _as_said(text: str) -> Prediction:
 
 def _gold(example: Example) -> str:
     return example.answers[0]
+
+
+def golds(example: Example) -> set[str]:
+    """The answers that are right."""
+    return {answer.strip() for answer in example.answers}

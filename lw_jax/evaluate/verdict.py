@@ -23,7 +23,7 @@ BYTES = "token_budget_bytes"
 
 @dataclass(frozen=True)
 class Difference:
-    """latent - other in `METRIC`, over the same rows, with its 95 % interval."""
+    """latent - other in the verdict's metric, over the same rows, with its 95 % interval."""
 
     other: str
     mean: float
@@ -37,25 +37,31 @@ class Difference:
 @dataclass(frozen=True)
 class Verdict:
     """carries: the rule above; share: (matched - deranged) / (matched - none), None when the
-    interval of matched - none does not exclude 0; words: the sentences for people."""
+    interval of matched - none does not exclude 0; words: the sentences for people; metric: of the
+    rows."""
 
     carries: bool
     share: float | None
     differences: dict[str, Difference]
     words: tuple[str, ...]
+    metric: str = METRIC
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `metrics.json`."""
-        return {"metric": METRIC, **asdict(self)}
+        return asdict(self)
 
 
 def judge(
-    rows: Mapping[str, NDArray[Any]], groups: Sequence[str], columns: float, settings: Settings
+    rows: Mapping[str, NDArray[Any]],
+    groups: Sequence[str],
+    columns: float,
+    settings: Settings,
+    metric: str = METRIC,
 ) -> Verdict:
     """The verdict of one receiver.
 
     Args:
-        rows: per method, `METRIC` row by row [n]; has `latent`, `no_message` and `deranged`.
+        rows: per method, `metric` row by row [n]; has `latent`, `no_message` and `deranged`.
         groups: n context ids, resampled together.
         columns: receiver columns that the latent's message occupies.
     """
@@ -76,18 +82,19 @@ def judge(
     helps = none.low > 0
     share = deranged.mean / none.mean if helps else None
     carries = share is not None and share >= SHARE
-    words = [_content(none, deranged, share)]
+    name = metric.upper() if metric == METRIC else metric
+    words = [_content(none, deranged, share, name)]
     budgets = [m for m in BUDGETS if m in rows]
     if budgets:
         best = max(budgets, key=lambda m: float(rows[m].mean()))
-        words.append(_budget(apart[best], f"the better token budget ({best}, {columns:g} columns)"))
+        of = f"the better token budget ({best}, {columns:g} columns)"
+        words.append(_budget(apart[best], of, name))
     if BYTES in rows:
-        words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})"))
-    return Verdict(carries, share, apart, tuple(words))
+        words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
+    return Verdict(carries, share, apart, tuple(words), metric)
 
 
-def _content(none: Difference, deranged: Difference, share: float | None) -> str:
-    name = METRIC.upper()
+def _content(none: Difference, deranged: Difference, share: float | None, name: str) -> str:
     if share is None:
         why = "its interval includes 0" if none.high >= 0 else "the latent does harm"
         return f"The wire carries nothing that shows: latent - no_message is {none} {name}; {why}."
@@ -99,9 +106,9 @@ def _content(none: Difference, deranged: Difference, share: float | None) -> str
     return f"The latent helps, but mostly not by its content: {part}, below {SHARE:.0%}."
 
 
-def _budget(best: Difference, of: str) -> str:
+def _budget(best: Difference, of: str, name: str) -> str:
     if best.low > 0:
-        return f"The latent beats {of}: {best} {METRIC.upper()}."
+        return f"The latent beats {of}: {best} {name}."
     if best.high < 0:
-        return f"The latent loses to {of}: {best} {METRIC.upper()}."
-    return f"The latent and {of} cannot be told apart: {best} {METRIC.upper()}."
+        return f"The latent loses to {of}: {best} {name}."
+    return f"The latent and {of} cannot be told apart: {best} {name}."

@@ -204,6 +204,16 @@ def _code(key: str, heading: str, form: str) -> Column:
     return Column(heading, lambda row: _mean(row, value, form))
 
 
+def _seconds(method: str, part: str, heading: str) -> Column:
+    """Of a method, for all rows; of the relay also what writing takes, and what reading does."""
+
+    def value(seed: Seed) -> float | None:
+        found: float | None = (seed.method(method) or {}).get(part)
+        return found
+
+    return Column(heading, lambda row: _mean(row, value, "{:.1f}"))
+
+
 COLUMNS: dict[str, Column] = {
     "em": Column("EM", lambda row: _text(row.figure(row.method, "em"))),
     "method_nll": Column("NLL", lambda row: _text(row.figure(row.method, "nll"))),
@@ -256,6 +266,17 @@ COLUMNS: dict[str, Column] = {
     "probe_sender": _probe("sender", "linear probe, sender"),
     "probe_receiver": _probe("receiver", "linear probe, receiver"),
     "relay": _of("relay", "em", "relay EM"),
+    "choice": _of("latent", "choice", "latent, choice"),
+    "text_choice": _of("text", "choice", "text, choice"),
+    "budget_choice": Column(
+        "better token budget, choice", lambda row: _text(best_budget(row, "choice"))
+    ),
+    "relay_choice": _of("relay", "choice", "relay, choice"),
+    "no_message_choice": _of("no_message", "choice", "no message, choice"),
+    "deranged_choice": _of("deranged", "choice", "deranged, choice"),
+    "relay_writing": _seconds("relay", "seconds_writing", "relay: s to write"),
+    "relay_reading": _seconds("relay", "seconds_reading", "relay: s to read"),
+    "latent_seconds": _seconds("latent", "seconds", "latent: s in all"),
     "joint": _joint("rescored", "EM chosen together"),
     "oracle": _joint("oracle", "EM of the best receiver's answer"),
     "columns": Column("columns", _columns),

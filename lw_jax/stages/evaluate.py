@@ -18,6 +18,7 @@ from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
 from lw_jax.evaluate import compression, mean_latent, probe, relay, report, rescore, rows
+from lw_jax.evaluate.candidates import answering, candidates_of
 from lw_jax.evaluate.compare import Comparison, methods_of
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
@@ -50,7 +51,9 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         setting = dataclasses.replace(setting, bridge=bridge.at_ratio(setting.bridge, cfg.ratio))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
     drawn = rows.choose(source, cfg.rows, cfg.seed)
-    collate = setting.collate([(e,) for e in drawn])
+    speakers = setting.receivers.values()
+    candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, speakers)
+    collate = setting.collate([(e,) for e in (*drawn, *answering(drawn, candidates))])
     examples = rows.usable(drawn, collate)
     wanted = [method(n) for n in methods_of(cfg)]
     trained = None
@@ -61,7 +64,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     others = rows.others(examples) if any(m.other_source for m in wanted) else []
     key = key_of(
         asdict(cfg.decode),
-        [cfg.seed, cfg.ratio, rows.digest(examples)],
+        [cfg.seed, cfg.ratio, rows.digest(examples), candidates],
         asdict(layout),
         asdict(cfg.relay),
         setting.fingerprints,
@@ -72,7 +75,9 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     partial = Partial(out / "partial", key)
     # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
     with termination() as terminated, jax.default_matmul_precision("highest"):
-        compared = Comparison(setting, cfg, examples, others, collate, run.console, terminated)
+        compared = Comparison(
+            setting, cfg, examples, others, collate, run.console, terminated, candidates
+        )
         mean = None
         if trained is not None and "mean" in methods_of(cfg):
             mean = _mean(run, compared, trained, cfg)
@@ -113,7 +118,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "warnings": warnings,
         "stage": name,
         "versions": versions(),
-        "data": data(asked, len(drawn) - len(examples), source.malformed),
+        "data": data(asked, len(drawn) - len(examples), source.malformed, candidates),
         "fingerprints": setting.fingerprints,
     }
     texts = () if relayed is None else written_by.texts

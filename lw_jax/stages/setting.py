@@ -78,6 +78,13 @@ def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Row
     return module.rows(config, split, seed, level)
 
 
+def labels_of(data: Any) -> tuple[str, ...]:
+    """Every answer that a row may have, where the data is a task of a few labels; else none."""
+    ((name, config),) = chosen(data).items()
+    known = getattr(importlib.import_module(f"lw_jax.data.{name}"), "labels", None)
+    return () if known is None else known(config)
+
+
 def sample(rows: Rows, count: int) -> list[Group]:
     """`count` contexts spread evenly over the rows."""
     if not len(rows):

@@ -59,6 +59,14 @@ def test_relay_needs_room_for_the_whole_sender(
     assert "leave relay out" in found.text
 
 
+def test_candidates_that_no_row_has_for_an_answer(write: Write) -> None:
+    path, key = write(), "stages.report.evaluate"
+    found = errors(path, f"{key}.candidates=[yes, no]")
+    assert found[key].startswith("candidates: yes, no; the answer of row facts-eval-")
+    with pytest.raises(UserError, match=rf"^{key}: candidates: yes, no; the answer of row "):
+        check(read(path, [(f"{key}.candidates", "[yes, no]")]))
+
+
 def test_several_errors_are_shown_at_once(write: Write) -> None:
     flags = ("sender.path=no/where", "mesh.data=3")
     found = errors(write(), *flags)
