@@ -82,6 +82,10 @@ class BridgeConfig:
                 )
         if chosen(self.bottleneck):
             exactly_one(self.bottleneck, "bottleneck")
+        if self.refiner is not None and "dit" in chosen(self.compressor):
+            raise UserError(
+                "refiner: the loss of compressor.dit's flow does not train it; leave it out"
+            )
         if self.refiner is not None and self.latent_dim % self.refiner.heads:
             raise UserError(
                 f"refiner.heads: {self.refiner.heads} do not divide latent_dim {self.latent_dim}"

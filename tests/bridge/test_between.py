@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lw_jax import bridge, wire
-from lw_jax.compressors import perceiver, pooled_queries, window
+from lw_jax.compressors import dit, perceiver, pooled_queries, window
 from lw_jax.config.parse import build
 from lw_jax.config.parts import (
     BridgeConfig,
@@ -140,6 +140,10 @@ def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
     ("options", "line"),
     [
         ({"refiner": RefinerConfig(2, 4)}, r"refiner\.heads: 4 do not divide latent_dim 6"),
+        (
+            {"refiner": RefinerConfig(2, 2), "compressor": CompressorConfig(dit=dit.Config(8))},
+            r"refiner: the loss of compressor\.dit's flow does not train it",
+        ),
         ({"private": -1}, "private: expected at least 0"),
         (
             {"private": 1, "compressor": CompressorConfig(window=window.Config(4))},
