@@ -15,7 +15,8 @@ of the stage's steps below, and at every later one while it lasts.
 | `collapse` | 17 | 10 % | distinct outputs below a quarter of the distinct answers, or over |
 | | | | nine in ten begin alike, and less than half as many answers do |
 | `codebook_collapse` | 20 | 10 % | a batch uses few of the codes that it could |
-| `ignored_latent` | 15 | 25 % | another text's latent reads as well: 2 % of NLL, 0.02 of accuracy |
+| `ignored_latent` | 15 | 25 % | another text's latent reads as well: to 2 % of NLL or 0.01 nats, |
+| | | | whichever is more, and to 0.02 of accuracy |
 | `blind_flow` | - | 25 % | the flow's loss is above 0.95 of that under other texts' conditions |
 
 The later ones wait, because a bridge that has learned nothing yet shows the same.
@@ -47,6 +48,8 @@ DEAD = 1e-4
 SATURATED = 0.25
 DETACHED = 1e-6
 IGNORED = 0.02
+LEAST_NATS = 0.01
+"""Where the answer is copied from elsewhere, 2 % of next to nothing is chance."""
 ALIKE = 0.98
 POOLED = 0.02
 COLLAPSED = 0.25
@@ -111,7 +114,8 @@ def ignored_latent(
     receiver: str, nll: tuple[float, float], accuracy: tuple[float, float], progress: float
 ) -> Iterator[Alarm]:
     """nll, accuracy: (with the row's own latent, with another row's); progress: share of steps."""
-    apart = nll[1] - nll[0] > IGNORED * nll[0] or accuracy[0] - accuracy[1] > IGNORED
+    further = nll[1] - nll[0] > max(IGNORED * nll[0], LEAST_NATS)
+    apart = further or accuracy[0] - accuracy[1] > IGNORED
     if progress >= LATE and not apart:
         yield Alarm(
             "ignored_latent",

@@ -85,6 +85,11 @@ DEAD_VQ = {"usage": 0.0005, "perplexity": 1.9, "distinct": 0.003}
             lambda: alarms.ignored_latent("r", (2.0, 2.01), (0.1, 0.1), alarms.LATE),
             lambda: alarms.ignored_latent("r", (2.0, 2.1), (0.1, 0.1), 1.0),
         ),
+        (  # the text stands beside the latent: 2 % of next to nothing is chance
+            "ignored_latent",
+            lambda: alarms.ignored_latent("r", (1e-5, 2e-5), (1.0, 1.0), 1.0),
+            lambda: alarms.ignored_latent("r", (1e-5, 2e-2), (1.0, 1.0), 1.0),
+        ),
         (
             "pooled",
             lambda: alarms.pooled("r", 0.99, 4, 0.5, alarms.EARLY),

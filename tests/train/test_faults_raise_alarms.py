@@ -1,0 +1,214 @@
+"""Bridges that have a fault of SPEC section 9 are trained until its alarm fires.
+
+Each takes a few steps on eight texts, and is looked at as a run is. The receiver is a random one
+with a table as quiet as the seeds measured theirs, or tiny-mistral where it has to read. Beside
+every fault stands the same bridge without it, which does not raise the alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax import bridge
+from lw_jax.bottlenecks import vq
+from lw_jax.compressors import window
+from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.config.parts import (
+    BottleneckConfig,
+    BridgeConfig,
+    CompressorConfig,
+    ObjectivesConfig,
+    ReaderConfig,
+    SourceConfig,
+)
+from lw_jax.config.schema import MeshConfig
+from lw_jax.data.example import Example
+from lw_jax.dims import Dims, ReceiverDims, sizes
+from lw_jax.mesh import make_mesh, replicated
+from lw_jax.models.lm import load_lm
+from lw_jax.objectives import answer_ce, embedding_anchor, reconstruction
+from lw_jax.objectives import vq as vq_loss
+from lw_jax.party import Parties, Party
+from lw_jax.readers import soft_tokens
+from lw_jax.receiver.layout import Speaker, head_ids
+from lw_jax.receiver.layout import speaker as speaker_of
+from lw_jax.schedule import Schedule
+from lw_jax.sources import hidden_states
+from lw_jax.stages.setting import Setting
+from lw_jax.train import look
+from lw_jax.train.alarms import EARLY, LATE
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import new_state
+from lw_jax.train.step import StepMaker, init_heads, plan_at
+from lw_jax.train.watch import Watch
+from tests.receiver.worlds import LAYOUT, groups, party, speaker
+
+QUIET = 0.0027
+"""RMS of the embeddings of the seeds' receiver."""
+LATENT, ROWS, RATE = 24, 8, 0.03
+STEPS, LOOKS = 40, (1, 4, 10)
+"""Steps of the stage, and those after which it is looked at: the first, and the shares at which
+alarms stop waiting."""
+ZOO = Path(__file__).parents[2] / "zoo" / "tiny-mistral"
+
+
+@dataclass(frozen=True)
+class Training:
+    """A bridge and what it is trained for; the defaults have no fault.
+
+    window: tokens of one; distance, head_input: of the anchor to the answer's embeddings and of the
+    head that reconstructs the source, neither where None; beside: the text that tiny-mistral reads
+    beside the latent, which has the answer or has not; None: a random receiver, which reads none.
+    """
+
+    window: int = 4
+    codebook: vq.Config | None = None
+    conditioning: Any = "layer_norm_tanh"
+    distance: Any = None
+    head_input: Any = None
+    beside: Literal["own", "other"] | None = None
+
+    @property
+    def config(self) -> BridgeConfig:
+        pooling = window.Config(self.window, mode="mean", width=16, heads=2, depth=1)
+        wide: Any = "linear" if self.beside else "none"
+        reader = soft_tokens.Config(wide, input_norm=False, conditioning=self.conditioning)
+        return BridgeConfig(
+            latent_dim=LATENT,
+            source=SourceConfig(hidden_states=hidden_states.Config(layers=(2,))),
+            compressor=CompressorConfig(window=pooling),
+            bottleneck=BottleneckConfig(vq=self.codebook),
+            reader=ReaderConfig(soft_tokens=reader),
+        )
+
+    @property
+    def objectives(self) -> Any:
+        chosen: dict[str, Any] = {"answer_ce": answer_ce.Config()}
+        if self.codebook:
+            chosen["vq"] = vq_loss.Config()
+        if self.distance:
+            chosen["embedding_anchor"] = embedding_anchor.Config(distance=self.distance)
+        if self.head_input:
+            chosen["reconstruction"] = reconstruction.Config(head_input=self.head_input)
+        return ObjectivesConfig(**chosen)
+
+
+@cache
+def receiver(reads: bool) -> tuple[Party, Speaker, ReceiverDims]:
+    if reads:
+        lm = load_lm(str(ZOO), make_mesh(MeshConfig(data=1), jax.devices()[:1]), dtype=jnp.float32)
+        who = speaker_of("r", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+        made = Party(lm.params, lm.arch, tuple(head_ids(LAYOUT, who)))
+    else:
+        who, made = speaker(), party()
+        table = made.params["embed"]
+        table = table * (QUIET / jnp.sqrt(jnp.mean(jnp.square(table))))
+        made = replace(made, params={**made.params, "embed": table})
+    rms = float(jnp.sqrt(jnp.mean(jnp.square(made.params["embed"]))))
+    return made, who, replace(sizes(made.arch), embed_rms=rms)
+
+
+def rows(beside: str | None) -> list[tuple[Example, ...]]:
+    """Eight texts; where one stands beside the latent it comes with the question."""
+    if beside is None:
+        return groups(ROWS, questions=1)
+    plain, found = groups(ROWS, level=1, questions=1), []
+    for i, (row,) in enumerate(plain):
+        (read,) = plain[i if beside == "own" else i - 1]
+        found.append((replace(row, question=f"{read.context}\nQuestion: {row.question}"),))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the receiver would write raises none of these alarms, and takes long to compile."""
+
+    def nothing(wire: Any, name: str, max_new: int, params: Any, parties: Any, batch: Any) -> Any:
+        return np.zeros((ROWS, max_new), np.int32), np.ones(ROWS, np.int32)
+
+    monkeypatch.setattr(look, "sample", nothing)
+
+
+@cache
+def seen(training: Training) -> Mapping[int, Mapping[str, Any]]:
+    """Metrics of the quick evaluations, by step."""
+    config, objectives = training.config, training.objectives
+    made, who, loud = receiver(training.beside is not None)
+    dims = Dims(LATENT, 1, LATENT, {"r": loud})
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    where = replicated(mesh)
+    frozen = jax.device_put(Parties(party("llama"), {"r": made}), where)
+    layout = replace(LAYOUT, question=" {question}") if training.beside else LAYOUT
+    setting = Setting(layout, config, frozen, speaker("llama"), {"r": who}, {}, dims, mesh)
+    auxiliary = objectives if training.distance or training.head_input else None
+    watch = Watch(setting, rows(training.beside), auxiliary, STEPS, ROWS, max_new=1)
+    params = {
+        "bridge": jax.jit(bridge.init_bridge, static_argnums=(0, 1))(
+            config, dims, jax.random.key(0)
+        ),
+        "heads": init_heads(objectives, dims, jax.random.key(1)),
+    }
+    optimiser = make_optimiser(OptimiserConfig(lr=RATE, schedule=Schedule()), params, STEPS)
+    state = jax.device_put(new_state(params, optimiser, jax.random.key(2)), where)
+    step = StepMaker(config, dims, optimiser, STEPS, mesh).make(plan_at(objectives, 0))
+    found = {}
+    for done in range(1, max(LOOKS) + 1):
+        state, _ = step(state, frozen, watch.batch)
+        if done in LOOKS:
+            found[done] = watch(state, done).metrics
+    return found
+
+
+MILD = Training(distance="cosine", head_input="delivered")
+FAINT = Training(distance="mse", head_input="pre_scale")
+
+
+@pytest.mark.parametrize(
+    ("alarm", "since", "fault", "without"),
+    [
+        pytest.param(
+            "loudness", 1, Training(conditioning="layer_norm"), Training(), id="7: V1's LayerNorm"
+        ),
+        pytest.param("dead_objective", 1, FAINT, MILD, id="8: V3's squared error"),
+        pytest.param(
+            "saturation",
+            LATE * STEPS,  # when this learning rate has brought the fault about
+            Training(conditioning="tanh"),
+            Training(conditioning="layer_norm_tanh"),
+            id="10: V7's tanh",
+        ),
+        pytest.param("detached_head", 1, FAINT, MILD, id="14: V8's head"),
+        pytest.param(
+            "ignored_latent",
+            LATE * STEPS,
+            Training(conditioning="rms", beside="own"),
+            Training(conditioning="rms", beside="other"),
+            id="15: an answer that can be copied",
+        ),
+        pytest.param(
+            "pooled", EARLY * STEPS, Training(window=1000), Training(), id="16: one mean of all"
+        ),
+        pytest.param(
+            "codebook_collapse",
+            EARLY * STEPS,
+            Training(codebook=vq.Config(64, "l2", revive=None)),
+            Training(codebook=vq.Config(64, "l2", revive=2)),
+            id="20: V15a's codebook",
+        ),
+    ],
+)
+def test_an_alarm_fires_when_it_promises_and_only_with_its_fault(
+    alarm: str, since: float, fault: Training, without: Training
+) -> None:
+    fired = {step: f"alarm/{alarm}" in metrics for step, metrics in seen(fault).items()}
+    assert fired == {step: step >= since for step in LOOKS}, seen(fault)
+    assert not any(f"alarm/{alarm}" in metrics for metrics in seen(without).values())
