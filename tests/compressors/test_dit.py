@@ -181,10 +181,10 @@ def test_samples_are_as_loud_as_the_targets() -> None:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def sensitivity(rms: float, unit_targets: bool) -> Any:
-    """Loss and shuffled loss of held-out noise after training on eight (source, target) pairs."""
-    net = module(
-        rms, conditioning="mean", width=32, depth=1, length="full", unit_targets=unit_targets
-    )
+    """After training on eight (source, target) pairs: loss and shuffled loss of held-out noise, and
+    the share of samples that lie nearer to their own source's target than to any other's."""
+    options = {"conditioning": "mean", "length": "full", "unit_targets": unit_targets}
+    net = module(rms, width=32, depth=1, steps=10, **options)
     views, aim = source(8), target(8, SLOTS, rms)
     aim = aim.replace(mask=jnp.ones_like(aim.mask))
     rngs = {"params": jax.random.key(0), "noise": jax.random.key(1)}
@@ -206,16 +206,22 @@ def sensitivity(rms: float, unit_targets: bool) -> Any:
     keys = jax.random.split(jax.random.key(2), STEPS)
     (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), keys)
     held_out = jax.random.split(jax.random.key(3), 64)
-    return [jnp.mean(jax.lax.map(lambda k, s=s: error(params, k, s), held_out)) for s in (0, 1)]
+    losses = [jnp.mean(jax.lax.map(lambda k, s=s: error(params, k, s), held_out)) for s in (0, 1)]
+    given, _ = eight
+    made = net.apply({"params": params}, given, True, rngs={"noise": jax.random.key(4)}).slots
+    apart = jnp.sum(jnp.square(made[:, None] - aim.x[None]), axis=(2, 3))
+    return [*losses, jnp.mean(jnp.argmin(apart, axis=1) == jnp.repeat(jnp.arange(8), 8))]
 
 
 def test_quiet_targets_blind_the_flow_and_unit_targets_do_not() -> None:
     """The seeds' fault: at RMS 0.0027 under unit noise, any condition gives the same loss."""
-    own, shuffled = map(float, sensitivity(QUIET, False))
+    own, shuffled, hit = map(float, sensitivity(QUIET, False))
     assert own < 0.5  # it has learned to take the noise away, and looks well trained
     assert abs(shuffled - own) < 0.1 * own
-    own, shuffled = map(float, sensitivity(QUIET, True))
+    assert hit < 0.3  # one in eight by chance
+    own, shuffled, hit = map(float, sensitivity(QUIET, True))
     assert shuffled > 5 * own
+    assert hit > 0.95
 
 
 def test_every_leaf_has_its_group() -> None:

@@ -21,8 +21,9 @@ from lw_jax.objectives import (
     slot_alignment,
     state_kd,
 )
+from lw_jax.receiver.collate import Collate, measure
 from tests.objectives import world
-from tests.receiver.worlds import party
+from tests.receiver.worlds import LAYOUT, groups, party, speaker
 
 ROWS = world.data()
 GIVEN = ROWS["slots"] @ world.reader()
@@ -146,6 +147,14 @@ def test_bag_of_words(weight: float) -> None:
         found.append(np.mean([z[v] > 0 for v in there]))
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
     np.testing.assert_allclose(watched["r/bag_of_words_recall"], np.mean(found), rtol=1e-5)
+
+
+def test_the_hosts_batch_holds_no_bag_of_words() -> None:
+    """Which of a vocabulary's words a text has is made of its ids, on the devices."""
+    who, some = speaker("llama"), groups(4)
+    vocab = who.tokenizer.get_vocab_size()
+    batch = Collate(LAYOUT, who, {"r": who}, measure(LAYOUT, who, {"r": who}, some))(some)
+    assert all(max(x.shape) < vocab for x in batch.values()), {k: x.shape for k, x in batch.items()}
 
 
 def test_batch_diversity() -> None:

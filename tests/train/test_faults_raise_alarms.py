@@ -42,7 +42,7 @@ from lw_jax.readers import soft_tokens
 from lw_jax.receiver.layout import Speaker, head_ids
 from lw_jax.receiver.layout import speaker as speaker_of
 from lw_jax.schedule import Schedule
-from lw_jax.sources import hidden_states
+from lw_jax.sources import embeddings
 from lw_jax.stages.setting import Setting
 from lw_jax.train import look
 from lw_jax.train.alarms import EARLY, LATE
@@ -79,12 +79,12 @@ class Training:
 
     @property
     def config(self) -> BridgeConfig:
-        pooling = window.Config(self.window, mode="mean", width=16, heads=2, depth=1)
+        pooling = window.Config(self.window, mode="mean", width=16, heads=2, depth=0)
         wide: Any = "linear" if self.beside else "none"
         reader = soft_tokens.Config(wide, input_norm=False, conditioning=self.conditioning)
         return BridgeConfig(
             latent_dim=LATENT,
-            source=SourceConfig(hidden_states=hidden_states.Config(layers=(2,))),
+            source=SourceConfig(embeddings=embeddings.Config()),
             compressor=CompressorConfig(window=pooling),
             bottleneck=BottleneckConfig(vq=self.codebook),
             reader=ReaderConfig(soft_tokens=reader),
