@@ -54,7 +54,7 @@ from tests.receiver.worlds import LAYOUT, groups, party, speaker
 
 QUIET = 0.0027
 """RMS of the embeddings of the seeds' receiver."""
-LATENT, ROWS, RATE = 24, 8, 0.03
+LATENT, ROWS, RATE = 24, 8, 0.05
 STEPS, LOOKS = 40, (1, 4, 10)
 """Steps of the stage, and those after which it is looked at: the first, and the shares at which
 alarms stop waiting."""
