@@ -6,10 +6,12 @@ import shutil
 import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile far more than they compute: without LLVM's optimiser they take half the time. Two
-# processes keep two cores busy, so that none compiles in threads.
+# Tests compile far more than they compute: without LLVM's optimiser they take half the time, and
+# a train step compiles in a third of it where fusions are not emitted through MLIR. Two processes
+# keep two cores busy, so that none compiles in threads.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )

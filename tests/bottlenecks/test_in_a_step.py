@@ -39,7 +39,8 @@ def steps(
     """Parameters of the bottleneck before and after some steps, and the metrics of each."""
     cfg = replace(config(reader=SOFT), bottleneck=bottleneck)
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
     before = jax.device_get(params["bridge"]["bottleneck"])
     made = make_optimiser(OptimiserConfig(lr=1e-3, schedule=Schedule()), params, 20)
     where = replicated(mesh)

@@ -82,7 +82,8 @@ def prepared(
 ) -> tuple[Any, Any, Any]:
     """Mesh, step, and the state before the first step on the host."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
     schedule = Schedule()
     made = make_optimiser(OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule), params, 20)
     step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
@@ -175,7 +176,8 @@ def test_schedule_starts_late_and_ends() -> None:
 def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     """A reader that is given soft tokens as the slots are: a zeroed slot is a token of zeros."""
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    params = {"bridge": bridge.init_bridge(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
 
     @jax.jit
     def given(keep: Any, rng: Any) -> Any:

@@ -190,7 +190,8 @@ def watch(objectives: Any = None) -> Watch:
 
 @cache
 def params() -> Any:
-    own = jax.device_get(bridge.init_bridge(CONFIG, DIMS, jax.random.key(0)))
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    own = jax.device_get(init(CONFIG, DIMS, jax.random.key(0)))
     # Codes that are spread: a fresh bridge uses the middle ones only.
     own["bottleneck"] = jax.tree.map(lambda x: 6 * x, own["bottleneck"])
     return own
