@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from lw_jax import bridge
@@ -44,7 +43,6 @@ from lw_jax.receiver.layout import speaker as speaker_of
 from lw_jax.schedule import Schedule
 from lw_jax.sources import embeddings
 from lw_jax.stages.setting import Setting
-from lw_jax.train import look
 from lw_jax.train.alarms import EARLY, LATE
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import new_state
@@ -126,16 +124,6 @@ def rows(beside: str | None) -> list[tuple[Example, ...]]:
         (read,) = plain[i if beside == "own" else i - 1]
         found.append((replace(row, question=f"{read.context}\nQuestion: {row.question}"),))
     return found
-
-
-@pytest.fixture(autouse=True)
-def _unwritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the receiver would write raises none of these alarms, and takes long to compile."""
-
-    def nothing(wire: Any, name: str, max_new: int, params: Any, parties: Any, batch: Any) -> Any:
-        return np.zeros((ROWS, max_new), np.int32), np.ones(ROWS, np.int32)
-
-    monkeypatch.setattr(look, "sample", nothing)
 
 
 @cache
