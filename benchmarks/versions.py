@@ -1,12 +1,15 @@
 """The runs of "Fifteen versions" in docs/results.md, several at once on one device.
 
     python benchmarks/versions.py GSM8K_FOLDER [--at_once 10] [--seconds 3600] [--only PART ...]
+        [--recorded docs/records]
 
 GSM8K_FOLDER holds `gsm8k_train.jsonl` and `gsm8k_dev.jsonl`. Every version of `configs/telepathy`
 and the variants below, on generated facts and on GSM8K, with two seeds: the same steps of the same
 texts for each. A run that is finished is left as it is, one that was stopped goes on; at the end of
-`--seconds` all get SIGTERM. `--only` takes runs with any of these parts in their names; `--list`
-prints the commands and runs none. Records are made of them by `python -m lw_jax.results record`.
+`--seconds` all get SIGTERM. `--only` takes runs with any of these parts in their names;
+`--recorded` leaves out those that have a record in a folder, but for what a run without one starts
+from; `--list` prints the commands and runs none. Records are made of them by
+`python -m lw_jax.results record`.
 """
 
 from __future__ import annotations
@@ -83,9 +86,16 @@ def jobs(gsm8k: Path) -> list[Job]:
     return [
         job(name, base, flags, data, seed, gsm8k)
         for seed in SEEDS
-        for data in ("gsm8k", "facts")
+        for data in ("facts", "gsm8k")
         for name, base, flags in every
     ]
+
+
+def unrecorded(todo: Sequence[Job], records: Path) -> list[Job]:
+    """Those without a record, and those that one of them is evaluated from."""
+    left = [one for one in todo if not (records / f"{one.name}.json").exists()]
+    before = {one.after for one in left}
+    return [one for one in todo if one in left or one.name in before]
 
 
 def job(name: str, base: str, flags: Sequence[str], data: str, seed: int, gsm8k: Path) -> Job:
@@ -164,9 +174,14 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
+    parser.add_argument("--recorded", type=Path, help="folder with records of runs to leave out")
     parser.add_argument("--list", action="store_true", help="print the commands alone")
     asked = parser.parse_args()
     todo = [j for j in jobs(asked.gsm8k) if any(part in j.name for part in asked.only)]
+    if asked.recorded is not None:
+        if not asked.recorded.is_dir():
+            parser.error(f"--recorded: no such folder: {asked.recorded}")
+        todo = unrecorded(todo, asked.recorded)
     if asked.list:
         for one in todo:
             print(shlex.join(["python", "-m", "lw_jax.launch", *one.flags]))
