@@ -7,6 +7,7 @@ beside that with a weight of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -23,6 +24,8 @@ class Config:
         weight: of this objective in the loss.
         schedule: factor of the weight over the steps.
     """
+
+    at_rest: ClassVar[float] = 1e-4  # a deviation of 1 %
 
     weight: float = 1e-4
     schedule: Schedule = Schedule()

@@ -3,6 +3,9 @@
 An objective is a module with a `Config` (fields `weight` and `schedule`) and
 `terms(config, context, receiver) -> {name: Term}`. Sums and counts are returned apart, so that
 masked means merge right over microbatches and devices.
+
+A `Config` of an objective that holds something where it is may have a class variable `at_rest`: at
+a loss of that or less it may have no gradient without an alarm.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import jax.numpy as jnp
 
@@ -25,6 +25,8 @@ class Config:
             learned scale over its start, from 1; `colour`, the channels' gains from 1 and biases
             from 0.
     """
+
+    at_rest: ClassVar[float] = 1e-4  # a deviation of 1 %
 
     weight: float = 0.05
     schedule: Schedule = Schedule()

@@ -80,8 +80,9 @@ def objective_gradients(
 
     Returns:
         [K] arrays in the plan's order: `bridge`, the norm by the bridge's parameters; `latent`, by
-        the latent, whatever way it takes from there; `delivered`, by what the receivers are given.
-        And `seen`: means of the terms, and of what the objectives watch, by name.
+        the latent, whatever way it takes from there; `delivered`, by what the receivers are given;
+        `loss`, the objectives themselves. And `seen`: means of the terms, and of
+        what the objectives watch, by name.
     """
 
     def context_of(own: PyTree, at_latent: Array | None, at_given: Any) -> _Probed:
@@ -116,11 +117,12 @@ def objective_gradients(
         seen = watched | {name: mean(term) for (_, name), term in terms.items()}
         return jnp.stack(list(totals.values())), seen
 
-    _, pull, seen = jax.vjp(losses, params["bridge"], *zeros, has_aux=True)
+    loss, pull, seen = jax.vjp(losses, params["bridge"], *zeros, has_aux=True)
 
     def norms(one: Array) -> tuple[Array, Array, Array]:
         by_bridge, by_latent, by_given = pull(one)
         return optax.tree.norm(by_bridge), optax.tree.norm(by_latent), optax.tree.norm(by_given)
 
     by_bridge, by_latent, by_given = jax.lax.map(norms, jnp.eye(len(plan.objectives)))
-    return {"bridge": by_bridge, "latent": by_latent, "delivered": by_given, "seen": seen}
+    norms_by = {"bridge": by_bridge, "latent": by_latent, "delivered": by_given}
+    return norms_by | {"loss": loss, "seen": seen}

@@ -195,6 +195,9 @@ class Watch:
         }
         # An objective that waits for a gate, or has no weight yet, moves nothing by design.
         live = {n for n, c in plan.objectives if weights[n] != 0 and c.schedule.gate is None}
+        # Nor does one that holds something while that is where it should be.
+        held = zip(plan.objectives, norms["loss"], strict=True)
+        live -= {n for (n, c), loss in held if loss <= getattr(c, "at_rest", -np.inf)}
         by = {
             what: {name: float(norms[what][i]) for i, (name, _) in enumerate(plan.objectives)}
             for what in ("bridge", "latent", "delivered")

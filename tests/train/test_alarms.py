@@ -36,6 +36,7 @@ from lw_jax.objectives import (
     code_variance,
     cosine_reconstruction,
     embedding_anchor,
+    scale_l2,
 )
 from lw_jax.party import Parties
 from lw_jax.readers import soft_tokens
@@ -158,6 +159,7 @@ GOOD = ObjectivesConfig(
     batch_diversity=batch_diversity.Config(),
     bag_of_words=bag_of_words.Config(),
     code_variance=code_variance.Config(),
+    scale_l2=scale_l2.Config(of="scale"),
 )
 BAD = ObjectivesConfig(
     batch_diversity=batch_diversity.Config(),
@@ -221,8 +223,14 @@ def test_a_fresh_bridge_raises_nothing_at_once() -> None:
         assert np.isfinite(result.metrics[f"r/{key}"])
     assert 0 < result.metrics["r/slots/rms_ratio"] < 1
     norms = {k: v for k, v in result.metrics.items() if k.startswith("grad_norm/objective/")}
-    assert len(norms) == 4
-    assert all(norm > 0 for norm in norms.values())
+    assert len(norms) == 5
+    assert {k.split("/")[-1] for k, norm in norms.items() if norm == 0} == {"scale_l2"}
+
+
+def test_what_holds_the_scale_is_no_dead_objective_and_pulls_once_it_moves() -> None:
+    result = seen(GOOD, readers_r_soft_tokens=lambda x: x + 0.5 if x.ndim == 0 else x)
+    assert "dead_objective" not in fired(result)
+    assert result.metrics["grad_norm/objective/scale_l2"] > 1e-3
 
 
 def test_objectives_that_move_nothing_are_named() -> None:
