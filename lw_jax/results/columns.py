@@ -231,6 +231,7 @@ COLUMNS: dict[str, Column] = {
     "text_f1": _of("text", "f1", "text F1"),
     "deranged_f1": _of("deranged", "f1", "deranged F1"),
     "nll": _of("latent", "nll", "latent NLL"),
+    "deranged_nll": _of("deranged", "nll", "deranged NLL"),
     "entities": _of("latent", "entities", "entities"),
     "text_entities": _of("text", "entities", "entities from text"),
     "deranged_entities": _of("deranged", "entities", "entities, deranged"),
