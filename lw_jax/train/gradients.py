@@ -81,8 +81,8 @@ def objective_gradients(
     Returns:
         [K] arrays in the plan's order: `bridge`, the norm by the bridge's parameters; `latent`, by
         the latent, whatever way it takes from there; `delivered`, by what the receivers are given;
-        `loss`, the objectives themselves. And `seen`: means of the terms, and of
-        what the objectives watch, by name.
+        `loss`, the objectives themselves. And `seen`: means of the terms, and of what the
+        objectives watch, by name.
     """
 
     def context_of(own: PyTree, at_latent: Array | None, at_given: Any) -> _Probed:
