@@ -150,7 +150,7 @@ def run(todo: list[Job], at_once: int, seconds: float) -> int:
             break
         used = sum(job.places for job, _ in running.values())
         ready = [j for j in todo if j.after is None or finished(j.after)]
-        if not ready and not running:
+        if todo and not ready and not running:
             print(f"{len(todo)} wait for a run that is not there", flush=True)
             return failed + len(todo)
         for one in ready:
