@@ -1,7 +1,7 @@
 """Scaled dot-product attention behind one signature.
 
-`xla` is the reference and runs everywhere; `cudnn` is faster on NVIDIA GPUs (DESIGN: 0.21 ms
-against 1.85 forward at 8 x 1024, 32/8 heads) and must be asked for.
+`xla` is the reference and runs everywhere; `cudnn` is faster on NVIDIA GPUs for more than one query
+(`benchmarks/attention.py`) and must be asked for.
 """
 
 from __future__ import annotations
@@ -52,27 +52,32 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
 
     Returns: [B, T, H, h] in the dtype of q.
     """
-    if impl == "xla":
+    if impl == "xla" or q.shape[1] == 1:  # a decoding step takes cudnn longer
         return jax.nn.dot_product_attention(q, k, v, mask=mask.allowed, implementation="xla")
-    if mask.lengths is not None:
-        mixed = jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=True,
-            query_seq_lengths=mask.lengths,
-            key_value_seq_lengths=mask.lengths,
-            implementation="cudnn",
-        )
-        # cudnn leaves padded queries undefined, and a NaN there would poison weight gradients.
-        real = jnp.arange(q.shape[1])[None] < mask.lengths[:, None]
-        return jnp.where(real[..., None, None], mixed, 0)
-    # With a mask, cudnn trains only on even T and S: a masked column and an idle query are added.
-    t, s = q.shape[1], k.shape[1]
+    return cudnn(q, k, v, mask)
+
+
+def cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
+    """`attention` by cudnn, whatever the number of queries; of padded ones 0."""
+    # It trains only on even T and S, so that an idle query and a masked column are added.
+    t = q.shape[1]
     q, k, v = _even(q, 1), _even(k, 1), _even(v, 1)
-    allowed = _even(_even(mask.allowed, 3), 2)
-    mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
-    return mixed[:, :t] if t % 2 or s % 2 else mixed
+    if mask.lengths is None:
+        allowed = _even(_even(mask.allowed, 3), 2)
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
+        return mixed[:, :t]
+    mixed = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        query_seq_lengths=mask.lengths,
+        key_value_seq_lengths=mask.lengths,
+        implementation="cudnn",
+    )
+    # cudnn leaves padded queries undefined, and a NaN there would poison weight gradients.
+    real = jnp.arange(q.shape[1])[None] < mask.lengths[:, None]
+    return jnp.where(real[..., None, None], mixed, 0)[:, :t]
 
 
 def _even(x: Array, axis: int) -> Array:

@@ -1,11 +1,12 @@
 """The reference attention against a plain formula, and what is refused before compiling."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.models.attention import Mask, _even, attention, check
+from lw_jax.models.attention import Mask, attention, check, cudnn
 
 
 def test_equals_the_formula():
@@ -24,9 +25,28 @@ def test_equals_the_formula():
         np.testing.assert_allclose(found[b, i, n], want, atol=1e-5)
 
 
-def test_padding_to_even_adds_one_or_nothing():
-    assert _even(jnp.ones((2, 3)), 1).shape == (2, 4)
-    assert _even(jnp.ones((2, 3)), 0).shape == (2, 3)
+@pytest.mark.parametrize("columns", [6, 7])
+@pytest.mark.parametrize("by_lengths", [True, False])
+def test_cudnn_is_given_even_sizes_and_the_same_problem(monkeypatch, columns, by_lengths):
+    rng = np.random.default_rng(0)
+    q, k, v = jnp.asarray(rng.standard_normal((3, 2, columns, 2, 8)), jnp.float32)
+    lengths = jnp.asarray([columns, 3])
+    at = jnp.arange(columns)
+    allowed = (at[:, None] >= at[None])[None, None] & (at[None] < lengths[:, None])[:, None, None]
+    mask = Mask(allowed, lengths if by_lengths else None)
+    xla = jax.nn.dot_product_attention
+
+    def stands_for_cudnn(q, k, v, implementation, **how):
+        assert implementation == "cudnn"
+        assert q.shape[1] % 2 == k.shape[1] % 2 == 0  # what cudnn asks for in training
+        return xla(q, k, v, implementation="xla", **how)
+
+    want = attention(q, k, v, mask)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
+    found = cudnn(q, k, v, mask)
+    assert found.shape == want.shape
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(found[row, :length], want[row, :length], atol=1e-6)
 
 
 @pytest.mark.parametrize(
