@@ -21,20 +21,18 @@ from lw_jax import wire
 from lw_jax.codecs import CODES
 from lw_jax.codecs import codec as check
 from lw_jax.config.evaluation import DecodeConfig
-from lw_jax.config.parse import from_dict
-from lw_jax.config.run import read_config
 from lw_jax.config.schema import Config, MeshConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import Batch, Message, Scene, alone
 from lw_jax.evaluate.predict import options_of, write
-from lw_jax.evaluate.trained import Trained, load_trained
+from lw_jax.evaluate.trained import Trained, config_at, load_trained
 from lw_jax.mesh import make_mesh
 from lw_jax.receiver.collate import MULTIPLE, Collate, measure
 from lw_jax.receiver.layout import Speaker, ask_ids, ask_text
 from lw_jax.receiver.pack import Segment
 from lw_jax.stages.setting import Setting, set_up
-from lw_jax.train.export import about_bridge, is_exported
+from lw_jax.train.export import is_exported
 from lw_jax.types import SHARED, Latent
 
 
@@ -59,8 +57,7 @@ class Bridge:
                 the frozen models are not to be had.
         """
         home = Path(run_dir)
-        exported = is_exported(home)
-        config = from_dict(about_bridge(home)["config"]) if exported else read_config(home)
+        config = config_at(home)
         if config.layout.beside_text:
             raise UserError(
                 f"{run_dir}: its receiver reads the text beside what is delivered "
@@ -69,7 +66,7 @@ class Bridge:
         # One text at a time: rows cannot be spread over devices.
         mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))
         setting = set_up(config, mesh, home, rows=False)
-        origin = str(home) if exported else None
+        origin = str(home) if is_exported(home) else None
         trained = load_trained(config, home, setting, checkpoint, init_from=origin)
         return cls(setting, trained, _decoding(config))
 

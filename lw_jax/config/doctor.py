@@ -202,14 +202,16 @@ def _rows(seen: Examination) -> None:
                     if rows.malformed:
                         text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
                         seen.note("warning", key, text)
-            start = getattr(cfg, "init_from", None)
-            begun = ("checkpoints", "bridge.safetensors")
-            if start is not None and not any((Path(start) / part).exists() for part in begun):
-                text = (
-                    f"{start} has no checkpoints; give the directory of a finished run, "
-                    "or of an exported bridge"
-                )
-                seen.note("error", f"stages.{name}.{kind}.init_from", text)
+            begun = {"init_from": getattr(cfg, "init_from", None)}
+            begun |= {f"beside.{n}": d for n, d in getattr(cfg, "beside", {}).items()}
+            for of, start in begun.items():
+                parts = ("checkpoints", "bridge.safetensors")
+                if start is not None and not any((Path(start) / part).exists() for part in parts):
+                    text = (
+                        f"{start} has no checkpoints; give the directory of a finished run, "
+                        "or of an exported bridge"
+                    )
+                    seen.note("error", f"stages.{name}.{kind}.{of}", text)
 
 
 def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:

@@ -97,7 +97,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 def put(kind: Any, raw: dict[str, Any], key: str, text: str) -> None:
     """Set a dotted key of the plain values `raw` of a config dataclass to the value in `text`.
 
-    Optional parts on the way are created; stages and receivers are not.
+    Optional parts on the way are created, and names of plain values; stages and receivers are not.
 
     Raises:
         UserError: unknown key, or a stage or receiver that the file does not have.
@@ -112,7 +112,7 @@ def put(kind: Any, raw: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(here, dict):
             raise UserError(f"{name}: expected {tree.describe(at)}; got {here!r}")
     at = _child(kind, raw, key, at, here, last)
-    if tree.named(at) is not None:
+    if dataclasses.is_dataclass(tree.named(at)):
         raise UserError(f"--{key}: a flag sets a field of one of them: --{key}.NAME.KEY")
     here[last] = _value(at, text, f"--{key}")
 
@@ -120,7 +120,7 @@ def put(kind: Any, raw: dict[str, Any], key: str, text: str) -> None:
 def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: str) -> Any:
     """The type under `name` of the type `at`, whose plain values are `here`."""
     value = tree.named(at)
-    if value is not None and name not in here:
+    if dataclasses.is_dataclass(value) and name not in here:
         known = f"the config has {', '.join(here)}" if here else "the config has none"
         raise UserError(f"--{key}: no {name!r} there, and a flag cannot add one; {known}")
     child = value or tree.fields(at).get(name)

@@ -62,7 +62,8 @@ class Comparison:
     """Rows that every method is given.
 
     others: row by row an example of another context; collate: with lengths that hold them all;
-    terminated: whether to stop after the batch at hand; candidates: answers to choose from.
+    terminated: whether to stop after the batch at hand; candidates: answers to choose from; guest:
+    the name of a line that is another bridge's `latent` (`lw_jax.evaluate.beside`).
     """
 
     setting: Setting
@@ -73,6 +74,11 @@ class Comparison:
     console: Console
     terminated: Callable[[], bool]
     candidates: tuple[str, ...] = ()
+    guest: str | None = None
+
+    def method(self, name: str) -> Method:
+        """The method of that name; the guest's is `latent`."""
+        return method("latent" if name == self.guest else name)
 
     @property
     def size(self) -> int:
@@ -123,12 +129,12 @@ class Comparison:
         """Compile what methods need, each of the receiver of its scene, side by side."""
         placed = {
             other: put_batch(self.setting.mesh, next(self.batches(other))[1])
-            for other in {method(name).other_source for _, name in scenes}
+            for other in {self.method(name).other_source for _, name in scenes}
         }
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         calls = []
         for scene, name in scenes:
-            how, who = method(name), self.setting.receivers[scene.receiver]
+            how, who = self.method(name), self.setting.receivers[scene.receiver]
             options = options_of(self.config.decode, scene.party.arch, who)
             calls.append(Planned(how.message, scene, placed[how.other_source], rng, options))
         compile_all(calls, self.console)
@@ -142,7 +148,7 @@ class Comparison:
         Raises:
             SystemExit: code 0 after SIGTERM; what was finished before is kept.
         """
-        how, who = method(name), self.setting.receivers[scene.receiver]
+        how, who = self.method(name), self.setting.receivers[scene.receiver]
         options = options_of(self.config.decode, scene.party.arch, who)
         texts, root = self.texts(), jax.random.key(self.config.seed)
         said: list[Prediction] = []

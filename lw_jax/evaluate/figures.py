@@ -39,10 +39,17 @@ class Asked:
         return [e.context_id for e in self.examples]
 
 
-def figures(asked: Asked, said: Said, rescored: Sequence[str] | None = None) -> dict[str, Any]:
+def figures(
+    asked: Asked,
+    said: Said,
+    rescored: Sequence[str] | None = None,
+    beside: Sequence[str] = (),
+) -> dict[str, Any]:
     """`receivers`, `joint` and `verdict` of metrics.json.
 
-    rescored: row by row what several receivers chose together.
+    Args:
+        rescored: row by row what several receivers chose together.
+        beside: lines that are another bridge's.
     """
     receivers = {
         receiver: {
@@ -52,7 +59,7 @@ def figures(asked: Asked, said: Said, rescored: Sequence[str] | None = None) -> 
         for receiver, methods in said.items()
     }
     verdicts = {
-        receiver: _verdict(asked, methods, receivers[receiver]["latent"]["columns"])
+        receiver: _verdict(asked, methods, receivers[receiver]["latent"]["columns"], beside)
         for receiver, methods in said.items()
         if "latent" in methods
     }
@@ -124,7 +131,10 @@ def data(
 
 
 def _verdict(
-    asked: Asked, methods: Mapping[str, tuple[Sequence[Prediction], float]], columns: float
+    asked: Asked,
+    methods: Mapping[str, tuple[Sequence[Prediction], float]],
+    columns: float,
+    beside: Sequence[str],
 ) -> dict[str, Any]:
     """The verdict by what is written, and under `choice` that by what is chosen, where it is: there
     an answer's form, which a trained latent teaches and `no_message` cannot know, counts nothing.
@@ -136,7 +146,7 @@ def _verdict(
 
     def judged(metric: str) -> dict[str, Any]:
         rows = {name: values[metric][0] for name, values in every.items()}
-        return judge(rows, asked.groups, columns, asked.settings, metric).to_json()
+        return judge(rows, asked.groups, columns, asked.settings, metric, beside).to_json()
 
     chosen = all(CHOICE in values for values in every.values())
     return judged(METRIC) | ({CHOICE: judged(CHOICE)} if chosen else {})

@@ -130,6 +130,11 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
             f"Bridge: {bridge['total']:,} parameters, stage {bridge['stage']}, "
             f"step {bridge['step']}, {bridge['origin']}."
         )
+    found += [
+        f"{name}: {other['total']:,} parameters, stage {other['stage']}, step {other['step']}, "
+        f"{other['origin']}."
+        for name, other in metrics.get("beside", {}).items()
+    ]
     return found
 
 

@@ -11,14 +11,14 @@ import jax
 
 from lw_jax import bridge
 from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.parse import build
+from lw_jax.config.parse import build, from_dict
 from lw_jax.config.run import read_config
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.stages.setting import Setting
 from lw_jax.train.checkpoint import checksum, component_counts, load_params
-from lw_jax.train.export import is_exported, load_bridge
+from lw_jax.train.export import about_bridge, is_exported, load_bridge
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
 
@@ -138,10 +138,21 @@ def _of_another(directory: str) -> Path:
     return path if is_exported(path) else last_trained(path)
 
 
-def layout_at(config: Config, before: str) -> LayoutConfig:
-    """The layout that the last train stage before the one named trains with."""
+def config_at(directory: Path) -> Config:
+    """The config of a run, or the one that an exported bridge was trained with.
+
+    Raises:
+        UserError: neither is there.
+    """
+    exported = is_exported(directory)
+    return from_dict(about_bridge(directory)["config"]) if exported else read_config(directory)
+
+
+def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
+    """The layout that the last train stage before the one named trains with; None: of all."""
     names = list(config.stages)
-    trains = [config.stages[n].train for n in names[: names.index(before)]]
+    count = len(names) if before is None else names.index(before)
+    trains = [config.stages[n].train for n in names[:count]]
     last = next((t for t in reversed(trains) if t is not None), None)
     return config.layout if last is None or last.layout is None else last.layout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from lw_jax.config.evaluation import EvaluateConfig
 from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.run import Run
-from lw_jax.evaluate import compression, mean_latent, probe, relay, report, rescore, rows
+from lw_jax.evaluate import beside, compression, mean_latent, probe, relay, report, rescore, rows
 from lw_jax.evaluate.candidates import answering, candidates_of
 from lw_jax.evaluate.compare import Comparison, methods_of
 from lw_jax.evaluate.figures import Asked, Said, data, figures
@@ -28,7 +29,7 @@ from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.trained import Trained, layout_at, load_trained
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.receiver.layout import written
-from lw_jax.stages.setting import Setting, load_rows, sample, set_up
+from lw_jax.stages.setting import Group, Setting, load_rows, sample, set_up
 from lw_jax.train.diagnostics import fired
 from lw_jax.train.loop import termination
 
@@ -53,8 +54,10 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     drawn = rows.choose(source, cfg.rows, cfg.seed)
     speakers = setting.receivers.values()
     candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, speakers)
-    collate = setting.collate([(e,) for e in (*drawn, *answering(drawn, candidates))])
-    examples = rows.usable(drawn, collate)
+    groups: list[Group] = [(e,) for e in (*drawn, *answering(drawn, candidates))]
+    collate = setting.collate(groups)
+    guests = [beside.load(n, at, setting, groups, cfg.checkpoint) for n, at in cfg.beside.items()]
+    examples = beside.usable(guests, rows.usable(drawn, collate))
     wanted = [method(n) for n in methods_of(cfg)]
     trained = None
     if any(m.needs_bridge for m in wanted):
@@ -69,6 +72,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         asdict(cfg.relay),
         setting.fingerprints,
         None if trained is None else trained.digest,
+        {g.name: [g.trained.digest, asdict(g.setting.layout)] for g in guests},
     )
     warnings = _unlike_training(layout, trained)
     out = _directory(run, name)
@@ -85,7 +89,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         if any(m.relayed for m in wanted):
             written_by = partial.load_written() or _relay(run, compared, layout, partial)
             relayed = compared.relayed(written_by)
-        said, packed = _compare(compared, trained, mean, partial, relayed)
+        said, packed = _compare(compared, trained, mean, partial, relayed, guests)
         slots, rescored = {}, None
         if trained is not None and "latent" in methods_of(cfg):
             scenes = {r: _scene(compared, trained, r) for r in setting.receivers}
@@ -96,7 +100,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
     asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
-    measured = figures(asked, said, rescored)
+    measured = figures(asked, said, rescored, tuple(cfg.beside))
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:
             methods["latent"]["slots"] = slots[receiver]
@@ -114,6 +118,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         **({} if probed is None else {"probe": probed}),
         "compression": packed,
         "parameters": {} if trained is None else trained.to_json(),
+        **({"beside": {g.name: g.trained.to_json() for g in guests}} if guests else {}),
         "config": to_dict(run.config),
         "warnings": warnings,
         "stage": name,
@@ -218,21 +223,22 @@ def _compare(
     mean: Any,
     partial: Partial,
     relayed: Comparison | None,
+    guests: Sequence[beside.Guest],
 ) -> tuple[Said, dict[str, Any]]:
-    """All methods of all receivers, and what the message costs."""
+    """All methods of all receivers, those of other bridges last, and what the message costs."""
     said: dict[str, dict[str, Any]] = {}
     packed: dict[str, Any] = {}
     texts, bridged = compared.texts(), compared.setting.bridge
     scenes = {r: _scene(compared, trained, r, mean) for r in compared.setting.receivers}
+    own = methods_of(compared.config)
+    places = {n: relayed if relayed and method(n).relayed else compared for n in own}
+    places |= {g.name: g.comparison(compared) for g in guests}
+    others = {(r, g.name): g.scene(r) for r in scenes for g in guests}
 
-    def rows_of(name: str) -> Comparison:
-        return relayed if relayed is not None and method(name).relayed else compared
-
-    kept = {(r, n): partial.load(r, n) for r in scenes for n in methods_of(compared.config)}
-    todo = [(scenes[r], n) for (r, n), found in kept.items() if found is None]
-    for one in (compared, relayed):
-        if one is not None:
-            one.compile([(scene, name) for scene, name in todo if rows_of(name) is one])
+    kept = {(r, n): partial.load(r, n) for r in scenes for n in places}
+    todo = [(others.get((r, n), scenes[r]), n) for (r, n), found in kept.items() if found is None]
+    for one in {id(place): place for place in places.values()}.values():
+        one.compile([(scene, name) for scene, name in todo if places[name] is one])
     for receiver, scene in scenes.items():
         slots = [0] * len(texts)
         if trained is not None:
@@ -249,10 +255,13 @@ def _compare(
                 texts, compared.tokens(receiver), columns, scene.party.arch
             )
         said[receiver] = {}
-        for name in methods_of(compared.config):
+        for name, place in places.items():
             found, when = kept[receiver, name], ", before it was stopped"
             if found is None:
-                found = rows_of(name).run(scene, name, compared.latent_bytes(slots, name))
+                its, count = others.get((receiver, name), scene), slots
+                if place.guest is not None:
+                    count, _ = place.sizes(its)
+                found = place.run(its, name, place.latent_bytes(count, name))
                 when = ""
                 partial.save(receiver, name, *found)
             said[receiver][name] = found

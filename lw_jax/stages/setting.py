@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,21 +123,8 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     """
     assert config.bridge is not None
     bridge.check_readers(config.bridge)
-    arch = None
-    if config.sender is not None:
-        arch = open_checkpoint(config.sender.path, 0, False).arch
-    width, taps, vocab = bridge.source_dims(config.bridge, arch)
-    deep = bridge.sender_dims(config.bridge, arch)
-    sender = sender_party = None
-    fingerprints: dict[str, str] = {}
-    if config.sender is not None and arch is not None:
-        source, options = bridge.part("sources", config.bridge.source)
-        layers = source.depth(options, arch)
-        lm = _load(config.sender, mesh, layers=layers, head=False)
-        sender = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        head = source_head_ids(config.layout, sender)
-        sender_party = _party(config.layout, config.sender, lm, head)
-        fingerprints["sender"] = f"{lm.fingerprint}@{layers}"
+    source = _source(config, config.layout, mesh)
+    fingerprints = dict(source.fingerprints)
     speakers: dict[str, Speaker] = {}
     parties: dict[str, Party] = {}
     for name, model in config.receivers.items():
@@ -146,7 +133,6 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
         head = head_ids(config.layout, speakers[name])
         parties[name] = _party(config.layout, model, lm, head)
         fingerprints[name] = lm.fingerprint
-    sender = bridge.source_speaker(config.bridge, sender)
     prints = {name: fingerprints[name] for name in parties}
     loud = None if run_dir is None else measured.kept(run_dir, prints)
     if rows or loud is None:
@@ -160,13 +146,93 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     return Setting(
         layout=config.layout,
         bridge=config.bridge,
-        parties=Parties(sender_party, parties),
-        sender=sender,
+        parties=Parties(source.party, parties),
+        sender=source.speaker,
         receivers=speakers,
         fingerprints=fingerprints,
-        dims=Dims(width, taps, config.bridge.latent_dim, loud, vocab, deep),
+        dims=source.dims(config.bridge.latent_dim, loud),
         mesh=mesh,
     )
+
+
+def set_up_beside(setting: Setting, config: Config, layout: LayoutConfig, run_dir: Path) -> Setting:
+    """The setting of another run, or exported bridge, between the same receivers: their weights are
+    those of `setting`, the source and all sizes its own.
+
+    Args:
+        config, layout, run_dir: of the other run.
+
+    Raises:
+        UserError: it trains no bridge, its receivers are others, or its sender is not right.
+    """
+    if config.bridge is None:
+        raise UserError(f"{run_dir}: that run has no bridge")
+    prints = {name: setting.fingerprints[name] for name in setting.receivers}
+    loud = measured.kept(run_dir, prints)
+    if loud is None:
+        raise UserError(
+            f"{run_dir}: its receivers are not {', '.join(prints)} with the same weights, "
+            "so it cannot read the same rows"
+        )
+    source = _source(config, layout, setting.mesh)
+    receivers = {
+        name: replace(
+            party,
+            head=tuple(head_ids(layout, setting.receivers[name])),
+            beside_text=layout.beside_text,
+        )
+        for name, party in setting.parties.receivers.items()
+    }
+    return replace(
+        setting,
+        layout=layout,
+        bridge=config.bridge,
+        parties=Parties(source.party, receivers),
+        sender=source.speaker,
+        fingerprints=source.fingerprints | prints,
+        dims=source.dims(config.bridge.latent_dim, loud),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The frozen side of a bridge's source.
+
+    speaker: in whose tokens it is read; party, fingerprints: of the sender, if there is one; width,
+    taps, vocab, sender: as `Dims` has them.
+    """
+
+    speaker: Speaker | None
+    party: Party | None
+    fingerprints: dict[str, str]
+    width: int
+    taps: int
+    vocab: int
+    sender: ReceiverDims | None
+
+    def dims(self, latent_dim: int, receivers: dict[str, ReceiverDims]) -> Dims:
+        """The bridge's sizes."""
+        return Dims(self.width, self.taps, latent_dim, receivers, self.vocab, self.sender)
+
+
+def _source(config: Config, layout: LayoutConfig, mesh: Mesh) -> _Source:
+    """Load what a run's source needs."""
+    assert config.bridge is not None
+    arch = None
+    if config.sender is not None:
+        arch = open_checkpoint(config.sender.path, 0, False).arch
+    sizes_of_source = bridge.source_dims(config.bridge, arch)
+    deep = bridge.sender_dims(config.bridge, arch)
+    who, party, fingerprints = None, None, dict[str, str]()
+    if config.sender is not None and arch is not None:
+        source, options = bridge.part("sources", config.bridge.source)
+        layers = source.depth(options, arch)
+        lm = _load(config.sender, mesh, layers=layers, head=False)
+        who = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+        party = _party(layout, config.sender, lm, source_head_ids(layout, who))
+        fingerprints["sender"] = f"{lm.fingerprint}@{layers}"
+    read_by = bridge.source_speaker(config.bridge, who)
+    return _Source(read_by, party, fingerprints, *sizes_of_source, deep)
 
 
 def _loudness(

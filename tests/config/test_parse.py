@@ -76,9 +76,17 @@ def test_files_are_put_over_a_file_in_order_and_flags_over_them(
     assert config.bridge.compressor.perceiver.width == below.bridge.compressor.perceiver.width
 
 
+@pytest.mark.parametrize("flag", ["beside.rival=runs/x", "beside={rival: runs/x}"])
+def test_a_flag_adds_a_name_of_a_plain_value(write: Write, flag: str) -> None:
+    report = read(write, f"stages.report.evaluate.{flag}").stages["report"].evaluate
+    assert report is not None
+    assert report.beside == {"rival": "runs/x"}
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
+        ("stages.report.evaluate.beside.text=x", "beside.text: a line's name has letters"),
         ("stages.new.train.steps=3", "no 'new' there, and a flag cannot add one; the config has"),
         (
             "receivers.new.path=x",
