@@ -91,8 +91,34 @@ class LatentKeep:
 
     def __call__(self, step: Array | int) -> Array:
         """The probability at a step, float32 scalar."""
-        done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.ramp) if self.ramp else 1.0
-        return jnp.float32(self.start) + (self.end - self.start) * done
+        return _risen(self.start, self.end, self.ramp, step)
+
+
+@dataclass(frozen=True)
+class ScheduledSampling:
+    """Scheduled sampling: training's answers are read after some of the receiver's own tokens.
+
+    With a probability that rises, a gold answer token is given to the receiver as the one that it
+    finds most probable in that place (Bengio et al. 2015, in two passes as Mihaylova and Martins
+    2019); labels stay gold, and so does what a teacher reads.
+
+    Args:
+        start: probability at the first step.
+        end: probability after the ramp, to the end of the stage.
+        ramp: steps of the linear rise; 0: `end` at once.
+    """
+
+    start: float = 0.0
+    end: float = 0.25
+    ramp: int = 0
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "start", "end")
+        at_least(self, 0, "ramp")
+
+    def __call__(self, step: Array | int) -> Array:
+        """The probability at a step, float32 scalar."""
+        return _risen(self.start, self.end, self.ramp, step)
 
 
 @dataclass(frozen=True)
@@ -120,3 +146,9 @@ class TextBatches:
             return "text" if step % 2 == 0 else "latent"
         drawn = np.random.default_rng([seed, zlib.crc32(stage.encode()), step]).random()
         return "text" if drawn < self.tail else "latent"
+
+
+def _risen(start: float, end: float, ramp: int, step: Array | int) -> Array:
+    """From `start` to `end` in `ramp` steps, float32 scalar."""
+    done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / ramp) if ramp else 1.0
+    return jnp.float32(start) + (end - start) * done

@@ -15,7 +15,7 @@ from lw_jax.config.parts import BridgeConfig, DataConfig, ObjectivesConfig
 from lw_jax.config.pretraining import ArchConfig, PretrainConfig, TokenizerConfig
 from lw_jax.errors import UserError
 from lw_jax.registry import chosen
-from lw_jax.schedule import LatentKeep, TextBatches
+from lw_jax.schedule import LatentKeep, ScheduledSampling, TextBatches
 
 __all__ = [
     "CONTROLS",
@@ -115,6 +115,7 @@ class TrainConfig:
         init_only: its components to start from, by name as `parameters` in metrics.json has them
             (`compressor`, ...); the others start fresh. Empty: all.
         latent_keep: latent dropout; null for none.
+        scheduled_sampling: answers read after some of the receiver's own tokens; null for none.
         text_batches: steps for text among those for the wire; null for none.
         ema: decay of the averaged parameters that are evaluated, less over the first steps, so that
             the start is forgotten; null for none.
@@ -138,6 +139,7 @@ class TrainConfig:
     init_from: str | None = None
     init_only: tuple[str, ...] = ()
     latent_keep: LatentKeep | None = None
+    scheduled_sampling: ScheduledSampling | None = None
     text_batches: TextBatches | None = None
     ema: float | None = None
     log_every: int = 20

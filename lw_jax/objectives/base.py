@@ -21,6 +21,7 @@ from flax import struct
 
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.notes import Notes
 from lw_jax.party import Parties
 from lw_jax.receiver.pack import Segment
@@ -39,8 +40,8 @@ COSINE = "reconstruction_cosine"
 """Watched by the objectives that reconstruct the source; schedules may be gated on it."""
 
 
-_DROPOUT = 63
-"""Key of latent dropout (see `Context.apply`)."""
+_DROPOUT, _SAMPLING = 63, 62
+"""Keys of latent dropout and of scheduled sampling (see `Context.apply`)."""
 
 
 @struct.dataclass
@@ -73,7 +74,8 @@ class Context:
     bridge: `lw_jax.bridge.apply` of this bridge's config and parameters; taps: the frozen part of
     the source; rng: the objectives'; heads: parameters of objectives that have some; watched:
     terms that are logged and not part of the loss, by name; keep: probability of every slot not to
-    be zeroed (latent dropout), None: all stay.
+    be zeroed (latent dropout), None: all stay; sampled: probability of every gold answer token to
+    give way to the receiver's own (scheduled sampling), None: all stay.
     """
 
     bridge: Callable[..., tuple[Any, Notes]]
@@ -87,6 +89,7 @@ class Context:
     watched: dict[str, Term] = field(default_factory=dict)
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
     keep: Array | None = None
+    sampled: Array | None = None
 
     @cached_property
     def encoded(self) -> tuple[Latent, Notes]:
@@ -178,13 +181,28 @@ class Context:
             given = self.deliveries[receiver] if asked.message == "latent" else None
             if asked.adapted and asked.message != "latent":
                 given = Delivery(edits=Edits(lora=self.lora(receiver)))
+            batch, gold = self.batch, self.batch[f"{receiver}/answer/ids"]
+            if self.sampled is not None and asked.message == "latent" and asked.gradient:
+                batch = batch | {f"{receiver}/answer/ids": self._own_tokens(receiver)}
             reading = answer_reading(
-                self.parties, self.batch, receiver, asked.message, given, self.questions
+                self.parties, batch, receiver, asked.message, given, self.questions
             )
+            reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
             if not asked.gradient:
                 reading = jax.lax.stop_gradient(reading)
             self.readings[key] = reading
         return self.readings[key]
+
+    def _own_tokens(self, receiver: str) -> Array:
+        """[N, A] answer tokens, some of them the receiver's most probable ones."""
+        party = self.parties.receivers[receiver]
+        read = self.reading(receiver, Pass("latent", gradient=False))
+        own = chunked_cross_entropy(party.arch, party.params, read.hidden, read.labels).argmax
+        which = jax.random.fold_in(self.rng, _SAMPLING)
+        rng = jax.random.fold_in(which, list(self.dims.receivers).index(receiver))
+        assert self.sampled is not None
+        swapped = jax.random.bernoulli(rng, self.sampled, own.shape)
+        return jnp.where(swapped & read.mask, own, read.labels)
 
 
 def segments(

@@ -66,6 +66,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         moves,
         partial(learning_rate, cfg.optimiser, cfg.steps),
         cfg.latent_keep,
+        cfg.scheduled_sampling,
     )
     parts = phases(cfg)
 

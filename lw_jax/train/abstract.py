@@ -85,7 +85,15 @@ def abstract_step(
     optimiser = make_optimiser(train.optimiser, params, train.steps)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
     maker = StepMaker(
-        config.bridge, dims, optimiser, train.steps, mesh, train.accumulate, train.ema
+        config.bridge,
+        dims,
+        optimiser,
+        train.steps,
+        mesh,
+        train.accumulate,
+        train.ema,
+        keep=train.latent_keep,
+        sampled=train.scheduled_sampling,
     )
     return AbstractStep(
         maker.make(plan_at(objectives, 0)),

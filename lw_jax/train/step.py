@@ -119,7 +119,8 @@ class StepMaker:
     steps: of the stage (schedules run over them); mesh: the state is replicated on it; accumulate:
     microbatches; ema: decay or None; moves: whether the bottleneck may move its own parameters;
     rate: the learning rate of a step, for the log; keep: the probability of a slot to be kept at a
-    step (latent dropout).
+    step (latent dropout); sampled: that of a gold answer token to give way to the receiver's own
+    (scheduled sampling).
     """
 
     config: BridgeConfig
@@ -132,6 +133,7 @@ class StepMaker:
     moves: bool = True
     rate: Callable[[Array], Array] | None = None
     keep: Callable[[Array], Array] | None = None
+    sampled: Callable[[Array], Array] | None = None
 
     def make(self, plan: Plan) -> jax.stages.Wrapped:
         """`step(state, parties, batch) -> (state, metrics)`; the state is donated."""
@@ -145,6 +147,7 @@ class StepMaker:
     ) -> tuple[TrainState, dict[str, Array]]:
         rng = state.step_rng()
         keep = None if self.keep is None else self.keep(state.step)
+        sampled = None if self.sampled is None else self.sampled(state.step)
         weights = {
             name: config.weight * config.schedule(state.step, self.steps)
             for name, config in plan.objectives
@@ -152,7 +155,7 @@ class StepMaker:
 
         def terms_of(params: PyTree, part: Batch, key: Array) -> Seen:
             context = context_of(self.config, self.dims, params, parties, part, key, True)
-            context.keep = keep
+            context.keep, context.sampled = keep, sampled
             terms = all_terms(plan, context)
             watched = context.watched | _loudness(context, self.dims)
             # Only what is asked for leaves the trace: notes of all microbatches take memory.
@@ -203,6 +206,8 @@ class StepMaker:
             metrics["learning_rate"] = self.rate(state.step)
         if keep is not None:
             metrics["latent_keep"] = keep
+        if sampled is not None:
+            metrics["scheduled_sampling"] = sampled
         for name, tree in grads["bridge"].items():
             metrics[f"grad_norm/{name}"] = optax.tree.norm(tree)
         metrics |= shares(terms, weights, loss, len(self.dims.receivers))

@@ -27,11 +27,13 @@ from lw_jax.config.schema import MeshConfig
 from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, kd
+from lw_jax.objectives.base import Pass
 from lw_jax.party import Parties
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
 from lw_jax.receiver.collate import Collate, measure
-from lw_jax.schedule import LatentKeep, Schedule
+from lw_jax.schedule import LatentKeep, Schedule, ScheduledSampling
 from lw_jax.sources import hidden_states
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import new_state
@@ -194,3 +196,34 @@ def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     assert not (jax.device_get(given(jnp.float32(1.0), jax.random.key(3)))[0] == 0).all(-1).any()
     ramp = LatentKeep(0.5, 0.85, ramp=10)
     assert [float(ramp(s)) for s in (0, 5, 10, 99)] == pytest.approx([0.5, 0.675, 0.85, 0.85])
+
+
+def test_scheduled_sampling_feeds_the_receivers_own_tokens_and_keeps_the_labels() -> None:
+    cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
+    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
+    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    frozen = parties()  # made outside any trace
+    receiver = frozen.receivers["r"]
+
+    @jax.jit
+    def read(rows: Any, sampled: Any) -> Any:
+        context = context_of(cfg, DIMS, params, frozen, rows, jax.random.key(3), True)
+        context.sampled = sampled
+        found, teacher = context.reading("r", Pass("latent")), context.reading("r", Pass("text"))
+        scored = chunked_cross_entropy(receiver.arch, receiver.params, found.hidden, found.labels)
+        mask = found.mask[..., None]
+        return found.hidden * mask, found.labels, scored.argmax, teacher.hidden * mask
+
+    gold, labels, own, teacher = jax.device_get(read(batch(), None))
+    real = np.arange(labels.shape[1])[None] < batch()["r/answer/lengths"][:, None]
+    given = batch() | {"r/answer/ids": np.where(real, own, labels)}
+    want, *_ = jax.device_get(read(given, None))
+    assert np.abs(want - gold).max() > 0.1
+    for probability, hidden in ((0.0, gold), (1.0, want)):
+        found, kept, _, taught = jax.device_get(read(batch(), jnp.float32(probability)))
+        np.testing.assert_allclose(found, hidden, atol=1e-5)
+        np.testing.assert_array_equal(kept, labels)
+        np.testing.assert_allclose(taught, teacher, atol=1e-5)
+    half, *_ = jax.device_get(read(batch(), jnp.float32(0.5)))
+    assert (half != gold).any() and (half != want).any()
+    assert float(ScheduledSampling(0, 0.25, ramp=10)(5)) == pytest.approx(0.125)
