@@ -21,10 +21,19 @@ from lw_jax.data.example import Example, Rows
 from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.errors import UserError
 from lw_jax.models.checkpoint import open_checkpoint
-from lw_jax.models.lm import FrozenLM, load_lm
-from lw_jax.party import Parties, Party
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.lm import FrozenLM, load_encoder, load_lm
+from lw_jax.party import EncoderParty, Parties, Party
+from lw_jax.party import Sender as SenderParty
 from lw_jax.receiver.collate import Collate, Lengths, measure
-from lw_jax.receiver.layout import Speaker, check_labels, head_ids, source_head_ids, speaker
+from lw_jax.receiver.layout import (
+    Speaker,
+    check_labels,
+    encoder_speaker,
+    head_ids,
+    source_head_ids,
+    speaker,
+)
 from lw_jax.receiver.loudness import measure_loudness
 from lw_jax.registry import chosen
 from lw_jax.stages import measured
@@ -101,13 +110,38 @@ def identity(config: Config, name: str, setting: Setting) -> dict[str, Any]:
     return {"config": plain, "fingerprints": setting.fingerprints}
 
 
-def _load(config: ModelConfig, mesh: Mesh, **limits: Any) -> FrozenLM:
+def _storage(config: ModelConfig) -> dict[str, Any]:
     quant = None if config.quant == "none" else config.quant
-    return load_lm(config.path, mesh, dtype=jnp.dtype(config.dtype), quant=quant, **limits)
+    return {"dtype": jnp.dtype(config.dtype), "quant": quant}
 
 
 def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, head: list[int]) -> Party:
     return Party(lm.params, lm.arch, tuple(head), config.attention, layout.beside_text)
+
+
+@dataclass(frozen=True)
+class _Sender:
+    """A sender loaded as far as its source reads it, how it reads a text, and its fingerprint."""
+
+    party: SenderParty
+    speaker: Speaker
+    fingerprint: str
+
+
+def _sender(config: Config, model: ModelConfig, arch: AnyArch, mesh: Mesh) -> _Sender:
+    assert config.bridge is not None
+    source, options = bridge.part("sources", config.bridge.source)
+    layers, storage = source.depth(options, arch), _storage(model)
+    if isinstance(arch, EncoderArch):
+        encoder = load_encoder(model.path, mesh, layers=layers, **storage)
+        who = encoder_speaker("sender", encoder.tokenizer, encoder.arch)
+        source_head_ids(config.layout, who)  # raises where it cannot read what the layout asks for
+        party = EncoderParty(encoder.params, encoder.arch, model.attention)
+        return _Sender(party, who, f"{encoder.fingerprint}@{layers}")
+    lm = load_lm(model.path, mesh, layers=layers, head=False, **storage)
+    who = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+    head = source_head_ids(config.layout, who)
+    return _Sender(_party(config.layout, model, lm, head), who, f"{lm.fingerprint}@{layers}")
 
 
 def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True) -> Setting:
@@ -128,25 +162,20 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
         arch = open_checkpoint(config.sender.path, 0, False).arch
     width, taps, vocab = bridge.source_dims(config.bridge, arch)
     deep = bridge.sender_dims(config.bridge, arch)
-    sender = sender_party = None
+    sent = None
     fingerprints: dict[str, str] = {}
     if config.sender is not None and arch is not None:
-        source, options = bridge.part("sources", config.bridge.source)
-        layers = source.depth(options, arch)
-        lm = _load(config.sender, mesh, layers=layers, head=False)
-        sender = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        head = source_head_ids(config.layout, sender)
-        sender_party = _party(config.layout, config.sender, lm, head)
-        fingerprints["sender"] = f"{lm.fingerprint}@{layers}"
+        sent = _sender(config, config.sender, arch, mesh)
+        fingerprints["sender"] = sent.fingerprint
     speakers: dict[str, Speaker] = {}
     parties: dict[str, Party] = {}
     for name, model in config.receivers.items():
-        lm = _load(model, mesh)
+        lm = load_lm(model.path, mesh, **_storage(model))
         speakers[name] = speaker(name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
         head = head_ids(config.layout, speakers[name])
         parties[name] = _party(config.layout, model, lm, head)
         fingerprints[name] = lm.fingerprint
-    sender = bridge.source_speaker(config.bridge, sender)
+    sender = bridge.source_speaker(config.bridge, None if sent is None else sent.speaker)
     prints = {name: fingerprints[name] for name in parties}
     loud = None if run_dir is None else measured.kept(run_dir, prints)
     if rows or loud is None:
@@ -160,7 +189,7 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     return Setting(
         layout=config.layout,
         bridge=config.bridge,
-        parties=Parties(sender_party, parties),
+        parties=Parties(None if sent is None else sent.party, parties),
         sender=sender,
         receivers=speakers,
         fingerprints=fingerprints,
