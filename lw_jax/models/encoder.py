@@ -73,7 +73,7 @@ def run(
     if any(not 0 <= tap <= stop for tap in taps):
         raise UserError(f"taps {list(taps)} are not all between layers 0 and {stop}")
     h = embeddings(arch, params, ids)
-    # A row that is left out of the batch has no token, and sees its own padding.
+    # A row that was left out has no token, and sees one of its padding.
     seen = jnp.arange(ids.shape[1])[None] < jnp.maximum(1, lengths)[:, None]
     square = (ids.shape[0], 1, ids.shape[1], ids.shape[1])
     mask = attend.Mask(jnp.broadcast_to(seen[:, None, None], square))

@@ -25,8 +25,9 @@ _READ = frozenset(
 )
 _NO_EFFECT = frozenset(
     """hidden_dropout_prob attention_probs_dropout_prob classifier_dropout gradient_checkpointing
-    tie_word_embeddings bos_token_id eos_token_id cls_token_id sep_token_id pooler_fc_size
-    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type""".split()
+    tie_word_embeddings tokenizer_class bos_token_id eos_token_id cls_token_id sep_token_id
+    pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head
+    pooler_type""".split()
 )
 _MUST_BE: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),

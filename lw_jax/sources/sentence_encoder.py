@@ -35,14 +35,15 @@ class Config:
 
     Every feature has unit RMS, unless a normaliser is given: a sentence vector is the normalised
     one of sentence-transformers times the square root of its width. A text with more tokens than
-    the encoder has positions for is left out and counted. `layout.source_primer` is read before
-    the text: "" for none, or the instruction that the encoder was trained with.
+    the encoder has positions for, or than `layout.max_tokens`, is left out and counted, never cut.
+    `layout.source_primer` is read before the text: "" for none, or the instruction that the
+    encoder was trained with.
 
     Args:
         layer: layers run (0: the embeddings); null: all.
         pool: `none` gives the text's tokens; `mean` one vector, the mean over all tokens, [CLS] and
             [SEP] among them, as sentence-transformers pools MiniLM; `cls` the state of [CLS], as it
-            pools bge.
+            pools bge. Of one vector no reader learns how long the text was.
         normaliser: by statistics that a `calibrate` stage measures; null: each vector by its RMS.
     """
 

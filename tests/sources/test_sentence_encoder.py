@@ -281,6 +281,7 @@ def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
     flags = {
         "bridge.source.sentence_encoder.pool": "mean",
         "bridge.compressor": "{pool_expand: {slots: 4, pools: 1, width: 8, heads: 2, depth: 1}}",
+        "bridge.source.sentence_encoder.layer": "1",
         "sender.quant": "int8",
     }
     config = read(path, list(flags.items()))
