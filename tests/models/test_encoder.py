@@ -267,6 +267,7 @@ def test_layers_that_are_not_loaded(arch, params):
         encoder.run(arch, params, ids, LENGTHS, stop=2, taps=(3,))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_equals_live_transformers(arch, tmp_path):
     """Other tokens than the golden ones, and the names of an encoder with a head on top."""

@@ -30,9 +30,8 @@ from lw_jax.receiver.collate import Collate, Lengths, measure
 from lw_jax.receiver.layout import Speaker, encoder_speaker
 from lw_jax.sources import sentence_encoder as source
 from lw_jax.sources.sentence_encoder import Config
-from lw_jax.stages.setting import set_up
 from lw_jax.train import export
-from lw_jax.train.abstract import abstract_step
+from lw_jax.train.abstract import abstract_parties
 from lw_jax.types import Features, Taps
 from tests.tiny_encoder import write_encoder
 from tests.tiny_models import write_model
@@ -257,27 +256,24 @@ def run(path: Path, home: Path) -> Path:
     return run_dir
 
 
-def test_a_run_trains_evaluates_and_is_used_from_python(
-    run: Path, path: Path, tmp_path: Path
-) -> None:
+def test_a_run_trains_evaluates_and_is_used_from_python(run: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["receivers"]["reader"]["latent"]["n"] == 6
     wire = Bridge.load(run)
-    sent = wire.encode(TEXTS[0])
-    assert sent != wire.encode(TEXTS[2])
+    sent = wire.encode(GOATS)
+    assert sent != wire.encode("Ben keeps 4 cats in the yard.")
     assert isinstance(wire.answer(sent, "How many goats does Ada keep?"), str)
     with pytest.raises(UserError, match="the text is longer than the encoder's 60 positions"):
         wire.encode(" ".join(TEXTS * 4))
     assert export.main([str(run), str(tmp_path / "out")]) == 0
-    again = Bridge.load(tmp_path / "out").encode(TEXTS[0])
-    assert len(again) == len(sent)
-    before, after = set_up(read(path), wire.setting.mesh, rows=False), wire.setting
-    assert before.fingerprints == after.fingerprints
-    assert before.fingerprints["sender"].endswith("@2")
+    again = Bridge.load(tmp_path / "out")
+    assert again.setting.fingerprints == wire.setting.fingerprints
+    assert again.setting.fingerprints["sender"].endswith("@2")
+    assert len(again.encode(GOATS)) == len(sent)
 
 
 def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
-    """The doctor finds it sound, and its step takes the encoder as an argument."""
+    """The doctor finds it sound, and counts the very weights that are loaded."""
     flags = {
         "bridge.source.sentence_encoder.pool": "mean",
         "bridge.compressor": "{pool_expand: {slots: 4, pools: 1, width: 8, heads: 2, depth: 1}}",
@@ -291,19 +287,15 @@ def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
     assert said["bridge.source"] == "1 taps of width 16"
     assert "vocabulary 200, encoder of at most 60 tokens" in said["sender.path"]
     assert "frozen weights" in said["stages.fit.train"]
-    setting = set_up(config, make_mesh(config.mesh))
-    train = config.stages["fit"].train
-    assert train is not None
-    lengths = {"source": 64, "reader/context": 32, "reader/ask": 16, "reader/answer": 8}
-    sender, receivers = setting.parties.sender, setting.parties.receivers
-    assert isinstance(sender, EncoderParty)
-    archs = {name: party.arch for name, party in receivers.items()}
-    step = abstract_step(config, train, sender.arch, archs, lengths, setting.mesh)
-    kinds = [
-        [(x.shape, x.dtype) for x in jax.tree.leaves(p)] for p in (step.parties.sender, sender)
-    ]
-    assert kinds[0] == kinds[1]
-    assert "source" not in step.state.params["bridge"]
+    assert config.sender is not None
+    mesh = make_mesh(config.mesh)
+    real = load_encoder(config.sender.path, mesh, dtype=jnp.float32, quant="int8", layers=1)
+    planned = abstract_parties(config, real.arch, {}, mesh, config.layout).sender
+    assert isinstance(planned, EncoderParty)
+    sizes = (
+        jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (planned.params, real.params)
+    )
+    assert next(sizes) == next(sizes)
 
 
 @pytest.mark.parametrize(
