@@ -21,6 +21,7 @@ from lw_jax import wire
 from lw_jax.codecs import CODES
 from lw_jax.codecs import codec as check
 from lw_jax.config.evaluation import DecodeConfig
+from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.schema import Config, MeshConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
@@ -101,9 +102,7 @@ class Bridge:
         lengths = measure(layout, sender, {}, [row], layout.max_tokens)
         batch = Collate(layout, sender, {}, lengths)([row])
         if not batch["valid"].all():
-            own = None if sender is None else sender.limit
-            most = f"layout.max_tokens {layout.max_tokens}" if own is None else f"max_bytes {own}"
-            raise UserError(f"encode: the text is longer than {most}")
+            raise UserError(f"encode: the text is longer than {_longest(layout, sender)}")
         name, levels = codec or wire.codec_of(self.setting.bridge), self._levels
         check(name, levels)
         scene = self._scene(next(iter(self.setting.receivers)))
@@ -180,6 +179,16 @@ def _filled(latent: Latent) -> Latent:
         span=None if latent.span is None else jnp.asarray(latent.span),
         owner=(*owner, *(SHARED,) * more),
     )
+
+
+def _longest(layout: LayoutConfig, sender: Speaker | None) -> str:
+    """Which limit a text that does not fit is beyond."""
+    if sender is not None and sender.limit is not None:
+        return f"max_bytes {sender.limit}"
+    room = None if sender is None else sender.positions
+    if room is not None and room <= (layout.max_tokens or room):
+        return f"the encoder's {room} positions"
+    return f"layout.max_tokens {layout.max_tokens}"
 
 
 def _multiple(count: int) -> int:

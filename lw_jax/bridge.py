@@ -16,9 +16,9 @@ import numpy as np
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.dims import Dims, ReceiverDims, sizes
 from lw_jax.errors import UserError
-from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.notes import Notes
-from lw_jax.party import Party
+from lw_jax.party import Sender
 from lw_jax.receiver.layout import Speaker
 from lw_jax.registry import chosen
 from lw_jax.transformer import Stack
@@ -194,7 +194,7 @@ def at_ratio(config: BridgeConfig, ratio: float) -> BridgeConfig:
 
 def extract(
     config: BridgeConfig,
-    sender: Party | None,
+    sender: Sender | None,
     batch: Mapping[str, Array],
     params: PyTree | None,
 ) -> Taps:
@@ -213,13 +213,13 @@ def source_speaker(config: BridgeConfig, sender: Speaker | None) -> Speaker | No
     return source.speaker(options) if hasattr(source, "speaker") else sender
 
 
-def sender_dims(config: BridgeConfig, sender: Arch | None) -> ReceiverDims | None:
+def sender_dims(config: BridgeConfig, sender: AnyArch | None) -> ReceiverDims | None:
     """Sizes of the layers of the sender that are run; None without a sender."""
     source, options = part("sources", config.source)
     return None if sender is None else sizes(sender, source.depth(options, sender))
 
 
-def source_dims(config: BridgeConfig, sender: Arch | None) -> tuple[int, int, int]:
+def source_dims(config: BridgeConfig, sender: AnyArch | None) -> tuple[int, int, int]:
     """Width of a source tap, how many there are, and entries of the source's vocabulary."""
     source, options = part("sources", config.source)
     return source.dims(options, sender)

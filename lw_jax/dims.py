@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ReceiverDims:
         return self.value_rms[layer] if self.value_rms else 1.0
 
 
-def sizes(arch: Arch, layers: int | None = None) -> ReceiverDims:
+def sizes(arch: AnyArch, layers: int | None = None) -> ReceiverDims:
     """Sizes of a frozen model, or of its first layers; nothing is measured."""
     count = arch.layers if layers is None else layers
     return ReceiverDims(arch.width, count, arch.kv_heads, arch.head_dim, heads=arch.heads)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from flax import struct
 
 from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import EncoderArch
 
 
 @struct.dataclass
@@ -25,8 +26,24 @@ class Party:
 
 
 @struct.dataclass
+class EncoderParty:
+    """A frozen sentence encoder as the jitted step sees it; fields as in `Party`.
+
+    Its weights lie on the mesh as a decoder's: heads, MLP columns and vocabulary over `model` where
+    that divides them, copied to every device where it does not.
+    """
+
+    params: Any
+    arch: EncoderArch = struct.field(pytree_node=False)
+    attention: str = struct.field(pytree_node=False, default="xla")
+
+
+Sender: TypeAlias = Party | EncoderParty
+
+
+@struct.dataclass
 class Parties:
     """The frozen side of a run: a sender (None for sources that need none) and the receivers."""
 
-    sender: Party | None
+    sender: Sender | None
     receivers: dict[str, Party]

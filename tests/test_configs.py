@@ -13,8 +13,8 @@ import pytest
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config, MeshConfig
 from lw_jax.mesh import make_mesh
-from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import read_arch
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch, arch_from_hf
 from lw_jax.registry import chosen
 from lw_jax.train.abstract import AbstractStep, abstract_step, size_in_bytes
 
@@ -31,13 +31,13 @@ NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]
 GIB = 2**30
 
 
-def arch_of(path: str) -> Arch:
+def arch_of(path: str) -> AnyArch:
     """The arch of a model that ships, or of a hub model whose facts are in the tree."""
     if (ROOT / path).is_dir():
         return read_arch(ROOT / path)
     facts = SHAPES / f"{Path(path).name.lower()}.json"
     assert facts.is_file(), f"{path} neither ships nor has its facts in {facts}"
-    return Arch.from_hf(json.loads(facts.read_text()))
+    return arch_from_hf(json.loads(facts.read_text()))
 
 
 def steps(config: Config, mesh: MeshConfig) -> list[AbstractStep]:
@@ -80,6 +80,9 @@ def test_the_facts_of_the_real_models() -> None:
     assert llama.rope.scaling is not None
     assert (qwen.qkv_bias, qwen.heads, qwen.kv_heads, qwen.window) == (True, 28, 4, None)
     assert (mistral.vocab_size, mistral.rope.theta, mistral.window) == (32768, 1e6, None)
+    minilm = archs["all-minilm-l6-v2"]
+    assert isinstance(minilm, EncoderArch)
+    assert (minilm.layers, minilm.width, minilm.head_dim, minilm.max_positions) == (6, 384, 32, 512)
 
 
 @pytest.fixture(scope="module")

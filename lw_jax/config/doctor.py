@@ -27,9 +27,10 @@ from lw_jax.evaluate.trained import layout_at
 from lw_jax.mesh import make_mesh, mesh_shape
 from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import open_checkpoint, read_arch, small_files
-from lw_jax.models.tokenizer import load_tokenizer, with_tokenizer_ids
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.tokenizer import load_tokenizer, with_encoder_ids, with_tokenizer_ids
 from lw_jax.receiver.collate import measure
-from lw_jax.receiver.layout import Speaker, check_labels, speaker
+from lw_jax.receiver.layout import Speaker, check_labels, encoder_speaker, speaker
 from lw_jax.registry import chosen
 from lw_jax.stages.setting import CHECKED_ROWS, load_rows, sample
 from lw_jax.train.abstract import (
@@ -55,7 +56,8 @@ class Examination:
 
     config: Config
     findings: list[Finding] = field(default_factory=list)
-    archs: dict[str, Arch] = field(default_factory=dict)
+    sender: AnyArch | None = None
+    receivers: dict[str, Arch] = field(default_factory=dict)
     speakers: dict[str, Speaker] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)
     asked: dict[str, list[Any]] = field(default_factory=dict)
@@ -109,7 +111,7 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
     if config.bridge is not None:
         with seen.trying("bridge"):
             bridge.check_readers(config.bridge)
-            width, taps, _ = bridge.source_dims(config.bridge, seen.archs.get("sender"))
+            width, taps, _ = bridge.source_dims(config.bridge, seen.sender)
             text = f"{taps} taps of width {width}" if taps else "the text's own bytes, no sender"
             seen.note("ok", "bridge.source", text)
     _rows(seen)
@@ -150,17 +152,32 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
     with seen.trying(f"{key}.path"):
         folder = small_files(model.path)
         tokenizer = load_tokenizer(folder)
-        arch = with_tokenizer_ids(read_arch(folder), tokenizer, str(folder))
+        arch = read_arch(folder)
         if Path(model.path).expanduser().is_dir():
             open_checkpoint(folder)  # are the weight files there?
         name = key.rpartition(".")[2]
-        seen.archs[name] = arch
-        seen.speakers[name] = speaker(name, tokenizer, arch.bos_id, arch.eos_ids)
+        if isinstance(arch, EncoderArch):
+            if key != "sender":
+                raise UserError(
+                    f"{key}.path: a {arch.family} encoder reads and cannot write; "
+                    "a receiver is a language model"
+                )
+            seen.sender = arch = with_encoder_ids(arch, tokenizer, str(folder))
+            seen.speakers[name] = encoder_speaker(name, tokenizer, arch)
+            ends = f"encoder of at most {arch.max_positions} tokens"
+        else:
+            arch = with_tokenizer_ids(arch, tokenizer, str(folder))
+            if key == "sender":
+                seen.sender = arch
+            else:
+                seen.receivers[name] = arch
+            seen.speakers[name] = speaker(name, tokenizer, arch.bos_id, arch.eos_ids)
+            ends = f"ends at {', '.join(map(str, arch.eos_ids))}"
         seen.note(
             "ok",
             f"{key}.path",
             f"{arch.family}, {arch.layers} layers of width {arch.width}, "
-            f"vocabulary {arch.vocab_size}, ends at {', '.join(map(str, arch.eos_ids))}",
+            f"vocabulary {arch.vocab_size}, {ends}",
         )
         ways = seen.config.mesh.model
         if arch.heads % ways or arch.kv_heads % ways:
@@ -254,9 +271,10 @@ def _layout(seen: Examination) -> None:
         assert config.bridge is not None
         sender = bridge.source_speaker(config.bridge, seen.speakers.get("sender"))
         seen.sizes = measure(config.layout, sender, receivers, seen.groups, limit).sizes
-        for name, arch in seen.archs.items():
-            part = "source" if name == "sender" else f"{name}/context"
-            if seen.sizes[part] > arch.max_positions:
+        archs = {"source": seen.sender} | {f"{n}/context": a for n, a in seen.receivers.items()}
+        for part, arch in archs.items():
+            if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
+                name = "sender" if part == "source" else part.partition("/")[0]
                 seen.note(
                     "warning",
                     "layout.max_tokens",
@@ -281,10 +299,11 @@ def _memory(seen: Examination) -> None:
 
 def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
     config = seen.config
-    receivers = {name: seen.archs[name] for name in config.receivers}
     with seen.trying(key):
-        sender, mesh = seen.archs.get("sender"), make_mesh(config.mesh)
-        need = estimate(abstract_step(config, cfg, sender, receivers, seen.sizes, mesh))
+        step = abstract_step(
+            config, cfg, seen.sender, seen.receivers, seen.sizes, make_mesh(config.mesh)
+        )
+        need = estimate(step)
         fits = need.total < need.room
         advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
         seen.note("ok" if fits else "error", key, f"{need}{advice}")
@@ -292,13 +311,11 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
 
 def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
     config = seen.config
-    assert config.sender is not None  # the config was checked
-    receivers = {name: seen.archs[name] for name in config.receivers}
+    assert config.sender is not None and seen.sender is not None  # the config was checked
     with seen.trying(key):
-        sender, mesh = seen.archs["sender"], make_mesh(config.mesh)
-        layout = cfg.layout or config.layout
-        frozen = abstract_parties(config, sender, receivers, mesh, layout)
-        whole = frozen_shapes(sender, config.sender, mesh)
+        mesh, layout = make_mesh(config.mesh), cfg.layout or config.layout
+        frozen = abstract_parties(config, seen.sender, seen.receivers, mesh, layout)
+        whole = frozen_shapes(seen.sender, config.sender, mesh)
         need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
         fits = need.total < need.room
         advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"

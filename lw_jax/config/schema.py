@@ -44,7 +44,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A frozen language model.
+    """A frozen language model, or the sentence encoder that a source reads.
 
     Args:
         path: directory in Hugging Face format, or hub name.
@@ -210,7 +210,8 @@ class Config:
         stages: the stages by name, run in this order.
         seed: seed of everything random.
         run_dir: where the run's files go.
-        sender: the frozen sender; null for sources that need none.
+        sender: the frozen sender, of bridge.source.sentence_encoder an encoder; null for sources
+            that need none.
         receivers: the frozen receivers by name.
         layout: the receiver's sequence.
         data: the rows.
@@ -264,6 +265,16 @@ class Config:
                 self._check_kinds(name, stage.train)
             if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
                 raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
+            if stage.evaluate and "relay" in stage.evaluate.methods and self._encodes:
+                raise UserError(
+                    f"stages.{name}.evaluate.methods: relay needs a sender that writes, and that "
+                    "of bridge.source.sentence_encoder reads only; leave relay out"
+                )
+
+    @property
+    def _encodes(self) -> bool:
+        """Whether the sender is a sentence encoder."""
+        return self.bridge is not None and "sentence_encoder" in chosen(self.bridge.source)
 
     def _check_kinds(self, stage: str, train: TrainConfig) -> None:
         """Every kind of batch has an objective, and no objective waits for one that never comes."""

@@ -25,9 +25,10 @@ from lw_jax.evaluate import bootstrap
 from lw_jax.evaluate.figures import Asked
 from lw_jax.evaluate.metrics.squad import exact_match
 from lw_jax.mesh import put_batch
+from lw_jax.models import encoder
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.params import depth
-from lw_jax.party import Party
+from lw_jax.party import EncoderParty, Sender
 from lw_jax.stages.setting import Setting
 from lw_jax.types import Array
 
@@ -98,7 +99,7 @@ def probe(
             "a linear probe needs a task of a few labels"
         )
     labels = np.array([classes.index(e.answers[0]) for e in train])
-    named = dict(setting.parties.receivers)
+    named: dict[str, Sender] = dict(setting.parties.receivers)
     if setting.parties.sender is not None:
         named = {"sender": setting.parties.sender} | named
     for name, party in named.items():
@@ -152,7 +153,7 @@ def _choose(
 def _states(
     setting: Setting,
     cfg: ProbeConfig,
-    named: dict[str, Party],
+    named: dict[str, Sender],
     examples: Sequence[Example],
     batch_size: int,
 ) -> dict[str, dict[int, Floats]]:
@@ -181,19 +182,26 @@ def _states(
 
 @partial(jax.jit, static_argnames="layers")
 def _means(
-    party: Party, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
+    party: Sender, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
 ) -> Array:
     """Mean states [n, B, D] over the content of ids [B, T], which the head comes before.
 
     skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
     """
+    wanted = tuple(sorted(set(layers)))
+    if isinstance(party, EncoderParty):
+        assert skip is not None
+        stop = max(wanted)
+        read = encoder.run(
+            party.arch, party.params, ids, lengths, stop=stop, taps=wanted, impl=party.attention
+        )
+        return _mean(read.taps, skip, lengths - 1)
     if skip is None:
         head = jnp.broadcast_to(jnp.asarray(party.head, jnp.int32), (ids.shape[0], len(party.head)))
         ids = jnp.concatenate([head, ids], axis=1)
         lengths = lengths + len(party.head)
         skip = jnp.full_like(lengths, len(party.head))
     index = jnp.arange(ids.shape[1])[None]
-    wanted = tuple(sorted(set(layers)))
     out = run(
         party.arch,
         party.params,
@@ -204,7 +212,13 @@ def _means(
         taps=wanted,
         impl=party.attention,
     )
-    assert out.taps is not None
-    keep = ((index >= skip[:, None]) & (index < lengths[:, None])).astype(jnp.float32)
-    total = jnp.einsum("nbtd,bt->nbd", out.taps.astype(jnp.float32), keep)
+    return _mean(out.taps, skip, lengths)
+
+
+def _mean(taps: Array | None, start: Array, stop: Array) -> Array:
+    """Mean [n, B, D] of the states [n, B, T, D] from `start` [B] to before `stop` [B]."""
+    assert taps is not None
+    index = jnp.arange(taps.shape[2])[None]
+    keep = ((index >= start[:, None]) & (index < stop[:, None])).astype(jnp.float32)
+    total = jnp.einsum("nbtd,bt->nbd", taps.astype(jnp.float32), keep)
     return total / jnp.maximum(1.0, keep.sum(axis=1))[None, :, None]

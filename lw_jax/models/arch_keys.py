@@ -6,7 +6,8 @@ computed wrong is worse than one that is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,9 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, kv_heads=32),
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, kv_heads=32, head_dim=128),
 }
+
+ENCODERS = ("bert",)
+"""Families of sentence encoders; see `lw_jax.models.encoder_arch`."""
 
 _READ = frozenset(
     """model_type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads
@@ -57,17 +61,40 @@ def check_keys(config: Mapping[str, Any], where: str) -> str:
     family = config.get("model_type")
     if family not in FAMILIES:
         raise UserError(
-            f"{where}: model_type {family!r} is not supported; known: {', '.join(FAMILIES)}"
+            f"{where}: model_type {family!r} is not supported; known: "
+            f"{', '.join(FAMILIES)}, and {', '.join(ENCODERS)} for a sentence encoder"
         )
-    named = config.get("architectures")
-    if named and FAMILIES[family].architecture not in named:
+    check_values(config, where, (FAMILIES[family].architecture,), _READ, _MUST_BE)
+    return family
+
+
+def check_values(
+    config: Mapping[str, Any],
+    where: str,
+    architectures: Sequence[str],
+    known: AbstractSet[str],
+    must_be: Mapping[str, Sequence[Any]],
+) -> None:
+    """Refuses what would be computed wrong.
+
+    Args:
+        architectures: those that can be read; a config need not name one.
+        known: keys that are read or have no effect, beside those without effect on any model.
+        must_be: keys whose value is one of a few.
+
+    Raises:
+        UserError: another architecture or value, weights that are quantised, or unknown keys.
+    """
+    family, named = config["model_type"], config.get("architectures")
+    if named and not set(architectures) & set(named):
         raise UserError(
-            f"{where}: architecture {named[0]!r} is no {FAMILIES[family].architecture}, "
-            f"the only one read for {family}"
+            f"{where}: architecture {named[0]!r} is no {' or '.join(architectures)}, "
+            f"{'the only one' if len(architectures) == 1 else 'the only ones'} read for {family}"
         )
-    for key, allowed in _MUST_BE.items():
+    for key, allowed in must_be.items():
         if config.get(key) is not None and config[key] not in allowed:
-            raise UserError(f"{where}: {key} is {config[key]!r}; supported: {allowed[0]!r}")
+            supported = ", ".join(dict.fromkeys(repr(value) for value in allowed))
+            raise UserError(f"{where}: {key} is {config[key]!r}; supported: {supported}")
     if config.get("quantization_config"):
         raise UserError(f"{where}: the checkpoint is quantised already; use the full-precision one")
     unknown = sorted(
@@ -75,15 +102,14 @@ def check_keys(config: Mapping[str, Any], where: str) -> str:
         for key, value in config.items()
         if value
         and not key.startswith("_")
-        and key not in _READ | _NO_EFFECT
-        and key not in _MUST_BE
+        and key not in known | _NO_EFFECT
+        and key not in must_be
     )
     if unknown:
         raise UserError(
             f"{where}: {', '.join(unknown)} would change the model in a way that is not "
             f"supported for {family}"
         )
-    return family
 
 
 def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:

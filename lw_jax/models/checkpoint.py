@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
-from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch, arch_from_hf
 from lw_jax.models.names import parts
 
 WEIGHTS = "model.safetensors"
@@ -25,6 +25,7 @@ _SMALL_FILES = [
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
 ]
@@ -35,7 +36,7 @@ class Checkpoint:
     """A checkpoint on disk: its directory, its arch, and the file of each tensor by name."""
 
     directory: Path
-    arch: Arch
+    arch: AnyArch
     files: Mapping[str, Path]
 
 
@@ -50,9 +51,9 @@ def open_checkpoint(
     folder = small_files(name_or_path)
     hub = None if Path(name_or_path).expanduser().is_dir() else str(name_or_path)
     arch = read_arch(folder)
-    wanted = {part.name for part in parts(arch, layers, head)}
     if (folder / INDEX).is_file():
         where = dict(read_json(folder / INDEX).get("weight_map", {}))
+        wanted = {part.name for part in parts(arch, layers, head, where)}
         shards = sorted({file for name, file in where.items() if name in wanted})
         if any(Path(file).name != file for file in shards):
             raise UserError(f"{folder / INDEX}: a weight file lies outside the model directory")
@@ -79,13 +80,13 @@ def small_files(name_or_path: str | Path) -> Path:
     return folder if folder.is_dir() else _fetch(str(name_or_path), _SMALL_FILES)
 
 
-def read_arch(directory: str | Path) -> Arch:
+def read_arch(directory: str | Path) -> AnyArch:
     """The arch of a model directory, from config.json and generation_config.json."""
     folder = Path(directory)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; a Hugging Face model directory has one")
     generation = folder / "generation_config.json"
-    return Arch.from_hf(
+    return arch_from_hf(
         read_json(folder / "config.json"),
         read_json(generation) if generation.is_file() else None,
         where=str(folder / "config.json"),
@@ -103,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def fingerprint(arch: Arch, files: Iterable[Path]) -> str:
+def fingerprint(arch: AnyArch, files: Iterable[Path]) -> str:
     """32 hex digits that change with the arch or any byte of the weight files."""
     digest = hashlib.sha256(json.dumps(asdict(arch), sort_keys=True).encode())
     for path in sorted(set(files)):

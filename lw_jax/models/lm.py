@@ -1,4 +1,4 @@
-"""A frozen language model, ready to take part in a wire."""
+"""A frozen model, ready to take part in a wire."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
-from lw_jax.models.checkpoint import fingerprint, open_checkpoint
+from lw_jax.models.checkpoint import Checkpoint, fingerprint, open_checkpoint
+from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.load import load_params
 from lw_jax.models.names import parts
-from lw_jax.models.tokenizer import load_tokenizer, with_tokenizer_ids
+from lw_jax.models.tokenizer import load_tokenizer, with_encoder_ids, with_tokenizer_ids
 from lw_jax.types import PyTree
 
 
@@ -26,6 +28,17 @@ class FrozenLM:
 
     name: str
     arch: Arch
+    params: PyTree
+    tokenizer: Any
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """A sentence encoder; fields as in `FrozenLM`."""
+
+    name: str
+    arch: EncoderArch
     params: PyTree
     tokenizer: Any
     fingerprint: str
@@ -49,8 +62,43 @@ def load_lm(
         UserError: anything wrong with the model, in one line.
     """
     found = open_checkpoint(name_or_path, layers, head)
+    if isinstance(found.arch, EncoderArch):
+        raise UserError(
+            f"{name_or_path}: a {found.arch.family} encoder reads and cannot write; "
+            "a language model is needed here"
+        )
     tokenizer = load_tokenizer(found.directory)
     arch = with_tokenizer_ids(found.arch, tokenizer, str(name_or_path))
     params = load_params(found, mesh, dtype=dtype, quant=quant, layers=layers, head=head)
-    read = {found.files[part.name] for part in parts(found.arch, layers, head)}
-    return FrozenLM(str(name_or_path), arch, params, tokenizer, fingerprint(found.arch, read))
+    mark = _fingerprint(found, layers, head)
+    return FrozenLM(str(name_or_path), arch, params, tokenizer, mark)
+
+
+def load_encoder(
+    name_or_path: str | Path,
+    mesh: Mesh,
+    *,
+    dtype: Any = jnp.bfloat16,
+    quant: str | None = None,
+    layers: int | None = None,
+) -> FrozenEncoder:
+    """Loads a sentence encoder likewise; its pooler and heads stay in the file.
+
+    Raises:
+        UserError: anything wrong with the model, in one line; a decoder is wrong.
+    """
+    found = open_checkpoint(name_or_path, layers)
+    if not isinstance(found.arch, EncoderArch):
+        raise UserError(f"{name_or_path}: a {found.arch.family} decoder, and no sentence encoder")
+    tokenizer = load_tokenizer(found.directory)
+    arch = with_encoder_ids(found.arch, tokenizer, str(name_or_path))
+    params = load_params(found, mesh, dtype=dtype, quant=quant, layers=layers)
+    return FrozenEncoder(
+        str(name_or_path), arch, params, tokenizer, _fingerprint(found, layers, True)
+    )
+
+
+def _fingerprint(found: Checkpoint, layers: int | None, head: bool) -> str:
+    """Of the files that hold what is read."""
+    wanted = parts(found.arch, layers, head, found.files)
+    return fingerprint(found.arch, {found.files[part.name] for part in wanted})

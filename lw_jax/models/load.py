@@ -55,7 +55,7 @@ def load_params(
         raise UserError(f"weights of kind {quant!r} are not known; choose from {', '.join(KINDS)}")
     if layers is not None and not 0 <= layers <= found.arch.layers:
         raise UserError(f"{found.directory}: cannot load {layers} of {found.arch.layers} layers")
-    wanted = list(parts(found.arch, layers, head))
+    wanted = list(parts(found.arch, layers, head, found.files))
     tree = abstract(found.arch, dtype, layers, head)
     with ExitStack() as stack:
         opened = _open(stack, found, {part.name for part in wanted})

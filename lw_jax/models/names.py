@@ -5,13 +5,13 @@ torch stores a projection as [out, in]; here it is [in..., out...] with the head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.params import Leaf, abstract
 
 _LAYER = {
@@ -35,6 +35,35 @@ _TOP = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
+_ENCODER_LAYER = {
+    "q": "attention.self.query.weight",
+    "k": "attention.self.key.weight",
+    "v": "attention.self.value.weight",
+    "o": "attention.output.dense.weight",
+    "q_bias": "attention.self.query.bias",
+    "k_bias": "attention.self.key.bias",
+    "v_bias": "attention.self.value.bias",
+    "o_bias": "attention.output.dense.bias",
+    "attn_norm": "attention.output.LayerNorm.weight",
+    "attn_norm_bias": "attention.output.LayerNorm.bias",
+    "up": "intermediate.dense.weight",
+    "down": "output.dense.weight",
+    "up_bias": "intermediate.dense.bias",
+    "down_bias": "output.dense.bias",
+    "mlp_norm": "output.LayerNorm.weight",
+    "mlp_norm_bias": "output.LayerNorm.bias",
+}
+_ENCODER_TOP = {
+    "embed": "embeddings.word_embeddings.weight",
+    "position": "embeddings.position_embeddings.weight",
+    "type": "embeddings.token_type_embeddings.weight",
+    "embed_norm": "embeddings.LayerNorm.weight",
+    "embed_norm_bias": "embeddings.LayerNorm.bias",
+}
+_STACK = "model.layers"
+_ENCODER_STACK = "encoder.layer"
+_PREFIX = "bert."
+"""Before every name of an encoder where it was saved with a head on top."""
 FAN_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
 """Matrices, with the number of their leading (contracted) axes; the others keep their layout."""
 
@@ -72,23 +101,60 @@ class Part(NamedTuple):
         return np.ascontiguousarray(value.reshape(self.stored_shape[::-1]).T)
 
 
-def parts(arch: Arch, layers: int | None = None, head: bool = True) -> Iterator[Part]:
-    """The tensors that a checkpoint of this arch must hold, leaf by leaf, layer by layer."""
+def parts(
+    arch: AnyArch,
+    layers: int | None = None,
+    head: bool = True,
+    present: Collection[str] = (),
+) -> Iterator[Part]:
+    """The tensors that a checkpoint of this arch must hold, leaf by leaf, layer by layer.
+
+    present: names in the checkpoint, where it may spell them in several ways.
+    """
     tree = abstract(arch, layers=layers, head=head)
+    encoder = isinstance(arch, EncoderArch)
+    top, each, stack = (
+        (_ENCODER_TOP, _ENCODER_LAYER, _ENCODER_STACK) if encoder else (_TOP, _LAYER, _STACK)
+    )
+
+    def spelled(name: str) -> str:
+        return _spelled(name, present) if encoder else name
+
     for leaf, entry in tree.items():
         if isinstance(entry, Leaf):
-            yield Part(_TOP[leaf], leaf, None, entry.shape)
+            yield Part(spelled(top[leaf]), leaf, None, entry.shape)
     for leaf, entry in tree["layers"].items():
         for layer in range(entry.shape[0]):
-            yield Part(f"model.layers.{layer}.{_LAYER[leaf]}", leaf, layer, entry.shape[1:])
+            name = spelled(f"{stack}.{layer}.{each[leaf]}")
+            yield Part(name, leaf, layer, entry.shape[1:])
 
 
-def harmless(name: str, arch: Arch, layers: int | None, head: bool) -> bool:
+def _spelled(name: str, present: Collection[str]) -> str:
+    """An encoder's name as a checkpoint has it: with or without prefix, LayerNorm's gain and bias
+    as gamma and beta in old files."""
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+    old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+    ways = (name, _PREFIX + name, old, _PREFIX + old)
+    return next((way for way in ways if way in present), name)
+
+
+def harmless(name: str, arch: AnyArch, layers: int | None, head: bool) -> bool:
     """Whether a tensor that is in the checkpoint and not asked for may be there."""
+    if isinstance(arch, EncoderArch):
+        name = name.removeprefix(_PREFIX)
+        # Heads on top of the encoder, and the numbers 0, 1, ... that old files keep.
+        if name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids":
+            return True
+        return _beyond(name, _ENCODER_STACK, arch.layers, layers)
     if name.endswith("rotary_emb.inv_freq") or (arch.tied and name == _TOP["head"]):
         return True  # old files keep RoPE's table; some tied ones the head's copy
     if not head and name in (_TOP["final_norm"], _TOP["head"]):
         return True
-    pieces = name.split(".")
-    beyond = layers is not None and pieces[:2] == ["model", "layers"] and pieces[2].isdigit()
-    return beyond and layers is not None and layers <= int(pieces[2]) < arch.layers
+    return _beyond(name, _STACK, arch.layers, layers)
+
+
+def _beyond(name: str, stack: str, count: int, layers: int | None) -> bool:
+    """Whether a tensor is of a layer that is left out."""
+    first, _, rest = name.removeprefix(f"{stack}.").partition(".")
+    own = name.startswith(f"{stack}.") and bool(rest) and first.isdigit()
+    return own and layers is not None and layers <= int(first) < count

@@ -1,4 +1,4 @@
-"""The parameters of a decoder: one description, from which everything else follows.
+"""The parameters of a frozen model: one description, from which everything else follows.
 
 `abstract(arch)` names each leaf's shape, dtype, logical axes and initialiser; `init`, `shardings`
 and the checkpoint loader all read it, so they cannot disagree.
@@ -9,6 +9,7 @@ Letters: V vocabulary, D width, L layers, H heads, K key/value heads, h head wid
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
 from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.types import Array, PyTree
 
 SPREAD = frozenset({"heads", "kv_heads", "mlp", "vocab"})
@@ -38,30 +40,39 @@ class Leaf:
 
 
 def abstract(
-    arch: Arch, dtype: Any = jnp.float32, layers: int | None = None, head: bool = True
+    arch: AnyArch, dtype: Any = jnp.float32, layers: int | None = None, head: bool = True
 ) -> PyTree:
-    """The tree of `Leaf`s of a decoder.
+    """The tree of `Leaf`s of a decoder or an encoder.
 
     Args:
         dtype: of every leaf.
         layers: how many layers are stacked (default: all of them); a sender needs only those up
             to its highest tap, and none for its embeddings.
-        head: False leaves out the final norm and the output head, which no tap needs.
+        head: False leaves out the final norm and the output head, which no tap needs (an encoder
+            has neither).
     """
     n = arch.layers if layers is None else layers
+    size = {
+        "layers": n,
+        "width": arch.width,
+        "heads": arch.heads,
+        "kv_heads": arch.kv_heads,
+        "head_dim": arch.head_dim,
+        "mlp": arch.mlp_width,
+        "vocab": arch.vocab_size,
+        "positions": arch.max_positions,
+    }
 
     def leaf(init: float | str, *axes: str | None) -> Leaf:
-        size = {
-            "layers": n,
-            "width": arch.width,
-            "heads": arch.heads,
-            "kv_heads": arch.kv_heads,
-            "head_dim": arch.head_dim,
-            "mlp": arch.mlp_width,
-            "vocab": arch.vocab_size,
-        }
         return Leaf(tuple(size[str(axis)] for axis in axes), dtype, axes, init)
 
+    if isinstance(arch, EncoderArch):
+        size["types"] = arch.types
+        return _encoder(arch.init_std, n, leaf)
+    return _decoder(arch, n, head, leaf)
+
+
+def _decoder(arch: Arch, n: int, head: bool, leaf: Callable[..., Leaf]) -> PyTree:
     std = arch.init_std
     stack: dict[str, Leaf] = {
         "attn_norm": leaf("ones", "layers", "width"),
@@ -89,9 +100,36 @@ def abstract(
     return tree
 
 
+def _encoder(std: float, n: int, leaf: Callable[..., Leaf]) -> PyTree:
+    stack: dict[str, Leaf] = {}
+    for name in ("q", "k", "v"):
+        stack[name] = leaf(std, "layers", "width", "heads", "head_dim")
+        stack[f"{name}_bias"] = leaf("zeros", "layers", "heads", "head_dim")
+    stack |= {
+        "o": leaf(std, "layers", "heads", "head_dim", "width"),
+        "o_bias": leaf("zeros", "layers", "width"),
+        "attn_norm": leaf("ones", "layers", "width"),
+        "attn_norm_bias": leaf("zeros", "layers", "width"),
+        "up": leaf(std, "layers", "width", "mlp"),
+        "up_bias": leaf("zeros", "layers", "mlp"),
+        "down": leaf(std, "layers", "mlp", "width"),
+        "down_bias": leaf("zeros", "layers", "width"),
+        "mlp_norm": leaf("ones", "layers", "width"),
+        "mlp_norm_bias": leaf("zeros", "layers", "width"),
+    }
+    return {
+        "embed": leaf(std, "vocab", "width"),
+        "position": leaf(std, "positions", "width"),
+        "type": leaf(std, "types", "width"),
+        "embed_norm": leaf("ones", "width"),
+        "embed_norm_bias": leaf("zeros", "width"),
+        "layers": stack if n else {},
+    }
+
+
 def depth(params: PyTree) -> int:
     """How many layers are stacked in a tree of parameters."""
-    return int(params["layers"]["attn_norm"].shape[0])
+    return int(params["layers"]["attn_norm"].shape[0]) if params["layers"] else 0
 
 
 def shapes(leaves: PyTree) -> PyTree:
@@ -99,7 +137,7 @@ def shapes(leaves: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), leaves)
 
 
-def init(arch: Arch, rng: Array, dtype: Any = jnp.float32) -> PyTree:
+def init(arch: AnyArch, rng: Array, dtype: Any = jnp.float32) -> PyTree:
     """Fresh parameters; a leaf's draw depends on its own name and the seed alone."""
 
     def draw(path: tuple[DictKey, ...], leaf: Leaf) -> Array:
@@ -127,7 +165,7 @@ def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*spec) if ways > 1 else PartitionSpec())
 
 
-def shardings(arch: Arch, mesh: Mesh, layers: int | None = None, head: bool = True) -> PyTree:
+def shardings(arch: AnyArch, mesh: Mesh, layers: int | None = None, head: bool = True) -> PyTree:
     """`sharding` of every parameter, as a tree."""
     leaves = abstract(arch, layers=layers, head=head)
     return jax.tree.map(lambda leaf: sharding(leaf, mesh), leaves)

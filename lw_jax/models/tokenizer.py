@@ -9,6 +9,7 @@ from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -31,6 +32,9 @@ def load_tokenizer(directory: str | Path) -> Any:
         raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: only fast tokenizers (tokenizer.json) are supported")
+    # Sentence encoders ship with both switched on: texts would be cut and filled up unsaid.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
@@ -57,10 +61,27 @@ def with_tokenizer_ids(arch: Arch, tokenizer: Any, where: str) -> Arch:
     if not eos:
         raise UserError(f"{where}: neither the configs nor the tokenizer name an EOS token")
     arch = replace(arch, bos_id=tokenizer.bos_token_id, eos_ids=eos)
-    largest = max(len(tokenizer) - 1, arch.bos_id or 0, *eos)
+    _check_embedded(arch, tokenizer, (arch.bos_id or 0, *eos), where)
+    return arch
+
+
+def with_encoder_ids(arch: EncoderArch, tokenizer: Any, where: str) -> EncoderArch:
+    """The arch with the tokens that its tokenizer puts before and after a text.
+
+    Raises:
+        UserError: it has no such tokens, or tokens that the model does not embed.
+    """
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if first is None or last is None:
+        raise UserError(f"{where}: the tokenizer names no [CLS] and [SEP], which a text stands in")
+    _check_embedded(arch, tokenizer, (first, last), where)
+    return replace(arch, cls_id=first, sep_id=last)
+
+
+def _check_embedded(arch: AnyArch, tokenizer: Any, ids: Sequence[int], where: str) -> None:
+    largest = max(len(tokenizer) - 1, *ids)
     if largest >= arch.vocab_size:
         raise UserError(
             f"{where}: the tokenizer has ids up to {largest}, "
             f"the model embeds only {arch.vocab_size} tokens"
         )
-    return arch

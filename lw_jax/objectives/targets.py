@@ -85,7 +85,7 @@ def source_width(dims: Dims, name: str) -> int:
     if not dims.taps:
         raise UserError(
             f"objectives.{name}: the source has no states to compare with; "
-            "set bridge.source.hidden_states or embeddings, or leave it out"
+            "set bridge.source.hidden_states, embeddings or sentence_encoder, or leave it out"
         )
     return dims.source_width
 

@@ -4,7 +4,7 @@ A batch is a flat-named tree of numpy arrays. B contexts, Q questions each, N = 
 belongs to context n // Q.
 
     source/ids [B,Ts] int32, source/lengths [B], source/skip [B]: the sender's tokens, or bytes
-        (the first `skip` are BOS and primer, which are no content)
+        (the first `skip` are BOS and primer, which are no content; an encoder's last is [SEP])
     <receiver>/context/ids [B,Tc], .../lengths [B]      the text that the latent replaces
     <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor (BOS first or last
         where the layout has it there)
@@ -71,10 +71,11 @@ class Collate:
 
         def put(key: str, rows: Sequence[Sequence[int] | None], repeat: int) -> None:
             size = self.lengths[key]
+            most = size if key != "source" or self.sender is None else _room(self.sender, size)
             ids = np.zeros((len(rows), size), np.int32)
             lengths = np.zeros(len(rows), np.int32)
             for i, row in enumerate(rows):
-                if row is None or len(row) > size:
+                if row is None or len(row) > most:
                     ok[i * repeat : (i + 1) * repeat] = False
                     continue
                 ids[i, : len(row)] = row
@@ -103,7 +104,9 @@ class Collate:
         if self.sender is not None:
             head = source_head_ids(self.layout, self.sender)
             texts = [source_text(self.layout, group[0]) for group in groups]
-            parts["source"] = ([head + ids for ids in self.sender.encode_all(texts)], questions)
+            tail = list(self.sender.tail)
+            rows = [head + ids + tail for ids in self.sender.encode_all(texts)]
+            parts["source"] = (rows, questions)
         messages = [message_text(self.layout, group[0]) for group in groups]
         pairs = [asked_pair(self.layout, example) for example in flat]
         for name, who in self.receivers.items():
@@ -138,5 +141,12 @@ def measure(
             limit = sender.limit
         if limit is not None:
             longest = min(longest, limit)
+        if key == "source" and sender is not None:
+            longest = _room(sender, longest)
         sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
     return Lengths(sizes)
+
+
+def _room(sender: Speaker, size: int) -> int:
+    """Tokens of a row of `size` that its reader has positions for."""
+    return size if sender.positions is None else min(size, sender.positions)

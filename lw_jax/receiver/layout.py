@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
+from lw_jax.models.encoder_arch import EncoderArch
 
 _MESSAGE = "\u0001message\u0001"
 
@@ -30,7 +31,8 @@ class Speaker:
     tokenizer: without special tokens in its output; bos_id: None when the family has none;
     eos_id: the id that ends an answer; chat: `(before, after)` of the chat template around the
     message, or None; name: for error messages; limit: the most tokens of a text that it takes,
-    None where `layout.max_tokens` says.
+    None where `layout.max_tokens` says; tail: ids that end a text that is read as a source (an
+    encoder's [SEP]); positions: tokens that it can read at all, None where there is no end.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Speaker:
     eos_id: int
     chat: tuple[str, str] | None = None
     limit: int | None = None
+    tail: tuple[int, ...] = ()
+    positions: int | None = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
@@ -64,6 +68,19 @@ def speaker(name: str, tokenizer: Any, bos_id: int | None, eos_ids: Sequence[int
             before = before[len(tokenizer.bos_token) :]
         chat = (before, after)
     return Speaker(name, tokenizer.backend_tokenizer, bos_id, int(eos), chat)
+
+
+def encoder_speaker(name: str, tokenizer: Any, arch: EncoderArch) -> Speaker:
+    """How a sentence encoder reads a text: [CLS] text [SEP], in no more than its positions."""
+    assert arch.cls_id is not None and arch.sep_id is not None  # its tokenizer was asked
+    return Speaker(
+        name,
+        tokenizer.backend_tokenizer,
+        bos_id=arch.cls_id,
+        eos_id=arch.sep_id,
+        tail=(arch.sep_id,),
+        positions=arch.max_positions,
+    )
 
 
 def _chat(config: LayoutConfig, who: Speaker) -> tuple[str, str]:

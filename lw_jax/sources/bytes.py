@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models
 from lw_jax.config.checks import at_least
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.models.arch import Arch
-from lw_jax.party import Party
+from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.party import Sender
 from lw_jax.receiver.layout import Speaker
 from lw_jax.transformer import Stack, check_rotary, sinusoid
 from lw_jax.types import Array, Features, PyTree, Taps
@@ -81,7 +81,7 @@ def speaker(config: Config) -> Speaker:
 
 
 def extract(
-    config: Config, sender: Party | None, batch: Mapping[str, Array], params: PyTree | None
+    config: Config, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None
 ) -> Taps:
     """The bytes of a batch; there is nothing frozen to run, and no tap."""
     ids, lengths = batch["source/ids"], batch["source/lengths"]
@@ -90,7 +90,7 @@ def extract(
     return Taps(jnp.zeros((0, *ids.shape, 0), jnp.float32), mask, ids)
 
 
-def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
+def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
     """No tap of no width, and entries of the vocabulary.
 
     Raises:

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.dims import Dims
-from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens
+from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.party import Party
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser
+from lw_jax.sources.sender import decoder
 from lw_jax.types import Array, PyTree, Taps
 
 
@@ -50,15 +51,14 @@ def extract(
     return Taps(jax.lax.stop_gradient(states), mask, ids)
 
 
-def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
+def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
     """Width of the table, one tap, and entries of the sender's vocabulary.
 
     Raises:
-        UserError: there is no sender.
+        UserError: there is no sender, or an encoder.
     """
-    if sender is None:
-        raise UserError("sender: missing; bridge.source.embeddings reads its table")
-    return sender.width, 1, sender.vocab_size
+    table = decoder(sender, "embeddings")
+    return table.width, 1, table.vocab_size
 
 
 def depth(config: Config, sender: Arch) -> int:

@@ -21,10 +21,12 @@ from lw_jax.dims import Dims, ReceiverDims, sizes
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
+from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.party import Party
 from lw_jax.readers.lora import Config as Lora
 from lw_jax.readers.lora import LowRank
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
+from lw_jax.sources.sender import decoder
 from lw_jax.types import Array, Delivery, Edits, Features, PyTree, Taps
 
 
@@ -143,21 +145,21 @@ def edits_of(config: Lora, sender: ReceiverDims, params: PyTree) -> Edits:
     return given.edits
 
 
-def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
+def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
     """Width of a tap, how many taps, and entries of the sender's vocabulary.
 
     Raises:
-        UserError: no sender, a tap beyond its layers, or a LoRA beyond those that are run.
+        UserError: no sender or an encoder, a tap beyond its layers, or a LoRA beyond those that
+            are run.
     """
-    if sender is None:
-        raise UserError("sender: missing; bridge.source.hidden_states reads one")
-    deep, edited = max(config.taps(sender)), config.lora and config.lora.layers
+    read = decoder(sender, "hidden_states")
+    deep, edited = max(config.taps(read)), config.lora and config.lora.layers
     if config.lora is not None and not 1 <= (edited or 1) <= deep:
         raise UserError(
             f"bridge.source.hidden_states.lora.layers: {edited or 'all'} of the {deep} layers run "
             "up to the highest tap; edit fewer, or tap a higher one"
         )
-    return sender.width, len(config.taps(sender)), sender.vocab_size
+    return read.width, len(config.taps(read)), read.vocab_size
 
 
 def depth(config: Config, sender: Arch) -> int:

@@ -16,18 +16,17 @@ from lw_jax import bridge
 from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import to_dict
 from lw_jax.config.parts import BridgeConfig
-from lw_jax.config.schema import Config, ModelConfig
+from lw_jax.config.schema import Config
 from lw_jax.data.example import Example, Rows
 from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.errors import UserError
-from lw_jax.models.checkpoint import open_checkpoint
-from lw_jax.models.lm import FrozenLM, load_lm
 from lw_jax.party import Parties, Party
 from lw_jax.receiver.collate import Collate, Lengths, measure
-from lw_jax.receiver.layout import Speaker, check_labels, head_ids, source_head_ids, speaker
+from lw_jax.receiver.layout import Speaker, check_labels, head_ids
 from lw_jax.receiver.loudness import measure_loudness
 from lw_jax.registry import chosen
 from lw_jax.stages import measured
+from lw_jax.stages.frozen import load_receiver, load_source
 
 MEASURED_ROWS = 2048
 """Contexts whose token lengths decide the static lengths of a batch."""
@@ -101,15 +100,6 @@ def identity(config: Config, name: str, setting: Setting) -> dict[str, Any]:
     return {"config": plain, "fingerprints": setting.fingerprints}
 
 
-def _load(config: ModelConfig, mesh: Mesh, **limits: Any) -> FrozenLM:
-    quant = None if config.quant == "none" else config.quant
-    return load_lm(config.path, mesh, dtype=jnp.dtype(config.dtype), quant=quant, **limits)
-
-
-def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, head: list[int]) -> Party:
-    return Party(lm.params, lm.arch, tuple(head), config.attention, layout.beside_text)
-
-
 def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True) -> Setting:
     """Load the frozen models, prove the labels, measure the receivers.
 
@@ -123,16 +113,14 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     """
     assert config.bridge is not None
     bridge.check_readers(config.bridge)
-    source = _source(config, config.layout, mesh)
+    source = load_source(config, config.layout, mesh)
     fingerprints = dict(source.fingerprints)
     speakers: dict[str, Speaker] = {}
     parties: dict[str, Party] = {}
     for name, model in config.receivers.items():
-        lm = _load(model, mesh)
-        speakers[name] = speaker(name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        head = head_ids(config.layout, speakers[name])
-        parties[name] = _party(config.layout, model, lm, head)
-        fingerprints[name] = lm.fingerprint
+        loaded = load_receiver(name, model, config.layout, mesh)
+        parties[name], speakers[name] = loaded.party, loaded.speaker
+        fingerprints[name] = loaded.fingerprint
     prints = {name: fingerprints[name] for name in parties}
     loud = None if run_dir is None else measured.kept(run_dir, prints)
     if rows or loud is None:
@@ -174,7 +162,7 @@ def set_up_beside(setting: Setting, config: Config, layout: LayoutConfig, run_di
             f"{run_dir}: its receivers are not {', '.join(prints)} with the same weights, "
             "so it cannot read the same rows"
         )
-    source = _source(config, layout, setting.mesh)
+    source = load_source(config, layout, setting.mesh)
     receivers = {
         name: replace(
             party,
@@ -192,47 +180,6 @@ def set_up_beside(setting: Setting, config: Config, layout: LayoutConfig, run_di
         fingerprints=source.fingerprints | prints,
         dims=source.dims(config.bridge.latent_dim, loud),
     )
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The frozen side of a bridge's source.
-
-    speaker: in whose tokens it is read; party, fingerprints: of the sender, if there is one; width,
-    taps, vocab, sender: as `Dims` has them.
-    """
-
-    speaker: Speaker | None
-    party: Party | None
-    fingerprints: dict[str, str]
-    width: int
-    taps: int
-    vocab: int
-    sender: ReceiverDims | None
-
-    def dims(self, latent_dim: int, receivers: dict[str, ReceiverDims]) -> Dims:
-        """The bridge's sizes."""
-        return Dims(self.width, self.taps, latent_dim, receivers, self.vocab, self.sender)
-
-
-def _source(config: Config, layout: LayoutConfig, mesh: Mesh) -> _Source:
-    """Load what a run's source needs."""
-    assert config.bridge is not None
-    arch = None
-    if config.sender is not None:
-        arch = open_checkpoint(config.sender.path, 0, False).arch
-    sizes_of_source = bridge.source_dims(config.bridge, arch)
-    deep = bridge.sender_dims(config.bridge, arch)
-    who, party, fingerprints = None, None, dict[str, str]()
-    if config.sender is not None and arch is not None:
-        source, options = bridge.part("sources", config.bridge.source)
-        layers = source.depth(options, arch)
-        lm = _load(config.sender, mesh, layers=layers, head=False)
-        who = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        party = _party(layout, config.sender, lm, source_head_ids(layout, who))
-        fingerprints["sender"] = f"{lm.fingerprint}@{layers}"
-    read_by = bridge.source_speaker(config.bridge, who)
-    return _Source(read_by, party, fingerprints, *sizes_of_source, deep)
 
 
 def _loudness(

@@ -21,10 +21,11 @@ from lw_jax.config.schema import Config, ModelConfig, TrainConfig
 from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.mesh import batch_sharding, replicated
 from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.names import FAN_IN
 from lw_jax.models.params import Leaf, abstract, sharding
 from lw_jax.models.quant import quantise
-from lw_jax.party import Parties, Party
+from lw_jax.party import EncoderParty, Parties, Party, Sender
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import StepMaker, init_heads, plan_at
@@ -52,7 +53,7 @@ class AbstractStep:
 def abstract_step(
     config: Config,
     train: TrainConfig,
-    sender: Arch | None,
+    sender: AnyArch | None,
     receivers: Mapping[str, Arch],
     lengths: Mapping[str, int],
     mesh: Mesh,
@@ -105,17 +106,22 @@ def abstract_step(
 
 def abstract_parties(
     config: Config,
-    sender: Arch | None,
+    sender: AnyArch | None,
     receivers: Mapping[str, Arch],
     mesh: Mesh,
     layout: LayoutConfig,
 ) -> Parties:
     """The frozen models as a stage loads them: the sender only up to its highest tap."""
-    party = None
+    party: Sender | None = None
     if sender is not None and config.sender is not None:
         assert config.bridge is not None
         source, options = bridge.part("sources", config.bridge.source)
-        party = _party(sender, config.sender, mesh, source.depth(options, sender), head=False)
+        layers = source.depth(options, sender)
+        if isinstance(sender, EncoderArch):
+            shapes = frozen_shapes(sender, config.sender, mesh, layers)
+            party = EncoderParty(shapes, sender, config.sender.attention)
+        else:
+            party = _party(sender, config.sender, mesh, layers, head=False)
     frozen = {
         n: _party(a, config.receivers[n], mesh, beside_text=layout.beside_text)
         for n, a in receivers.items()
@@ -124,7 +130,7 @@ def abstract_parties(
 
 
 def frozen_shapes(
-    arch: Arch, model: ModelConfig, mesh: Mesh, layers: int | None = None, head: bool = True
+    arch: AnyArch, model: ModelConfig, mesh: Mesh, layers: int | None = None, head: bool = True
 ) -> PyTree:
     """A frozen model's parameters as the loader lays them on the mesh."""
     dtype = jnp.dtype(model.dtype)

@@ -1,0 +1,339 @@
+"""A frozen sentence encoder as the source: its tokens or its one vector, whole and undisturbed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from lw_jax import Bridge, launch
+from lw_jax.config.doctor import examine
+from lw_jax.config.layout import LayoutConfig
+from lw_jax.config.parse import read
+from lw_jax.config.schema import MeshConfig
+from lw_jax.data.example import Example
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.evaluate.probe import _means
+from lw_jax.mesh import make_mesh
+from lw_jax.models import encoder
+from lw_jax.models.lm import load_encoder
+from lw_jax.party import EncoderParty
+from lw_jax.receiver.collate import Collate, Lengths, measure
+from lw_jax.receiver.layout import Speaker, encoder_speaker
+from lw_jax.sources import sentence_encoder as source
+from lw_jax.sources.sentence_encoder import Config
+from lw_jax.train import export
+from lw_jax.train.abstract import abstract_parties
+from lw_jax.types import Features, Taps
+from tests.tiny_encoder import write_encoder
+from tests.tiny_models import write_model
+
+CLS, SEP = 2, 3
+PLAIN = LayoutConfig(source_primer="")
+GOATS = "Ada keeps 7 goats in the barn."
+TEXTS = (GOATS, "Ben.", f"{GOATS} Ben keeps 31 cats in the attic.")
+LONG = Lengths({"source": 64})
+EACH = Config(), Config(pool="mean"), Config(pool="cls")
+Batch = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of 60 positions, which is no round number, and a receiver."""
+    home = tmp_path_factory.mktemp("models")
+    write_encoder(home / "encoder", positions=60)
+    write_model(home / "reader", "mistral", vocab=290)
+    return home
+
+
+@pytest.fixture(scope="module")
+def loaded(home: Path) -> tuple[EncoderParty, Speaker]:
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    found = load_encoder(home / "encoder", mesh, dtype=jnp.float32)
+    return EncoderParty(found.params, found.arch), encoder_speaker("s", found.tokenizer, found.arch)
+
+
+def rows(*texts: str) -> list[tuple[Example, ...]]:
+    return [(Example(str(i), "c", text, "Who?", ("Ada",)),) for i, text in enumerate(texts)]
+
+
+def batch(who: Speaker, *texts: str, layout: LayoutConfig = PLAIN) -> Batch:
+    return Collate(layout, who, {}, measure(layout, who, {}, rows(*texts)))(rows(*texts))
+
+
+@jax.jit
+def extracted(party: EncoderParty, given: Batch) -> list[Taps]:
+    """Under each of `EACH`."""
+    return [source.extract(config, party, given, None) for config in EACH]
+
+
+@jax.jit
+def features(taps: list[Taps]) -> list[Features]:
+    built = [source.build(config, Dims(16, 1, 8)) for config in EACH]
+    return [module.apply({}, tap) for module, tap in zip(built, taps, strict=True)]
+
+
+@jax.jit
+def states(party: EncoderParty, given: Batch) -> jax.Array:
+    """[3, B, T, D], embeddings and two layers."""
+    ids, lengths = given["source/ids"], given["source/lengths"]
+    taps = encoder.run(party.arch, party.params, ids, lengths, taps=(0, 1, 2)).taps
+    assert taps is not None
+    return taps
+
+
+def test_it_reads_all_of_a_text_between_cls_and_sep(
+    loaded: tuple[EncoderParty, Speaker], home: Path
+) -> None:
+    """A tokenizer that cuts and fills up by itself gives 16 tokens to each."""
+    party, who = loaded
+    found = batch(who, *TEXTS)
+    pieces = Tokenizer.from_file(str(home / "encoder" / "tokenizer.json"))
+    assert len(pieces.encode(TEXTS[1]).ids) == len(pieces.encode(TEXTS[2]).ids) == 16
+    pieces.no_truncation()
+    pieces.no_padding()
+    taps = extracted(party, found)[0]
+    for i, text in enumerate(TEXTS):
+        content = pieces.encode(text).ids
+        assert found["source/ids"][i, : found["source/lengths"][i]].tolist() == [CLS, *content, SEP]
+        assert taps.ids[i][taps.mask[i]].tolist() == content
+    assert max(found["source/lengths"]) > 18
+    assert found["valid"].all()
+
+
+def test_a_primer_is_read_and_is_no_content(loaded: tuple[EncoderParty, Speaker]) -> None:
+    party, who = loaded
+    primed = replace(PLAIN, source_primer="Ada keeps")
+    with_primer = Collate(primed, who, {}, LONG)(rows(*TEXTS))
+    without = Collate(PLAIN, who, {}, LONG)(rows(*TEXTS))
+    assert (with_primer["source/skip"] > without["source/skip"]).all()
+    taps, plain = extracted(party, with_primer)[0], extracted(party, without)[0]
+    assert taps.ids[taps.mask].tolist() == plain.ids[plain.mask].tolist()
+    assert float(jnp.abs(taps.states[:, taps.mask] - plain.states[:, plain.mask]).max()) > 0.1
+
+
+def test_a_text_does_not_depend_on_those_beside_it(loaded: tuple[EncoderParty, Speaker]) -> None:
+    party, who = loaded
+    together = features(extracted(party, batch(who, *TEXTS)))
+    collate = Collate(PLAIN, who, {}, LONG)
+    for i, text in enumerate(TEXTS):
+        alone = features(extracted(party, collate(rows(text, "Ben.", "Ben."))))
+        for config, many, one in zip(EACH, together, alone, strict=True):
+            mine, own = np.asarray(many.mask[i]), np.asarray(one.mask[0])
+            assert mine.sum() == own.sum() > 0
+            np.testing.assert_allclose(
+                many.x[i][mine], one.x[0][own], atol=1e-4, err_msg=str(config)
+            )
+
+
+def test_a_pooled_text_is_the_vector_of_sentence_transformers(
+    loaded: tuple[EncoderParty, Speaker],
+) -> None:
+    party, who = loaded
+    given = batch(who, *TEXTS)
+    _, mean, cls = features(extracted(party, given))
+    h = np.asarray(states(party, given)[-1])
+    for i, length in enumerate(given["source/lengths"]):
+        for found, vector in ((mean, h[i, :length].mean(axis=0)), (cls, h[i, 0])):
+            assert found.x.shape == (3, 1, 16)
+            assert found.mask.all()
+            unit = vector / np.linalg.norm(vector)
+            np.testing.assert_allclose(found.x[i, 0], unit * 16**0.5, rtol=1e-3, atol=1e-5)
+
+
+def test_objectives_still_know_the_words_of_a_pooled_text(
+    loaded: tuple[EncoderParty, Speaker],
+) -> None:
+    party, who = loaded
+    each, *pooled = extracted(party, batch(who, *TEXTS))
+    for taps in pooled:
+        np.testing.assert_array_equal(taps.ids, each.ids)
+        np.testing.assert_array_equal(taps.mask, each.mask)
+        assert taps.states.shape == each.states.shape
+
+
+def test_the_layer_is_the_one_that_is_asked_for(loaded: tuple[EncoderParty, Speaker]) -> None:
+    party, who = loaded
+    given = batch(who, *TEXTS)
+    each = states(party, given)
+    for layer in (0, 1, 2, None):
+        taps = jax.jit(source.extract, static_argnums=0)(Config(layer), party, given, None)
+        np.testing.assert_allclose(taps.states[0], each[2 if layer is None else layer], atol=1e-5)
+    assert source.depth(Config(1), party.arch) == 1
+    with pytest.raises(UserError, match="layer: 3 is beyond the encoder's 2 layers"):
+        source.dims(Config(3), party.arch)
+
+
+def test_no_gradient_reaches_the_encoder(loaded: tuple[EncoderParty, Speaker]) -> None:
+    party, who = loaded
+    given = batch(who, *TEXTS)
+
+    @jax.jit
+    @jax.grad
+    def slope(params: Any) -> jax.Array:
+        taps = source.extract(Config(pool="mean"), EncoderParty(params, party.arch), given, None)
+        return jnp.sum(taps.states**2)
+
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slope(party.params)))
+
+
+def test_a_text_beyond_the_positions_is_left_out(loaded: tuple[EncoderParty, Speaker]) -> None:
+    """Even by one token, and where the columns of the batch would hold it."""
+    party, who = loaded
+    fits, over = " ".join(["7"] * 58), " ".join(["7"] * 59)
+    given = batch(who, fits, over, "Ben.")
+    assert given["source/ids"].shape == (3, 64)
+    assert given["source/lengths"].tolist() == [60, 0, len(who.encode("Ben.")) + 2]
+    assert given["valid"].tolist() == [True, False, True]
+    for found in features(extracted(party, given)):
+        assert np.isfinite(found.x).all()
+        assert not found.mask[1].any()
+    few = measure(PLAIN, who, {}, rows(fits), max_tokens=24)
+    assert few["source"] == 24  # the layout's own limit holds as well
+
+
+def test_a_probe_reads_its_content_alone(loaded: tuple[EncoderParty, Speaker]) -> None:
+    party, who = loaded
+    given = batch(who, *TEXTS)
+    ids, lengths, skip = (given[f"source/{part}"] for part in ("ids", "lengths", "skip"))
+    found = _means(party, ids, lengths, skip, layers=(2,))
+    taps = extracted(party, given)[0]
+    for i in range(len(TEXTS)):
+        want = taps.states[0, i][taps.mask[i]].mean(axis=0)
+        np.testing.assert_allclose(found[0, i], want, atol=1e-5)
+
+
+def test_a_normaliser_has_its_place_among_the_parameters() -> None:
+    config = Config(normaliser=source.Normaliser(trainable=True), pool="mean")
+    taps = Taps(jnp.ones((1, 2, 5, 16)), jnp.ones((2, 5), bool), jnp.zeros((2, 5), jnp.int32))
+    found = source.build(config, Dims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
+    assert set(found["normaliser"]) == {"statistics", "gain", "bias"}
+
+
+CONFIG = """
+name: tiny
+mesh: {{data: 1}}
+sender: {{path: {home}/encoder, dtype: float32}}
+receivers:
+  reader: {{path: {home}/reader, dtype: float32}}
+layout: {{source_primer: ""}}
+data:
+  facts: {{levels: [1], size: 40, eval_size: 12}}
+bridge:
+  latent_dim: 8
+  source: {{sentence_encoder: {{}}}}
+  compressor: {{pooled_queries: {{slots: 4, width: 8, heads: 2, gate: true}}}}
+  reader: {{soft_tokens: {{}}}}
+objectives: {{answer_ce: {{}}}}
+stages:
+  fit: {{train: {{steps: 2, batch_size: 4, eval_every: 0}}}}
+  report:
+    evaluate:
+      {{methods: [latent], rows: 6, batch_size: 6, bootstrap: 20, decode: {{max_new_tokens: 2}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def path(home: Path) -> Path:
+    path = home / "tiny.yaml"
+    path.write_text(CONFIG.format(home=home))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(path: Path, home: Path) -> Path:
+    """A finished run."""
+    run_dir = home / "run"
+    assert launch.main(["--config", str(path), f"--run_dir={run_dir}"]) == 0
+    return run_dir
+
+
+def test_a_run_trains_evaluates_and_is_used_from_python(run: Path, tmp_path: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["receivers"]["reader"]["latent"]["n"] == 6
+    wire = Bridge.load(run)
+    sent = wire.encode(GOATS)
+    assert sent != wire.encode("Ben keeps 4 cats in the yard.")
+    assert isinstance(wire.answer(sent, "How many goats does Ada keep?"), str)
+    with pytest.raises(UserError, match="the text is longer than the encoder's 60 positions"):
+        wire.encode(" ".join(TEXTS * 4))
+    assert export.main([str(run), str(tmp_path / "out")]) == 0
+    again = Bridge.load(tmp_path / "out")
+    assert again.setting.fingerprints == wire.setting.fingerprints
+    assert again.setting.fingerprints["sender"].endswith("@2")
+    assert len(again.encode(GOATS)) == len(sent)
+
+
+def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
+    """The doctor finds it sound, and counts the very weights that are loaded."""
+    flags = {
+        "bridge.source.sentence_encoder.pool": "mean",
+        "bridge.compressor": "{pool_expand: {slots: 4, pools: 1, width: 8, heads: 2, depth: 1}}",
+        "bridge.source.sentence_encoder.layer": "1",
+        "sender.quant": "int8",
+    }
+    config = read(path, list(flags.items()))
+    found = examine(config)
+    assert {f.level for f in found} == {"ok"}, found
+    said = {f.key: f.text for f in found}
+    assert said["bridge.source"] == "1 taps of width 16"
+    assert "vocabulary 200, encoder of at most 60 tokens" in said["sender.path"]
+    assert "frozen weights" in said["stages.fit.train"]
+    assert config.sender is not None
+    mesh = make_mesh(config.mesh)
+    real = load_encoder(config.sender.path, mesh, dtype=jnp.float32, quant="int8", layers=1)
+    planned = abstract_parties(config, real.arch, {}, mesh, config.layout).sender
+    assert isinstance(planned, EncoderParty)
+    sizes = (
+        jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (planned.params, real.params)
+    )
+    assert next(sizes) == next(sizes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sender.path={home}/reader"], "a mistral decoder, and bridge.source.sentence_encoder"),
+        (
+            ["--bridge.source={hidden_states: {}}"],
+            "a bert encoder, and bridge.source.hidden_states reads a language model",
+        ),
+        (
+            ["--bridge.source={embeddings: {}}"],
+            "a bert encoder, and bridge.source.embeddings reads a language model",
+        ),
+        (["--sender=null"], "sender: missing; bridge.source.sentence_encoder reads a sentence"),
+        (["--bridge.source.sentence_encoder.layer=3"], "layer: 3 is beyond the encoder's 2"),
+        (["--bridge.source.sentence_encoder.pool=max"], "bridge.source.sentence_encoder.pool:"),
+        (["--receivers.reader.path={home}/encoder"], "receivers.reader.path: a bert encoder reads"),
+        (
+            ["--stages.report.evaluate.methods=[relay]"],
+            "stages.report.evaluate.methods: relay needs a sender that writes",
+        ),
+        (["--layout.encoder_use_chat_template=true"], "has no chat template"),
+    ],
+)
+def test_what_does_not_fit_gives_one_line(
+    flags: list[str],
+    said: str,
+    path: Path,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    given = [flag.replace("{home}", str(home)) for flag in flags]
+    assert launch.main(["--config", str(path), f"--run_dir={run_dir}", *given]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert not run_dir.exists()
