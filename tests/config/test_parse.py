@@ -76,6 +76,14 @@ def test_files_are_put_over_a_file_in_order_and_flags_over_them(
     assert config.bridge.compressor.perceiver.width == below.bridge.compressor.perceiver.width
 
 
+def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("receivers: {reader: null, other: {path: there}}\nstages: {report: null}")
+    config = parse.read(write(), over=[over])
+    assert [(name, model.path) for name, model in config.receivers.items()] == [("other", "there")]
+    assert list(config.stages) == ["fit"]
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
