@@ -45,9 +45,8 @@ def grid(
         if given.count(key) > 1:
             raise UserError(f"--sweep {key}: given twice; list all its values at once")
     raw, own = parse.files(path, over)
-    lists = {key: _texts(f"sweep.{key}", values) for key, values in own.items() if key not in given}
-    texts = {key: _texts(f"--sweep {key}", _loaded(key, text)) for key, text in swept}
-    lists = {key: texts.get(key) or lists[key] for key in [*own, *given]}
+    lists = {key: _texts(f"sweep.{key}", values) for key, values in own.items()}
+    lists |= {key: _texts(f"--sweep {key}", _loaded(key, text)) for key, text in swept}
     for key in lists:
         if key in ("name", "run_dir"):
             raise UserError(f"sweep of {key}: every run has its own already; sweep another key")
