@@ -55,15 +55,15 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command.action == "evaluate":
         return evaluate_again(Path(command.target), command.flags, console)
     line = f"python -m lw_jax.launch {shlex.join(argv)}"
-    if command.sweep:
+    from lw_jax.config import parse
+
+    if command.sweep or (command.action == "run" and parse.files(command.target, command.over)[1]):
         from lw_jax.config.grid import grid
         from lw_jax.sweep import sweep
 
         home, points = grid(command.target, command.flags, command.over, command.sweep)
         sweep(home, points, console, lambda config: run(config, console, line))
         return OK
-    from lw_jax.config import parse
-
     config = parse.read(command.target, command.flags, command.over)
     if command.action == "print_config":
         print(parse.to_yaml(config), end="")

@@ -2,6 +2,7 @@
 
     python -m lw_jax.launch --config x.yaml --sweep bridge.latent_dim=64,128 --sweep seed=1,2
 
+The lists may as well stand in the file, `sweep: {bridge.latent_dim: [64, 128], seed: [1, 2]}`.
 Every run has a directory inside the sweep's, which also holds `sweep.json`. The same command goes
 on where a sweep was stopped.
 """

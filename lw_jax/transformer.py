@@ -14,6 +14,10 @@ from lw_jax.types import Array
 LONGEST_TURN = 1000.0
 """Tokens in which the slowest pair of a bridge's rotary channels turns by one radian."""
 
+KEPT_WEIGHTS = 2**27
+"""Attention weights of a layer (half a GiB) beyond which they are not kept for the backward pass:
+texts read byte by byte have them by the thousand times thousand."""
+
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
@@ -137,6 +141,9 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """`depth` blocks, scanned: parameters are stacked on a leading axis, compiled once.
 
+    With more attention weights than `KEPT_WEIGHTS` a block is computed again when it is
+    differentiated, and only its input is kept.
+
     at, y_at: positions [B, M] of x and [B, T] of y, for rotary attention; none: without.
     """
 
@@ -159,8 +166,10 @@ class Stack(nn.Module):
     ) -> Array:
         if self.depth == 0:
             return x
+        seen = max(x.shape[1], 0 if y is None else y.shape[1])
+        again = x.shape[0] * self.heads * x.shape[1] * seen > KEPT_WEIGHTS
         stacked = nn.scan(
-            _Step,
+            nn.remat(_Step, prevent_cse=False) if again else _Step,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,

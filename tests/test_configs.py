@@ -10,18 +10,22 @@ from typing import Any
 import jax
 import pytest
 
+from lw_jax.config.grid import grid
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config, MeshConfig
 from lw_jax.mesh import make_mesh
 from lw_jax.models.checkpoint import read_arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch, arch_from_hf
 from lw_jax.registry import chosen
+from lw_jax.schedule import BatchKind
 from lw_jax.train.abstract import AbstractStep, abstract_step, size_in_bytes
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 RIVALS = sorted((ROOT / "configs" / "classification" / "rivals").glob("*.yaml"))
-FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *RIVALS})
+LATENTWIRE = ROOT / "configs" / "latentwire"
+SWEEP = LATENTWIRE / "sweep.yaml"
+FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *RIVALS, SWEEP})
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
 QUICK = ("v09", "v14", "v15a")
@@ -40,15 +44,15 @@ def arch_of(path: str) -> AnyArch:
     return arch_from_hf(json.loads(facts.read_text()))
 
 
-def steps(config: Config, mesh: MeshConfig) -> list[AbstractStep]:
-    """The first step of each train stage."""
+def steps(config: Config, mesh: MeshConfig, kind: BatchKind = "latent") -> list[AbstractStep]:
+    """The first step of that kind of each train stage."""
     sender = arch_of(config.sender.path) if config.sender else None
     receivers = {name: arch_of(model.path) for name, model in config.receivers.items()}
     lengths = {"source": 64}
     for name in receivers:
         lengths |= {f"{name}/context": 64, f"{name}/ask": 16, f"{name}/answer": 8}
     return [
-        abstract_step(config, stage.train, sender, receivers, lengths, make_mesh(mesh))
+        abstract_step(config, stage.train, sender, receivers, lengths, make_mesh(mesh), kind)
         for stage in config.stages.values()
         if stage.train is not None
     ]
@@ -70,6 +74,15 @@ def test_its_parts_fit(path: Path) -> None:
             lambda x: (x.shape, x.dtype), step.state
         )
         assert metrics["loss"].shape == ()
+
+
+def test_a_step_has_the_stages_latent_dropout() -> None:
+    """What is compiled to say what memory it takes is the step that will be taken."""
+    config = read(LATENTWIRE / "smoke.yaml", [("bridge.refiner.depth", "1")])
+    (step, _) = steps(config, MeshConfig(data=1), "text")
+    _, metrics = jax.eval_shape(step.step, *step.arguments)
+    assert "latent_keep" in metrics
+    assert "share/text_ce" in metrics and "share/answer_ce" not in metrics
 
 
 def test_the_facts_of_the_real_models() -> None:
@@ -124,12 +137,44 @@ def test_an_8b_wire_compiles_on_four_devices(real: Config) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_an_overlay_names_models_whose_facts_are_known(overlay: Path) -> None:
-    config = read(TELEPATHY[0], over=[overlay])
-    assert config.sender is not None
-    arch_of(config.sender.path)
+    under = LATENTWIRE / "hero.yaml" if overlay.stem == "llama_qwen" else TELEPATHY[0]
+    config = read(under, over=[overlay])
+    assert config.bridge is not None
+    if config.sender is not None:
+        arch_of(config.sender.path)
     for model in config.receivers.values():
-        assert config.bridge is not None
-        assert arch_of(model.path).width == config.bridge.latent_dim
+        width = arch_of(model.path).width
+        assert width == config.bridge.latent_dim or under.parent == LATENTWIRE
+
+
+@pytest.mark.slow
+def test_latentwire_compiles_at_the_seeds_size_on_four_devices() -> None:
+    """Llama-3.1-8B and Qwen2.5-7B: the plans of both stages, and the one for text."""
+    overlay = ROOT / "configs" / "overlays" / "llama_qwen.yaml"
+    config = read(LATENTWIRE / "hero.yaml", over=[overlay])
+    assert set(config.receivers) == {"llama", "qwen"}
+    of_text, _ = steps(config, MeshConfig(data=2, model=2), "text")
+    for step in (*steps(config, MeshConfig(data=2, model=2)), of_text):
+        memory = step.step.lower(*step.arguments).compile().memory_analysis()
+        assert memory is not None
+        # both receivers in bfloat16 (29 GiB), in halves; a bridge with its optimiser is small
+        assert 13 * GIB < size_in_bytes(step.parties) < 16 * GIB
+        assert size_in_bytes(step.state) < GIB
+        assert memory.temp_size_in_bytes < 60 * GIB
+
+
+def test_latentwires_sweep_is_a_grid() -> None:
+    _, points = grid(LATENTWIRE / "smoke.yaml", [], [SWEEP], [])
+    assert len(points) == 12
+    for point in points:
+        bridge = point.config.bridge
+        assert bridge is not None and bridge.refiner is not None
+        chosen_by = (
+            bridge.compressor.pooled_queries.slots,
+            bridge.latent_dim,
+            bridge.refiner.depth,
+        )
+        assert [str(value) for value in chosen_by] == list(point.values.values())
 
 
 def _versions() -> list[Any]:

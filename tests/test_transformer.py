@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax import transformer
 from lw_jax.compressors import perceiver, window
 from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.transformer import Attention
+from lw_jax.transformer import Attention, Stack
 from lw_jax.types import Array, Features
 
 WIDTH, TOKENS = 16, 12
@@ -85,3 +86,27 @@ def test_odd_heads_cannot_be_turned() -> None:
     module = perceiver.build(perceiver.Config(slots=4, width=None, heads=2, rotary=True), DIMS)
     with pytest.raises(UserError, match="3 a head; choose an even number"):
         module.init(jax.random.key(0), {"source": view([12, 12])})
+
+
+def test_many_attention_weights_are_computed_again_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack, mask = Stack(depth=4, heads=2, dropout=0.5), jnp.ones((2, 96), bool)
+    x = jax.random.normal(jax.random.key(0), (2, 96, WIDTH))
+    params = jax.jit(stack.init)(jax.random.key(1), x, mask)
+
+    def loss(params: Array) -> Array:
+        y = stack.apply(params, x, mask, train=True, rngs={"dropout": jax.random.key(2)})
+        return jnp.mean(jnp.square(y))  # type: ignore[arg-type]
+
+    def run() -> tuple[Array, int]:
+        compiled = jax.jit(jax.grad(lambda p: loss(p))).lower(params).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return compiled(params), memory.temp_size_in_bytes
+
+    kept, much = run()
+    monkeypatch.setattr(transformer, "KEPT_WEIGHTS", 1000)
+    again, little = run()
+    chex.assert_trees_all_close(again, kept, rtol=1e-4, atol=1e-6)
+    assert little < 0.6 * much

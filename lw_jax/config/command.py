@@ -15,6 +15,7 @@ USAGE = """\
 usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config, or go on with it
                                --config FILE --config OVER ...     the same, OVER's keys put over it
                                --config FILE --sweep KEY=A,B ...   a run for each value, one table
+                                                                   (or `sweep: {KEY: [A, B]}` in it)
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again

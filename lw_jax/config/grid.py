@@ -1,4 +1,4 @@
-"""Lists of values on the command line to the grid of runs that they ask for."""
+"""Lists of values, in a file or on the command line, to the grid of runs that they ask for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lw_jax.config import parse, yaml_files
 from lw_jax.config.run import run_directory
@@ -32,37 +33,44 @@ def grid(
     varies fastest.
 
     Args:
-        swept: dotted keys, each with its values in the syntax of a YAML list without brackets.
+        swept: dotted keys, each with its values in the syntax of a YAML list without brackets;
+            they come after those of the files' own `sweep`, or replace their values.
 
     Raises:
         UserError: a key is given twice, is no field, or has no, equal or wrong values; or the
             sweep is over where the runs go.
     """
-    keys = [key for key, _ in swept]
-    for key in keys:
-        if keys.count(key) > 1:
+    given = [key for key, _ in swept]
+    for key in given:
+        if given.count(key) > 1:
             raise UserError(f"--sweep {key}: given twice; list all its values at once")
+    raw, own = parse.files(path, over)
+    lists = {key: _texts(f"sweep.{key}", values) for key, values in own.items()}
+    lists |= {key: _texts(f"--sweep {key}", _loaded(key, text)) for key, text in swept}
+    for key in lists:
         if key in ("name", "run_dir"):
-            raise UserError(f"--sweep {key}: every run has its own already; sweep another key")
-    lists = [_values(key, text) for key, text in swept]
-    home = run_directory(parse.read(path, flags, over))
+            raise UserError(f"sweep of {key}: every run has its own already; sweep another key")
+    home = run_directory(parse.with_flags(raw, flags))
     points = []
-    for chosen in itertools.product(*lists):
-        pairs = list(zip(keys, chosen, strict=True))
-        config = parse.read(path, [*flags, *pairs], over)
-        own = str(home / "_".join(f"{_short(key, keys)}={_safe(text)}" for key, text in pairs))
-        points.append(Point(dict(pairs), replace(config, run_dir=own)))
+    for chosen in itertools.product(*lists.values()):
+        pairs = list(zip(lists, chosen, strict=True))
+        config = parse.with_flags(raw, [*flags, *pairs])
+        inside = "_".join(f"{_short(key, list(lists))}={_safe(text)}" for key, text in pairs)
+        points.append(Point(dict(pairs), replace(config, run_dir=str(home / inside))))
     if len({point.config.run_dir for point in points}) < len(points):
-        raise UserError("--sweep: two values of a key look alike as names of a directory")
+        raise UserError("sweep: two values of a key look alike as names of a directory")
     return home, points
 
 
-def _values(key: str, text: str) -> list[str]:
+def _loaded(key: str, text: str) -> list[Any]:
+    return list(yaml_files.loads(f"[{text}]", f"--sweep {key}"))
+
+
+def _texts(where: str, values: Sequence[Any]) -> list[str]:
     """The values' own texts."""
-    values = yaml_files.loads(f"[{text}]", f"--sweep {key}")
     found = [yaml_files.dumps(value, flow=True) for value in values]
     if not found or len(set(found)) < len(found):
-        raise UserError(f"--sweep {key}: expected different values with commas; got {text!r}")
+        raise UserError(f"{where}: expected different values; got [{', '.join(found)}]")
     return found
 
 

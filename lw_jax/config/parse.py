@@ -6,6 +6,7 @@ not. Flags are put into the file's mapping first, so that a flag and a line of Y
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -26,15 +27,49 @@ Flag = tuple[str, str]
 def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path] = ()) -> Config:
     """The config in a YAML file, with other files put over it in order, then flags applied.
 
+    A stage or receiver that a file over it sets to null is left out.
+
     Raises:
-        UserError: anything wrong with a file, a key or a value, in one line.
+        UserError: anything wrong with a file, a key or a value, in one line; or the files have a
+            `sweep`.
+    """
+    raw, swept = files(path, over)
+    if swept:
+        raise UserError(
+            f"sweep: {path} asks for a grid of runs, and one is wanted here; leave its sweep out"
+        )
+    return with_flags(raw, flags)
+
+
+def files(
+    path: str | Path, over: Sequence[str | Path] = ()
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The plain values of a YAML file with others put over it, and the lists of their `sweep`.
+
+    Raises:
+        UserError: a file cannot be read, or its sweep is no mapping of dotted keys to lists.
     """
     raw = yaml_files.load(path)
     for other in over:
-        raw = merged(raw, yaml_files.load(other))
+        raw = _named_left(Config, merged(raw, yaml_files.load(other)))
+    swept = raw.pop("sweep", None)
+    if swept is None:
+        return raw, {}
+    shape = "expected a mapping of dotted keys to lists, as in {bridge.latent_dim: [64, 128]}"
+    if not isinstance(swept, dict):
+        raise UserError(f"sweep: {shape}; got {swept!r}")
+    for key, values in swept.items():
+        if not isinstance(values, list | None):
+            raise UserError(f"sweep.{key}: {shape}; got {values!r}")
+    return raw, {str(key): values for key, values in swept.items() if values is not None}
+
+
+def with_flags(raw: Mapping[str, Any], flags: Sequence[Flag]) -> Config:
+    """The config of plain values, which stay as they are, with flags applied."""
+    values = copy.deepcopy(dict(raw))
     for key, text in flags:
-        put(Config, raw, key, text)
-    return from_dict(raw)
+        put(Config, values, key, text)
+    return from_dict(values)
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +79,15 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = found.get(key)
         both = isinstance(below, Mapping) and isinstance(value, Mapping)
         found[key] = merged(below or {}, value) if both else value
+    return found
+
+
+def _named_left(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    """Plain values without the stages and receivers that are null."""
+    found = dict(raw)
+    for key, inner in tree.fields(kind).items():
+        if tree.named(inner) is not None and isinstance(raw.get(key), dict):
+            found[key] = {name: value for name, value in raw[key].items() if value is not None}
     return found
 
 

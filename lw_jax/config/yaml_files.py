@@ -63,12 +63,19 @@ def loads(text: str, where: str) -> Any:
         UserError: not valid YAML, with the line.
     """
     try:
-        return yaml.load(text, _Loader)
+        return _apart(yaml.load(text, _Loader))
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise UserError(f"{where}{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apart(value: Any) -> Any:
+    """The value with a copy wherever it was an alias (`*name`): a flag changes one place."""
+    if isinstance(value, dict):
+        return {key: _apart(below) for key, below in value.items()}
+    return [_apart(below) for below in value] if isinstance(value, list) else value
 
 
 def load(path: str | Path) -> dict[str, Any]:

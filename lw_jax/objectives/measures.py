@@ -22,9 +22,12 @@ def masked_mean(x: Array, mask: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """x [..., D] at length 1, float32."""
+    """x [..., D] at length 1, float32; a vector of no length stays, and has no gradient: that of a
+    slot left out by latent dropout would be a million times the others'."""
     x = x.astype(jnp.float32)
-    return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + TINY)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    real = square > TINY
+    return jnp.where(real, x / jnp.sqrt(jnp.where(real, square, 1.0) + TINY), 0.0)
 
 
 def cosine(x: Array, y: Array) -> Array:

@@ -26,6 +26,7 @@ from lw_jax.models.names import FAN_IN
 from lw_jax.models.params import Leaf, abstract, sharding
 from lw_jax.models.quant import quantise
 from lw_jax.party import EncoderParty, Parties, Party, Sender
+from lw_jax.schedule import BatchKind
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import StepMaker, init_heads, plan_at
@@ -57,12 +58,14 @@ def abstract_step(
     receivers: Mapping[str, Arch],
     lengths: Mapping[str, int],
     mesh: Mesh,
+    kind: BatchKind = "latent",
 ) -> AbstractStep:
     """The first step of a train stage.
 
     Args:
         sender, receivers: what the frozen models are.
         lengths: tokens of each part of a batch, as `receiver.collate.measure` gives them.
+        kind: what the step is for.
 
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
@@ -97,7 +100,7 @@ def abstract_step(
         sampled=train.scheduled_sampling,
     )
     return AbstractStep(
-        maker.make(plan_at(objectives, 0)),
+        maker.make(plan_at(objectives, 0, kind)),
         _put(state, replicated(mesh)),
         abstract_parties(config, sender, receivers, mesh, train.layout or config.layout),
         batch_shapes(train, list(receivers), lengths, mesh),

@@ -83,6 +83,14 @@ def test_a_flag_adds_a_name_of_a_plain_value(write: Write, flag: str) -> None:
     assert report.beside == {"rival": "runs/x"}
 
 
+def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("receivers: {reader: null, other: {path: there}}\nstages: {report: null}")
+    config = parse.read(write(), over=[over])
+    assert [(name, model.path) for name, model in config.receivers.items()] == [("other", "there")]
+    assert list(config.stages) == ["fit"]
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [

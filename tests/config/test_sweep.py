@@ -11,6 +11,8 @@ import pytest
 
 from lw_jax import launch
 from lw_jax.config.grid import grid
+from lw_jax.config.parse import to_dict
+from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
 from tests.config.conftest import Write
 
@@ -76,6 +78,63 @@ def test_lists_and_keys_with_one_end(write: Write) -> None:
     assert [Path(str(p.config.run_dir)).name for p in points[:2]] == [
         f"layers=0-1_train.batch_size={size}_evaluate.batch_size=8" for size in (8, 16)
     ]
+
+
+def test_a_files_lists_are_swept_and_flags_add_to_them(write: Write, tmp_path: Path) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("sweep: {bridge.latent_dim: [16, 32], objectives.answer_ce.weight: null}")
+    path = write(sweep={"seed": [1, 2], "objectives.answer_ce.weight": [1.0, 2.0]})
+    flags = [("seed", "7"), (KEY, "4,6")]
+    _, points = grid(path, [("mesh.model", "2")], [over], flags)
+    assert [point.values for point in points] == [
+        {"seed": "7", "bridge.latent_dim": dim, KEY: slots}
+        for dim in ("16", "32")
+        for slots in ("4", "6")
+    ]
+    for point in points:
+        assert point.config.bridge is not None
+        assert point.config.bridge.latent_dim == int(point.values["bridge.latent_dim"])
+        assert point.config.bridge.compressor.perceiver.slots == int(point.values[KEY])
+        assert (point.config.seed, point.config.mesh.model) == (7, 2)
+        assert "sweep" not in to_dict(point.config)
+    assert Path(str(points[3].config.run_dir)).name == "seed=7_latent_dim=32_slots=6"
+
+
+def test_a_file_with_lists_is_run_as_a_sweep(
+    write: Write, ran: list[tuple[str, int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--config", str(write(sweep={KEY: [4, 6]}))]
+    assert [launch.main(command) for _ in range(2)] == [130, 0]
+    assert ran == [("fit", 4, 42), ("report", 4, 42), ("fit", 6, 42), *[("report", 6, 42)] * 2]
+    found = json.loads(Path("runs/small/sweep.json").read_text())
+    assert [run["values"] for run in found["runs"]] == [{KEY: "4"}, {KEY: "6"}]
+    assert "sweep" not in load("runs/small/slots=6/config.yaml")
+    assert "2 runs: F1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sweep", "more", "said"),
+    [
+        ([1, 2], [], "sweep: expected a mapping of dotted keys to lists"),
+        ({"seed": 3}, [], "sweep.seed: expected a mapping of dotted keys to lists"),
+        ({"bridge": {"latent_dim": [4, 8]}}, [], "sweep.bridge: expected a mapping of dotted keys"),
+        ({"seed": []}, [], "sweep.seed: expected different values"),
+        ({"seed": [1, 1]}, [], "sweep.seed: expected different values"),
+        ({"run_dir": ["a", "b"]}, [], "sweep another key"),
+        ({"sed": [1, 2]}, [], "did you mean seed?"),
+        ({"seed": [1, 2]}, ["--doctor"], "leave its sweep out"),
+        ({"seed": [1, 2]}, ["--print_config"], "leave its sweep out"),
+    ],
+)
+def test_bad_lists_in_a_file(
+    write: Write, sweep: Any, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["--config", str(write(sweep=sweep)), *more]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,11 @@ def test_bad_files(tmp_path: Path, text: str, said: str) -> None:
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_alias_is_a_copy() -> None:
+    value = loads("a: &a {b: {c: 1}, d: [1]}\ne: *a\nf: {<<: *a, d: 2}", "here")
+    value["a"]["b"]["c"] = 2
+    value["a"]["d"].append(2)
+    assert value["e"] == {"b": {"c": 1}, "d": [1]}
+    assert value["f"] == {"b": {"c": 1}, "d": 2}

@@ -34,6 +34,7 @@ from lw_jax.objectives import (
     state_kd,
 )
 from lw_jax.objectives.base import Pass, Term, mean
+from lw_jax.objectives.measures import distance
 from lw_jax.receiver.read import Reading
 from lw_jax.schedule import Schedule
 from lw_jax.train.optimiser import groups
@@ -311,3 +312,11 @@ def test_the_first_token_is_louder_while_it_lags_behind_the_text(most: float) ->
     lag = plain / np.log(p.shape[-1])
     assert 1.05 < lag < 4
     np.testing.assert_allclose(loss, plain * min(lag, most), rtol=1e-5)
+
+
+def test_a_slot_left_out_by_latent_dropout_has_no_direction() -> None:
+    target = jnp.ones((2, 8))
+    slots = jnp.stack([jnp.zeros(8), jnp.arange(8.0)])
+    pull = jax.grad(lambda x: jnp.sum(distance("cosine", x, target)))(slots)
+    assert not np.any(pull[0])
+    assert 0.01 < np.linalg.norm(pull[1]) < 1
