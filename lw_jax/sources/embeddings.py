@@ -19,6 +19,7 @@ from lw_jax.models.decoder import embed_tokens
 from lw_jax.party import Party
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser
+from lw_jax.sources.pca import Pca, check_alone
 from lw_jax.types import Array, PyTree, Taps
 
 
@@ -28,14 +29,20 @@ class Config:
 
     Args:
         normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
+        pca: principal directions that a `calibrate` stage fits, in the channels' place; null: none.
     """
 
     normaliser: Normaliser | None = None
+    pca: Pca | None = None
+
+    def __post_init__(self) -> None:
+        check_alone(self.pca, self.normaliser)
 
 
 def build(config: Config, dims: Dims) -> hidden_states.HiddenStates:
     """The trainable part of the source: that of one tap."""
-    return hidden_states.build(hidden_states.Config((0,), normaliser=config.normaliser), dims)
+    one = hidden_states.Config((0,), normaliser=config.normaliser, pca=config.pca)
+    return hidden_states.build(one, dims)
 
 
 def extract(
@@ -54,10 +61,12 @@ def dims(config: Config, sender: Arch | None) -> tuple[int, int, int]:
     """Width of the table, one tap, and entries of the sender's vocabulary.
 
     Raises:
-        UserError: there is no sender.
+        UserError: there is no sender, or its table has fewer directions than the PCA is to keep.
     """
     if sender is None:
         raise UserError("sender: missing; bridge.source.embeddings reads its table")
+    if config.pca is not None:
+        config.pca.check_width("embeddings", sender.width)
     return sender.width, 1, sender.vocab_size
 
 
