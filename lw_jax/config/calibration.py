@@ -9,6 +9,7 @@ from lw_jax.config.parts import BridgeConfig
 from lw_jax.errors import UserError
 from lw_jax.registry import chosen
 from lw_jax.sources.normaliser import Normaliser, normaliser_of
+from lw_jax.sources.pca import Pca, pca_of
 
 if TYPE_CHECKING:
     from lw_jax.config.schema import StageConfig
@@ -19,6 +20,13 @@ def normaliser(bridge: BridgeConfig) -> tuple[str, Normaliser] | None:
     ((name, options),) = chosen(bridge.source).items()
     found = normaliser_of(options)
     return None if found is None else (f"bridge.source.{name}.normaliser", found)
+
+
+def pca(bridge: BridgeConfig) -> tuple[str, Pca] | None:
+    """The dotted key and the config of the source's PCA; None where it has none."""
+    ((name, options),) = chosen(bridge.source).items()
+    found = pca_of(options)
+    return None if found is None else (f"bridge.source.{name}.pca", found)
 
 
 def calibrate_before(stages: Mapping[str, StageConfig], name: str) -> str | None:
@@ -36,13 +44,14 @@ def check_calibrated(
     Raises:
         UserError: no `calibrate` stage before the first train stage, or an unknown target.
     """
-    needed = normaliser(bridge)
+    needed = normaliser(bridge) or pca(bridge)
     if needed is None:
         return
     key, options = needed
-    if options.target is not None and options.target not in receivers:
+    target = options.target if isinstance(options, Normaliser) else None
+    if target is not None and target not in receivers:
         raise UserError(
-            f"{key}.target: {options.target!r} is no receiver; there are {', '.join(receivers)}"
+            f"{key}.target: {target!r} is no receiver; there are {', '.join(receivers)}"
         )
     for name, stage in stages.items():
         if stage.train is None:

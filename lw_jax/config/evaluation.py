@@ -19,6 +19,7 @@ METHODS = (
     "token_budget_first",
     "token_budget_last",
     "token_budget_bytes",
+    "pca",
     "relay",
     "embedding_replay_raw",
     "no_message",
@@ -28,9 +29,9 @@ METHODS = (
 )
 """Methods and controls of an evaluation (SPEC section 8), in the order of the table."""
 
-DEFAULT_METHODS = tuple(n for n in METHODS if n not in ("relay", "token_budget_bytes"))
-"""Run where none is named: all but what needs the whole sender, and what leaves a text whole that
-is shorter than its latent."""
+DEFAULT_METHODS = tuple(n for n in METHODS if n not in ("relay", "token_budget_bytes", "pca"))
+"""Run where none is named: all but what needs the whole sender, what leaves a text whole that is
+shorter than its latent, and principal components, which are a baseline of the seeds."""
 
 CONTROLS = ("no_message", "zero", "mean", "deranged")
 """Always run: without them a figure for `latent` says nothing."""
@@ -144,7 +145,7 @@ class EvaluateConfig:
 
     Args:
         methods: methods to run; the controls are always run with `latent`. All but `relay`, which
-            loads the whole sender, and `token_budget_bytes` unless they are named.
+            loads the whole sender, `token_budget_bytes` and `pca` unless they are named.
         wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
             the bridge was trained for: methods `latent_float16`, ...
         replay: changes of the text's own embeddings that are read as well: methods

@@ -28,15 +28,17 @@ class Config:
         schedule: factor of the weight over the steps.
         layer: both are taken after so many layers of the receiver; 0: its input embeddings.
         distance: `relative_mse` (over the target's mean square), `mse`, or `cosine` (1 - cosine).
+        mse_weight: so many times the `mse` is added (the seeds' per-token PCA: `cosine` and 0.1).
     """
 
     weight: float = 1.0
     schedule: Schedule = Schedule()
     layer: int = 0
     distance: Distance = "relative_mse"
+    mse_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "layer")
+        at_least(self, 0, "layer", "mse_weight")
 
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
@@ -49,4 +51,7 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     target = jnp.einsum("bmt,btd->bmd", weights, text.astype(jnp.float32))
     counts = mask & context.valid_contexts[:, None] & jnp.any(real, axis=1)[:, None]
     context.watched[f"{receiver}/slot_cosine"] = masked(cosine(slots, target), counts)
-    return {"slot_alignment": masked(distance(config.distance, slots, target), counts)}
+    apart = distance(config.distance, slots, target)
+    if config.mse_weight:
+        apart = apart + config.mse_weight * distance("mse", slots, target)
+    return {"slot_alignment": masked(apart, counts)}

@@ -30,12 +30,14 @@ class Config:
     """Soft tokens in the receiver's input embeddings.
 
     Args:
-        hidden: `linear`, `mlp` for a residual two-layer GELU MLP before it, or `none` to hand the
-            slots over as they are (they then are as wide as the receiver).
-        mlp_ratio: hidden width of that MLP over the latent's width.
+        hidden: `linear`, `mlp` for a residual two-layer GELU MLP before it, `plain_mlp` for a GELU
+            MLP in its place, whose output is not bound to as many directions as the latent has, or
+            `none` to hand the slots over as they are (they then are as wide as the receiver).
+        mlp_ratio: hidden width of these MLPs over the latent's width.
+        mlp_layers: linear layers of `plain_mlp`, the last one to the receiver's width.
         positions: `columns` gives slots consecutive positions; `spread` spreads them over the
             length of the source.
-        dropout: in the MLP.
+        dropout: in the MLPs.
         input_norm: RMS-norm the slots before anything else.
         conditioning: how loud the output is: `scale` multiplies it by a learned scale; `rms` norms
             each token, `tanh` bounds it, before it is; `layer_norm` norms with gain and bias;
@@ -46,8 +48,9 @@ class Config:
             conditioning (FiLM, Perez et al. 2018); at the start they change nothing.
     """
 
-    hidden: Literal["none", "linear", "mlp"] = "linear"
+    hidden: Literal["none", "linear", "mlp", "plain_mlp"] = "linear"
     mlp_ratio: int = 4
+    mlp_layers: int = 3
     positions: Literal["columns", "spread"] = "columns"
     dropout: float = 0.0
     input_norm: bool = True
@@ -57,6 +60,7 @@ class Config:
     film: bool = False
 
     def __post_init__(self) -> None:
+        at_least(self, 1, "mlp_layers")
         if self.init_scale is None:
             return
         at_least(self, 1e-12, "init_scale")
@@ -86,8 +90,14 @@ class SoftTokens(nn.Module):
         z = nn.RMSNorm(name="in_norm")(latent.slots) if c.input_norm else latent.slots
         if c.hidden == "mlp":
             z = z + Mlp(c.mlp_ratio, dropout=c.dropout, name="mlp")(z, train)
+        if c.hidden == "plain_mlp":
+            hidden = c.mlp_ratio * z.shape[-1]
+            for i in range(c.mlp_layers - 1):
+                z = nn.gelu(nn.Dense(hidden, name=f"hidden_{i}")(z))
+                z = nn.Dropout(c.dropout, deterministic=not train)(z)
         if c.hidden != "none":
-            z = nn.Dense(width, use_bias=False, name="out")(z)
+            # A plain MLP reads centred components, say, and has to put the mean back.
+            z = nn.Dense(width, use_bias=c.hidden == "plain_mlp", name="out")(z)
         elif z.shape[-1] != width:
             raise UserError(
                 f"bridge.reader.soft_tokens.hidden: none hands slots of width {z.shape[-1]} to a "

@@ -19,6 +19,7 @@ from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.party import Party
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser
+from lw_jax.sources.pca import Pca, check_alone
 from lw_jax.sources.sender import decoder
 from lw_jax.types import Array, PyTree, Taps
 
@@ -29,14 +30,20 @@ class Config:
 
     Args:
         normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
+        pca: principal directions that a `calibrate` stage fits, in the channels' place; null: none.
     """
 
     normaliser: Normaliser | None = None
+    pca: Pca | None = None
+
+    def __post_init__(self) -> None:
+        check_alone(self.pca, self.normaliser)
 
 
 def build(config: Config, dims: Dims) -> hidden_states.HiddenStates:
     """The trainable part of the source: that of one tap."""
-    return hidden_states.build(hidden_states.Config((0,), normaliser=config.normaliser), dims)
+    one = hidden_states.Config((0,), normaliser=config.normaliser, pca=config.pca)
+    return hidden_states.build(one, dims)
 
 
 def extract(
@@ -55,9 +62,12 @@ def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
     """Width of the table, one tap, and entries of the sender's vocabulary.
 
     Raises:
-        UserError: there is no sender, or an encoder.
+        UserError: no sender or an encoder, or its table has fewer directions than the PCA is to
+            keep.
     """
     table = decoder(sender, "embeddings")
+    if config.pca is not None:
+        config.pca.check_width("embeddings", table.width)
     return table.width, 1, table.vocab_size
 
 

@@ -2,7 +2,7 @@
 
 Last layers hold the least content, middle layers more, a gated mix the most (PEERS: 49.4 last, 63.9
 middle, 66.6 gated). Each tap is RMS-normed, so that no layer drowns the others, or normed by
-measured statistics.
+measured statistics, or seen in its principal directions.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lw_jax.party import Party
 from lw_jax.readers.lora import Config as Lora
 from lw_jax.readers.lora import LowRank
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
+from lw_jax.sources.pca import Pca, Projection, check_alone
 from lw_jax.sources.sender import decoder
 from lw_jax.types import Array, Delivery, Edits, Features, PyTree, Taps
 
@@ -40,6 +41,8 @@ class Config:
             (16 of 32 is 2 of 4); null: in this one.
         mix: `concat` puts the taps side by side; `gated` adds them by learned softmax gates.
         normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
+        pca: principal directions of each tap that a `calibrate` stage fits, in the channels' place;
+            null: none.
         lora: low-rank edits of the sender's first layers, trained with the bridge; null: gradients
             stop before the sender.
     """
@@ -48,10 +51,17 @@ class Config:
     of: int | None = None
     mix: Literal["concat", "gated"] = "concat"
     normaliser: Normaliser | None = None
+    pca: Pca | None = None
     lora: Lora | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "of")
+        check_alone(self.pca, self.normaliser)
+        if self.pca is not None and self.mix == "gated":
+            raise UserError(
+                "mix: gated adds taps channel by channel, and components of two taps have nothing "
+                "in common; use concat with a pca"
+            )
         if self.lora is not None and self.lora.dropout:
             raise UserError(f"lora.dropout: a sender's edits have none; got {self.lora.dropout}")
 
@@ -74,7 +84,10 @@ class Config:
 
 
 class HiddenStates(nn.Module):
-    """Taps [n, B, T, D] to features [B, T, n*D] (`concat`) or [B, T, D] (`gated`)."""
+    """Taps [n, B, T, D] to features [B, T, n*D] (`concat`) or [B, T, D] (`gated`).
+
+    With a PCA the C components of a tap stand in the place of its D channels.
+    """
 
     config: Config
     sender: ReceiverDims | None = None
@@ -87,6 +100,8 @@ class HiddenStates(nn.Module):
         taps = source.states.astype(jnp.float32)
         if self.config.normaliser is not None:
             normed = StatisticalNormaliser(self.config.normaliser, name="normaliser")(taps)
+        elif self.config.pca is not None:
+            normed = Projection(self.config.pca, name="pca")(taps)
         else:
             rms = jnp.sqrt(jnp.mean(jnp.square(taps), axis=-1, keepdims=True) + 1e-6)
             normed = taps / rms
@@ -149,8 +164,8 @@ def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
     """Width of a tap, how many taps, and entries of the sender's vocabulary.
 
     Raises:
-        UserError: no sender or an encoder, a tap beyond its layers, or a LoRA beyond those that
-            are run.
+        UserError: no sender or an encoder, a tap beyond its layers, a LoRA beyond those that are
+            run, or a PCA of more directions than there are.
     """
     read = decoder(sender, "hidden_states")
     deep, edited = max(config.taps(read)), config.lora and config.lora.layers
@@ -159,6 +174,8 @@ def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
             f"bridge.source.hidden_states.lora.layers: {edited or 'all'} of the {deep} layers run "
             "up to the highest tap; edit fewer, or tap a higher one"
         )
+    if config.pca is not None:
+        config.pca.check_width("hidden_states", read.width)
     return read.width, len(config.taps(read)), read.vocab_size
 
 

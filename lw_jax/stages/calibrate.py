@@ -1,6 +1,7 @@
 """The stage that measures the frozen models: the sender's taps and the receivers' embeddings.
 
-Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979). What is
+Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979), and for a
+source with a PCA the covariance of each tap, whose principal directions are kept. What is
 gathered is kept after every batch, in float64, so that a run that is killed goes on from there and
 ends with the very same numbers. The file: see `lw_jax.stages.statistics`.
 """
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax import bridge
+from lw_jax.config.calibration import pca
 from lw_jax.config.parts import BridgeConfig
 from lw_jax.config.run import Run
 from lw_jax.config.schema import CalibrateConfig
@@ -23,14 +25,16 @@ from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.party import Parties
+from lw_jax.sources.pca import Pca, fit
 from lw_jax.stages import statistics
 from lw_jax.stages.setting import Group, Setting, identity, load_rows, sample, set_up
 from lw_jax.train.loop import termination
 from lw_jax.train.progress import Display
 from lw_jax.types import Array
 
-Moments = tuple[Array, Array, Array]
-"""Count [], mean [..., D], sum of squared deviations [..., D]."""
+Moments = tuple[Array, ...]
+"""Count [], mean [n, D], sum of squared deviations [n, D]; for a PCA that of their products
+[n, D, D] as well. Float32 on the device, of one batch; float64 on the host, of all."""
 
 
 def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
@@ -59,16 +63,33 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
             if terminated() and done < len(groups):
                 display.say(f"stopped after row {done}: run the same command again to go on")
                 raise SystemExit(0)
-        if not all(count for count, _, _ in found.values()):
+        if not all(value[0] for value in found.values()):
             raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
-        statistics.save(path, found, mine)
-        tokens = ", ".join(f"{key} {int(count)}" for key, (count, _, _) in found.items())
+        needed = pca(setting.bridge)
+        fitted = None if needed is None else _fitted(needed[1], found["source"])
+        statistics.save(path, found, mine, fitted)
+        tokens = ", ".join(f"{key} {int(value[0])}" for key, value in found.items())
         display.say(f"{len(groups)} contexts measured into {path}; tokens: {tokens}")
+        if fitted is not None:
+            display.say(_shares(fitted))
 
 
 def path_of(run_dir: Path, name: str) -> Path:
     """Where a calibrate stage's statistics are."""
     return run_dir / "calibration" / f"{name}.npz"
+
+
+def _fitted(config: Pca, source: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    """The PCA of the source's moments."""
+    count, _, _, products = source
+    return fit(config, products, float(count))
+
+
+def _shares(fitted: dict[str, np.ndarray]) -> str:
+    """A line for people: how much of each tap's variance the directions hold."""
+    width, components = fitted["directions"].shape[1:]
+    shares = ", ".join(f"{share:.1%}" for share in fitted["kept"])
+    return f"pca: {components} of {width} directions hold {shares} of the source's variance"
 
 
 def _batch_moments(setting: Setting, collate: Any, groups: list[Group], size: int) -> Any:
@@ -85,7 +106,8 @@ def _moments(config: BridgeConfig, parties: Parties, batch: dict[str, Any]) -> d
     taps = bridge.extract(config, parties.sender, batch, None)
     found = {}
     if taps.states.shape[0]:  # bytes have no taps
-        found["source"] = moments(taps.states, taps.mask & batch["real"][:, None])
+        crossed = pca(config) is not None
+        found["source"] = moments(taps.states, taps.mask & batch["real"][:, None], crossed)
     for name, party in parties.receivers.items():
         ids, lengths = batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"]
         mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & batch["real"][:, None]
@@ -93,23 +115,34 @@ def _moments(config: BridgeConfig, parties: Parties, batch: dict[str, Any]) -> d
     return found
 
 
-def moments(x: Array, mask: Array) -> Moments:
-    """Moments of x [n, B, T, D] over the tokens of mask [B, T], float32."""
+def moments(x: Array, mask: Array, crossed: bool = False) -> Moments:
+    """Moments of x [n, B, T, D] over the tokens of mask [B, T], float32.
+
+    crossed: with the products of any two channels' deviations.
+    """
     x = x.astype(jnp.float32)
     keep = mask.astype(jnp.float32)[None, :, :, None]
     count = jnp.sum(keep)
     mean = jnp.sum(x * keep, axis=(1, 2)) / jnp.maximum(1.0, count)
-    return count, mean, jnp.sum(jnp.square(x - mean[:, None, None]) * keep, axis=(1, 2))
+    apart = (x - mean[:, None, None]) * keep
+    squares = jnp.sum(jnp.square(apart), axis=(1, 2))
+    if not crossed:
+        return count, mean, squares
+    # By default a GPU rounds the factors to ten bits.
+    products = jnp.einsum("nbtd,nbte->nde", apart, apart, precision=jax.lax.Precision.HIGHEST)
+    return count, mean, squares, products
 
 
 def combine(
     old: tuple[np.ndarray, ...] | None, new: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, ...]:
     """Moments of two samples together, float64."""
-    n, mean, squares = (np.asarray(x, np.float64) for x in new)
+    n, mean, *sums = (np.asarray(x, np.float64) for x in new)
     if old is None or not n:
-        return (n, mean, squares) if old is None else old
-    m, mean_0, squares_0 = old
+        return (n, mean, *sums) if old is None else old
+    m, mean_0, *sums_0 = old
     gap = mean - mean_0
     total = m + n
-    return total, mean_0 + gap * n / total, squares_0 + squares + np.square(gap) * m * n / total
+    gaps = [np.square(gap)] if len(sums) == 1 else [np.square(gap), gap[:, :, None] * gap[:, None]]
+    both = [a + b + c * m * n / total for a, b, c in zip(sums_0, sums, gaps, strict=True)]
+    return total, mean_0 + gap * n / total, *both

@@ -1,9 +1,11 @@
 """The file of a `calibrate` stage: moments of every frozen model, whole or half gathered.
 
     <run_dir>/calibration/<stage>.npz       finished: `<part>/mean`, `/std`, `/tokens`
-    <run_dir>/calibration/<stage>.part.npz  so far: `<part>/0..2` are the moments of `done` rows
+    <run_dir>/calibration/<stage>.part.npz  so far: `<part>/0..` are the moments of `done` rows
 
-A part is `source` or a receiver. Both files say what they were measured with, and are refused
+A part is `source` or a receiver. Of a source with a PCA the first holds what was fitted as well:
+`source/directions`, `/variances`, `/kept` (`lw_jax.sources.pca.fit`), and the second the sums that
+this is fitted to. Both files say what they were measured with, and are refused
 under anything else.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from lw_jax.errors import UserError
 from lw_jax.train.checkpoint import first_difference
 
 Found = dict[str, tuple[np.ndarray, ...]]
-"""By part: count [], mean [n, D] and sum of squared deviations [n, D], float64."""
+"""By part: count [], mean [n, D] and sum of squared deviations [n, D], float64; of the source of a
+PCA the sum of their products [n, D, D] after these."""
 
 
 def save_part(path: Path, found: Found, done: int, identity: Mapping[str, Any]) -> None:
@@ -41,14 +45,22 @@ def load_part(path: Path, identity: Mapping[str, Any]) -> tuple[Found, int]:
         return {}, 0
     arrays = _read(_part(path), identity)
     done = int(arrays.pop("done"))
-    found = {key.rpartition("/")[0]: () for key in arrays}
-    return {k: tuple(arrays[f"{k}/{i}"] for i in range(3)) for k in found}, done
+    held = Counter(key.rpartition("/")[0] for key in arrays)
+    return {k: tuple(arrays[f"{k}/{i}"] for i in range(n)) for k, n in held.items()}, done
 
 
-def save(path: Path, found: Found, identity: Mapping[str, Any]) -> None:
-    """The finished statistics; what was gathered so far is removed."""
-    arrays: dict[str, np.ndarray] = {}
-    for key, (count, mean, squares) in found.items():
+def save(
+    path: Path,
+    found: Found,
+    identity: Mapping[str, Any],
+    fitted: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """The finished statistics; what was gathered so far is removed.
+
+    fitted: of the source's PCA, if it has one.
+    """
+    arrays = {f"source/{name}": x for name, x in (fitted or {}).items()}
+    for key, (count, mean, squares, *_) in found.items():
         arrays |= {f"{key}/mean": mean, f"{key}/std": np.sqrt(squares / count)}
         arrays[f"{key}/tokens"] = count
     _write(path, arrays, identity)
@@ -56,7 +68,7 @@ def save(path: Path, found: Found, identity: Mapping[str, Any]) -> None:
 
 
 def load(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Finished statistics, by `<part>/mean` and `<part>/std`.
+    """Finished statistics, by `<part>/mean`, `<part>/std`, and what was fitted to them.
 
     Raises:
         UserError: there are none, or they belong to other models or another config.

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from lw_jax import bridge
-from lw_jax.config.calibration import calibrate_before, normaliser
+from lw_jax.config.calibration import calibrate_before, normaliser, pca
 from lw_jax.config.run import Run
 from lw_jax.config.schema import Config, TrainConfig
 from lw_jax.data.example import Example
@@ -20,7 +20,8 @@ from lw_jax.data.stream import Stream
 from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.programs import Programs
-from lw_jax.sources.normaliser import fill
+from lw_jax.sources.normaliser import fill as fill_normaliser
+from lw_jax.sources.pca import fill as fill_pca
 from lw_jax.stages import calibrate, statistics
 from lw_jax.stages.setting import MEASURED_ROWS, Setting, identity, load_rows, sample, set_up
 from lw_jax.train.freezing import frozen_leaves
@@ -141,17 +142,19 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
     load = partial(load_trained, run.config, run.run_dir, setting, before=name)
     if not cfg.init_only and (cfg.init_from is not None or earlier.index(name) > 0):
         return load(init_from=cfg.init_from).params
-    found, needed = None, normaliser(setting.bridge)
+    found, coloured, projected = None, normaliser(setting.bridge), pca(setting.bridge)
     measured = calibrate_before(run.config.stages, name)
-    if needed is not None and measured is not None:
+    if (coloured or projected) and measured is not None:
         path = calibrate.path_of(run.run_dir, measured)
         found = statistics.load(path, identity(run.config, measured, setting))
     # Compiled: outside jit a deep part is built op by op, which takes seconds.
     init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
     fresh = init(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
-    if needed is not None and found is not None:
-        target = needed[1].target_of(list(setting.receivers))
-        fresh = {**fresh, "source": fill(fresh["source"], found, target)}
+    if found is not None and coloured is not None:
+        target = coloured[1].target_of(list(setting.receivers))
+        fresh = {**fresh, "source": fill_normaliser(fresh["source"], found, target)}
+    if found is not None and projected is not None:
+        fresh = {**fresh, "source": fill_pca(fresh["source"], found)}
     if cfg.init_only:
         fresh = {**fresh, **load(init_from=cfg.init_from, only=cfg.init_only).params}
     return jax.device_put(fresh, replicated(run.mesh))

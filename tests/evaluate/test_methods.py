@@ -81,7 +81,7 @@ def _with_gold(batch: Arrays, raw: Raw, spoil: bool = True) -> Arrays:
 
 
 # The message of `token_budget_bytes` is that of `text`; the slow ones' are laid out as others' are.
-ALIKE = ("zero", "mean", "token_budget_last", "relay")
+ALIKE = ("zero", "mean", "token_budget_last", "relay", "pca")
 
 
 @pytest.mark.parametrize(
@@ -263,6 +263,44 @@ def test_a_budget_is_all_columns_16_soft_tokens_and_100_of_a_prefix() -> None:
         np.testing.assert_array_equal(last.segment.ids[i, :116], ids[i, n - 116 : n])
 
 
+def _principal(x: np.ndarray, count: int) -> np.ndarray:
+    """The mean of the tokens x [T, D], then their scaled components, [count, D], by numpy."""
+    mean = x.mean(axis=0)
+    _, values, vectors = np.linalg.svd(x - mean, full_matrices=False)
+    largest = np.abs(vectors).argmax(axis=1)
+    signs = np.sign(vectors[np.arange(len(vectors)), largest])
+    scaled = (signs * values)[:, None] * vectors / np.sqrt(len(x))
+    return np.concatenate([mean[None], scaled])[:count]
+
+
+def _components(world: World, rows: int, **changed: Any) -> None:
+    """The message of `pca` on some rows equals numpy's, as many as the latent has columns and never
+    more than tokens or directions. changed: arrays of the text."""
+    batch = world.batch(0, rows) | {f"{RECEIVER}/context/{k}": v for k, v in changed.items()}
+    ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
+    found, held = jax.device_get(place(method("pca").message, world.scene, batch))
+    _, columns = jax.device_get(sizes(world.scene, batch))
+    table = np.asarray(world.scene.party.params["embed"], np.float64)
+    most = np.minimum(columns, table.shape[1] + 1)
+    np.testing.assert_array_equal(held, np.minimum(lengths, most))
+    np.testing.assert_array_equal(found.segment.lengths, held)
+    for i in range(rows):
+        expected = _principal(table[ids[i, : lengths[i]]], held[i])
+        np.testing.assert_allclose(found.segment.embeds[i, : held[i]], expected, atol=2e-4)
+
+
+def test_principal_components_are_those_of_the_text_without_padding(world: World) -> None:
+    ids = world.batch(0, 4)[f"{RECEIVER}/context/ids"]
+    _components(world, 4)
+    _components(world, 4, ids=np.pad(ids, [(0, 0), (0, 24)], constant_values=5))
+
+
+def test_there_are_no_more_components_than_tokens_or_directions(world: World) -> None:
+    wide = world.with_reader(deep_prefix=deep_prefix.Config(length=60, heads=2, mlp_ratio=0))
+    _components(wide, 4)
+    _components(wide, 4, lengths=np.arange(1, 5, dtype=np.int32))
+
+
 def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> None:
     """And the receiver reads no more of it; where the latent is larger than the text, all."""
     batch, name = _batch(world, "token_budget_bytes"), "token_budget_bytes"
@@ -327,6 +365,7 @@ def test_bytes_on_the_wire(world: World) -> None:
         "deranged": 1000,
         "no_message": 0,
         "embedding_replay_raw": len(tokens) * 24 * 4,
+        "pca": (SLOTS + PREFIX) * 24 * 4,
         **{name: len(left.encode()) for name, left in cut.items()},
     }
     for name, size in expected.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,6 +180,14 @@ def test_slot_alignment_takes_the_mean_of_each_slots_stretch() -> None:
             stretch = ids[i, m * 6 // used : (m + 1) * 6 // used]
             errors.append(((GIVEN[i, m] - TABLE[stretch].mean(0)) ** 2).mean())
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+
+
+def test_slot_alignment_adds_a_share_of_the_squared_error() -> None:
+    def loss(**options: Any) -> float:
+        return world.run("slot_alignment", slot_alignment.Config(**options))[0]
+
+    whole = loss(distance="cosine") + 0.1 * loss(distance="mse")
+    np.testing.assert_allclose(loss(distance="cosine", mse_weight=0.1), whole, rtol=1e-5)
 
 
 def test_loudness_is_held_against_the_receivers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +47,19 @@ def test_the_default_has_the_parameters_of_bridges_that_were_shipped() -> None:
     np.testing.assert_allclose(embeds, x / rms(x)[..., None] * 0.02, rtol=1e-4)
     assert set(notes) == {"scale"}
     np.testing.assert_allclose(notes["scale"], 1.0)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_plain_mlp_has_as_many_layers_as_asked(layers: int) -> None:
+    plain = {"hidden": "plain_mlp", "input_norm": False, "conditioning": "none", "mlp_ratio": 2}
+    params, embeds, _ = given(mlp_layers=layers, **plain)
+    assert sorted(params) == [*(f"hidden_{i}" for i in range(layers - 1)), "out"]
+    z = SLOTS
+    for i in range(layers - 1):
+        assert params[f"hidden_{i}"]["kernel"].shape == (z.shape[-1], 16)
+        z = np.asarray(nn.gelu(z @ params[f"hidden_{i}"]["kernel"]))
+    np.testing.assert_allclose(embeds, z @ params["out"]["kernel"], rtol=1e-4, atol=1e-5)
+    assert params["out"]["bias"].shape == (8,)  # centred slots do not know the embeddings' mean
 
 
 def test_without_a_conditioning_slots_pass_as_they_are() -> None:
@@ -122,5 +136,7 @@ def test_options_that_do_not_fit() -> None:
         narrow.init(jax.random.key(0), Latent(SLOTS, np.ones((2, 3), bool)))
     with pytest.raises(UserError, match="has no scale"):
         soft_tokens.Config(conditioning="layer_norm", init_scale=0.1)
+    with pytest.raises(UserError, match="mlp_layers"):
+        soft_tokens.Config(mlp_layers=0)
     with pytest.raises(UserError, match="init_scale"):
         soft_tokens.Config(init_scale=0.0)

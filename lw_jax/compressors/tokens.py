@@ -1,0 +1,59 @@
+"""One slot for each source token: a wire that compresses a token's width, and not their number.
+
+The per-token baseline of SPEC section 4 is made with it. It has as many receiver columns as the
+text has source tokens, so it is compared by bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lw_jax.dims import Dims
+from lw_jax.errors import UserError
+from lw_jax.types import SHARED, Features, Latent, Views
+
+
+@dataclass(frozen=True)
+class Config:
+    """One slot for each source token, which sees no other token.
+
+    Args:
+        linear: a learned linear map of each token to the latent's width; false: its features as
+            they are, which then are as wide as the latent.
+    """
+
+    linear: bool = True
+
+
+class Tokens(nn.Module):
+    """Views -> Latent [B, T, d], a text's slots first, in the order of its tokens."""
+
+    config: Config
+    dims: Dims
+
+    @nn.compact
+    def __call__(self, views: Views, train: bool = False) -> Latent:
+        view: Features = next(iter(views.values()))
+        x, width = view.x, self.dims.latent_dim
+        if self.config.linear:
+            x = nn.Dense(width, name="leave")(x)
+        elif x.shape[-1] != width:
+            raise UserError(
+                f"bridge.compressor.tokens.linear: false hands on features of width {x.shape[-1]} "
+                f"as slots of width {width}; set bridge.latent_dim to {x.shape[-1]}, or linear "
+                "to true"
+            )
+        # Tokens of the head (masked) stand first: what is real of a message does.
+        order = jnp.argsort(~view.mask, axis=1, stable=True)
+        mask = jnp.take_along_axis(view.mask, order, axis=1)
+        slots = jnp.take_along_axis(x, order[..., None], axis=1) * mask[..., None]
+        span = mask.sum(axis=1).astype(jnp.float32)
+        return Latent(slots, mask, span, (SHARED,) * mask.shape[1])
+
+
+def build(config: Config, dims: Dims) -> Tokens:
+    """The compressor."""
+    return Tokens(config, dims)
