@@ -196,6 +196,7 @@ def test_a_text_beyond_the_positions_is_left_out(loaded: tuple[EncoderParty, Spe
     for found in features(extracted(party, given)):
         assert np.isfinite(found.x).all()
         assert not found.mask[1].any()
+    assert measure(PLAIN, who, {}, rows(f"{fits} {over}"))["source"] == 64  # no column for nothing
     few = measure(PLAIN, who, {}, rows(fits), max_tokens=24)
     assert few["source"] == 24  # the layout's own limit holds as well
 
