@@ -148,5 +148,5 @@ def measure(
 
 
 def _room(sender: Speaker, size: int) -> int:
-    """Tokens of a row of `size` that its reader has positions for."""
-    return size if sender.positions is None else min(size, sender.positions)
+    """Tokens of a row of `size` that its reader takes."""
+    return min([size, *(n for n in (sender.limit, sender.positions) if n is not None)])

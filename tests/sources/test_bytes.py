@@ -64,6 +64,14 @@ def test_a_text_of_too_many_bytes_is_left_out() -> None:
     assert batch["valid"].tolist() == [False, True]
 
 
+def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
+    who = raw.speaker(raw.Config(max_bytes=30))
+    rows = [row("x" * length) for length in range(1, 50)]
+    batch = Collate(LAYOUT, who, {}, measure(LAYOUT, who, {}, rows))(rows)
+    assert batch["source/ids"].shape[1] == 32
+    assert batch["source/lengths"].max() == 30
+
+
 def test_padding_is_not_read_and_order_is() -> None:
     text = jnp.asarray([list(b"Ada keeps goats")])
     none = jnp.zeros((0, 1, 15, 0))
