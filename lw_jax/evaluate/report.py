@@ -68,8 +68,11 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
         for line in [*lines(receiver, metrics), *alarms(receiver, methods)]:
             style = "bold red" if line.startswith("ALARM") else None
             console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-    if metrics["joint"]:
-        line = together(metrics["joint"])
+    said = [together(metrics["joint"])] if metrics["joint"] else []
+    rows, dropped = metrics["data"]["rows"], metrics["data"]["dropped"]
+    if dropped:
+        said.append(f"{dropped} of {rows + dropped} rows were too long, and are left out.")
+    for line in said:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -120,8 +123,7 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
             f"texts cosine {slots['between_cosine']:.2f}."
         )
     found += [
-        f"ALARM {a['name']} in training: {a['times']} times from step {a['first']} to {a['last']} "
-        f"of stage {a['stage']}."
+        f"ALARM {a['name']} in training: {_when(a)} of stage {a['stage']}."
         for a in metrics["alarms"]
     ]
     bridge = metrics["parameters"]
@@ -136,6 +138,12 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
         for name, other in metrics.get("beside", {}).items()
     ]
     return found
+
+
+def _when(alarm: Mapping[str, Any]) -> str:
+    if alarm["times"] == 1:
+        return f"once, after step {alarm['first']}"
+    return f"{alarm['times']} times from step {alarm['first']} to {alarm['last']}"
 
 
 def alarms(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:

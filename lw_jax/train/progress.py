@@ -9,8 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SHOWN = ("loss", "share/", "accuracy", "matched_minus_deranged")
-"""Metrics shown beside the bar; a key that ends in a slash shows all that begin with it."""
+SHOWN = ("loss", "share/", "accuracy", "matched_minus_deranged", "dropped")
+"""Metrics shown beside the bar; a key that ends in a slash shows all that begin with it. `dropped`,
+questions a step that were too long, only where there are some."""
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -18,6 +19,8 @@ def headline(metrics: Mapping[str, Any]) -> str:
     parts = []
     for key, value in metrics.items():
         if isinstance(value, list) or not key.startswith(SHOWN) or key.startswith("loss/"):
+            continue
+        if key == "dropped" and not value:
             continue
         parts.append(f"{key} {value:.0%}" if key.startswith("share/") else f"{key} {value:.4g}")
     return "  ".join(parts)

@@ -216,6 +216,19 @@ def test_a_narrow_terminal_cuts_no_figure_off(metrics: dict[str, Any]) -> None:
     assert "…" not in screen.getvalue()
 
 
+def test_what_was_left_out_and_an_alarm_that_fired_once_are_told(metrics: dict[str, Any]) -> None:
+    def shown(dropped: int) -> str:
+        screen = io.StringIO()
+        once = {**metrics["alarms"][0], "times": 1}
+        data = {**metrics["data"], "dropped": dropped}
+        report.show(Console(file=screen, width=200), metrics | {"alarms": [once], "data": data})
+        return screen.getvalue()
+
+    assert "too long" not in shown(0)
+    assert "3 of 25 rows were too long, and are left out." in shown(3)
+    assert "ALARM pooled in training: once, after step 2 of stage wire." in shown(3)
+
+
 def test_bytes_read_like_the_direct_path(
     run: Run, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

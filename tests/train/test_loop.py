@@ -19,6 +19,7 @@ from lw_jax.errors import UserError
 from lw_jax.train.checkpoint import read_meta, steps
 from lw_jax.train.diagnostics import Journal, Window
 from lw_jax.train.loop import Evaluation, fit
+from lw_jax.train.progress import headline
 from lw_jax.train.state import TrainState, apply_gradients, decay_at
 from tests.train.toy import EMA, WIDTH, batch, batches, fresh, job, make_step
 
@@ -63,6 +64,12 @@ def test_steps_of_other_plans_may_lack_metrics() -> None:
     window.add({"loss": 1.0, "share/kd": 0.5})
     window.add({"loss": 3.0})
     assert Window(json.loads(json.dumps(window.sums))).close() == {"loss": 2.0, "share/kd": 0.5}
+
+
+def test_rows_that_are_left_out_are_seen() -> None:
+    shown = {"loss": 1.5, "loss/kd": 1.5, "share/kd": 1.0}
+    assert headline({**shown, "dropped": 0.0}) == "loss 1.5  share/kd 100%"
+    assert headline({**shown, "dropped": 2.5}) == "loss 1.5  share/kd 100%  dropped 2.5"
 
 
 @pytest.mark.parametrize("key", ["loss", "grad_norm"])
