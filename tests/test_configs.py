@@ -155,11 +155,11 @@ def test_latentwire_compiles_at_the_seeds_size_on_four_devices() -> None:
     assert set(config.receivers) == {"llama", "qwen"}
     of_text, _ = steps(config, MeshConfig(data=2, model=2), "text")
     for step in (*steps(config, MeshConfig(data=2, model=2)), of_text):
-        memory = step.step.lower(*step.arguments).compile().memory_analysis()
-        assert memory is not None
         # both receivers in bfloat16 (29 GiB), in halves; a bridge with its optimiser is small
         assert 13 * GIB < size_in_bytes(step.parties) < 16 * GIB
         assert size_in_bytes(step.state) < GIB
+        memory = step.step.lower(*step.arguments).compile().memory_analysis()
+        assert memory is not None
         assert memory.temp_size_in_bytes < 60 * GIB
 
 

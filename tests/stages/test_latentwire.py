@@ -45,6 +45,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # compiles for a long time on slow cores
 @pytest.mark.parametrize("name", ["smoke", "hero", "default"])
 def test_it_runs_from_end_to_end(
     name: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
