@@ -37,6 +37,32 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # the compiler crashes beyond.
 MAPPINGS = 25_000
 
+LONG = (
+    "test_configs.py",
+    "evaluate/test_stage.py",
+    "train/test_faults_raise_alarms.py",
+    "evaluate/test_methods.py",
+    "bridge/test_step.py",
+    "compressors/test_dit.py",
+    "train/test_resume.py",
+    "sources/test_sentence_encoder.py",
+    "evaluate/test_beside.py",
+    "stages/test_telepathy.py",
+    "stages/test_compiled_ahead.py",
+    "stages/test_pca.py",
+    "stages/test_pretrain.py",
+    "stages/test_classification_stage.py",
+    "train/test_text_batches.py",
+    "train/test_alarms.py",
+)
+"""Files that take longest; they are begun first, so that two processes end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of LONG first, in this order; the others stay as they are."""
+    place = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
 
 @pytest.fixture(autouse=True, scope="module")
 def few_mappings() -> Iterator[None]:
