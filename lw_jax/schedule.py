@@ -70,7 +70,25 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class LatentKeep:
+class Rising:
+    """A probability from `start` at the first step to `end` after `ramp` steps (0: at once)."""
+
+    start: float
+    end: float
+    ramp: int = 0
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "start", "end")
+        at_least(self, 0, "ramp")
+
+    def __call__(self, step: Array | int) -> Array:
+        """The probability at a step, float32 scalar."""
+        done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.ramp) if self.ramp else 1.0
+        return jnp.float32(self.start) + (self.end - self.start) * done
+
+
+@dataclass(frozen=True)
+class LatentKeep(Rising):
     """Latent dropout: in training every slot is kept with a probability that rises, else zeroed.
 
     The seeds' ramp goes from 0.5 to 0.85 and stays there: ramps to 1 regressed (SPEC section 6).
@@ -83,19 +101,10 @@ class LatentKeep:
 
     start: float = 0.5
     end: float = 0.85
-    ramp: int = 0
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "start", "end")
-        at_least(self, 0, "ramp")
-
-    def __call__(self, step: Array | int) -> Array:
-        """The probability at a step, float32 scalar."""
-        return _risen(self.start, self.end, self.ramp, step)
 
 
 @dataclass(frozen=True)
-class ScheduledSampling:
+class ScheduledSampling(Rising):
     """Scheduled sampling: training's answers are read after some of the receiver's own tokens.
 
     With a probability that rises, a gold answer token is given to the receiver as the one that it
@@ -110,15 +119,6 @@ class ScheduledSampling:
 
     start: float = 0.0
     end: float = 0.25
-    ramp: int = 0
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "start", "end")
-        at_least(self, 0, "ramp")
-
-    def __call__(self, step: Array | int) -> Array:
-        """The probability at a step, float32 scalar."""
-        return _risen(self.start, self.end, self.ramp, step)
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,3 @@ class TextBatches:
             return "text" if step % 2 == 0 else "latent"
         drawn = np.random.default_rng([seed, zlib.crc32(stage.encode()), step]).random()
         return "text" if drawn < self.tail else "latent"
-
-
-def _risen(start: float, end: float, ramp: int, step: Array | int) -> Array:
-    """From `start` to `end` in `ramp` steps, float32 scalar."""
-    done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / ramp) if ramp else 1.0
-    return jnp.float32(start) + (end - start) * done

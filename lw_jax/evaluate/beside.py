@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.compare import Comparison
-from lw_jax.evaluate.methods.base import Scene
 from lw_jax.evaluate.trained import Trained, config_at, layout_at, load_trained
 from lw_jax.receiver.collate import Collate
 from lw_jax.stages.setting import Group, Setting, set_up_beside
@@ -32,11 +30,6 @@ class Guest:
     def comparison(self, host: Comparison) -> Comparison:
         """The host's rows, read over this bridge."""
         return replace(host, setting=self.setting, collate=self.collate, guest=self.name)
-
-    def scene(self, receiver: str) -> Scene:
-        """One receiver, and this bridge."""
-        s = self.setting
-        return Scene(s.parties, self.trained.params, None, s.bridge, s.dims, receiver)
 
 
 def load(
@@ -65,11 +58,3 @@ def load(
     own = set_up_beside(setting, config, layout, home)
     trained = load_trained(config, home, own, which, init_from=directory)
     return Guest(name, own, trained, own.collate(groups))
-
-
-def usable(guests: list[Guest], examples: list[Example]) -> list[Example]:
-    """The examples that every guest can be given as well."""
-    for guest in guests:
-        keep = guest.collate([(e,) for e in examples])["valid"]
-        examples = [e for e, ok in zip(examples, keep, strict=True) if ok]
-    return examples

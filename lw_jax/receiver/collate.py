@@ -136,13 +136,12 @@ def measure(
     sizes: dict[str, int] = {}
     for key, (rows, _) in probe.rows(groups, flat, 1).items():
         longest = max((len(row) for row in rows if row is not None), default=1)
-        limit = max_tokens if key.endswith(("source", "/context")) else None
-        if key == "source" and sender is not None and sender.limit is not None:
-            limit = sender.limit
-        if limit is not None:
-            longest = min(longest, limit)
-        if key == "source" and sender is not None:
-            longest = _room(sender, longest)
+        reader = sender if key == "source" else None
+        bounded = key.endswith(("source", "/context")) and (reader is None or reader.limit is None)
+        if bounded and max_tokens is not None:
+            longest = min(longest, max_tokens)
+        if reader is not None:
+            longest = _room(reader, longest)
         sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
     return Lengths(sizes)
 

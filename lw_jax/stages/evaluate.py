@@ -57,7 +57,9 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     groups: list[Group] = [(e,) for e in (*drawn, *answering(drawn, candidates))]
     collate = setting.collate(groups)
     guests = [beside.load(n, at, setting, groups, cfg.checkpoint) for n, at in cfg.beside.items()]
-    examples = beside.usable(guests, rows.usable(drawn, collate))
+    examples = drawn
+    for readers in (collate, *(guest.collate for guest in guests)):
+        examples = rows.usable(examples, readers)
     wanted = [method(n) for n in methods_of(cfg)]
     trained = None
     if any(m.needs_bridge for m in wanted):
@@ -233,7 +235,7 @@ def _compare(
     own = methods_of(compared.config)
     places = {n: relayed if relayed and method(n).relayed else compared for n in own}
     places |= {g.name: g.comparison(compared) for g in guests}
-    others = {(r, g.name): g.scene(r) for r in scenes for g in guests}
+    others = {(r, g.name): _scene(places[g.name], g.trained, r) for r in scenes for g in guests}
 
     kept = {(r, n): partial.load(r, n) for r in scenes for n in places}
     todo = [(others.get((r, n), scenes[r]), n) for (r, n), found in kept.items() if found is None]
