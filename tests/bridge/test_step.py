@@ -180,10 +180,11 @@ def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
     init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
     params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    frozen = parties()  # made outside any trace
 
     @jax.jit
     def given(keep: Any, rng: Any) -> Any:
-        context = context_of(cfg, DIMS, params, parties(), batch(), rng, True)
+        context = context_of(cfg, DIMS, params, frozen, batch(), rng, True)
         context.keep = keep
         return context.deliveries["r"].embeds, context.latent.mask
 
