@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from lw_jax.config.run import read_config
-from lw_jax.config.schema import CONTROLS
+from lw_jax.evaluate.config import CONTROLS
+from lw_jax.runs.directory import read_config
 
 FILES = ("config.yaml", "diagnostics.jsonl", "metrics.json", "predictions.jsonl")
 FIGURES = ("em", "f1", "nll", "first_top1", "first_top5", "distinct", "n", "seconds", "ci")

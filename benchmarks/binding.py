@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from lw_jax.config.schema import MeshConfig
 from lw_jax.data.facts import draw_facts
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.lm import FrozenLM, load_lm
 from lw_jax.models.params import depth

@@ -16,25 +16,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax import bridge as wire_bridge
-from lw_jax import wire
-from lw_jax.codecs import CODES
-from lw_jax.codecs import codec as check
-from lw_jax.config.evaluation import DecodeConfig
-from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.schema import Config, MeshConfig
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge import module as wire_bridge
+from lw_jax.config.schema import Config
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
-from lw_jax.evaluate.methods.base import Batch, Message, Scene, alone
+from lw_jax.evaluate.config import DecodeConfig
+from lw_jax.evaluate.methods.base import Batch, Scene, alone
 from lw_jax.evaluate.predict import options_of, write
-from lw_jax.evaluate.trained import Trained, config_at, load_trained
-from lw_jax.mesh import make_mesh
-from lw_jax.receiver.collate import MULTIPLE, Collate, measure
-from lw_jax.receiver.layout import Speaker, ask_ids, ask_text
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.pipeline import Setting
+from lw_jax.receiver.answer import Message
 from lw_jax.receiver.pack import Segment
-from lw_jax.stages.setting import Setting, set_up
-from lw_jax.train.export import is_exported
+from lw_jax.runs.exported import is_exported
+from lw_jax.runs.session import set_up
+from lw_jax.runs.trained import Trained, config_at, load_trained
+from lw_jax.text.collate import MULTIPLE, Collate, measure
+from lw_jax.text.layout import ask_ids, ask_text
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker
 from lw_jax.types import SHARED, Latent
+from lw_jax.wire import packet
+from lw_jax.wire.codecs import CODES
+from lw_jax.wire.codecs import codec as check
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Bridge:
 
         Args:
             question: needed where the question travels in the latent, and only there.
-            codec: of the slots, one of `lw_jax.codecs.CODECS`; None: the one that holds what this
-                bridge sends exactly.
+            codec: of the slots, one of `lw_jax.wire.codecs.CODECS`; None: the one that holds
+                exactly what this bridge sends.
             ratio: source tokens a slot, of a bridge trained for several; None: as its config says.
 
         Raises:
@@ -103,14 +107,14 @@ class Bridge:
         batch = Collate(layout, sender, {}, lengths)([row])
         if not batch["valid"].all():
             raise UserError(f"encode: the text is longer than {_longest(layout, sender)}")
-        name, levels = codec or wire.codec_of(self.setting.bridge), self._levels
+        name, levels = codec or bridge.codec_of(self.setting.bridge), self._levels
         check(name, levels)
         scene = self._scene(next(iter(self.setting.receivers)))
         if ratio is not None:
             scene = replace(scene, config=wire_bridge.at_ratio(scene.config, ratio))
         latent = _encode(scene, batch, name == CODES)
-        sent = wire.sendable(latent)
-        return wire.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
+        sent = packet.sendable(latent)
+        return packet.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
 
     def answer(self, data: bytes, question: str, receiver: str | None = None) -> str:
         """A receiver's answer to a question about the text behind the bytes.
@@ -123,7 +127,7 @@ class Bridge:
             UserError: the bytes are no latent of this bridge, or the receiver is unknown.
         """
         name = self._receiver(receiver)
-        sent = wire.from_bytes(data, self._levels)
+        sent = packet.from_bytes(data, self._levels)
         if sent.fingerprint != self.trained.mark:
             raise UserError("answer: these bytes are of another bridge than the one loaded")
         scene, who = self._scene(name), self.setting.receivers[name]

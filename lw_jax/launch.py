@@ -58,8 +58,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     from lw_jax.config import parse
 
     if command.sweep or (command.action == "run" and parse.files(command.target, command.over)[1]):
-        from lw_jax.config.grid import grid
-        from lw_jax.sweep import sweep
+        from lw_jax.runs.grid import grid
+        from lw_jax.runs.sweep import sweep
 
         home, points = grid(command.target, command.flags, command.over, command.sweep)
         sweep(home, points, console, lambda config: run(config, console, line))
@@ -69,7 +69,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(parse.to_yaml(config), end="")
         return OK
     if command.action == "doctor":
-        from lw_jax.config.doctor import examine, report
+        from lw_jax.runs.doctor import examine, report
 
         return report(examine(config), console)
     return run(config, console, line)
@@ -77,9 +77,9 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 def run(config: Any, console: Console, command: str) -> int:
     """Run the stages of a config in order; those that have ended are passed over."""
-    from lw_jax.config.doctor import check
-    from lw_jax.config.run import check_directory, open_run
     from lw_jax.mesh import make_mesh
+    from lw_jax.runs.directory import check_directory, open_run
+    from lw_jax.runs.doctor import check
 
     check_directory(config)
     check(config)
@@ -113,7 +113,7 @@ def stoppable(console: Console) -> Iterator[None]:
 
 def run_stage(this: Any, name: str) -> None:
     """Run one stage: `lw_jax.stages.<kind>.run(run, name, config)`."""
-    from lw_jax.registry import chosen
+    from lw_jax.utils.registry import chosen
 
     ((kind, config),) = chosen(this.config.stages[name]).items()
     began = time.monotonic()
@@ -132,10 +132,11 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     A flag names a field of the evaluate stage (`--methods`, `--data...`), else one of the config.
     """
     from lw_jax.config import parse, tree
-    from lw_jax.config.doctor import check
-    from lw_jax.config.run import open_evaluation, read_config
-    from lw_jax.config.schema import Config, EvaluateConfig
+    from lw_jax.config.schema import Config
+    from lw_jax.evaluate.config import EvaluateConfig
     from lw_jax.mesh import make_mesh
+    from lw_jax.runs.directory import open_evaluation, read_config
+    from lw_jax.runs.doctor import check
 
     raw = parse.to_dict(read_config(run_dir))
     kept = [name for name, stage in raw["stages"].items() if "evaluate" in stage]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
+from lw_jax.utils.checks import at_least
 
 AXES = ("data", "model")
 
@@ -60,3 +61,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def put_batch(mesh: Mesh, batch: Any) -> Any:
     """A batch of host arrays on the mesh, rows over `data`."""
     return jax.device_put(batch, batch_sharding(mesh))
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh, axes `data` and `model`.
+
+    Args:
+        data: devices over which rows are split; -1 for the rest.
+        model: devices over which heads and MLP columns are split.
+    """
+
+    data: int = -1
+    model: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "model")
+        if self.data != -1:
+            at_least(self, 1, "data")

@@ -4,6 +4,12 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far more than they compute: without LLVM's optimiser they take half the time, and
@@ -22,13 +28,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import hypothesis
-import jax
-import pytest
-
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -46,7 +45,7 @@ LONG = (
     "compressors/test_dit.py",
     "train/test_resume.py",
     "sources/test_sentence_encoder.py",
-    "evaluate/test_beside.py",
+    "runs/test_rivals.py",
     "stages/test_telepathy.py",
     "stages/test_compiled_ahead.py",
     "stages/test_pca.py",

@@ -10,15 +10,15 @@ from typing import Any
 import jax
 import pytest
 
-from lw_jax.config.grid import grid
 from lw_jax.config.parse import read
-from lw_jax.config.schema import Config, MeshConfig
-from lw_jax.mesh import make_mesh
+from lw_jax.config.schema import Config
+from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.checkpoint import read_arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch, arch_from_hf
-from lw_jax.registry import chosen
-from lw_jax.schedule import BatchKind
-from lw_jax.train.abstract import AbstractStep, abstract_step, size_in_bytes
+from lw_jax.runs.abstract import AbstractStep, abstract_step, size_in_bytes
+from lw_jax.runs.grid import grid
+from lw_jax.utils.registry import chosen
+from lw_jax.utils.schedule import BatchKind
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh, mesh_shape, put_batch, replicated
+from lw_jax.mesh import MeshConfig, make_mesh, mesh_shape, put_batch, replicated
 
 
 @pytest.mark.parametrize(

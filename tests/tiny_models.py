@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 
 from lw_jax.data.facts import FactsRows
-from lw_jax.data.tokenizers import save_tokenizer, special_ids, train_bpe
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
+from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
 
 
 def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16) -> Path:

@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bottlenecks.straight_through import straight_through
-from lw_jax.codes import counts_of, masked_codes
-from lw_jax.dims import Dims
+from lw_jax.bottlenecks.codes import counts_of, masked_codes
 from lw_jax.errors import UserError
-from lw_jax.notes import note
+from lw_jax.layers.intermediates import note
+from lw_jax.layers.straight_through import straight_through
+from lw_jax.models.dims import Dims
 from lw_jax.types import Array, Latent
 
 _MARGIN = 1e-3  # keeps a saturated tanh off the rounding boundary beyond the last value
@@ -56,9 +56,9 @@ def bound(z: Array, levels: tuple[int, ...]) -> tuple[Array, Array]:
 class Fsq(nn.Module):
     """Latent -> Latent; a masked slot is zero.
 
-    Notes: `codes` and `counts` (see `lw_jax.codes`), `values` [B, M, n] and `bounded` [B, M, n] in
-    [-1, 1], after and before rounding, both with gradient; `saturation`, share of the real slots'
-    entries that sit where the bound is flat.
+    Notes: `codes` and `counts` (see `lw_jax.bottlenecks.codes`), `values` [B, M, n] and `bounded`
+    [B, M, n] in [-1, 1], after and before rounding, both with gradient; `saturation`,
+    share of the real slots' entries that sit where the bound is flat.
     """
 
     config: Config

@@ -11,10 +11,10 @@ from typing import Literal
 
 import flax.linen as nn
 
-from lw_jax.bottlenecks.straight_through import straight_through
-from lw_jax.dims import Dims
-from lw_jax.precision import on_grid
+from lw_jax.layers.straight_through import straight_through
+from lw_jax.models.dims import Dims
 from lw_jax.types import Latent
+from lw_jax.wire.rounding import on_grid
 
 
 @dataclass(frozen=True)

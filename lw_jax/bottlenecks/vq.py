@@ -15,12 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lw_jax.bottlenecks.straight_through import straight_through
-from lw_jax.codes import counts_of, masked_codes
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
-from lw_jax.notes import Notes, note
+from lw_jax.bottlenecks.codes import counts_of, masked_codes
+from lw_jax.layers.intermediates import Notes, note
+from lw_jax.layers.straight_through import straight_through
+from lw_jax.models.dims import Dims
 from lw_jax.types import Array, Latent, PyTree
+from lw_jax.utils.checks import at_least
 
 LATELY = 100
 """Steps without use after which a code does not count as alive, where none is revived."""
@@ -49,9 +49,9 @@ class Config:
 class Vq(nn.Module):
     """Latent -> Latent; a masked slot is zero.
 
-    Notes: `codes` [B, M, 1] and `counts` [B, 1, K] (see `lw_jax.codes`); `inputs` [B, M, d] as they
-    are compared, `chosen` [B, M, d] codes, `distances` [B, M, K], mean squares of the differences,
-    all three with gradient; `alive`, share of the codes used in the last `revive` steps.
+    Notes: `codes` [B, M, 1] and `counts` [B, 1, K] (see `lw_jax.bottlenecks.codes`); `inputs`
+    [B, M, d] as they are compared, `chosen` [B, M, d] codes, `distances` [B, M, K], mean
+    squares of the differences, all three with gradient; `alive`, share of the codes used in the last `revive` steps.
     """
 
     config: Config

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
+from lw_jax.models.dims import Dims
 from lw_jax.types import SHARED, Latent, Views
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from lw_jax.compressors.dit_blocks import Condition, Conditioning, Velocity
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
+from lw_jax.compressors.rectified_flow import SAMPLERS, Time, squared_error, times
 from lw_jax.errors import UserError
-from lw_jax.flow import SAMPLERS, Time, squared_error, times
+from lw_jax.models.dims import Dims
 from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

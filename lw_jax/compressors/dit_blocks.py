@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
-from lw_jax.transformer import Attention, Mlp, sinusoid
+from lw_jax.layers.transformer import Attention, Mlp, sinusoid
 from lw_jax.types import Array, Features
 
 Conditioning = Literal["mean", "cross", "attention_pool"]

@@ -15,13 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lw_jax.compressors.entry import entered
-from lw_jax.compressors.pooling import stretch_positions, stretch_weights
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.transformer import Stack, check_rotary, sinusoid
+from lw_jax.layers.entry import entered
+from lw_jax.layers.pooling import stretch_positions, stretch_weights
+from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
+from lw_jax.models.dims import Dims
 from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.utils.checks import at_least
 
 _SLACK = 1e-3
 """39 tokens at 1.3 are 30 slots; a quotient rounded a little above 30 must not make them 31."""

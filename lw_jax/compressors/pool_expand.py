@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lw_jax.compressors.entry import entered
-from lw_jax.compressors.pooling import stretch_positions, stretch_weights
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.transformer import Stack, sinusoid
+from lw_jax.layers.entry import entered
+from lw_jax.layers.pooling import stretch_positions, stretch_weights
+from lw_jax.layers.transformer import Stack, sinusoid
+from lw_jax.models.dims import Dims
 from lw_jax.types import SHARED, Features, Latent, Views
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

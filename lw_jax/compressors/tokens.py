@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.types import SHARED, Features, Latent, Views
 
 

@@ -12,12 +12,12 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lw_jax.compressors.entry import entered
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.transformer import Mlp, Stack, check_rotary, sinusoid
+from lw_jax.layers.entry import entered
+from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
+from lw_jax.models.dims import Dims
 from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

@@ -3,166 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from lw_jax.config.calibration import check_calibrated
-from lw_jax.config.checks import at_least, between, exactly_one
-from lw_jax.config.evaluation import CONTROLS, METHODS, DecodeConfig, EvaluateConfig
-from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.parts import BridgeConfig, DataConfig, ObjectivesConfig
-from lw_jax.config.pretraining import ArchConfig, PretrainConfig, TokenizerConfig
+from lw_jax.bridge.config import BridgeConfig, normaliser, pca
+from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
-from lw_jax.registry import chosen
-from lw_jax.schedule import LatentKeep, ScheduledSampling, TextBatches
-
-__all__ = [
-    "CONTROLS",
-    "METHODS",
-    "ArchConfig",
-    "BridgeConfig",
-    "CalibrateConfig",
-    "Config",
-    "DataConfig",
-    "DecodeConfig",
-    "EvaluateConfig",
-    "LayoutConfig",
-    "Level",
-    "MeshConfig",
-    "ModelConfig",
-    "ObjectivesConfig",
-    "OptimiserConfig",
-    "PretrainConfig",
-    "StageConfig",
-    "TokenizerConfig",
-    "TrainConfig",
-]
+from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.mesh import MeshConfig
+from lw_jax.models.config import ModelConfig
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.pretrain.config import PretrainConfig
+from lw_jax.sources.normaliser import Normaliser
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.train.config import TrainConfig
+from lw_jax.utils.checks import at_least, exactly_one
+from lw_jax.utils.registry import chosen
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A frozen language model, or the sentence encoder that a source reads.
-
-    Args:
-        path: directory in Hugging Face format, or hub name.
-        dtype: storage and compute type.
-        quant: storage of the matrices; `none` keeps `dtype`.
-        attention: `xla` anywhere, `cudnn` on NVIDIA GPUs in bfloat16.
-    """
-
-    path: str
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    quant: Literal["none", "int8", "nf4"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"
-
-
-@dataclass(frozen=True)
-class MeshConfig:
-    """The device mesh, axes `data` and `model`.
-
-    Args:
-        data: devices over which rows are split; -1 for the rest.
-        model: devices over which heads and MLP columns are split.
-    """
-
-    data: int = -1
-    model: int = 1
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "model")
-        if self.data != -1:
-            at_least(self, 1, "data")
-
-
-@dataclass(frozen=True)
-class Level:
-    """A part of a curriculum.
-
-    Args:
-        share: share of the stage's steps.
-        level: level of the rows (for facts: sentences in a context); null: as the data says.
-        ratio: source tokens a slot, of a bridge with several ratios; null: any of them.
-    """
-
-    share: float
-    level: int | None = None
-    ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "share")
-        at_least(self, 1, "ratio")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A stage that trains the bridge.
-
-    Args:
-        steps: optimiser steps.
-        batch_size: contexts in a step (all microbatches together).
-        accumulate: microbatches per step.
-        questions: questions asked of each context in a step.
-        curriculum: levels of the rows and ratios of the bridge in order, shares adding up to 1;
-            empty: as the data and the bridge say.
-        optimiser: the optimiser.
-        objectives, data, layout: replace the config's in this stage.
-        train_only: regular expressions on parameter paths; empty: all are trained.
-        init_from: run directory of another run whose bridge parameters to start from, or the
-            directory of an exported bridge.
-        init_only: its components to start from, by name as `parameters` in metrics.json has them
-            (`compressor`, ...); the others start fresh. Empty: all.
-        latent_keep: latent dropout; null for none.
-        scheduled_sampling: answers read after some of the receiver's own tokens; null for none.
-        text_batches: steps for text among those for the wire; null for none.
-        ema: decay of the averaged parameters that are evaluated, less over the first steps, so that
-            the start is forgotten; null for none.
-        log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
-            and checkpoints.
-        eval_rows: rows of the quick evaluation (latent and deranged).
-        keep: latest checkpoints to keep, beside the best.
-        workers: processes that prepare batches; 0: in process.
-    """
-
-    steps: int
-    batch_size: int = 32
-    accumulate: int = 1
-    questions: int = 1
-    curriculum: tuple[Level, ...] = ()
-    optimiser: OptimiserConfig = OptimiserConfig()
-    objectives: ObjectivesConfig | None = None  # type: ignore[valid-type]
-    data: DataConfig | None = None  # type: ignore[valid-type]
-    layout: LayoutConfig | None = None
-    train_only: tuple[str, ...] = ()
-    init_from: str | None = None
-    init_only: tuple[str, ...] = ()
-    latent_keep: LatentKeep | None = None
-    scheduled_sampling: ScheduledSampling | None = None
-    text_batches: TextBatches | None = None
-    ema: float | None = None
-    log_every: int = 20
-    eval_every: int = 200
-    save_every: int = 200
-    eval_rows: int = 128
-    keep: int = 2
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "accumulate", "questions")
-        at_least(self, 1, "log_every", "save_every", "eval_rows", "keep")
-        at_least(self, 0, "eval_every", "workers")
-        between(self, 0, 1, "ema")
-        if self.init_only and self.init_from is None:
-            raise UserError("init_only: it names components of init_from, which is not given")
-        total = sum(c.share for c in self.curriculum)
-        if self.curriculum and abs(total - 1) > 1e-6:
-            raise UserError(f"curriculum: the shares must add up to 1; they add up to {total:g}")
-        if self.batch_size % self.accumulate:
-            raise UserError(
-                f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}"
-            )
 
 
 @dataclass(frozen=True)
@@ -319,3 +177,40 @@ class Config:
                             f"stages.{name}.{key}: bridge.compressor.{kind} has one number of "
                             "slots; give it `ratios` (perceiver), or leave this out"
                         )
+
+
+def calibrate_before(stages: Mapping[str, StageConfig], name: str) -> str | None:
+    """The nearest `calibrate` stage before a stage."""
+    names = list(stages)
+    earlier = [n for n in names[: names.index(name)] if stages[n].calibrate is not None]
+    return earlier[-1] if earlier else None
+
+
+def check_calibrated(
+    bridge: BridgeConfig, stages: Mapping[str, StageConfig], receivers: Mapping[str, object]
+) -> None:
+    """Whether the statistics that the bridge needs are there when it starts from nothing.
+
+    Raises:
+        UserError: no `calibrate` stage before the first train stage, or an unknown target.
+    """
+    needed = normaliser(bridge) or pca(bridge)
+    if needed is None:
+        return
+    key, options = needed
+    target = options.target if isinstance(options, Normaliser) else None
+    if target is not None and target not in receivers:
+        raise UserError(
+            f"{key}.target: {target!r} is no receiver; there are {', '.join(receivers)}"
+        )
+    for name, stage in stages.items():
+        if stage.train is None:
+            continue
+        taken = stage.train.init_only or ("source",)
+        brought = stage.train.init_from is not None and "source" in taken
+        if not brought and calibrate_before(stages, name) is None:
+            raise UserError(
+                f"{key}: stages.{name} starts without statistics; put a stage with "
+                "`calibrate: {}` before it, or init_from a bridge that has them"
+            )
+        return  # later stages go on from this one

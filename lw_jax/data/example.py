@@ -30,6 +30,10 @@ class Example:
     level: int = 0
 
 
+Group = Sequence[Example]
+"""A context with its questions."""
+
+
 class Rows(Protocol):
     """Contexts by index, each with all its questions.
 

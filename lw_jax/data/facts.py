@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lw_jax.config.checks import at_least, between
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
 from lw_jax.data.halves import halves
 from lw_jax.data.words import CLOSED, Role, open_word
 from lw_jax.errors import UserError
+from lw_jax.utils.checks import at_least, between
 
 MAX_LEVEL = 48  # two facts a person: 24 people, each with an animal, a job, an item of their own
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lw_jax.config.checks import at_least
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.halves import halves
@@ -16,6 +15,7 @@ from lw_jax.data.overlap import RunIndex, normalised
 from lw_jax.data.rewritten import Augment, RewrittenRows
 from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
 from lw_jax.errors import UserError
+from lw_jax.utils.checks import at_least
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

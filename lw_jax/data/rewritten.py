@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lw_jax.config.checks import between
 from lw_jax.data.augment import excerpt, pieces, proper_names, rewrite
 from lw_jax.data.example import Example, rng_of
 from lw_jax.data.overlap import RunIndex
+from lw_jax.utils.checks import between
 
 SIZE = 100_000_000
 TRIES = 100

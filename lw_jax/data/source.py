@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lw_jax.config.checks import at_least, between
 from lw_jax.data import records
 from lw_jax.data.example import Example, Split, check_split
 from lw_jax.errors import UserError
+from lw_jax.utils.checks import at_least, between
 
 Reject = Callable[[str, str], None]
 """Takes where a malformed row stands, and what is wrong."""

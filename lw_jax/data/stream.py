@@ -15,9 +15,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from lw_jax.config.checks import at_least
 from lw_jax.data.prefetch import ahead
 from lw_jax.errors import UserError
+from lw_jax.utils.checks import at_least
 
 Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)

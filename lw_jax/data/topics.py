@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from lw_jax.config.checks import at_least, between
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.words import ANIMALS, FIRST_NAMES, ITEMS, JOBS, PLACES, open_word
 from lw_jax.errors import UserError
+from lw_jax.utils.checks import at_least, between
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "animals": ANIMALS,

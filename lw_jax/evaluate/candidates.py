@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lw_jax.config.evaluation import EvaluateConfig
-from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
+from lw_jax.data.load import labels_of
 from lw_jax.errors import UserError
-from lw_jax.receiver.layout import Speaker, check_labels
-from lw_jax.stages.setting import labels_of
+from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.text.layout import check_labels
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker
 
 
 def candidates_of(

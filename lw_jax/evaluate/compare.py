@@ -12,17 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lw_jax import wire
-from lw_jax.config.evaluation import (
-    AT_PRECISION,
-    CONTROLS,
-    METHODS,
-    REPLAY,
-    EvaluateConfig,
-    codec_of,
-)
+from lw_jax.bridge import module as bridge
 from lw_jax.data.example import Example
+from lw_jax.evaluate import latents
 from lw_jax.evaluate.candidates import answering
+from lw_jax.evaluate.config import AT_PRECISION, CONTROLS, METHODS, REPLAY, EvaluateConfig, codec_of
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Method, Scene
 from lw_jax.evaluate.predict import (
@@ -38,10 +32,9 @@ from lw_jax.evaluate.predict import (
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
-from lw_jax.receiver.collate import Batch, Collate
-from lw_jax.receiver.layout import message_text
-from lw_jax.stages.setting import Setting
-from lw_jax.train import look
+from lw_jax.pipeline import Setting
+from lw_jax.text.collate import Batch, Collate
+from lw_jax.text.layout import message_text
 
 SLOT_ROWS = 256
 """Rows whose slots are looked at."""
@@ -63,7 +56,7 @@ class Comparison:
 
     others: row by row an example of another context; collate: with lengths that hold them all;
     terminated: whether to stop after the batch at hand; candidates: answers to choose from; guest:
-    the name of a line that is another bridge's `latent` (`lw_jax.evaluate.beside`).
+    the name of a line that is another bridge's `latent` (`lw_jax.runs.rivals`).
     """
 
     setting: Setting
@@ -120,7 +113,7 @@ class Comparison:
         """Bytes on the wire of latents of so many slots, in the codec of the method `name` (the
         bridge's own but for `latent_<codec>`); with the text where the receiver reads that as
         well."""
-        sizes = [wire.bytes_of(self.setting.bridge, m, codec_of(name)) for m in slots]
+        sizes = [bridge.bytes_of(self.setting.bridge, m, codec_of(name)) for m in slots]
         if not self.setting.layout.beside_text:
             return sizes
         return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
@@ -217,9 +210,9 @@ class Comparison:
         return replace(self, examples=examples, collate=self.setting.collate(groups, layout))
 
     def slots(self, scene: Scene) -> dict[str, float]:
-        """Statistics of the latent's slots (`lw_jax.train.look.inspect`): means over some batches,
-        of `texts` rows each."""
-        static = look.Wire(scene.config, scene.dims)
+        """Statistics of the latent's slots (`lw_jax.evaluate.latents.inspect`): means over some
+        batches, of `texts` rows each."""
+        static = latents.Wire(scene.config, scene.dims)
         found: list[dict[str, float]] = []
         for begin, batch in self.batches():
             whole = begin + self.size <= len(self.examples)
@@ -227,7 +220,7 @@ class Comparison:
                 break
             placed = put_batch(self.setting.mesh, batch)
             seen = jax.device_get(
-                look.inspect(static, scene.receiver, scene.bridge, scene.parties, placed)
+                latents.inspect(static, scene.receiver, scene.bridge, scene.parties, placed)
             )
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             found.append(seen)

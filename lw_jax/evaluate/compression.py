@@ -1,8 +1,8 @@
 """Honest compression: what the message costs in the receiver and on the wire (SPEC section 8).
 
 Sizes are means per text. The text is counted as UTF-8 and as zlib of that, each text alone; the
-latent as the bytes that `lw_jax.wire` writes: slots in each codec with scales, mask, span, header,
-and the codes of a bridge that has some.
+latent as the bytes that `lw_jax.wire.packet` writes: slots in each codec with scales, mask, span,
+header, and the codes of a bridge that has some.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from lw_jax import wire
-from lw_jax.codecs import CODECS
 from lw_jax.models.arch import Arch
+from lw_jax.wire import packet
+from lw_jax.wire.codecs import CODECS
 
 
 def of_texts(
@@ -40,13 +40,13 @@ def of_texts(
         "utf8": _mean(len(t.encode()) for t in texts),
         "zlib": _mean(len(zlib.compress(t.encode(), 9)) for t in texts),
         **{
-            name: _mean(wire.nbytes(m, width, name, owners=owners) for m in slots)
+            name: _mean(packet.nbytes(m, width, name, owners=owners) for m in slots)
             for name in CODECS
         },
     }
     if levels:
         sizes["codes"] = _mean(
-            wire.nbytes(m, len(levels), "codes", levels=levels, owners=owners) for m in slots
+            packet.nbytes(m, len(levels), "codes", levels=levels, owners=owners) for m in slots
         )
     return {
         "characters": characters,

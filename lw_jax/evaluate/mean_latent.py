@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.evaluate.methods.base import Batch, Scene
-from lw_jax.receiver.collate import Batch as HostBatch
-from lw_jax.receiver.collate import Collate
+from lw_jax.text.collate import Batch as HostBatch
+from lw_jax.text.collate import Collate
+from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import Array
 
 FILE = "mean_latent.npz"

@@ -16,27 +16,21 @@ import numpy as np
 from flax import struct
 from rich.console import Console
 
-from lw_jax.config.evaluation import DecodeConfig
 from lw_jax.data.example import Example
-from lw_jax.evaluate.methods.base import (
-    Batch,
-    Message,
-    Method,
-    Scene,
-    Sent,
-    delivered,
-    occupied,
-)
+from lw_jax.evaluate.config import DecodeConfig
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent, delivered
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.arch import Arch
+from lw_jax.models.frozen import Party
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.party import Party
-from lw_jax.programs import Programs
-from lw_jax.receiver.layout import Speaker, first_word
+from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import decode, head_segment, read
+from lw_jax.text.layout import first_word
+from lw_jax.text.tokenizer import Speaker
 from lw_jax.types import Array
+from lw_jax.utils.compile import Programs
 
 
 @struct.dataclass

@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import log_softmax  # type: ignore[import-untyped]
 
-from lw_jax.config.evaluation import ProbeConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import bootstrap
+from lw_jax.evaluate.config import ProbeConfig
 from lw_jax.evaluate.figures import Asked
 from lw_jax.evaluate.metrics.squad import exact_match
 from lw_jax.mesh import put_batch
 from lw_jax.models import encoder
 from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.frozen import EncoderParty, Sender
 from lw_jax.models.params import depth
-from lw_jax.party import EncoderParty, Sender
-from lw_jax.stages.setting import Setting
+from lw_jax.pipeline import Setting
 from lw_jax.types import Array
 
 Floats = NDArray[np.float64]

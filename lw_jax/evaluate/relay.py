@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lw_jax.config.evaluation import RelayConfig
-from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.schema import ModelConfig
 from lw_jax.data.example import Example
-from lw_jax.evaluate.competence import speaker_of, write
+from lw_jax.evaluate.config import RelayConfig
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.lm import load_lm
+from lw_jax.receiver.answer import speaker_of, write
+from lw_jax.text.layout_config import LayoutConfig
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from lw_jax.config.run import write_text
 from lw_jax.data.example import Example
 from lw_jax.evaluate.figures import Said
 from lw_jax.evaluate.metrics import squad
@@ -197,24 +194,6 @@ def history(run: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all; NaN and infinity become null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
-
-
-def write_lines(path: Path, lines: Iterable[Any]) -> None:
-    """Write a JSON-lines file whole or not at all."""
-    write_text(path, "".join(json.dumps(_finite(x), ensure_ascii=False) + "\n" for x in lines))
-
-
-def append_line(path: Path, content: Any) -> None:
-    """Append one JSON line, in one write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_finite(content), ensure_ascii=False) + "\n")
-
-
 def _figure(figures: Mapping[str, Any], name: str) -> str:
     value = f"{figures[name]:.3f}"
     if name not in WITH_INTERVAL:
@@ -236,13 +215,3 @@ def _said(example: Example, p: Prediction) -> dict[str, Any]:
         "first_rank": p.first_rank,
         **({"choice": p.choice, "nats": dict(p.nats)} if p.nats else {}),
     }
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, float):
-        return content if abs(content) < float("inf") else None
-    if isinstance(content, Mapping):
-        return {str(k): _finite(v) for k, v in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(v) for v in content]
-    return content

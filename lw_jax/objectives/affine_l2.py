@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Context, Term
+from lw_jax.objectives.base import Term
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.scale_l2 import noted
-from lw_jax.schedule import Schedule
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

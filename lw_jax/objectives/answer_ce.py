@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least, between
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.targets import answer_scores
-from lw_jax.schedule import Schedule
 from lw_jax.types import Array
+from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.models.dims import Dims
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import linear, linear_head
 from lw_jax.objectives.targets import HeadInput, counted, given_slots, given_width
-from lw_jax.schedule import Schedule
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.checks import at_least
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

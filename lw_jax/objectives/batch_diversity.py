@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.measures import unit
 from lw_jax.objectives.targets import counted, given_slots, others
-from lw_jax.schedule import Schedule
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

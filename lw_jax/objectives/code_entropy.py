@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context, Term
+from lw_jax.objectives.base import Term
 from lw_jax.objectives.code_notes import noted, real_slots
-from lw_jax.schedule import Schedule
+from lw_jax.objectives.context import Context
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context
+from lw_jax.objectives.context import Context
 from lw_jax.types import Array
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.codes import distinct
-from lw_jax.objectives.base import Context, Term
+from lw_jax.bottlenecks.codes import distinct
+from lw_jax.objectives.base import Term
 from lw_jax.objectives.code_notes import noted, real_slots
-from lw_jax.schedule import Schedule
+from lw_jax.objectives.context import Context
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Context, Term
+from lw_jax.objectives.base import Term
 from lw_jax.objectives.code_notes import noted, real_slots
-from lw_jax.schedule import Schedule
+from lw_jax.objectives.context import Context
+from lw_jax.utils.schedule import Schedule
 
 _LEAST = 1e-6  # of a variance, where all codes are the same
 

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.measures import Distance, distance, masked_mean
 from lw_jax.objectives.targets import given_slots
-from lw_jax.schedule import Schedule
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lw_jax.objectives.base import Context, Pass, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context, Pass
 from lw_jax.objectives.targets import first_token
-from lw_jax.schedule import Schedule
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.objectives.base import Context, Pass, Term, masked, mean
+from lw_jax.objectives.base import Term, masked, mean
+from lw_jax.objectives.context import Context, Pass
 from lw_jax.objectives.targets import first_token
-from lw_jax.schedule import Schedule
+from lw_jax.utils.checks import at_least
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.objectives.base import Context, Term, masked
-from lw_jax.schedule import Schedule
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.types import Array, Features, Taps
+from lw_jax.utils.schedule import Schedule
 
 _PARTS = {"answer": "answer", "question": "ask", "context": "context"}
 KEY = 64

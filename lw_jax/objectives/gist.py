@@ -12,15 +12,16 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least, between
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.models.dims import Dims
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import TokenHead
 from lw_jax.objectives.measures import distance
 from lw_jax.objectives.targets import counted, given_slots, given_width, text_states
-from lw_jax.schedule import Schedule
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.schedule import Schedule
 
 KEY = 65
 """Of the tokens that are left out of a step."""

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
+from lw_jax.layers.transformer import Attention, Mlp, sinusoid
 from lw_jax.objectives.measures import masked_mean
-from lw_jax.transformer import Attention, Mlp, sinusoid
 from lw_jax.types import Array, PyTree
 
 

@@ -13,10 +13,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.models.dims import Dims
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import check_headless, linear_head, pooled
 from lw_jax.objectives.measures import masked_mean, unit
 from lw_jax.objectives.targets import (
@@ -28,8 +28,9 @@ from lw_jax.objectives.targets import (
     source_width,
     text_states,
 )
-from lw_jax.schedule import Schedule
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.checks import at_least
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lw_jax.config.checks import at_least
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.targets import answer_scores
-from lw_jax.schedule import Schedule
+from lw_jax.utils.checks import at_least
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lw_jax.models.head import chunked_kl
-from lw_jax.objectives.base import Context, Pass, Term, masked
-from lw_jax.schedule import Schedule
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context, Pass
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Literal, cast
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import COSINE, Context, Term, masked
+from lw_jax.models.dims import Dims
+from lw_jax.objectives.base import COSINE, Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import TokenHead, linear_head, pooled
 from lw_jax.objectives.measures import Distance, cosine, distance, masked_mean
 from lw_jax.objectives.targets import (
@@ -22,8 +22,9 @@ from lw_jax.objectives.targets import (
     source_states,
     source_width,
 )
-from lw_jax.schedule import Schedule
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.checks import at_least
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

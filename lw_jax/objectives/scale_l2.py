@@ -8,10 +8,11 @@ from typing import ClassVar, Literal, cast
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.targets import given_slots
-from lw_jax.schedule import Schedule
 from lw_jax.types import Array
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
 from lw_jax.errors import UserError
-from lw_jax.objectives.base import Context, Term, masked
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context
 from lw_jax.objectives.measures import Distance, distance
 from lw_jax.objectives.targets import suffix_states
-from lw_jax.schedule import Schedule
+from lw_jax.utils.checks import at_least
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.dims import Dims
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
-from lw_jax.objectives.base import Context, Pass, segments
+from lw_jax.objectives.context import Context, Pass
+from lw_jax.receiver.answer import segments
 from lw_jax.receiver.pack import Segment, gather_states
 from lw_jax.receiver.read import expand, head_segment, lay_out, message_segment, text_message
 from lw_jax.types import Array, Delivery

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives.base import Context, Pass, Term, masked
-from lw_jax.schedule import Schedule
+from lw_jax.objectives.base import Term, masked
+from lw_jax.objectives.context import Context, Pass
+from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)

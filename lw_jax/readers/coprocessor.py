@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 
-from lw_jax.dims import ReceiverDims
+from lw_jax.layers.transformer import Mlp
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.readers.deep_prefix import KeyValueHeads
-from lw_jax.transformer import Mlp
 from lw_jax.types import Delivery, Edits, Latent
 
 

@@ -13,9 +13,9 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lw_jax.dims import ReceiverDims
+from lw_jax.layers.transformer import Attention, Mlp
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.readers.positions import slot_positions
-from lw_jax.transformer import Attention, Mlp
 from lw_jax.types import KV, Array, Delivery, Latent
 
 

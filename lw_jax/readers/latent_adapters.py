@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import ReceiverDims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.types import Array, Blocks, Delivery, Edits, Latent, PyTree
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import ReceiverDims
 from lw_jax.errors import UserError
-from lw_jax.notes import note
+from lw_jax.layers.intermediates import note
+from lw_jax.layers.transformer import Mlp
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.readers.positions import slot_positions
-from lw_jax.transformer import Mlp
 from lw_jax.types import Array, Delivery, Latent
+from lw_jax.utils.checks import at_least
 
 SCALED = ("scale", "rms", "tanh", "layer_norm_tanh")
 """The conditionings that have a learned scale."""

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.dims import ReceiverDims
 from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.frozen import Party
 from lw_jax.models.layer import heads, rms_norm
 from lw_jax.models.params import depth
 from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles
-from lw_jax.party import Party
 from lw_jax.types import Array
 
 

@@ -195,7 +195,7 @@ def _bytes(codec: str) -> Column:
 
 
 def _code(key: str, heading: str, form: str) -> Column:
-    """Of the codes that a batch of latents uses (`lw_jax.codes.usage`)."""
+    """Of the codes that a batch of latents uses (`lw_jax.bottlenecks.codes.usage`)."""
 
     def value(seed: Seed) -> float | None:
         found: float | None = (seed.method("latent") or {}).get("slots", {}).get(f"codes_{key}")

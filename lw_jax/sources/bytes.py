@@ -12,14 +12,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from tokenizers import Tokenizer, decoders, models
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
+from lw_jax.models.dims import Dims
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.party import Sender
-from lw_jax.receiver.layout import Speaker
-from lw_jax.transformer import Stack, check_rotary, sinusoid
+from lw_jax.models.frozen import Sender
+from lw_jax.text.tokenizer import Speaker
 from lw_jax.types import Array, Features, PyTree, Taps
+from lw_jax.utils.checks import at_least
 
 VOCAB = 256
 

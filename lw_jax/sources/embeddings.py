@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lw_jax.dims import Dims
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens
+from lw_jax.models.dims import Dims
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.party import Party
+from lw_jax.models.frozen import Party
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.pca import Pca, check_alone

@@ -16,19 +16,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims, ReceiverDims, sizes
 from lw_jax.errors import UserError
+from lw_jax.layers.low_rank import Config as Lora
+from lw_jax.layers.low_rank import LowRank
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
+from lw_jax.models.dims import Dims, ReceiverDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.party import Party
-from lw_jax.readers.lora import Config as Lora
-from lw_jax.readers.lora import LowRank
+from lw_jax.models.frozen import Party
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
 from lw_jax.sources.pca import Pca, Projection, check_alone
 from lw_jax.sources.sender import decoder
 from lw_jax.types import Array, Delivery, Edits, Features, PyTree, Taps
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

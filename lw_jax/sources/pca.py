@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.config.checks import at_least
 from lw_jax.errors import UserError
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.checks import at_least
 
 SMALLEST = 1e-3
 """Least deviation, over the largest, that is divided by: float32 does not know smaller ones."""

@@ -16,17 +16,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lw_jax.config.checks import at_least
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.models.encoder import run
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
-from lw_jax.party import EncoderParty, Sender
+from lw_jax.models.frozen import EncoderParty, Sender
 from lw_jax.sources.hidden_states import Config as OneTap
 from lw_jax.sources.hidden_states import HiddenStates
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.sender import encoder
 from lw_jax.types import Array, Features, PyTree, Taps
+from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)

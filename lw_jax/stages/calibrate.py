@@ -3,7 +3,7 @@
 Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979), and for a
 source with a PCA the covariance of each tap, whose principal directions are kept. What is
 gathered is kept after every batch, in float64, so that a run that is killed goes on from there and
-ends with the very same numbers. The file: see `lw_jax.stages.statistics`.
+ends with the very same numbers. The file: see `lw_jax.runs.statistics`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax import bridge
-from lw_jax.config.calibration import pca
-from lw_jax.config.parts import BridgeConfig
-from lw_jax.config.run import Run
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig, pca
 from lw_jax.config.schema import CalibrateConfig
+from lw_jax.data.example import Group
+from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.party import Parties
+from lw_jax.models.frozen import Parties
+from lw_jax.pipeline import Setting
+from lw_jax.runs import statistics
+from lw_jax.runs.directory import Run
+from lw_jax.runs.session import identity, set_up
 from lw_jax.sources.pca import Pca, fit
-from lw_jax.stages import statistics
-from lw_jax.stages.setting import Group, Setting, identity, load_rows, sample, set_up
-from lw_jax.train.loop import termination
 from lw_jax.train.progress import Display
 from lw_jax.types import Array
+from lw_jax.utils.signals import termination
 
 Moments = tuple[Array, ...]
 """Count [], mean [n, D], sum of squared deviations [n, D]; for a PCA that of their products

@@ -13,25 +13,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lw_jax import bridge, wire
-from lw_jax.config.evaluation import EvaluateConfig
-from lw_jax.config.layout import LayoutConfig
+from lw_jax.bridge import module as bridge
 from lw_jax.config.parse import to_dict
-from lw_jax.config.run import Run
-from lw_jax.evaluate import beside, compression, mean_latent, probe, relay, report, rescore, rows
+from lw_jax.data.example import Group
+from lw_jax.data.load import load_rows, sample
+from lw_jax.evaluate import compression, examples, mean_latent, probe, relay, report, rescore
+from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.candidates import answering, candidates_of
 from lw_jax.evaluate.compare import Comparison, methods_of
+from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import Scene
-from lw_jax.evaluate.partial import Partial, key_of
+from lw_jax.evaluate.prediction_cache import Partial, key_of
 from lw_jax.evaluate.relay import Written
-from lw_jax.evaluate.trained import Trained, layout_at, load_trained
 from lw_jax.mesh import put_batch, replicated
-from lw_jax.receiver.layout import written
-from lw_jax.stages.setting import Group, Setting, load_rows, sample, set_up
+from lw_jax.pipeline import Setting
+from lw_jax.runs import rivals
+from lw_jax.runs.directory import Run
+from lw_jax.runs.session import set_up
+from lw_jax.runs.trained import Trained, layout_at, load_trained
+from lw_jax.text.layout import written
+from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import fired
-from lw_jax.train.loop import termination
+from lw_jax.utils import files
+from lw_jax.utils.signals import termination
 
 MEAN_ROWS = 1024
 """Training contexts whose mean latent is the control `mean`."""
@@ -56,7 +62,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, speakers)
     groups: list[Group] = [(e,) for e in (*drawn, *answering(drawn, candidates))]
     collate = setting.collate(groups)
-    guests = [beside.load(n, at, setting, groups, cfg.checkpoint) for n, at in cfg.beside.items()]
+    guests = [rivals.load(n, at, setting, groups, cfg.checkpoint) for n, at in cfg.beside.items()]
     examples = drawn
     for readers in (collate, *(guest.collate for guest in guests)):
         examples = rows.usable(examples, readers)
@@ -129,11 +135,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "fingerprints": setting.fingerprints,
     }
     texts = () if relayed is None else written_by.texts
-    report.write_lines(
+    files.write_lines(
         out / "predictions.jsonl", report.predictions(examples, said, texts, rescored)
     )
-    report.write_json(out / "metrics.json", metrics)
-    report.append_line(
+    files.write_json(out / "metrics.json", metrics)
+    files.append_line(
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
     )
     report.show(run.console, metrics)
@@ -213,9 +219,9 @@ def _probe(run: Run, setting: Setting, cfg: EvaluateConfig, asked: Asked) -> dic
     if cfg.probe is None:
         return None
     source = load_rows(cfg.data or run.config.data, "train", run.config.seed)
-    train = rows.choose(source, cfg.probe.rows, cfg.seed)
+    train = examples.choose(source, cfg.probe.rows, cfg.seed)
     if setting.layout.max_tokens is not None:
-        train = rows.usable(train, setting.collate([(e,) for e in train]))
+        train = examples.usable(train, setting.collate([(e,) for e in train]))
     return probe.probe(setting, cfg.probe, train, asked, cfg.batch_size)
 
 
@@ -225,7 +231,7 @@ def _compare(
     mean: Any,
     partial: Partial,
     relayed: Comparison | None,
-    guests: Sequence[beside.Guest],
+    guests: Sequence[rivals.Guest],
 ) -> tuple[Said, dict[str, Any]]:
     """All methods of all receivers, those of other bridges last, and what the message costs."""
     said: dict[str, dict[str, Any]] = {}
@@ -249,7 +255,7 @@ def _compare(
                 texts,
                 slots,
                 bridged.latent_dim,
-                wire.codec_of(bridged),
+                bridge.codec_of(bridged),
                 bridge.levels_of(bridged),
                 bridged.private > 0,
             )

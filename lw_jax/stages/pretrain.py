@@ -13,24 +13,25 @@ import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from lw_jax.config.parse import to_dict
-from lw_jax.config.pretraining import ArchConfig, PretrainConfig
-from lw_jax.config.run import Run, write_text
 from lw_jax.data import gsm8k
-from lw_jax.data.pretraining import MixtureRows, Shares, mixture
-from lw_jax.data.tokenizers import save_tokenizer, special_ids, train_bpe
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.lm import load_lm
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
-from lw_jax.receiver.layout import Speaker
-from lw_jax.stages.model_card import minutes, model_card
-from lw_jax.stages.pretrain_test import final_test
-from lw_jax.train.language import make_step
+from lw_jax.pretrain.batches import Texts, left_out
+from lw_jax.pretrain.config import ArchConfig, PretrainConfig
+from lw_jax.pretrain.final_test import final_test
+from lw_jax.pretrain.mixture import MixtureRows, Shares, mixture
+from lw_jax.pretrain.model_card import minutes, model_card
+from lw_jax.pretrain.step import make_step
+from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
+from lw_jax.runs.directory import Run
+from lw_jax.text.tokenizer import Speaker
 from lw_jax.train.loop import Job, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
-from lw_jax.train.texts import Texts, left_out
+from lw_jax.utils.files import write_text
 
 MEASURED_TEXTS = 4000
 """Texts on which the share that is left out for its length is measured."""

@@ -11,27 +11,30 @@ import jax
 import numpy as np
 import optax
 
-from lw_jax import bridge
-from lw_jax.config.calibration import calibrate_before, normaliser, pca
-from lw_jax.config.run import Run
-from lw_jax.config.schema import Config, TrainConfig
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import normaliser, pca
+from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.data.example import Example
+from lw_jax.data.load import load_rows, sample
 from lw_jax.data.stream import Stream
-from lw_jax.evaluate.trained import load_trained
 from lw_jax.mesh import put_batch, replicated
-from lw_jax.programs import Programs
+from lw_jax.pipeline import Setting
+from lw_jax.runs import statistics
+from lw_jax.runs.directory import Run
+from lw_jax.runs.session import MEASURED_ROWS, identity, set_up
+from lw_jax.runs.trained import load_trained
 from lw_jax.sources.normaliser import fill as fill_normaliser
 from lw_jax.sources.pca import fill as fill_pca
-from lw_jax.stages import calibrate, statistics
-from lw_jax.stages.setting import MEASURED_ROWS, Setting, identity, load_rows, sample, set_up
-from lw_jax.train.freezing import frozen_leaves
+from lw_jax.stages import calibrate
+from lw_jax.train.config import TrainConfig
+from lw_jax.train.curriculum import Phase, phases_of
 from lw_jax.train.loop import Job, StepFn, fit
-from lw_jax.train.optimiser import learning_rate, make_optimiser
-from lw_jax.train.phases import Phase, phases_of
+from lw_jax.train.monitor import Watch
+from lw_jax.train.optimiser import frozen_leaves, learning_rate, make_optimiser
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import Plan, StepMaker, init_heads, plan_at
-from lw_jax.train.watch import Watch
 from lw_jax.types import PyTree
+from lw_jax.utils.compile import Programs
 
 
 def run(run: Run, name: str, cfg: TrainConfig) -> None:

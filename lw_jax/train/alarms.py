@@ -168,7 +168,8 @@ def codebook_collapse(
     slots: float,
     progress: float,
 ) -> Iterator[Alarm]:
-    """usage: of `lw_jax.codes.usage`; levels: values of each code; rows x slots: of the batch."""
+    """usage: of `lw_jax.bottlenecks.codes.usage`; levels: values of each code; rows x slots: of the
+    batch."""
     if progress < EARLY or not usage or not levels:
         return
     total = rows * slots

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
-from lw_jax.config.resume import FREE
 from lw_jax.errors import UserError
-from lw_jax.train.seal import check_seal, seal
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
+from lw_jax.utils.files import check_seal, seal
+from lw_jax.utils.resume import FREE
 
 
 @dataclass(frozen=True)

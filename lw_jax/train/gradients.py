@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lw_jax import bridge
-from lw_jax.config.parts import BridgeConfig
-from lw_jax.dims import Dims
-from lw_jax.notes import Notes
-from lw_jax.objectives.base import Context, mean
-from lw_jax.party import Parties
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig
+from lw_jax.layers.intermediates import Notes
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import Parties
+from lw_jax.objectives.base import mean
+from lw_jax.objectives.context import Context
 from lw_jax.train.step import Batch, Plan, all_terms
 from lw_jax.types import Array, Delivery, Latent, PyTree
 

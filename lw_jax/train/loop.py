@@ -6,13 +6,11 @@ an uninterrupted run, because a step depends on the state and on `batches(step, 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -21,6 +19,7 @@ from lw_jax.train.checkpoint import Checkpoints
 from lw_jax.train.diagnostics import Journal, Window, check_finite
 from lw_jax.train.progress import Display
 from lw_jax.train.state import TrainState
+from lw_jax.utils.signals import termination
 
 SMOOTHING = 0.7
 """Decay of the averaged score that decides which checkpoint is the best: one lucky batch is not."""
@@ -80,21 +79,6 @@ class Job:
 def checkpoint_root(run: Path, stage: str) -> Path:
     """Where a stage's checkpoints are."""
     return run / "checkpoints" / stage
-
-
-@contextmanager
-def termination() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only sets a flag; the value asks for it."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = signal.signal(signal.SIGTERM, note)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass

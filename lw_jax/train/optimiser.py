@@ -8,7 +8,7 @@ orthogonalised alone (Jordan 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from lw_jax.config.schema import OptimiserConfig
+from lw_jax.errors import UserError
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.types import Array, PyTree
 
 Group = Literal["muon", "adam"]
@@ -132,3 +133,19 @@ def make_optimiser(
     if not any(jax.tree.leaves(fixed)):
         return optax.chain(clip, inner)
     return optax.chain(clip, inner, optax.masked(optax.set_to_zero(), fixed))
+
+
+def frozen_leaves(params: PyTree, train_only: Sequence[str]) -> PyTree:
+    """True for every leaf that no pattern matches; like `params`.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
+    paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in train_only:
+        if not any(re.search(pattern, path) for path in paths):
+            parts = ", ".join(sorted({"/".join(path.split("/")[:2]) for path in paths}))
+            raise UserError(f"train_only: {pattern!r} matches no parameter; there are {parts}")
+    return jax.tree_util.tree_map_with_path(
+        lambda p, _: not any(re.search(pattern, path_of(p)) for pattern in train_only), params
+    )

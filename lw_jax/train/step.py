@@ -18,17 +18,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lw_jax import bridge
-from lw_jax.config.parts import BridgeConfig
-from lw_jax.dims import Dims
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig
+from lw_jax.layers.intermediates import Notes
 from lw_jax.mesh import replicated
-from lw_jax.notes import Notes
-from lw_jax.objectives.base import Context, Term, gated, mean
-from lw_jax.party import Parties
-from lw_jax.registry import chosen
-from lw_jax.schedule import BatchKind
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import Parties
+from lw_jax.objectives.base import Term, mean
+from lw_jax.objectives.context import Context, gated
 from lw_jax.train.state import TrainState, apply_gradients
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.registry import chosen
+from lw_jax.utils.schedule import BatchKind
 
 Batch = dict[str, Array]
 Terms = dict[tuple[str, str], Term]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax import codes
-from lw_jax.dims import Dims
+from lw_jax.bottlenecks import codes
+from lw_jax.models.dims import Dims
 from lw_jax.types import Latent
 
 
@@ -60,5 +60,5 @@ def _slots_of(linen: Any, params: Any, given: Latent) -> Latent:
 
 @jax.jit
 def usage(notes: Any) -> dict[str, jax.Array]:
-    """`lw_jax.codes.usage` of a bottleneck's notes."""
+    """`lw_jax.bottlenecks.codes.usage` of a bottleneck's notes."""
     return codes.usage({"bottleneck": notes})

@@ -15,24 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lw_jax import api, bridge, wire
+from lw_jax import api
 from lw_jax.bottlenecks import fsq, vq
-from lw_jax.codecs import codec
-from lw_jax.config.evaluation import CONTROLS, DecodeConfig, EvaluateConfig
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BottleneckConfig, ReaderConfig
 from lw_jax.config.parse import from_dict
-from lw_jax.config.parts import BottleneckConfig, ReaderConfig
-from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compression
 from lw_jax.evaluate.compare import methods_of
+from lw_jax.evaluate.config import CONTROLS, DecodeConfig, EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.predict import place
-from lw_jax.evaluate.trained import Trained
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.pipeline import Setting
 from lw_jax.readers import soft_tokens
+from lw_jax.runs.trained import Trained
 from lw_jax.stages import evaluate
-from lw_jax.stages.setting import Setting
 from lw_jax.types import Latent
+from lw_jax.wire import packet
+from lw_jax.wire.codecs import codec
 from tests.evaluate.run_world import make_models, make_run, raw_config
 from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, fresh, make_world
 
@@ -46,11 +47,11 @@ def test_codes_round_trip(levels: list[int], m: int, data: st.DataObject) -> Non
     codes = np.random.default_rng(seed).integers(0, levels, (1, m, len(levels))).astype(np.int32)
     mask = np.ones((1, m), bool)
     sizes = tuple(levels)
-    sent = wire.to_bytes(Latent(codes, mask), codec_name="codes", levels=sizes)  # type: ignore[arg-type]
-    got = wire.from_bytes(sent, sizes)
+    sent = packet.to_bytes(Latent(codes, mask), codec_name="codes", levels=sizes)  # type: ignore[arg-type]
+    got = packet.from_bytes(sent, sizes)
     assert got.codec == "codes"
     np.testing.assert_array_equal(got.latent.slots, codes)
-    said = wire.nbytes(m, len(levels), "codes", levels=sizes, span=False, mark=False)
+    said = packet.nbytes(m, len(levels), "codes", levels=sizes, span=False, mark=False)
     assert len(sent) == said
 
 
@@ -63,16 +64,16 @@ def test_as_few_bytes_as_the_codes_need() -> None:
 def test_codes_that_this_end_cannot_read() -> None:
     mask = np.ones((1, 2), bool)
     codes = Latent(np.array([[[7, 4, 1, 8], [0, -1, 0, 0]]], np.int32), mask)  # type: ignore[arg-type]
-    sent = wire.to_bytes(codes, codec_name="codes", levels=LEVELS)
-    np.testing.assert_array_equal(wire.from_bytes(sent, LEVELS).latent.slots[0, 1], np.zeros(4))
+    sent = packet.to_bytes(codes, codec_name="codes", levels=LEVELS)
+    np.testing.assert_array_equal(packet.from_bytes(sent, LEVELS).latent.slots[0, 1], np.zeros(4))
     with pytest.raises(UserError, match="4 codes a slot, where the bridge at this end has 0"):
-        wire.from_bytes(sent)
+        packet.from_bytes(sent)
     with pytest.raises(UserError, match="beyond the levels of this bridge"):
-        wire.from_bytes(sent, (8, 4, 2, 9))
+        packet.from_bytes(sent, (8, 4, 2, 9))
     with pytest.raises(UserError, match=r"levels \[8, 5, 2, 8\] were expected"):
-        wire.to_bytes(codes, codec_name="codes", levels=(8, 5, 2, 8))
+        packet.to_bytes(codes, codec_name="codes", levels=(8, 5, 2, 8))
     with pytest.raises(UserError, match="only a bridge with their levels"):
-        wire.to_bytes(codes, codec_name="codes")
+        packet.to_bytes(codes, codec_name="codes")
 
 
 CONFIGS = {
@@ -114,11 +115,11 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
     answers = set()
     for example in world.examples[1:3]:
         sent = wired.encode(example.context)
-        assert len(sent) == wire.bytes_of(wired.setting.bridge, SLOTS)
+        assert len(sent) == bridge.bytes_of(wired.setting.bridge, SLOTS)
         assert len(sent) == 16 + 8 + 4 + 1 + -(-SLOTS * BITS[kind] // 8)
         whole = wired.encode(example.context, codec="float32")
-        assert len(whole) == wire.nbytes(SLOTS, WIDTH, "float32")
-        direct = wire.from_bytes(whole)
+        assert len(whole) == packet.nbytes(SLOTS, WIDTH, "float32")
+        direct = packet.from_bytes(whole)
         np.testing.assert_array_equal(slots_of(wired, sent), direct.latent.slots)
         answer = wired.answer(sent, example.question)
         assert answer == wired.answer(whole, example.question)
@@ -131,7 +132,7 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
 def slots_of(wired: api.Bridge, sent: bytes) -> np.ndarray:
     """The slots that the receiving side makes of the codes."""
     levels = bridge.levels_of(wired.setting.bridge)
-    codes = jax.tree.map(jnp.asarray, wire.from_bytes(sent, levels).latent)
+    codes = jax.tree.map(jnp.asarray, packet.from_bytes(sent, levels).latent)
     made = jax.jit(bridge.from_wire, static_argnums=(0, 1))(
         wired.setting.bridge, wired.setting.dims, wired.trained.params, codes
     )
@@ -141,8 +142,8 @@ def slots_of(wired: api.Bridge, sent: bytes) -> np.ndarray:
 def test_the_latent_at_another_precision_is_what_its_bytes_say() -> None:
     world, wired = loaded("fsq")
     batch = jax.tree.map(jnp.asarray, world.batch(0, 1))
-    whole = wire.from_bytes(wired.encode(world.examples[0].context, codec="float32")).latent
-    coarse = wire.from_bytes(wire.to_bytes(whole, codec_name="int4")).latent
+    whole = packet.from_bytes(wired.encode(world.examples[0].context, codec="float32")).latent
+    coarse = packet.from_bytes(packet.to_bytes(whole, codec_name="int4")).latent
     ways = (method(f"latent_{name}").message for name in ("float32", "int4"))
     for way, latent in zip(ways, (whole, coarse), strict=True):
         given, _ = place(way, world.scene, batch)
@@ -157,7 +158,7 @@ def test_compression_counts_the_codes() -> None:
     assert packed["sent_as"] == "codes"
     assert packed["bytes"]["codes"] == 16 + 8 + 4 + 16 + 128 * 75 // 8
     assert packed["bits_per_character"]["codes"] == 8 * packed["bytes"]["codes"] / 100
-    assert packed["bytes"]["int4"] == wire.nbytes(128, 256, "int4")
+    assert packed["bytes"]["int4"] == packet.nbytes(128, 256, "int4")
 
 
 @pytest.mark.slow

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lw_jax import codes
-from lw_jax.bottlenecks import fsq, vq
-from lw_jax.dims import Dims
+from lw_jax.bottlenecks import codes, fsq, vq
+from lw_jax.models.dims import Dims
 from lw_jax.objectives import code_entropy
 from lw_jax.objectives import vq as vq_loss
-from lw_jax.objectives.base import Context, mean
+from lw_jax.objectives.base import mean
+from lw_jax.objectives.context import Context
 from lw_jax.types import Latent, Taps
 
 WIDTH, CLUSTERS, ROWS, STEPS = 8, 16, 64, 300
@@ -29,8 +29,8 @@ OFF = 6.0
 
 
 class Outcome(NamedTuple):
-    """Of the last batch: codes in use, what `lw_jax.codes.usage` says, how much is rebuilt (1 is
-    all), share of entries where the bound is flat."""
+    """Of the last batch: codes in use, what `lw_jax.bottlenecks.codes.usage` says, how much is
+    rebuilt (1 is all), share of entries where the bound is flat."""
 
     used: int
     said: dict[str, float]

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax import codes
-from lw_jax.bottlenecks import fsq
-from lw_jax.bottlenecks.straight_through import straight_through
+from lw_jax.bottlenecks import codes, fsq
 from lw_jax.errors import UserError
+from lw_jax.layers.straight_through import straight_through
 from tests.bottlenecks.parts import Part, draw, latent, usage
 
 LEVELS = tuple(range(2, 10))

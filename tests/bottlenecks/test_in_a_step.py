@@ -9,19 +9,19 @@ import jax
 import numpy as np
 import pytest
 
-from lw_jax import bridge
 from lw_jax.bottlenecks import fsq, vq
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.parts import BottleneckConfig, ObjectivesConfig, ReaderConfig
-from lw_jax.config.schema import MeshConfig
-from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BottleneckConfig, ReaderConfig
+from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.objectives import answer_ce, code_entropy
 from lw_jax.objectives import vq as vq_loss
+from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import soft_tokens
-from lw_jax.schedule import Schedule
 from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, plan_at
+from lw_jax.utils.schedule import Schedule
 from tests.bridge.test_step import DIMS, batch, config, parties
 
 CODES, SLOTS, ROWS = 128, 4, 16

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lw_jax.bottlenecks import integer, rounded
-from lw_jax.codecs import CODECS
-from lw_jax.precision import as_sent
+from lw_jax.wire.codecs import CODECS
+from lw_jax.wire.rounding import as_sent
 from tests.bottlenecks.parts import Part, draw, latent
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from lw_jax.bottlenecks import fsq, integer, vq
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.objectives import code_entropy, code_unique, code_variance
 from lw_jax.objectives import vq as vq_loss
-from lw_jax.objectives.base import Context, mean
+from lw_jax.objectives.base import mean
+from lw_jax.objectives.context import Context
 from lw_jax.types import Latent, Taps
 from tests.bottlenecks.parts import Part, draw, latent
 

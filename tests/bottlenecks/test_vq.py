@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lw_jax.bottlenecks import vq
-from lw_jax.dims import Dims
+from lw_jax.models.dims import Dims
 from tests.bottlenecks.parts import Part, draw, latent, usage
 
 

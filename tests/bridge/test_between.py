@@ -11,25 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax import bridge, wire
-from lw_jax.compressors import dit, perceiver, pooled_queries, window
-from lw_jax.config.parse import build
-from lw_jax.config.parts import (
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import (
     BridgeConfig,
     CompressorConfig,
     ReaderConfig,
     RefinerConfig,
     SourceConfig,
 )
+from lw_jax.compressors import dit, perceiver, pooled_queries, window
+from lw_jax.config.parse import build
 from lw_jax.config.schema import Config
-from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.errors import UserError
-from lw_jax.evaluate.methods.base import Message, occupied
+from lw_jax.models.dims import Dims, ReceiverDims
 from lw_jax.readers import deep_prefix, soft_tokens
+from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import message_segment
 from lw_jax.sources import hidden_states
 from lw_jax.train.optimiser import groups
 from lw_jax.types import SHARED, Latent, Taps
+from lw_jax.wire import packet
 from tests.evaluate.world import draw
 
 DIMS = Dims(8, 1, 6, {n: ReceiverDims(10, 2, 1, 4) for n in ("second", "first")})
@@ -88,9 +89,9 @@ def test_owners_cross_the_wire_and_are_paid_for() -> None:
     cfg = config(private=2)
     params = fresh(cfg)
     latent = jax.jit(partial(bridge.encode, cfg, DIMS))(params, taps(1))
-    data = wire.to_bytes(wire.sendable(latent), mark=b"12345678")
-    assert len(data) == wire.bytes_of(cfg, 8) == wire.bytes_of(config(), 8) + 2 * 8
-    sent = wire.from_bytes(data).latent
+    data = packet.to_bytes(packet.sendable(latent), mark=b"12345678")
+    assert len(data) == bridge.bytes_of(cfg, 8) == bridge.bytes_of(config(), 8) + 2 * 8
+    sent = packet.from_bytes(data).latent
     assert sent.owner == latent.owner
     for name in DIMS.receivers:
         direct, crossed = (

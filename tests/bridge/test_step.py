@@ -11,33 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax import bridge
 from lw_jax.bottlenecks import rounded
-from lw_jax.compressors import perceiver, window
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.parts import (
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import (
     BottleneckConfig,
     BridgeConfig,
     CompressorConfig,
-    ObjectivesConfig,
     ReaderConfig,
     SourceConfig,
 )
-from lw_jax.config.schema import MeshConfig
-from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.compressors import perceiver, window
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
+from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.frozen import Parties
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, kd
-from lw_jax.objectives.base import Pass
-from lw_jax.party import Parties
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.objectives.context import Pass
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
-from lw_jax.receiver.collate import Collate, measure
-from lw_jax.schedule import LatentKeep, Schedule, ScheduledSampling
 from lw_jax.sources import hidden_states
+from lw_jax.text.collate import Collate, measure
+from lw_jax.train.config import LatentKeep, ScheduledSampling
 from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
+from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, party, speaker
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))

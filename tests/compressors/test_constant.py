@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from lw_jax.compressors import constant
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.types import Features
 
 DIMS = Dims(source_width=5, taps=1, latent_dim=6)

@@ -12,29 +12,23 @@ import numpy as np
 import optax
 import pytest
 
-from lw_jax import bridge, flow
-from lw_jax.compressors import dit, perceiver
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.parts import (
-    BridgeConfig,
-    CompressorConfig,
-    ObjectivesConfig,
-    ReaderConfig,
-    SourceConfig,
-)
-from lw_jax.config.schema import MeshConfig
-from lw_jax.dims import Dims, ReceiverDims
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
+from lw_jax.compressors import dit, perceiver, rectified_flow
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.frozen import Parties
 from lw_jax.objectives import answer_ce
 from lw_jax.objectives import flow as flow_objective
 from lw_jax.objectives.base import mean
-from lw_jax.party import Parties
+from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import soft_tokens
-from lw_jax.receiver.collate import Collate, measure
 from lw_jax.sources import hidden_states
+from lw_jax.text.collate import Collate, measure
 from lw_jax.train.optimiser import groups as optimiser_groups
 from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, all_terms, context_of, plan_at
 from lw_jax.types import Features
@@ -314,7 +308,7 @@ def test_a_step_of_flow_alone_makes_no_latent(monkeypatch: pytest.MonkeyPatch) -
 
     made = jax.eval_shape(partial(init, wire(SMALL)))
     monkeypatch.setitem(globals(), "init", lambda _: made)
-    monkeypatch.setattr(dit, "SAMPLERS", {**flow.SAMPLERS, "euler": no_sampling})
+    monkeypatch.setattr(dit, "SAMPLERS", {**rectified_flow.SAMPLERS, "euler": no_sampling})
     traced_step(wire(SMALL), FLOW)
     both = ObjectivesConfig(flow=flow_objective.Config(), answer_ce=answer_ce.Config())
     with pytest.raises(AssertionError, match="sampled"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lw_jax.compressors import perceiver
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.types import Features, Latent, PyTree
 
 WIDTH, TOKENS = 8, 24

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lw_jax.compressors import tokens
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.types import Features
 
 X = np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32)

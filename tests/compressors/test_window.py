@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lw_jax.compressors import window
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Features, Latent
 

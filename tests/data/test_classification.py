@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import pyarrow
 import pyarrow.parquet
 import pytest
 

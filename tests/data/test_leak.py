@@ -8,8 +8,8 @@ import pytest
 from lw_jax.data import facts, gsm8k, leak
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
-from lw_jax.data.pretraining import Shares, mixture
 from lw_jax.data.source import ListRows
+from lw_jax.pretrain.mixture import Shares, mixture
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 EVAL_TEXT = "Weng earns 12 dollars an hour and pays 3 of them for the bus that takes her to work."

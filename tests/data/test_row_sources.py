@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow
 import pyarrow.parquet
 import pytest
 

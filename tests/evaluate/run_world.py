@@ -9,15 +9,15 @@ import jax
 import optax
 from rich.console import Console
 
-from lw_jax.config.evaluation import METHODS
 from lw_jax.config.parse import to_dict, to_yaml
-from lw_jax.config.run import CONFIG, Run, run_directory
 from lw_jax.config.schema import Config
 from lw_jax.data.facts import FactsRows
-from lw_jax.data.tokenizers import save_tokenizer
+from lw_jax.evaluate.config import METHODS
 from lw_jax.mesh import make_mesh
 from lw_jax.models.save import save_pretrained
-from lw_jax.stages.setting import set_up
+from lw_jax.pretrain.tokenizer import save_tokenizer
+from lw_jax.runs.directory import CONFIG, Run, run_directory
+from lw_jax.runs.session import set_up
 from lw_jax.train.checkpoint import Checkpoints
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.train.state import new_state

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from lw_jax.config.evaluation import EvaluateConfig
-from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import build
-from lw_jax.config.parts import DataConfig
+from lw_jax.data.config import DataConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import summary
 from lw_jax.evaluate.candidates import answering, candidates_of
+from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.figures import Asked, figures
 from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.text.layout_config import LayoutConfig
 
 LAYOUT = LayoutConfig()
 LABELS = ["negative", " positive "]

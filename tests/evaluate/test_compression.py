@@ -7,11 +7,11 @@ import zlib
 import numpy as np
 import pytest
 
-from lw_jax import wire
-from lw_jax.codecs import CODECS
 from lw_jax.evaluate import compression
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.types import Latent
+from lw_jax.wire import packet
+from lw_jax.wire.codecs import CODECS
 
 
 def test_bytes_by_hand() -> None:
@@ -24,8 +24,8 @@ def test_bytes_by_hand() -> None:
         "int6": 32 + 64 + 240,
         "int4": 32 + 64 + 160,
     }
-    assert {name: wire.nbytes(32, 10, name) for name in CODECS} == expected
-    assert wire.nbytes(32, 10, "int4", owners=True, span=False) == 16 + 8 + 64 + 4 + 64 + 160
+    assert {name: packet.nbytes(32, 10, name) for name in CODECS} == expected
+    assert packet.nbytes(32, 10, "int4", owners=True, span=False) == 16 + 8 + 64 + 4 + 64 + 160
 
 
 def test_texts_against_slots() -> None:
@@ -51,5 +51,5 @@ def test_columns_count_soft_tokens_and_prefix() -> None:
 def test_announced_bytes_are_those_written(codec: str) -> None:
     slots = np.random.default_rng(0).normal(size=(1, 7, 5)).astype(np.float32)
     latent = Latent(slots, np.ones((1, 7), bool), np.array([9.0], np.float32), owner=(0,) * 7)  # type: ignore[arg-type]
-    data = wire.to_bytes(latent, codec_name=codec, mark=b"12345678")
-    assert len(data) == wire.nbytes(7, 5, codec, owners=True)
+    data = packet.to_bytes(latent, codec_name=codec, mark=b"12345678")
+    assert len(data) == packet.nbytes(7, 5, codec, owners=True)

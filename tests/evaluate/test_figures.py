@@ -11,9 +11,11 @@ import pytest
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
-from lw_jax.evaluate import report, rows, summary
+from lw_jax.evaluate import examples, report, summary
+from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.figures import Asked, figures
 from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.utils import files
 
 SETTINGS = Settings(seed=0, resamples=100)
 
@@ -119,7 +121,7 @@ def test_the_oracle_takes_the_better_receiver() -> None:
 
 
 def test_nan_never_reaches_a_file(tmp_path) -> None:
-    report.write_json(tmp_path / "x" / "m.json", {"a": [float("nan"), 1.0], "b": float("inf")})
+    files.write_json(tmp_path / "x" / "m.json", {"a": [float("nan"), 1.0], "b": float("inf")})
     assert "NaN" not in (tmp_path / "x" / "m.json").read_text()
 
 
@@ -138,22 +140,22 @@ class _Rows:
 
 def test_every_context_is_asked_before_any_is_asked_twice() -> None:
     source = _Rows([3, 1, 2, 5])
-    four = rows.choose(source, 4, seed=0)
+    four = examples.choose(source, 4, seed=0)
     assert sorted(e.context_id for e in four) == ["0", "1", "2", "3"]
-    everything = rows.choose(source, 0, seed=0)
+    everything = examples.choose(source, 0, seed=0)
     assert len({e.id for e in everything}) == 11
     assert everything[:4] == four
-    assert rows.choose(source, 4, seed=1) != four
-    assert len(rows.choose(source, 100, seed=0)) == 11
+    assert examples.choose(source, 4, seed=1) != four
+    assert len(examples.choose(source, 100, seed=0)) == 11
     with pytest.raises(UserError, match="no rows to evaluate"):
-        rows.choose(_Rows([]), 4, seed=0)
+        examples.choose(_Rows([]), 4, seed=0)
 
 
 def test_rows_without_end_are_drawn_from() -> None:
     endless = FactsRows("eval", 0, 1, 100_000_000)
-    found = rows.choose(endless, 5, seed=3)
+    found = examples.choose(endless, 5, seed=3)
     assert len({e.context_id for e in found}) == 5
-    assert [e.id for e in found] == [e.id for e in rows.choose(endless, 5, seed=3)]
+    assert [e.id for e in found] == [e.id for e in examples.choose(endless, 5, seed=3)]
 
 
 def test_deranged_rows_have_another_context() -> None:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.bridge.config import CompressorConfig
 from lw_jax.compressors import window
-from lw_jax.config.parts import CompressorConfig
 from lw_jax.data.facts import FactsRows
 from lw_jax.evaluate import mean_latent
 from lw_jax.evaluate.methods import method
-from lw_jax.receiver.collate import Collate, measure
+from lw_jax.text.collate import Collate, measure
 from tests.evaluate.world import LAYOUT, RECEIVER, WIDTH, World, fresh, make_world
 
 SIZE = 8

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.config.evaluation import METHODS, DecodeConfig
-from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.evaluate import predict as predicting
+from lw_jax.evaluate.config import METHODS, DecodeConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.predict import (
     Raw,
@@ -28,6 +27,7 @@ from lw_jax.evaluate.predict import (
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
+from lw_jax.text.layout_config import LayoutConfig
 from tests.evaluate.world import PREFIX, RECEIVER, SLOTS, World, make_world
 
 SIZE = 128

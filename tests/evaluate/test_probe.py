@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lw_jax.config.evaluation import ProbeConfig
-from lw_jax.config.schema import MeshConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
+from lw_jax.evaluate.config import ProbeConfig
 from lw_jax.evaluate.figures import Asked
 from lw_jax.evaluate.probe import fit_linear, probe
-from lw_jax.mesh import make_mesh
-from lw_jax.receiver.collate import Collate, measure
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.text.collate import Collate, measure
 from tests.evaluate.world import LAYOUT, RECEIVER, World, make_world
 
 WORDS = ("cat", "dog")

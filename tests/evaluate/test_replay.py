@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.config.evaluation import METHODS, EvaluateConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate.compare import methods_of
+from lw_jax.evaluate.config import METHODS, EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.embedding_replay_raw import METHOD as RAW
 from lw_jax.evaluate.replay import change

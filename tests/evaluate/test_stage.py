@@ -16,35 +16,31 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lw_jax import api, wire
-from lw_jax.config.evaluation import METHODS
-from lw_jax.config.layout import LayoutConfig
+from lw_jax import api
 from lw_jax.config.parse import from_dict
-from lw_jax.config.run import Run
-from lw_jax.config.schema import MeshConfig
+from lw_jax.data import load
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
-from lw_jax.evaluate import compare, mean_latent, report, rescore, rows
-from lw_jax.evaluate.competence import write
+from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
+from lw_jax.evaluate.config import METHODS
 from lw_jax.evaluate.methods.base import Scene
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.partial import Partial, key_of
+from lw_jax.evaluate.prediction_cache import Partial, key_of
 from lw_jax.evaluate.summary import Prediction
-from lw_jax.evaluate.trained import load_trained
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.lm import load_lm
+from lw_jax.receiver.answer import write
+from lw_jax.runs import session as stage_setting
+from lw_jax.runs.directory import Run
+from lw_jax.runs.session import set_up
+from lw_jax.runs.trained import load_trained
 from lw_jax.stages import evaluate
-from lw_jax.stages import setting as stage_setting
-from lw_jax.stages.setting import set_up
 from lw_jax.stages.train import start_params
+from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import Journal
+from lw_jax.wire import packet
 from tests.compilations import compilations
-from tests.evaluate.run_world import (
-    STEP,
-    make_models,
-    make_run,
-    raw_config,
-)
+from tests.evaluate.run_world import STEP, make_models, make_run, raw_config
 from tests.evaluate.world import RECEIVER
 
 
@@ -165,10 +161,10 @@ def test_slots_and_alarms_of_training_stand_in_the_metrics(
 def test_compression_and_parameters(metrics: dict[str, Any]) -> None:
     packed = metrics["compression"]
     assert packed["receivers"][RECEIVER]["columns"] == 6
-    assert packed["latent"]["bytes"]["float32"] == wire.nbytes(6, 12, "float32")
+    assert packed["latent"]["bytes"]["float32"] == packet.nbytes(6, 12, "float32")
     methods = metrics["receivers"][RECEIVER]
     assert methods["text"]["wire_bytes"] == pytest.approx(packed["latent"]["bytes"]["utf8"])
-    assert methods["latent"]["wire_bytes"] == wire.nbytes(6, 12, "float32")
+    assert methods["latent"]["wire_bytes"] == packet.nbytes(6, 12, "float32")
     assert methods["token_budget_first"]["columns"] == 6
     assert methods["text"]["wire_bytes"] < methods["latent"]["wire_bytes"]
     assert methods["token_budget_bytes"]["columns"] == methods["text"]["columns"]  # all of it
@@ -240,7 +236,7 @@ def test_bytes_read_like_the_direct_path(
     assert bridge.setting.dims.receivers[RECEIVER].embed_rms != 1.0
     for line in lines[:6]:
         sent = bridge.encode(line["context"])
-        assert len(sent) == wire.nbytes(6, 12, "float32")
+        assert len(sent) == packet.nbytes(6, 12, "float32")
         direct = line["receivers"][RECEIVER]["latent"]["text"]
         assert bridge.answer(sent, line["question"]) == direct
         assert bridge.answer(sent, line["question"], RECEIVER) == direct
@@ -249,7 +245,7 @@ def test_bytes_read_like_the_direct_path(
         bridge.answer(sent, "?", "x")
     with pytest.raises(UserError, match="give it to answer"):
         bridge.encode("text", "question?")
-    other = wire.to_bytes(wire.from_bytes(sent).latent, mark=b"another!")
+    other = packet.to_bytes(packet.from_bytes(sent).latent, mark=b"another!")
     with pytest.raises(UserError, match="another bridge"):
         bridge.answer(other, "?")
 
@@ -308,7 +304,7 @@ def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_pa
     # The scores that decide are those of the evaluation: here of the gold answers.
     setting = set_up(run.config, run.mesh)
     trained = load_trained(run.config, run.run_dir, setting, before="test")
-    drawn = rows.choose(stage_setting.load_rows(run.config.data, "eval", cfg.seed), 22, cfg.seed)
+    drawn = examples.choose(load.load_rows(run.config.data, "eval", cfg.seed), 22, cfg.seed)
     collate = setting.collate([(e,) for e in drawn])
     silent = Console(file=io.StringIO())
     compared = compare.Comparison(setting, cfg, drawn, [], collate, silent, lambda: False)

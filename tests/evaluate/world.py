@@ -10,22 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax import bridge
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import perceiver
-from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.parts import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
-from lw_jax.data.tokenizers import special_ids, train_bpe
-from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.evaluate.methods.base import Scene
 from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.frozen import Parties, Party
 from lw_jax.models.params import init
-from lw_jax.party import Parties, Party
+from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.readers import deep_prefix, soft_tokens
-from lw_jax.receiver.collate import Collate, measure
-from lw_jax.receiver.layout import Speaker, head_ids
 from lw_jax.sources import hidden_states
+from lw_jax.text.collate import Collate, measure
+from lw_jax.text.layout import head_ids
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker
 
 LAYOUT = LayoutConfig()
 SLOTS, WIDTH, PREFIX = 4, 12, 6

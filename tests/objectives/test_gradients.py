@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.head import logits
 from lw_jax.objectives import (
     answer_ce,
@@ -33,12 +31,14 @@ from lw_jax.objectives import (
     slot_alignment,
     state_kd,
 )
-from lw_jax.objectives.base import Pass, Term, mean
+from lw_jax.objectives.base import Term, mean
+from lw_jax.objectives.context import Pass
 from lw_jax.objectives.measures import distance
 from lw_jax.receiver.read import Reading
-from lw_jax.schedule import Schedule
 from lw_jax.train.optimiser import groups
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.step import Plan, all_terms
+from lw_jax.utils.schedule import Schedule
 from tests.objectives import world
 from tests.receiver.worlds import party
 

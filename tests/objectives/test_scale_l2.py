@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from lw_jax import bridge
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import perceiver
-from lw_jax.config.parts import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.errors import UserError
 from lw_jax.objectives import affine_l2, scale_l2
 from lw_jax.objectives.base import mean

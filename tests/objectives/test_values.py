@@ -23,7 +23,7 @@ from lw_jax.objectives import (
     slot_alignment,
     state_kd,
 )
-from lw_jax.receiver.collate import Collate, measure
+from lw_jax.text.collate import Collate, measure
 from tests.objectives import world
 from tests.receiver.worlds import LAYOUT, groups, party, speaker
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.dims import Dims, ReceiverDims
-from lw_jax.objectives.base import Context, mean
-from lw_jax.party import Parties
+from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.frozen import Parties
+from lw_jax.objectives.base import mean
+from lw_jax.objectives.context import Context
 from lw_jax.types import Delivery, Latent, Taps
 from tests.receiver.worlds import party
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.dims import ReceiverDims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.readers import latent_adapters
 from lw_jax.receiver.read import expand
 from lw_jax.types import Blocks, Delivery, Latent

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.bridge import merge
-from lw_jax.dims import ReceiverDims
+from lw_jax.bridge.module import merge
 from lw_jax.errors import UserError
+from lw_jax.layers import low_rank
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.models.params import init
 from lw_jax.readers import lora
 from lw_jax.train.optimiser import groups
@@ -36,10 +37,10 @@ ARCH = Arch(
 DIMS = ReceiverDims(width=12, layers=3, kv_heads=2, head_dim=6, heads=4)
 LATENT = Latent(jnp.zeros((2, 0, 6)), jnp.ones((2, 0), bool))
 IDS = jnp.asarray(np.random.default_rng(0).integers(3, 20, (2, 6)))
-ALL = lora.Config(r=3, alpha=6.0, layers=2)
+ALL = low_rank.Config(r=3, alpha=6.0, layers=2)
 
 
-def fresh(config: lora.Config) -> tuple[lora.LowRank, Any]:
+def fresh(config: low_rank.Config) -> tuple[low_rank.LowRank, Any]:
     module = lora.build(config, DIMS)
     return module, module.init(jax.random.key(1), LATENT)
 
@@ -117,7 +118,7 @@ def test_every_parameter_is_counted_optimised_and_moves_the_loss() -> None:
 
 
 def test_dropout_drops_input_features_in_training_alone() -> None:
-    module, params = fresh(lora.Config(r=2, targets=("q",), dropout=0.5))
+    module, params = fresh(low_rank.Config(r=2, targets=("q",), dropout=0.5))
     plain = module.apply(params, LATENT).edits.lora.a["q"]  # type: ignore[union-attr]
     chex.assert_trees_all_equal(plain, params["params"]["q_down"])
     rngs = {"dropout": jax.random.key(3)}
@@ -153,9 +154,9 @@ def test_edits_of_several_readers_stand_together() -> None:
 )
 def test_bad_options(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        lora.Config(**options)
+        low_rank.Config(**options)
 
 
 def test_more_layers_than_there_are() -> None:
     with pytest.raises(UserError, match=r"lora\.layers: 4 are more than the receiver's 3"):
-        fresh(lora.Config(layers=4))
+        fresh(low_rank.Config(layers=4))

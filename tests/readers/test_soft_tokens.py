@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.dims import ReceiverDims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import ReceiverDims
 from lw_jax.readers import soft_tokens
 from lw_jax.types import Latent
 

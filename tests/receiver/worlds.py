@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from tokenizers import Tokenizer
 
-from lw_jax.config.layout import LayoutConfig
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
-from lw_jax.data.tokenizers import special_ids, train_bpe
 from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.frozen import Party
 from lw_jax.models.params import init
-from lw_jax.party import Party
-from lw_jax.receiver.layout import Speaker, head_ids
+from lw_jax.pretrain.tokenizer import special_ids, train_bpe
+from lw_jax.text.layout import head_ids
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker
 
 LAYOUT = LayoutConfig()
 

@@ -12,19 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lw_jax.config.doctor import examine
 from lw_jax.config.parse import read
 from lw_jax.data.example import Example
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.models.checkpoint import read_arch
-from lw_jax.receiver.collate import Collate, measure
-from lw_jax.registry import chosen
+from lw_jax.models.dims import Dims
+from lw_jax.runs.abstract import abstract_step
+from lw_jax.runs.doctor import examine
 from lw_jax.sources import bytes as raw
-from lw_jax.train.abstract import abstract_step
+from lw_jax.text.collate import Collate, measure
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Taps
+from lw_jax.utils.registry import chosen
 from tests.receiver.worlds import LAYOUT
 from tests.receiver.worlds import speaker as receiver
 from tests.tiny_models import write_model

@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.config.schema import MeshConfig
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import Party
 from lw_jax.models.lm import load_lm
-from lw_jax.party import Party
 from lw_jax.sources import embeddings
 from tests.tiny_models import write_model
 

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.dims import Dims
+from lw_jax.models.dims import Dims
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser, fill, normaliser_of
 from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import apply_gradients, new_state
 from lw_jax.types import Taps
 

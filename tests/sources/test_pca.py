@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
+from lw_jax.models.dims import Dims
+from lw_jax.runs.exported import load_bridge, save_bridge
 from lw_jax.sources import embeddings, hidden_states
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.pca import Pca, Projection, fill, fit, pca_of, principal, scale
-from lw_jax.train.export import load_bridge, save_bridge
 from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import apply_gradients, new_state
 from lw_jax.types import Taps
 

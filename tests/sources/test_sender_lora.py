@@ -11,35 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax import bridge
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import window
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.parts import (
-    BridgeConfig,
-    CompressorConfig,
-    ObjectivesConfig,
-    ReaderConfig,
-    SourceConfig,
-)
-from lw_jax.config.schema import MeshConfig
-from lw_jax.dims import Dims, sizes
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import Scene
-from lw_jax.mesh import make_mesh
+from lw_jax.layers import low_rank
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models.dims import Dims, sizes
+from lw_jax.models.frozen import Parties
 from lw_jax.objectives import answer_ce
-from lw_jax.party import Parties
-from lw_jax.readers import lora, soft_tokens
-from lw_jax.receiver.collate import Collate, measure
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.readers import soft_tokens
+from lw_jax.runs.exported import load_bridge, save_bridge
 from lw_jax.sources import hidden_states
+from lw_jax.text.collate import Collate, measure
 from lw_jax.train.checkpoint import component_counts
-from lw_jax.train.export import load_bridge, save_bridge
 from lw_jax.train.optimiser import groups as groups_of
 from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
 from tests.receiver.worlds import LAYOUT, arch, groups, party, speaker
 
-LORA = lora.Config(r=2, targets=("q", "o"), layers=1)
+LORA = low_rank.Config(r=2, targets=("q", "o"), layers=1)
 
 
 def config(edited: bool = True) -> BridgeConfig:
@@ -159,10 +154,10 @@ def test_layers_that_are_not_run_are_refused() -> None:
     def dims(**options: Any) -> Any:
         return hidden_states.dims(hidden_states.Config(**options), arch("llama"))
 
-    assert dims(layers=(1,), lora=lora.Config(layers=1)) == (24, 1, 320)
+    assert dims(layers=(1,), lora=low_rank.Config(layers=1)) == (24, 1, 320)
     with pytest.raises(UserError, match=r"lora\.layers: 2 of the 1 layers run"):
-        dims(layers=(1,), lora=lora.Config(layers=2))
+        dims(layers=(1,), lora=low_rank.Config(layers=2))
     with pytest.raises(UserError, match=r"lora\.layers: all of the 0 layers run"):
-        dims(layers=(0,), lora=lora.Config())
+        dims(layers=(0,), lora=low_rank.Config())
     with pytest.raises(UserError, match=r"lora\.dropout: a sender's edits have none"):
-        hidden_states.Config(lora=lora.Config(dropout=0.1))
+        hidden_states.Config(lora=low_rank.Config(dropout=0.1))

@@ -14,24 +14,23 @@ import pytest
 from tokenizers import Tokenizer
 
 from lw_jax import Bridge, launch
-from lw_jax.config.doctor import examine
-from lw_jax.config.layout import LayoutConfig
 from lw_jax.config.parse import read
-from lw_jax.config.schema import MeshConfig
 from lw_jax.data.example import Example
-from lw_jax.dims import Dims
 from lw_jax.errors import UserError
 from lw_jax.evaluate.probe import _means
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models import encoder
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import EncoderParty
 from lw_jax.models.lm import load_encoder
-from lw_jax.party import EncoderParty
-from lw_jax.receiver.collate import Collate, Lengths, measure
-from lw_jax.receiver.layout import Speaker, encoder_speaker
+from lw_jax.runs import export
+from lw_jax.runs.abstract import abstract_parties
+from lw_jax.runs.doctor import examine
 from lw_jax.sources import sentence_encoder as source
 from lw_jax.sources.sentence_encoder import Config
-from lw_jax.train import export
-from lw_jax.train.abstract import abstract_parties
+from lw_jax.text.collate import Collate, Lengths, measure
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker, encoder_speaker
 from lw_jax.types import Features, Taps
 from tests.tiny_encoder import write_encoder
 from tests.tiny_models import write_model

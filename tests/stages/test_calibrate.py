@@ -17,17 +17,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lw_jax import bridge
+from lw_jax.bridge import module as bridge
 from lw_jax.config.parse import read
-from lw_jax.config.run import Run
+from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
-from lw_jax.registry import chosen
-from lw_jax.stages import statistics, train
+from lw_jax.pipeline import Setting
+from lw_jax.runs import statistics
+from lw_jax.runs.directory import Run
+from lw_jax.runs.session import set_up
+from lw_jax.stages import train
 from lw_jax.stages.calibrate import combine, moments, path_of
-from lw_jax.stages.setting import Setting, load_rows, sample, set_up
 from lw_jax.train.checkpoint import load_params
+from lw_jax.utils.registry import chosen
 from tests.tiny_models import write_model
 
 CONFIG = """

@@ -10,13 +10,14 @@ import pytest
 from rich.console import Console
 
 from lw_jax.config.parse import from_dict
-from lw_jax.config.run import Run
 from lw_jax.data.topics import TOPICS
 from lw_jax.evaluate import compare
 from lw_jax.evaluate.report import lines
 from lw_jax.evaluate.summary import Prediction
+from lw_jax.runs.directory import Run
 from lw_jax.stages import evaluate
-from tests.evaluate.run_world import RECEIVER, make_models, make_run, raw_config
+from tests.evaluate.run_world import make_models, make_run, raw_config
+from tests.evaluate.world import RECEIVER
 
 OPTIONS = {
     "methods": ["latent", "relay", "token_budget_bytes"],  # other sources, other texts, cut texts

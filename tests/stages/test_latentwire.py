@@ -11,7 +11,7 @@ import pytest
 
 from lw_jax.config.parse import read
 from lw_jax.launch import main
-from lw_jax.registry import chosen
+from lw_jax.utils.registry import chosen
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "latentwire"

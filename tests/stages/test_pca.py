@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lw_jax import bridge
+from lw_jax.bridge import module as bridge
 from lw_jax.config.parse import read
+from lw_jax.data.load import load_rows, sample
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
-from lw_jax.stages import statistics
+from lw_jax.runs import export, exported, statistics
+from lw_jax.runs.session import set_up
 from lw_jax.stages.calibrate import path_of
-from lw_jax.stages.setting import load_rows, sample, set_up
-from lw_jax.train import export
 from lw_jax.train.checkpoint import load_params
 from lw_jax.train.loop import checkpoint_root
 from tests.tiny_models import write_model
@@ -161,7 +161,7 @@ def test_training_and_export_leave_what_was_fitted(
     params, _ = load_params(checkpoint_root(trained, "fit"), {"bridge": like}, part="bridge")
     chex.assert_trees_all_equal(params["bridge"]["source"]["pca"]["statistics"], fitted)
     assert export.main([str(trained), str(tmp_path)]) == 0
-    shipped = load_file(tmp_path / export.WEIGHTS)
+    shipped = load_file(tmp_path / exported.WEIGHTS)
     for name, value in fitted.items():
         np.testing.assert_array_equal(shipped[f"source/pca/statistics/{name}"], value)
 

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from lw_jax import launch
-from lw_jax.config.schema import MeshConfig
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.lm import load_lm
-from lw_jax.stages.model_card import minutes
+from lw_jax.pretrain.model_card import minutes
 
 PROBLEMS = [
     "Nadia has 12 apples and buys 30 more. How many apples does she have?",

@@ -13,21 +13,19 @@ import numpy as np
 import optax
 import pytest
 
-from lw_jax import bridge
 from lw_jax.bottlenecks import fsq
-from lw_jax.compressors import perceiver
-from lw_jax.config.layout import LayoutConfig
-from lw_jax.config.parts import (
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import (
     BottleneckConfig,
     BridgeConfig,
     CompressorConfig,
-    ObjectivesConfig,
     ReaderConfig,
     SourceConfig,
 )
-from lw_jax.config.schema import MeshConfig
-from lw_jax.dims import Dims, ReceiverDims
-from lw_jax.mesh import make_mesh
+from lw_jax.compressors import perceiver
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.frozen import Parties
 from lw_jax.objectives import (
     answer_ce,
     bag_of_words,
@@ -38,17 +36,18 @@ from lw_jax.objectives import (
     embedding_anchor,
     scale_l2,
 )
-from lw_jax.party import Parties
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.pipeline import Setting
 from lw_jax.readers import soft_tokens
-from lw_jax.schedule import Schedule
 from lw_jax.sources import hidden_states
-from lw_jax.stages.setting import Setting
+from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train import alarms
 from lw_jax.train.alarms import FAULTS, Alarm
 from lw_jax.train.loop import Evaluation
+from lw_jax.train.monitor import Watch
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import init_heads
-from lw_jax.train.watch import Watch
+from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, party, speaker
 
 STEPS = 100

@@ -14,16 +14,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lw_jax.config.schema import MeshConfig
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh
-from lw_jax.train.checkpoint import (
-    Checkpoints,
-    check_counts,
-    component_counts,
-    load_params,
-    steps,
-)
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.train.checkpoint import Checkpoints, check_counts, component_counts, load_params, steps
 from lw_jax.train.state import TrainState
 from tests.train.toy import fresh
 

@@ -17,37 +17,37 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lw_jax import bridge
 from lw_jax.bottlenecks import vq
-from lw_jax.compressors import window
-from lw_jax.config.optimiser import OptimiserConfig
-from lw_jax.config.parts import (
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import (
     BottleneckConfig,
     BridgeConfig,
     CompressorConfig,
-    ObjectivesConfig,
     ReaderConfig,
     SourceConfig,
 )
-from lw_jax.config.schema import MeshConfig
+from lw_jax.compressors import window
 from lw_jax.data.example import Example
-from lw_jax.dims import Dims, ReceiverDims, sizes
-from lw_jax.mesh import make_mesh, replicated
+from lw_jax.mesh import MeshConfig, make_mesh, replicated
+from lw_jax.models.dims import Dims, ReceiverDims, sizes
+from lw_jax.models.frozen import Parties, Party
 from lw_jax.models.lm import load_lm
 from lw_jax.objectives import answer_ce, embedding_anchor, reconstruction
 from lw_jax.objectives import vq as vq_loss
-from lw_jax.party import Parties, Party
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.pipeline import Setting
 from lw_jax.readers import soft_tokens
-from lw_jax.receiver.layout import Speaker, head_ids
-from lw_jax.receiver.layout import speaker as speaker_of
-from lw_jax.schedule import Schedule
 from lw_jax.sources import embeddings
-from lw_jax.stages.setting import Setting
+from lw_jax.text.layout import head_ids
+from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import speaker as speaker_of
 from lw_jax.train.alarms import EARLY, LATE
+from lw_jax.train.monitor import Watch
 from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, init_heads, plan_at
-from lw_jax.train.watch import Watch
+from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, party, speaker
 
 QUIET = 0.0027

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax import bridge
-from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig
 from lw_jax.config.parse import build
-from lw_jax.config.parts import BridgeConfig
-from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.models import params as decoder
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.schedule import Schedule
+from lw_jax.models.dims import Dims, ReceiverDims
 from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.utils.schedule import Schedule
 
 ARCH = Arch("qwen2", 20, 16, 3, 4, 2, 4, 24, 1e-5, Rope(1e4), qkv_bias=True, qk_norm=True)
 CONSTANT = Schedule()

@@ -11,26 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax import bridge
-from lw_jax.config.optimiser import OptimiserConfig
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import ReaderConfig
 from lw_jax.config.parse import read
-from lw_jax.config.parts import ObjectivesConfig, ReaderConfig
-from lw_jax.config.schema import MeshConfig
-from lw_jax.dims import Dims, ReceiverDims
 from lw_jax.errors import UserError
-from lw_jax.mesh import make_mesh, put_batch, replicated
+from lw_jax.layers import low_rank
+from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
+from lw_jax.models.dims import Dims, ReceiverDims
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, text_ce
-from lw_jax.objectives.base import Pass
-from lw_jax.readers import lora, soft_tokens
-from lw_jax.schedule import Schedule, TextBatches
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.objectives.context import Pass
+from lw_jax.readers import soft_tokens
+from lw_jax.train.config import TextBatches
 from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
+from lw_jax.utils.schedule import Schedule
 from tests.bridge.test_step import batch, config, parties
 
 DIMS = Dims(24, 2, 8, {"r": ReceiverDims(24, 2, 2, 6, 0.3, heads=4)})
-READERS = ReaderConfig(soft_tokens=soft_tokens.Config(), lora=lora.Config(r=2))
+READERS = ReaderConfig(soft_tokens=soft_tokens.Config(), lora=low_rank.Config(r=2))
 BOTH = ObjectivesConfig(
     answer_ce=answer_ce.Config(schedule=Schedule(on="latent")),
     text_ce=text_ce.Config(weight=2.5, schedule=Schedule(on="text")),

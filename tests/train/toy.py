@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lw_jax.config.optimiser import OptimiserConfig
 from lw_jax.data.prefetch import ahead
 from lw_jax.train.loop import Evaluation, Job, fit
 from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import TrainState, apply_gradients, new_state
 
 WIDTH = 8

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib
 
-from lw_jax.config.evaluation import METHODS, change_of, codec_of
+from lw_jax.evaluate.config import METHODS, change_of, codec_of
 from lw_jax.evaluate.methods.at_precision import at_precision
 from lw_jax.evaluate.methods.base import Method
 from lw_jax.evaluate.methods.replayed import replayed
 
 
 def method(name: str) -> Method:
-    """The method of that name in `lw_jax.config.evaluation.METHODS`, or one of `latent_<codec>`
+    """The method of that name in `lw_jax.evaluate.config.METHODS`, or one of `latent_<codec>`
     and `embedding_replay_<change>`."""
     codec_name = codec_of(name)
     if codec_name is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, delivered, latent_bytes
-from lw_jax.precision import as_sent
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, delivered, latent_bytes
+from lw_jax.receiver.answer import Message
+from lw_jax.wire.rounding import as_sent
 
 
 @cache  # a message is a static argument of the jitted step
 def at_precision(codec_name: str) -> Method:
-    """The method `latent`, with the slots as one of `lw_jax.codecs.CODECS` leaves them."""
+    """The method `latent`, with the slots as one of `lw_jax.wire.codecs.CODECS` leaves them."""
 
     def message(scene: Scene, batch: Batch) -> Message:
         own = scene.encode(batch)

@@ -8,13 +8,13 @@ from typing import Any
 
 from flax import struct
 
-from lw_jax import bridge as wire_bridge
-from lw_jax.config.parts import BridgeConfig
-from lw_jax.dims import Dims
-from lw_jax.party import Parties, Party
-from lw_jax.receiver.layout import Speaker
-from lw_jax.receiver.pack import Segment
+from lw_jax.bridge import module as wire_bridge
+from lw_jax.bridge.config import BridgeConfig
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import Parties, Party
+from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import beside, message_segment
+from lw_jax.text.tokenizer import Speaker
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
 Batch = Mapping[str, Array]
@@ -63,18 +63,6 @@ class Scene:
         return batch[f"{self.receiver}/context/ids"], batch[f"{self.receiver}/context/lengths"]
 
 
-@struct.dataclass
-class Message:
-    """What stands in the message's place: a segment [N, P], and what enters the layers.
-
-    text: the text [N, T] right after it, where the receiver reads both.
-    """
-
-    segment: Segment
-    delivery: Delivery | None = None
-    text: Segment | None = None
-
-
 def alone(scene: Scene, delivery: Delivery, rows: int) -> Message:
     """A reader's delivery as a message, and nothing else."""
     width = scene.party.params["embed"].shape[1]
@@ -88,16 +76,6 @@ def delivered(scene: Scene, batch: Batch, delivery: Delivery) -> Message:
     if not scene.party.beside_text:
         return message
     return Message(message.segment, delivery, beside(ids, lengths))
-
-
-def occupied(message: Message) -> Array:
-    """[N] receiver columns that the message takes: soft or text tokens, plus prefix columns."""
-    columns = message.segment.lengths
-    if message.text is not None:
-        columns = columns + message.text.lengths
-    if message.delivery is not None and message.delivery.kv is not None:
-        columns = columns + message.delivery.kv.mask.sum(axis=1, dtype=columns.dtype)
-    return columns
 
 
 @dataclass(frozen=True)

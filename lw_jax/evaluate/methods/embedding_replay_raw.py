@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent, alone
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent, alone
 from lw_jax.models.decoder import embed_tokens
+from lw_jax.receiver.answer import Message
 from lw_jax.types import Delivery
 
 

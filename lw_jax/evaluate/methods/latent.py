@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods.base import (
-    Batch,
-    Message,
-    Method,
-    Scene,
-    delivered,
-    latent_bytes,
-)
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, delivered, latent_bytes
+from lw_jax.receiver.answer import Message
 
 
 def message(scene: Scene, batch: Batch) -> Message:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, nothing
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, nothing
+from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, alone
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, alone
 from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
 from lw_jax.evaluate.methods.token_budget_first import budget
 from lw_jax.models.decoder import embed_tokens
+from lw_jax.receiver.answer import Message
 from lw_jax.types import Array, Delivery
 
 

@@ -6,10 +6,11 @@ from functools import cache
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, alone
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, alone
 from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
 from lw_jax.evaluate.replay import change
 from lw_jax.models.decoder import embed_tokens
+from lw_jax.receiver.answer import Message
 from lw_jax.types import Delivery
 
 

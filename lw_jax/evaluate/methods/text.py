@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, text_bytes
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, text_bytes
+from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 

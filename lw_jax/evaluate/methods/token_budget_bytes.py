@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from lw_jax.evaluate.methods import text
 from lw_jax.evaluate.methods.base import Method, Sent
-from lw_jax.receiver.layout import Speaker
+from lw_jax.text.tokenizer import Speaker
 
 
 def kept(speaker: Speaker, ids: Sequence[int], budget: int) -> int:

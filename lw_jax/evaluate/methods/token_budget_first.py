@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent, delivered, occupied
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent, delivered
+from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import text_message
 from lw_jax.types import Array
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Message, Method, Scene, Sent
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent
 from lw_jax.evaluate.methods.token_budget_first import budget
+from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 

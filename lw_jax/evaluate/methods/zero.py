@@ -6,14 +6,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import (
-    Batch,
-    Message,
-    Method,
-    Scene,
-    delivered,
-    latent_bytes,
-)
+from lw_jax.evaluate.methods.base import Batch, Method, Scene, delivered, latent_bytes
+from lw_jax.receiver.answer import Message
 
 
 def message(scene: Scene, batch: Batch) -> Message:

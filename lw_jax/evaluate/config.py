@@ -1,0 +1,217 @@
+"""The config of decoding and of the stage that compares methods."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lw_jax.data.config import DataConfig
+from lw_jax.errors import UserError
+from lw_jax.evaluate.replay import change
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.utils.checks import at_least, between
+from lw_jax.wire.codecs import codec
+
+METHODS = (
+    "text",
+    "latent",
+    "token_budget_first",
+    "token_budget_last",
+    "token_budget_bytes",
+    "pca",
+    "relay",
+    "embedding_replay_raw",
+    "no_message",
+    "zero",
+    "mean",
+    "deranged",
+)
+"""Methods and controls of an evaluation (SPEC section 8), in the order of the table."""
+
+DEFAULT_METHODS = tuple(n for n in METHODS if n not in ("relay", "token_budget_bytes", "pca"))
+"""Run where none is named: all but what needs the whole sender, what leaves a text whole that is
+shorter than its latent, and principal components, which are a baseline of the seeds."""
+
+CONTROLS = ("no_message", "zero", "mean", "deranged")
+"""Always run: without them a figure for `latent` says nothing."""
+
+AT_PRECISION = "latent_"
+REPLAY = "embedding_replay_"
+
+
+def codec_of(method: str) -> str | None:
+    """The codec of a method `latent_<codec>`; None for all other methods."""
+    return method.removeprefix(AT_PRECISION) if method.startswith(AT_PRECISION) else None
+
+
+def change_of(method: str) -> str | None:
+    """The change of a method `embedding_replay_<change>`; None for all other methods."""
+    return method.removeprefix(REPLAY) if method.startswith(REPLAY) else None
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Decoding (SPEC section 8, decode controls). Greedy unless a temperature is given.
+
+    Args:
+        max_new_tokens: tokens decoded at most.
+        min_new_tokens: EOS is forbidden before so many.
+        eos_ban_steps: steps from the start in which EOS is forbidden.
+        temperature, top_p: sampling; temperature 0 is greedy.
+        first_token_temperature, first_token_top_p: the same, for the first token alone; null: as
+            for the others.
+        first_token_stop_list: strings whose tokens cannot come first.
+        prefix_gain: gain on what is delivered, per decode step; the last one holds.
+    """
+
+    max_new_tokens: int = 12
+    min_new_tokens: int = 0
+    eos_ban_steps: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    first_token_temperature: float | None = None
+    first_token_top_p: float | None = None
+    first_token_stop_list: tuple[str, ...] = ()
+    prefix_gain: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "max_new_tokens")
+        at_least(self, 0, "min_new_tokens", "eos_ban_steps")
+        at_least(self, 0, "temperature", "first_token_temperature")
+        between(self, 0, 1, "top_p", "first_token_top_p")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise UserError(
+                f"min_new_tokens: {self.min_new_tokens} is above max_new_tokens "
+                f"{self.max_new_tokens}"
+            )
+        if not self.prefix_gain:
+            raise UserError("prefix_gain: none is given; [1.0] leaves the message as it is")
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probes of the frozen models: the label read off the mean hidden state of a text.
+
+    Layer and regularisation are chosen on a fifth of the training rows, held out; the probe is then
+    fitted on all of them.
+
+    Args:
+        rows: training rows (questions) that a probe is fitted on.
+        layers: tried, as the number of layers run before them (0: the embeddings); empty for all
+            that are loaded.
+        l2: regularisation strengths tried.
+    """
+
+    rows: int = 2000
+    layers: tuple[int, ...] = ()
+    l2: tuple[float, ...] = (0.001, 0.01, 0.1)
+
+    def __post_init__(self) -> None:
+        at_least(self, 10, "rows")
+        if any(layer < 0 for layer in self.layers):
+            raise UserError(f"layers: expected numbers of layers from 0 on; got {self.layers}")
+        if not self.l2 or min(self.l2) < 0:
+            raise UserError(f"l2: expected one or more strengths of at least 0; got {self.l2}")
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """What the sender is asked for in the method `relay`: the receiver then reads what it wrote.
+
+    Args:
+        prompt: literal after the text, no trailing space: `Repeat:` for a copy, `Summary:`, ...
+        with_question: the sender is shown the question before it; with the prompt `Answer:` it
+            answers, and the receiver has the answer for a text.
+        max_new_tokens: written at most; null: as many as the longest text has.
+    """
+
+    prompt: str = "\nRepeat:"
+    with_question: bool = False
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt or self.prompt != self.prompt.rstrip():
+            raise UserError(
+                f"prompt: expected a literal without trailing space; got {self.prompt!r}"
+            )
+        if self.max_new_tokens is not None:
+            at_least(self, 1, "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """A stage that compares methods on the same held-out rows (SPEC section 8).
+
+    Args:
+        methods: methods to run; the controls are always run with `latent`. All but `relay`, which
+            loads the whole sender, `token_budget_bytes` and `pca` unless they are named.
+        wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
+            the bridge was trained for: methods `latent_float16`, ...
+        replay: changes of the text's own embeddings that are read as well: methods
+            `embedding_replay_rms`, ... (`rms`, `batch`, `scale_0.5`, `nearest_4`, `offset_0.5`,
+            `codebook_0.1`; see `lw_jax/evaluate/replay.py`).
+        rows: rows (questions) evaluated; 0 for all.
+        batch_size: rows at once.
+        checkpoint: `last` or `best` of the stage before.
+        init_from: run directory of another run, or exported bridge, that is evaluated; null: the
+            bridge of this run.
+        beside: finished runs, or exported bridges, between the same receivers, by the names of
+            their lines: each reads the same rows over its own bridge, from its own source, in its
+            own layout (a rival that is trained, or another bridge).
+        layout: another receiver's sequence than that of training, which is then said beside the
+            figures; null: training's.
+        ratio: source tokens a slot, of a bridge trained for several; null: as its config says.
+        decode: decoding.
+        data: other rows than the config's; null for the config's.
+        seed: seed of the rows' order and of the bootstrap.
+        bootstrap: resamples for the 95 % intervals.
+        relay: what the sender writes in the method `relay`.
+        probe: linear probes of the sender and the receivers, where answers are a few labels.
+        candidates: the answers that a receiver chooses from, by their log-probability after its
+            message (`choice`, beside what it writes); null: the labels of data that has a few
+            (`topics`, `classification`); []: nothing is chosen.
+    """
+
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    wire: tuple[str, ...] = ()
+    replay: tuple[str, ...] = ()
+    rows: int = 1000
+    batch_size: int = 64
+    checkpoint: Literal["last", "best"] = "last"
+    init_from: str | None = None
+    beside: dict[str, str] = field(default_factory=dict)
+    layout: LayoutConfig | None = None
+    ratio: float | None = None
+    decode: DecodeConfig = DecodeConfig()
+    data: DataConfig | None = None  # type: ignore[valid-type]
+    seed: int = 12345
+    bootstrap: int = 2000
+    relay: RelayConfig = RelayConfig()
+    probe: ProbeConfig | None = None
+    candidates: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "rows")
+        at_least(self, 1, "batch_size", "bootstrap", "ratio")
+        if not self.methods:
+            raise UserError(f"methods: none is given; name some of {', '.join(METHODS)}")
+        unknown = [m for m in self.methods if m not in METHODS]
+        if unknown:
+            raise UserError(f"methods: unknown {unknown[0]!r}; one of {', '.join(METHODS)}")
+        for name in self.beside:
+            known = name in METHODS or codec_of(name) is not None or change_of(name) is not None
+            if known or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                raise UserError(
+                    f"beside.{name}: a line's name has letters, digits, - and _ only, and is no "
+                    "method's"
+                )
+        for name in self.wire:
+            codec(name)
+        for name in self.replay:
+            change(name)
+        words = [word.strip() for word in self.candidates or ()]
+        if self.candidates and (len(set(words)) < max(2, len(words)) or not all(words)):
+            raise UserError(
+                f"candidates: expected two or more different answers; got {list(words)}"
+            )

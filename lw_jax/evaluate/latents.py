@@ -1,0 +1,132 @@
+"""What a quick evaluation computes on the devices: scores, samples, and a look at the latent.
+
+"All answer tokens are the argmax under teacher forcing" is exactly "greedy decoding writes the
+answer", so one scoring pass gives the exact match without decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lw_jax.bottlenecks import codes
+from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig
+from lw_jax.evaluate import slots
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import Parties
+from lw_jax.models.generate import DecodeOptions
+from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.receiver.answer import answer_reading, segments
+from lw_jax.receiver.read import decode, expand
+from lw_jax.types import Array, Latent, PyTree
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What is static of a bridge."""
+
+    config: BridgeConfig
+    dims: Dims
+
+
+@struct.dataclass
+class Scores:
+    """Per row of a batch, [N]: exact bool, nll mean nats; of the first token that is no space:
+    first int32 (the argmax), rank int32 of the gold one, entropy nats, margin of logits."""
+
+    exact: Array
+    nll: Array
+    first: Array
+    rank: Array
+    entropy: Array
+    margin: Array
+
+
+@partial(jax.jit, static_argnames=("wire", "name"))
+def score(
+    wire: Wire,
+    name: str,
+    params: PyTree,
+    parties: Parties,
+    batch: Any,
+    shift: Array,
+    start: Array,
+) -> Scores:
+    """How receiver `name` reads the answers from the latent of the row `shift` further on.
+
+    Args:
+        params: the bridge's; batch: one question a context, all contexts different.
+        start: [N] index of the first gold token that is no space.
+    """
+    latent = _latent(wire, params, parties, batch)
+    order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
+    latent = jax.tree.map(lambda x: x[order], latent)
+    given = bridge.deliver(wire.config, wire.dims, params, name, latent)
+    reading = answer_reading(parties, batch, name, "latent", given, 1)
+    party = parties.receivers[name]
+    scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+    right = scored.correct(reading.labels) | ~reading.mask
+    tokens = jnp.maximum(1, reading.mask.sum(axis=1))
+    nll = jnp.sum(scored.nll * reading.mask, axis=1) / tokens
+    at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
+    first = (scored.argmax, scored.rank, scored.entropy, scored.margin)
+    return Scores(right.all(axis=1), nll, *(at(x)[:, 0] for x in first))
+
+
+@partial(jax.jit, static_argnames=("wire", "name"))
+def inspect(wire: Wire, name: str, params: PyTree, parties: Parties, batch: Any) -> dict[str, Any]:
+    """The latent and what receiver `name` is given, without its reading anything.
+
+    Returns:
+        scalars of `receiver.slots` (of the soft tokens where there are some, else of the slots);
+        `moved`: by how much of its length the latent before the bottleneck changes when every
+        source token is the mean of all; `codes`: of `codes.usage`; `saturation` if it is noted.
+    """
+    apply = partial(bridge.apply, wire.config, wire.dims, params)
+    taps = bridge.extract(wire.config, parties.sender, batch, params)
+    latent, notes = apply(taps, method="encode")
+    given, read = apply(name, latent, method="deliver")
+    plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
+    moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
+    found = {"moved": moved, "codes": codes.usage(notes)}
+    saturation = [x["saturation"] for x in read.values() if "saturation" in x]
+    if saturation:
+        found["saturation"] = jnp.stack(saturation).max()
+    x, mask = latent.slots, latent.mask
+    if given.embeds is not None:
+        x, mask = given.embeds, mask if given.mask is None else given.mask
+        table = parties.receivers[name].params["embed"]
+        found |= slots.against_table(x, mask, table, wire.dims.receivers[name].embed_rms)
+    return found | slots.statistics(x, mask)
+
+
+@partial(jax.jit, static_argnames=("wire", "name", "max_new"))
+def sample(
+    wire: Wire, name: str, max_new: int, params: PyTree, parties: Parties, batch: Any
+) -> tuple[Array, Array]:
+    """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
+    latent = _latent(wire, params, parties, batch)
+    given = bridge.deliver(wire.config, wire.dims, params, name, latent)
+    laid = segments(parties, batch, name, "latent", expand(given, 1), 1, answer=False)
+    party = parties.receivers[name]
+    out = decode(
+        party.arch,
+        party.params,
+        laid,
+        given,
+        DecodeOptions(max_new=max_new, eos_ids=party.arch.eos_ids),
+        jax.random.key(0),
+        attention=party.attention,
+    )
+    return out.ids, out.lengths
+
+
+def _latent(wire: Wire, params: PyTree, parties: Parties, batch: Any) -> Latent:
+    taps = bridge.extract(wire.config, parties.sender, batch, params)
+    return bridge.encode(wire.config, wire.dims, params, taps)

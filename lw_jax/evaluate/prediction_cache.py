@@ -1,0 +1,67 @@
+"""Predictions of finished methods on disk, so that a killed evaluation goes on at the next one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lw_jax.evaluate.relay import Written
+from lw_jax.evaluate.summary import Prediction
+from lw_jax.utils.files import write_text
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A folder with one file per receiver and method. key: names the evaluation they belong to;
+    files of another one are not read."""
+
+    folder: Path
+    key: str
+
+    def load(self, receiver: str, method: str) -> tuple[list[Prediction], float] | None:
+        """Predictions and seconds of a finished method, or None."""
+        path = self._path(receiver, method)
+        if not path.is_file():
+            return None
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["key"] != self.key:
+            return None
+        return [Prediction(**row) for row in held["rows"]], held["seconds"]
+
+    def save(self, receiver: str, method: str, said: Sequence[Prediction], seconds: float) -> None:
+        """Keep a finished method, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"key": self.key, "seconds": seconds, "rows": [asdict(p) for p in said]}
+        write_text(self._path(receiver, method), json.dumps(content, ensure_ascii=False))
+
+    def load_written(self) -> Written | None:
+        """What the sender wrote for `relay`, or None."""
+        path = self.folder / "sender.json"
+        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if held.get("key") != self.key:
+            return None
+        return Written(tuple(held["texts"]), held["seconds"])
+
+    def save_written(self, written: Written) -> None:
+        """Keep what the sender wrote."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"key": self.key, **asdict(written)}
+        write_text(self.folder / "sender.json", json.dumps(content, ensure_ascii=False))
+
+    def remove(self) -> None:
+        """Once the whole is written, the parts go."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, receiver: str, method: str) -> Path:
+        return self.folder / f"{receiver}.{method}.json"
+
+
+def key_of(*parts: Any) -> str:
+    """A digest of JSON-like values that decide an evaluation's predictions."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

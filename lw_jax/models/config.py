@@ -1,0 +1,23 @@
+"""A frozen model as a config names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A frozen language model, or the sentence encoder that a source reads.
+
+    Args:
+        path: directory in Hugging Face format, or hub name.
+        dtype: storage and compute type.
+        quant: storage of the matrices; `none` keeps `dtype`.
+        attention: `xla` anywhere, `cudnn` on NVIDIA GPUs in bfloat16.
+    """
+
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    quant: Literal["none", "int8", "nf4"] = "none"
+    attention: Literal["xla", "cudnn"] = "xla"

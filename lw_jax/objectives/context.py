@@ -1,0 +1,197 @@
+"""What the objectives of a step see, each part computed once and only if it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.errors import UserError
+from lw_jax.layers.intermediates import Notes
+from lw_jax.models.dims import Dims
+from lw_jax.models.frozen import Parties
+from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.objectives.base import COSINE, Term, mean
+from lw_jax.receiver.answer import answer_reading
+from lw_jax.receiver.read import Reading
+from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
+
+_DROPOUT, _SAMPLING = 63, 62
+"""Keys of latent dropout and of scheduled sampling (see `Context.apply`)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of a receiver that objectives ask for; each is computed once a step.
+
+    message: what stands in the message's place; gradient: whether it is differentiated; adapted:
+    whether a receiver that is given no latent has its trained LoRA (with a latent it always has).
+    """
+
+    message: Literal["latent", "text", "none"]
+    gradient: bool = True
+    adapted: bool = False
+
+
+@dataclass
+class Context:
+    """What the objectives of one microbatch see; built inside the step's trace.
+
+    What nobody asks for is not computed: a flow's step makes no latent.
+
+    bridge: `lw_jax.bridge.module.apply` of this bridge's config and parameters; taps: the frozen
+    part of the source; rng: the objectives'; heads: parameters of objectives that have some;
+    watched: terms that are logged and not part of the loss, by name; keep: probability of every slot not to
+    be zeroed (latent dropout), None: all stay; sampled: probability of every gold answer token to
+    give way to the receiver's own (scheduled sampling), None: all stay.
+    """
+
+    bridge: Callable[..., tuple[Any, Notes]]
+    dims: Dims
+    parties: Parties
+    batch: dict[str, Array]
+    taps: Taps
+    rng: Array
+    train: bool = True
+    heads: dict[str, PyTree] = field(default_factory=dict)
+    watched: dict[str, Term] = field(default_factory=dict)
+    readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
+    keep: Array | None = None
+    sampled: Array | None = None
+
+    @cached_property
+    def encoded(self) -> tuple[Latent, Notes]:
+        """The latent of the B contexts, and what the parts noted while making it."""
+        latent, notes = self.apply(self.taps, method="encode", key=0)
+        if self.keep is not None:
+            rng = jax.random.fold_in(self.rng, _DROPOUT)
+            stays = jax.random.bernoulli(rng, self.keep, latent.mask.shape)
+            # Zeroed, not masked: the slots that are left stay where they are.
+            latent = latent.replace(slots=latent.slots * stays[..., None])
+        return latent, notes
+
+    @property
+    def latent(self) -> Latent:
+        """The latent as it leaves the wire."""
+        return self.encoded[0]
+
+    @property
+    def notes(self) -> Notes:
+        """What the source, the compressor and the bottleneck noted."""
+        return self.encoded[1]
+
+    @cached_property
+    def given(self) -> dict[str, tuple[Delivery, Notes]]:
+        """What each receiver is given, of the B contexts, and what its readers noted."""
+        return {
+            name: self.apply(name, self.latent, method="deliver", key=1 + i)
+            for i, name in enumerate(self.dims.receivers)
+        }
+
+    @property
+    def deliveries(self) -> dict[str, Delivery]:
+        """What each receiver is given, of the B contexts."""
+        return {name: delivery for name, (delivery, _) in self.given.items()}
+
+    def reader_notes(self, receiver: str) -> Notes:
+        """What a receiver's readers noted, by variant: `["soft_tokens"]["saturation"]`."""
+        before = f"readers_{receiver}_"  # linen's name for an entry of a dict of modules
+        return {k.removeprefix(before): v for k, v in self.given[receiver][1].items()}
+
+    @property
+    def made(self) -> bool:
+        """Whether something has asked for the latent."""
+        return "encoded" in self.__dict__
+
+    @property
+    def delivered(self) -> bool:
+        """Whether something has asked for the deliveries."""
+        return "given" in self.__dict__
+
+    def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Notes]:
+        """A method of the bridge, with randomness of its own (`key` 64 and above are free)."""
+        rng = jax.random.fold_in(self.rng, key)
+        return self.bridge(*arguments, method=method, train=self.train, rng=rng)
+
+    @property
+    def valid(self) -> Array:
+        """[N] bool: questions that count."""
+        return self.batch["valid"]
+
+    @property
+    def valid_contexts(self) -> Array:
+        """[B] bool: contexts of which a question counts."""
+        return jnp.any(self.valid.reshape(-1, self.questions), axis=1)
+
+    @property
+    def questions(self) -> int:
+        """Questions per context, Q."""
+        return self.valid.shape[0] // self.taps.mask.shape[0]
+
+    def lora(self, receiver: str) -> Lora:
+        """The trained edits of a receiver's projections.
+
+        Raises:
+            UserError: its readers make none.
+        """
+        edits = self.deliveries[receiver].edits
+        if edits is None or edits.lora is None:
+            raise UserError(
+                f"bridge.reader.lora: missing; nothing that is trained reads the text for receiver "
+                f"{receiver!r}"
+            )
+        return edits.lora
+
+    def reading(self, receiver: str, asked: Pass) -> Reading:
+        """The receiver's states at the answer, for one pass."""
+        key = (receiver, asked)
+        if key not in self.readings:
+            given = self.deliveries[receiver] if asked.message == "latent" else None
+            if asked.adapted and asked.message != "latent":
+                given = Delivery(edits=Edits(lora=self.lora(receiver)))
+            batch, gold = self.batch, self.batch[f"{receiver}/answer/ids"]
+            if self.sampled is not None and asked.message == "latent" and asked.gradient:
+                batch = batch | {f"{receiver}/answer/ids": self._own_tokens(receiver)}
+            reading = answer_reading(
+                self.parties, batch, receiver, asked.message, given, self.questions
+            )
+            reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
+            if not asked.gradient:
+                reading = jax.lax.stop_gradient(reading)
+            self.readings[key] = reading
+        return self.readings[key]
+
+    def _own_tokens(self, receiver: str) -> Array:
+        """[N, A] answer tokens, some of them the receiver's most probable ones."""
+        party = self.parties.receivers[receiver]
+        read = self.reading(receiver, Pass("latent", gradient=False))
+        own = chunked_cross_entropy(party.arch, party.params, read.hidden, read.labels).argmax
+        which = jax.random.fold_in(self.rng, _SAMPLING)
+        rng = jax.random.fold_in(which, list(self.dims.receivers).index(receiver))
+        assert self.sampled is not None
+        swapped = jax.random.bernoulli(rng, self.sampled, own.shape)
+        return jnp.where(swapped & read.mask, own, read.labels)
+
+
+def gated(term: Term, context: Context, receiver: str, objective: str, above: float) -> Term:
+    """The term while the batch's reconstruction cosine is above a threshold, else zero.
+
+    The cosine is the one that an objective of the same step watches (SPEC section 6); no gradient
+    goes through the gate. With microbatches each has its own gate.
+
+    Raises:
+        UserError: no objective of the step watches it.
+    """
+    seen = context.watched.get(f"{receiver}/{COSINE}")
+    if seen is None:
+        raise UserError(
+            f"objectives.{objective}.schedule.gate: nothing measures a reconstruction cosine; "
+            "set objectives.cosine_reconstruction or objectives.reconstruction as well"
+        )
+    gate = (jax.lax.stop_gradient(mean(seen)) > above).astype(jnp.float32)
+    context.watched[f"{receiver}/gate/{objective}"] = Term(gate, jnp.float32(1.0))
+    return Term(term.total * gate, term.count)

@@ -1,0 +1,227 @@
+"""A stage's training step from shapes alone: no weights, no rows, no network.
+
+`step.lower(*arguments).compile()` runs the partitioner and says what memory the step takes;
+`jax.eval_shape(step, *arguments)` only checks that the parts of a bridge fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lw_jax.bridge import module as bridge
+from lw_jax.config.schema import Config
+from lw_jax.mesh import batch_sharding, replicated
+from lw_jax.models.arch import Arch
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.frozen import EncoderParty, Parties, Party, Sender
+from lw_jax.models.names import FAN_IN
+from lw_jax.models.params import Leaf, abstract, sharding
+from lw_jax.models.quant import quantise
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.train.config import TrainConfig
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.state import TrainState, new_state
+from lw_jax.train.step import StepMaker, init_heads, plan_at
+from lw_jax.types import PyTree
+from lw_jax.utils.schedule import BatchKind
+
+HEAD = (0, 0, 0, 0)
+"""Stands for [BOS] and primer, whose length alone matters."""
+
+
+@dataclass(frozen=True)
+class AbstractStep:
+    """A jitted step and its arguments as `jax.ShapeDtypeStruct`s with shardings."""
+
+    step: jax.stages.Wrapped
+    state: TrainState
+    parties: Parties
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What `step` takes."""
+        return self.state, self.parties, self.batch
+
+
+def abstract_step(
+    config: Config,
+    train: TrainConfig,
+    sender: AnyArch | None,
+    receivers: Mapping[str, Arch],
+    lengths: Mapping[str, int],
+    mesh: Mesh,
+    kind: BatchKind = "latent",
+) -> AbstractStep:
+    """The first step of a train stage.
+
+    Args:
+        sender, receivers: what the frozen models are.
+        lengths: tokens of each part of a batch, as `receiver.collate.measure` gives them.
+        kind: what the step is for.
+
+    Raises:
+        UserError: a tap beyond the sender, readers that exclude each other, ...
+    """
+    assert config.bridge is not None
+    bridge.check_readers(config.bridge)
+    width, taps, vocab = bridge.source_dims(config.bridge, sender)
+    dims = Dims(
+        width,
+        taps,
+        config.bridge.latent_dim,
+        {
+            n: ReceiverDims(a.width, a.layers, a.kv_heads, a.head_dim, heads=a.heads)
+            for n, a in receivers.items()
+        },
+        vocab,
+        bridge.sender_dims(config.bridge, sender),
+    )
+    objectives = train.objectives or config.objectives
+    params = jax.eval_shape(partial(_params, config.bridge, objectives, dims), jax.random.key(0))
+    optimiser = make_optimiser(train.optimiser, params, train.steps)
+    state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
+    maker = StepMaker(
+        config.bridge,
+        dims,
+        optimiser,
+        train.steps,
+        mesh,
+        train.accumulate,
+        train.ema,
+        keep=train.latent_keep,
+        sampled=train.scheduled_sampling,
+    )
+    return AbstractStep(
+        maker.make(plan_at(objectives, 0, kind)),
+        _put(state, replicated(mesh)),
+        abstract_parties(config, sender, receivers, mesh, train.layout or config.layout),
+        batch_shapes(train, list(receivers), lengths, mesh),
+    )
+
+
+def abstract_parties(
+    config: Config,
+    sender: AnyArch | None,
+    receivers: Mapping[str, Arch],
+    mesh: Mesh,
+    layout: LayoutConfig,
+) -> Parties:
+    """The frozen models as a stage loads them: the sender only up to its highest tap."""
+    party: Sender | None = None
+    if sender is not None and config.sender is not None:
+        assert config.bridge is not None
+        source, options = bridge.part("sources", config.bridge.source)
+        layers = source.depth(options, sender)
+        if isinstance(sender, EncoderArch):
+            shapes = frozen_shapes(sender, config.sender, mesh, layers)
+            party = EncoderParty(shapes, sender, config.sender.attention)
+        else:
+            party = _party(sender, config.sender, mesh, layers, head=False)
+    frozen = {
+        n: _party(a, config.receivers[n], mesh, beside_text=layout.beside_text)
+        for n, a in receivers.items()
+    }
+    return Parties(party, frozen)
+
+
+def frozen_shapes(
+    arch: AnyArch, model: ModelConfig, mesh: Mesh, layers: int | None = None, head: bool = True
+) -> PyTree:
+    """A frozen model's parameters as the loader lays them on the mesh."""
+    dtype = jnp.dtype(model.dtype)
+    tree = abstract(arch, dtype, layers, head)
+
+    def place(path: Any, leaf: Leaf) -> Any:
+        fan_in = FAN_IN.get(path[-1].key, 0)
+        shape = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding(leaf, mesh))
+        if model.quant == "none" or not fan_in:
+            return shape
+        # What is stored is laid out as the loader lays it (`load._room`), but for nf4's fan-in.
+        stack = leaf.shape[:1] if path[0].key == "layers" else ()
+        one = jax.ShapeDtypeStruct(leaf.shape[len(stack) :], dtype)
+        stored = jax.eval_shape(partial(quantise, fan_in=fan_in, kind=model.quant), one)
+        same = NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(
+                (*stack, *s.shape),
+                s.dtype,
+                sharding=sharding(leaf, mesh) if (*stack, *s.shape) == leaf.shape else same,
+            ),
+            stored,
+        )
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def batch_shapes(
+    train: TrainConfig,
+    receivers: list[str],
+    lengths: Mapping[str, int],
+    mesh: Mesh,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of `receiver.collate`'s batch."""
+    rows, asked = train.batch_size, train.batch_size * train.questions
+    where = batch_sharding(mesh)
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    batch = {
+        "valid": array(asked, dtype=jnp.bool_),
+        "source/ids": array(rows, lengths["source"]),
+        "source/lengths": array(rows),
+        "source/skip": array(rows),
+    }
+    for name in receivers:
+        for part, count in (("context", rows), ("ask", asked), ("answer", asked)):
+            batch[f"{name}/{part}/ids"] = array(count, lengths[f"{name}/{part}"])
+            batch[f"{name}/{part}/lengths"] = array(count)
+        batch[f"{name}/answer/start"] = array(asked)
+    return batch
+
+
+def size_in_bytes(tree: PyTree) -> int:
+    """Bytes of one device's part of every leaf."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        count = 1
+        for size in shape:
+            count *= size
+        total += count * (
+            4 if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.dtype.itemsize
+        )
+    return total
+
+
+def _params(config: Any, objectives: Any, dims: Dims, rng: Any) -> PyTree:
+    return {
+        "bridge": bridge.init_bridge(config, dims, rng),
+        "heads": init_heads(objectives, dims, rng),
+    }
+
+
+def _party(
+    arch: Arch,
+    model: ModelConfig,
+    mesh: Mesh,
+    layers: int | None = None,
+    head: bool = True,
+    beside_text: bool = False,
+) -> Party:
+    shapes = frozen_shapes(arch, model, mesh, layers, head)
+    return Party(shapes, arch, HEAD, model.attention, beside_text)
+
+
+def _put(tree: PyTree, where: NamedSharding) -> PyTree:
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)

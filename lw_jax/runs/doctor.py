@@ -1,0 +1,321 @@
+"""Checks of a config before it costs anything: models, tokenizers, rows, mesh, memory.
+
+`check` runs before every run and raises on the first thing that is wrong; `--doctor` shows all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lw_jax.bridge import module as bridge
+from lw_jax.config.schema import Config
+from lw_jax.data.load import load_rows, sample
+from lw_jax.errors import UserError
+from lw_jax.evaluate.candidates import candidates_of
+from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.mesh import make_mesh, mesh_shape
+from lw_jax.models.arch import Arch
+from lw_jax.models.checkpoint import open_checkpoint, read_arch, small_files
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.tokenizer import load_tokenizer, with_encoder_ids, with_tokenizer_ids
+from lw_jax.runs.abstract import abstract_parties, abstract_step, frozen_shapes, size_in_bytes
+from lw_jax.runs.memory import RelayNeed, device_memory, estimate
+from lw_jax.runs.session import CHECKED_ROWS
+from lw_jax.runs.trained import layout_at
+from lw_jax.text.collate import measure
+from lw_jax.text.layout import check_labels
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker, encoder_speaker, speaker
+from lw_jax.train.config import TrainConfig
+from lw_jax.utils.registry import chosen
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at (a config key), and what was found."""
+
+    level: Literal["ok", "warning", "error"]
+    key: str
+    text: str
+
+
+@dataclass
+class Examination:
+    """All that is found out about a config on the way."""
+
+    config: Config
+    findings: list[Finding] = field(default_factory=list)
+    sender: AnyArch | None = None
+    receivers: dict[str, Arch] = field(default_factory=dict)
+    speakers: dict[str, Speaker] = field(default_factory=dict)
+    groups: list[Any] = field(default_factory=list)
+    asked: dict[str, list[Any]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
+        """Keep a finding."""
+        self.findings.append(Finding(level, key, text))
+
+    @contextmanager
+    def trying(self, key: str) -> Iterator[None]:
+        """A UserError inside becomes a finding."""
+        try:
+            yield
+        except UserError as error:
+            self.note("error", key, " ".join(str(error).split()))
+
+    @property
+    def sound(self) -> bool:
+        """Whether no error has been found."""
+        return all(f.level != "error" for f in self.findings)
+
+
+def check(config: Config) -> None:
+    """Raise what `examine` finds first, without the estimate of memory.
+
+    Raises:
+        UserError: anything wrong that can be known before the run.
+    """
+    for finding in examine(config, memory=False):
+        if finding.level == "error":
+            text = finding.text
+            raise UserError(
+                text
+                if text.startswith((f"{finding.key}:", f"{finding.key}."))
+                else f"{finding.key}: {text}"
+            )
+
+
+def examine(config: Config, memory: bool = True) -> list[Finding]:
+    """All findings; the steps are compiled to say what memory they take, if asked for."""
+    seen = Examination(config)
+    with seen.trying("mesh"):
+        shape = mesh_shape(config.mesh, jax.device_count())
+        seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
+        _batches(seen, shape[0])
+    if config.sender is not None:
+        _model(seen, "sender", config.sender)
+    for name, model in config.receivers.items():
+        _model(seen, f"receivers.{name}", model)
+    if config.bridge is not None:
+        with seen.trying("bridge"):
+            bridge.check_readers(config.bridge)
+            width, taps, _ = bridge.source_dims(config.bridge, seen.sender)
+            text = f"{taps} taps of width {width}" if taps else "the text's own bytes, no sender"
+            seen.note("ok", "bridge.source", text)
+    _rows(seen)
+    if config.bridge is not None and seen.sound and seen.groups:
+        _layout(seen)
+        if memory and seen.sound:
+            _memory(seen)
+    return seen.findings
+
+
+def report(findings: list[Finding], console: Console) -> int:
+    """Print the findings; the exit code."""
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for found in findings:
+        table.add_row(Text(found.level, colours[found.level]), Text(found.key), Text(found.text))
+    console.print(table)
+    errors = sum(f.level == "error" for f in findings)
+    console.print(Text(f"{errors} to put right" if errors else "ready to run", "bold"))
+    return 2 if errors else 0
+
+
+def _batches(seen: Examination, rows: int) -> None:
+    """Every batch must divide over the mesh's rows."""
+    for name, stage in seen.config.stages.items():
+        for kind, cfg in chosen(stage).items():
+            count = cfg.batch_size // getattr(cfg, "accumulate", 1)
+            if count % rows:
+                seen.note(
+                    "error",
+                    f"stages.{name}.{kind}.batch_size",
+                    f"{count} rows at once do not divide over {rows} devices; "
+                    f"use a multiple of {rows}, or mesh.data",
+                )
+
+
+def _model(seen: Examination, key: str, model: ModelConfig) -> None:
+    with seen.trying(f"{key}.path"):
+        folder = small_files(model.path)
+        tokenizer = load_tokenizer(folder)
+        arch = read_arch(folder)
+        if Path(model.path).expanduser().is_dir():
+            open_checkpoint(folder)  # are the weight files there?
+        name = key.rpartition(".")[2]
+        if isinstance(arch, EncoderArch):
+            if key != "sender":
+                raise UserError(
+                    f"{key}.path: a {arch.family} encoder reads and cannot write; "
+                    "a receiver is a language model"
+                )
+            seen.sender = arch = with_encoder_ids(arch, tokenizer, str(folder))
+            seen.speakers[name] = encoder_speaker(name, tokenizer, arch)
+            ends = f"encoder of at most {arch.max_positions} tokens"
+        else:
+            arch = with_tokenizer_ids(arch, tokenizer, str(folder))
+            if key == "sender":
+                seen.sender = arch
+            else:
+                seen.receivers[name] = arch
+            seen.speakers[name] = speaker(name, tokenizer, arch.bos_id, arch.eos_ids)
+            ends = f"ends at {', '.join(map(str, arch.eos_ids))}"
+        seen.note(
+            "ok",
+            f"{key}.path",
+            f"{arch.family}, {arch.layers} layers of width {arch.width}, "
+            f"vocabulary {arch.vocab_size}, {ends}",
+        )
+        ways = seen.config.mesh.model
+        if arch.heads % ways or arch.kv_heads % ways:
+            seen.note(
+                "warning",
+                "mesh.model",
+                f"{ways} does not divide the {arch.heads} heads and {arch.kv_heads} key/value "
+                f"heads of {key}: their weights are copied to every device",
+            )
+    if model.attention == "cudnn" and (
+        jax.default_backend() != "gpu" or model.dtype != "bfloat16" or model.quant == "nf4"
+    ):
+        seen.note(
+            "error",
+            f"{key}.attention",
+            "cudnn needs an NVIDIA GPU and dtype bfloat16; use xla",
+        )
+
+
+def _rows(seen: Examination) -> None:
+    """Read the rows of every stage."""
+    config = seen.config
+    for name, stage in config.stages.items():
+        for kind, cfg in chosen(stage).items():
+            if kind == "pretrain":
+                _pretraining_rows(seen, f"stages.{name}.pretrain", cfg)
+                continue
+            data = getattr(cfg, "data", None) or config.data
+            key = "data" if data is config.data else f"stages.{name}.{kind}.data"
+            for split, level in _splits(kind, cfg):
+                with seen.trying(key):
+                    rows = load_rows(data, split, config.seed, level)
+                    groups = sample(rows, CHECKED_ROWS)
+                    seen.groups += groups if split == "train" or not seen.groups else []
+                    if kind == "evaluate":
+                        seen.asked[name] = [example for group in groups for example in group]
+                    of = "" if level is None else f" of level {level}"
+                    seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
+                    if rows.malformed:
+                        text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
+                        seen.note("warning", key, text)
+            begun = {"init_from": getattr(cfg, "init_from", None)}
+            begun |= {f"beside.{n}": d for n, d in getattr(cfg, "beside", {}).items()}
+            for of, start in begun.items():
+                parts = ("checkpoints", "bridge.safetensors")
+                if start is not None and not any((Path(start) / part).exists() for part in parts):
+                    text = (
+                        f"{start} has no checkpoints; give the directory of a finished run, "
+                        "or of an exported bridge"
+                    )
+                    seen.note("error", f"stages.{name}.{kind}.{of}", text)
+
+
+def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
+    if kind == "evaluate":
+        return [("eval", None)]
+    if kind == "calibrate":
+        return [("train", None)]
+    levels = list(dict.fromkeys(c.level for c in cfg.curriculum)) or [None]
+    return [("train", level) for level in levels] + [("validation", None)] * bool(cfg.eval_every)
+
+
+def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
+    from lw_jax.data import gsm8k
+
+    if cfg.gsm8k_train is None:
+        return
+    source = gsm8k.Config(train=cfg.gsm8k_train, eval=cfg.gsm8k_eval)
+    for split in ("train", "eval"):
+        with seen.trying(f"{key}.gsm8k_{split}"):
+            rows = gsm8k.rows(source, split)
+            seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
+
+
+def _layout(seen: Examination) -> None:
+    """Are the labels the joint tokenisation's, and do the texts fit the models?"""
+    config, examples = seen.config, [e for g in seen.groups for e in g]
+    receivers = {n: seen.speakers[n] for n in config.receivers}
+    for name, who in receivers.items():
+        with seen.trying(f"receivers.{name}"):
+            count = max(check_labels(layout, who, examples) for layout in _layouts(config))
+            seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
+    for name, asked in seen.asked.items():
+        cfg = config.stages[name].evaluate
+        assert cfg is not None
+        with seen.trying(f"stages.{name}.evaluate"):
+            layout = cfg.layout or layout_at(config, before=name)
+            candidates_of(cfg, cfg.data or config.data, layout, asked, receivers.values())
+    with seen.trying("layout"):
+        limit = config.layout.max_tokens
+        assert config.bridge is not None
+        sender = bridge.source_speaker(config.bridge, seen.speakers.get("sender"))
+        seen.sizes = measure(config.layout, sender, receivers, seen.groups, limit).sizes
+        archs = {"source": seen.sender} | {f"{n}/context": a for n, a in seen.receivers.items()}
+        for part, arch in archs.items():
+            if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
+                name = "sender" if part == "source" else part.partition("/")[0]
+                seen.note(
+                    "warning",
+                    "layout.max_tokens",
+                    f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
+                    f"{arch.max_positions}: set a limit",
+                )
+
+
+def _layouts(config: Config) -> list[LayoutConfig]:
+    """The config's layout, and those of single stages."""
+    stages = [stage.train or stage.evaluate for stage in config.stages.values()]
+    return [config.layout, *(s.layout for s in stages if s is not None and s.layout is not None)]
+
+
+def _memory(seen: Examination) -> None:
+    for name, stage in seen.config.stages.items():
+        if stage.train is not None:
+            _training_memory(seen, f"stages.{name}.train", stage.train)
+        elif stage.evaluate is not None and "relay" in stage.evaluate.methods:
+            _relay_memory(seen, f"stages.{name}.evaluate", stage.evaluate)
+
+
+def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
+    config = seen.config
+    with seen.trying(key):
+        step = abstract_step(
+            config, cfg, seen.sender, seen.receivers, seen.sizes, make_mesh(config.mesh)
+        )
+        need = estimate(step)
+        fits = need.total < need.room
+        advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
+        seen.note("ok" if fits else "error", key, f"{need}{advice}")
+
+
+def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
+    config = seen.config
+    assert config.sender is not None and seen.sender is not None  # the config was checked
+    with seen.trying(key):
+        mesh, layout = make_mesh(config.mesh), cfg.layout or config.layout
+        frozen = abstract_parties(config, seen.sender, seen.receivers, mesh, layout)
+        whole = frozen_shapes(seen.sender, config.sender, mesh)
+        need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
+        fits = need.total < need.room
+        advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"
+        seen.note("ok" if fits else "error", key, f"{need}{advice}")

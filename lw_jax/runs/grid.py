@@ -1,0 +1,88 @@
+"""Lists of values, in a file or on the command line, to the grid of runs that they ask for."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lw_jax.config import parse, yaml_files
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+from lw_jax.runs.directory import run_directory
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a grid: the text of every swept key's value, and its config."""
+
+    values: dict[str, str]
+    config: Config
+
+
+def grid(
+    path: str | Path,
+    flags: Sequence[parse.Flag],
+    over: Sequence[str | Path],
+    swept: Sequence[parse.Flag],
+) -> tuple[Path, list[Point]]:
+    """The directory of a sweep, and its runs, each in a directory of its own inside; the last key
+    varies fastest.
+
+    Args:
+        swept: dotted keys, each with its values in the syntax of a YAML list without brackets;
+            they come after those of the files' own `sweep`, or replace their values.
+
+    Raises:
+        UserError: a key is given twice, is no field, or has no, equal or wrong values; or the
+            sweep is over where the runs go.
+    """
+    given = [key for key, _ in swept]
+    for key in given:
+        if given.count(key) > 1:
+            raise UserError(f"--sweep {key}: given twice; list all its values at once")
+    raw, own = parse.files(path, over)
+    lists = {key: _texts(f"sweep.{key}", values) for key, values in own.items()}
+    lists |= {key: _texts(f"--sweep {key}", _loaded(key, text)) for key, text in swept}
+    for key in lists:
+        if key in ("name", "run_dir"):
+            raise UserError(f"sweep of {key}: every run has its own already; sweep another key")
+    home = run_directory(parse.with_flags(raw, flags))
+    points = []
+    for chosen in itertools.product(*lists.values()):
+        pairs = list(zip(lists, chosen, strict=True))
+        config = parse.with_flags(raw, [*flags, *pairs])
+        inside = "_".join(f"{_short(key, list(lists))}={_safe(text)}" for key, text in pairs)
+        points.append(Point(dict(pairs), replace(config, run_dir=str(home / inside))))
+    if len({point.config.run_dir for point in points}) < len(points):
+        raise UserError("sweep: two values of a key look alike as names of a directory")
+    return home, points
+
+
+def _loaded(key: str, text: str) -> list[Any]:
+    return list(yaml_files.loads(f"[{text}]", f"--sweep {key}"))
+
+
+def _texts(where: str, values: Sequence[Any]) -> list[str]:
+    """The values' own texts."""
+    found = [yaml_files.dumps(value, flow=True) for value in values]
+    if not found or len(set(found)) < len(found):
+        raise UserError(f"{where}: expected different values; got [{', '.join(found)}]")
+    return found
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The end of a key that tells it from the others."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if sum(other == end or other.endswith(f".{end}") for other in keys) == 1:
+            return end
+    return key
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-") or "empty"

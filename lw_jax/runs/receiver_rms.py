@@ -1,0 +1,40 @@
+"""How loud a run's receivers are, measured once: every stage sees the same, and a finished run can
+be used where its rows are not.
+
+    <run_dir>/receivers.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lw_jax.models.dims import ReceiverDims
+from lw_jax.utils.files import write_text
+
+FILE = "receivers.json"
+
+
+def keep(run_dir: Path, receivers: Mapping[str, ReceiverDims], prints: Mapping[str, str]) -> None:
+    """Write what was measured, with the receivers' fingerprints, unless the run has it already."""
+    if not (run_dir / FILE).exists():
+        plain = {n: {"fingerprint": prints[n], **asdict(d)} for n, d in receivers.items()}
+        write_text(run_dir / FILE, json.dumps(plain, indent=2) + "\n")
+
+
+def kept(run_dir: Path, prints: Mapping[str, str]) -> dict[str, ReceiverDims] | None:
+    """What the run has measured of these very receivers; None where it has not."""
+    if not (run_dir / FILE).is_file():
+        return None
+    found = {}
+    for name, plain in json.loads((run_dir / FILE).read_text(encoding="utf-8")).items():
+        if plain.pop("fingerprint") != prints.get(name):
+            return None
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
+        }
+        found[name] = ReceiverDims(**values)
+    return found if found.keys() == prints.keys() else None

@@ -1,0 +1,62 @@
+"""Other bridges on the rows of an evaluation, a line each: paired with its own, row by row.
+
+Rivals that are trained (prompt tuning *with* the text, LoRA, a PCA of the embeddings) so stand in
+one run with `latent`, on the same examples (SPEC section 8), and so does any other bridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lw_jax.data.example import Group
+from lw_jax.errors import UserError
+from lw_jax.evaluate.compare import Comparison
+from lw_jax.pipeline import Setting
+from lw_jax.runs.session import set_up_beside
+from lw_jax.runs.trained import Trained, config_at, layout_at, load_trained
+from lw_jax.text.collate import Collate
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Another run's bridge. collate: in its own tokens and layout."""
+
+    name: str
+    setting: Setting
+    trained: Trained
+    collate: Collate
+
+    def comparison(self, host: Comparison) -> Comparison:
+        """The host's rows, read over this bridge."""
+        return replace(host, setting=self.setting, collate=self.collate, guest=self.name)
+
+
+def load(
+    name: str,
+    directory: str,
+    setting: Setting,
+    groups: Sequence[Group],
+    which: Literal["last", "best"],
+) -> Guest:
+    """The bridge in a finished run's directory, or an exported one.
+
+    Args:
+        setting: of the evaluation; groups: the rows that will be read.
+
+    Raises:
+        UserError: it is not there, is between other receivers, or writes something else.
+    """
+    home = Path(directory)
+    config = config_at(home)
+    layout = layout_at(config)
+    if layout.target != setting.layout.target:
+        raise UserError(
+            f"beside.{name}: its receiver writes the {layout.target}, here the "
+            f"{setting.layout.target}; compare bridges that write the same"
+        )
+    own = set_up_beside(setting, config, layout, home)
+    trained = load_trained(config, home, own, which, init_from=directory)
+    return Guest(name, own, trained, own.collate(groups))

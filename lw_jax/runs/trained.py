@@ -1,0 +1,192 @@
+"""The trained bridge of a run, for evaluation and for the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from lw_jax.bridge import module as bridge
+from lw_jax.config.parse import build, from_dict
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+from lw_jax.mesh import replicated
+from lw_jax.pipeline import Setting
+from lw_jax.runs.directory import read_config
+from lw_jax.runs.exported import about_bridge, is_exported, load_bridge
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.train.checkpoint import checksum, component_counts, load_params
+from lw_jax.train.loop import checkpoint_root
+from lw_jax.types import PyTree
+
+
+@dataclass(frozen=True)
+class Trained:
+    """params: the bridge's, on the mesh; stage, step, which: of the checkpoint they come from;
+    origin: how they began, in words; counts: parameters per component, equal to those trained;
+    digest: names these very values; layout: that it was trained with, None where unknown."""
+
+    params: PyTree
+    stage: str
+    step: int
+    which: str
+    origin: str
+    counts: dict[str, int]
+    digest: str
+    layout: LayoutConfig | None = None
+
+    @property
+    def mark(self) -> bytes:
+        """8 bytes that name the bridge on the wire."""
+        return self.digest.encode()[:8]
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `metrics.json`."""
+        return {
+            "stage": self.stage,
+            "step": self.step,
+            "checkpoint": self.which,
+            "origin": self.origin,
+            "digest": self.digest,
+            "components": self.counts,
+            "total": sum(self.counts.values()),
+        }
+
+
+def load_trained(
+    config: Config,
+    run_dir: Path,
+    setting: Setting,
+    which: Literal["last", "best"] = "last",
+    before: str | None = None,
+    init_from: str | None = None,
+    only: Sequence[str] = (),
+) -> Trained:
+    """The bridge as the last train stage left it; where none comes before, as the first one will
+    find it, if that one starts from another run; or the bridge of another run.
+
+    Args:
+        before: only stages that come before this one count; None: all.
+        init_from: the other run's directory, or that of an exported bridge.
+        only: components to load; empty: all, and the bridge there has no others.
+
+    Raises:
+        UserError: no stage trains, none has a checkpoint yet, it holds other parameters, or it
+            was trained between other frozen models.
+    """
+    root, origin = _place(config, run_dir, before, init_from)
+    everywhere = replicated(setting.mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
+    )
+    _check_components(only, like)
+    if is_exported(root):
+        bare, meta = load_bridge(root, like, only)
+        params, fingerprints = {"bridge": bare}, meta["fingerprints"]
+        trained_by = meta.get("config", {})
+    else:
+        params, meta = load_params(root, {"bridge": like}, which, "bridge", only)
+        identity = meta["identity"]
+        fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
+    if only:  # components of other receivers stay behind, with the weights they belong to
+        fingerprints = {n: f for n, f in fingerprints.items() if n in setting.fingerprints}
+        _check_frozen(fingerprints, {n: setting.fingerprints[n] for n in fingerprints})
+    else:
+        _check_frozen(fingerprints, setting.fingerprints)
+    return Trained(
+        params=params["bridge"],
+        stage=root.name,
+        step=meta["step"],
+        which=which,
+        origin=origin,
+        counts=component_counts(params["bridge"], levels=1),
+        digest=f"{checksum(params['bridge']):08x}",
+        layout=_layout_of(trained_by, meta["stage"] if is_exported(root) else root.name),
+    )
+
+
+def _place(
+    config: Config, run_dir: Path, before: str | None, init_from: str | None
+) -> tuple[Path, str]:
+    """Where the bridge lies (checkpoints of a stage, or an exported bridge), and how it began."""
+    if init_from is not None:
+        return _of_another(init_from), f"the bridge in {init_from}"
+    names = list(config.stages)
+    trains = [n for n in names if config.stages[n].train is not None]
+    done = [n for n in trains if before is None or names.index(n) < names.index(before)]
+    where = f"stages.{before}" if before is not None else str(run_dir)
+    if not trains:
+        raise UserError(f"{where}: no stage trains a bridge, and `latent` needs one")
+    first = config.stages[trains[0]].train
+    assert first is not None
+    origin = "from random initialisation"
+    if first.init_from is not None:
+        origin = f"started from the bridge in {first.init_from}"
+    if done:
+        return checkpoint_root(run_dir, done[-1]), origin
+    if first.init_from is not None:
+        return _of_another(first.init_from), origin
+    raise UserError(f"{where}: no train stage before it, and `latent` needs a trained bridge")
+
+
+def _of_another(directory: str) -> Path:
+    path = Path(directory)
+    return path if is_exported(path) else last_trained(path)
+
+
+def config_at(directory: Path) -> Config:
+    """The config of a run, or the one that an exported bridge was trained with.
+
+    Raises:
+        UserError: neither is there.
+    """
+    exported = is_exported(directory)
+    return from_dict(about_bridge(directory)["config"]) if exported else read_config(directory)
+
+
+def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
+    """The layout that the last train stage before the one named trains with; None: of all."""
+    names = list(config.stages)
+    count = len(names) if before is None else names.index(before)
+    trains = [config.stages[n].train for n in names[:count]]
+    last = next((t for t in reversed(trains) if t is not None), None)
+    return config.layout if last is None or last.layout is None else last.layout
+
+
+def _layout_of(config: Mapping[str, Any], stage: str) -> LayoutConfig | None:
+    """The layout in the plain values of a config, as a train stage had it; None: not known."""
+    own = config.get("stages", {}).get(stage, {}).get("train", {}).get("layout")
+    plain = own or config.get("layout")
+    return None if plain is None else build(LayoutConfig, plain)
+
+
+def last_trained(run_dir: Path) -> Path:
+    """The checkpoints of a run's last train stage.
+
+    Raises:
+        UserError: no run there, or it trained nothing.
+    """
+    stages = read_config(run_dir).stages
+    trains = [n for n, s in stages.items() if s.train is not None]
+    if not trains:
+        raise UserError(f"{run_dir}: no stage of that run trains a bridge")
+    return checkpoint_root(run_dir, trains[-1])
+
+
+def _check_components(only: Sequence[str], like: Mapping[str, Any]) -> None:
+    for name in only:
+        if name not in like:
+            raise UserError(f"init_only: no component {name!r} here; there are {', '.join(like)}")
+
+
+def _check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:
+    for name in sorted(trained.keys() | here.keys()):
+        if trained.get(name) != here.get(name):
+            raise UserError(
+                f"{name}: the bridge was trained with frozen weights {trained.get(name, 'absent')},"
+                f" these are {here.get(name, 'absent')}; use the models of the run"
+            )

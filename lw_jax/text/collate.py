@@ -1,0 +1,150 @@
+"""From rows of text to the arrays of a batch, on the host; runs in worker processes (no jax).
+
+A batch is a flat-named tree of numpy arrays. B contexts, Q questions each, N = B*Q; question n
+belongs to context n // Q.
+
+    source/ids [B,Ts] int32, source/lengths [B], source/skip [B]: the sender's tokens, or bytes
+        (the first `skip` are BOS and primer, which are no content; an encoder's last is [SEP])
+    <receiver>/context/ids [B,Tc], .../lengths [B]      the text that the latent replaces
+    <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor (BOS first or last
+        where the layout has it there)
+    <receiver>/answer/ids [N,A], .../lengths [N]        what the receiver writes, and EOS
+    <receiver>/answer/start [N] int32                   its first token that is no space
+    valid [N] bool                                      False: the row was too long, and is dropped
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lw_jax.data.example import Example, Group
+from lw_jax.errors import UserError
+from lw_jax.text.layout import (
+    asked_pair,
+    first_word,
+    message_text,
+    source_head_ids,
+    source_text,
+    split_joint,
+)
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Speaker
+
+Batch = dict[str, np.ndarray]
+MULTIPLE = 8
+"""Static lengths are rounded up to this many tokens."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Static lengths of a batch: `source`, and `<receiver>/context`, `/ask`, `/answer`."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> int:
+        return self.sizes[key]
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Rows of text to a `Batch`; picklable.
+
+    sender: tokenizes the source (see `bridge.source_speaker`); None: no source is wanted;
+    receivers: by name.
+    """
+
+    layout: LayoutConfig
+    sender: Speaker | None
+    receivers: dict[str, Speaker]
+    lengths: Lengths
+
+    def __call__(self, groups: Sequence[Group]) -> Batch:
+        """A batch of contexts, each with the same number of questions."""
+        questions = len(groups[0])
+        flat = [example for group in groups for example in group]
+        batch: Batch = {}
+        ok = np.ones(len(flat), bool)
+
+        def put(key: str, rows: Sequence[Sequence[int] | None], repeat: int) -> None:
+            size = self.lengths[key]
+            most = size if key != "source" or self.sender is None else _room(self.sender, size)
+            ids = np.zeros((len(rows), size), np.int32)
+            lengths = np.zeros(len(rows), np.int32)
+            for i, row in enumerate(rows):
+                if row is None or len(row) > most:
+                    ok[i * repeat : (i + 1) * repeat] = False
+                    continue
+                ids[i, : len(row)] = row
+                lengths[i] = len(row)
+            batch[f"{key}/ids"] = ids
+            batch[f"{key}/lengths"] = lengths
+
+        for key, (rows, repeat) in self.rows(groups, flat, questions).items():
+            put(key, rows, repeat)
+        for name, who in self.receivers.items():
+            ids, lengths = (batch[f"{name}/answer/{part}"] for part in ("ids", "lengths"))
+            written = (row[:n].tolist() for row, n in zip(ids, lengths, strict=True))
+            starts = [first_word(who, row) for row in written]
+            batch[f"{name}/answer/start"] = np.asarray(starts, np.int32)
+        if self.sender is not None:
+            head = len(source_head_ids(self.layout, self.sender))
+            batch["source/skip"] = np.minimum(head, batch["source/lengths"]).astype(np.int32)
+        batch["valid"] = ok
+        return batch
+
+    def rows(
+        self, groups: Sequence[Group], flat: Sequence[Example], questions: int
+    ) -> dict[str, tuple[Sequence[list[int] | None], int]]:
+        """Token ids of every part, and how many questions share one row of it."""
+        parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
+        if self.sender is not None:
+            head = source_head_ids(self.layout, self.sender)
+            texts = [source_text(self.layout, group[0]) for group in groups]
+            tail = list(self.sender.tail)
+            rows = [head + ids + tail for ids in self.sender.encode_all(texts)]
+            parts["source"] = (rows, questions)
+        messages = [message_text(self.layout, group[0]) for group in groups]
+        pairs = [asked_pair(self.layout, example) for example in flat]
+        for name, who in self.receivers.items():
+            parts[f"{name}/context"] = (who.encode_all(messages), questions)
+            asked = split_joint(self.layout, who, pairs)
+            parts[f"{name}/ask"] = ([a.ask if a else None for a in asked], 1)
+            parts[f"{name}/answer"] = ([a.answer if a else None for a in asked], 1)
+        return parts
+
+
+def measure(
+    layout: LayoutConfig,
+    sender: Speaker | None,
+    receivers: dict[str, Speaker],
+    groups: Sequence[Group],
+    max_tokens: int | None = None,
+) -> Lengths:
+    """Static lengths that hold all the rows given (rounded up), at most `max_tokens` for a context.
+
+    Raises:
+        UserError: no row is given.
+    """
+    if not groups:
+        raise UserError("data: no rows to measure; give at least one")
+    probe = Collate(layout, sender, receivers, Lengths())
+    flat = [example for group in groups for example in group]
+    sizes: dict[str, int] = {}
+    for key, (rows, _) in probe.rows(groups, flat, 1).items():
+        longest = max((len(row) for row in rows if row is not None), default=1)
+        reader = sender if key == "source" else None
+        bounded = key.endswith(("source", "/context")) and (reader is None or reader.limit is None)
+        if bounded and max_tokens is not None:
+            longest = min(longest, max_tokens)
+        if reader is not None:
+            longest = _room(reader, longest)
+        sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
+    return Lengths(sizes)
+
+
+def _room(sender: Speaker, size: int) -> int:
+    """Tokens of a row of `size` that its reader takes."""
+    return min([size, *(n for n in (sender.limit, sender.positions) if n is not None)])

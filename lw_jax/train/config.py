@@ -1,0 +1,165 @@
+"""A stage that trains the bridge, as a config describes it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from lw_jax.data.config import DataConfig
+from lw_jax.errors import UserError
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.schedule import BatchKind, Rising
+
+
+@dataclass(frozen=True)
+class Level:
+    """A part of a curriculum.
+
+    Args:
+        share: share of the stage's steps.
+        level: level of the rows (for facts: sentences in a context); null: as the data says.
+        ratio: source tokens a slot, of a bridge with several ratios; null: any of them.
+    """
+
+    share: float
+    level: int | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "share")
+        at_least(self, 1, "ratio")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A stage that trains the bridge.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: contexts in a step (all microbatches together).
+        accumulate: microbatches per step.
+        questions: questions asked of each context in a step.
+        curriculum: levels of the rows and ratios of the bridge in order, shares adding up to 1;
+            empty: as the data and the bridge say.
+        optimiser: the optimiser.
+        objectives, data, layout: replace the config's in this stage.
+        train_only: regular expressions on parameter paths; empty: all are trained.
+        init_from: run directory of another run whose bridge parameters to start from, or the
+            directory of an exported bridge.
+        init_only: its components to start from, by name as `parameters` in metrics.json has them
+            (`compressor`, ...); the others start fresh. Empty: all.
+        latent_keep: latent dropout; null for none.
+        scheduled_sampling: answers read after some of the receiver's own tokens; null for none.
+        text_batches: steps for text among those for the wire; null for none.
+        ema: decay of the averaged parameters that are evaluated, less over the first steps, so that
+            the start is forgotten; null for none.
+        log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
+            and checkpoints.
+        eval_rows: rows of the quick evaluation (latent and deranged).
+        keep: latest checkpoints to keep, beside the best.
+        workers: processes that prepare batches; 0: in process.
+    """
+
+    steps: int
+    batch_size: int = 32
+    accumulate: int = 1
+    questions: int = 1
+    curriculum: tuple[Level, ...] = ()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    objectives: ObjectivesConfig | None = None  # type: ignore[valid-type]
+    data: DataConfig | None = None  # type: ignore[valid-type]
+    layout: LayoutConfig | None = None
+    train_only: tuple[str, ...] = ()
+    init_from: str | None = None
+    init_only: tuple[str, ...] = ()
+    latent_keep: LatentKeep | None = None
+    scheduled_sampling: ScheduledSampling | None = None
+    text_batches: TextBatches | None = None
+    ema: float | None = None
+    log_every: int = 20
+    eval_every: int = 200
+    save_every: int = 200
+    eval_rows: int = 128
+    keep: int = 2
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "batch_size", "accumulate", "questions")
+        at_least(self, 1, "log_every", "save_every", "eval_rows", "keep")
+        at_least(self, 0, "eval_every", "workers")
+        between(self, 0, 1, "ema")
+        if self.init_only and self.init_from is None:
+            raise UserError("init_only: it names components of init_from, which is not given")
+        total = sum(c.share for c in self.curriculum)
+        if self.curriculum and abs(total - 1) > 1e-6:
+            raise UserError(f"curriculum: the shares must add up to 1; they add up to {total:g}")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class LatentKeep(Rising):
+    """Latent dropout: in training every slot is kept with a probability that rises, else zeroed.
+
+    The seeds' ramp goes from 0.5 to 0.85 and stays there: ramps to 1 regressed (SPEC section 6).
+
+    Args:
+        start: probability at the first step.
+        end: probability after the ramp, to the end of the stage.
+        ramp: steps of the linear rise; 0: `end` at once.
+    """
+
+    start: float = 0.5
+    end: float = 0.85
+
+
+@dataclass(frozen=True)
+class ScheduledSampling(Rising):
+    """Scheduled sampling: training's answers are read after some of the receiver's own tokens.
+
+    With a probability that rises, a gold answer token is given to the receiver as the one that it
+    finds most probable in that place (Bengio et al. 2015, in two passes as Mihaylova and Martins
+    2019); labels stay gold, and so does what a teacher reads.
+
+    Args:
+        start: probability at the first step.
+        end: probability after the ramp, to the end of the stage.
+        ramp: steps of the linear rise; 0: `end` at once.
+    """
+
+    start: float = 0.0
+    end: float = 0.25
+
+
+@dataclass(frozen=True)
+class TextBatches:
+    """Steps whose objectives are those for text (`schedule.on`), among those for the wire.
+
+    The seeds warm up on batches of both kinds in turn, and go on with a few text batches (SPEC
+    section 6). Which steps they are depends on the seed, the stage and the step alone.
+
+    Args:
+        steps: of the warm-up: every other one, from the first on, is for text.
+        tail: probability of a later step to be for text.
+    """
+
+    steps: int
+    tail: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 0, "steps")
+        between(self, 0, 1, "tail")
+
+    def kind(self, seed: int, stage: str, step: int) -> BatchKind:
+        """What a step (0-based) is for."""
+        if step < self.steps:
+            return "text" if step % 2 == 0 else "latent"
+        drawn = np.random.default_rng([seed, zlib.crc32(stage.encode()), step]).random()
+        return "text" if drawn < self.tail else "latent"

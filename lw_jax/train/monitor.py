@@ -1,0 +1,276 @@
+"""The quick evaluation during training: matched against deranged, slots, gradients, alarms.
+
+What runs on the devices is in `look.py` and `gradients.py`; here its figures become metrics, lines
+and alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from lw_jax.bridge import module as bridge
+from lw_jax.data.example import Example
+from lw_jax.errors import UserError
+from lw_jax.evaluate import latents
+from lw_jax.mesh import put_batch
+from lw_jax.pipeline import Setting
+from lw_jax.train import alarms
+from lw_jax.train.alarms import Alarm
+from lw_jax.train.gradients import objective_gradients
+from lw_jax.train.loop import Evaluation
+from lw_jax.train.state import TrainState
+from lw_jax.train.step import plan_at
+from lw_jax.types import PyTree
+from lw_jax.utils.compile import Programs
+
+SAMPLES = 4
+FIRST_TOKENS = 5
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Watches a stage on a fixed set of validation rows, one question a context.
+
+    objectives: the stage's, None where only what is written matters; steps: of the stage;
+    microbatch: contexts that the gradients per objective are taken on.
+    """
+
+    setting: Setting
+    groups: Sequence[Sequence[Example]]
+    objectives: Any = None
+    steps: int = 1
+    microbatch: int = 8
+    max_new: int = 16
+
+    def __post_init__(self) -> None:
+        contexts = [group[0].context_id for group in self.groups]
+        if len(contexts) < 2 or len(set(contexts)) < len(contexts):
+            raise UserError("eval_rows: the quick evaluation needs two or more different contexts")
+
+    @cached_property
+    def batch(self) -> Any:
+        """The rows on the mesh, the contexts cut to a number that its data axis divides."""
+        ways = dict(self.setting.mesh.shape)["data"]
+        groups = self.groups[: max(1, len(self.groups) // ways) * ways]
+        one = [group[:1] for group in groups]
+        return put_batch(self.setting.mesh, self.setting.collate(one)(one))
+
+    @property
+    def _wire(self) -> latents.Wire:
+        return latents.Wire(self.setting.bridge, self.setting.dims)
+
+    @cached_property
+    def _few(self) -> Any:
+        """The first rows of the batch, as many as a training step takes at once."""
+        ways = dict(self.setting.mesh.shape)["data"]
+        rows = max(1, min(self.microbatch, self.batch["valid"].shape[0]) // ways) * ways
+        few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
+        return put_batch(self.setting.mesh, few)
+
+    @cached_property
+    def _starts(self) -> dict[str, np.ndarray]:
+        """Per receiver [N]: the index of the first gold token that is no space."""
+        return {
+            name: np.asarray(self.batch[f"{name}/answer/start"]) for name in self.setting.receivers
+        }
+
+    def __call__(self, state: TrainState, step: int) -> Evaluation:
+        """Accuracy, NLL, diversity and slots per receiver, gradients per objective; the score is
+        the mean accuracy."""
+        params = state.evaluated()["bridge"]
+        metrics: dict[str, Any] = {}
+        lines: list[str] = []
+        raised: list[Alarm] = []
+        for name in self.setting.dims.receivers:
+            found, first = self._scores(params, name)
+            written = self._written(params, name)
+            found["distinct"] = len(set(written)) / max(1, len(written))
+            slots_of, more = self._slots(params, name)
+            metrics |= {f"{name}/{key}": value for key, value in (found | slots_of | more).items()}
+            metrics[f"{name}/first_tokens"] = self._first_tokens(name, first)
+            lines += _lines(step, name, found, slots_of)
+            raised += self._raised(name, found, slots_of, more, step / self.steps)
+            lines += self._samples(name, written)
+        if self.objectives is not None:
+            seen, alarmed = self._gradients(state, step)
+            metrics |= seen
+            raised += alarmed
+        metrics |= {f"alarm/{alarm.name}": 1 for alarm in raised}
+        if raised:
+            metrics["alarms"] = [str(alarm) for alarm in raised]
+        scores = [metrics[f"{name}/accuracy"] for name in self.setting.dims.receivers]
+        shown = (*lines, *(str(alarm) for alarm in raised))
+        return Evaluation(metrics, float(np.mean(scores)), shown)
+
+    def add_programs(self, programs: Programs, state: TrainState, steps: Iterable[int]) -> None:
+        """What evaluations after these steps will run."""
+        params, parties, setting = state.evaluated()["bridge"], self.setting.parties, self.setting
+        for name in setting.dims.receivers:
+            given = (self._wire, name, params, parties, self.batch)
+            programs.add(latents.score, *given, np.int32(0), self._starts[name])
+            programs.add(latents.inspect, *given)
+            programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
+        if self.objectives is not None:
+            static = setting.bridge, setting.dims
+            for plan in {plan_at(self.objectives, step - 1) for step in steps}:
+                programs.add(objective_gradients, *static, plan, state.params, parties, self._few)
+
+    def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
+        """Figures of what a receiver reads, and the first tokens [N] that it would write."""
+        wire, parties = self._wire, self.setting.parties
+        batch, start = self.batch, self._starts[name]
+        valid = np.asarray(batch["valid"])
+        matched, other = (
+            jax.device_get(
+                latents.score(wire, name, params, parties, batch, np.int32(shift), start)
+            )
+            for shift in (0, 1)
+        )
+        rank = matched.rank[valid]
+        found = {
+            "accuracy": float(matched.exact[valid].mean()),
+            "deranged_accuracy": float(other.exact[valid].mean()),
+            "nll": float(matched.nll[valid].mean()),
+            "deranged_nll": float(other.nll[valid].mean()),
+            "first_top1": float((rank < 1).mean()),
+            "first_top5": float((rank < 5).mean()),
+            "first_entropy": float(matched.entropy[valid].mean()),
+            "first_margin": float(matched.margin[valid].mean()),
+            "first_top_share": _top_share(matched.first[valid]),
+        }
+        found["matched_minus_deranged"] = found["accuracy"] - found["deranged_accuracy"]
+        return found, matched.first[valid]
+
+    def _slots(self, params: PyTree, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        """`slots/...`: their statistics; and what else is seen of the latent without reading it."""
+        seen = jax.device_get(
+            latents.inspect(self._wire, name, params, self.setting.parties, self.batch)
+        )
+        more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
+        more["moved_by_mean"] = float(seen.pop("moved"))
+        if "saturation" in seen:
+            more["saturation"] = float(seen.pop("saturation"))
+        return {f"slots/{key}": float(value) for key, value in seen.items()}, more
+
+    def _raised(
+        self,
+        name: str,
+        found: Mapping[str, float],
+        slots_of: Mapping[str, float],
+        more: Mapping[str, float],
+        progress: float,
+    ) -> Iterator[Alarm]:
+        """The alarms of one receiver."""
+        if "slots/rms_ratio" in slots_of:
+            yield from alarms.loudness(name, slots_of["slots/rms_ratio"])
+        yield from alarms.saturation(name, more.get("saturation", 0.0))
+        yield from alarms.ignored_latent(
+            name,
+            (found["nll"], found["deranged_nll"]),
+            (found["accuracy"], found["deranged_accuracy"]),
+            progress,
+        )
+        within, count = slots_of["slots/within_cosine"], slots_of["slots/count"]
+        yield from alarms.pooled(name, within, count, more["moved_by_mean"], progress)
+        answers = {group[0].answers[0] for group in self.groups}
+        distinct = found["distinct"], len(answers) / len(self.groups)
+        begins = found["first_top_share"], self._gold_top_share(name)
+        yield from alarms.collapse(name, distinct, begins, progress)
+        usage = {k.removeprefix("codes/"): v for k, v in more.items() if k.startswith("codes/")}
+        rows, levels = self.batch["valid"].shape[0], bridge.levels_of(self.setting.bridge)
+        yield from alarms.codebook_collapse(usage, levels, rows, count, progress)
+
+    def _gradients(self, state: TrainState, step: int) -> tuple[dict[str, float], list[Alarm]]:
+        """Gradient norms per objective, as weighted in the step just taken."""
+        s, plan = self.setting, plan_at(self.objectives, step - 1)
+        # The parameters that are trained, not their average: the gradients are of these.
+        norms = objective_gradients(s.bridge, s.dims, plan, state.params, s.parties, self._few)
+        norms = jax.device_get(norms)
+        weights = {
+            name: float(config.weight * config.schedule(step - 1, self.steps))
+            for name, config in plan.objectives
+        }
+        # An objective that waits for a gate, or has no weight yet, moves nothing by design.
+        live = {n for n, c in plan.objectives if weights[n] != 0 and c.schedule.gate is None}
+        # Nor does one that holds something while that is where it should be.
+        held = zip(plan.objectives, norms["loss"], strict=True)
+        live -= {n for (n, c), loss in held if loss <= getattr(c, "at_rest", -np.inf)}
+        by = {
+            what: {name: float(norms[what][i]) for i, (name, _) in enumerate(plan.objectives)}
+            for what in ("bridge", "latent", "delivered")
+        }
+        weighted = {name: abs(weights[name]) * norm for name, norm in by["bridge"].items()}
+        raised = list(alarms.dead_objectives({n: v for n, v in weighted.items() if n in live}))
+        raised += alarms.detached_heads(by["latent"], by["delivered"])
+        seen = norms["seen"]
+        for name in s.dims.receivers:
+            if f"{name}/flow/shuffled" in seen:
+                flow, shuffled = float(seen[f"{name}/flow"]), float(seen[f"{name}/flow/shuffled"])
+                raised += alarms.blind_flow(name, flow, shuffled, step / self.steps)
+        return {f"grad_norm/objective/{n}": v for n, v in weighted.items()}, raised
+
+    def _gold_top_share(self, name: str) -> float:
+        """Share of the rows whose gold answer begins with the most frequent first token."""
+        ids = np.asarray(self.batch[f"{name}/answer/ids"])
+        first = ids[np.arange(len(ids)), self._starts[name]]
+        return _top_share(first[np.asarray(self.batch["valid"])])
+
+    def _first_tokens(self, name: str, first: np.ndarray) -> list[list[Any]]:
+        ids, counts = np.unique(first, return_counts=True)
+        top = sorted(zip(counts.tolist(), ids.tolist(), strict=True), reverse=True)[:FIRST_TOKENS]
+        decode_ids = self.setting.receivers[name].tokenizer.decode
+        return [[decode_ids([i], skip_special_tokens=False), c / len(first)] for c, i in top]
+
+    def _written(self, params: PyTree, name: str) -> list[tuple[int, ...]]:
+        """What a receiver writes after each valid row's latent: the first `max_new` tokens.
+
+        Not the argmaxes along the gold answer: their number tells rows apart that write the same.
+        """
+        ids, lengths = jax.device_get(
+            latents.sample(self._wire, name, self.max_new, params, self.setting.parties, self.batch)
+        )
+        rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
+        return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
+
+    def _samples(self, name: str, written: Sequence[tuple[int, ...]]) -> list[str]:
+        valid = np.asarray(self.batch["valid"])
+        rows = [group for group, counts in zip(self.groups, valid, strict=False) if counts]
+        lines = []
+        for ids, group in zip(written[:SAMPLES], rows, strict=False):
+            text = self.setting.receivers[name].tokenizer.decode(list(ids))
+            asked = group[0].question or "(read back)"
+            lines.append(f"  {asked} -> {text.strip()!r} ({group[0].answers[0][:80]!r})")
+        return lines
+
+
+def _top_share(ids: np.ndarray) -> float:
+    """How many of the ids are the most frequent one, over all of them."""
+    return float(np.unique(ids, return_counts=True)[1].max() / len(ids))
+
+
+def _lines(
+    step: int, name: str, found: Mapping[str, float], slots_of: Mapping[str, float]
+) -> list[str]:
+    of = {key.removeprefix("slots/"): value for key, value in slots_of.items()}
+    lines = [
+        f"step {step} {name}: accuracy {found['accuracy']:.3f} "
+        f"(deranged {found['deranged_accuracy']:.3f}), nll {found['nll']:.3f} "
+        f"(deranged {found['deranged_nll']:.3f}), distinct {found['distinct']:.2f}, first token "
+        f"top-1 {found['first_top1']:.3f} top-5 {found['first_top5']:.3f}"
+    ]
+    text = (
+        f"  {of['count']:.1f} slots: cosine within a text {of['within_cosine']:.2f}, between texts "
+        f"{of['between_cosine']:.2f}, effective rank {of['within_rank']:.1f}"
+    )
+    if "rms_ratio" in of:
+        text += (
+            f", loudness {of['rms_ratio']:.3g}, cosine to the nearest token "
+            f"{of['nearest_cosine']:.2f}"
+        )
+    return [*lines, text]

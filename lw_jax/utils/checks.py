@@ -1,0 +1,34 @@
+"""Checks that several config dataclasses share. Messages begin with the field's own name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lw_jax.errors import UserError
+from lw_jax.utils.registry import chosen
+
+
+def exactly_one(options: Any, field: str = "") -> None:
+    """Raise unless exactly one part of a choice is set."""
+    names = list(chosen(options))
+    if len(names) != 1:
+        known = ", ".join(f.name for f in dataclasses.fields(options))
+        got = "none is set" if not names else f"{' and '.join(names)} are set"
+        raise UserError(f"{field}{': ' if field else ''}{got}; set exactly one of {known}")
+
+
+def at_least(config: Any, least: float, *fields: str) -> None:
+    """Raise if one of the fields is below `least` (null passes)."""
+    for name in fields:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"{name}: expected at least {least}; got {value}")
+
+
+def between(config: Any, low: float, high: float, *fields: str) -> None:
+    """Raise if one of the fields is outside [low, high] (null passes)."""
+    for name in fields:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{name}: expected {low} to {high}; got {value}")

@@ -1,0 +1,83 @@
+"""A seal on a directory: the digest of every file, so that damage is seen before anything reads it.
+
+It is put on last: a directory without one was not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+SEAL = "files.json"
+
+
+def seal(directory: Path) -> None:
+    """Write the seal of a finished directory."""
+    part = directory / f"{SEAL}.part"
+    part.write_text(json.dumps(_digests(directory), indent=1), encoding="utf-8")
+    os.replace(part, directory / SEAL)
+
+
+def check_seal(directory: Path) -> None:
+    """Whether the directory holds exactly what was sealed.
+
+    Raises:
+        ValueError: not finished, or says which file is missing or changed.
+    """
+    if not (directory / SEAL).is_file():
+        raise ValueError(f"{SEAL} is missing: it was not finished")
+    sealed, here = json.loads((directory / SEAL).read_text(encoding="utf-8")), _digests(directory)
+    for name, digest in sealed.items():
+        if name not in here:
+            raise ValueError(f"{name} is missing")
+        if here[name] != digest:
+            raise ValueError(f"{name} has changed")
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_file() and name not in (SEAL, f"{SEAL}.part"):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once: a kill leaves the old one or the new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; NaN and infinity become null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, lines: Iterable[Any]) -> None:
+    """Write a JSON-lines file whole or not at all."""
+    write_text(path, "".join(json.dumps(_finite(x), ensure_ascii=False) + "\n" for x in lines))
+
+
+def append_line(path: Path, content: Any) -> None:
+    """Append one JSON line, in one write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_finite(content), ensure_ascii=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float):
+        return content if abs(content) < float("inf") else None
+    if isinstance(content, Mapping):
+        return {str(k): _finite(v) for k, v in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(v) for v in content]
+    return content

@@ -1,0 +1,85 @@
+"""Schedules over steps: of an objective's weight, of a learning rate, of latent dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.utils.checks import at_least, between
+
+Array = jax.Array
+
+
+BatchKind = Literal["latent", "text"]
+"""What a step is for: the wire, or (a warm-up's other half) the receiver reading the text."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor over the steps of a stage (SPEC section 6, weight schedules).
+
+    Args:
+        shape: `constant`; `linear` or `cosine` from 1 at `start + ramp` to `final` at the end.
+        start: first step with a non-zero factor (delayed start).
+        stop: first step after which the factor is zero again; null for never.
+        ramp: steps over which the factor rises linearly from 0 to 1.
+        final: factor at the end of a `linear` or `cosine` decay.
+        gate: of an objective's weight only: the factor is zero for every batch whose reconstruction
+            cosine is not above this.
+        on: of an objective's weight only, in a stage with text batches: which batches it is for.
+    """
+
+    shape: Literal["constant", "linear", "cosine"] = "constant"
+    start: int = 0
+    stop: int | None = None
+    ramp: int = 0
+    final: float = 0.0
+    gate: float | None = None
+    on: Literal["all", "latent", "text"] = "all"
+
+    def active(self, step: int, kind: BatchKind = "latent") -> bool:
+        """Whether the factor can be non-zero at `step`: the static part of a step's plan."""
+        if self.on not in ("all", kind):
+            return False
+        return step >= self.start and (self.stop is None or step < self.stop)
+
+    def changes(self) -> tuple[int, ...]:
+        """The steps at which `active` changes."""
+        return tuple(s for s in (self.start, self.stop) if s is not None and s > 0)
+
+    def __call__(self, step: Array | int, steps: int) -> Array:
+        """The factor at `step` of a stage of `steps`, float32 scalar."""
+        s = jnp.asarray(step, jnp.float32)
+        up = jnp.minimum(1.0, (s - self.start + 1) / self.ramp) if self.ramp else jnp.float32(1.0)
+        last = self.stop if self.stop is not None else steps
+        begin = self.start + self.ramp
+        t = jnp.clip((s - begin) / max(1, last - begin), 0.0, 1.0)
+        if self.shape == "linear":
+            down = 1.0 - (1.0 - self.final) * t
+        elif self.shape == "cosine":
+            down = self.final + (1.0 - self.final) * 0.5 * (1.0 + jnp.cos(jnp.pi * t))
+        else:
+            down = jnp.float32(1.0)
+        live = (s >= self.start) & (s < last if self.stop is not None else True)
+        return jnp.where(live, up * down, 0.0)
+
+
+@dataclass(frozen=True)
+class Rising:
+    """A probability from `start` at the first step to `end` after `ramp` steps (0: at once)."""
+
+    start: float
+    end: float
+    ramp: int = 0
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "start", "end")
+        at_least(self, 0, "ramp")
+
+    def __call__(self, step: Array | int) -> Array:
+        """The probability at a step, float32 scalar."""
+        done = jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / self.ramp) if self.ramp else 1.0
+        return jnp.float32(self.start) + (self.end - self.start) * done

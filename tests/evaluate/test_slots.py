@@ -1,0 +1,58 @@
+"""Slot statistics against numbers worked out by hand and by numpy."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.evaluate import slots
+
+STATISTICS, AGAINST = jax.jit(slots.statistics), jax.jit(slots.against_table)
+
+
+def test_slots_that_are_alike_and_slots_at_right_angles() -> None:
+    alike = np.broadcast_to(np.array([1.0, 2.0, 0.0, 0.0]), (4, 4)) * np.array([[1], [2], [3], [4]])
+    apart = np.eye(4)
+    found = STATISTICS(jnp.asarray(np.stack([alike, apart])), jnp.ones((2, 4), bool))
+    assert found["within_cosine"] == pytest.approx(0.5)
+    assert found["count"] == 4
+    one = STATISTICS(jnp.asarray(apart)[None], jnp.ones((1, 4), bool))
+    assert (one["within_cosine"], one["within_rank"]) == (0, pytest.approx(4))
+    assert (one["between_cosine"], one["between_rank"]) == (0, pytest.approx(1))
+    same = STATISTICS(jnp.asarray(np.stack([apart] * 3)), jnp.ones((3, 4), bool))
+    assert same["between_cosine"] == pytest.approx(1)
+    assert same["between_rank"] == pytest.approx(1, abs=1e-2)
+
+
+def test_masked_slots_count_for_nothing() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 5, 6)).astype(np.float32)
+    mask = np.ones((3, 5), bool)
+    mask[:, 3:] = False
+    noisy = np.where(mask[..., None], x, 99.0)
+    table = np.random.default_rng(1).normal(size=(7, 6)).astype(np.float32)
+    for call in (STATISTICS, lambda a, m: AGAINST(a, m, jnp.asarray(table), 0.5)):
+        a = call(jnp.asarray(noisy), jnp.asarray(mask))
+        b = call(jnp.asarray(x[:, :3]), jnp.ones((3, 3), bool))
+        for key, value in b.items():
+            assert a[key] == pytest.approx(float(value), abs=1e-4), key
+
+
+def test_against_the_table() -> None:
+    table = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
+    table[3] = 0  # an embedding that was never trained
+    x = np.random.default_rng(2).normal(size=(2, 3, 6)).astype(np.float32)
+    x[0, 0] = 7 * table[11]
+    found = AGAINST(jnp.asarray(x), jnp.ones((2, 3), bool), jnp.asarray(table), 0.25)
+    rows = np.delete(table, 3, axis=0)
+    flat = x.reshape(-1, 6)
+    cosines = (flat / np.linalg.norm(flat, axis=1, keepdims=True)) @ (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ).T
+    np.testing.assert_allclose(found["nearest_cosine"], cosines.max(axis=1).mean(), rtol=1e-5)
+    rms = np.sqrt(np.mean(np.square(x)))
+    np.testing.assert_allclose(found["rms"], rms, rtol=1e-5)
+    np.testing.assert_allclose(found["rms_ratio"], rms / 0.25, rtol=1e-5)
+    exact = slots.nearest_cosine(jnp.asarray(x[0, :1]), jnp.asarray(table))
+    np.testing.assert_allclose(exact, 1.0, rtol=1e-5)

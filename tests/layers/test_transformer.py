@@ -1,0 +1,112 @@
+"""Rotary attention of the bridges: scores know distances, not places."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors import perceiver, window
+from lw_jax.errors import UserError
+from lw_jax.layers import transformer
+from lw_jax.layers.transformer import Attention, Stack
+from lw_jax.models.dims import Dims
+from lw_jax.types import Array, Features
+
+WIDTH, TOKENS = 16, 12
+DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+ROWS = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
+
+
+def attended(x: Array, shift: float, spread: float = 1.0, offset: float = 0.0) -> Array:
+    """x over itself, at positions `spread` apart from `shift` on; keys `offset` further on."""
+    at = jnp.broadcast_to(shift + spread * jnp.arange(TOKENS), x.shape[:2])
+    module = Attention(heads=2)
+    mask = jnp.ones(x.shape[:2], bool)
+    params = module.init(jax.random.key(0), x, x, mask)
+    found: Array = module.apply(params, x, x, mask, at=(at, at + offset))  # type: ignore[assignment]
+    return found
+
+
+def test_a_shift_of_everything_changes_nothing() -> None:
+    chex.assert_trees_all_close(attended(ROWS, 0.0), attended(ROWS, 37.5), atol=1e-5)
+
+
+def test_distances_count() -> None:
+    here = attended(ROWS, 0.0)
+    assert float(jnp.abs(attended(ROWS, 0.0, offset=1.0) - here).max()) > 1e-3
+    assert float(jnp.abs(attended(ROWS, 0.0, spread=2.0) - here).max()) > 1e-3
+
+
+def view(lengths: list[int], room: int = TOKENS) -> Features:
+    mask = jnp.arange(room)[None] < jnp.asarray(lengths)[:, None]
+    return Features(ROWS[:, :room], mask, jnp.zeros(mask.shape, jnp.int32))
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("part", ["perceiver", "window"])
+def test_padding_changes_nothing(part: str, rotary: bool) -> None:
+    sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1, "rotary": rotary}
+    if part == "perceiver":
+        module = perceiver.build(perceiver.Config(slots=4, **sizes), DIMS)  # type: ignore[arg-type]
+    else:
+        module = window.build(window.Config(size=3, **sizes), DIMS)  # type: ignore[arg-type,assignment]
+    params = jax.jit(module.init)(jax.random.key(0), {"source": view([9, 6])})
+    whole = jax.jit(module.apply)(params, {"source": view([9, 6])})
+    cut = jax.jit(module.apply)(params, {"source": view([9, 6], room=9)})
+    assert not isinstance(whole, tuple) and not isinstance(cut, tuple)
+    some = np.asarray(cut.mask)  # type: ignore[union-attr]
+    slots = whole.slots[:, : some.shape[1]]  # type: ignore[union-attr]
+    chex.assert_trees_all_close(slots[some], cut.slots[some], atol=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("part", ["perceiver", "window"])
+def test_rotary_changes_the_latent_but_not_the_parameters(part: str) -> None:
+    sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1}
+    made = []
+    for rotary in (False, True):
+        if part == "perceiver":
+            config = perceiver.Config(slots=4, rotary=rotary, **sizes)
+            module = perceiver.build(config, DIMS)
+        else:
+            module = window.build(window.Config(size=3, rotary=rotary, **sizes), DIMS)  # type: ignore[assignment]
+        params = jax.jit(module.init)(jax.random.key(0), {"source": view([12, 12])})
+        made.append((params, jax.jit(module.apply)(params, {"source": view([12, 12])}).slots))  # type: ignore[union-attr]
+    chex.assert_trees_all_equal(made[0][0], made[1][0])
+    assert float(jnp.abs(made[0][1] - made[1][1]).max()) > 1e-4
+
+
+def test_odd_heads_cannot_be_turned() -> None:
+    with pytest.raises(UserError, match="3 a head; choose an even number"):
+        window.Config(size=3, width=6, heads=2, rotary=True)
+    with pytest.raises(UserError, match="3 a head; choose an even number"):
+        perceiver.Config(slots=4, width=6, heads=2, rotary=True)
+    module = perceiver.build(perceiver.Config(slots=4, width=None, heads=2, rotary=True), DIMS)
+    with pytest.raises(UserError, match="3 a head; choose an even number"):
+        module.init(jax.random.key(0), {"source": view([12, 12])})
+
+
+def test_many_attention_weights_are_computed_again_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stack, mask = Stack(depth=4, heads=2, dropout=0.5), jnp.ones((2, 96), bool)
+    x = jax.random.normal(jax.random.key(0), (2, 96, WIDTH))
+    params = jax.jit(stack.init)(jax.random.key(1), x, mask)
+
+    def loss(params: Array) -> Array:
+        y = stack.apply(params, x, mask, train=True, rngs={"dropout": jax.random.key(2)})
+        return jnp.mean(jnp.square(y))  # type: ignore[arg-type]
+
+    def run() -> tuple[Array, int]:
+        compiled = jax.jit(jax.grad(lambda p: loss(p))).lower(params).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        return compiled(params), memory.temp_size_in_bytes
+
+    kept, much = run()
+    monkeypatch.setattr(transformer, "KEPT_WEIGHTS", 1000)
+    again, little = run()
+    chex.assert_trees_all_close(again, kept, rtol=1e-4, atol=1e-6)
+    assert little < 0.6 * much

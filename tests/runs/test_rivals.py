@@ -1,0 +1,109 @@
+"""Other bridges' lines in an evaluation: each says what it says in its own."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lw_jax.config.parse import from_dict
+from lw_jax.errors import UserError
+from lw_jax.runs import doctor
+from lw_jax.runs.directory import Run
+from lw_jax.runs.session import set_up
+from lw_jax.stages import evaluate
+from tests.evaluate.run_world import make_models, make_run, raw_config
+from tests.evaluate.world import RECEIVER
+
+FEW = {"methods": ["latent"], "rows": 10, "bootstrap": 20}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+def other_raw(models: dict[str, Path], home: Path) -> dict[str, Any]:
+    """Raw bytes, read beside the text under another primer, by other slots."""
+    raw = raw_config(models, home, **FEW)
+    raw["sender"] = None
+    raw["layout"] = {"primer": "Text:", "beside_text": True}
+    raw["bridge"] |= {
+        "latent_dim": 8,
+        "source": {"bytes": {"width": 16, "heads": 2, "depth": 1}},
+        "compressor": {"perceiver": {"slots": 3, "width": 16, "heads": 2, "depth": 1}},
+    }
+    return raw
+
+
+def evaluated(run: Run) -> dict[str, Any]:
+    """metrics.json of the run's evaluation, and its predictions under `lines`."""
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    evaluate.run(run, "test", cfg)
+    found: dict[str, Any] = json.loads((run.run_dir / "metrics.json").read_text())
+    text = (run.run_dir / "predictions.jsonl").read_text()
+    return found | {"lines": [json.loads(line) for line in text.splitlines()]}
+
+
+def made(raw: dict[str, Any], screen: io.StringIO | None = None) -> Run:
+    return make_run(from_dict(raw), Console(file=screen or io.StringIO(), width=200))
+
+
+def figures(metrics: dict[str, Any], name: str) -> dict[str, Any]:
+    """A line of the table, without the time that it took."""
+    found = dict(metrics["receivers"][RECEIVER][name])
+    return {k: v for k, v in found.items() if k not in ("seconds", "slots")}
+
+
+def said(metrics: dict[str, Any], name: str) -> list[Any]:
+    return [line["receivers"][RECEIVER][name] for line in metrics["lines"]]
+
+
+def test_each_line_is_what_its_own_evaluation_says(models: dict[str, Path], tmp_path: Path) -> None:
+    other = evaluated(made(other_raw(models, tmp_path / "other")))
+    twin = made(raw_config(models, tmp_path / "twin", **FEW))  # the host's very parameters
+    set_up(twin.config, twin.mesh, twin.run_dir)
+    screen = io.StringIO()
+    beside = {"rival": str(tmp_path / "other"), "twin": str(tmp_path / "twin")}
+    found = evaluated(made(raw_config(models, tmp_path / "host", **FEW, beside=beside), screen))
+    for name, own in (("rival", other), ("twin", found)):
+        assert figures(found, name) == figures(own, "latent")
+        assert said(found, name) == said(own, "latent")
+        assert found["beside"][name]["digest"] == own["parameters"]["digest"]
+    assert said(found, "latent") != said(found, "rival")
+    assert found["verdict"][RECEIVER]["differences"]["twin"]["mean"] == 0
+    shown = screen.getvalue()
+    assert "The latent and twin, another bridge cannot be told apart: +0.000" in shown
+    assert f"rival: {other['parameters']['total']:,} parameters, stage wire" in shown
+
+
+def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"beside\.text: a line's name"):
+        from_dict(raw_config(models, tmp_path / "host", beside={"text": "runs/x"}))
+    gone = from_dict(raw_config(models, tmp_path / "host", beside={"rival": "runs/gone"}))
+    found = [f for f in doctor.examine(gone, memory=False) if f.level == "error"]
+    assert [f.key for f in found] == ["stages.test.evaluate.beside.rival"]
+    assert "runs/gone has no checkpoints" in found[0].text
+
+    asks = other_raw(models, tmp_path / "asks")
+    asks["layout"] = {"question_in": "latent", "target": "question_answer"}
+    made(asks)
+    beside = {"asks": str(tmp_path / "asks")}
+    with pytest.raises(UserError, match=r"beside\.asks: its receiver writes the question_answer"):
+        evaluated(made(raw_config(models, tmp_path / "a", **FEW, beside=beside)))
+
+    elsewhere = other_raw(models, tmp_path / "elsewhere")
+    elsewhere["receivers"][RECEIVER]["path"] = elsewhere["receivers"][RECEIVER]["path"].replace(
+        "mistral", "llama"
+    )
+    run = made(elsewhere)
+    set_up(run.config, run.mesh, run.run_dir)
+    beside = {"else": str(tmp_path / "elsewhere")}
+    with pytest.raises(UserError, match="elsewhere: its receivers are not"):
+        evaluated(made(raw_config(models, tmp_path / "b", **FEW, beside=beside)))
+    assert not (tmp_path / "b" / "metrics.json").exists()

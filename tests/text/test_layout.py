@@ -1,0 +1,207 @@
+"""The receiver's sequence on the host: segments, joint labels, what may not stand in a message."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lw_jax.data.example import Example
+from lw_jax.errors import UserError
+from lw_jax.text.collate import Collate, Lengths, measure
+from lw_jax.text.layout import (
+    answer_text,
+    ask_text,
+    asked_pair,
+    check_labels,
+    head_ids,
+    message_text,
+    source_head_ids,
+    source_text,
+    split_joint,
+    target_text,
+)
+from lw_jax.text.layout_config import LayoutConfig
+from tests.receiver.worlds import LAYOUT, groups, speaker
+
+
+def whole(layout: LayoutConfig, example: Example) -> str:
+    return (
+        layout.primer
+        + message_text(layout, example)
+        + ask_text(layout, speaker(), example.question)
+        + answer_text(example.answers[0])
+    )
+
+
+def test_segments_together_are_the_tokens_of_the_whole_text() -> None:
+    who = speaker()
+    for group in groups(20):
+        for e in group:
+            (asked,) = split_joint(LAYOUT, who, [(e.question, e.answers[0])])
+            assert asked is not None
+            ids = head_ids(LAYOUT, who) + who.encode(message_text(LAYOUT, e))
+            ids += asked.ask + asked.answer
+            assert ids == [who.bos_id, *who.encode(whole(LAYOUT, e)), who.eos_id]
+
+
+def test_labels_end_in_eos_even_where_pad_is_eos() -> None:
+    """Fault 21: padding is known by length, so an EOS label survives when pad = EOS = 0."""
+    who = dataclasses.replace(speaker(), eos_id=0)
+    some = groups(4)
+    batch = Collate(LAYOUT, None, {"r": who}, measure(LAYOUT, None, {"r": who}, some))(some)
+    lengths = batch["r/answer/lengths"]
+    last = batch["r/answer/ids"][np.arange(len(lengths)), lengths - 1]
+    assert (last == 0).all()
+    assert (lengths >= 2).all()
+
+
+def test_the_first_word_of_an_answer_comes_after_a_bare_space() -> None:
+    """Qwen2's tokens of " 31" are a space, 3 and 1: metrics and objectives look at the 3."""
+    who = {"r": speaker("qwen2")}
+    some = [g for g in groups(40) if g[0].answers[0].isdigit()][:3]
+    batch = Collate(LAYOUT, None, who, measure(LAYOUT, None, who, some))(some)
+    examples = [e for g in some for e in g]
+    answers = zip(examples, batch["r/answer/ids"], batch["r/answer/start"], strict=True)
+    for example, ids, start in answers:
+        said = [who["r"].tokenizer.decode([i]).strip() for i in ids[: start + 1].tolist()]
+        assert not any(said[:-1])
+        assert said[-1] and example.answers[0].startswith(said[-1])
+    assert batch["r/answer/start"].dtype == np.int32
+    assert batch["r/answer/start"][0] == 1
+
+
+def test_head_is_the_same_for_training_and_decoding() -> None:
+    who = speaker()
+    assert head_ids(LAYOUT, who)[0] == who.bos_id
+    without = dataclasses.replace(who, bos_id=None)
+    assert head_ids(LAYOUT, without) == head_ids(LAYOUT, who)[1:]
+
+
+def test_anchor_literal_is_stripped_from_the_message() -> None:
+    text = message_text(LAYOUT, Example("i", "c", "The sign says Answer: 42 to all.", "", ("42",)))
+    assert "Answer:" not in text
+    assert "42" in text
+
+
+def test_anchor_with_a_trailing_space_is_refused() -> None:
+    with pytest.raises(UserError, match="ends in white space"):
+        LayoutConfig(anchor="\nAnswer: ")
+
+
+def test_start_up_check_counts_and_notices_a_merging_anchor() -> None:
+    examples = [e for g in groups(5) for e in g]
+    assert check_labels(LAYOUT, speaker(), examples) == len(examples)
+    # An anchor that ends inside a word: BPE merges across it, so no token ends where it ends.
+    merging = LayoutConfig(question="", anchor="\nQuestio")
+    odd = [Example("i", "c", "x", "", ("n",))]
+    who = speaker()
+
+    class Joined:
+        """A tokenizer seen without the space that belongs to the answer."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(who.tokenizer, name)
+
+        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> object:
+            return who.tokenizer.encode_batch(
+                [t.replace("Questio n", "Question") for t in texts],
+                add_special_tokens=add_special_tokens,
+            )
+
+    with pytest.raises(UserError, match="merges the anchor"):
+        check_labels(merging, dataclasses.replace(who, tokenizer=Joined()), odd)  # type: ignore[arg-type]
+
+
+def test_chat_layout_wraps_the_message() -> None:
+    who = dataclasses.replace(speaker(), chat=("<user> ", " <assistant>"))
+    layout = LayoutConfig(anchor_mode="chat")
+    assert who.tokenizer.decode(head_ids(layout, who)[1:]) == "<user> Context:"
+    assert ask_text(layout, who, "Who?") == "\nQuestion: Who? <assistant>\nAnswer:"
+    with pytest.raises(UserError, match="no chat template"):
+        head_ids(layout, speaker())
+
+
+def test_question_in_the_latent_is_not_asked_again() -> None:
+    layout = LayoutConfig(question_in="latent")
+    assert ask_text(layout, speaker(), "Who?") == "\nAnswer:"
+
+
+def test_bos_after_the_message_begins_a_text_of_its_own() -> None:
+    """As pretrained on: BOS, then text without a space before it; never two BOS, never none."""
+    who = speaker()
+    layout = LayoutConfig(primer="", bos="after_message")
+    example = groups(1)[0][0]
+    (asked,) = split_joint(layout, who, [asked_pair(layout, example)])
+    assert asked is not None
+    assert head_ids(layout, who) == []
+    text = f"Question: {example.question}\nAnswer: {example.answers[0]}"
+    assert asked.ask + asked.answer == [who.bos_id, *who.encode(text), who.eos_id]
+    assert source_head_ids(layout, who) == [who.bos_id]  # the sender's BOS is always first
+    with pytest.raises(UserError, match="no BOS token"):
+        split_joint(layout, dataclasses.replace(who, bos_id=None), [asked_pair(layout, example)])
+
+
+@pytest.mark.parametrize("bos", ["start", "after_message"])
+def test_the_question_is_read_back_before_the_answer(bos: str) -> None:
+    who = speaker()
+    layout = LayoutConfig(primer="", question_in="latent", target="question_answer", bos=bos)  # type: ignore[arg-type]
+    examples = [
+        groups(1)[0][0],
+        Example("i", "c", "Ann has 3 pens. How many pens?", "", ("She has 3.\n#### 3",)),
+    ]
+    assert check_labels(layout, who, examples) == 2
+    for e, read_back in zip(examples, (examples[0].question, examples[1].context), strict=True):
+        assert target_text(layout, e) == f"{read_back}\nAnswer: {e.answers[0]}"
+        assert read_back in message_text(layout, e)  # what is read back is in the message
+        (asked,) = split_joint(layout, who, [asked_pair(layout, e)])
+        assert asked is not None
+        assert asked.ask == ([] if bos == "start" else [who.bos_id])
+        back = who.tokenizer.decode(asked.answer[:-1])
+        assert back == (" " if bos == "start" else "") + target_text(layout, e)
+
+
+def test_the_sender_may_read_another_primer_or_a_users_turn() -> None:
+    who = dataclasses.replace(speaker(), chat=("<user> ", " <assistant>"))
+    example = Example("i", "c", "Ann has 3 pens.", "", ("3",))
+    layout = LayoutConfig(primer="Answer:", source_primer="Question:")
+    assert who.tokenizer.decode(source_head_ids(layout, who)[1:]) == "Question:"
+    assert who.tokenizer.decode(head_ids(layout, who)[1:]) == "Answer:"
+    bare = dataclasses.replace(layout, source_primer="", encoder_use_chat_template=True)
+    assert who.tokenizer.decode(source_head_ids(bare, who)[1:]) == "<user> "
+    assert (source_text(layout, example), source_text(bare, example)) == (
+        " Ann has 3 pens.",
+        "Ann has 3 pens.",
+    )
+    with pytest.raises(UserError, match="no chat template"):
+        source_head_ids(bare, speaker())
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"primer": "Answer: "}, "end the primer without it"),
+        ({"target": "question_answer"}, "use question_in: latent"),
+        (
+            {"target": "question_answer", "question_in": "latent", "anchor_mode": "none"},
+            "give an anchor",
+        ),
+        ({"bos": "after_message", "anchor_mode": "chat"}, "begins with BOS"),
+    ],
+)
+def test_layouts_that_cannot_be(fields: dict[str, str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        LayoutConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_rows_that_are_too_long_are_dropped_not_cut() -> None:
+    some = groups(3, level=4)
+    who = {"r": speaker()}
+    sizes = dict(measure(LAYOUT, speaker(), who, some).sizes)
+    full = Collate(LAYOUT, speaker(), who, Lengths(sizes))(some)
+    assert full["valid"].all()
+    sizes["r/context"] = 8
+    short = Collate(LAYOUT, speaker(), who, Lengths(sizes))(some)
+    assert not short["valid"].any()
+    assert (short["r/context/lengths"] == 0).all()
