@@ -51,7 +51,8 @@ class Vq(nn.Module):
 
     Notes: `codes` [B, M, 1] and `counts` [B, 1, K] (see `lw_jax.bottlenecks.codes`); `inputs`
     [B, M, d] as they are compared, `chosen` [B, M, d] codes, `distances` [B, M, K], mean
-    squares of the differences, all three with gradient; `alive`, share of the codes used in the last `revive` steps.
+    squares of the differences, all three with gradient; `alive`, share of the codes used in the
+    last `revive` steps.
     """
 
     config: Config

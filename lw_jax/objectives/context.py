@@ -45,9 +45,10 @@ class Context:
 
     bridge: `lw_jax.bridge.module.apply` of this bridge's config and parameters; taps: the frozen
     part of the source; rng: the objectives'; heads: parameters of objectives that have some;
-    watched: terms that are logged and not part of the loss, by name; keep: probability of every slot not to
-    be zeroed (latent dropout), None: all stay; sampled: probability of every gold answer token to
-    give way to the receiver's own (scheduled sampling), None: all stay.
+    watched: terms that are logged and not part of the loss, by name; keep:
+    probability of every slot not to be zeroed (latent dropout), None: all stay; sampled:
+    probability of every gold answer token to give way to the receiver's own (scheduled sampling),
+    None: all stay.
     """
 
     bridge: Callable[..., tuple[Any, Notes]]
