@@ -132,9 +132,9 @@ def main() -> None:
         table.add_column(heading)
     for path in MODELS:
         lm = load_lm(path, mesh, dtype=jnp.float32)
-        rows, places, who = contexts(lm)
+        rows, places, tokenizer = contexts(lm)
         asked, last, whom = questions(lm)
-        looked = [(f"context, {place}", rows, at, who) for place, at in places.items()]
+        looked = [(f"context, {place}", rows, at, tokenizer) for place, at in places.items()]
         for where, ids, at, names in [*looked, ("question, last token", asked, last, whom)]:
             h = states(lm, ids, at)
             pieces = [lm.tokenizer.encode(f" {n}", add_special_tokens=False) for n in names]

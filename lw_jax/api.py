@@ -22,19 +22,19 @@ from lw_jax.config.schema import Config
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, Scene, alone
+from lw_jax.evaluate.methods.base import Batch, EvalContext, alone
 from lw_jax.evaluate.predict import options_of, write
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.pack import Segment
 from lw_jax.runs.exported import is_exported
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, config_at, load_trained
 from lw_jax.text.collate import MULTIPLE, Collate, measure
 from lw_jax.text.layout import ask_ids, ask_text
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import SHARED, Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODES
@@ -45,7 +45,7 @@ from lw_jax.wire.codecs import codec as check
 class Bridge:
     """A trained bridge with its frozen models. Make one with `Bridge.load`."""
 
-    setting: Setting
+    pipeline: Pipeline
     trained: Trained
     decode: DecodeConfig
 
@@ -63,17 +63,17 @@ class Bridge:
         """
         home = Path(run_dir)
         config = config_at(home)
-        if config.layout.beside_text:
+        if config.layout.with_text:
             raise UserError(
                 f"{run_dir}: its receiver reads the text beside what is delivered "
-                "(layout.beside_text), so there is no wire to send over"
+                "(layout.with_text), so there is no wire to send over"
             )
         # One text at a time: rows cannot be spread over devices.
         mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))
-        setting = set_up(config, mesh, home, rows=False)
+        pipeline = open_pipeline(config, mesh, home, rows=False)
         origin = str(home) if is_exported(home) else None
-        trained = load_trained(config, home, setting, checkpoint, init_from=origin)
-        return cls(setting, trained, _decoding(config))
+        trained = load_trained(config, home, pipeline, checkpoint, init_from=origin)
+        return cls(pipeline, trained, _decoding(config))
 
     def encode(
         self,
@@ -94,7 +94,7 @@ class Bridge:
             UserError: a question is missing or of no use, the text is too long, the codec is
                 unknown or cannot hold the slots, or the bridge has one number of slots only.
         """
-        layout, sender = self.setting.layout, self.setting.sender
+        layout, sender = self.pipeline.layout, self.pipeline.sender
         inside = layout.question_in == "latent"
         if inside != (question is not None):
             raise UserError(
@@ -107,12 +107,12 @@ class Bridge:
         batch = Collate(layout, sender, {}, lengths)([row])
         if not batch["valid"].all():
             raise UserError(f"encode: the text is longer than {_longest(layout, sender)}")
-        name, levels = codec or bridge.codec_of(self.setting.bridge), self._levels
+        name, levels = codec or bridge.codec_of(self.pipeline.bridge), self._levels
         check(name, levels)
-        scene = self._scene(next(iter(self.setting.receivers)))
+        ctx = self._scene(next(iter(self.pipeline.receivers)))
         if ratio is not None:
-            scene = replace(scene, config=wire_bridge.at_ratio(scene.config, ratio))
-        latent = _encode(scene, batch, name == CODES)
+            ctx = replace(ctx, config=wire_bridge.at_ratio(ctx.config, ratio))
+        latent = _encode(ctx, batch, name == CODES)
         sent = packet.sendable(latent)
         return packet.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
 
@@ -130,46 +130,46 @@ class Bridge:
         sent = packet.from_bytes(data, self._levels)
         if sent.fingerprint != self.trained.mark:
             raise UserError("answer: these bytes are of another bridge than the one loaded")
-        scene, who = self._scene(name), self.setting.receivers[name]
-        message = _deliver(scene, _filled(sent.latent), sent.codec == CODES)
-        options = options_of(self.decode, scene.party.arch, who)
-        said = write(scene.party, message, self._ask(who, question), jax.random.key(0), options)
+        ctx, tokenizer = self._scene(name), self.pipeline.receivers[name]
+        message = _deliver(ctx, _filled(sent.latent), sent.codec == CODES)
+        options = options_of(self.decode, ctx.model.arch, tokenizer)
+        said = write(ctx.model, message, self._ask(tokenizer, question), jax.random.key(0), options)
         ids = said.ids[0, : int(said.lengths[0])].tolist()
-        return who.tokenizer.decode(ids).strip()
+        return tokenizer.backend.decode(ids).strip()
 
     @property
     def _levels(self) -> tuple[int, ...]:
-        return wire_bridge.levels_of(self.setting.bridge)
+        return wire_bridge.levels_of(self.pipeline.bridge)
 
-    def _scene(self, receiver: str) -> Scene:
-        s = self.setting
-        return Scene(s.parties, self.trained.params, None, s.bridge, s.dims, receiver)
+    def _scene(self, receiver: str) -> EvalContext:
+        s = self.pipeline
+        return EvalContext(s.frozen, self.trained.params, None, s.bridge, s.dims, receiver)
 
     def _receiver(self, name: str | None) -> str:
-        known = list(self.setting.receivers)
+        known = list(self.pipeline.receivers)
         if name is None and len(known) == 1:
             return known[0]
         if name not in known:
             raise UserError(f"answer: receiver {name!r} is not one of {', '.join(known)}")
         return name
 
-    def _ask(self, who: Speaker, question: str) -> Segment:
-        layout = self.setting.layout
-        ids = ask_ids(layout, who, who.encode(ask_text(layout, who, question)))
+    def _ask(self, tokenizer: Tokenizer, question: str) -> Segment:
+        layout = self.pipeline.layout
+        ids = ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, question)))
         row = np.zeros((1, _multiple(len(ids))), np.int32)
         row[0, : len(ids)] = ids
         return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
 
 
 @partial(jax.jit, static_argnums=2)
-def _encode(scene: Scene, batch: Batch, codes: bool) -> Latent:
-    return scene.send(batch) if codes else scene.encode(batch)
+def _encode(ctx: EvalContext, batch: Batch, codes: bool) -> Latent:
+    return ctx.send(batch) if codes else ctx.encode(batch)
 
 
 @partial(jax.jit, static_argnums=2)
-def _deliver(scene: Scene, latent: Latent, codes: bool) -> Message:
-    latent = scene.received(latent) if codes else latent
-    return alone(scene, scene.deliver(latent), latent.mask.shape[0])
+def _deliver(ctx: EvalContext, latent: Latent, codes: bool) -> Message:
+    latent = ctx.received(latent) if codes else latent
+    return alone(ctx, ctx.deliver(latent), latent.mask.shape[0])
 
 
 def _filled(latent: Latent) -> Latent:
@@ -185,7 +185,7 @@ def _filled(latent: Latent) -> Latent:
     )
 
 
-def _longest(layout: LayoutConfig, sender: Speaker | None) -> str:
+def _longest(layout: LayoutConfig, sender: Tokenizer | None) -> str:
     """Which limit a text that does not fit is beyond."""
     if sender is not None and sender.limit is not None:
         return f"max_bytes {sender.limit}"

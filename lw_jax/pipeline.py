@@ -9,15 +9,15 @@ from jax.sharding import Mesh
 
 from lw_jax.bridge.config import BridgeConfig
 from lw_jax.data.example import Group
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.text.collate import Collate, Lengths, measure
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Setting:
+class Pipeline:
     """The frozen side of a run, and how text reaches it.
 
     sender: in whose tokens the source is read (raw bytes have their own).
@@ -25,11 +25,11 @@ class Setting:
 
     layout: LayoutConfig
     bridge: BridgeConfig
-    parties: Parties
-    sender: Speaker | None
-    receivers: dict[str, Speaker]
+    frozen: FrozenModels
+    sender: Tokenizer | None
+    receivers: dict[str, Tokenizer]
     fingerprints: dict[str, str]
-    dims: Dims
+    dims: BridgeDims
     mesh: Mesh
 
     def collate(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Collate:

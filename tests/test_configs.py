@@ -134,7 +134,7 @@ def test_an_8b_wire_compiles_on_four_devices(real: Config) -> None:
     (step,) = steps(real, MeshConfig(data=2, model=2))
     # 16 of the sender's layers without its head (15 GiB in float32), and the receiver (27 GiB):
     # halves of most, as the key/value heads, too, are split
-    assert 19 * GIB < size_in_bytes(step.parties) < 23 * GIB
+    assert 19 * GIB < size_in_bytes(step.frozen) < 23 * GIB
     compiled = step.step.lower(*step.arguments).compile()
     memory = compiled.memory_analysis()
     assert memory is not None
@@ -166,7 +166,7 @@ def test_latentwire_compiles_at_the_seeds_size_on_four_devices() -> None:
     of_text, _ = steps(config, MeshConfig(data=2, model=2), "text")
     for step in (*steps(config, MeshConfig(data=2, model=2)), of_text):
         # both receivers in bfloat16 (29 GiB), in halves; a bridge with its optimiser is small
-        assert 13 * GIB < size_in_bytes(step.parties) < 16 * GIB
+        assert 13 * GIB < size_in_bytes(step.frozen) < 16 * GIB
         assert size_in_bytes(step.state) < GIB
         memory = step.step.lower(*step.arguments).compile().memory_analysis()
         assert memory is not None
@@ -207,7 +207,7 @@ def test_a_version_compiles_at_the_seeds_size_on_four_devices(path: Path) -> Non
     memory = step.step.lower(*step.arguments).compile().memory_analysis()
     assert memory is not None
     # 16 or 20 layers of the sender and the whole receiver in bfloat16, in halves
-    assert 9 * GIB < size_in_bytes(step.parties) < 13 * GIB
+    assert 9 * GIB < size_in_bytes(step.frozen) < 13 * GIB
     assert memory.temp_size_in_bytes < 40 * GIB
 
 
@@ -218,7 +218,7 @@ def test_fewer_bits_take_less_room(real: Config, quant: str, most: float) -> Non
 
     def receiver(config: Config) -> int:
         (step,) = steps(config, MeshConfig(data=1))
-        return size_in_bytes(step.parties.receivers)
+        return size_in_bytes(step.frozen.receivers)
 
     assert receiver(small) < most * receiver(real)
 
@@ -265,7 +265,7 @@ def test_a_classification_has_its_rivals(path: Path) -> None:
             assert f"--bridge.reader.lora.r={HUB_RANK}" in rival.read_text()
         config = read(path, flags, over=[rival])
         assert config.bridge is not None
-        assert config.layout == replace(wire.layout, beside_text=True)
+        assert config.layout == replace(wire.layout, with_text=True)
         assert (config.data, config.receivers) == (wire.data, wire.receivers)
         assert list(chosen(config.bridge.compressor)) == ["constant"]  # sees no text
         assert not chosen(config.bridge.bottleneck)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from lw_jax.layers.intermediates import Notes
+from lw_jax.layers.intermediates import Intermediates
 from lw_jax.types import Array
 
 _PRIMES = (2654435761, 2246822519)  # of xxHash: odd, so that no bit is lost
@@ -53,7 +53,7 @@ def distinct(codes: Array) -> Array:
     return jnp.sum(new & ~last)
 
 
-def usage(notes: Notes) -> dict[str, Array]:
+def usage(intermediates: Intermediates) -> dict[str, Array]:
     """How much of its codes a batch uses; {} where the bottleneck has none.
 
     Args:
@@ -66,7 +66,7 @@ def usage(notes: Notes) -> dict[str, Array]:
         every row give 1 / B, one tuple in every slot 1 / (B M). `alive`, where the bottleneck
         remembers it: share of the codes that some batch used lately.
     """
-    held = notes.get("bottleneck", {})
+    held = intermediates.get("bottleneck", {})
     if "counts" not in held:
         return {}
     counts, codes = held["counts"], held["codes"]

@@ -15,9 +15,9 @@ import numpy as np
 
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
 from lw_jax.errors import UserError
-from lw_jax.layers.intermediates import note
+from lw_jax.layers.intermediates import sow
 from lw_jax.layers.straight_through import straight_through
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Latent
 
 _MARGIN = 1e-3  # keeps a saturated tanh off the rounding boundary beyond the last value
@@ -74,13 +74,13 @@ class Fsq(nn.Module):
         rounded = straight_through(bounded, jnp.round(bounded))
         half = self._half(rounded.ndim)
         codes = masked_codes(rounded.astype(jnp.int32) + half, mask)
-        note(self, "codes", codes)
-        note(self, "counts", counts_of(codes, levels))
-        note(self, "values", rounded / half)
-        note(self, "bounded", bounded / half)
+        sow(self, "codes", codes)
+        sow(self, "counts", counts_of(codes, levels))
+        sow(self, "values", rounded / half)
+        sow(self, "bounded", bounded / half)
         flat = (jnp.abs(curve) > SATURATED) & mask[..., None]
         entries = jnp.maximum(1, jnp.sum(mask)) * len(levels)
-        note(self, "saturation", jnp.sum(flat) / entries)
+        sow(self, "saturation", jnp.sum(flat) / entries)
         return self._up(latent, rounded / half)
 
     def slots_of(self, latent: Latent) -> Latent:
@@ -97,7 +97,7 @@ class Fsq(nn.Module):
         return latent.replace(slots=slots)  # type: ignore[attr-defined]
 
 
-def build(config: Config, dims: Dims) -> Fsq:
+def build(config: Config, dims: BridgeDims) -> Fsq:
     """The bottleneck."""
     return Fsq(config, dims.latent_dim)
 

@@ -12,7 +12,7 @@ from typing import Literal
 import flax.linen as nn
 
 from lw_jax.layers.straight_through import straight_through
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Latent
 from lw_jax.wire.rounding import on_grid
 
@@ -38,7 +38,7 @@ class Integer(nn.Module):
         return latent.replace(slots=straight_through(latent.slots, sent))  # type: ignore[attr-defined]
 
 
-def build(config: Config, dims: Dims) -> Integer:
+def build(config: Config, dims: BridgeDims) -> Integer:
     """The bottleneck."""
     return Integer(config)
 

@@ -8,7 +8,7 @@ from typing import Literal
 import flax.linen as nn
 
 from lw_jax.layers.straight_through import straight_through
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Latent
 from lw_jax.wire.rounding import as_sent
 
@@ -34,7 +34,7 @@ class Rounded(nn.Module):
         return latent.replace(slots=straight_through(latent.slots, sent))  # type: ignore[attr-defined]
 
 
-def build(config: Config, dims: Dims) -> Rounded:
+def build(config: Config, dims: BridgeDims) -> Rounded:
     """The bottleneck."""
     return Rounded(config)
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
-from lw_jax.layers.intermediates import Notes, note
+from lw_jax.layers.intermediates import Intermediates, sow
 from lw_jax.layers.straight_through import straight_through
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Latent, PyTree
 from lw_jax.utils.checks import at_least
 
@@ -70,12 +70,12 @@ class Vq(nn.Module):
         nearest = jnp.argmin(distances, axis=-1)
         chosen = jnp.take(book, nearest, axis=0)
         codes = masked_codes(nearest[..., None], latent.mask)
-        note(self, "codes", codes)
-        note(self, "counts", counts_of(codes, (self.config.codes,)))
-        note(self, "inputs", x)
-        note(self, "chosen", chosen)
-        note(self, "distances", distances)
-        note(self, "alive", jnp.mean(self.idle < (self.config.revive or LATELY)))
+        sow(self, "codes", codes)
+        sow(self, "counts", counts_of(codes, (self.config.codes,)))
+        sow(self, "inputs", x)
+        sow(self, "chosen", chosen)
+        sow(self, "distances", distances)
+        sow(self, "alive", jnp.mean(self.idle < (self.config.revive or LATELY)))
         return self._masked(latent, straight_through(x, chosen))
 
     def slots_of(self, latent: Latent) -> Latent:
@@ -103,20 +103,20 @@ def _distances(x: Array, book: Array) -> Array:
     return jnp.mean(jnp.square(x), axis=-1, keepdims=True) - 2.0 * both / x.shape[-1] + squares
 
 
-def build(config: Config, dims: Dims) -> Vq:
+def build(config: Config, dims: BridgeDims) -> Vq:
     """The bottleneck."""
     return Vq(config, dims.latent_dim)
 
 
-def after_step(config: Config, params: PyTree, notes: Notes, rng: Array) -> PyTree:
+def after_step(config: Config, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
     """Count the steps that each code was not used, and put dead codes onto real slots of the batch,
     each slot taken once: where fewer slots are than dead codes, the rest waits."""
-    used = jnp.sum(notes["counts"], axis=(0, 1)) > 0
+    used = jnp.sum(intermediates["counts"], axis=(0, 1)) > 0
     idle = jnp.where(used, 0.0, params["idle"] + 1.0)
     if config.revive is None:
         return {**params, "idle": idle}
-    inputs = notes["inputs"].reshape(-1, notes["inputs"].shape[-1])
-    real = notes["codes"].reshape(-1) >= 0
+    inputs = intermediates["inputs"].reshape(-1, intermediates["inputs"].shape[-1])
+    real = intermediates["codes"].reshape(-1) >= 0
     order = jnp.argsort(jnp.where(real, jax.random.uniform(rng, real.shape), 2.0))
     dead = idle >= config.revive
     turn = jnp.cumsum(dead) - 1

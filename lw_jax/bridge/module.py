@@ -15,12 +15,12 @@ import numpy as np
 
 from lw_jax.bridge.config import BridgeConfig
 from lw_jax.errors import UserError
-from lw_jax.layers.intermediates import Notes
+from lw_jax.layers.intermediates import Intermediates
 from lw_jax.layers.transformer import Stack
-from lw_jax.models.dims import Dims, ReceiverDims, sizes
+from lw_jax.models.dims import BridgeDims, ModelDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import SHARED, Array, Delivery, Edits, Features, Latent, PyTree, Taps
 from lw_jax.utils.registry import chosen
 from lw_jax.wire.codecs import CODES
@@ -37,7 +37,7 @@ class Bridge(nn.Module):
     """source (trainable part) -> compressor -> refiner, if any -> bottleneck -> readers."""
 
     config: BridgeConfig
-    dims: Dims
+    dims: BridgeDims
 
     def setup(self) -> None:
         c = self.config
@@ -166,7 +166,9 @@ def check_readers(config: BridgeConfig) -> None:
         raise UserError("bridge.reader: coprocessor adds to soft tokens; set soft_tokens as well")
 
 
-def init_bridge(config: BridgeConfig, dims: Dims, rng: Array, source_tokens: int = 8) -> PyTree:
+def init_bridge(
+    config: BridgeConfig, dims: BridgeDims, rng: Array, source_tokens: int = 8
+) -> PyTree:
     """Fresh parameters, float32."""
     check_readers(config)
     taps = Taps(
@@ -209,13 +211,13 @@ def extract(
     return source.extract(options, sender, batch, own)
 
 
-def source_speaker(config: BridgeConfig, sender: Speaker | None) -> Speaker | None:
+def source_tokenizer(config: BridgeConfig, sender: Tokenizer | None) -> Tokenizer | None:
     """In whose tokens the source is read: the sender's, unless the source has its own."""
     source, options = part("sources", config.source)
-    return source.speaker(options) if hasattr(source, "speaker") else sender
+    return source.text_tokenizer(options) if hasattr(source, "text_tokenizer") else sender
 
 
-def sender_dims(config: BridgeConfig, sender: AnyArch | None) -> ReceiverDims | None:
+def sender_dims(config: BridgeConfig, sender: AnyArch | None) -> ModelDims | None:
     """Sizes of the layers of the sender that are run; None without a sender."""
     source, options = part("sources", config.source)
     return None if sender is None else sizes(sender, source.depth(options, sender))
@@ -229,13 +231,13 @@ def source_dims(config: BridgeConfig, sender: AnyArch | None) -> tuple[int, int,
 
 def apply(
     config: BridgeConfig,
-    dims: Dims,
+    dims: BridgeDims,
     params: PyTree,
     *arguments: Any,
     method: str,
     train: bool = False,
     rng: Array | None = None,
-) -> tuple[Any, Notes]:
+) -> tuple[Any, Intermediates]:
     """A method of the bridge, and what its parts noted.
 
     rng: of dropout and of generated noise; without one the noise is the same at every call.
@@ -243,15 +245,15 @@ def apply(
     key = jax.random.key(0) if rng is None else rng
     rngs = {"noise": jax.random.fold_in(key, 1)} | ({} if rng is None else {"dropout": rng})
     module = Bridge(config, dims)
-    value, noted = module.apply(
-        {"params": params}, *arguments, train, method=method, rngs=rngs, mutable=["notes"]
+    value, sown = module.apply(
+        {"params": params}, *arguments, train, method=method, rngs=rngs, mutable=["intermediates"]
     )
-    return value, noted.get("notes", {})
+    return value, sown.get("intermediates", {})
 
 
 def encode(
     config: BridgeConfig,
-    dims: Dims,
+    dims: BridgeDims,
     params: PyTree,
     taps: Taps,
     *,
@@ -265,7 +267,7 @@ def encode(
 
 def deliver(
     config: BridgeConfig,
-    dims: Dims,
+    dims: BridgeDims,
     params: PyTree,
     receiver: str,
     latent: Latent,
@@ -286,14 +288,14 @@ def levels_of(config: BridgeConfig) -> tuple[int, ...]:
     return bottleneck.levels(options) if hasattr(bottleneck, "levels") else ()
 
 
-def to_wire(config: BridgeConfig, dims: Dims, params: PyTree, taps: Taps) -> Latent:
+def to_wire(config: BridgeConfig, dims: BridgeDims, params: PyTree, taps: Taps) -> Latent:
     """The latent of a bridge with codes as it is sent: codes [B, M, n] int32 in the slots' place,
     -1 where a slot is masked."""
-    latent, notes = apply(config, dims, params, taps, method="encode")
-    return replace(latent, slots=notes["bottleneck"]["codes"])
+    latent, intermediates = apply(config, dims, params, taps, method="encode")
+    return replace(latent, slots=intermediates["bottleneck"]["codes"])
 
 
-def from_wire(config: BridgeConfig, dims: Dims, params: PyTree, sent: Latent) -> Latent:
+def from_wire(config: BridgeConfig, dims: BridgeDims, params: PyTree, sent: Latent) -> Latent:
     """The latent that codes of `to_wire` stand for, slot for slot."""
     latent, _ = apply(config, dims, params, sent, method="slots_of")
     return cast(Latent, latent)
@@ -309,10 +311,12 @@ def moves_itself(config: BridgeConfig) -> bool:
     return hasattr(part("bottlenecks", config.bottleneck)[0], "after_step")
 
 
-def after_step(config: BridgeConfig, params: PyTree, notes: Notes, rng: Array) -> PyTree:
+def after_step(
+    config: BridgeConfig, params: PyTree, intermediates: Intermediates, rng: Array
+) -> PyTree:
     """The bridge's parameters after its bottleneck has moved its own."""
     bottleneck, options = part("bottlenecks", config.bottleneck)
-    own = bottleneck.after_step(options, params["bottleneck"], notes["bottleneck"], rng)
+    own = bottleneck.after_step(options, params["bottleneck"], intermediates["bottleneck"], rng)
     return {**params, "bottleneck": own}
 
 

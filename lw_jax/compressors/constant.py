@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
 from lw_jax.utils.checks import at_least
 
@@ -34,7 +34,7 @@ class Constant(nn.Module):
     """Views -> the same Latent [B, M, d] whatever they hold. It has no span: no text was read."""
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
@@ -47,6 +47,6 @@ class Constant(nn.Module):
         return Latent(slots, jnp.ones(slots.shape[:2], bool), None, (SHARED,) * shape[0])
 
 
-def build(config: Config, dims: Dims) -> Constant:
+def build(config: Config, dims: BridgeDims) -> Constant:
     """The compressor."""
     return Constant(config, dims)

@@ -18,7 +18,7 @@ from flax import struct
 from lw_jax.compressors.dit_blocks import Condition, Conditioning, Velocity
 from lw_jax.compressors.rectified_flow import SAMPLERS, Time, squared_error, times
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
@@ -78,7 +78,7 @@ class Dit(nn.Module):
     """Views -> Latent with up to M slots."""
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     def setup(self) -> None:
         c = self.config
@@ -171,6 +171,6 @@ def _resized(x: Array, size: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))
 
 
-def build(config: Config, dims: Dims) -> Dit:
+def build(config: Config, dims: BridgeDims) -> Dit:
     """The compressor."""
     return Dit(config, dims)

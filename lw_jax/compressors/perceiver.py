@@ -19,7 +19,7 @@ from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
@@ -79,7 +79,7 @@ class Perceiver(nn.Module):
     """
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
@@ -133,6 +133,6 @@ def at_ratio(config: Config, ratio: float) -> Config:
     return replace(config, ratio=None, ratios=(ratio,))
 
 
-def build(config: Config, dims: Dims) -> Perceiver:
+def build(config: Config, dims: BridgeDims) -> Perceiver:
     """The compressor."""
     return Perceiver(config, dims)

@@ -15,7 +15,7 @@ from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, sinusoid
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
@@ -53,7 +53,7 @@ class PoolExpand(nn.Module):
     """Views -> Latent with M slots, all real."""
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
@@ -78,6 +78,6 @@ class PoolExpand(nn.Module):
         return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * c.slots)
 
 
-def build(config: Config, dims: Dims) -> PoolExpand:
+def build(config: Config, dims: BridgeDims) -> PoolExpand:
     """The compressor."""
     return PoolExpand(config, dims)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lw_jax.layers.entry import entered
 from lw_jax.layers.transformer import Attention, Stack
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
@@ -47,7 +47,7 @@ class PooledQueries(nn.Module):
     """Views -> Latent with M slots, all real."""
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
@@ -70,6 +70,6 @@ class PooledQueries(nn.Module):
         return Latent(slots, mask, span, (SHARED,) * c.slots)
 
 
-def build(config: Config, dims: Dims) -> PooledQueries:
+def build(config: Config, dims: BridgeDims) -> PooledQueries:
     """The compressor."""
     return PooledQueries(config, dims)

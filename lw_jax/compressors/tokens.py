@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Features, Latent, Views
 
 
@@ -32,7 +32,7 @@ class Tokens(nn.Module):
     """Views -> Latent [B, T, d], a text's slots first, in the order of its tokens."""
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
@@ -54,6 +54,6 @@ class Tokens(nn.Module):
         return Latent(slots, mask, span, (SHARED,) * mask.shape[1])
 
 
-def build(config: Config, dims: Dims) -> Tokens:
+def build(config: Config, dims: BridgeDims) -> Tokens:
     """The compressor."""
     return Tokens(config, dims)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
@@ -102,7 +102,7 @@ class Window(nn.Module):
     """Views -> Latent with ceil(T / size) slots."""
 
     config: Config
-    dims: Dims
+    dims: BridgeDims
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
@@ -135,6 +135,6 @@ class Window(nn.Module):
         return Latent(out, mask, view.mask.sum(axis=1).astype(jnp.float32), (-1,) * windows)
 
 
-def build(config: Config, dims: Dims) -> Window:
+def build(config: Config, dims: BridgeDims) -> Window:
     """The compressor."""
     return Window(config, dims)

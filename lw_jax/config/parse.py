@@ -17,6 +17,7 @@ from typing import Any, get_origin
 import pydantic
 
 from lw_jax.config import tree, yaml_files
+from lw_jax.config.renamed import new_name, tell, with_new_names
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 
@@ -66,9 +67,11 @@ def files(
 
 def with_flags(raw: Mapping[str, Any], flags: Sequence[Flag]) -> Config:
     """The config of plain values, which stay as they are, with flags applied."""
-    values = copy.deepcopy(dict(raw))
+    said: list[str] = []
+    values = with_new_names(Config, copy.deepcopy(dict(raw)), said)
     for key, text in flags:
-        put(Config, values, key, text)
+        put(Config, values, key, text, said)
+    tell(said)
     return from_dict(values)
 
 
@@ -98,6 +101,7 @@ def from_dict(raw: Mapping[str, Any]) -> Config:
 
 def build(kind: type[Any], raw: Any, where: str = "") -> Any:
     """A config dataclass from plain values. `where`: dotted path that errors start with."""
+    raw = with_new_names(kind, raw)
     _known_keys(kind, raw, where)
     try:
         text = json.dumps(raw)
@@ -138,23 +142,31 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k) or (k in a) != (k in b)}
 
 
-def put(kind: Any, raw: dict[str, Any], key: str, text: str) -> None:
+def put(kind: Any, raw: dict[str, Any], key: str, text: str, said: list[str] | None = None) -> None:
     """Set a dotted key of the plain values `raw` of a config dataclass to the value in `text`.
 
     Optional parts on the way are created, and names of plain values; stages and receivers are not.
+    A key may have its old name; `said` then gets a line.
 
     Raises:
         UserError: unknown key, or a stage or receiver that the file does not have.
     """
     here, at = raw, kind
     *above, last = key.split(".")
+    names = []
     for name in above:
+        name = name if tree.named(at) else new_name(at, name)
+        names.append(name)
         at = _child(kind, raw, key, at, here, name)
         if here.get(name) is None:
             here[name] = {}
         here = here[name]
         if not isinstance(here, dict):
             raise UserError(f"{name}: expected {tree.describe(at)}; got {here!r}")
+    last = last if tree.named(at) else new_name(at, last)
+    new = ".".join([*names, last])
+    if new != key and said is not None:
+        said.append(f"{key} is called {new} now")
     at = _child(kind, raw, key, at, here, last)
     if dataclasses.is_dataclass(tree.named(at)):
         raise UserError(f"--{key}: a flag sets a field of one of them: --{key}.NAME.KEY")

@@ -16,7 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.text.layout import check_labels
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 
 def candidates_of(
@@ -24,7 +24,7 @@ def candidates_of(
     data: Any,
     layout: LayoutConfig,
     examples: Sequence[Example],
-    receivers: Iterable[Speaker],
+    receivers: Iterable[Tokenizer],
 ) -> tuple[str, ...]:
     """The candidates of an evaluation of these rows; () where nothing is chosen.
 
@@ -47,8 +47,8 @@ def candidates_of(
                 f"candidates: {', '.join(found)}; the answer of row {example.id} is none of "
                 f"them: {example.answers[0].strip()[:40]!r}"
             )
-    for who in receivers:
-        check_labels(layout, who, answering(examples, found))
+    for tokenizer in receivers:
+        check_labels(layout, tokenizer, answering(examples, found))
     return found
 
 

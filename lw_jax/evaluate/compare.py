@@ -18,7 +18,7 @@ from lw_jax.evaluate import latents
 from lw_jax.evaluate.candidates import answering
 from lw_jax.evaluate.config import AT_PRECISION, CONTROLS, METHODS, REPLAY, EvaluateConfig, codec_of
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import Method, Scene
+from lw_jax.evaluate.methods.base import EvalContext, Method
 from lw_jax.evaluate.predict import (
     Planned,
     compile_all,
@@ -32,7 +32,7 @@ from lw_jax.evaluate.predict import (
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.text.layout import message_text
 
@@ -59,7 +59,7 @@ class Comparison:
     the name of a line that is another bridge's `latent` (`lw_jax.runs.rivals`).
     """
 
-    setting: Setting
+    pipeline: Pipeline
     config: EvaluateConfig
     examples: Sequence[Example]
     others: Sequence[Example]
@@ -67,21 +67,21 @@ class Comparison:
     console: Console
     terminated: Callable[[], bool]
     candidates: tuple[str, ...] = ()
-    guest: str | None = None
+    other: str | None = None
 
     def method(self, name: str) -> Method:
         """The method of that name; the guest's is `latent`."""
-        return method("latent" if name == self.guest else name)
+        return method("latent" if name == self.other else name)
 
     @property
     def size(self) -> int:
         """Rows at once: no more than there are, a multiple of the mesh's data axis."""
-        ways = dict(self.setting.mesh.shape)["data"]
+        ways = dict(self.pipeline.mesh.shape)["data"]
         return -(-min(self.config.batch_size, len(self.examples)) // ways) * ways
 
     def texts(self) -> list[str]:
         """The texts that the latent replaces."""
-        return [message_text(self.setting.layout, e) for e in self.examples]
+        return [message_text(self.pipeline.layout, e) for e in self.examples]
 
     def batches(self, other: bool = False) -> Iterator[tuple[int, Batch]]:
         """(first row, batch) over all rows, the last batch filled up; with `other`, the sources
@@ -93,12 +93,12 @@ class Comparison:
                 batch |= {k: v for k, v in swapped.items() if k.startswith("source/")}
             yield begin, batch
 
-    def sizes(self, scene: Scene) -> tuple[list[int], list[int]]:
+    def sizes(self, ctx: EvalContext) -> tuple[list[int], list[int]]:
         """Per row: slots of its latent, and receiver columns of its message."""
         slots: list[int] = []
         columns: list[int] = []
         for _, batch in self.batches():
-            found = jax.device_get(sizes(scene, put_batch(self.setting.mesh, batch)))
+            found = jax.device_get(sizes(ctx, put_batch(self.pipeline.mesh, batch)))
             slots += found[0].tolist()
             columns += found[1].tolist()
         return slots[: len(self.examples)], columns[: len(self.examples)]
@@ -113,27 +113,27 @@ class Comparison:
         """Bytes on the wire of latents of so many slots, in the codec of the method `name` (the
         bridge's own but for `latent_<codec>`); with the text where the receiver reads that as
         well."""
-        sizes = [bridge.bytes_of(self.setting.bridge, m, codec_of(name)) for m in slots]
-        if not self.setting.layout.beside_text:
+        sizes = [bridge.bytes_of(self.pipeline.bridge, m, codec_of(name)) for m in slots]
+        if not self.pipeline.layout.with_text:
             return sizes
         return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
 
-    def compile(self, scenes: Sequence[tuple[Scene, str]]) -> None:
+    def compile(self, scenes: Sequence[tuple[EvalContext, str]]) -> None:
         """Compile what methods need, each of the receiver of its scene, side by side."""
         placed = {
-            other: put_batch(self.setting.mesh, next(self.batches(other))[1])
+            other: put_batch(self.pipeline.mesh, next(self.batches(other))[1])
             for other in {self.method(name).other_source for _, name in scenes}
         }
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         calls = []
-        for scene, name in scenes:
-            how, who = self.method(name), self.setting.receivers[scene.receiver]
-            options = options_of(self.config.decode, scene.party.arch, who)
-            calls.append(Planned(how.message, scene, placed[how.other_source], rng, options))
+        for ctx, name in scenes:
+            how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
+            options = options_of(self.config.decode, ctx.model.arch, tokenizer)
+            calls.append(Planned(how.message, ctx, placed[how.other_source], rng, options))
         compile_all(calls, self.console)
 
     def run(
-        self, scene: Scene, name: str, latent_bytes: Sequence[int]
+        self, ctx: EvalContext, name: str, latent_bytes: Sequence[int]
     ) -> tuple[list[Prediction], float]:
         """One method on all rows of one receiver, and the seconds it took (without those of rating
         candidates); they hold compilation unless `compile` was given this method before.
@@ -141,25 +141,25 @@ class Comparison:
         Raises:
             SystemExit: code 0 after SIGTERM; what was finished before is kept.
         """
-        how, who = self.method(name), self.setting.receivers[scene.receiver]
-        options = options_of(self.config.decode, scene.party.arch, who)
+        how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
+        options = options_of(self.config.decode, ctx.model.arch, tokenizer)
         texts, root = self.texts(), jax.random.key(self.config.seed)
         said: list[Prediction] = []
         seconds = 0.0
-        with self._bar(f"{scene.receiver} {name}") as advance:
+        with self._bar(f"{ctx.receiver} {name}") as advance:
             for begin, whole in self.batches(how.other_source):
                 rows = slice(begin, begin + self.size)
                 batch = shortened(
                     whole,
                     latent_bytes[rows],
                     method=how,
-                    receiver=scene.receiver,
-                    speaker=who,
+                    receiver=ctx.receiver,
+                    tokenizer=tokenizer,
                 )
-                placed = put_batch(self.setting.mesh, batch)
+                placed = put_batch(self.pipeline.mesh, batch)
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
-                raw = predict(how.message, scene, placed, rng, options)
+                raw = predict(how.message, ctx, placed, rng, options)
                 found = on_host(
                     raw,
                     batch,
@@ -167,12 +167,12 @@ class Comparison:
                     texts[rows],
                     latent_bytes[rows],
                     method=how,
-                    scene=scene,
-                    speaker=who,
+                    ctx=ctx,
+                    tokenizer=tokenizer,
                     options=options,
                 )
                 seconds += time.monotonic() - began
-                said += self._rated(found, how, scene, batch, begin)
+                said += self._rated(found, how, ctx, batch, begin)
                 advance()
                 if self.terminated():
                     self.say("stopped; run the same command again to go on at this method")
@@ -180,7 +180,7 @@ class Comparison:
         return said, seconds
 
     def _rated(
-        self, said: list[Prediction], how: Method, scene: Scene, batch: Batch, begin: int
+        self, said: list[Prediction], how: Method, ctx: EvalContext, batch: Batch, begin: int
     ) -> list[Prediction]:
         """A batch's predictions with the log-probability of every candidate after the same message.
 
@@ -188,13 +188,13 @@ class Comparison:
         """
         if not self.candidates:
             return said
-        key, batches = f"{scene.receiver}/answer/", []
+        key, batches = f"{ctx.receiver}/answer/", []
         for candidate in self.candidates:
             rows = [replace(e, answers=(candidate,)) for e in self.examples[begin:][: self.size]]
             other = self._collated(rows, 0)
             answers = {k: v for k, v in other.items() if k.startswith(key)}
-            batches.append(put_batch(self.setting.mesh, batch | answers))
-        scored = jax.device_get(rate(how.message, scene, batches))
+            batches.append(put_batch(self.pipeline.mesh, batch | answers))
+        scored = jax.device_get(rate(how.message, ctx, batches))
         nats = -np.stack([one.nll for one in scored], axis=1).astype(np.float64)
         return [
             replace(p, nats=dict(zip(self.candidates, row.tolist(), strict=True)))
@@ -204,23 +204,23 @@ class Comparison:
     def relayed(self, written: Written) -> Comparison:
         """The same rows, with what the sender wrote in the place of their contexts."""
         examples = written.examples(self.examples)
-        layout = replace(self.setting.layout, max_tokens=None)  # none is left out for its length
+        layout = replace(self.pipeline.layout, max_tokens=None)  # none is left out for its length
         every = (*self.examples, *examples, *answering(examples, self.candidates))
         groups = [(e,) for e in every]
-        return replace(self, examples=examples, collate=self.setting.collate(groups, layout))
+        return replace(self, examples=examples, collate=self.pipeline.collate(groups, layout))
 
-    def slots(self, scene: Scene) -> dict[str, float]:
+    def slots(self, ctx: EvalContext) -> dict[str, float]:
         """Statistics of the latent's slots (`lw_jax.evaluate.latents.inspect`): means over some
         batches, of `texts` rows each."""
-        static = latents.Wire(scene.config, scene.dims)
+        static = latents.Wire(ctx.config, ctx.dims)
         found: list[dict[str, float]] = []
         for begin, batch in self.batches():
             whole = begin + self.size <= len(self.examples)
             if begin >= SLOT_ROWS or (begin and not whole):
                 break
-            placed = put_batch(self.setting.mesh, batch)
+            placed = put_batch(self.pipeline.mesh, batch)
             seen = jax.device_get(
-                latents.inspect(static, scene.receiver, scene.bridge, scene.parties, placed)
+                latents.inspect(static, ctx.receiver, ctx.bridge, ctx.frozen, placed)
             )
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             found.append(seen)

@@ -156,7 +156,7 @@ class EvaluateConfig:
         checkpoint: `last` or `best` of the stage before.
         init_from: run directory of another run, or exported bridge, that is evaluated; null: the
             bridge of this run.
-        beside: finished runs, or exported bridges, between the same receivers, by the names of
+        rivals: finished runs, or exported bridges, between the same receivers, by the names of
             their lines: each reads the same rows over its own bridge, from its own source, in its
             own layout (a rival that is trained, or another bridge).
         layout: another receiver's sequence than that of training, which is then said beside the
@@ -180,7 +180,7 @@ class EvaluateConfig:
     batch_size: int = 64
     checkpoint: Literal["last", "best"] = "last"
     init_from: str | None = None
-    beside: dict[str, str] = field(default_factory=dict)
+    rivals: dict[str, str] = field(default_factory=dict)
     layout: LayoutConfig | None = None
     ratio: float | None = None
     decode: DecodeConfig = DecodeConfig()
@@ -199,11 +199,11 @@ class EvaluateConfig:
         unknown = [m for m in self.methods if m not in METHODS]
         if unknown:
             raise UserError(f"methods: unknown {unknown[0]!r}; one of {', '.join(METHODS)}")
-        for name in self.beside:
+        for name in self.rivals:
             known = name in METHODS or codec_of(name) is not None or change_of(name) is not None
             if known or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise UserError(
-                    f"beside.{name}: a line's name has letters, digits, - and _ only, and is no "
+                    f"rivals.{name}: a line's name has letters, digits, - and _ only, and is no "
                     "method's"
                 )
         for name in self.wire:

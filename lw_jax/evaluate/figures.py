@@ -43,13 +43,13 @@ def figures(
     asked: Asked,
     said: Said,
     rescored: Sequence[str] | None = None,
-    beside: Sequence[str] = (),
+    rivals: Sequence[str] = (),
 ) -> dict[str, Any]:
     """`receivers`, `joint` and `verdict` of metrics.json.
 
     Args:
         rescored: row by row what several receivers chose together.
-        beside: lines that are another bridge's.
+        rivals: lines that are another bridge's.
     """
     receivers = {
         receiver: {
@@ -59,7 +59,7 @@ def figures(
         for receiver, methods in said.items()
     }
     verdicts = {
-        receiver: _verdict(asked, methods, receivers[receiver]["latent"]["columns"], beside)
+        receiver: _verdict(asked, methods, receivers[receiver]["latent"]["columns"], rivals)
         for receiver, methods in said.items()
         if "latent" in methods
     }
@@ -134,7 +134,7 @@ def _verdict(
     asked: Asked,
     methods: Mapping[str, tuple[Sequence[Prediction], float]],
     columns: float,
-    beside: Sequence[str],
+    rivals: Sequence[str],
 ) -> dict[str, Any]:
     """The verdict by what is written, and under `choice` that by what is chosen, where it is: there
     an answer's form, which a trained latent teaches and `no_message` cannot know, counts nothing.
@@ -146,7 +146,7 @@ def _verdict(
 
     def judged(metric: str) -> dict[str, Any]:
         rows = {name: values[metric][0] for name, values in every.items()}
-        return judge(rows, asked.groups, columns, asked.settings, metric, beside).to_json()
+        return judge(rows, asked.groups, columns, asked.settings, metric, rivals).to_json()
 
     chosen = all(CHOICE in values for values in every.values())
     return judged(METRIC) | ({CHOICE: judged(CHOICE)} if chosen else {})

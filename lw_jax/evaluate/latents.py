@@ -18,8 +18,8 @@ from lw_jax.bottlenecks import codes
 from lw_jax.bridge import module as bridge
 from lw_jax.bridge.config import BridgeConfig
 from lw_jax.evaluate import slots
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.answer import answer_reading, segments
@@ -32,7 +32,7 @@ class Wire:
     """What is static of a bridge."""
 
     config: BridgeConfig
-    dims: Dims
+    dims: BridgeDims
 
 
 @struct.dataclass
@@ -53,7 +53,7 @@ def score(
     wire: Wire,
     name: str,
     params: PyTree,
-    parties: Parties,
+    frozen: FrozenModels,
     batch: Any,
     shift: Array,
     start: Array,
@@ -64,13 +64,13 @@ def score(
         params: the bridge's; batch: one question a context, all contexts different.
         start: [N] index of the first gold token that is no space.
     """
-    latent = _latent(wire, params, parties, batch)
+    latent = _latent(wire, params, frozen, batch)
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
     latent = jax.tree.map(lambda x: x[order], latent)
     given = bridge.deliver(wire.config, wire.dims, params, name, latent)
-    reading = answer_reading(parties, batch, name, "latent", given, 1)
-    party = parties.receivers[name]
-    scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+    reading = answer_reading(frozen, batch, name, "latent", given, 1)
+    model = frozen.receivers[name]
+    scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
     right = scored.correct(reading.labels) | ~reading.mask
     tokens = jnp.maximum(1, reading.mask.sum(axis=1))
     nll = jnp.sum(scored.nll * reading.mask, axis=1) / tokens
@@ -80,7 +80,9 @@ def score(
 
 
 @partial(jax.jit, static_argnames=("wire", "name"))
-def inspect(wire: Wire, name: str, params: PyTree, parties: Parties, batch: Any) -> dict[str, Any]:
+def inspect(
+    wire: Wire, name: str, params: PyTree, frozen: FrozenModels, batch: Any
+) -> dict[str, Any]:
     """The latent and what receiver `name` is given, without its reading anything.
 
     Returns:
@@ -89,44 +91,44 @@ def inspect(wire: Wire, name: str, params: PyTree, parties: Parties, batch: Any)
         source token is the mean of all; `codes`: of `codes.usage`; `saturation` if it is noted.
     """
     apply = partial(bridge.apply, wire.config, wire.dims, params)
-    taps = bridge.extract(wire.config, parties.sender, batch, params)
-    latent, notes = apply(taps, method="encode")
+    taps = bridge.extract(wire.config, frozen.sender, batch, params)
+    latent, intermediates = apply(taps, method="encode")
     given, read = apply(name, latent, method="deliver")
     plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
     moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
-    found = {"moved": moved, "codes": codes.usage(notes)}
+    found = {"moved": moved, "codes": codes.usage(intermediates)}
     saturation = [x["saturation"] for x in read.values() if "saturation" in x]
     if saturation:
         found["saturation"] = jnp.stack(saturation).max()
     x, mask = latent.slots, latent.mask
     if given.embeds is not None:
         x, mask = given.embeds, mask if given.mask is None else given.mask
-        table = parties.receivers[name].params["embed"]
+        table = frozen.receivers[name].params["embed"]
         found |= slots.against_table(x, mask, table, wire.dims.receivers[name].embed_rms)
     return found | slots.statistics(x, mask)
 
 
 @partial(jax.jit, static_argnames=("wire", "name", "max_new"))
 def sample(
-    wire: Wire, name: str, max_new: int, params: PyTree, parties: Parties, batch: Any
+    wire: Wire, name: str, max_new: int, params: PyTree, frozen: FrozenModels, batch: Any
 ) -> tuple[Array, Array]:
     """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
-    latent = _latent(wire, params, parties, batch)
+    latent = _latent(wire, params, frozen, batch)
     given = bridge.deliver(wire.config, wire.dims, params, name, latent)
-    laid = segments(parties, batch, name, "latent", expand(given, 1), 1, answer=False)
-    party = parties.receivers[name]
+    laid = segments(frozen, batch, name, "latent", expand(given, 1), 1, answer=False)
+    model = frozen.receivers[name]
     out = decode(
-        party.arch,
-        party.params,
+        model.arch,
+        model.params,
         laid,
         given,
-        DecodeOptions(max_new=max_new, eos_ids=party.arch.eos_ids),
+        DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids),
         jax.random.key(0),
-        attention=party.attention,
+        attention=model.attention,
     )
     return out.ids, out.lengths
 
 
-def _latent(wire: Wire, params: PyTree, parties: Parties, batch: Any) -> Latent:
-    taps = bridge.extract(wire.config, parties.sender, batch, params)
+def _latent(wire: Wire, params: PyTree, frozen: FrozenModels, batch: Any) -> Latent:
+    taps = bridge.extract(wire.config, frozen.sender, batch, params)
     return bridge.encode(wire.config, wire.dims, params, taps)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_jax.data.example import Example
-from lw_jax.evaluate.methods.base import Batch, Scene
+from lw_jax.evaluate.methods.base import Batch, EvalContext
 from lw_jax.text.collate import Batch as HostBatch
 from lw_jax.text.collate import Collate
 from lw_jax.text.layout_config import LayoutConfig
@@ -24,16 +24,16 @@ Slots = NDArray[np.float32]
 
 
 @jax.jit
-def _sums(scene: Scene, batch: Batch) -> tuple[Array, Array]:
+def _sums(ctx: EvalContext, batch: Batch) -> tuple[Array, Array]:
     """Sum over the valid rows of every real slot [M, d], and how many rows had it [M]."""
-    latent = scene.encode(batch)
+    latent = ctx.encode(batch)
     real = (latent.mask & batch["valid"][:, None]).astype(jnp.float32)
     slots = jnp.where(real[..., None] > 0, latent.slots.astype(jnp.float32), 0.0)
     return slots.sum(axis=0), real.sum(axis=0)
 
 
 def measure(
-    scene: Scene,
+    ctx: EvalContext,
     groups: Sequence[Sequence[Example]],
     collate: Collate,
     put: Callable[[HostBatch], Any],
@@ -48,7 +48,7 @@ def measure(
     size = min(batch_size, len(groups))
     for begin in range(0, len(groups) - size + 1, size):
         batch = collate([group[:1] for group in groups[begin : begin + size]])
-        sums, counts = jax.device_get(_sums(scene, put(batch)))
+        sums, counts = jax.device_get(_sums(ctx, put(batch)))
         total, count = total + sums, count + counts
     mean = total.sum(axis=0) / max(count.sum(), 1)
     own = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], mean)

@@ -18,19 +18,19 @@ from rich.console import Console
 
 from lw_jax.data.example import Example
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, delivered
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.arch import Arch
-from lw_jax.models.frozen import Party
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import decode, head_segment, read
 from lw_jax.text.layout import first_word
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array
-from lw_jax.utils.compile import Programs
+from lw_jax.utils.compile import AheadOfTime
 
 
 @struct.dataclass
@@ -57,10 +57,10 @@ class Raw:
 
 @partial(jax.jit, static_argnames="message")
 def place(
-    message: Callable[[Scene, Batch], Message], scene: Scene, batch: Batch
+    message: Callable[[EvalContext, Batch], Message], ctx: EvalContext, batch: Batch
 ) -> tuple[Message, Array]:
     """A method's message, and the receiver columns [N] that it takes."""
-    given = message(scene, batch)
+    given = message(ctx, batch)
     return given, occupied(given)
 
 
@@ -68,11 +68,11 @@ def place(
 
 
 @jax.jit
-def score(party: Party, message: Message, ask: Segment, answer: Segment) -> Scored:
+def score(model: FrozenDecoder, message: Message, ask: Segment, answer: Segment) -> Scored:
     """Teacher-forced scores of the gold answers."""
-    asked = [*_asked(party, message, ask), answer]
-    reading = read(party.arch, party.params, asked, message.delivery, attention=party.attention)
-    found = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+    asked = [*_asked(model, message, ask), answer]
+    reading = read(model.arch, model.params, asked, message.delivery, attention=model.attention)
+    found = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
     return Scored(
         nll=jnp.sum(found.nll * reading.mask, axis=1),
         tokens=reading.mask.sum(axis=1),
@@ -83,57 +83,57 @@ def score(party: Party, message: Message, ask: Segment, answer: Segment) -> Scor
 
 @partial(jax.jit, static_argnames="options")
 def write(
-    party: Party, message: Message, ask: Segment, rng: Array, options: DecodeOptions
+    model: FrozenDecoder, message: Message, ask: Segment, rng: Array, options: DecodeOptions
 ) -> Generation:
     """Answers of the receiver's own."""
-    asked = _asked(party, message, ask)
+    asked = _asked(model, message, ask)
     return decode(
-        party.arch,
-        party.params,
+        model.arch,
+        model.params,
         asked,
         message.delivery,
         options,
         rng,
-        attention=party.attention,
+        attention=model.attention,
     )
 
 
-def _asked(party: Party, message: Message, ask: Segment) -> list[Segment]:
+def _asked(model: FrozenDecoder, message: Message, ask: Segment) -> list[Segment]:
     middle = [message.segment] if message.text is None else [message.segment, message.text]
-    return [head_segment(party.head, ask.lengths.shape[0]), *middle, ask]
+    return [head_segment(model.head, ask.lengths.shape[0]), *middle, ask]
 
 
 def predict(
-    message: Callable[[Scene, Batch], Message],
-    scene: Scene,
+    message: Callable[[EvalContext, Batch], Message],
+    ctx: EvalContext,
     batch: Batch,
     rng: Array,
     options: DecodeOptions,
 ) -> Raw:
     """Score and decode one batch with one method's `message`."""
-    given, columns = place(message, scene, batch)
-    ask, answer = _ask_and_answer(scene, batch)
+    given, columns = place(message, ctx, batch)
+    ask, answer = _ask_and_answer(ctx, batch)
     return Raw(
-        scored=score(scene.party, given, ask, answer),
-        written=write(scene.party, given, ask, rng, options),
+        scored=score(ctx.model, given, ask, answer),
+        written=write(ctx.model, given, ask, rng, options),
         columns=columns,
     )
 
 
 def rate(
-    message: Callable[[Scene, Batch], Message], scene: Scene, batches: Sequence[Batch]
+    message: Callable[[EvalContext, Batch], Message], ctx: EvalContext, batches: Sequence[Batch]
 ) -> list[Scored]:
     """Score batches that differ in their answers alone, after one message; nothing is written."""
-    given, _ = place(message, scene, batches[0])
-    return [score(scene.party, given, *_ask_and_answer(scene, batch)) for batch in batches]
+    given, _ = place(message, ctx, batches[0])
+    return [score(ctx.model, given, *_ask_and_answer(ctx, batch)) for batch in batches]
 
 
-def _ask_and_answer(scene: Scene, batch: Batch) -> tuple[Segment, Segment]:
+def _ask_and_answer(ctx: EvalContext, batch: Batch) -> tuple[Segment, Segment]:
     ask, answer = (
         Segment(
-            batch[f"{scene.receiver}/{role}/ids"],
+            batch[f"{ctx.receiver}/{role}/ids"],
             None,
-            batch[f"{scene.receiver}/{role}/lengths"],
+            batch[f"{ctx.receiver}/{role}/lengths"],
             role,
         )
         for role in ("ask", "answer")
@@ -145,8 +145,8 @@ def _ask_and_answer(scene: Scene, batch: Batch) -> tuple[Segment, Segment]:
 class Planned:
     """A call of `predict` that will come."""
 
-    message: Callable[[Scene, Batch], Message]
-    scene: Scene
+    message: Callable[[EvalContext, Batch], Message]
+    ctx: EvalContext
     batch: Batch
     rng: Array
     options: DecodeOptions
@@ -154,42 +154,42 @@ class Planned:
 
 def compile_all(calls: Sequence[Planned], console: Console) -> None:
     """Compile what `predict` needs for these calls, side by side."""
-    first, keys = Programs(), []
+    first, keys = AheadOfTime(), []
     for call in calls:
-        keys.append(first.add(place, call.message, call.scene, call.batch))
+        keys.append(first.add(place, call.message, call.ctx, call.batch))
     placed = first.compile(console)
-    second = Programs()
+    second = AheadOfTime()
     for call, key in zip(calls, keys, strict=True):
-        shapes, _ = jax.eval_shape(partial(place, call.message), call.scene, call.batch)
+        shapes, _ = jax.eval_shape(partial(place, call.message), call.ctx, call.batch)
         where, _ = placed[key].output_shardings
         given = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
-        ask, answer = _ask_and_answer(call.scene, call.batch)
-        second.add(score, call.scene.party, given, ask, answer)
-        second.add(write, call.scene.party, given, ask, call.rng, call.options)
+        ask, answer = _ask_and_answer(call.ctx, call.batch)
+        second.add(score, call.ctx.model, given, ask, answer)
+        second.add(write, call.ctx.model, given, ask, call.rng, call.options)
     second.compile(console)
 
 
 @jax.jit
-def sizes(scene: Scene, batch: Batch) -> tuple[Array, Array]:
+def sizes(ctx: EvalContext, batch: Batch) -> tuple[Array, Array]:
     """Slots [N] of every row's latent, and the receiver columns [N] that its message takes."""
-    latent = scene.encode(batch)
-    return latent.mask.sum(axis=1), occupied(delivered(scene, batch, scene.deliver(latent)))
+    latent = ctx.encode(batch)
+    return latent.mask.sum(axis=1), occupied(delivered(ctx, batch, ctx.deliver(latent)))
 
 
-def options_of(config: DecodeConfig, arch: Arch, speaker: Speaker) -> DecodeOptions:
+def options_of(config: DecodeConfig, arch: Arch, tokenizer: Tokenizer) -> DecodeOptions:
     """The decoder's options. A string of the stop list bans the token that it begins with, alone
     and after a space (but never a bare space)."""
     starts = {
         ids[0]
         for text in config.first_token_stop_list
-        for ids in speaker.encode_all([text.strip(), " " + text.strip()])
-        if ids and speaker.tokenizer.decode(ids[:1]).strip()
+        for ids in tokenizer.encode_all([text.strip(), " " + text.strip()])
+        if ids and tokenizer.backend.decode(ids[:1]).strip()
     }
     return DecodeOptions(
         max_new=config.max_new_tokens,
-        eos_ids=tuple(sorted({*arch.eos_ids, speaker.eos_id})),
+        eos_ids=tuple(sorted({*arch.eos_ids, tokenizer.eos_id})),
         min_new=config.min_new_tokens,
         eos_ban_steps=config.eos_ban_steps,
         temperature=config.temperature,
@@ -216,7 +216,7 @@ def shortened(
     *,
     method: Method,
     receiver: str,
-    speaker: Speaker,
+    tokenizer: Tokenizer,
 ) -> dict[str, np.ndarray]:
     """A batch on the host with as much of every row's text as the method keeps.
 
@@ -227,7 +227,7 @@ def shortened(
     lengths = batch[f"{receiver}/context/lengths"].copy()
     for i, budget in enumerate(latent_bytes):
         ids = batch[f"{receiver}/context/ids"][i][: lengths[i]].tolist()
-        lengths[i] = method.kept(speaker, ids, budget)
+        lengths[i] = method.kept(tokenizer, ids, budget)
     return batch | {f"{receiver}/context/lengths": lengths}
 
 
@@ -239,8 +239,8 @@ def on_host(
     latent_bytes: Sequence[int],
     *,
     method: Method,
-    scene: Scene,
-    speaker: Speaker,
+    ctx: EvalContext,
+    tokenizer: Tokenizer,
     options: DecodeOptions,
 ) -> list[Prediction]:
     """The rows of a batch (as many as there are examples; the rest is filling) in words.
@@ -249,7 +249,7 @@ def on_host(
         batch: the host's arrays; texts: the messages; latent_bytes: what each row's latent costs.
     """
     scored, written, columns = jax.device_get((raw.scored, raw.written, raw.columns))
-    name, table = scene.receiver, scene.party.params["embed"]
+    name, table = ctx.receiver, ctx.model.params["embed"]
     found = []
     for i in range(len(examples)):
         gold = batch[f"{name}/answer/ids"][i][: batch[f"{name}/answer/lengths"][i]].tolist()
@@ -258,17 +258,17 @@ def on_host(
             text=texts[i],
             ids=batch[f"{name}/context/ids"][i][: batch[f"{name}/context/lengths"][i]].tolist(),
             columns=int(columns[i]),
-            speaker=speaker,
+            tokenizer=tokenizer,
             latent_bytes=latent_bytes[i],
             embedding_bytes=table.shape[1] * table.dtype.itemsize,
         )
         comparable = plain(options) and len(gold) <= options.max_new
         found.append(
             Prediction(
-                text=speaker.tokenizer.decode(said[: written.lengths[i]]).strip(),
+                text=tokenizer.backend.decode(said[: written.lengths[i]]).strip(),
                 nll=float(scored.nll[i]),
                 tokens=int(scored.tokens[i]),
-                first_rank=int(scored.ranks[i][first_word(speaker, gold)]),
+                first_rank=int(scored.ranks[i][first_word(tokenizer, gold)]),
                 argmax=bool(scored.argmax[i]),
                 same=said == gold if comparable else None,
                 columns=sent.columns,

@@ -16,7 +16,7 @@ from lw_jax.utils.files import write_text
 
 
 @dataclass(frozen=True)
-class Partial:
+class PredictionCache:
     """A folder with one file per receiver and method. key: names the evaluation they belong to;
     files of another one are not read."""
 

@@ -27,9 +27,9 @@ from lw_jax.evaluate.metrics.squad import exact_match
 from lw_jax.mesh import put_batch
 from lw_jax.models import encoder
 from lw_jax.models.decoder import embed_tokens, run
-from lw_jax.models.frozen import EncoderParty, Sender
+from lw_jax.models.frozen import FrozenEncoder, Sender
 from lw_jax.models.params import depth
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.types import Array
 
 Floats = NDArray[np.float64]
@@ -78,7 +78,7 @@ def fit_linear(x: Floats, labels: NDArray[np.int64], classes: int, l2: float) ->
 
 
 def probe(
-    setting: Setting,
+    pipeline: Pipeline,
     cfg: ProbeConfig,
     train: Sequence[Example],
     asked: Asked,
@@ -99,19 +99,19 @@ def probe(
             "a linear probe needs a task of a few labels"
         )
     labels = np.array([classes.index(e.answers[0]) for e in train])
-    named: dict[str, Sender] = dict(setting.parties.receivers)
-    if setting.parties.sender is not None:
-        named = {"sender": setting.parties.sender} | named
-    for name, party in named.items():
-        wrong = [layer for layer in cfg.layers if layer > depth(party.params)]
+    named: dict[str, Sender] = dict(pipeline.frozen.receivers)
+    if pipeline.frozen.sender is not None:
+        named = {"sender": pipeline.frozen.sender} | named
+    for name, model in named.items():
+        wrong = [layer for layer in cfg.layers if layer > depth(model.params)]
         if wrong:
             raise UserError(
-                f"probe.layers: {wrong[0]} is beyond the {depth(party.params)} layers of {name} "
+                f"probe.layers: {wrong[0]} is beyond the {depth(model.params)} layers of {name} "
                 "that are loaded"
             )
-    ways = dict(setting.mesh.shape)["data"]
+    ways = dict(pipeline.mesh.shape)["data"]
     size = -(-min(batch_size, len(train)) // ways) * ways
-    states = _states(setting, cfg, named, [*train, *asked.examples], size)
+    states = _states(pipeline, cfg, named, [*train, *asked.examples], size)
     found = {}
     for name, held in states.items():
         (layer, l2), chosen_by = _choose(held, cfg, labels, len(classes))
@@ -151,28 +151,28 @@ def _choose(
 
 
 def _states(
-    setting: Setting,
+    pipeline: Pipeline,
     cfg: ProbeConfig,
     named: dict[str, Sender],
     examples: Sequence[Example],
     batch_size: int,
 ) -> dict[str, dict[int, Floats]]:
     """Per model and layer the mean states [n, D] of the examples' texts."""
-    collate = setting.collate([(e,) for e in examples])
+    collate = pipeline.collate([(e,) for e in examples])
     layers = {n: cfg.layers or tuple(range(depth(p.params) + 1)) for n, p in named.items()}
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in named}
     for begin in range(0, len(examples), batch_size):
         rows = list(examples[begin : begin + batch_size])
         rows += rows[:1] * (batch_size - len(rows))
-        batch = put_batch(setting.mesh, collate([(e,) for e in rows]))
-        for name, party in named.items():
+        batch = put_batch(pipeline.mesh, collate([(e,) for e in rows]))
+        for name, model in named.items():
             key = "source" if name == "sender" else f"{name}/context"
             ids, lengths, skip = (
                 batch[f"{key}/ids"],
                 batch[f"{key}/lengths"],
                 batch.get(f"{key}/skip"),
             )
-            parts[name].append(np.asarray(_means(party, ids, lengths, skip, layers[name])))
+            parts[name].append(np.asarray(_means(model, ids, lengths, skip, layers[name])))
     found = {}
     for name, pieces in parts.items():
         whole = np.concatenate(pieces, axis=1)[:, : len(examples)].astype(np.float64)
@@ -182,35 +182,35 @@ def _states(
 
 @partial(jax.jit, static_argnames="layers")
 def _means(
-    party: Sender, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
+    model: Sender, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
 ) -> Array:
     """Mean states [n, B, D] over the content of ids [B, T], which the head comes before.
 
     skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
     """
     wanted = tuple(sorted(set(layers)))
-    if isinstance(party, EncoderParty):
+    if isinstance(model, FrozenEncoder):
         assert skip is not None
         stop = max(wanted)
         read = encoder.run(
-            party.arch, party.params, ids, lengths, stop=stop, taps=wanted, impl=party.attention
+            model.arch, model.params, ids, lengths, stop=stop, taps=wanted, impl=model.attention
         )
         return _mean(read.taps, skip, lengths - 1)
     if skip is None:
-        head = jnp.broadcast_to(jnp.asarray(party.head, jnp.int32), (ids.shape[0], len(party.head)))
+        head = jnp.broadcast_to(jnp.asarray(model.head, jnp.int32), (ids.shape[0], len(model.head)))
         ids = jnp.concatenate([head, ids], axis=1)
-        lengths = lengths + len(party.head)
-        skip = jnp.full_like(lengths, len(party.head))
+        lengths = lengths + len(model.head)
+        skip = jnp.full_like(lengths, len(model.head))
     index = jnp.arange(ids.shape[1])[None]
     out = run(
-        party.arch,
-        party.params,
-        embed_tokens(party.params, ids),
+        model.arch,
+        model.params,
+        embed_tokens(model.params, ids),
         positions=jnp.broadcast_to(index, ids.shape),
         lengths=lengths,
         stop=max(wanted),
         taps=wanted,
-        impl=party.attention,
+        impl=model.attention,
     )
     return _mean(out.taps, skip, lengths)
 

@@ -132,7 +132,7 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
     found += [
         f"{name}: {other['total']:,} parameters, stage {other['stage']}, step {other['step']}, "
         f"{other['origin']}."
-        for name, other in metrics.get("beside", {}).items()
+        for name, other in metrics.get("rivals", {}).items()
     ]
     return found
 

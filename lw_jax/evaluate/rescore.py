@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lw_jax.evaluate.compare import Comparison
 from lw_jax.evaluate.methods import latent
-from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.predict import rate
 from lw_jax.mesh import put_batch
 
@@ -25,7 +25,7 @@ Candidates = Mapping[str, Sequence[str]]
 
 
 def together(
-    compared: Comparison, scenes: Mapping[str, Scene], candidates: Candidates
+    compared: Comparison, scenes: Mapping[str, EvalContext], candidates: Candidates
 ) -> list[str] | None:
     """Row by row the answer that the receivers choose; None where there is nothing to choose: one
     receiver, or one that writes more than an answer (`layout.target`).
@@ -33,10 +33,10 @@ def together(
     Raises:
         SystemExit: code 0 after SIGTERM.
     """
-    if len(candidates) < 2 or compared.setting.layout.target != "answer":
+    if len(candidates) < 2 or compared.pipeline.layout.target != "answer":
         return None
     rows, texts = _answering(compared, candidates), list(candidates.values())
-    scores = sum(log_probabilities(rows, scene, texts) for scene in scenes.values())
+    scores = sum(log_probabilities(rows, ctx, texts) for ctx in scenes.values())
     return pick(texts, np.asarray(scores))
 
 
@@ -51,7 +51,7 @@ def pick(candidates: Sequence[Sequence[str]], scores: NDArray[np.float64]) -> li
 
 
 def log_probabilities(
-    rows: Sequence[Comparison], scene: Scene, candidates: Sequence[Sequence[str]]
+    rows: Sequence[Comparison], ctx: EvalContext, candidates: Sequence[Sequence[str]]
 ) -> NDArray[np.float64]:
     """[c, n] nats that one receiver gives c answers to each row, EOS included.
 
@@ -60,8 +60,8 @@ def log_probabilities(
     """
     found: list[list[float]] = [[] for _ in rows]
     for batches in zip(*(one.batches() for one in rows), strict=True):
-        placed = [put_batch(rows[0].setting.mesh, batch) for _, batch in batches]
-        raw = jax.device_get(rate(latent.METHOD.message, scene, placed))
+        placed = [put_batch(rows[0].pipeline.mesh, batch) for _, batch in batches]
+        raw = jax.device_get(rate(latent.METHOD.message, ctx, placed))
         for nats, scored, (_, batch) in zip(found, raw, batches, strict=True):
             nats += np.where(batch["valid"], -scored.nll.astype(np.float64), -np.inf).tolist()
         if rows[0].terminated():
@@ -80,5 +80,5 @@ def _answering(compared: Comparison, candidates: Candidates) -> list[Comparison]
         ]
         for texts in candidates.values()
     ]
-    collate = compared.setting.collate([(e,) for examples in answering for e in examples])
+    collate = compared.pipeline.collate([(e,) for examples in answering for e in examples])
     return [replace(compared, examples=examples, collate=collate) for examples in answering]

@@ -57,7 +57,7 @@ def judge(
     columns: float,
     settings: Settings,
     metric: str = METRIC,
-    beside: Sequence[str] = (),
+    rivals: Sequence[str] = (),
 ) -> Verdict:
     """The verdict of one receiver.
 
@@ -65,7 +65,7 @@ def judge(
         rows: per method, `metric` row by row [n]; has `latent`, `no_message` and `deranged`.
         groups: n context ids, resampled together.
         columns: receiver columns that the latent's message occupies.
-        beside: methods that are another bridge's.
+        rivals: methods that are another bridge's.
     """
 
     def against(other: str) -> Difference:
@@ -93,7 +93,7 @@ def judge(
         words.append(_budget(apart[best], of, name))
     if BYTES in rows:
         words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
-    words += [_budget(apart[m], f"{m}, another bridge", name) for m in beside]
+    words += [_budget(apart[m], f"{m}, another bridge", name) for m in rivals]
     return Verdict(carries, share, apart, tuple(words), metric)
 
 

@@ -9,10 +9,10 @@ import flax.linen as nn
 
 from lw_jax.types import Array
 
-Notes = Mapping[str, Any]
+Intermediates = Mapping[str, Any]
 """By part and name: `notes["bottleneck"]["codes"]`; arrays with the batch in front."""
 
 
-def note(module: nn.Module, name: str, value: Array) -> None:
+def sow(module: nn.Module, name: str, value: Array) -> None:
     """Let objectives and alarms see a value: nothing is stored where nobody asks for notes."""
-    module.sow("notes", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+    module.sow("intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora
 from lw_jax.utils.checks import at_least, between
 
@@ -50,7 +50,7 @@ class LowRank(nn.Module):
     """
 
     config: Config
-    dims: ReceiverDims
+    dims: ModelDims
 
     @nn.compact
     def __call__(self, latent: Latent | None, train: bool = False) -> Delivery:
@@ -80,7 +80,7 @@ class LowRank(nn.Module):
         return a * kept / keep
 
 
-def fans(dims: ReceiverDims, target: str) -> tuple[int, int]:
+def fans(dims: ModelDims, target: str) -> tuple[int, int]:
     """Inputs and outputs of a projection of the receiver, heads flattened."""
     wide, narrow = dims.query_heads * dims.head_dim, dims.kv_heads * dims.head_dim
     outputs = {"q": wide, "k": narrow, "v": narrow}

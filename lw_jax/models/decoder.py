@@ -102,7 +102,7 @@ def run(
     if any(not start <= tap <= stop for tap in taps):
         raise UserError(f"taps {list(taps)} are not all between layers {start} and {stop}")
     given = delivery if delivery is not None else LayerInputs()
-    scene = _scene(arch, positions, lengths, given, cache)
+    ctx = _scene(arch, positions, lengths, given, cache)
     # Row `len(taps)` takes the writes of layers that nobody asked for.
     rows = jnp.asarray([taps.index(i) if i in taps else len(taps) for i in range(stop + 1)])
     width = h.shape[1] if tap_at is None else tap_at.shape[1]
@@ -110,7 +110,7 @@ def run(
     tapped = jnp.zeros(shape, h.dtype) if taps else None
 
     def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any]:
-        return _layer(arch, params["layers"], h, kv_cache, x, given.edits, scene, impl)
+        return _layer(arch, params["layers"], h, kv_cache, x, given.edits, ctx, impl)
 
     checkpointed = jax.checkpoint(one_layer, prevent_cse=False)
 
@@ -134,7 +134,7 @@ def run(
     (h, kv_cache, tapped), _ = lax.scan(body, (h, kv_cache, tapped), xs)
     if cache is not None and kv_cache is not None:
         filled = cache.lengths + lengths.astype(jnp.int32)
-        cache = Cache(kv_cache[0], kv_cache[1], scene.key_positions, filled)
+        cache = Cache(kv_cache[0], kv_cache[1], ctx.key_positions, filled)
     return Run(h, None if tapped is None else tapped[: len(taps)], cache)
 
 
@@ -231,7 +231,7 @@ def _layer(
     kv_cache: tuple[Array, Array] | None,
     x: dict[str, Any],
     edits: Edits,
-    scene: _Scene,
+    ctx: _Scene,
     impl: str,
 ) -> tuple[Array, tuple[Array, Array] | None]:
     """One layer with its edits: the stream after it, and the cache with its keys and values."""
@@ -239,27 +239,27 @@ def _layer(
     size = stack["attn_norm"].shape[0]
     slot = None if lora is None else stacked_slot(lora.layers, size, x["layer"])
     q, k, v = heads(
-        arch, w, rms_norm(h, w["attn_norm"], arch.norm_eps), scene.cos, scene.sin, lora, slot
+        arch, w, rms_norm(h, w["attn_norm"], arch.norm_eps), ctx.cos, ctx.sin, lora, slot
     )
-    k = rotate(_add_at(k, scene.slots, x.get("k_delta")), scene.cos, scene.sin)
-    v = _add_at(v, scene.slots, x.get("v_delta"))
+    k = rotate(_add_at(k, ctx.slots, x.get("k_delta")), ctx.cos, ctx.sin)
+    v = _add_at(v, ctx.slots, x.get("v_delta"))
     if kv_cache is not None:
-        assert scene.columns is not None
-        k_all = kept.put(kv_cache[0], x["layer"], scene.columns, k)
-        v_all = kept.put(kv_cache[1], x["layer"], scene.columns, v)
+        assert ctx.columns is not None
+        k_all = kept.put(kv_cache[0], x["layer"], ctx.columns, k)
+        v_all = kept.put(kv_cache[1], x["layer"], ctx.columns, v)
         kv_cache = (k_all, v_all)
         k, v = take_layer((k_all, v_all), x["layer"])
     if "prefix_k" in x:
-        assert scene.prefix_cos is not None
-        assert scene.prefix_sin is not None
-        prefix = rotate(x["prefix_k"].astype(k.dtype), scene.prefix_cos, scene.prefix_sin)
+        assert ctx.prefix_cos is not None
+        assert ctx.prefix_sin is not None
+        prefix = rotate(x["prefix_k"].astype(k.dtype), ctx.prefix_cos, ctx.prefix_sin)
         k = jnp.concatenate([prefix, k], axis=1)
         v = jnp.concatenate([x["prefix_v"].astype(v.dtype), v], axis=1)
-    mixed = attend.attention(q, k, v, scene.mask, impl)
-    if scene.gain is not None and scene.message is not None:
+    mixed = attend.attention(q, k, v, ctx.mask, impl)
+    if ctx.gain is not None and ctx.message is not None:
         # The factor is per query, so it cannot be put on v once: the message's share is added.
-        share = attend.attention(q, k, v * scene.message[..., None, None], scene.mask, impl)
-        mixed += (scene.gain.astype(mixed.dtype) - 1)[..., None, None] * share
+        share = attend.attention(q, k, v * ctx.message[..., None, None], ctx.mask, impl)
+        mixed += (ctx.gain.astype(mixed.dtype) - 1)[..., None, None] * share
     h = h + output(w, mixed, lora, slot)
     h = h + mlp(w, rms_norm(h, w["mlp_norm"], arch.norm_eps))
     blocks = edits.blocks

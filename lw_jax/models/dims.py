@@ -8,7 +8,7 @@ from lw_jax.models.encoder_arch import AnyArch
 
 
 @dataclass(frozen=True)
-class ReceiverDims:
+class ModelDims:
     """A frozen receiver as a reader sees it.
 
     width D, layers L, kv_heads K, head_dim h; embed_rms: RMS of its embedding table's entries over
@@ -39,14 +39,14 @@ class ReceiverDims:
         return self.value_rms[layer] if self.value_rms else 1.0
 
 
-def sizes(arch: AnyArch, layers: int | None = None) -> ReceiverDims:
+def sizes(arch: AnyArch, layers: int | None = None) -> ModelDims:
     """Sizes of a frozen model, or of its first layers; nothing is measured."""
     count = arch.layers if layers is None else layers
-    return ReceiverDims(arch.width, count, arch.kv_heads, arch.head_dim, heads=arch.heads)
+    return ModelDims(arch.width, count, arch.kv_heads, arch.head_dim, heads=arch.heads)
 
 
 @dataclass(frozen=True)
-class Dims:
+class BridgeDims:
     """The frozen side of a bridge.
 
     source_width: D of one tap of the source; taps: how many; latent_dim: d_z of a slot;
@@ -57,9 +57,9 @@ class Dims:
     source_width: int
     taps: int
     latent_dim: int
-    receivers: dict[str, ReceiverDims] = field(default_factory=dict)
+    receivers: dict[str, ModelDims] = field(default_factory=dict)
     source_vocab: int = 0
-    sender: ReceiverDims | None = None
+    sender: ModelDims | None = None
 
     def __hash__(self) -> int:
         own = self.source_width, self.taps, self.latent_dim, self.source_vocab, self.sender

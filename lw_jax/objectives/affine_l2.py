@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lw_jax.objectives.base import Term
 from lw_jax.objectives.context import Context
-from lw_jax.objectives.scale_l2 import noted
+from lw_jax.objectives.scale_l2 import sown
 from lw_jax.utils.schedule import Schedule
 
 
@@ -34,5 +34,5 @@ class Config:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Once for a batch."""
-    loss = noted(context, receiver, "colour", "affine_l2", "set its colour to true")
+    loss = sown(context, receiver, "colour", "affine_l2", "set its colour to true")
     return {"affine_l2": Term(loss, jnp.float32(1.0))}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.base import Term, masked
 from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import linear, linear_head
@@ -39,7 +39,7 @@ class Config:
         at_least(self, 0, "positive_weight")
 
 
-def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
     """A linear head to the source's vocabulary per receiver."""
     if dims.source_vocab < 1:
         raise UserError("objectives.bag_of_words: the source has no vocabulary; leave it out")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.objectives.base import Term
-from lw_jax.objectives.code_notes import noted, real_slots
+from lw_jax.objectives.code_notes import real_slots, sown
 from lw_jax.objectives.context import Context
 from lw_jax.utils.schedule import Schedule
 
@@ -39,7 +39,7 @@ class Config:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Nats that the entropy falls short of even use, log K - H, over the slots of the batch."""
-    distances, codes = (noted(context, n, "code_entropy", "vq") for n in ("distances", "codes"))
+    distances, codes = (sown(context, n, "code_entropy", "vq") for n in ("distances", "codes"))
     real = real_slots(context, codes).astype(jnp.float32)
     count = jnp.sum(real)
     soft = jax.nn.softmax(-distances / config.temperature, axis=-1)

@@ -7,13 +7,13 @@ from lw_jax.objectives.context import Context
 from lw_jax.types import Array
 
 
-def noted(context: Context, name: str, objective: str, bottlenecks: str) -> Array:
+def sown(context: Context, name: str, objective: str, bottlenecks: str) -> Array:
     """A value that the bottleneck noted.
 
     Raises:
         UserError: this bridge's bottleneck notes no such value; names those that do.
     """
-    held = context.notes.get("bottleneck", {})
+    held = context.intermediates.get("bottleneck", {})
     if name not in held:
         raise UserError(
             f"objectives.{objective}: this bridge's bottleneck has no {name}; "

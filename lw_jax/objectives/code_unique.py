@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lw_jax.bottlenecks.codes import distinct
 from lw_jax.objectives.base import Term
-from lw_jax.objectives.code_notes import noted, real_slots
+from lw_jax.objectives.code_notes import real_slots, sown
 from lw_jax.objectives.context import Context
 from lw_jax.utils.schedule import Schedule
 
@@ -32,7 +32,7 @@ class Config:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """-log(different code tuples / slots) of the batch."""
-    codes = noted(context, "codes", "code_unique", "fsq or bridge.bottleneck.vq")
+    codes = sown(context, "codes", "code_unique", "fsq or bridge.bottleneck.vq")
     real = real_slots(context, codes)
     count = jnp.sum(real).astype(jnp.float32)
     different = distinct(jnp.where(real[..., None], codes, -1)).astype(jnp.float32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lw_jax.objectives.base import Term
-from lw_jax.objectives.code_notes import noted, real_slots
+from lw_jax.objectives.code_notes import real_slots, sown
 from lw_jax.objectives.context import Context
 from lw_jax.utils.schedule import Schedule
 
@@ -37,7 +37,7 @@ class Config:
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """-log variance of the codes, scaled to [-1, 1], over all slots of the batch."""
     name = "values" if config.rounded else "bounded"
-    values, codes = (noted(context, n, "code_variance", "fsq") for n in (name, "codes"))
+    values, codes = (sown(context, n, "code_variance", "fsq") for n in (name, "codes"))
     real = real_slots(context, codes).astype(jnp.float32)
     count = jnp.sum(real)
     weights = (real / jnp.maximum(1.0, count))[..., None]

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.layers.intermediates import Notes
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Parties
+from lw_jax.layers.intermediates import Intermediates
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives.base import COSINE, Term, mean
 from lw_jax.receiver.answer import answer_reading
@@ -51,9 +51,9 @@ class Context:
     None: all stay.
     """
 
-    bridge: Callable[..., tuple[Any, Notes]]
-    dims: Dims
-    parties: Parties
+    bridge: Callable[..., tuple[Any, Intermediates]]
+    dims: BridgeDims
+    frozen: FrozenModels
     batch: dict[str, Array]
     taps: Taps
     rng: Array
@@ -65,15 +65,15 @@ class Context:
     sampled: Array | None = None
 
     @cached_property
-    def encoded(self) -> tuple[Latent, Notes]:
+    def encoded(self) -> tuple[Latent, Intermediates]:
         """The latent of the B contexts, and what the parts noted while making it."""
-        latent, notes = self.apply(self.taps, method="encode", key=0)
+        latent, intermediates = self.apply(self.taps, method="encode", key=0)
         if self.keep is not None:
             rng = jax.random.fold_in(self.rng, _DROPOUT)
             stays = jax.random.bernoulli(rng, self.keep, latent.mask.shape)
             # Zeroed, not masked: the slots that are left stay where they are.
             latent = latent.replace(slots=latent.slots * stays[..., None])
-        return latent, notes
+        return latent, intermediates
 
     @property
     def latent(self) -> Latent:
@@ -81,12 +81,12 @@ class Context:
         return self.encoded[0]
 
     @property
-    def notes(self) -> Notes:
+    def intermediates(self) -> Intermediates:
         """What the source, the compressor and the bottleneck noted."""
         return self.encoded[1]
 
     @cached_property
-    def given(self) -> dict[str, tuple[Delivery, Notes]]:
+    def given(self) -> dict[str, tuple[Delivery, Intermediates]]:
         """What each receiver is given, of the B contexts, and what its readers noted."""
         return {
             name: self.apply(name, self.latent, method="deliver", key=1 + i)
@@ -98,7 +98,7 @@ class Context:
         """What each receiver is given, of the B contexts."""
         return {name: delivery for name, (delivery, _) in self.given.items()}
 
-    def reader_notes(self, receiver: str) -> Notes:
+    def reader_intermediates(self, receiver: str) -> Intermediates:
         """What a receiver's readers noted, by variant: `["soft_tokens"]["saturation"]`."""
         before = f"readers_{receiver}_"  # linen's name for an entry of a dict of modules
         return {k.removeprefix(before): v for k, v in self.given[receiver][1].items()}
@@ -113,7 +113,7 @@ class Context:
         """Whether something has asked for the deliveries."""
         return "given" in self.__dict__
 
-    def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Notes]:
+    def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Intermediates]:
         """A method of the bridge, with randomness of its own (`key` 64 and above are free)."""
         rng = jax.random.fold_in(self.rng, key)
         return self.bridge(*arguments, method=method, train=self.train, rng=rng)
@@ -158,7 +158,7 @@ class Context:
             if self.sampled is not None and asked.message == "latent" and asked.gradient:
                 batch = batch | {f"{receiver}/answer/ids": self._own_tokens(receiver)}
             reading = answer_reading(
-                self.parties, batch, receiver, asked.message, given, self.questions
+                self.frozen, batch, receiver, asked.message, given, self.questions
             )
             reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
             if not asked.gradient:
@@ -168,9 +168,9 @@ class Context:
 
     def _own_tokens(self, receiver: str) -> Array:
         """[N, A] answer tokens, some of them the receiver's most probable ones."""
-        party = self.parties.receivers[receiver]
+        model = self.frozen.receivers[receiver]
         read = self.reading(receiver, Pass("latent", gradient=False))
-        own = chunked_cross_entropy(party.arch, party.params, read.hidden, read.labels).argmax
+        own = chunked_cross_entropy(model.arch, model.params, read.hidden, read.labels).argmax
         which = jax.random.fold_in(self.rng, _SAMPLING)
         rng = jax.random.fold_in(which, list(self.dims.receivers).index(receiver))
         assert self.sampled is not None

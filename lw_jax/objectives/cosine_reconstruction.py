@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.base import COSINE, Term, masked
 from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import check_headless, linear_head, pooled
@@ -48,7 +48,7 @@ class Config:
     source_norm: bool = True
 
 
-def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
     """A linear head per receiver, where heads are asked for."""
     heads = {}
     target = source_width(dims, "cosine_reconstruction")

@@ -48,7 +48,7 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
         for part in ("ids", "lengths")
     )
     real = jnp.arange(ids.shape[1])[None] < lengths[:, None]
-    embeds = embed_tokens(context.parties.receivers[receiver].params, ids)
+    embeds = embed_tokens(context.frozen.receivers[receiver].params, ids)
     target = jax.lax.stop_gradient(masked_mean(embeds, real))
     apart = distance(config.distance, jnp.repeat(slots, context.questions, axis=0), target)
     return {"embedding_anchor": masked(apart, context.valid & jnp.any(real, axis=1))}

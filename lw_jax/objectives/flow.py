@@ -52,7 +52,7 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     lengths = context.batch[f"{receiver}/{part}/lengths"]
     valid = context.valid_contexts if part == "context" else context.valid
     mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & valid[:, None]
-    x = embed_tokens(context.parties.receivers[receiver].params, ids)
+    x = embed_tokens(context.frozen.receivers[receiver].params, ids)
     target = Features(x, mask, ids)
     contexts = context.taps.mask.shape[0]
     each = ids.shape[0] // contexts

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.base import Term, masked
 from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import check_headless, linear_head, pooled
@@ -65,7 +65,7 @@ class Config:
             raise UserError("head: positive 'self' compares slots with slots; leave it at none")
 
 
-def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
     """A linear head per receiver, where heads are asked for."""
     heads = {}
     for i, receiver in enumerate(dims.receivers):

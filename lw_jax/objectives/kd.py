@@ -37,8 +37,8 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Nats per answer token."""
     student = context.reading(receiver, Pass("latent"))
     teacher = context.reading(receiver, Pass("text", gradient=False))
-    party = context.parties.receivers[receiver]
-    kl = chunked_kl(party.arch, party.params, student.hidden, teacher.hidden, config.tau)
+    model = context.frozen.receivers[receiver]
+    kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, config.tau)
     mask = student.mask & context.valid[:, None]
     if config.first is not None:
         mask = mask & (jnp.arange(mask.shape[1])[None, :] < config.first)

@@ -48,7 +48,7 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     )
     at = start[:, None] + jnp.arange(slots.shape[1])[None]
     gold = jnp.take_along_axis(ids, jnp.minimum(at, ids.shape[1] - 1), axis=1)
-    embeds = embed_tokens(context.parties.receivers[receiver].params, gold)
+    embeds = embed_tokens(context.frozen.receivers[receiver].params, gold)
     slots, mask = (jnp.repeat(x, context.questions, axis=0) for x in (slots, mask))
     apart = distance(config.distance, slots, jax.lax.stop_gradient(embeds))
     counts = mask & (at < lengths[:, None] - 1) & context.valid[:, None]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.base import COSINE, Term, masked
 from lw_jax.objectives.context import Context
 from lw_jax.objectives.heads import TokenHead, linear_head, pooled
@@ -65,7 +65,7 @@ class Config:
         return TokenHead(self.positions, self.width, self.heads, source_width)
 
 
-def init(config: Config, dims: Dims, rng: Array) -> PyTree:
+def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
     """A head per receiver."""
     heads = {}
     target = source_width(dims, "reconstruction")

@@ -42,20 +42,20 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
         rms = jnp.sqrt(jnp.mean(jnp.square(slots.astype(jnp.float32)), axis=-1) + 1e-12)
         counts = mask & context.valid_contexts[:, None]
         return {"scale_l2": masked(jnp.square(rms / own - 1.0), counts)}
-    value = noted(
+    value = sown(
         context, receiver, config.of, "scale_l2.of", "set its conditioning or colour, or use rms"
     )
     loss = value if config.of == "colour" else jnp.square(value - 1.0)
     return {"scale_l2": Term(loss, jnp.float32(1.0))}
 
 
-def noted(context: Context, receiver: str, name: str, key: str, remedy: str) -> Array:
+def sown(context: Context, receiver: str, name: str, key: str, remedy: str) -> Array:
     """What the soft tokens' reader noted of its scale or its colour.
 
     Raises:
         UserError: it has none; key: of the objective, remedy: for this message.
     """
-    found = context.reader_notes(receiver).get("soft_tokens", {})
+    found = context.reader_intermediates(receiver).get("soft_tokens", {})
     if name not in found:
         raise UserError(f"objectives.{key}: bridge.reader.soft_tokens has no {name}; {remedy}")
     return cast(Array, found[name])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.models.decoder import embed_tokens, run
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.objectives.context import Context, Pass
 from lw_jax.receiver.answer import segments
@@ -30,20 +30,20 @@ def answer_scores(
 ) -> tuple[TokenScores, Array, Array]:
     """Scores of the answer's tokens read from the latent, their labels and the mask of those that
     count, all [N, A]; of the `first` tokens alone if a number is given."""
-    reading, party = context.reading(receiver, Pass("latent")), context.parties.receivers[receiver]
+    reading, model = context.reading(receiver, Pass("latent")), context.frozen.receivers[receiver]
     hidden, labels, mask = (x[:, :first] for x in (reading.hidden, reading.labels, reading.mask))
-    scored = chunked_cross_entropy(party.arch, party.params, hidden, labels)
+    scored = chunked_cross_entropy(model.arch, model.params, hidden, labels)
     return scored, labels, mask & context.valid[:, None]
 
 
 def first_token(context: Context, receiver: str, asked: Pass) -> tuple[TokenScores, Array]:
     """Scores [N, 1] of the first answer token that is no space after one pass, and the mask [N, 1]
     of those that count. It is the token that the metrics look at as well."""
-    reading, party = context.reading(receiver, asked), context.parties.receivers[receiver]
+    reading, model = context.reading(receiver, asked), context.frozen.receivers[receiver]
     start = context.batch[f"{receiver}/answer/start"][:, None]
     hidden = jnp.take_along_axis(reading.hidden, start[..., None], axis=1)
     labels, mask = (jnp.take_along_axis(x, start, axis=1) for x in (reading.labels, reading.mask))
-    scored = chunked_cross_entropy(party.arch, party.params, hidden, labels)
+    scored = chunked_cross_entropy(model.arch, model.params, hidden, labels)
     return scored, mask & context.valid[:, None]
 
 
@@ -67,7 +67,7 @@ def given_slots(
     return delivery.embeds, jnp.ones(delivery.embeds.shape[:2], bool) if mask is None else mask
 
 
-def given_width(dims: Dims, receiver: str, head_input: HeadInput = "delivered") -> int:
+def given_width(dims: BridgeDims, receiver: str, head_input: HeadInput = "delivered") -> int:
     """Width of `given_slots`."""
     return dims.latent_dim if head_input == "pre_scale" else dims.receivers[receiver].width
 
@@ -77,7 +77,7 @@ def counted(context: Context, mask: Array) -> Array:
     return context.valid_contexts & jnp.any(mask, axis=1)
 
 
-def source_width(dims: Dims, name: str) -> int:
+def source_width(dims: BridgeDims, name: str) -> int:
     """Width of `source_states`.
 
     Raises:
@@ -111,7 +111,7 @@ def text_states(context: Context, receiver: str, layer: int) -> tuple[Array, Arr
     lengths = context.batch[f"{receiver}/context/lengths"]
     mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
     if layer == 0:
-        states = embed_tokens(context.parties.receivers[receiver].params, ids)
+        states = embed_tokens(context.frozen.receivers[receiver].params, ids)
     else:
         states = _states_after(context, receiver, text_message(ids, lengths), None, layer)
     return jax.lax.stop_gradient(states), mask
@@ -131,19 +131,19 @@ def _states_after(
     context: Context, receiver: str, message: Segment, delivery: Delivery | None, layer: int
 ) -> Array:
     """The stream at the message after some layers, with the receiver's usual head before it."""
-    party = context.parties.receivers[receiver]
+    model = context.frozen.receivers[receiver]
     laid = lay_out(
-        party.params, [head_segment(party.head, message.lengths.shape[0]), message], delivery
+        model.params, [head_segment(model.head, message.lengths.shape[0]), message], delivery
     )
     out = run(
-        party.arch,
-        party.params,
+        model.arch,
+        model.params,
         laid.packed.h,
         positions=laid.positions,
         lengths=laid.packed.lengths,
         stop=layer,
         delivery=laid.inputs,
-        impl=party.attention,
+        impl=model.attention,
     )
     return gather_states(out.h, laid.packed.starts["message"], message.size)
 
@@ -156,16 +156,16 @@ def suffix_states(
 
     The EOS that ends the answer is left out: nothing is read from its state.
     """
-    party, questions = context.parties.receivers[receiver], context.questions
+    model, questions = context.frozen.receivers[receiver], context.questions
     delivery = expand(context.deliveries[receiver], questions) if message == "latent" else None
-    parts = segments(context.parties, context.batch, receiver, message, delivery, questions)
-    laid = lay_out(party.params, parts, delivery)
+    parts = segments(context.frozen, context.batch, receiver, message, delivery, questions)
+    laid = lay_out(model.params, parts, delivery)
     starts, sizes = laid.packed.starts, laid.packed.sizes
     index = jnp.arange(sum(s.size for s in parts if s.role in ("ask", "answer")))[None]
     at = jnp.minimum(starts["ask"][:, None] + index, laid.positions.shape[1] - 1)
     out = run(
-        party.arch,
-        party.params,
+        model.arch,
+        model.params,
         laid.packed.h,
         positions=laid.positions,
         lengths=laid.packed.lengths,
@@ -173,7 +173,7 @@ def suffix_states(
         taps=tuple(range(1, layers + 1)),
         tap_at=at,
         delivery=laid.inputs,
-        impl=party.attention,
+        impl=model.attention,
     )
     assert out.taps is not None
     mask = index < (sizes["ask"] + sizes["answer"] - 1)[:, None]

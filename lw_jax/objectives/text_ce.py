@@ -31,6 +31,6 @@ class Config:
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Nats per answer token, EOS included."""
     reading = context.reading(receiver, Pass("text", adapted=True))
-    party = context.parties.receivers[receiver]
-    scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+    model = context.frozen.receivers[receiver]
+    scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
     return {"text_ce": masked(scored.nll, reading.mask & context.valid[:, None])}

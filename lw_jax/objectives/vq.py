@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.code_notes import noted, real_slots
+from lw_jax.objectives.code_notes import real_slots, sown
 from lw_jax.objectives.context import Context
 from lw_jax.utils.checks import at_least
 from lw_jax.utils.schedule import Schedule
@@ -34,7 +34,7 @@ class Config:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Mean squared difference of a slot's entries, per slot."""
-    x, chosen, codes = (noted(context, n, "vq", "vq") for n in ("inputs", "chosen", "codes"))
+    x, chosen, codes = (sown(context, n, "vq", "vq") for n in ("inputs", "chosen", "codes"))
     real = real_slots(context, codes)
     codebook = jnp.mean(jnp.square(jax.lax.stop_gradient(x) - chosen), axis=-1)
     commitment = jnp.mean(jnp.square(x - jax.lax.stop_gradient(chosen)), axis=-1)

@@ -19,7 +19,7 @@ from lw_jax.data.prefetch import ahead
 from lw_jax.pretrain.mixture import MixtureRows, TextTask
 from lw_jax.text.layout import head_ids, message_text, split_joint
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 GROUP = 8
 """Batches whose texts are parted together."""
@@ -41,18 +41,18 @@ class Tokens:
     kinds: list[int]
 
 
-def tokenise(who: Speaker, tasks: Sequence[TextTask]) -> Tokens | None:
+def tokenise(tokenizer: Tokenizer, tasks: Sequence[TextTask]) -> Tokens | None:
     """The receiver's sequence of a context and one or more tasks on it, each with its answer.
 
     The first task comes exactly as a receiver is asked; the others follow its EOS. None where an
     answer does not begin at a token boundary.
     """
     layout = LayoutConfig(anchor=tasks[0].anchor)
-    ids = head_ids(layout, who) + who.encode(message_text(layout, tasks[0].example))
+    ids = head_ids(layout, tokenizer) + tokenizer.encode(message_text(layout, tasks[0].example))
     kinds = [REST] * len(ids)
     kind = ANSWER if tasks[0].example.question else WRITTEN
     pairs = [(task.example.question, task.example.answers[0]) for task in tasks]
-    for asked in split_joint(layout, who, pairs):
+    for asked in split_joint(layout, tokenizer, pairs):
         if asked is None:
             return None
         ids += asked.ask + asked.answer
@@ -68,7 +68,7 @@ class Texts:
     """
 
     mixture: MixtureRows
-    who: Speaker
+    tokenizer: Tokenizer
     batch_size: int
     max_tokens: int
 
@@ -81,7 +81,7 @@ class Texts:
             # groups own disjoint ranges of the mixture: at most every second text may be left out
             if drawn == 2 * wanted:
                 raise ValueError(f"more than half of the texts exceed {self.max_tokens} tokens")
-            text = tokenise(self.who, self.mixture[2 * wanted * number + drawn])
+            text = tokenise(self.tokenizer, self.mixture[2 * wanted * number + drawn])
             drawn += 1
             if text is not None and len(text.ids) <= self.max_tokens:
                 texts.append(text)
@@ -108,7 +108,7 @@ class Texts:
 
 def left_out(texts: Texts, sample: int) -> float:
     """Share of the mixture's first `sample` texts that are too long."""
-    drawn = [tokenise(texts.who, texts.mixture[i]) for i in range(sample)]
+    drawn = [tokenise(texts.tokenizer, texts.mixture[i]) for i in range(sample)]
     return sum(t is None or len(t.ids) > texts.max_tokens for t in drawn) / sample
 
 

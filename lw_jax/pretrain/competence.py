@@ -22,7 +22,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.lm import FrozenLM
 from lw_jax.pretrain.batches import REST, Tokens, pad
 from lw_jax.pretrain.step import score_tokens
-from lw_jax.receiver.answer import speaker_of, write
+from lw_jax.receiver.answer import tokenizer_of, write
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import PyTree
 
@@ -31,7 +31,7 @@ Figure = dict[str, Any]
 
 def read_facts(lm: FrozenLM, examples: Sequence[Example], batch_size: int, seed: int) -> Figure:
     """Exact match of greedy answers given the text: `{"em", "ci", "n"}`."""
-    longest = 2 + max(len(speaker_of(lm).encode(" " + e.answers[0])) for e in examples)
+    longest = 2 + max(len(tokenizer_of(lm).encode(" " + e.answers[0])) for e in examples)
     said = write(lm, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
     contexts = [e.context_id for e in examples]
@@ -46,7 +46,9 @@ def read_back(
 
     layout: of the task; each example's first answer is the text itself.
     """
-    longest = 1 + max(len(ids) for ids in speaker_of(lm).encode_all([e.context for e in examples]))
+    longest = 1 + max(
+        len(ids) for ids in tokenizer_of(lm).encode_all([e.context for e in examples])
+    )
     said = write(lm, layout, examples, batch_size, longest)
     counts = [transferred(e.context, text) for text, e in zip(said, examples, strict=True)]
     figure: Figure = {"n": len(counts)}
@@ -64,9 +66,11 @@ def bits_per_byte(
     lm: FrozenLM, texts: Sequence[str], batch_size: int, max_tokens: int, seed: int
 ) -> Figure:
     """Bits per UTF-8 byte of plain texts: `{"bits", "ci", "n", "left_out"}`."""
-    who = speaker_of(lm)
-    bos = [who.eos_id if who.bos_id is None else who.bos_id]  # a first token to predict from
-    ids = [bos + row for row in who.encode_all(texts)]
+    tokenizer = tokenizer_of(lm)
+    bos = [
+        tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    ]  # a first token to predict from
+    ids = [bos + row for row in tokenizer.encode_all(texts)]
     kept = [i for i, row in enumerate(ids) if 1 < len(row) <= max_tokens]
     kept.sort(key=lambda i: len(ids[i]))
     bits: list[float] = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 
 from lw_jax.layers.transformer import Mlp
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.readers.deep_prefix import KeyValueHeads
 from lw_jax.types import Delivery, Edits, Latent
 
@@ -33,7 +33,7 @@ class Coprocessor(nn.Module):
     """Latent -> deltas [L, B, M, K, h]."""
 
     config: Config
-    dims: ReceiverDims
+    dims: ModelDims
 
     @nn.compact
     def __call__(self, latent: Latent, train: bool = False) -> Delivery:
@@ -47,6 +47,6 @@ class Coprocessor(nn.Module):
         return Delivery(edits=Edits(k_delta=k * keep, v_delta=v * keep))
 
 
-def build(config: Config, dims: ReceiverDims) -> Coprocessor:
+def build(config: Config, dims: ModelDims) -> Coprocessor:
     """The reader of one receiver."""
     return Coprocessor(config, dims)

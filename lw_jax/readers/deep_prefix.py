@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.layers.transformer import Attention, Mlp
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.readers.positions import slot_positions
 from lw_jax.types import KV, Array, Delivery, Latent
 
@@ -42,7 +42,7 @@ class Config:
 class KeyValueHeads(nn.Module):
     """Columns [B, C, d] -> keys and values [L, B, C, K, h], kv-head shaped (GQA)."""
 
-    dims: ReceiverDims
+    dims: ModelDims
 
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
@@ -64,7 +64,7 @@ class DeepPrefix(nn.Module):
     """Latent -> prefix columns in every layer of the receiver."""
 
     config: Config
-    dims: ReceiverDims
+    dims: ModelDims
 
     @nn.compact
     def __call__(self, latent: Latent, train: bool = False) -> Delivery:
@@ -85,6 +85,6 @@ class DeepPrefix(nn.Module):
         return Delivery(kv=KV(k, v, mask, positions), advance=advance)
 
 
-def build(config: Config, dims: ReceiverDims) -> DeepPrefix:
+def build(config: Config, dims: ModelDims) -> DeepPrefix:
     """The reader of one receiver."""
     return DeepPrefix(config, dims)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.types import Array, Blocks, Delivery, Edits, Latent, PyTree
 from lw_jax.utils.checks import at_least
 
@@ -45,7 +45,7 @@ class LatentAdapters(nn.Module):
     """Latent -> blocks after some layers of one receiver."""
 
     config: Config
-    dims: ReceiverDims
+    dims: ModelDims
 
     @nn.compact
     def __call__(self, latent: Latent, train: bool = False) -> Delivery:
@@ -112,6 +112,6 @@ class _Block:
         return stream + w["gate"] * jax.lax.stop_gradient(loud) * added
 
 
-def build(config: Config, dims: ReceiverDims) -> LatentAdapters:
+def build(config: Config, dims: ModelDims) -> LatentAdapters:
     """The reader of one receiver."""
     return LatentAdapters(config, dims)

@@ -7,9 +7,9 @@ with the clean receiver (SPEC section 9, fault 13).
 from __future__ import annotations
 
 from lw_jax.layers.low_rank import Config, LowRank
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 
 
-def build(config: Config, dims: ReceiverDims) -> LowRank:
+def build(config: Config, dims: ModelDims) -> LowRank:
     """The reader of one receiver."""
     return LowRank(config, dims)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.layers.intermediates import note
+from lw_jax.layers.intermediates import sow
 from lw_jax.layers.transformer import Mlp
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.readers.positions import slot_positions
 from lw_jax.types import Array, Delivery, Latent
 from lw_jax.utils.checks import at_least
@@ -82,7 +82,7 @@ class SoftTokens(nn.Module):
     """
 
     config: Config
-    dims: ReceiverDims
+    dims: ModelDims
 
     @nn.compact
     def __call__(self, latent: Latent, train: bool = False) -> Delivery:
@@ -110,7 +110,7 @@ class SoftTokens(nn.Module):
             gain = self.param("colour_gain", nn.initializers.ones, (width,))
             bias = self.param("colour_bias", nn.initializers.zeros, (width,))
             embeds = embeds * gain[None, None] + bias[None, None]
-            note(self, "colour", jnp.mean(jnp.square(gain - 1.0) + jnp.square(bias)))
+            sow(self, "colour", jnp.mean(jnp.square(gain - 1.0) + jnp.square(bias)))
         positions, advance = slot_positions(c.positions, latent)
         return Delivery(embeds, latent.mask, positions, advance=advance)
 
@@ -136,13 +136,13 @@ class SoftTokens(nn.Module):
         elif c.conditioning != "scale":
             x = jnp.tanh(x)
             beyond = jnp.mean(jnp.abs(jax.lax.stop_gradient(x)) > SATURATED, axis=-1)
-            note(self, "saturation", jnp.sum(beyond * mask) / jnp.maximum(1, jnp.sum(mask)))
+            sow(self, "saturation", jnp.sum(beyond * mask) / jnp.maximum(1, jnp.sum(mask)))
         start = math.log(self.dims.embed_rms if c.init_scale is None else c.init_scale)
         loud = self.param("log_scale", nn.initializers.constant(start), ())
-        note(self, "scale", jnp.exp(loud - start))
+        sow(self, "scale", jnp.exp(loud - start))
         return x * jnp.exp(loud)
 
 
-def build(config: Config, dims: ReceiverDims) -> SoftTokens:
+def build(config: Config, dims: ModelDims) -> SoftTokens:
     """The reader of one receiver."""
     return SoftTokens(config, dims)

@@ -12,25 +12,25 @@ from flax import struct
 
 from lw_jax.data.example import Example
 from lw_jax.models.arch import Arch
-from lw_jax.models.frozen import Parties
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.lm import FrozenLM
 from lw_jax.models.tokenizer import decode as decode_ids
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import (
     Reading,
-    beside,
     decode,
     expand,
     head_segment,
     message_segment,
     read,
+    text_after,
     text_message,
 )
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker, speaker
+from lw_jax.text.tokenizer import Tokenizer, text_tokenizer
 from lw_jax.types import Array, Delivery, PyTree
 
 
@@ -46,9 +46,11 @@ def write(
 
     only_first: of the first batch alone, which compiles what the others use.
     """
-    who = speaker_of(lm)
+    tokenizer = tokenizer_of(lm)
     groups = [(example,) for example in examples]
-    collate = Collate(layout, None, {"lm": who}, measure(layout, None, {"lm": who}, groups))
+    collate = Collate(
+        layout, None, {"lm": tokenizer}, measure(layout, None, {"lm": tokenizer}, groups)
+    )
     options = DecodeOptions(max_new=max_new, eos_ids=lm.arch.eos_ids)
     answers: list[str] = []
     for begin in range(0, batch_size if only_first else len(groups), batch_size):
@@ -59,7 +61,7 @@ def write(
                 lm.params,
                 collate(filled),
                 arch=lm.arch,
-                head=tuple(head_ids(layout, who)),
+                head=tuple(head_ids(layout, tokenizer)),
                 options=options,
             )
         )
@@ -68,9 +70,9 @@ def write(
     return answers
 
 
-def speaker_of(lm: FrozenLM) -> Speaker:
+def tokenizer_of(lm: FrozenLM) -> Tokenizer:
     """The layout's view of a frozen model."""
-    return speaker(lm.name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+    return text_tokenizer(lm.name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
 
 
 @partial(jax.jit, static_argnames=("arch", "head", "options"))
@@ -108,7 +110,7 @@ def occupied(message: Message) -> Array:
 
 
 def segments(
-    parties: Parties,
+    frozen: FrozenModels,
     batch: dict[str, Array],
     receiver: str,
     message: str,
@@ -117,16 +119,16 @@ def segments(
     answer: bool = True,
 ) -> list[Segment]:
     """The receiver's segments for N questions; the delivery is already expanded to N rows."""
-    party = parties.receivers[receiver]
+    model = frozen.receivers[receiver]
     rows = batch[f"{receiver}/ask/ids"].shape[0]
-    width = party.params["embed"].shape[1]
+    width = model.params["embed"].shape[1]
     if message == "text":
         middle = text_message(*_repeated(batch, receiver, questions))
     else:
         middle = message_segment(delivery if message == "latent" else None, rows, width)
-    parts = [head_segment(party.head, rows), middle]
-    if message == "latent" and party.beside_text:
-        parts.append(beside(*_repeated(batch, receiver, questions)))
+    parts = [head_segment(model.head, rows), middle]
+    if message == "latent" and model.with_text:
+        parts.append(text_after(*_repeated(batch, receiver, questions)))
     for role in ("ask", "answer") if answer else ("ask",):
         ids, lengths = batch[f"{receiver}/{role}/ids"], batch[f"{receiver}/{role}/lengths"]
         parts.append(Segment(ids, None, lengths, role))
@@ -140,7 +142,7 @@ def _repeated(batch: dict[str, Array], receiver: str, questions: int) -> tuple[A
 
 
 def answer_reading(
-    parties: Parties,
+    frozen: FrozenModels,
     batch: dict[str, Array],
     receiver: str,
     message: str,
@@ -148,7 +150,7 @@ def answer_reading(
     questions: int,
 ) -> Reading:
     """Read the answers of a batch; `delivery` is per context."""
-    party = parties.receivers[receiver]
+    model = frozen.receivers[receiver]
     given = expand(delivery, questions)
-    laid = segments(parties, batch, receiver, message, given, questions)
-    return read(party.arch, party.params, laid, given, attention=party.attention)
+    laid = segments(frozen, batch, receiver, message, given, questions)
+    return read(model.arch, model.params, laid, given, attention=model.attention)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.models.decoder import embed_tokens, run
-from lw_jax.models.dims import ReceiverDims
-from lw_jax.models.frozen import Party
+from lw_jax.models.dims import ModelDims
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.layer import heads, rms_norm
 from lw_jax.models.params import depth
 from lw_jax.models.quant import take_layer
@@ -21,9 +21,9 @@ from lw_jax.types import Array
 
 
 @jax.jit
-def _squares(party: Party, ids: Array, lengths: Array) -> tuple[Array, Array, Array]:
+def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, Array, Array]:
     """Mean squares over real tokens: embeddings [], keys before RoPE [L], values [L]."""
-    arch, params = party.arch, party.params
+    arch, params = model.arch, model.params
     layers = depth(params)
     h = embed_tokens(params, ids)
     index = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
@@ -44,11 +44,11 @@ def _squares(party: Party, ids: Array, lengths: Array) -> tuple[Array, Array, Ar
     return mean_square(h), keys, values
 
 
-def measure_loudness(party: Party, ids: Array, lengths: Array) -> ReceiverDims:
+def measure_rms(model: FrozenDecoder, ids: Array, lengths: Array) -> ModelDims:
     """Sizes and loudness of a receiver on texts ids [B, T] with lengths [B]."""
-    arch = party.arch
-    embed, keys, values = (np.sqrt(np.asarray(x)) for x in _squares(party, ids, lengths))
-    return ReceiverDims(
+    arch = model.arch
+    embed, keys, values = (np.sqrt(np.asarray(x)) for x in _squares(model, ids, lengths))
+    return ModelDims(
         width=arch.width,
         layers=arch.layers,
         kv_heads=arch.kv_heads,

@@ -194,6 +194,6 @@ def text_message(ids: Array, lengths: Array) -> Segment:
     return Segment(ids, None, lengths, "message")
 
 
-def beside(ids: Array, lengths: Array) -> Segment:
+def text_after(ids: Array, lengths: Array) -> Segment:
     """The text right after what is delivered; edits reach it, the message's columns end before."""
     return Segment(ids, None, lengths, "text")

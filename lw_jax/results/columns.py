@@ -98,9 +98,9 @@ def _span(first: int, ended: Sequence[int | None]) -> str:
     return f"{first} to {max(steps)}" if len(steps) == len(ended) else str(first)
 
 
-def _probe(who: str, heading: str) -> Column:
+def _probe(tokenizer: str, heading: str) -> Column:
     def cell(row: Row) -> str:
-        found = [_probed(seed, who) for seed in row.seeds]
+        found = [_probed(seed, tokenizer) for seed in row.seeds]
         held = [p for p in found if p is not None]
         return (
             str(combine([p["accuracy"] for p in held], [p["ci"] for p in held]))
@@ -111,8 +111,8 @@ def _probe(who: str, heading: str) -> Column:
     return Column(heading, cell)
 
 
-def _probed(seed: Seed, who: str) -> Mapping[str, Any] | None:
-    name = seed.receiver if who == "receiver" else who
+def _probed(seed: Seed, tokenizer: str) -> Mapping[str, Any] | None:
+    name = seed.receiver if tokenizer == "receiver" else tokenizer
     found: Mapping[str, Any] | None = seed.evaluation.get("probe", {}).get(name)
     return found
 

@@ -20,9 +20,9 @@ from lw_jax.config.schema import Config
 from lw_jax.mesh import batch_sharding, replicated
 from lw_jax.models.arch import Arch
 from lw_jax.models.config import ModelConfig
-from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
-from lw_jax.models.frozen import EncoderParty, Parties, Party, Sender
+from lw_jax.models.frozen import FrozenDecoder, FrozenEncoder, FrozenModels, Sender
 from lw_jax.models.names import FAN_IN
 from lw_jax.models.params import Leaf, abstract, sharding
 from lw_jax.models.quant import quantise
@@ -44,13 +44,13 @@ class AbstractStep:
 
     step: jax.stages.Wrapped
     state: TrainState
-    parties: Parties
+    frozen: FrozenModels
     batch: dict[str, jax.ShapeDtypeStruct]
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """What `step` takes."""
-        return self.state, self.parties, self.batch
+        return self.state, self.frozen, self.batch
 
 
 def abstract_step(
@@ -75,12 +75,12 @@ def abstract_step(
     assert config.bridge is not None
     bridge.check_readers(config.bridge)
     width, taps, vocab = bridge.source_dims(config.bridge, sender)
-    dims = Dims(
+    dims = BridgeDims(
         width,
         taps,
         config.bridge.latent_dim,
         {
-            n: ReceiverDims(a.width, a.layers, a.kv_heads, a.head_dim, heads=a.heads)
+            n: ModelDims(a.width, a.layers, a.kv_heads, a.head_dim, heads=a.heads)
             for n, a in receivers.items()
         },
         vocab,
@@ -115,23 +115,23 @@ def abstract_parties(
     receivers: Mapping[str, Arch],
     mesh: Mesh,
     layout: LayoutConfig,
-) -> Parties:
+) -> FrozenModels:
     """The frozen models as a stage loads them: the sender only up to its highest tap."""
-    party: Sender | None = None
+    model: Sender | None = None
     if sender is not None and config.sender is not None:
         assert config.bridge is not None
         source, options = bridge.part("sources", config.bridge.source)
         layers = source.depth(options, sender)
         if isinstance(sender, EncoderArch):
             shapes = frozen_shapes(sender, config.sender, mesh, layers)
-            party = EncoderParty(shapes, sender, config.sender.attention)
+            model = FrozenEncoder(shapes, sender, config.sender.attention)
         else:
-            party = _party(sender, config.sender, mesh, layers, head=False)
+            model = _party(sender, config.sender, mesh, layers, head=False)
     frozen = {
-        n: _party(a, config.receivers[n], mesh, beside_text=layout.beside_text)
+        n: _party(a, config.receivers[n], mesh, with_text=layout.with_text)
         for n, a in receivers.items()
     }
-    return Parties(party, frozen)
+    return FrozenModels(model, frozen)
 
 
 def frozen_shapes(
@@ -204,7 +204,7 @@ def size_in_bytes(tree: PyTree) -> int:
     return total
 
 
-def _params(config: Any, objectives: Any, dims: Dims, rng: Any) -> PyTree:
+def _params(config: Any, objectives: Any, dims: BridgeDims, rng: Any) -> PyTree:
     return {
         "bridge": bridge.init_bridge(config, dims, rng),
         "heads": init_heads(objectives, dims, rng),
@@ -217,10 +217,10 @@ def _party(
     mesh: Mesh,
     layers: int | None = None,
     head: bool = True,
-    beside_text: bool = False,
-) -> Party:
+    with_text: bool = False,
+) -> FrozenDecoder:
     shapes = frozen_shapes(arch, model, mesh, layers, head)
-    return Party(shapes, arch, HEAD, model.attention, beside_text)
+    return FrozenDecoder(shapes, arch, HEAD, model.attention, with_text)
 
 
 def _put(tree: PyTree, where: NamedSharding) -> PyTree:

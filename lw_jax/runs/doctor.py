@@ -35,7 +35,7 @@ from lw_jax.runs.trained import layout_at
 from lw_jax.text.collate import measure
 from lw_jax.text.layout import check_labels
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker, encoder_speaker, speaker
+from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer, text_tokenizer
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.registry import chosen
 
@@ -57,12 +57,12 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     sender: AnyArch | None = None
     receivers: dict[str, Arch] = field(default_factory=dict)
-    speakers: dict[str, Speaker] = field(default_factory=dict)
+    tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)
     asked: dict[str, list[Any]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
+    def sow(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
         """Keep a finding."""
         self.findings.append(Finding(level, key, text))
 
@@ -72,7 +72,7 @@ class Examination:
         try:
             yield
         except UserError as error:
-            self.note("error", key, " ".join(str(error).split()))
+            self.sow("error", key, " ".join(str(error).split()))
 
     @property
     def sound(self) -> bool:
@@ -101,7 +101,7 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
     seen = Examination(config)
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
-        seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
+        seen.sow("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
         _batches(seen, shape[0])
     if config.sender is not None:
         _model(seen, "sender", config.sender)
@@ -112,7 +112,7 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
             bridge.check_readers(config.bridge)
             width, taps, _ = bridge.source_dims(config.bridge, seen.sender)
             text = f"{taps} taps of width {width}" if taps else "the text's own bytes, no sender"
-            seen.note("ok", "bridge.source", text)
+            seen.sow("ok", "bridge.source", text)
     _rows(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
@@ -139,7 +139,7 @@ def _batches(seen: Examination, rows: int) -> None:
         for kind, cfg in chosen(stage).items():
             count = cfg.batch_size // getattr(cfg, "accumulate", 1)
             if count % rows:
-                seen.note(
+                seen.sow(
                     "error",
                     f"stages.{name}.{kind}.batch_size",
                     f"{count} rows at once do not divide over {rows} devices; "
@@ -150,7 +150,7 @@ def _batches(seen: Examination, rows: int) -> None:
 def _model(seen: Examination, key: str, model: ModelConfig) -> None:
     with seen.trying(f"{key}.path"):
         folder = small_files(model.path)
-        tokenizer = load_tokenizer(folder)
+        hf_tokenizer = load_tokenizer(folder)
         arch = read_arch(folder)
         if Path(model.path).expanduser().is_dir():
             open_checkpoint(folder)  # are the weight files there?
@@ -161,18 +161,18 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
                     f"{key}.path: a {arch.family} encoder reads and cannot write; "
                     "a receiver is a language model"
                 )
-            seen.sender = arch = with_encoder_ids(arch, tokenizer, str(folder))
-            seen.speakers[name] = encoder_speaker(name, tokenizer, arch)
+            seen.sender = arch = with_encoder_ids(arch, hf_tokenizer, str(folder))
+            seen.tokenizers[name] = encoder_tokenizer(name, hf_tokenizer, arch)
             ends = f"encoder of at most {arch.max_positions} tokens"
         else:
-            arch = with_tokenizer_ids(arch, tokenizer, str(folder))
+            arch = with_tokenizer_ids(arch, hf_tokenizer, str(folder))
             if key == "sender":
                 seen.sender = arch
             else:
                 seen.receivers[name] = arch
-            seen.speakers[name] = speaker(name, tokenizer, arch.bos_id, arch.eos_ids)
+            seen.tokenizers[name] = text_tokenizer(name, hf_tokenizer, arch.bos_id, arch.eos_ids)
             ends = f"ends at {', '.join(map(str, arch.eos_ids))}"
-        seen.note(
+        seen.sow(
             "ok",
             f"{key}.path",
             f"{arch.family}, {arch.layers} layers of width {arch.width}, "
@@ -180,7 +180,7 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
         )
         ways = seen.config.mesh.model
         if arch.heads % ways or arch.kv_heads % ways:
-            seen.note(
+            seen.sow(
                 "warning",
                 "mesh.model",
                 f"{ways} does not divide the {arch.heads} heads and {arch.kv_heads} key/value "
@@ -189,7 +189,7 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
     if model.attention == "cudnn" and (
         jax.default_backend() != "gpu" or model.dtype != "bfloat16" or model.quant == "nf4"
     ):
-        seen.note(
+        seen.sow(
             "error",
             f"{key}.attention",
             "cudnn needs an NVIDIA GPU and dtype bfloat16; use xla",
@@ -214,12 +214,12 @@ def _rows(seen: Examination) -> None:
                     if kind == "evaluate":
                         seen.asked[name] = [example for group in groups for example in group]
                     of = "" if level is None else f" of level {level}"
-                    seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
+                    seen.sow("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
                     if rows.malformed:
                         text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
-                        seen.note("warning", key, text)
+                        seen.sow("warning", key, text)
             begun = {"init_from": getattr(cfg, "init_from", None)}
-            begun |= {f"beside.{n}": d for n, d in getattr(cfg, "beside", {}).items()}
+            begun |= {f"rivals.{n}": d for n, d in getattr(cfg, "rivals", {}).items()}
             for of, start in begun.items():
                 parts = ("checkpoints", "bridge.safetensors")
                 if start is not None and not any((Path(start) / part).exists() for part in parts):
@@ -227,7 +227,7 @@ def _rows(seen: Examination) -> None:
                         f"{start} has no checkpoints; give the directory of a finished run, "
                         "or of an exported bridge"
                     )
-                    seen.note("error", f"stages.{name}.{kind}.{of}", text)
+                    seen.sow("error", f"stages.{name}.{kind}.{of}", text)
 
 
 def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
@@ -248,17 +248,17 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
     for split in ("train", "eval"):
         with seen.trying(f"{key}.gsm8k_{split}"):
             rows = gsm8k.rows(source, split)
-            seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
+            seen.sow("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
 
 
 def _layout(seen: Examination) -> None:
     """Are the labels the joint tokenisation's, and do the texts fit the models?"""
     config, examples = seen.config, [e for g in seen.groups for e in g]
-    receivers = {n: seen.speakers[n] for n in config.receivers}
-    for name, who in receivers.items():
+    receivers = {n: seen.tokenizers[n] for n in config.receivers}
+    for name, tokenizer in receivers.items():
         with seen.trying(f"receivers.{name}"):
-            count = max(check_labels(layout, who, examples) for layout in _layouts(config))
-            seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
+            count = max(check_labels(layout, tokenizer, examples) for layout in _layouts(config))
+            seen.sow("ok", f"receivers.{name}", f"labels of {count} answers are right")
     for name, asked in seen.asked.items():
         cfg = config.stages[name].evaluate
         assert cfg is not None
@@ -268,13 +268,13 @@ def _layout(seen: Examination) -> None:
     with seen.trying("layout"):
         limit = config.layout.max_tokens
         assert config.bridge is not None
-        sender = bridge.source_speaker(config.bridge, seen.speakers.get("sender"))
+        sender = bridge.source_tokenizer(config.bridge, seen.tokenizers.get("sender"))
         seen.sizes = measure(config.layout, sender, receivers, seen.groups, limit).sizes
         archs = {"source": seen.sender} | {f"{n}/context": a for n, a in seen.receivers.items()}
         for part, arch in archs.items():
             if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
                 name = "sender" if part == "source" else part.partition("/")[0]
-                seen.note(
+                seen.sow(
                     "warning",
                     "layout.max_tokens",
                     f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
@@ -305,7 +305,7 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
         need = estimate(step)
         fits = need.total < need.room
         advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
-        seen.note("ok" if fits else "error", key, f"{need}{advice}")
+        seen.sow("ok" if fits else "error", key, f"{need}{advice}")
 
 
 def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
@@ -318,4 +318,4 @@ def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
         need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
         fits = need.total < need.room
         advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"
-        seen.note("ok" if fits else "error", key, f"{need}{advice}")
+        seen.sow("ok" if fits else "error", key, f"{need}{advice}")

@@ -8,10 +8,10 @@ from pathlib import Path
 from lw_jax.config.parse import to_dict
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
-from lw_jax.runs import receiver_rms as measured
+from lw_jax.runs import receiver_rms
 from lw_jax.runs.directory import read_config
 from lw_jax.runs.exported import save_bridge
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import load_trained
 
 
@@ -24,19 +24,19 @@ def main(argv: list[str]) -> int:
     run_dir, out = Path(argv[0]), Path(argv[1])
     try:
         config = read_config(run_dir)
-        setting = set_up(config, make_mesh(config.mesh), run_dir, rows=False)
-        trained = load_trained(config, run_dir, setting)
+        pipeline = open_pipeline(config, make_mesh(config.mesh), run_dir, rows=False)
+        trained = load_trained(config, run_dir, pipeline)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     about = {
         "step": trained.step,
         "stage": trained.stage,
-        "fingerprints": setting.fingerprints,
+        "fingerprints": pipeline.fingerprints,
         "config": to_dict(config),
     }
     save_bridge(out, trained.params, about)
-    measured.keep(out, setting.dims.receivers, setting.fingerprints)
+    receiver_rms.save(out, pipeline.dims.receivers, pipeline.fingerprints)
     return 0
 
 

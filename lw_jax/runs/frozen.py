@@ -12,21 +12,21 @@ from lw_jax.bridge import module as bridge
 from lw_jax.config.schema import Config
 from lw_jax.models.checkpoint import open_checkpoint
 from lw_jax.models.config import ModelConfig
-from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
-from lw_jax.models.frozen import EncoderParty, Party, Sender
+from lw_jax.models.frozen import FrozenDecoder, FrozenEncoder, Sender
 from lw_jax.models.lm import FrozenLM, load_encoder, load_lm
 from lw_jax.text.layout import head_ids, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker, encoder_speaker, speaker
+from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer, text_tokenizer
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A frozen model as a step sees it, how text reaches it, and its fingerprint."""
 
-    party: Any
-    speaker: Speaker
+    model: Any
+    tokenizer: Tokenizer
     fingerprint: str
 
 
@@ -35,27 +35,27 @@ class Source:
     """The frozen side of a bridge's source.
 
     speaker: in whose tokens it is read; party, fingerprints: of the sender, if there is one; width,
-    taps, vocab, sender: as `Dims` has them.
+    taps, vocab, sender: as `BridgeDims` has them.
     """
 
-    speaker: Speaker | None
-    party: Sender | None
+    tokenizer: Tokenizer | None
+    model: Sender | None
     fingerprints: dict[str, str]
     width: int
     taps: int
     vocab: int
-    sender: ReceiverDims | None
+    sender: ModelDims | None
 
-    def dims(self, latent_dim: int, receivers: dict[str, ReceiverDims]) -> Dims:
+    def dims(self, latent_dim: int, receivers: dict[str, ModelDims]) -> BridgeDims:
         """The bridge's sizes."""
-        return Dims(self.width, self.taps, latent_dim, receivers, self.vocab, self.sender)
+        return BridgeDims(self.width, self.taps, latent_dim, receivers, self.vocab, self.sender)
 
 
 def load_receiver(name: str, model: ModelConfig, layout: LayoutConfig, mesh: Mesh) -> Loaded:
     """The whole model."""
     lm = load_lm(model.path, mesh, **_storage(model))
-    who = speaker(name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-    return Loaded(_party(layout, model, lm, head_ids(layout, who)), who, lm.fingerprint)
+    tokenizer = text_tokenizer(name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+    return Loaded(_party(layout, model, lm, head_ids(layout, tokenizer)), tokenizer, lm.fingerprint)
 
 
 def load_source(config: Config, layout: LayoutConfig, mesh: Mesh) -> Source:
@@ -66,13 +66,13 @@ def load_source(config: Config, layout: LayoutConfig, mesh: Mesh) -> Source:
         arch = open_checkpoint(config.sender.path, 0, False).arch
     sizes = bridge.source_dims(config.bridge, arch)
     deep = bridge.sender_dims(config.bridge, arch)
-    who, party, fingerprints = None, None, dict[str, str]()
+    tokenizer, model, fingerprints = None, None, dict[str, str]()
     if config.sender is not None and arch is not None:
         part, options = bridge.part("sources", config.bridge.source)
         sent = _sender(config.sender, arch, part.depth(options, arch), layout, mesh)
-        who, party, fingerprints["sender"] = sent.speaker, sent.party, sent.fingerprint
-    read_by = bridge.source_speaker(config.bridge, who)
-    return Source(read_by, party, fingerprints, *sizes, deep)
+        tokenizer, model, fingerprints["sender"] = sent.tokenizer, sent.model, sent.fingerprint
+    read_by = bridge.source_tokenizer(config.bridge, tokenizer)
+    return Source(read_by, model, fingerprints, *sizes, deep)
 
 
 def _sender(
@@ -81,14 +81,14 @@ def _sender(
     """As many layers as the source reads, without an output head."""
     if isinstance(arch, EncoderArch):
         encoder = load_encoder(model.path, mesh, layers=layers, **_storage(model))
-        who = encoder_speaker("sender", encoder.tokenizer, encoder.arch)
-        source_head_ids(layout, who)  # raises where it cannot read what the layout asks for
-        party = EncoderParty(encoder.params, encoder.arch, model.attention)
-        return Loaded(party, who, f"{encoder.fingerprint}@{layers}")
+        tokenizer = encoder_tokenizer("sender", encoder.tokenizer, encoder.arch)
+        source_head_ids(layout, tokenizer)  # raises where it cannot read what the layout asks for
+        frozen = FrozenEncoder(encoder.params, encoder.arch, model.attention)
+        return Loaded(frozen, tokenizer, f"{encoder.fingerprint}@{layers}")
     lm = load_lm(model.path, mesh, layers=layers, head=False, **_storage(model))
-    who = speaker("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-    head = source_head_ids(layout, who)
-    return Loaded(_party(layout, model, lm, head), who, f"{lm.fingerprint}@{layers}")
+    tokenizer = text_tokenizer("sender", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+    head = source_head_ids(layout, tokenizer)
+    return Loaded(_party(layout, model, lm, head), tokenizer, f"{lm.fingerprint}@{layers}")
 
 
 def _storage(config: ModelConfig) -> dict[str, Any]:
@@ -96,5 +96,7 @@ def _storage(config: ModelConfig) -> dict[str, Any]:
     return {"dtype": jnp.dtype(config.dtype), "quant": quant}
 
 
-def _party(layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, head: list[int]) -> Party:
-    return Party(lm.params, lm.arch, tuple(head), config.attention, layout.beside_text)
+def _party(
+    layout: LayoutConfig, config: ModelConfig, lm: FrozenLM, head: list[int]
+) -> FrozenDecoder:
+    return FrozenDecoder(lm.params, lm.arch, tuple(head), config.attention, layout.with_text)

@@ -58,7 +58,7 @@ def estimate(step: AbstractStep, room: int | None = None) -> Need:
 
     room: bytes that a device has; by default, what the first device says.
     """
-    frozen, state = size_in_bytes(step.parties), size_in_bytes(step.state)
+    frozen, state = size_in_bytes(step.frozen), size_in_bytes(step.state)
     there = device_memory() if room is None else room
     if frozen + state >= there:
         return Need(frozen, state, 0, there)

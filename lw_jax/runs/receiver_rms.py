@@ -12,20 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.utils.files import write_text
 
 FILE = "receivers.json"
 
 
-def keep(run_dir: Path, receivers: Mapping[str, ReceiverDims], prints: Mapping[str, str]) -> None:
+def save(run_dir: Path, receivers: Mapping[str, ModelDims], prints: Mapping[str, str]) -> None:
     """Write what was measured, with the receivers' fingerprints, unless the run has it already."""
     if not (run_dir / FILE).exists():
         plain = {n: {"fingerprint": prints[n], **asdict(d)} for n, d in receivers.items()}
         write_text(run_dir / FILE, json.dumps(plain, indent=2) + "\n")
 
 
-def kept(run_dir: Path, prints: Mapping[str, str]) -> dict[str, ReceiverDims] | None:
+def load(run_dir: Path, prints: Mapping[str, str]) -> dict[str, ModelDims] | None:
     """What the run has measured of these very receivers; None where it has not."""
     if not (run_dir / FILE).is_file():
         return None
@@ -36,5 +36,5 @@ def kept(run_dir: Path, prints: Mapping[str, str]) -> dict[str, ReceiverDims] | 
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()
         }
-        found[name] = ReceiverDims(**values)
+        found[name] = ModelDims(**values)
     return found if found.keys() == prints.keys() else None

@@ -14,33 +14,33 @@ from typing import Literal
 from lw_jax.data.example import Group
 from lw_jax.errors import UserError
 from lw_jax.evaluate.compare import Comparison
-from lw_jax.pipeline import Setting
-from lw_jax.runs.session import set_up_beside
+from lw_jax.pipeline import Pipeline
+from lw_jax.runs.session import open_rival
 from lw_jax.runs.trained import Trained, config_at, layout_at, load_trained
 from lw_jax.text.collate import Collate
 
 
 @dataclass(frozen=True)
-class Guest:
+class Rival:
     """Another run's bridge. collate: in its own tokens and layout."""
 
     name: str
-    setting: Setting
+    pipeline: Pipeline
     trained: Trained
     collate: Collate
 
     def comparison(self, host: Comparison) -> Comparison:
         """The host's rows, read over this bridge."""
-        return replace(host, setting=self.setting, collate=self.collate, guest=self.name)
+        return replace(host, pipeline=self.pipeline, collate=self.collate, other=self.name)
 
 
 def load(
     name: str,
     directory: str,
-    setting: Setting,
+    pipeline: Pipeline,
     groups: Sequence[Group],
     which: Literal["last", "best"],
-) -> Guest:
+) -> Rival:
     """The bridge in a finished run's directory, or an exported one.
 
     Args:
@@ -52,11 +52,11 @@ def load(
     home = Path(directory)
     config = config_at(home)
     layout = layout_at(config)
-    if layout.target != setting.layout.target:
+    if layout.target != pipeline.layout.target:
         raise UserError(
-            f"beside.{name}: its receiver writes the {layout.target}, here the "
-            f"{setting.layout.target}; compare bridges that write the same"
+            f"rivals.{name}: its receiver writes the {layout.target}, here the "
+            f"{pipeline.layout.target}; compare bridges that write the same"
         )
-    own = set_up_beside(setting, config, layout, home)
+    own = open_rival(pipeline, config, layout, home)
     trained = load_trained(config, home, own, which, init_from=directory)
-    return Guest(name, own, trained, own.collate(groups))
+    return Rival(name, own, trained, own.collate(groups))

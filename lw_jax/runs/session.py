@@ -16,16 +16,16 @@ from lw_jax.config.schema import Config
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
-from lw_jax.models.dims import ReceiverDims
-from lw_jax.models.frozen import Parties, Party
-from lw_jax.pipeline import Setting
-from lw_jax.receiver.loudness import measure_loudness
+from lw_jax.models.dims import ModelDims
+from lw_jax.models.frozen import FrozenDecoder, FrozenModels
+from lw_jax.pipeline import Pipeline
+from lw_jax.receiver.loudness import measure_rms
 from lw_jax.runs import receiver_rms
 from lw_jax.runs.frozen import load_receiver, load_source
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import check_labels, head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 MEASURED_ROWS = 2048
 """Contexts whose token lengths decide the static lengths of a batch."""
@@ -35,15 +35,17 @@ CHECKED_ROWS = 64
 """Contexts whose labels are proved at start-up."""
 
 
-def identity(config: Config, name: str, setting: Setting) -> dict[str, Any]:
+def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
     """What a resumed stage must share: the config up to this stage, and the frozen weights."""
     plain = to_dict(config)
     names = list(plain["stages"])
     plain["stages"] = {n: plain["stages"][n] for n in names[: names.index(name) + 1]}
-    return {"config": plain, "fingerprints": setting.fingerprints}
+    return {"config": plain, "fingerprints": pipeline.fingerprints}
 
 
-def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True) -> Setting:
+def open_pipeline(
+    config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True
+) -> Pipeline:
     """Load the frozen models, prove the labels, measure the receivers.
 
     Args:
@@ -58,35 +60,35 @@ def set_up(config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool =
     bridge.check_readers(config.bridge)
     source = load_source(config, config.layout, mesh)
     fingerprints = dict(source.fingerprints)
-    speakers: dict[str, Speaker] = {}
-    parties: dict[str, Party] = {}
+    tokenizers: dict[str, Tokenizer] = {}
+    frozen: dict[str, FrozenDecoder] = {}
     for name, model in config.receivers.items():
         loaded = load_receiver(name, model, config.layout, mesh)
-        parties[name], speakers[name] = loaded.party, loaded.speaker
+        frozen[name], tokenizers[name] = loaded.model, loaded.tokenizer
         fingerprints[name] = loaded.fingerprint
-    prints = {name: fingerprints[name] for name in parties}
-    loud = None if run_dir is None else receiver_rms.kept(run_dir, prints)
+    prints = {name: fingerprints[name] for name in frozen}
+    loud = None if run_dir is None else receiver_rms.load(run_dir, prints)
     if rows or loud is None:
         groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
-        for who in speakers.values():
-            check_labels(config.layout, who, [e for group in groups for e in group])
+        for tokenizer in tokenizers.values():
+            check_labels(config.layout, tokenizer, [e for group in groups for e in group])
         if loud is None:
-            loud = _loudness(config.layout, parties, speakers, groups[:LOUDNESS_ROWS])
+            loud = _loudness(config.layout, frozen, tokenizers, groups[:LOUDNESS_ROWS])
         if run_dir is not None and rows:
-            receiver_rms.keep(run_dir, loud, prints)
-    return Setting(
+            receiver_rms.save(run_dir, loud, prints)
+    return Pipeline(
         layout=config.layout,
         bridge=config.bridge,
-        parties=Parties(source.party, parties),
-        sender=source.speaker,
-        receivers=speakers,
+        frozen=FrozenModels(source.model, frozen),
+        sender=source.tokenizer,
+        receivers=tokenizers,
         fingerprints=fingerprints,
         dims=source.dims(config.bridge.latent_dim, loud),
         mesh=mesh,
     )
 
 
-def set_up_beside(setting: Setting, config: Config, layout: LayoutConfig, run_dir: Path) -> Setting:
+def open_rival(pipeline: Pipeline, config: Config, layout: LayoutConfig, run_dir: Path) -> Pipeline:
     """The setting of another run, or exported bridge, between the same receivers: their weights are
     those of `setting`, the source and all sizes its own.
 
@@ -98,28 +100,28 @@ def set_up_beside(setting: Setting, config: Config, layout: LayoutConfig, run_di
     """
     if config.bridge is None:
         raise UserError(f"{run_dir}: that run has no bridge")
-    prints = {name: setting.fingerprints[name] for name in setting.receivers}
-    loud = receiver_rms.kept(run_dir, prints)
+    prints = {name: pipeline.fingerprints[name] for name in pipeline.receivers}
+    loud = receiver_rms.load(run_dir, prints)
     if loud is None:
         raise UserError(
             f"{run_dir}: its receivers are not {', '.join(prints)} with the same weights, "
             "so it cannot read the same rows"
         )
-    source = load_source(config, layout, setting.mesh)
+    source = load_source(config, layout, pipeline.mesh)
     receivers = {
         name: replace(
-            party,
-            head=tuple(head_ids(layout, setting.receivers[name])),
-            beside_text=layout.beside_text,
+            model,
+            head=tuple(head_ids(layout, pipeline.receivers[name])),
+            with_text=layout.with_text,
         )
-        for name, party in setting.parties.receivers.items()
+        for name, model in pipeline.frozen.receivers.items()
     }
     return replace(
-        setting,
+        pipeline,
         layout=layout,
         bridge=config.bridge,
-        parties=Parties(source.party, receivers),
-        sender=source.speaker,
+        frozen=FrozenModels(source.model, receivers),
+        sender=source.tokenizer,
         fingerprints=source.fingerprints | prints,
         dims=source.dims(config.bridge.latent_dim, loud),
     )
@@ -127,20 +129,20 @@ def set_up_beside(setting: Setting, config: Config, layout: LayoutConfig, run_di
 
 def _loudness(
     layout: LayoutConfig,
-    parties: dict[str, Party],
-    speakers: dict[str, Speaker],
+    frozen: dict[str, FrozenDecoder],
+    tokenizers: dict[str, Tokenizer],
     groups: Sequence[Group],
-) -> dict[str, ReceiverDims]:
+) -> dict[str, ModelDims]:
     """How loud the receivers are on some contexts."""
     one = [group[:1] for group in groups]
-    some = Collate(layout, None, speakers, measure(layout, None, speakers, one, layout.max_tokens))(
-        one
-    )
+    some = Collate(
+        layout, None, tokenizers, measure(layout, None, tokenizers, one, layout.max_tokens)
+    )(one)
     return {
-        name: measure_loudness(
-            party,
+        name: measure_rms(
+            model,
             jnp.asarray(some[f"{name}/context/ids"]),
             jnp.asarray(some[f"{name}/context/lengths"]),
         )
-        for name, party in parties.items()
+        for name, model in frozen.items()
     }

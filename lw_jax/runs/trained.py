@@ -14,7 +14,7 @@ from lw_jax.config.parse import build, from_dict
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.runs.directory import read_config
 from lw_jax.runs.exported import about_bridge, is_exported, load_bridge
 from lw_jax.text.layout_config import LayoutConfig
@@ -59,7 +59,7 @@ class Trained:
 def load_trained(
     config: Config,
     run_dir: Path,
-    setting: Setting,
+    pipeline: Pipeline,
     which: Literal["last", "best"] = "last",
     before: str | None = None,
     init_from: str | None = None,
@@ -78,10 +78,12 @@ def load_trained(
             was trained between other frozen models.
     """
     root, origin = _place(config, run_dir, before, init_from)
-    everywhere = replicated(setting.mesh)
+    everywhere = replicated(pipeline.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
+        jax.eval_shape(
+            lambda: bridge.init_bridge(pipeline.bridge, pipeline.dims, jax.random.key(0))
+        ),
     )
     _check_components(only, like)
     if is_exported(root):
@@ -93,10 +95,10 @@ def load_trained(
         identity = meta["identity"]
         fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
     if only:  # components of other receivers stay behind, with the weights they belong to
-        fingerprints = {n: f for n, f in fingerprints.items() if n in setting.fingerprints}
-        _check_frozen(fingerprints, {n: setting.fingerprints[n] for n in fingerprints})
+        fingerprints = {n: f for n, f in fingerprints.items() if n in pipeline.fingerprints}
+        _check_frozen(fingerprints, {n: pipeline.fingerprints[n] for n in fingerprints})
     else:
-        _check_frozen(fingerprints, setting.fingerprints)
+        _check_frozen(fingerprints, pipeline.fingerprints)
     return Trained(
         params=params["bridge"],
         stage=root.name,

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from lw_jax.errors import UserError
 from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Features, PyTree, Taps
 from lw_jax.utils.checks import at_least
 
@@ -67,17 +68,17 @@ class ByteEncoder(nn.Module):
         return Features(nn.RMSNorm(name="out_norm")(x), source.mask, source.ids)
 
 
-def build(config: Config, dims: Dims) -> ByteEncoder:
+def build(config: Config, dims: BridgeDims) -> ByteEncoder:
     """The source; all of it is trainable."""
     return ByteEncoder(config)
 
 
-def speaker(config: Config) -> Speaker:
+def text_tokenizer(config: Config) -> Tokenizer:
     """How text becomes bytes: ids 0 to 255."""
     alphabet = {f"<0x{byte:02X}>": byte for byte in range(VOCAB)}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[], byte_fallback=True))
-    tokenizer.decoder = decoders.ByteFallback()
-    return Speaker("bytes", tokenizer, bos_id=None, eos_id=-1, limit=config.max_bytes)
+    backend = Backend(models.BPE(vocab=alphabet, merges=[], byte_fallback=True))
+    backend.decoder = decoders.ByteFallback()
+    return Tokenizer("bytes", backend, bos_id=None, eos_id=-1, limit=config.max_bytes)
 
 
 def extract(

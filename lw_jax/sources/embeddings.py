@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.models.frozen import Party
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.pca import Pca, check_alone
@@ -40,14 +40,14 @@ class Config:
         check_alone(self.pca, self.normaliser)
 
 
-def build(config: Config, dims: Dims) -> hidden_states.HiddenStates:
+def build(config: Config, dims: BridgeDims) -> hidden_states.HiddenStates:
     """The trainable part of the source: that of one tap."""
     one = hidden_states.Config((0,), normaliser=config.normaliser, pca=config.pca)
     return hidden_states.build(one, dims)
 
 
 def extract(
-    config: Config, sender: Party | None, batch: Mapping[str, Array], params: PyTree | None
+    config: Config, sender: FrozenDecoder | None, batch: Mapping[str, Array], params: PyTree | None
 ) -> Taps:
     """The embeddings of a batch as its one tap [1, B, T, D]; no layer is run."""
     assert sender is not None

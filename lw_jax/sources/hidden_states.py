@@ -21,9 +21,9 @@ from lw_jax.layers.low_rank import Config as Lora
 from lw_jax.layers.low_rank import LowRank
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
-from lw_jax.models.dims import Dims, ReceiverDims, sizes
+from lw_jax.models.dims import BridgeDims, ModelDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.models.frozen import Party
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
 from lw_jax.sources.pca import Pca, Projection, check_alone
 from lw_jax.sources.sender import decoder
@@ -90,7 +90,7 @@ class HiddenStates(nn.Module):
     """
 
     config: Config
-    sender: ReceiverDims | None = None
+    sender: ModelDims | None = None
 
     @nn.compact
     def __call__(self, source: Taps) -> Features:
@@ -113,13 +113,13 @@ class HiddenStates(nn.Module):
         return Features(x, source.mask, source.ids)
 
 
-def build(config: Config, dims: Dims) -> HiddenStates:
+def build(config: Config, dims: BridgeDims) -> HiddenStates:
     """The trainable part of the source."""
     return HiddenStates(config, dims.sender)
 
 
 def extract(
-    config: Config, sender: Party | None, batch: Mapping[str, Array], params: PyTree | None
+    config: Config, sender: FrozenDecoder | None, batch: Mapping[str, Array], params: PyTree | None
 ) -> Taps:
     """Run the sender up to its highest tap; gradients reach its LoRA, if it has one, and no more.
 
@@ -153,7 +153,7 @@ def extract(
     return Taps(states, mask, ids)
 
 
-def edits_of(config: Lora, sender: ReceiverDims, params: PyTree) -> Edits:
+def edits_of(config: Lora, sender: ModelDims, params: PyTree) -> Edits:
     """The edits of a sender's layers."""
     given = LowRank(config, sender).apply({"params": params}, None)
     assert isinstance(given, Delivery) and given.edits is not None

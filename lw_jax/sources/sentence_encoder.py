@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder import run
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
-from lw_jax.models.frozen import EncoderParty, Sender
+from lw_jax.models.frozen import FrozenEncoder, Sender
 from lw_jax.sources.hidden_states import Config as OneTap
 from lw_jax.sources.hidden_states import HiddenStates
 from lw_jax.sources.normaliser import Normaliser
@@ -88,7 +88,7 @@ class SentenceEncoder(nn.Module):
         return Features(x, some, jnp.take_along_axis(features.ids, first, axis=1))
 
 
-def build(config: Config, dims: Dims) -> SentenceEncoder:
+def build(config: Config, dims: BridgeDims) -> SentenceEncoder:
     """The trainable part of the source: none, or a normaliser's gain and bias."""
     return SentenceEncoder(config)
 
@@ -103,7 +103,7 @@ def extract(
         objectives still know its words; mask [B, T] (False for [CLS], primer and [SEP], which are
         no content but are read); ids [B, T].
     """
-    assert isinstance(sender, EncoderParty)
+    assert isinstance(sender, FrozenEncoder)
     ids, lengths = batch["source/ids"], batch["source/lengths"]
     stop = config.layers(sender.arch)
     out = run(sender.arch, sender.params, ids, lengths, stop=stop, impl=sender.attention)

@@ -24,11 +24,11 @@ from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.models.frozen import Parties
-from lw_jax.pipeline import Setting
+from lw_jax.models.frozen import FrozenModels
+from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import identity, set_up
+from lw_jax.runs.session import identity, open_pipeline
 from lw_jax.sources.pca import Pca, fit
 from lw_jax.train.progress import Display
 from lw_jax.types import Array
@@ -47,17 +47,17 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
         SystemExit: code 0 after SIGTERM, with what is gathered kept.
     """
     config = run.config
-    setting = set_up(config, run.mesh, run.run_dir)
+    pipeline = open_pipeline(config, run.mesh, run.run_dir)
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), cfg.rows)]
-    path, mine = path_of(run.run_dir, name), identity(config, name, setting)
+    path, mine = path_of(run.run_dir, name), identity(config, name, pipeline)
     found, start = statistics.load_part(path, mine)
-    collate = setting.collate(groups)
+    collate = pipeline.collate(groups)
     with termination() as terminated, Display(name, start, len(groups)) as display:
         if start:
             display.say(f"resumed after row {start} of {len(groups)}")
         for at in range(start, len(groups), cfg.batch_size):
             part = groups[at : at + cfg.batch_size]
-            seen = _batch_moments(setting, collate, part, cfg.batch_size)
+            seen = _batch_moments(pipeline, collate, part, cfg.batch_size)
             found = {key: combine(found.get(key), value) for key, value in seen.items()}
             done = at + len(part)
             statistics.save_part(path, found, done, mine)
@@ -67,7 +67,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
                 raise SystemExit(0)
         if not all(value[0] for value in found.values()):
             raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
-        needed = pca(setting.bridge)
+        needed = pca(pipeline.bridge)
         fitted = None if needed is None else _fitted(needed[1], found["source"])
         statistics.save(path, found, mine, fitted)
         tokens = ", ".join(f"{key} {int(value[0])}" for key, value in found.items())
@@ -94,26 +94,28 @@ def _shares(fitted: dict[str, np.ndarray]) -> str:
     return f"pca: {components} of {width} directions hold {shares} of the source's variance"
 
 
-def _batch_moments(setting: Setting, collate: Any, groups: list[Group], size: int) -> Any:
+def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: int) -> Any:
     """Moments of some rows, filled up to `size`: one shape, one program."""
     filled = groups + groups[:1] * (size - len(groups))
     real = np.arange(size) < len(groups)
-    batch = put_batch(setting.mesh, collate(filled) | {"real": real})
-    return jax.device_get(_moments(setting.bridge, setting.parties, batch))
+    batch = put_batch(pipeline.mesh, collate(filled) | {"real": real})
+    return jax.device_get(_moments(pipeline.bridge, pipeline.frozen, batch))
 
 
 @partial(jax.jit, static_argnums=0)
-def _moments(config: BridgeConfig, parties: Parties, batch: dict[str, Any]) -> dict[str, Moments]:
+def _moments(
+    config: BridgeConfig, frozen: FrozenModels, batch: dict[str, Any]
+) -> dict[str, Moments]:
     """Moments over the real tokens of a batch, per tap of the source and per receiver."""
-    taps = bridge.extract(config, parties.sender, batch, None)
+    taps = bridge.extract(config, frozen.sender, batch, None)
     found = {}
     if taps.states.shape[0]:  # bytes have no taps
         crossed = pca(config) is not None
         found["source"] = moments(taps.states, taps.mask & batch["real"][:, None], crossed)
-    for name, party in parties.receivers.items():
+    for name, model in frozen.receivers.items():
         ids, lengths = batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"]
         mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & batch["real"][:, None]
-        found[name] = moments(embed_tokens(party.params, ids)[None], mask)
+        found[name] = moments(embed_tokens(model.params, ids)[None], mask)
     return found
 
 

@@ -24,14 +24,14 @@ from lw_jax.evaluate.compare import Comparison, methods_of
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import Scene
-from lw_jax.evaluate.prediction_cache import Partial, key_of
+from lw_jax.evaluate.methods.base import EvalContext
+from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.relay import Written
 from lw_jax.mesh import put_batch, replicated
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.layout import written
 from lw_jax.text.layout_config import LayoutConfig
@@ -53,24 +53,24 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     """
     layout = cfg.layout or layout_at(run.config, before=name)
     config = dataclasses.replace(run.config, layout=layout)
-    setting = set_up(config, run.mesh, run.run_dir)
+    pipeline = open_pipeline(config, run.mesh, run.run_dir)
     if cfg.ratio is not None:
-        setting = dataclasses.replace(setting, bridge=bridge.at_ratio(setting.bridge, cfg.ratio))
+        pipeline = dataclasses.replace(pipeline, bridge=bridge.at_ratio(pipeline.bridge, cfg.ratio))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
     drawn = rows.choose(source, cfg.rows, cfg.seed)
-    speakers = setting.receivers.values()
-    candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, speakers)
+    tokenizers = pipeline.receivers.values()
+    candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, tokenizers)
     groups: list[Group] = [(e,) for e in (*drawn, *answering(drawn, candidates))]
-    collate = setting.collate(groups)
-    guests = [rivals.load(n, at, setting, groups, cfg.checkpoint) for n, at in cfg.beside.items()]
+    collate = pipeline.collate(groups)
+    bridges = [rivals.load(n, at, pipeline, groups, cfg.checkpoint) for n, at in cfg.rivals.items()]
     examples = drawn
-    for readers in (collate, *(guest.collate for guest in guests)):
+    for readers in (collate, *(other.collate for other in bridges)):
         examples = rows.usable(examples, readers)
     wanted = [method(n) for n in methods_of(cfg)]
     trained = None
     if any(m.needs_bridge for m in wanted):
         trained = load_trained(
-            run.config, run.run_dir, setting, cfg.checkpoint, before=name, init_from=cfg.init_from
+            run.config, run.run_dir, pipeline, cfg.checkpoint, before=name, init_from=cfg.init_from
         )
     others = rows.others(examples) if any(m.other_source for m in wanted) else []
     key = key_of(
@@ -78,17 +78,17 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         [cfg.seed, cfg.ratio, rows.digest(examples), candidates],
         asdict(layout),
         asdict(cfg.relay),
-        setting.fingerprints,
+        pipeline.fingerprints,
         None if trained is None else trained.digest,
-        {g.name: [g.trained.digest, asdict(g.setting.layout)] for g in guests},
+        {g.name: [g.trained.digest, asdict(g.pipeline.layout)] for g in bridges},
     )
     warnings = _unlike_training(layout, trained)
     out = _directory(run, name)
-    partial = Partial(out / "partial", key)
+    partial = PredictionCache(out / "partial", key)
     # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
     with termination() as terminated, jax.default_matmul_precision("highest"):
         compared = Comparison(
-            setting, cfg, examples, others, collate, run.console, terminated, candidates
+            pipeline, cfg, examples, others, collate, run.console, terminated, candidates
         )
         mean = None
         if trained is not None and "mean" in methods_of(cfg):
@@ -97,18 +97,18 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         if any(m.relayed for m in wanted):
             written_by = partial.load_written() or _relay(run, compared, layout, partial)
             relayed = compared.relayed(written_by)
-        said, packed = _compare(compared, trained, mean, partial, relayed, guests)
+        said, packed = _compare(compared, trained, mean, partial, relayed, bridges)
         slots, rescored = {}, None
         if trained is not None and "latent" in methods_of(cfg):
-            scenes = {r: _scene(compared, trained, r) for r in setting.receivers}
-            slots = {r: compared.slots(scene) for r, scene in scenes.items()}
+            scenes = {r: _scene(compared, trained, r) for r in pipeline.receivers}
+            slots = {r: compared.slots(ctx) for r, ctx in scenes.items()}
             answers = {r: [p.text for p in said[r]["latent"][0]] for r in scenes}
             rescored = rescore.together(compared, scenes, answers)
-    probed = _probe(run, setting, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
+    probed = _probe(run, pipeline, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
     asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
-    measured = figures(asked, said, rescored, tuple(cfg.beside))
+    measured = figures(asked, said, rescored, tuple(cfg.rivals))
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:
             methods["latent"]["slots"] = slots[receiver]
@@ -126,13 +126,13 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         **({} if probed is None else {"probe": probed}),
         "compression": packed,
         "parameters": {} if trained is None else trained.to_json(),
-        **({"beside": {g.name: g.trained.to_json() for g in guests}} if guests else {}),
+        **({"rivals": {g.name: g.trained.to_json() for g in bridges}} if bridges else {}),
         "config": to_dict(run.config),
         "warnings": warnings,
         "stage": name,
         "versions": versions(),
         "data": data(asked, len(drawn) - len(examples), source.malformed, candidates),
-        "fingerprints": setting.fingerprints,
+        "fingerprints": pipeline.fingerprints,
     }
     texts = () if relayed is None else written_by.texts
     files.write_lines(
@@ -165,10 +165,12 @@ def _directory(run: Run, name: str) -> Path:
     return run.out_dir if name == kept[-1] else run.out_dir / name
 
 
-def _scene(compared: Comparison, trained: Trained | None, receiver: str, mean: Any = None) -> Scene:
-    setting = compared.setting
+def _scene(
+    compared: Comparison, trained: Trained | None, receiver: str, mean: Any = None
+) -> EvalContext:
+    pipeline = compared.pipeline
     params = None if trained is None else trained.params
-    return Scene(setting.parties, params, mean, setting.bridge, setting.dims, receiver)
+    return EvalContext(pipeline.frozen, params, mean, pipeline.bridge, pipeline.dims, receiver)
 
 
 def _unlike_training(layout: LayoutConfig, trained: Trained | None) -> list[str]:
@@ -186,25 +188,27 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
 
     Of as many training texts as are evaluated, up to MEAN_ROWS.
     """
-    setting = compared.setting
+    pipeline = compared.pipeline
     count = min(MEAN_ROWS, len(compared.examples))
-    measured = mean_latent.key_of(trained.digest, cfg.ratio, setting.layout, count)
+    measured = mean_latent.key_of(trained.digest, cfg.ratio, pipeline.layout, count)
     slots = mean_latent.load(run.run_dir, measured)
     if slots is None:
         groups = sample(load_rows(run.config.data, "train", run.config.seed), count)
-        receiver = next(iter(setting.receivers))
+        receiver = next(iter(pipeline.receivers))
         slots = mean_latent.measure(
             _scene(compared, trained, receiver),
             groups,
-            setting.collate(groups),
-            lambda batch: put_batch(setting.mesh, batch),
+            pipeline.collate(groups),
+            lambda batch: put_batch(pipeline.mesh, batch),
             compared.size,
         )
         mean_latent.save(run.run_dir, measured, slots)
-    return jax.device_put(jnp.asarray(slots), replicated(setting.mesh))
+    return jax.device_put(jnp.asarray(slots), replicated(pipeline.mesh))
 
 
-def _relay(run: Run, compared: Comparison, layout: LayoutConfig, partial: Partial) -> Written:
+def _relay(
+    run: Run, compared: Comparison, layout: LayoutConfig, partial: PredictionCache
+) -> Written:
     """What the sender writes, kept in case the evaluation is stopped."""
     sender, cfg = run.config.sender, compared.config
     assert sender is not None  # the config was checked
@@ -214,43 +218,45 @@ def _relay(run: Run, compared: Comparison, layout: LayoutConfig, partial: Partia
     return found
 
 
-def _probe(run: Run, setting: Setting, cfg: EvaluateConfig, asked: Asked) -> dict[str, Any] | None:
+def _probe(
+    run: Run, pipeline: Pipeline, cfg: EvaluateConfig, asked: Asked
+) -> dict[str, Any] | None:
     """Linear probes of the frozen models, on the rows that the methods were given."""
     if cfg.probe is None:
         return None
     source = load_rows(cfg.data or run.config.data, "train", run.config.seed)
     train = examples.choose(source, cfg.probe.rows, cfg.seed)
-    if setting.layout.max_tokens is not None:
-        train = examples.usable(train, setting.collate([(e,) for e in train]))
-    return probe.probe(setting, cfg.probe, train, asked, cfg.batch_size)
+    if pipeline.layout.max_tokens is not None:
+        train = examples.usable(train, pipeline.collate([(e,) for e in train]))
+    return probe.probe(pipeline, cfg.probe, train, asked, cfg.batch_size)
 
 
 def _compare(
     compared: Comparison,
     trained: Trained | None,
     mean: Any,
-    partial: Partial,
+    partial: PredictionCache,
     relayed: Comparison | None,
-    guests: Sequence[rivals.Guest],
+    bridges: Sequence[rivals.Rival],
 ) -> tuple[Said, dict[str, Any]]:
     """All methods of all receivers, those of other bridges last, and what the message costs."""
     said: dict[str, dict[str, Any]] = {}
     packed: dict[str, Any] = {}
-    texts, bridged = compared.texts(), compared.setting.bridge
-    scenes = {r: _scene(compared, trained, r, mean) for r in compared.setting.receivers}
+    texts, bridged = compared.texts(), compared.pipeline.bridge
+    scenes = {r: _scene(compared, trained, r, mean) for r in compared.pipeline.receivers}
     own = methods_of(compared.config)
     places = {n: relayed if relayed and method(n).relayed else compared for n in own}
-    places |= {g.name: g.comparison(compared) for g in guests}
-    others = {(r, g.name): _scene(places[g.name], g.trained, r) for r in scenes for g in guests}
+    places |= {g.name: g.comparison(compared) for g in bridges}
+    others = {(r, g.name): _scene(places[g.name], g.trained, r) for r in scenes for g in bridges}
 
     kept = {(r, n): partial.load(r, n) for r in scenes for n in places}
     todo = [(others.get((r, n), scenes[r]), n) for (r, n), found in kept.items() if found is None]
     for one in {id(place): place for place in places.values()}.values():
-        one.compile([(scene, name) for scene, name in todo if places[name] is one])
-    for receiver, scene in scenes.items():
+        one.compile([(ctx, name) for ctx, name in todo if places[name] is one])
+    for receiver, ctx in scenes.items():
         slots = [0] * len(texts)
         if trained is not None:
-            slots, columns = compared.sizes(scene)
+            slots, columns = compared.sizes(ctx)
             packed["latent"] = compression.of_texts(
                 texts,
                 slots,
@@ -260,14 +266,14 @@ def _compare(
                 bridged.private > 0,
             )
             packed.setdefault("receivers", {})[receiver] = compression.of_columns(
-                texts, compared.tokens(receiver), columns, scene.party.arch
+                texts, compared.tokens(receiver), columns, ctx.model.arch
             )
         said[receiver] = {}
         for name, place in places.items():
             found, when = kept[receiver, name], ", before it was stopped"
             if found is None:
-                its, count = others.get((receiver, name), scene), slots
-                if place.guest is not None:
+                its, count = others.get((receiver, name), ctx), slots
+                if place.other is not None:
                     count, _ = place.sizes(its)
                 found = place.run(its, name, place.latent_bytes(count, name))
                 when = ""

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Backend
 
 from lw_jax.config.parse import to_dict
 from lw_jax.data import gsm8k
@@ -27,7 +27,7 @@ from lw_jax.pretrain.model_card import minutes, model_card
 from lw_jax.pretrain.step import make_step
 from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
 from lw_jax.runs.directory import Run
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.loop import Job, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
@@ -55,10 +55,10 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
         questions=cfg.questions,
         shared=cfg.shared,
     )
-    tokenizer = _tokenizer(run.run_dir / f"{name}.tokenizer.json", cfg, rows)
-    arch = make_arch(cfg, tokenizer)
-    who = Speaker(name, tokenizer, arch.bos_id, arch.eos_ids[0])
-    texts = Texts(rows, who, cfg.batch_size, cfg.max_tokens)
+    hf_tokenizer = _tokenizer(run.run_dir / f"{name}.tokenizer.json", cfg, rows)
+    arch = make_arch(cfg, hf_tokenizer)
+    tokenizer = Tokenizer(name, hf_tokenizer, arch.bos_id, arch.eos_ids[0])
+    texts = Texts(rows, tokenizer, cfg.batch_size, cfg.max_tokens)
     skipped = left_out(texts, MEASURED_TEXTS)
     if skipped > MOST_LEFT_OUT:
         raise UserError(
@@ -69,7 +69,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
 
     out = Path(cfg.out)
     save_pretrained(out, arch, state.params)
-    save_tokenizer(tokenizer, arch.family, out, arch.max_positions)
+    save_tokenizer(hf_tokenizer, arch.family, out, arch.max_positions)
     lm = load_lm(out, run.mesh, dtype=compute_dtype())
     figures = {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
@@ -90,7 +90,7 @@ def problems(cfg: PretrainConfig) -> gsm8k.Config | None:
     return gsm8k.Config(train=cfg.gsm8k_train, eval=cfg.gsm8k_eval)
 
 
-def make_arch(cfg: PretrainConfig, tokenizer: Tokenizer) -> Arch:
+def make_arch(cfg: PretrainConfig, tokenizer: Backend) -> Arch:
     """The decoder's arch from the config and the ids of its tokenizer."""
     shape: ArchConfig = cfg.arch
     ids = special_ids(tokenizer, shape.family)
@@ -125,7 +125,7 @@ def _train(run: Run, name: str, cfg: PretrainConfig, arch: Arch, texts: Texts) -
     params = init(arch, keys[0])
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
     step = make_step(arch, optimiser, cfg.rest_weight, cfg.written_weight, compute_dtype())
-    ids = hashlib.sha256(texts.who.tokenizer.to_str().encode()).hexdigest()[:32]
+    ids = hashlib.sha256(texts.tokenizer.backend.to_str().encode()).hexdigest()[:32]
     return fit(
         Job(
             name=name,
@@ -145,7 +145,7 @@ def _train(run: Run, name: str, cfg: PretrainConfig, arch: Arch, texts: Texts) -
     )
 
 
-def _tokenizer(path: Path, cfg: PretrainConfig, rows: MixtureRows) -> Tokenizer:
+def _tokenizer(path: Path, cfg: PretrainConfig, rows: MixtureRows) -> Backend:
     """The run's tokenizer: trained once, then read."""
     if not path.exists():
         made = train_bpe(
@@ -161,4 +161,4 @@ def _tokenizer(path: Path, cfg: PretrainConfig, rows: MixtureRows) -> Tokenizer:
         new = path.with_suffix(".tmp")
         made.save(str(new))
         os.replace(new, path)
-    return Tokenizer.from_file(str(path))
+    return Backend.from_file(str(path))

@@ -18,10 +18,10 @@ from lw_jax.data.example import Example
 from lw_jax.data.load import load_rows, sample
 from lw_jax.data.stream import Stream
 from lw_jax.mesh import put_batch, replicated
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import MEASURED_ROWS, identity, set_up
+from lw_jax.runs.session import MEASURED_ROWS, identity, open_pipeline
 from lw_jax.runs.trained import load_trained
 from lw_jax.sources.normaliser import fill as fill_normaliser
 from lw_jax.sources.pca import fill as fill_pca
@@ -29,12 +29,12 @@ from lw_jax.stages import calibrate
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
 from lw_jax.train.loop import Job, StepFn, fit
-from lw_jax.train.monitor import Watch
+from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import frozen_leaves, learning_rate, make_optimiser
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import Plan, StepMaker, init_heads, plan_at
 from lw_jax.types import PyTree
-from lw_jax.utils.compile import Programs
+from lw_jax.utils.compile import AheadOfTime
 
 
 def run(run: Run, name: str, cfg: TrainConfig) -> None:
@@ -44,12 +44,12 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     config = dataclasses.replace(
         config, data=cfg.data or config.data, layout=cfg.layout or config.layout
     )
-    setting = set_up(config, run.mesh, run.run_dir)
+    pipeline = open_pipeline(config, run.mesh, run.run_dir)
     objectives = cfg.objectives or config.objectives
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
     params = {
-        "bridge": start_params(run, name, cfg, setting, root),
-        "heads": init_heads(objectives, setting.dims, jax.random.fold_in(root, 1)),
+        "bridge": start_params(run, name, cfg, pipeline, root),
+        "heads": init_heads(objectives, pipeline.dims, jax.random.fold_in(root, 1)),
     }
     params = jax.device_put(params, replicated(run.mesh))
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
@@ -60,8 +60,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         optimiser = optax.chain(optimiser, optax.masked(optax.set_to_zero(), frozen))
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     maker = StepMaker(
-        setting.bridge,
-        setting.dims,
+        pipeline.bridge,
+        pipeline.dims,
         optimiser,
         cfg.steps,
         run.mesh,
@@ -83,29 +83,29 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
         if ratio is None:
             return maker.make(plan)
-        own = bridge.at_ratio(setting.bridge, ratio)
+        own = bridge.at_ratio(pipeline.bridge, ratio)
         return dataclasses.replace(maker, config=own).make(plan)
 
     @cache
     def step_of(plan: Plan, ratio: float | None) -> StepFn:
-        return lambda state, batch: compiled(plan, ratio)(state, setting.parties, batch)
+        return lambda state, batch: compiled(plan, ratio)(state, pipeline.frozen, batch)
 
     def step_for(step: int) -> StepFn:
         (phase,) = (p for p in parts if p.start <= step < p.stop)
         return step_of(plan(step), phase.ratio)
 
-    streams = [_stream(setting, cfg, config.data, config.seed, name, p) for p in parts]
-    watch = _watch(setting, objectives, config, cfg) if cfg.eval_every else None
+    streams = [_stream(pipeline, cfg, config.data, config.seed, name, p) for p in parts]
+    watch = _watch(pipeline, objectives, config, cfg) if cfg.eval_every else None
 
     def prepare(state: TrainState, start: int) -> None:
-        programs = Programs()
+        programs = AheadOfTime()
         for phase, stream in zip(parts, streams, strict=True):
             ahead = range(max(start, phase.start), phase.stop)
             if not ahead:
                 continue
             batch = put_batch(run.mesh, stream.batch(0))
             for ahead_plan in {plan(step) for step in ahead}:
-                programs.add(compiled(ahead_plan, phase.ratio), state, setting.parties, batch)
+                programs.add(compiled(ahead_plan, phase.ratio), state, pipeline.frozen, batch)
         if watch is not None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
             watch.add_programs(programs, state, (step for step in done if step > start))
@@ -117,8 +117,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         steps=cfg.steps,
         state=jax.device_put(state, replicated(run.mesh)),
         step_for=step_for,
-        batches=lambda start, stop: _batches(setting, parts, streams, start, stop),
-        identity=identity(run.config, name, setting),
+        batches=lambda start, stop: _batches(pipeline, parts, streams, start, stop),
+        identity=identity(run.config, name, pipeline),
         log_every=cfg.log_every,
         save_every=cfg.save_every,
         eval_every=cfg.eval_every,
@@ -134,7 +134,7 @@ def phases(cfg: TrainConfig) -> tuple[Phase, ...]:
     return phases_of(cfg.curriculum, cfg.steps)
 
 
-def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: Any) -> PyTree:
+def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng: Any) -> PyTree:
     """The bridge's parameters before the first step.
 
     Raises:
@@ -142,19 +142,19 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
             statistics that it needs belong to other models.
     """
     earlier = [n for n, s in run.config.stages.items() if s.train is not None]
-    load = partial(load_trained, run.config, run.run_dir, setting, before=name)
+    load = partial(load_trained, run.config, run.run_dir, pipeline, before=name)
     if not cfg.init_only and (cfg.init_from is not None or earlier.index(name) > 0):
         return load(init_from=cfg.init_from).params
-    found, coloured, projected = None, normaliser(setting.bridge), pca(setting.bridge)
+    found, coloured, projected = None, normaliser(pipeline.bridge), pca(pipeline.bridge)
     measured = calibrate_before(run.config.stages, name)
     if (coloured or projected) and measured is not None:
         path = calibrate.path_of(run.run_dir, measured)
-        found = statistics.load(path, identity(run.config, measured, setting))
+        found = statistics.load(path, identity(run.config, measured, pipeline))
     # Compiled: outside jit a deep part is built op by op, which takes seconds.
     init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    fresh = init(setting.bridge, setting.dims, jax.random.fold_in(rng, 0))
+    fresh = init(pipeline.bridge, pipeline.dims, jax.random.fold_in(rng, 0))
     if found is not None and coloured is not None:
-        target = coloured[1].target_of(list(setting.receivers))
+        target = coloured[1].target_of(list(pipeline.receivers))
         fresh = {**fresh, "source": fill_normaliser(fresh["source"], found, target)}
     if found is not None and projected is not None:
         fresh = {**fresh, "source": fill_pca(fresh["source"], found)}
@@ -164,13 +164,13 @@ def start_params(run: Run, name: str, cfg: TrainConfig, setting: Setting, rng: A
 
 
 def _stream(
-    setting: Setting, cfg: TrainConfig, data: Any, seed: int, name: str, phase: Phase
+    pipeline: Pipeline, cfg: TrainConfig, data: Any, seed: int, name: str, phase: Phase
 ) -> Stream:
     rows = load_rows(data, "train", seed, phase.level)
     groups = sample(rows, MEASURED_ROWS)
     return Stream(
         rows,
-        setting.collate(groups),
+        pipeline.collate(groups),
         batch_size=cfg.batch_size,
         seed=seed,
         stage=f"{name}/{phase.index}",
@@ -180,16 +180,18 @@ def _stream(
 
 
 def _batches(
-    setting: Setting, parts: tuple[Phase, ...], streams: list[Stream], start: int, stop: int
+    pipeline: Pipeline, parts: tuple[Phase, ...], streams: list[Stream], start: int, stop: int
 ) -> Iterator[Any]:
     for phase, stream in zip(parts, streams, strict=True):
         first, last = max(start, phase.start), min(stop, phase.stop)
         if first < last:
             for batch in stream.iterate(first - phase.start, last - phase.start):
-                yield put_batch(setting.mesh, batch)
+                yield put_batch(pipeline.mesh, batch)
 
 
-def _watch(setting: Setting, objectives: Any, config: Config, cfg: TrainConfig) -> Watch:
+def _watch(
+    pipeline: Pipeline, objectives: Any, config: Config, cfg: TrainConfig
+) -> QuickEvaluation:
     rows = load_rows(config.data, "validation", config.seed)
     count = min(cfg.eval_rows, len(rows))
     order = np.random.default_rng(config.seed).permutation(len(rows))[: 4 * count]
@@ -200,4 +202,6 @@ def _watch(setting: Setting, objectives: Any, config: Config, cfg: TrainConfig) 
         if group[0].context_id not in seen and len(groups) < count:
             seen.add(group[0].context_id)
             groups.append(group)
-    return Watch(setting, groups, objectives, cfg.steps, cfg.batch_size // cfg.accumulate)
+    return QuickEvaluation(
+        pipeline, groups, objectives, cfg.steps, cfg.batch_size // cfg.accumulate
+    )

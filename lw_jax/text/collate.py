@@ -31,7 +31,7 @@ from lw_jax.text.layout import (
     split_joint,
 )
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 MULTIPLE = 8
@@ -57,8 +57,8 @@ class Collate:
     """
 
     layout: LayoutConfig
-    sender: Speaker | None
-    receivers: dict[str, Speaker]
+    sender: Tokenizer | None
+    receivers: dict[str, Tokenizer]
     lengths: Lengths
 
     def __call__(self, groups: Sequence[Group]) -> Batch:
@@ -84,10 +84,10 @@ class Collate:
 
         for key, (rows, repeat) in self.rows(groups, flat, questions).items():
             put(key, rows, repeat)
-        for name, who in self.receivers.items():
+        for name, tokenizer in self.receivers.items():
             ids, lengths = (batch[f"{name}/answer/{part}"] for part in ("ids", "lengths"))
             written = (row[:n].tolist() for row, n in zip(ids, lengths, strict=True))
-            starts = [first_word(who, row) for row in written]
+            starts = [first_word(tokenizer, row) for row in written]
             batch[f"{name}/answer/start"] = np.asarray(starts, np.int32)
         if self.sender is not None:
             head = len(source_head_ids(self.layout, self.sender))
@@ -108,9 +108,9 @@ class Collate:
             parts["source"] = (rows, questions)
         messages = [message_text(self.layout, group[0]) for group in groups]
         pairs = [asked_pair(self.layout, example) for example in flat]
-        for name, who in self.receivers.items():
-            parts[f"{name}/context"] = (who.encode_all(messages), questions)
-            asked = split_joint(self.layout, who, pairs)
+        for name, tokenizer in self.receivers.items():
+            parts[f"{name}/context"] = (tokenizer.encode_all(messages), questions)
+            asked = split_joint(self.layout, tokenizer, pairs)
             parts[f"{name}/ask"] = ([a.ask if a else None for a in asked], 1)
             parts[f"{name}/answer"] = ([a.answer if a else None for a in asked], 1)
         return parts
@@ -118,8 +118,8 @@ class Collate:
 
 def measure(
     layout: LayoutConfig,
-    sender: Speaker | None,
-    receivers: dict[str, Speaker],
+    sender: Tokenizer | None,
+    receivers: dict[str, Tokenizer],
     groups: Sequence[Group],
     max_tokens: int | None = None,
 ) -> Lengths:
@@ -145,6 +145,6 @@ def measure(
     return Lengths(sizes)
 
 
-def _room(sender: Speaker, size: int) -> int:
+def _room(sender: Tokenizer, size: int) -> int:
     """Tokens of a row of `size` that its reader takes."""
     return min([size, *(n for n in (sender.limit, sender.positions) if n is not None)])

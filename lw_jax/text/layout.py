@@ -16,28 +16,28 @@ from dataclasses import dataclass, replace
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 
-def _chat(config: LayoutConfig, who: Speaker) -> tuple[str, str]:
+def _chat(config: LayoutConfig, tokenizer: Tokenizer) -> tuple[str, str]:
     if config.anchor_mode != "chat":
         return "", ""
-    if who.chat is None:
+    if tokenizer.chat is None:
         raise UserError(
-            f"layout.anchor_mode: the tokenizer of {who.name} has no chat template; "
+            f"layout.anchor_mode: the tokenizer of {tokenizer.name} has no chat template; "
             "use anchor_mode: text"
         )
-    return who.chat
+    return tokenizer.chat
 
 
-def head_ids(config: LayoutConfig, who: Speaker) -> list[int]:
+def head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
     """[BOS] and primer of a receiver; without BOS where that stands after the message."""
-    before, _ = _chat(config, who)
-    bos = _bos(who) if config.bos == "start" else []
-    return bos + who.encode(before + config.primer)
+    before, _ = _chat(config, tokenizer)
+    bos = _bos(tokenizer) if config.bos == "start" else []
+    return bos + tokenizer.encode(before + config.primer)
 
 
-def source_head_ids(config: LayoutConfig, who: Speaker) -> list[int]:
+def source_head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
     """What the sender reads before the text: its [BOS], and a primer.
 
     Raises:
@@ -45,17 +45,17 @@ def source_head_ids(config: LayoutConfig, who: Speaker) -> list[int]:
     """
     before = ""
     if config.encoder_use_chat_template:
-        if who.chat is None:
+        if tokenizer.chat is None:
             raise UserError(
-                f"layout.encoder_use_chat_template: the tokenizer of {who.name} has no chat "
+                f"layout.encoder_use_chat_template: the tokenizer of {tokenizer.name} has no chat "
                 "template; set it to false"
             )
-        before = who.chat[0]
-    return _bos(who) + who.encode(before + _source_primer(config))
+        before = tokenizer.chat[0]
+    return _bos(tokenizer) + tokenizer.encode(before + _source_primer(config))
 
 
-def _bos(who: Speaker) -> list[int]:
-    return [] if who.bos_id is None else [who.bos_id]
+def _bos(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
 
 
 def _source_primer(config: LayoutConfig) -> str:
@@ -83,9 +83,9 @@ def source_text(config: LayoutConfig, example: Example) -> str:
     return (" " if _source_primer(config) else "") + content_text(config, example)
 
 
-def ask_text(config: LayoutConfig, who: Speaker, question: str) -> str:
+def ask_text(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> str:
     """Question and anchor; not the anchor where the receiver writes it."""
-    _, after = _chat(config, who)
+    _, after = _chat(config, tokenizer)
     asked = ""
     if config.question and question and config.question_in == "receiver":
         asked = config.question.format(question=question)
@@ -94,16 +94,16 @@ def ask_text(config: LayoutConfig, who: Speaker, question: str) -> str:
     return asked.lstrip() if config.bos == "after_message" else asked
 
 
-def ask_ids(config: LayoutConfig, who: Speaker, asked: Sequence[int]) -> list[int]:
+def ask_ids(config: LayoutConfig, tokenizer: Tokenizer, asked: Sequence[int]) -> list[int]:
     """Ids of question and anchor, with the BOS that stands before or after them.
 
     Raises:
         UserError: BOS is to stand after the message, and the receiver has none.
     """
-    if config.bos == "after_message" and who.bos_id is None:
-        raise UserError(f"layout.bos: receivers.{who.name} has no BOS token; use bos: start")
-    first = _bos(who) if config.bos == "after_message" else []
-    return first + list(asked) + (_bos(who) if config.bos_after_anchor else [])
+    if config.bos == "after_message" and tokenizer.bos_id is None:
+        raise UserError(f"layout.bos: receivers.{tokenizer.name} has no BOS token; use bos: start")
+    first = _bos(tokenizer) if config.bos == "after_message" else []
+    return first + list(asked) + (_bos(tokenizer) if config.bos_after_anchor else [])
 
 
 def target_text(config: LayoutConfig, example: Example) -> str:
@@ -144,38 +144,38 @@ class Asked:
 
 
 def split_joint(
-    config: LayoutConfig, who: Speaker, pairs: Sequence[tuple[str, str]]
+    config: LayoutConfig, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[Asked | None]:
     """Ask and answer ids of (question, answer) pairs, from the joint tokenisation; None where no
     token ends where the anchor ends."""
-    asks = [ask_text(config, who, q) for q, _ in pairs]
+    asks = [ask_text(config, tokenizer, q) for q, _ in pairs]
     first = config.bos == "after_message"
     answers = [answer_text(a, first and not x) for x, (_, a) in zip(asks, pairs, strict=True)]
-    apart = who.encode_all(asks)
+    apart = tokenizer.encode_all(asks)
     if config.bos_after_anchor:
         return [
-            Asked(ask_ids(config, who, x), y + [who.eos_id])
-            for x, y in zip(apart, who.encode_all(answers), strict=True)
+            Asked(ask_ids(config, tokenizer, x), y + [tokenizer.eos_id])
+            for x, y in zip(apart, tokenizer.encode_all(answers), strict=True)
         ]
-    joint = who.encode_all([x + y for x, y in zip(asks, answers, strict=True)])
+    joint = tokenizer.encode_all([x + y for x, y in zip(asks, answers, strict=True)])
     return [
-        Asked(ask_ids(config, who, ask), ids[len(ask) :] + [who.eos_id])
+        Asked(ask_ids(config, tokenizer, ask), ids[len(ask) :] + [tokenizer.eos_id])
         if ids[: len(ask)] == ask and len(ids) > len(ask)
         else None
         for ids, ask in zip(joint, apart, strict=True)
     ]
 
 
-def first_word(who: Speaker, answer: Sequence[int]) -> int:
+def first_word(tokenizer: Tokenizer, answer: Sequence[int]) -> int:
     """Index of the first token of an answer that is no space: a space that all answers share would
     make the first token look easy, and training on it teaches nothing."""
     for i, token in enumerate(answer):
-        if who.tokenizer.decode([token]).strip():
+        if tokenizer.backend.decode([token]).strip():
             return i
     return 0
 
 
-def check_labels(config: LayoutConfig, who: Speaker, examples: Sequence[Example]) -> int:
+def check_labels(config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
     """The start-up proof that labels are the joint tokenisation's answer tokens (SPEC section 3).
 
     For every example: ask + answer ids are the tokens of the one string, decode back to the answer,
@@ -185,17 +185,17 @@ def check_labels(config: LayoutConfig, who: Speaker, examples: Sequence[Example]
         UserError: a label differs; names the receiver and the text.
     """
     pairs = [asked_pair(config, e) for e in examples]
-    for (question, answer), asked in zip(pairs, split_joint(config, who, pairs), strict=True):
-        text = ask_text(config, who, question) + answer_text(answer)
+    for (question, answer), asked in zip(pairs, split_joint(config, tokenizer, pairs), strict=True):
+        text = ask_text(config, tokenizer, question) + answer_text(answer)
         if asked is None:
             raise UserError(
-                f"receivers.{who.name}: its tokenizer merges the anchor {config.anchor!r} with the "
-                f"answer in {text[-40:]!r}; choose an anchor that ends at a token boundary"
+                f"receivers.{tokenizer.name}: its tokenizer merges the anchor {config.anchor!r} "
+                f"with the answer in {text[-40:]!r}; choose an anchor that ends at a token boundary"
             )
-        back = who.tokenizer.decode(asked.answer[:-1], skip_special_tokens=False)
-        if back.strip() != answer.strip() or asked.answer[-1] != who.eos_id:
+        back = tokenizer.backend.decode(asked.answer[:-1], skip_special_tokens=False)
+        if back.strip() != answer.strip() or asked.answer[-1] != tokenizer.eos_id:
             raise UserError(
-                f"receivers.{who.name}: labels of {answer!r} decode to {back!r}; "
+                f"receivers.{tokenizer.name}: labels of {answer!r} decode to {back!r}; "
                 "its tokenizer does not give the text back"
             )
     return len(pairs)

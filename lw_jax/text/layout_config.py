@@ -26,7 +26,7 @@ class LayoutConfig:
         bos_after_anchor: a second BOS after the anchor.
         target: what the receiver writes: the `answer`, or `question_answer`, the question (of rows
             without one, the text) read back, then anchor and answer.
-        beside_text: the text follows what the wire delivers, so that the receiver reads both (for
+        with_text: the text follows what the wire delivers, so that the receiver reads both (for
             rivals that see the text: prompt tuning, LoRA).
         max_tokens: contexts with more tokens (of any model) are left out and counted; null: none.
     """
@@ -41,7 +41,7 @@ class LayoutConfig:
     bos: Literal["start", "after_message"] = "start"
     bos_after_anchor: bool = False
     target: Literal["answer", "question_answer"] = "answer"
-    beside_text: bool = False
+    with_text: bool = False
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:

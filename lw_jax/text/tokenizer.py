@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Backend
 
 from lw_jax.models.encoder_arch import EncoderArch
 
@@ -14,10 +14,10 @@ _MESSAGE = "\u0001message\u0001"
 
 
 @dataclass(frozen=True)
-class Speaker:
+class Tokenizer:
     """One model's side of the layout: its tokenizer and the literals in its own tokens.
 
-    tokenizer: without special tokens in its output; bos_id: None when the family has none;
+    backend: without special tokens in its output; bos_id: None when the family has none;
     eos_id: the id that ends an answer; chat: `(before, after)` of the chat template around the
     message, or None; name: for error messages; limit: the most tokens of a text that it takes,
     None where `layout.max_tokens` says; tail: ids that end a text that is read as a source (an
@@ -25,7 +25,7 @@ class Speaker:
     """
 
     name: str
-    tokenizer: Tokenizer
+    backend: Backend
     bos_id: int | None
     eos_id: int
     chat: tuple[str, str] | None = None
@@ -35,36 +35,38 @@ class Speaker:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts."""
-        return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [e.ids for e in self.backend.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def speaker(name: str, tokenizer: Any, bos_id: int | None, eos_ids: Sequence[int]) -> Speaker:
+def text_tokenizer(
+    name: str, hf_tokenizer: Any, bos_id: int | None, eos_ids: Sequence[int]
+) -> Tokenizer:
     """The layout's view of a transformers tokenizer. The answer ends with the tokenizer's own EOS
     where that is one of the model's EOS ids, else with the first of them."""
-    own = tokenizer.eos_token_id
+    own = hf_tokenizer.eos_token_id
     eos = own if own in eos_ids else eos_ids[0]
     chat = None
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
+    if getattr(hf_tokenizer, "chat_template", None):
+        text = hf_tokenizer.apply_chat_template(
             [{"role": "user", "content": _MESSAGE}], tokenize=False, add_generation_prompt=True
         )
         before, _, after = text.partition(_MESSAGE)
-        if tokenizer.bos_token and before.startswith(tokenizer.bos_token):
-            before = before[len(tokenizer.bos_token) :]
+        if hf_tokenizer.bos_token and before.startswith(hf_tokenizer.bos_token):
+            before = before[len(hf_tokenizer.bos_token) :]
         chat = (before, after)
-    return Speaker(name, tokenizer.backend_tokenizer, bos_id, int(eos), chat)
+    return Tokenizer(name, hf_tokenizer.backend_tokenizer, bos_id, int(eos), chat)
 
 
-def encoder_speaker(name: str, tokenizer: Any, arch: EncoderArch) -> Speaker:
+def encoder_tokenizer(name: str, hf_tokenizer: Any, arch: EncoderArch) -> Tokenizer:
     """How a sentence encoder reads a text: [CLS] text [SEP], in no more than its positions."""
     assert arch.cls_id is not None and arch.sep_id is not None  # its tokenizer was asked
-    return Speaker(
+    return Tokenizer(
         name,
-        tokenizer.backend_tokenizer,
+        hf_tokenizer.backend_tokenizer,
         bos_id=arch.cls_id,
         eos_id=arch.sep_id,
         tail=(arch.sep_id,),

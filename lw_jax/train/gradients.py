@@ -16,9 +16,9 @@ import optax
 
 from lw_jax.bridge import module as bridge
 from lw_jax.bridge.config import BridgeConfig
-from lw_jax.layers.intermediates import Notes
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Parties
+from lw_jax.layers.intermediates import Intermediates
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.context import Context
 from lw_jax.train.step import Batch, Plan, all_terms
@@ -33,20 +33,20 @@ class _Probed(Context):
     at_given: dict[str, list[Array]] = field(default_factory=dict)
 
     @cached_property
-    def encoded(self) -> tuple[Latent, Notes]:
-        latent, notes = self.apply(self.taps, method="encode", key=0)
+    def encoded(self) -> tuple[Latent, Intermediates]:
+        latent, intermediates = self.apply(self.taps, method="encode", key=0)
         if self.at_latent is not None:
             latent = latent.replace(slots=latent.slots + self.at_latent)
-        return latent, notes
+        return latent, intermediates
 
     @cached_property
-    def given(self) -> dict[str, tuple[Delivery, Notes]]:
+    def given(self) -> dict[str, tuple[Delivery, Intermediates]]:
         found = {}
         for i, name in enumerate(self.dims.receivers):
-            delivery, notes = self.apply(name, self.latent, method="deliver", key=1 + i)
+            delivery, intermediates = self.apply(name, self.latent, method="deliver", key=1 + i)
             if name in self.at_given:
                 delivery = _added(delivery, self.at_given[name])
-            found[name] = delivery, notes
+            found[name] = delivery, intermediates
         return found
 
 
@@ -68,10 +68,10 @@ def _added(delivery: Delivery, zeros: list[Array]) -> Delivery:
 @partial(jax.jit, static_argnames=("config", "dims", "plan"))
 def objective_gradients(
     config: BridgeConfig,
-    dims: Dims,
+    dims: BridgeDims,
     plan: Plan,
     params: PyTree,
-    parties: Parties,
+    frozen: FrozenModels,
     batch: Batch,
 ) -> dict[str, Any]:
     """Gradient norms of every objective of a plan, weights aside, on one batch.
@@ -90,9 +90,9 @@ def objective_gradients(
         return _Probed(
             partial(bridge.apply, config, dims, own),
             dims,
-            parties,
+            frozen,
             batch,
-            bridge.extract(config, parties.sender, batch, own),
+            bridge.extract(config, frozen.sender, batch, own),
             jax.random.key(0),
             True,
             params.get("heads", {}),

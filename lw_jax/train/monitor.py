@@ -19,7 +19,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.mesh import put_batch
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.train import alarms
 from lw_jax.train.alarms import Alarm
 from lw_jax.train.gradients import objective_gradients
@@ -27,21 +27,21 @@ from lw_jax.train.loop import Evaluation
 from lw_jax.train.state import TrainState
 from lw_jax.train.step import plan_at
 from lw_jax.types import PyTree
-from lw_jax.utils.compile import Programs
+from lw_jax.utils.compile import AheadOfTime
 
 SAMPLES = 4
 FIRST_TOKENS = 5
 
 
 @dataclass(frozen=True)
-class Watch:
+class QuickEvaluation:
     """Watches a stage on a fixed set of validation rows, one question a context.
 
     objectives: the stage's, None where only what is written matters; steps: of the stage;
     microbatch: contexts that the gradients per objective are taken on.
     """
 
-    setting: Setting
+    pipeline: Pipeline
     groups: Sequence[Sequence[Example]]
     objectives: Any = None
     steps: int = 1
@@ -56,28 +56,28 @@ class Watch:
     @cached_property
     def batch(self) -> Any:
         """The rows on the mesh, the contexts cut to a number that its data axis divides."""
-        ways = dict(self.setting.mesh.shape)["data"]
+        ways = dict(self.pipeline.mesh.shape)["data"]
         groups = self.groups[: max(1, len(self.groups) // ways) * ways]
         one = [group[:1] for group in groups]
-        return put_batch(self.setting.mesh, self.setting.collate(one)(one))
+        return put_batch(self.pipeline.mesh, self.pipeline.collate(one)(one))
 
     @property
     def _wire(self) -> latents.Wire:
-        return latents.Wire(self.setting.bridge, self.setting.dims)
+        return latents.Wire(self.pipeline.bridge, self.pipeline.dims)
 
     @cached_property
     def _few(self) -> Any:
         """The first rows of the batch, as many as a training step takes at once."""
-        ways = dict(self.setting.mesh.shape)["data"]
+        ways = dict(self.pipeline.mesh.shape)["data"]
         rows = max(1, min(self.microbatch, self.batch["valid"].shape[0]) // ways) * ways
         few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
-        return put_batch(self.setting.mesh, few)
+        return put_batch(self.pipeline.mesh, few)
 
     @cached_property
     def _starts(self) -> dict[str, np.ndarray]:
         """Per receiver [N]: the index of the first gold token that is no space."""
         return {
-            name: np.asarray(self.batch[f"{name}/answer/start"]) for name in self.setting.receivers
+            name: np.asarray(self.batch[f"{name}/answer/start"]) for name in self.pipeline.receivers
         }
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
@@ -87,7 +87,7 @@ class Watch:
         metrics: dict[str, Any] = {}
         lines: list[str] = []
         raised: list[Alarm] = []
-        for name in self.setting.dims.receivers:
+        for name in self.pipeline.dims.receivers:
             found, first = self._scores(params, name)
             written = self._written(params, name)
             found["distinct"] = len(set(written)) / max(1, len(written))
@@ -104,32 +104,30 @@ class Watch:
         metrics |= {f"alarm/{alarm.name}": 1 for alarm in raised}
         if raised:
             metrics["alarms"] = [str(alarm) for alarm in raised]
-        scores = [metrics[f"{name}/accuracy"] for name in self.setting.dims.receivers]
+        scores = [metrics[f"{name}/accuracy"] for name in self.pipeline.dims.receivers]
         shown = (*lines, *(str(alarm) for alarm in raised))
         return Evaluation(metrics, float(np.mean(scores)), shown)
 
-    def add_programs(self, programs: Programs, state: TrainState, steps: Iterable[int]) -> None:
+    def add_programs(self, programs: AheadOfTime, state: TrainState, steps: Iterable[int]) -> None:
         """What evaluations after these steps will run."""
-        params, parties, setting = state.evaluated()["bridge"], self.setting.parties, self.setting
-        for name in setting.dims.receivers:
-            given = (self._wire, name, params, parties, self.batch)
+        params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
+        for name in pipeline.dims.receivers:
+            given = (self._wire, name, params, frozen, self.batch)
             programs.add(latents.score, *given, np.int32(0), self._starts[name])
             programs.add(latents.inspect, *given)
             programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
-            static = setting.bridge, setting.dims
+            static = pipeline.bridge, pipeline.dims
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                programs.add(objective_gradients, *static, plan, state.params, parties, self._few)
+                programs.add(objective_gradients, *static, plan, state.params, frozen, self._few)
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
-        wire, parties = self._wire, self.setting.parties
+        wire, frozen = self._wire, self.pipeline.frozen
         batch, start = self.batch, self._starts[name]
         valid = np.asarray(batch["valid"])
         matched, other = (
-            jax.device_get(
-                latents.score(wire, name, params, parties, batch, np.int32(shift), start)
-            )
+            jax.device_get(latents.score(wire, name, params, frozen, batch, np.int32(shift), start))
             for shift in (0, 1)
         )
         rank = matched.rank[valid]
@@ -150,7 +148,7 @@ class Watch:
     def _slots(self, params: PyTree, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """`slots/...`: their statistics; and what else is seen of the latent without reading it."""
         seen = jax.device_get(
-            latents.inspect(self._wire, name, params, self.setting.parties, self.batch)
+            latents.inspect(self._wire, name, params, self.pipeline.frozen, self.batch)
         )
         more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
         more["moved_by_mean"] = float(seen.pop("moved"))
@@ -183,14 +181,14 @@ class Watch:
         begins = found["first_top_share"], self._gold_top_share(name)
         yield from alarms.collapse(name, distinct, begins, progress)
         usage = {k.removeprefix("codes/"): v for k, v in more.items() if k.startswith("codes/")}
-        rows, levels = self.batch["valid"].shape[0], bridge.levels_of(self.setting.bridge)
+        rows, levels = self.batch["valid"].shape[0], bridge.levels_of(self.pipeline.bridge)
         yield from alarms.codebook_collapse(usage, levels, rows, count, progress)
 
     def _gradients(self, state: TrainState, step: int) -> tuple[dict[str, float], list[Alarm]]:
         """Gradient norms per objective, as weighted in the step just taken."""
-        s, plan = self.setting, plan_at(self.objectives, step - 1)
+        s, plan = self.pipeline, plan_at(self.objectives, step - 1)
         # The parameters that are trained, not their average: the gradients are of these.
-        norms = objective_gradients(s.bridge, s.dims, plan, state.params, s.parties, self._few)
+        norms = objective_gradients(s.bridge, s.dims, plan, state.params, s.frozen, self._few)
         norms = jax.device_get(norms)
         weights = {
             name: float(config.weight * config.schedule(step - 1, self.steps))
@@ -224,7 +222,7 @@ class Watch:
     def _first_tokens(self, name: str, first: np.ndarray) -> list[list[Any]]:
         ids, counts = np.unique(first, return_counts=True)
         top = sorted(zip(counts.tolist(), ids.tolist(), strict=True), reverse=True)[:FIRST_TOKENS]
-        decode_ids = self.setting.receivers[name].tokenizer.decode
+        decode_ids = self.pipeline.receivers[name].backend.decode
         return [[decode_ids([i], skip_special_tokens=False), c / len(first)] for c, i in top]
 
     def _written(self, params: PyTree, name: str) -> list[tuple[int, ...]]:
@@ -233,7 +231,7 @@ class Watch:
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
         ids, lengths = jax.device_get(
-            latents.sample(self._wire, name, self.max_new, params, self.setting.parties, self.batch)
+            latents.sample(self._wire, name, self.max_new, params, self.pipeline.frozen, self.batch)
         )
         rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
@@ -243,7 +241,7 @@ class Watch:
         rows = [group for group, counts in zip(self.groups, valid, strict=False) if counts]
         lines = []
         for ids, group in zip(written[:SAMPLES], rows, strict=False):
-            text = self.setting.receivers[name].tokenizer.decode(list(ids))
+            text = self.pipeline.receivers[name].backend.decode(list(ids))
             asked = group[0].question or "(read back)"
             lines.append(f"  {asked} -> {text.strip()!r} ({group[0].answers[0][:80]!r})")
         return lines

@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 
 from lw_jax.bridge import module as bridge
 from lw_jax.bridge.config import BridgeConfig
-from lw_jax.layers.intermediates import Notes
+from lw_jax.layers.intermediates import Intermediates
 from lw_jax.mesh import replicated
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import Term, mean
 from lw_jax.objectives.context import Context, gated
 from lw_jax.train.state import TrainState, apply_gradients
@@ -34,7 +34,7 @@ from lw_jax.utils.schedule import BatchKind
 Batch = dict[str, Array]
 Terms = dict[tuple[str, str], Term]
 """Terms by (objective, `<receiver>/<term>`)."""
-Seen = tuple[Terms, dict[str, Term], Notes]
+Seen = tuple[Terms, dict[str, Term], Intermediates]
 """Of a microbatch: terms, watched terms, and what the parts noted if one of them moves itself."""
 
 
@@ -59,7 +59,7 @@ def objective(name: str) -> Any:
     return importlib.import_module(f"lw_jax.objectives.{name}")
 
 
-def init_heads(objectives: Any, dims: Dims, rng: Array) -> dict[str, PyTree]:
+def init_heads(objectives: Any, dims: BridgeDims, rng: Array) -> dict[str, PyTree]:
     """Fresh parameters of the objectives that have heads of their own."""
     heads = {}
     for i, (name, config) in enumerate(sorted(chosen(objectives).items())):
@@ -70,9 +70,9 @@ def init_heads(objectives: Any, dims: Dims, rng: Array) -> dict[str, PyTree]:
 
 def context_of(
     config: BridgeConfig,
-    dims: Dims,
+    dims: BridgeDims,
     params: PyTree,
-    parties: Parties,
+    frozen: FrozenModels,
     batch: Batch,
     rng: Array,
     train: bool,
@@ -84,9 +84,9 @@ def context_of(
     return Context(
         partial(bridge.apply, config, dims, params["bridge"]),
         dims,
-        parties,
+        frozen,
         batch,
-        bridge.extract(config, parties.sender, batch, params["bridge"]),
+        bridge.extract(config, frozen.sender, batch, params["bridge"]),
         rng,
         train,
         params.get("heads", {}),
@@ -125,7 +125,7 @@ class StepMaker:
     """
 
     config: BridgeConfig
-    dims: Dims
+    dims: BridgeDims
     optimiser: optax.GradientTransformation
     steps: int
     mesh: Mesh
@@ -144,7 +144,7 @@ class StepMaker:
         return jax.jit(partial(self._step, plan), donate_argnums=0, out_shardings=where)
 
     def _step(
-        self, plan: Plan, state: TrainState, parties: Parties, batch: Batch
+        self, plan: Plan, state: TrainState, frozen: FrozenModels, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
         rng = state.step_rng()
         keep = None if self.keep is None else self.keep(state.step)
@@ -155,27 +155,27 @@ class StepMaker:
         }
 
         def terms_of(params: PyTree, part: Batch, key: Array) -> Seen:
-            context = context_of(self.config, self.dims, params, parties, part, key, True)
+            context = context_of(self.config, self.dims, params, frozen, part, key, True)
             context.keep, context.sampled = keep, sampled
             terms = all_terms(plan, context)
             watched = context.watched | _loudness(context, self.dims)
             # Only what is asked for leaves the trace: notes of all microbatches take memory.
             asked = self.moves and bridge.moves_itself(self.config) and context.made
-            return terms, watched, context.notes if asked else {}
+            return terms, watched, context.intermediates if asked else {}
 
         def loss_of(
             params: PyTree, part: Batch, key: Array, counts: Mapping[Any, Array] | None
         ) -> tuple[Array, Seen]:
-            terms, watched, notes = terms_of(params, part, key)
+            terms, watched, intermediates = terms_of(params, part, key)
             loss = jnp.float32(0.0)
             for k, term in terms.items():
                 count = term.count if counts is None else counts[k]
                 loss += weights[k[0]] * term.total / jnp.maximum(1.0, count)
-            return loss / len(self.dims.receivers), (terms, watched, notes)
+            return loss / len(self.dims.receivers), (terms, watched, intermediates)
 
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
-            (loss, (terms, watched, notes)), grads = grad_of(state.params, batch, rng, None)
+            (loss, (terms, watched, intermediates)), grads = grad_of(state.params, batch, rng, None)
         else:
             parts = split_batch(batch, self.accumulate), jax.random.split(rng, self.accumulate)
 
@@ -185,22 +185,24 @@ class StepMaker:
 
             counts = jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(counts_of, parts))
 
-            def sums_of(part: tuple[Batch, Array]) -> tuple[Any, Notes]:
-                (loss, (terms, watched, notes)), grads = grad_of(state.params, *part, counts)
-                return (loss, terms, watched, grads), notes
+            def sums_of(part: tuple[Batch, Array]) -> tuple[Any, Intermediates]:
+                (loss, (terms, watched, intermediates)), grads = grad_of(
+                    state.params, *part, counts
+                )
+                return (loss, terms, watched, grads), intermediates
 
-            def one(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, Notes]:
-                sums, notes = sums_of(part)
-                return jax.tree.map(jnp.add, carry, sums), notes
+            def one(carry: Any, part: tuple[Batch, Array]) -> tuple[Any, Intermediates]:
+                sums, intermediates = sums_of(part)
+                return jax.tree.map(jnp.add, carry, sums), intermediates
 
             first = jax.tree.map(lambda x: x[0], parts)
             shapes, _ = jax.eval_shape(sums_of, first)
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (loss, terms, watched, grads), stacked = jax.lax.scan(one, zero, parts)
-            notes = jax.tree.map(_whole_batch, stacked)
+            intermediates = jax.tree.map(_whole_batch, stacked)
         new = apply_gradients(state, grads, self.optimiser, self.ema)
-        if notes:
-            own = bridge.after_step(self.config, new.params["bridge"], notes, rng)
+        if intermediates:
+            own = bridge.after_step(self.config, new.params["bridge"], intermediates, rng)
             new = new.replace(params={**new.params, "bridge": own})  # type: ignore[attr-defined]
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         if self.rate is not None:
@@ -234,7 +236,7 @@ def _whole_batch(x: Array) -> Array:
     return jnp.mean(x) if x.ndim == 1 else x.reshape(-1, *x.shape[2:])
 
 
-def _loudness(context: Context, dims: Dims) -> dict[str, Term]:
+def _loudness(context: Context, dims: BridgeDims) -> dict[str, Term]:
     """RMS of what is delivered over that of real embeddings, and saturation (faults 7 and 10)."""
     found: dict[str, Term] = {}
     if not context.delivered:
@@ -244,7 +246,7 @@ def _loudness(context: Context, dims: Dims) -> dict[str, Term]:
             x = jax.lax.stop_gradient(delivery.embeds).astype(jnp.float32)
             ratio = jnp.sqrt(jnp.mean(jnp.square(x))) / dims.receivers[name].embed_rms
             found[f"{name}/rms_ratio"] = Term(ratio, jnp.float32(1.0))
-        for noted in context.reader_notes(name).values():
-            if "saturation" in noted:
-                found[f"{name}/saturation"] = Term(noted["saturation"], jnp.float32(1.0))
+        for sown in context.reader_intermediates(name).values():
+            if "saturation" in sown:
+                found[f"{name}/saturation"] = Term(sown["saturation"], jnp.float32(1.0))
     return found

@@ -17,7 +17,7 @@ from rich.console import Console
 
 
 @dataclass
-class Programs:
+class AheadOfTime:
     """Programs that will be wanted; one that is wanted twice is compiled once."""
 
     lowered: dict[Hashable, jax.stages.Lowered] = field(default_factory=dict)

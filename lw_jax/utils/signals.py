@@ -13,10 +13,10 @@ def termination() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM only sets a flag; the value asks for it."""
     asked: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def sow(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = signal.signal(signal.SIGTERM, sow)
     try:
         yield lambda: bool(asked)
     finally:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bottlenecks import codes
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Latent
 
 
@@ -31,14 +31,14 @@ class Part:
 
     def __init__(self, module: Any, config: Any, width: int, seed: int = 0) -> None:
         self.module, self.config = module, config
-        self.linen = module.build(config, Dims(1, 1, width))
+        self.linen = module.build(config, BridgeDims(1, 1, width))
         start = latent(np.zeros((1, 1, width)))
         self.params = jax.jit(self.linen.init)(jax.random.key(seed), start).get("params", {})
 
     def __call__(self, given: Latent, params: Any = None) -> tuple[Latent, dict[str, Any]]:
         """The latent that leaves, and the notes."""
-        out, noted = _run(self.linen, self.params if params is None else params, given)
-        return out, noted.get("notes", {})
+        out, sown = _run(self.linen, self.params if params is None else params, given)
+        return out, sown.get("intermediates", {})
 
     def slots_of(self, given: Latent) -> Latent:
         """The latent of codes."""
@@ -50,7 +50,7 @@ class Part:
 
 @partial(jax.jit, static_argnums=0)
 def _run(linen: Any, params: Any, given: Latent) -> Any:
-    return linen.apply({"params": params}, given, True, mutable=["notes"])
+    return linen.apply({"params": params}, given, True, mutable=["intermediates"])
 
 
 @partial(jax.jit, static_argnums=0)
@@ -59,6 +59,6 @@ def _slots_of(linen: Any, params: Any, given: Latent) -> Latent:
 
 
 @jax.jit
-def usage(notes: Any) -> dict[str, jax.Array]:
+def usage(intermediates: Any) -> dict[str, jax.Array]:
     """`lw_jax.bottlenecks.codes.usage` of a bottleneck's notes."""
-    return codes.usage({"bottleneck": notes})
+    return codes.usage({"bottleneck": intermediates})

@@ -27,7 +27,7 @@ from lw_jax.evaluate.config import CONTROLS, DecodeConfig, EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.predict import place
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.runs.trained import Trained
 from lw_jax.stages import evaluate
@@ -88,25 +88,25 @@ def loaded(kind: str) -> tuple[World, api.Bridge]:
     """A bridge of random parameters that sends codes, as `Bridge.load` gives it."""
     world = make_world(6, level=2)
     config = replace(
-        world.scene.config,
+        world.ctx.config,
         bottleneck=CONFIGS[kind],
         reader=ReaderConfig(soft_tokens=soft_tokens.Config()),
     )
-    params = fresh(config, world.scene.dims, 5)
-    scene = world.scene.replace(config=config, bridge=params)
-    setting = Setting(
+    params = fresh(config, world.ctx.dims, 5)
+    ctx = world.ctx.replace(config=config, bridge=params)
+    pipeline = Pipeline(
         layout=LAYOUT,
         bridge=config,
-        parties=scene.parties,
+        frozen_models=ctx.frozen,
         sender=world.sender,
-        receivers={RECEIVER: world.speaker},
+        receivers={RECEIVER: world.tokenizer},
         fingerprints={},
-        dims=scene.dims,
+        dims=ctx.dims,
         mesh=make_mesh(MeshConfig(data=1)),
     )
     trained = Trained(params, "wire", 0, "last", "random", {}, "0123456789")
-    made = api.Bridge(setting, trained, DecodeConfig(max_new_tokens=6))
-    return replace(world, scene=scene), made
+    made = api.Bridge(pipeline, trained, DecodeConfig(max_new_tokens=6))
+    return replace(world, ctx=ctx), made
 
 
 @pytest.mark.parametrize("kind", ["fsq", pytest.param("vq", marks=pytest.mark.slow)])
@@ -115,7 +115,7 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
     answers = set()
     for example in world.examples[1:3]:
         sent = wired.encode(example.context)
-        assert len(sent) == bridge.bytes_of(wired.setting.bridge, SLOTS)
+        assert len(sent) == bridge.bytes_of(wired.pipeline.bridge, SLOTS)
         assert len(sent) == 16 + 8 + 4 + 1 + -(-SLOTS * BITS[kind] // 8)
         whole = wired.encode(example.context, codec="float32")
         assert len(whole) == packet.nbytes(SLOTS, WIDTH, "float32")
@@ -131,10 +131,10 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
 
 def slots_of(wired: api.Bridge, sent: bytes) -> np.ndarray:
     """The slots that the receiving side makes of the codes."""
-    levels = bridge.levels_of(wired.setting.bridge)
+    levels = bridge.levels_of(wired.pipeline.bridge)
     codes = jax.tree.map(jnp.asarray, packet.from_bytes(sent, levels).latent)
     made = jax.jit(bridge.from_wire, static_argnums=(0, 1))(
-        wired.setting.bridge, wired.setting.dims, wired.trained.params, codes
+        wired.pipeline.bridge, wired.pipeline.dims, wired.trained.params, codes
     )
     return np.asarray(made.slots)
 
@@ -146,8 +146,8 @@ def test_the_latent_at_another_precision_is_what_its_bytes_say() -> None:
     coarse = packet.from_bytes(packet.to_bytes(whole, codec_name="int4")).latent
     ways = (method(f"latent_{name}").message for name in ("float32", "int4"))
     for way, latent in zip(ways, (whole, coarse), strict=True):
-        given, _ = place(way, world.scene, batch)
-        told = jax.jit(lambda s, z: s.deliver(z))(world.scene, jax.tree.map(jnp.asarray, latent))
+        given, _ = place(way, world.ctx, batch)
+        told = jax.jit(lambda s, z: s.deliver(z))(world.ctx, jax.tree.map(jnp.asarray, latent))
         np.testing.assert_allclose(given.delivery.embeds, told.embeds, atol=1e-6)
     assert np.abs(coarse.slots - whole.slots).max() > 0.01
     assert method("latent_int4") is method("latent_int4")  # or each call would compile again

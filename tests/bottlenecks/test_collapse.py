@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from lw_jax.bottlenecks import codes, fsq, vq
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives import code_entropy
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
@@ -51,19 +51,19 @@ def trained(
 @cache
 def _fit(module: Any, config: Any, objective: Any) -> Any:
     """One program for all offsets and weights of the objective."""
-    linen = module.build(config, Dims(1, 1, WIDTH))
+    linen = module.build(config, BridgeDims(1, 1, WIDTH))
 
     def run(params: Any, x: Any) -> tuple[Any, Any]:
         given = Latent((x @ params["in"])[:, None], jnp.ones((ROWS, 1), bool))
-        out, noted = linen.apply({"params": params["own"]}, given, True, mutable=["notes"])
-        return out.slots[:, 0] @ params["out"] + params["shift"][None], noted["notes"]
+        out, sown = linen.apply({"params": params["own"]}, given, True, mutable=["intermediates"])
+        return out.slots[:, 0] @ params["out"] + params["shift"][None], sown["intermediates"]
 
     def loss_of(params: Any, x: Any, weight: Any) -> tuple[Any, Any]:
-        rebuilt, notes = run(params, x)
+        rebuilt, intermediates = run(params, x)
         ids = jnp.zeros((ROWS, 1), jnp.int32)
         context = Context(
-            lambda *_, **__: (None, {"bottleneck": notes}),
-            Dims(1, 1, WIDTH),
+            lambda *_, **__: (None, {"bottleneck": intermediates}),
+            BridgeDims(1, 1, WIDTH),
             None,  # type: ignore[arg-type]
             {"valid": jnp.ones(ROWS, bool)},
             Taps(jnp.zeros((1, ROWS, 1, 1)), ids == 0, ids),
@@ -76,7 +76,7 @@ def _fit(module: Any, config: Any, objective: Any) -> Any:
         if objective is not None:
             (term,) = objective.terms(objective.Config(), context, "r").values()
             loss += weight * mean(term)
-        return loss, (error, notes)
+        return loss, (error, intermediates)
 
     optimiser = optax.adam(1e-2)
 
@@ -85,13 +85,18 @@ def _fit(module: Any, config: Any, objective: Any) -> Any:
         which, noise, after = jax.random.split(key, 3)
         centres = jnp.asarray(CENTRES)[jax.random.randint(which, (ROWS,), 0, CLUSTERS)]
         x = off + centres + 0.05 * jax.random.normal(noise, centres.shape)
-        grads, (error, notes) = jax.grad(loss_of, has_aux=True)(params, x, weight)
+        grads, (error, intermediates) = jax.grad(loss_of, has_aux=True)(params, x, weight)
         updates, state = optimiser.update(grads, state)
         params = optax.apply_updates(params, updates)
         if module is vq:
-            params["own"] = vq.after_step(config, params["own"], notes, after)
-        said = codes.usage({"bottleneck": notes})
-        return (params, state), (error, said, notes["codes"], notes.get("saturation", 0.0))
+            params["own"] = vq.after_step(config, params["own"], intermediates, after)
+        said = codes.usage({"bottleneck": intermediates})
+        return (params, state), (
+            error,
+            said,
+            intermediates["codes"],
+            intermediates.get("saturation", 0.0),
+        )
 
     @jax.jit
     def fit(off: Any, weight: Any) -> Any:

@@ -31,20 +31,20 @@ def test_codes_count_from_zero_and_a_masked_slot_says_nothing() -> None:
     mask = np.ones((4, 5), bool)
     mask[1, 3:] = mask[2, 0] = False
     x = draw(4, 5, 16, std=30.0)
-    out, notes = part(latent(x, mask))
-    found = np.asarray(notes["codes"])
+    out, intermediates = part(latent(x, mask))
+    found = np.asarray(intermediates["codes"])
     assert found.shape == (4, 5, 8) and found.dtype == np.int32
     assert (found[~mask] == -1).all()
     assert (found[mask] >= 0).all()
     assert (found[mask] < np.asarray(LEVELS)).all()
     assert not np.asarray(out.slots)[~mask].any()
     assert np.asarray(out.slots)[mask].any(-1).all()
-    assert float(notes["saturation"]) > 0.8
+    assert float(intermediates["saturation"]) > 0.8
     assert float(part(latent(x / 300, mask))[1]["saturation"]) < 0.05
     x[~mask] = 1e4  # nor does it move a figure
     for name, value in part(latent(x, mask))[1].items():
         if name not in ("values", "bounded"):
-            np.testing.assert_array_equal(value, notes[name], err_msg=name)
+            np.testing.assert_array_equal(value, intermediates[name], err_msg=name)
 
 
 def test_the_gradient_passes_the_rounding_and_not_the_bound() -> None:
@@ -76,8 +76,8 @@ def test_slots_come_back_from_codes_exactly(levels: tuple[int, ...]) -> None:
     part = Part(fsq, fsq.Config(levels), 12)
     mask = np.ones((1, 7), bool)
     mask[0, 4] = False
-    out, notes = part(latent(draw(1, 7, 12, std=3.0), mask))
-    again = part.slots_of(out.replace(slots=jnp.maximum(notes["codes"], 0)))
+    out, intermediates = part(latent(draw(1, 7, 12, std=3.0), mask))
+    again = part.slots_of(out.replace(slots=jnp.maximum(intermediates["codes"], 0)))
     np.testing.assert_array_equal(out.slots, again.slots)
 
 

@@ -22,7 +22,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, plan_at
 from lw_jax.utils.schedule import Schedule
-from tests.bridge.test_step import DIMS, batch, config, parties
+from tests.bridge.test_step import DIMS, batch, config, frozen_models
 
 CODES, SLOTS, ROWS = 128, 4, 16
 SOFT = ReaderConfig(soft_tokens=soft_tokens.Config())
@@ -47,7 +47,7 @@ def steps(
     state = jax.device_put(new_state(params, made, jax.random.key(1)), where)
     maker = StepMaker(cfg, DIMS, made, 20, mesh, accumulate, moves=moves)
     step = maker.make(plan_at(objectives, 0))
-    frozen, rows, seen = jax.device_put(parties(), where), put_batch(mesh, batch()), []
+    frozen, rows, seen = jax.device_put(frozen_models(), where), put_batch(mesh, batch()), []
     for _ in range(count):
         state, metrics = step(state, frozen, rows)
         seen.append(jax.tree.map(float, jax.device_get(metrics)))

@@ -11,7 +11,7 @@ import pytest
 
 from lw_jax.bottlenecks import fsq, integer, vq
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives import code_entropy, code_unique, code_variance
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
@@ -30,13 +30,13 @@ def context(part: Part, params: Any, given: Latent) -> Context:
     """What an objective sees of a batch that this bottleneck makes."""
 
     def bridge(*arguments: Any, **options: Any) -> Any:
-        out, notes = part(given, params)
-        return out, {"bottleneck": notes}
+        out, intermediates = part(given, params)
+        return out, {"bottleneck": intermediates}
 
     ids = jnp.zeros((ROWS, 1), jnp.int32)
     taps = Taps(jnp.zeros((1, ROWS, 1, 1)), ids == 0, ids)
     batch = {"valid": jnp.asarray(VALID)}
-    return Context(bridge, Dims(1, 1, WIDTH), None, batch, taps, jax.random.key(0))  # type: ignore[arg-type]
+    return Context(bridge, BridgeDims(1, 1, WIDTH), None, batch, taps, jax.random.key(0))  # type: ignore[arg-type]
 
 
 def value_and_grads(module: Any, config: Any, part: Part, x: np.ndarray) -> tuple[float, Any, Any]:
@@ -69,8 +69,8 @@ def test_entropy_of_the_codes() -> None:
     config = code_entropy.Config()
     part, x = Part(vq, vq.Config(7, "cosine"), WIDTH), draw(ROWS, SLOTS, WIDTH)
     value, own, into = value_and_grads(code_entropy, config, part, x)
-    _, notes = part(latent(x, MASK))
-    soft = np.exp(-np.asarray(notes["distances"], np.float64) / config.temperature)
+    _, intermediates = part(latent(x, MASK))
+    soft = np.exp(-np.asarray(intermediates["distances"], np.float64) / config.temperature)
     shares = (soft / soft.sum(-1, keepdims=True))[REAL].mean(0)
     assert value == pytest.approx(np.log(7) + (shares * np.log(shares)).sum(), rel=1e-4)
     assert np.abs(own["codebook"]).max() > 1e-4

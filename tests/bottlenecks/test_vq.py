@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lw_jax.bottlenecks import vq
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from tests.bottlenecks.parts import Part, draw, latent, usage
 
 
@@ -31,16 +31,16 @@ def test_a_slot_becomes_its_nearest_code(distance: Any) -> None:
     else:
         compared = x
         nearest = np.square(x[:, :, None] - book).sum(-1).argmin(-1)
-    out, notes = part(latent(x, mask))
-    np.testing.assert_array_equal(notes["codes"][..., 0], np.where(mask, nearest, -1))
+    out, intermediates = part(latent(x, mask))
+    np.testing.assert_array_equal(intermediates["codes"][..., 0], np.where(mask, nearest, -1))
     np.testing.assert_allclose(out.slots, book[nearest] * mask[..., None], rtol=1e-5)
     np.testing.assert_allclose(
-        notes["distances"], np.square(compared[:, :, None] - book).mean(-1), atol=1e-4
+        intermediates["distances"], np.square(compared[:, :, None] - book).mean(-1), atol=1e-4
     )
-    again = part.slots_of(out.replace(slots=jnp.maximum(notes["codes"], 0)))
+    again = part.slots_of(out.replace(slots=jnp.maximum(intermediates["codes"], 0)))
     np.testing.assert_array_equal(out.slots, again.slots)
     used = len(np.unique(nearest[mask]))
-    said = usage(notes)
+    said = usage(intermediates)
     assert float(said["usage"]) == pytest.approx(used / 32)
     assert float(said["distinct"]) == pytest.approx(used / mask.sum())
     assert float(said["alive"]) == 1.0
@@ -65,9 +65,9 @@ def step(config: vq.Config, params: Any, x: np.ndarray, mask: Any = None, seed: 
 
 @partial(jax.jit, static_argnums=0)
 def _step(config: vq.Config, params: Any, given: Any, rng: Any) -> Any:
-    linen = vq.build(config, Dims(1, 1, given.slots.shape[-1]))
-    _, noted = linen.apply({"params": params}, given, True, mutable=["notes"])
-    return vq.after_step(config, params, noted["notes"], rng)
+    linen = vq.build(config, BridgeDims(1, 1, given.slots.shape[-1]))
+    _, sown = linen.apply({"params": params}, given, True, mutable=["intermediates"])
+    return vq.after_step(config, params, sown["intermediates"], rng)
 
 
 def test_dead_codes_are_put_onto_real_slots_each_taken_once() -> None:
@@ -97,8 +97,8 @@ def test_codes_are_left_alone_where_none_is_revived() -> None:
     after = step(config, params, x)
     np.testing.assert_array_equal(after["codebook"], params["codebook"])
     assert sorted(after["idle"].tolist()) == [0, *[1e6 + 1] * 7]
-    _, notes = Part(vq, config, 4)(latent(x), after)
-    assert float(notes["alive"]) == pytest.approx(1 / 8)
+    _, intermediates = Part(vq, config, 4)(latent(x), after)
+    assert float(intermediates["alive"]) == pytest.approx(1 / 8)
 
 
 def test_cosine_codes_are_revived_at_unit_rms() -> None:

@@ -23,7 +23,7 @@ from lw_jax.compressors import dit, perceiver, pooled_queries, window
 from lw_jax.config.parse import build
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.readers import deep_prefix, soft_tokens
 from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import message_segment
@@ -33,7 +33,7 @@ from lw_jax.types import SHARED, Latent, Taps
 from lw_jax.wire import packet
 from tests.evaluate.world import draw
 
-DIMS = Dims(8, 1, 6, {n: ReceiverDims(10, 2, 1, 4) for n in ("second", "first")})
+DIMS = BridgeDims(8, 1, 6, {n: ModelDims(10, 2, 1, 4) for n in ("second", "first")})
 """Not in the order of their names."""
 OWN = {"first": (4, 5), "second": (6, 7)}
 

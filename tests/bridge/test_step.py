@@ -23,8 +23,8 @@ from lw_jax.bridge.config import (
 from lw_jax.compressors import perceiver, window
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
-from lw_jax.models.dims import Dims, ReceiverDims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, kd
 from lw_jax.objectives.config import ObjectivesConfig
@@ -38,7 +38,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, party, speaker
+from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
 
@@ -62,20 +62,23 @@ def config(**parts: Any) -> BridgeConfig:
     )
 
 
-DIMS = Dims(24, 2, 8, {"r": ReceiverDims(24, 2, 2, 6, 0.3, (1.0, 1.0), (1.0, 1.0))})
+DIMS = BridgeDims(24, 2, 8, {"r": ModelDims(24, 2, 2, 6, 0.3, (1.0, 1.0), (1.0, 1.0))})
 
 
 @cache
 def batch() -> dict[str, np.ndarray]:
     some = groups(16)
-    who = {"r": speaker()}
-    return Collate(LAYOUT, speaker("llama"), who, measure(LAYOUT, speaker("llama"), who, some))(
-        some
-    )
+    tokenizer = {"r": text_tokenizer()}
+    return Collate(
+        LAYOUT,
+        text_tokenizer("llama"),
+        tokenizer,
+        measure(LAYOUT, text_tokenizer("llama"), tokenizer, some),
+    )(some)
 
 
-def parties() -> Parties:
-    return Parties(party("llama"), {"r": party()})
+def frozen_models() -> FrozenModels:
+    return FrozenModels(model("llama"), {"r": model()})
 
 
 @cache  # a step is compiled once, whichever tests take it
@@ -97,7 +100,7 @@ def train(
 ) -> tuple[Any, list[dict[str, float]]]:
     mesh, step, fresh = prepared(cfg, devices, optimiser, accumulate)
     state = jax.device_put(jax.tree.map(jnp.copy, fresh), replicated(mesh))  # steps donate it
-    frozen = jax.device_put(parties(), replicated(mesh))
+    frozen = jax.device_put(frozen_models(), replicated(mesh))
     rows = put_batch(mesh, batch())
     assert rows["source/ids"].addressable_shards[0].data.shape[0] == 16 // devices
     seen = []
@@ -162,7 +165,7 @@ def test_readers_that_exclude_each_other() -> None:
 
 def test_a_tap_beyond_the_sender_is_refused() -> None:
     with pytest.raises(UserError, match="beyond the sender's 2 layers"):
-        hidden_states.Config(layers=(3,)).taps(party("llama").arch)
+        hidden_states.Config(layers=(3,)).taps(model("llama").arch)
 
 
 def test_schedule_starts_late_and_ends() -> None:
@@ -180,7 +183,7 @@ def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
     init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
     params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
-    frozen = parties()  # made outside any trace
+    frozen = frozen_models()  # made outside any trace
 
     @jax.jit
     def given(keep: Any, rng: Any) -> Any:
@@ -203,7 +206,7 @@ def test_scheduled_sampling_feeds_the_receivers_own_tokens_and_keeps_the_labels(
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
     init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
     params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
-    frozen = parties()  # made outside any trace
+    frozen = frozen_models()  # made outside any trace
     receiver = frozen.receivers["r"]
 
     @jax.jit

@@ -7,10 +7,10 @@ import pytest
 
 from lw_jax.compressors import constant
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Features
 
-DIMS = Dims(source_width=5, taps=1, latent_dim=6)
+DIMS = BridgeDims(source_width=5, taps=1, latent_dim=6)
 
 
 def features(seed: int) -> Features:

@@ -17,8 +17,8 @@ from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, S
 from lw_jax.compressors import dit, perceiver, rectified_flow
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models.dims import Dims, ReceiverDims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives import answer_ce
 from lw_jax.objectives import flow as flow_objective
 from lw_jax.objectives.base import mean
@@ -32,7 +32,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, all_terms, context_of, plan_at
 from lw_jax.types import Features
-from tests.receiver.worlds import LAYOUT, groups, party, speaker
+from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
 WIDTH, SLOTS, TOKENS = 8, 4, 6
 STEPS = 300
@@ -40,9 +40,9 @@ QUIET = 0.0027
 """RMS of the embeddings of the seeds' receiver."""
 
 
-def dims(rms: float = 0.1, receivers: int = 1) -> Dims:
-    return Dims(
-        12, 1, WIDTH, {f"r{i}": ReceiverDims(WIDTH, 1, 1, 8, rms) for i in range(receivers)}
+def dims(rms: float = 0.1, receivers: int = 1) -> BridgeDims:
+    return BridgeDims(
+        12, 1, WIDTH, {f"r{i}": ModelDims(WIDTH, 1, 1, 8, rms) for i in range(receivers)}
     )
 
 
@@ -241,7 +241,7 @@ def test_what_cannot_be_generated_is_refused() -> None:
 
 # The step: tests/receiver/worlds' models, whose width is 24.
 
-STEP_DIMS = Dims(24, 1, 24, {"r": ReceiverDims(24, 2, 2, 6, 0.3)})
+STEP_DIMS = BridgeDims(24, 1, 24, {"r": ModelDims(24, 2, 2, 6, 0.3)})
 
 
 def wire(compressor: CompressorConfig) -> BridgeConfig:  # type: ignore[valid-type]
@@ -257,11 +257,11 @@ SMALL = CompressorConfig(dit=dit.Config(slots=3, width=16, heads=2, depth=1, ste
 
 
 @cache
-def frozen() -> tuple[Parties, Any]:
-    rows, who = groups(4), {"r": speaker()}
-    lengths = measure(LAYOUT, speaker("llama"), who, rows)
-    batch = Collate(LAYOUT, speaker("llama"), who, lengths)(rows)
-    return Parties(party("llama"), {"r": party()}), batch
+def frozen() -> tuple[FrozenModels, Any]:
+    rows, tokenizer = groups(4), {"r": text_tokenizer()}
+    lengths = measure(LAYOUT, text_tokenizer("llama"), tokenizer, rows)
+    batch = Collate(LAYOUT, text_tokenizer("llama"), tokenizer, lengths)(rows)
+    return FrozenModels(model("llama"), {"r": model()}), batch
 
 
 def init(config: BridgeConfig) -> Any:
@@ -283,9 +283,9 @@ FLOW = ObjectivesConfig(flow=flow_objective.Config())
 
 def test_what_is_logged_before_training() -> None:
     @jax.jit
-    def seen(params: Any, parties: Parties, batch: Any) -> Any:
+    def seen(params: Any, frozen_models: FrozenModels, batch: Any) -> Any:
         context = context_of(
-            wire(SMALL), STEP_DIMS, params, parties, batch, jax.random.key(0), True
+            wire(SMALL), STEP_DIMS, params, frozen_models, batch, jax.random.key(0), True
         )
         found = all_terms(plan_at(FLOW, 0), context)
         return {k[1]: mean(v) for k, v in found.items()}, {

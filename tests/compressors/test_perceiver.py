@@ -8,11 +8,11 @@ import pytest
 
 from lw_jax.compressors import perceiver
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Features, Latent, PyTree
 
 WIDTH, TOKENS = 8, 24
-DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
 
 
 def config(slots: int = 12, **options: object) -> perceiver.Config:

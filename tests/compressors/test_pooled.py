@@ -11,12 +11,12 @@ import pytest
 
 from lw_jax.compressors import pool_expand, pooled_queries
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Features, Latent
 
 WIDTH, TOKENS = 8, 12
-DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
 EXPAND = pool_expand.Config(slots=6, pools=3, width=16, heads=2, depth=0)
 QUERIES = pooled_queries.Config(slots=3, width=16, heads=2, gate=True)
 

@@ -13,12 +13,12 @@ import pytest
 
 from lw_jax.compressors import window
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Features, Latent
 
 WIDTH, TOKENS, SIZE = 8, 20, 4
-DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
 MODES = ("mean", "concat", "conv", "hierarchical")
 
 

@@ -76,11 +76,13 @@ def test_files_are_put_over_a_file_in_order_and_flags_over_them(
     assert config.bridge.compressor.perceiver.width == below.bridge.compressor.perceiver.width
 
 
-@pytest.mark.parametrize("flag", ["beside.rival=runs/x", "beside={rival: runs/x}"])
+@pytest.mark.parametrize(
+    "flag", ["rivals.rival=runs/x", "rivals={rival: runs/x}", "beside.rival=runs/x"]
+)
 def test_a_flag_adds_a_name_of_a_plain_value(write: Write, flag: str) -> None:
     report = read(write, f"stages.report.evaluate.{flag}").stages["report"].evaluate
     assert report is not None
-    assert report.beside == {"rival": "runs/x"}
+    assert report.rivals == {"rival": "runs/x"}
 
 
 def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path:
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("stages.report.evaluate.beside.text=x", "beside.text: a line's name has letters"),
+        ("stages.report.evaluate.rivals.text=x", "rivals.text: a line's name has letters"),
         ("stages.new.train.steps=3", "no 'new' there, and a flag cannot add one; the config has"),
         (
             "receivers.new.path=x",
@@ -197,3 +199,23 @@ def test_differences_name_the_dotted_keys(write: Write) -> None:
     assert found["stages.fit.train.log_every"] == (20, 1)
     assert found["objectives.kd.weight"] == (None, 0.5)
     assert parse.differences(old, old) == {}
+
+
+def test_keys_with_their_old_names_are_read_and_said(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = parse.to_dict(read(write))
+    raw["layout"]["beside_text"] = raw["layout"].pop("with_text")
+    evaluate = raw["stages"]["report"]["evaluate"]
+    evaluate["beside"] = evaluate.pop("rivals") | {"other": "runs/x"}
+    report = parse.from_dict(raw).stages["report"].evaluate
+    assert report is not None and report.rivals == {"other": "runs/x"}
+    assert not capsys.readouterr().err  # what a run has written is read without a word
+    assert parse.with_flags(raw, [("layout.beside_text", "true")]).layout.with_text
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        "note: layout.beside_text is called layout.with_text now",
+        "note: stages.report.evaluate.beside is called stages.report.evaluate.rivals now",
+    ]
+    evaluate["rivals"] = {}
+    with pytest.raises(UserError, match=r"evaluate\.beside: unknown key"):
+        parse.from_dict(raw)

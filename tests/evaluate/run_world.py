@@ -17,7 +17,7 @@ from lw_jax.mesh import make_mesh
 from lw_jax.models.save import save_pretrained
 from lw_jax.pretrain.tokenizer import save_tokenizer
 from lw_jax.runs.directory import CONFIG, Run, run_directory
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.train.checkpoint import Checkpoints
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.train.state import new_state
@@ -33,10 +33,10 @@ def make_models(home: Path) -> dict[str, Path]:
     texts = [facts[i][0].context for i in range(60)]
     found = {}
     for i, family in enumerate(("llama", "mistral")):
-        party, who = make_party(family, 300 - 10 * i, i, texts)
+        model, tokenizer = make_party(family, 300 - 10 * i, i, texts)
         found[family] = home / family
-        save_pretrained(found[family], party.arch, party.params)
-        save_tokenizer(who.tokenizer, family, found[family], 512)
+        save_pretrained(found[family], model.arch, model.params)
+        save_tokenizer(tokenizer.backend, family, found[family], 512)
     return found
 
 
@@ -85,12 +85,12 @@ def make_run(config: Config, console: Console) -> Run:
 
 def save_bridge(run: Run, seed: int = 3) -> None:
     """The checkpoint of the train stage, with random parameters."""
-    setting = set_up(run.config, run.mesh)
+    pipeline = open_pipeline(run.config, run.mesh)
     params = {
-        "bridge": fresh(setting.bridge, setting.dims, seed),
-        "heads": init_heads(run.config.objectives, setting.dims, jax.random.key(0)),
+        "bridge": fresh(pipeline.bridge, pipeline.dims, seed),
+        "heads": init_heads(run.config.objectives, pipeline.dims, jax.random.key(0)),
     }
     state = new_state(params, optax.identity(), jax.random.key(1))
-    identity = {"config": to_dict(run.config), "fingerprints": setting.fingerprints}
+    identity = {"config": to_dict(run.config), "fingerprints": pipeline.fingerprints}
     root = checkpoint_root(run.run_dir, "wire")
     Checkpoints(root, 2, identity).save(state, STEP, {})

@@ -13,7 +13,7 @@ import pytest
 from lw_jax.bridge.config import CompressorConfig
 from lw_jax.compressors import constant
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.predict import Raw, predict, sizes
 from lw_jax.layers import low_rank
 from lw_jax.models.generate import DecodeOptions
@@ -25,7 +25,7 @@ from tests.evaluate.world import RECEIVER, World, fresh, make_world
 
 ROWS, SLOTS = 8, 3
 PLAIN = LayoutConfig()
-BESIDE = LayoutConfig(beside_text=True)
+BESIDE = LayoutConfig(with_text=True)
 OPTIONS = DecodeOptions(max_new=6, eos_ids=(0,))
 
 
@@ -38,23 +38,23 @@ def rival(world: World, slots: int, layout: LayoutConfig, **readers: Any) -> Wor
     """Constant slots and these readers."""
     given = world.with_reader(**readers).with_layout(layout)
     compressor = CompressorConfig(constant=constant.Config(slots))
-    config = replace(given.scene.config, compressor=compressor)
-    params = fresh(config, given.scene.dims, 3)
-    return replace(given, scene=given.scene.replace(config=config, bridge=params))
+    config = replace(given.ctx.config, compressor=compressor)
+    params = fresh(config, given.ctx.dims, 3)
+    return replace(given, ctx=given.ctx.replace(config=config, bridge=params))
 
 
 def asked(world: World, name: str, batch: Any = None) -> Raw:
     batch = world.batch(0, ROWS) if batch is None else batch
-    out = predict(method(name).message, world.scene, batch, jax.random.key(0), OPTIONS)
+    out = predict(method(name).message, world.ctx, batch, jax.random.key(0), OPTIONS)
     return jax.device_get(out)
 
 
 def test_nothing_beside_the_text_is_the_text(world: World) -> None:
     """LoRA whose ups are zero, without soft tokens."""
     other = rival(world, 0, BESIDE, lora=low_rank.Config(r=2))
-    other.scene.bridge["readers_reader_lora"] = jax.tree_util.tree_map_with_path(
+    other.ctx.bridge["readers_reader_lora"] = jax.tree_util.tree_map_with_path(
         lambda path, x: x * ("down" in jax.tree_util.keystr(path)),
-        other.scene.bridge["readers_reader_lora"],
+        other.ctx.bridge["readers_reader_lora"],
     )
     latent, text = asked(other, "latent"), asked(other, "text")
     np.testing.assert_allclose(latent.scored.nll, text.scored.nll, rtol=1e-5)
@@ -82,7 +82,7 @@ def test_prompt_tuning_reads_soft_tokens_and_the_text(world: World) -> None:
     np.testing.assert_array_equal(alone.columns, [SLOTS] * ROWS)
     assert np.abs(both.scored.nll - alone.scored.nll).max() > 0.01  # the text is read
     assert np.abs(both.scored.nll - text.scored.nll).max() > 0.01  # and so are the soft tokens
-    slots, columns = sizes(beside.scene, beside.batch(0, ROWS))
+    slots, columns = sizes(beside.ctx, beside.batch(0, ROWS))
     np.testing.assert_array_equal(slots, [SLOTS] * ROWS)
     np.testing.assert_array_equal(columns, both.columns)
     # No latent is seen: another text's is the same one.
@@ -117,12 +117,12 @@ def test_training_reads_what_is_evaluated(world: World) -> None:
     )
 
     @jax.jit
-    def nll(scene: Scene, batch: Any) -> jax.Array:
-        given = scene.deliver(scene.encode(batch))
-        reading = answer_reading(scene.parties, batch, RECEIVER, "latent", given, 1)
-        party = scene.party
-        scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+    def nll(ctx: EvalContext, batch: Any) -> jax.Array:
+        given = ctx.deliver(ctx.encode(batch))
+        reading = answer_reading(ctx.frozen, batch, RECEIVER, "latent", given, 1)
+        model = ctx.model
+        scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
         return jnp.sum(scored.nll * reading.mask, axis=1)
 
-    trained = nll(beside.scene, beside.batch(0, ROWS))
+    trained = nll(beside.ctx, beside.batch(0, ROWS))
     np.testing.assert_allclose(trained, asked(beside, "latent").scored.nll, rtol=1e-4)

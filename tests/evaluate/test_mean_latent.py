@@ -26,19 +26,19 @@ def world() -> World:
     """Two tokens a slot, so that longer texts have more slots."""
     made = make_world(SIZE, level=4)
     compressor = CompressorConfig(window=window.Config(size=2, width=16, heads=2, depth=1))
-    config = replace(made.scene.config, compressor=compressor)
-    params = fresh(config, made.scene.dims, 3)
-    return replace(made, scene=made.scene.replace(config=config, bridge=params))
+    config = replace(made.ctx.config, compressor=compressor)
+    params = fresh(config, made.ctx.dims, 3)
+    return replace(made, ctx=made.ctx.replace(config=config, bridge=params))
 
 
 def measured(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean as measured on short texts, and the slots and masks of those texts."""
     facts = FactsRows("train", 0, 1, 2 * SIZE)
     groups = [facts[i][:1] for i in range(2 * SIZE)]
-    readers = {RECEIVER: world.speaker}
+    readers = {RECEIVER: world.tokenizer}
     collate = Collate(LAYOUT, world.sender, readers, measure(LAYOUT, world.sender, readers, groups))
-    mean = mean_latent.measure(world.scene, groups, collate, jax.device_put, SIZE)
-    latent = world.scene.encode(collate(groups))
+    mean = mean_latent.measure(world.ctx, groups, collate, jax.device_put, SIZE)
+    latent = world.ctx.encode(collate(groups))
     return mean, np.asarray(latent.slots), np.asarray(latent.mask)
 
 
@@ -56,13 +56,13 @@ def test_mean_of_every_slot_and_of_all(world: World) -> None:
 def test_longer_texts_get_the_mean_of_all_slots_beyond(world: World) -> None:
     mean, slots, _ = measured(world)
     batch = world.batch(0, SIZE)
-    own = world.scene.encode(batch)
+    own = world.ctx.encode(batch)
     assert own.slots.shape[1] > slots.shape[1]  # the case
     mine = np.asarray(own.mask)
     places = np.minimum(np.arange(mine.shape[1]), len(mean) - 1)
     given = jnp.asarray(mean[places][None] * mine[..., None])
-    scene = world.scene.replace(mean=jnp.asarray(mean))
-    said = method("mean").message(scene, batch)
-    expected = scene.deliver(dataclasses.replace(own, slots=given))
+    ctx = world.ctx.replace(mean=jnp.asarray(mean))
+    said = method("mean").message(ctx, batch)
+    expected = ctx.deliver(dataclasses.replace(own, slots=given))
     alike = jax.tree.map(np.allclose, said.delivery, expected)
     assert all(jax.tree.leaves(alike))

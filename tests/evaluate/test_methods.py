@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def _options(world: World) -> DecodeOptions:
-    return options_of(DecodeConfig(max_new_tokens=8), world.scene.party.arch, world.speaker)
+    return options_of(DecodeConfig(max_new_tokens=8), world.ctx.model.arch, world.tokenizer)
 
 
 def _batch(world: World, name: str, start: int = 0) -> Arrays:
@@ -46,9 +46,9 @@ def _batch(world: World, name: str, start: int = 0) -> Arrays:
     return batch
 
 
-def _raw(world: World, name: str, batch: Arrays, scene: Any = None) -> Raw:
-    scene = world.scene if scene is None else scene
-    out = predict(method(name).message, scene, batch, jax.random.key(0), _options(world))
+def _raw(world: World, name: str, batch: Arrays, ctx: Any = None) -> Raw:
+    ctx = world.ctx if ctx is None else ctx
+    out = predict(method(name).message, ctx, batch, jax.random.key(0), _options(world))
     return jax.device_get(out)
 
 
@@ -62,8 +62,8 @@ def _host(
         [" " + e.context for e in examples],
         [1000] * len(examples),
         method=method(name),
-        scene=world.scene,
-        speaker=world.speaker,
+        ctx=world.ctx,
+        tokenizer=world.tokenizer,
         options=_options(world),
     )
 
@@ -120,12 +120,12 @@ def test_argmax_is_greedy_where_the_receiver_writes_question_and_answer(
     """[message][BOS], then all that follows is written: no head stands before the message."""
     other = world.with_layout(READ_BACK)
     batch = _batch(other, name)
-    assert other.scene.party.head == ()
+    assert other.ctx.model.head == ()
     assert (batch[f"{RECEIVER}/ask/lengths"] == 1).all()
     said = batch[f"{RECEIVER}/answer/ids"][0][: batch[f"{RECEIVER}/answer/lengths"][0] - 1]
     example = world.examples[0]
     whole = f"{example.question}\nAnswer: {example.answers[0]}"
-    assert other.speaker.tokenizer.decode(said.tolist()) == whole
+    assert other.tokenizer.backend.decode(said.tolist()) == whole
     gold = _with_gold(batch, _raw(other, name, batch))
     found = _host(other, name, _raw(other, name, gold), gold, world.examples[:SIZE])
     assert [p.argmax for p in found] == [p.same for p in found]
@@ -190,13 +190,13 @@ def test_outputs_are_what_was_decoded_and_nothing_is_cut(world: World) -> None:
     for i, p in enumerate(said):
         ids = raw.written.ids[i][: raw.written.lengths[i]].tolist()
         own = [t for t in ids if t not in (0, 1, 2)]
-        assert p.text == world.speaker.tokenizer.decode(own).strip()
+        assert p.text == world.tokenizer.backend.decode(own).strip()
     assert sum(bool(p.text) for p in said) > SIZE // 2  # fault 5: every output was empty
 
 
 def test_text_methods_never_see_the_bridge(world: World) -> None:
     """Fault 13: text baselines measured with adapters attached."""
-    louder = world.scene.replace(bridge=jax.tree.map(lambda x: 3 * x + 0.1, world.scene.bridge))
+    louder = world.ctx.replace(bridge=jax.tree.map(lambda x: 3 * x + 0.1, world.ctx.bridge))
     batch = _batch(world, "text")
     for name in ("text", "no_message", "embedding_replay_raw", "token_budget_first"):
         a, b = _raw(world, name, batch), _raw(world, name, batch, louder)
@@ -206,7 +206,7 @@ def test_text_methods_never_see_the_bridge(world: World) -> None:
 
 
 def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
-    bare = world.scene.replace(bridge=None, mean=None)
+    bare = world.ctx.replace(bridge=None, mean=None)
     free = [name for name in METHODS if not method(name).needs_bridge]
     assert free == ["text", "relay", "embedding_replay_raw", "no_message"]
     for name in free:
@@ -249,12 +249,12 @@ def test_a_budget_cuts_only_the_text_that_the_latent_replaces(world: World) -> N
 def test_a_budget_is_all_columns_16_soft_tokens_and_100_of_a_prefix() -> None:
     long = make_world(4, level=4, slots=16, prefix=100)
     batch = long.batch(0, 4)
-    _, columns = sizes(long.scene, batch)
+    _, columns = sizes(long.ctx, batch)
     assert np.asarray(columns).tolist() == [116] * 4
     ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
     assert (lengths > 116).all()
-    first, _ = place(method("token_budget_first").message, long.scene, batch)
-    last, _ = place(method("token_budget_last").message, long.scene, batch)
+    first, _ = place(method("token_budget_first").message, long.ctx, batch)
+    last, _ = place(method("token_budget_last").message, long.ctx, batch)
     for message in (first, last):
         assert message.delivery is None
         assert np.asarray(message.segment.lengths).tolist() == [116] * 4
@@ -278,9 +278,9 @@ def _components(world: World, rows: int, **changed: Any) -> None:
     more than tokens or directions. changed: arrays of the text."""
     batch = world.batch(0, rows) | {f"{RECEIVER}/context/{k}": v for k, v in changed.items()}
     ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
-    found, held = jax.device_get(place(method("pca").message, world.scene, batch))
-    _, columns = jax.device_get(sizes(world.scene, batch))
-    table = np.asarray(world.scene.party.params["embed"], np.float64)
+    found, held = jax.device_get(place(method("pca").message, world.ctx, batch))
+    _, columns = jax.device_get(sizes(world.ctx, batch))
+    table = np.asarray(world.ctx.model.params["embed"], np.float64)
     most = np.minimum(columns, table.shape[1] + 1)
     np.testing.assert_array_equal(held, np.minimum(lengths, most))
     np.testing.assert_array_equal(found.segment.lengths, held)
@@ -306,7 +306,7 @@ def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> N
     batch, name = _batch(world, "token_budget_bytes"), "token_budget_bytes"
     key = f"{RECEIVER}/context/lengths"
     budgets = [0, 1, 20, 21, 1000]
-    how = {"receiver": RECEIVER, "speaker": world.speaker}
+    how = {"receiver": RECEIVER, "tokenizer": world.tokenizer}
     cut = shortened(batch, budgets, method=method(name), **how)
     assert shortened(batch, budgets, method=method("text"), **how) is batch
     np.testing.assert_array_equal(cut[key][5:], batch[key][5:])
@@ -315,7 +315,7 @@ def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> N
     raw = _raw(world, name, cut)
     np.testing.assert_array_equal(raw.columns, cut[key])
     said = _host(world, name, raw, cut, world.examples[:5])
-    decode = world.speaker.tokenizer.decode
+    decode = world.tokenizer.backend.decode
     for i, budget in enumerate(budgets):
         ids = batch[f"{RECEIVER}/context/ids"][i]
         left = decode(ids[: cut[key][i]].tolist())
@@ -332,7 +332,7 @@ def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> N
     ],
 )
 def test_columns_of_a_message(world: World, readers: Any, columns: int) -> None:
-    slots, held = sizes(world.with_reader(**readers).scene, _batch(world, "latent"))
+    slots, held = sizes(world.with_reader(**readers).ctx, _batch(world, "latent"))
     assert np.asarray(held).tolist() == [columns] * SIZE
     assert np.asarray(slots).tolist() == [SLOTS] * SIZE
 
@@ -354,10 +354,10 @@ def test_bytes_on_the_wire(world: World) -> None:
     batch = _batch(world, "text")
     example = world.examples[0]
     text = " " + example.context
-    tokens = world.speaker.encode(text)
+    tokens = world.tokenizer.encode(text)
     cut = {
-        "token_budget_first": world.speaker.tokenizer.decode(tokens[: SLOTS + PREFIX]),
-        "token_budget_last": world.speaker.tokenizer.decode(tokens[-SLOTS - PREFIX :]),
+        "token_budget_first": world.tokenizer.backend.decode(tokens[: SLOTS + PREFIX]),
+        "token_budget_last": world.tokenizer.backend.decode(tokens[-SLOTS - PREFIX :]),
     }
     expected = {
         "text": len(text.encode()),
@@ -374,16 +374,20 @@ def test_bytes_on_the_wire(world: World) -> None:
 
 
 def test_decode_options(world: World) -> None:
-    arch, who = world.scene.party.arch, world.speaker
-    greedy = options_of(DecodeConfig(), arch, who)
+    arch, tokenizer = world.ctx.model.arch, world.tokenizer
+    greedy = options_of(DecodeConfig(), arch, tokenizer)
     # The first token is drawn as the others are, unless it has a temperature of its own.
-    assert options_of(DecodeConfig(temperature=0.5), arch, who).first_token_temperature is None
+    assert (
+        options_of(DecodeConfig(temperature=0.5), arch, tokenizer).first_token_temperature is None
+    )
     assert greedy.eos_ids == arch.eos_ids
     assert plain(greedy)
     word = world.examples[0].answers[0]
-    banned = options_of(DecodeConfig(first_token_stop_list=(word,)), arch, who)
-    assert who.encode(word)[0] in banned.first_token_stop
-    assert who.encode(" ")[0] not in banned.first_token_stop  # a bare space begins every answer
+    banned = options_of(DecodeConfig(first_token_stop_list=(word,)), arch, tokenizer)
+    assert tokenizer.encode(word)[0] in banned.first_token_stop
+    assert (
+        tokenizer.encode(" ")[0] not in banned.first_token_stop
+    )  # a bare space begins every answer
     for changed in (
         DecodeConfig(first_token_stop_list=(word,)),
         DecodeConfig(min_new_tokens=2),
@@ -391,4 +395,4 @@ def test_decode_options(world: World) -> None:
         DecodeConfig(temperature=0.5),
         DecodeConfig(prefix_gain=(1.25, 1.0)),
     ):
-        assert not plain(options_of(changed, arch, who))
+        assert not plain(options_of(changed, arch, tokenizer))

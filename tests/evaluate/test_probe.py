@@ -26,9 +26,9 @@ def world() -> World:
     return make_world(4)
 
 
-def setting(world: World) -> Any:
-    """What a probe needs of a `Setting`."""
-    readers = {RECEIVER: world.speaker}
+def pipeline(world: World) -> Any:
+    """What a probe needs of a `Pipeline`."""
+    readers = {RECEIVER: world.tokenizer}
 
     def collate(groups: Any) -> Collate:
         return Collate(
@@ -36,7 +36,7 @@ def setting(world: World) -> Any:
         )
 
     mesh = make_mesh(MeshConfig(data=1))
-    return SimpleNamespace(parties=world.scene.parties, collate=collate, mesh=mesh)
+    return SimpleNamespace(frozen=world.ctx.frozen, collate=collate, mesh=mesh)
 
 
 def labelled(count: int, seed: int, told: bool) -> list[Example]:
@@ -54,7 +54,7 @@ def labelled(count: int, seed: int, told: bool) -> list[Example]:
 def test_a_label_that_is_told_is_found(world: World) -> None:
     train, rows = labelled(60, 0, told=True), labelled(30, 1, told=True)
     asked = Asked(rows, [], 0, 100)
-    found = probe(setting(world), ProbeConfig(l2=(0.01,)), train, asked, 16)
+    found = probe(pipeline(world), ProbeConfig(l2=(0.01,)), train, asked, 16)
     assert set(found) == {"sender", RECEIVER}
     for figures in found.values():
         assert figures["accuracy"] > 0.9
@@ -66,7 +66,7 @@ def test_a_label_that_is_told_is_found(world: World) -> None:
 def test_a_label_that_is_not_told_is_not_found(world: World) -> None:
     train, rows = labelled(60, 0, told=False), labelled(200, 1, told=False)
     cfg = ProbeConfig(layers=(1,), l2=(0.1,))
-    found = probe(setting(world), cfg, train, Asked(rows, [], 0, 100), 16)
+    found = probe(pipeline(world), cfg, train, Asked(rows, [], 0, 100), 16)
     assert {figures["layer"] for figures in found.values()} == {1}
     assert all(0.35 < figures["accuracy"] < 0.65 for figures in found.values())
 
@@ -74,13 +74,13 @@ def test_a_label_that_is_not_told_is_not_found(world: World) -> None:
 def test_no_classes_no_probe(world: World) -> None:
     train = [replace(e, answers=(str(i),)) for i, e in enumerate(labelled(20, 0, told=True))]
     with pytest.raises(UserError, match="20 training rows have 20 different answers"):
-        probe(setting(world), ProbeConfig(), train, Asked(train, [], 0, 10), 16)
+        probe(pipeline(world), ProbeConfig(), train, Asked(train, [], 0, 10), 16)
 
 
 def test_a_layer_that_is_not_there(world: World) -> None:
     train = labelled(20, 0, told=True)
     with pytest.raises(UserError, match=r"probe\.layers: 9 is beyond the 2 layers of sender"):
-        probe(setting(world), ProbeConfig(layers=(9,)), train, Asked(train, [], 0, 10), 16)
+        probe(pipeline(world), ProbeConfig(layers=(9,)), train, Asked(train, [], 0, 10), 16)
 
 
 def test_the_fit_is_the_minimum() -> None:

@@ -23,16 +23,16 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
 from lw_jax.evaluate.config import METHODS
-from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.prediction_cache import Partial, key_of
+from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.lm import load_lm
 from lw_jax.receiver.answer import write
 from lw_jax.runs import session as stage_setting
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import load_trained
 from lw_jax.stages import evaluate
 from lw_jax.stages.train import start_params
@@ -65,11 +65,11 @@ def run(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ru
     right = compare.Comparison.run
     ran: list[str] = []
 
-    def watched(self: Any, scene: Any, name: str, *rest: Any) -> Any:
+    def watched(self: Any, ctx: Any, name: str, *rest: Any) -> Any:
         if len(ran) == 3:
             raise KeyboardInterrupt
         ran.append(name)
-        return right(self, scene, name, *rest)
+        return right(self, ctx, name, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare.Comparison, "run", watched)
@@ -81,7 +81,7 @@ def run(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ru
         patch.setattr(
             compare.Comparison,
             "run",
-            lambda self, scene, name, *rest: again.append(name) or right(self, scene, name, *rest),
+            lambda self, ctx, name, *rest: again.append(name) or right(self, ctx, name, *rest),
         )
         evaluate.run(made, "test", cfg)
     assert ran + again == list(METHODS)
@@ -233,7 +233,7 @@ def test_bytes_read_like_the_direct_path(
 
     monkeypatch.setattr(stage_setting, "load_rows", absent)  # a finished run needs no rows
     bridge = api.Bridge.load(run.run_dir)
-    assert bridge.setting.dims.receivers[RECEIVER].embed_rms != 1.0
+    assert bridge.pipeline.dims.receivers[RECEIVER].embed_rms != 1.0
     for line in lines[:6]:
         sent = bridge.encode(line["context"])
         assert len(sent) == packet.nbytes(6, 12, "float32")
@@ -302,16 +302,16 @@ def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_pa
     assert "The receivers together: chosen by all of them: EM " in run.console.file.getvalue()
 
     # The scores that decide are those of the evaluation: here of the gold answers.
-    setting = set_up(run.config, run.mesh)
-    trained = load_trained(run.config, run.run_dir, setting, before="test")
+    pipeline = open_pipeline(run.config, run.mesh)
+    trained = load_trained(run.config, run.run_dir, pipeline, before="test")
     drawn = examples.choose(load.load_rows(run.config.data, "eval", cfg.seed), 22, cfg.seed)
-    collate = setting.collate([(e,) for e in drawn])
+    collate = pipeline.collate([(e,) for e in drawn])
     silent = Console(file=io.StringIO())
-    compared = compare.Comparison(setting, cfg, drawn, [], collate, silent, lambda: False)
-    scene = Scene(setting.parties, trained.params, None, setting.bridge, setting.dims, "twin")
+    compared = compare.Comparison(pipeline, cfg, drawn, [], collate, silent, lambda: False)
+    ctx = EvalContext(pipeline.frozen, trained.params, None, pipeline.bridge, pipeline.dims, "twin")
     gold = [e.answers[0] for e in drawn]
     with jax.default_matmul_precision("highest"):
-        (nats,) = rescore.log_probabilities([compared], scene, [[*gold[:-1], " "]])
+        (nats,) = rescore.log_probabilities([compared], ctx, [[*gold[:-1], " "]])
     lengths = [n for _, b in compared.batches() for n in b["twin/answer/lengths"].tolist()]
     said = [line["receivers"]["twin"]["latent"]["nll"] for line in lines]
     np.testing.assert_allclose(-nats[:-1], (np.array(said) * lengths[:22])[:-1], rtol=1e-4)
@@ -343,10 +343,10 @@ def test_sigterm_stops_between_batches_and_says_how_to_go_on(
 
 def test_parts_of_another_evaluation_are_not_read(tmp_path: Path) -> None:
     said = [Prediction("text", 1.5, 2, 0, True, None, 3, 4)]
-    Partial(tmp_path, key_of("rows", 1)).save("reader", "latent", said, 0.5)
-    assert Partial(tmp_path, key_of("rows", 1)).load("reader", "latent") == (said, 0.5)
-    assert Partial(tmp_path, key_of("rows", 2)).load("reader", "latent") is None
-    assert Partial(tmp_path, key_of("rows", 1)).load("reader", "text") is None
+    PredictionCache(tmp_path, key_of("rows", 1)).save("reader", "latent", said, 0.5)
+    assert PredictionCache(tmp_path, key_of("rows", 1)).load("reader", "latent") == (said, 0.5)
+    assert PredictionCache(tmp_path, key_of("rows", 2)).load("reader", "latent") is None
+    assert PredictionCache(tmp_path, key_of("rows", 1)).load("reader", "text") is None
 
 
 def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
@@ -404,8 +404,8 @@ def test_before_the_first_stage_the_bridge_is_the_one_it_starts_from(
     raw = raw_config(models, tmp_path)
     raw["stages"] = {"test": raw["stages"]["test"], "later": raw["stages"]["wire"]}
     raw["stages"]["later"]["train"]["init_from"] = str(run.run_dir)
-    setting = set_up(run.config, run.mesh)
-    found = load_trained(from_dict(raw), tmp_path, setting, before="test")
+    pipeline = open_pipeline(run.config, run.mesh)
+    found = load_trained(from_dict(raw), tmp_path, pipeline, before="test")
     assert found.digest == metrics["parameters"]["digest"]
     assert str(run.run_dir) in found.origin
     assert found.counts == metrics["parameters"]["components"]
@@ -422,14 +422,14 @@ def test_a_stage_starts_from_components_of_another_bridge(
     other = replace(run, config=from_dict(raw), run_dir=tmp_path)
     cfg = other.config.stages["later"].train
     assert cfg is not None
-    setting = set_up(other.config, run.mesh)
-    found = start_params(other, "later", cfg, setting, jax.random.key(3))
-    trained = load_trained(run.config, run.run_dir, set_up(run.config, run.mesh)).params
+    pipeline = open_pipeline(other.config, run.mesh)
+    found = start_params(other, "later", cfg, pipeline, jax.random.key(3))
+    trained = load_trained(run.config, run.run_dir, open_pipeline(run.config, run.mesh)).params
     chex.assert_trees_all_equal(found["compressor"], trained["compressor"])
     assert any("latent_adapters" in name for name in found)
     wrong = replace(cfg, init_only=("encoder",))
     with pytest.raises(UserError, match="init_only: no component 'encoder' here; there are comp"):
-        start_params(other, "later", wrong, setting, jax.random.key(3))
+        start_params(other, "later", wrong, pipeline, jax.random.key(3))
     with pytest.raises(UserError, match="init_only: it names components of init_from"):
         replace(cfg, init_from=None)
 
@@ -441,8 +441,8 @@ def test_other_frozen_models_are_refused(
     assert cfg is not None
 
     def other(*args: Any) -> Any:
-        setting = set_up(*args)
-        return replace(setting, fingerprints=setting.fingerprints | {RECEIVER: "0000"})
+        pipeline = open_pipeline(*args)
+        return replace(pipeline, fingerprints=pipeline.fingerprints | {RECEIVER: "0000"})
 
     monkeypatch.setattr(evaluate, "set_up", other)
     with pytest.raises(UserError, match=f"{RECEIVER}: the bridge was trained with frozen weights"):

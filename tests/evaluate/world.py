@@ -15,10 +15,10 @@ from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, S
 from lw_jax.compressors import perceiver
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
-from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.models.dims import Dims, ReceiverDims
-from lw_jax.models.frozen import Parties, Party
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.models.params import init
 from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.readers import deep_prefix, soft_tokens
@@ -26,7 +26,7 @@ from lw_jax.sources import hidden_states
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 LAYOUT = LayoutConfig()
 SLOTS, WIDTH, PREFIX = 4, 12, 6
@@ -39,10 +39,10 @@ class World:
 
     examples: list[Example]
     others: list[Example]
-    sender: Speaker
-    speaker: Speaker
+    sender: Tokenizer
+    tokenizer: Tokenizer
     collate: Collate
-    scene: Scene
+    ctx: EvalContext
 
     def batch(self, start: int, size: int) -> dict[str, np.ndarray]:
         return self.collate([(e,) for e in self.examples[start : start + size]])
@@ -52,24 +52,24 @@ class World:
 
     def with_reader(self, **readers: Any) -> World:
         """The same world with other readers, freshly initialised."""
-        config = replace(self.scene.config, reader=ReaderConfig(**readers))
-        params = fresh(config, self.scene.dims, 5)
-        return replace(self, scene=self.scene.replace(config=config, bridge=params))
+        config = replace(self.ctx.config, reader=ReaderConfig(**readers))
+        params = fresh(config, self.ctx.dims, 5)
+        return replace(self, ctx=self.ctx.replace(config=config, bridge=params))
 
     def with_layout(self, layout: LayoutConfig) -> World:
         """The same world with another receiver's sequence."""
         groups = [(e,) for e in [*self.examples, *self.others]]
-        readers = {RECEIVER: self.speaker}
+        readers = {RECEIVER: self.tokenizer}
         collate = Collate(
             layout, self.sender, readers, measure(layout, self.sender, readers, groups)
         )
-        head = tuple(head_ids(layout, self.speaker))
-        party = self.scene.party.replace(head=head, beside_text=layout.beside_text)
-        parties = Parties(self.scene.parties.sender, {RECEIVER: party})
-        return replace(self, collate=collate, scene=self.scene.replace(parties=parties))
+        head = tuple(head_ids(layout, self.tokenizer))
+        model = self.ctx.model.replace(head=head, with_text=layout.with_text)
+        frozen_models = FrozenModels(self.ctx.frozen.sender, {RECEIVER: model})
+        return replace(self, collate=collate, ctx=self.ctx.replace(frozen=frozen_models))
 
 
-def fresh(config: BridgeConfig, dims: Dims, seed: int) -> Any:
+def fresh(config: BridgeConfig, dims: BridgeDims, seed: int) -> Any:
     """A random bridge."""
     shapes = jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
     return draw(shapes, seed, 0.3)
@@ -87,13 +87,15 @@ def draw(shapes: Any, seed: int, std: float) -> Any:
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def make_party(family: str, vocab: int, seed: int, texts: Sequence[str]) -> tuple[Party, Speaker]:
+def make_party(
+    family: str, vocab: int, seed: int, texts: Sequence[str]
+) -> tuple[FrozenDecoder, Tokenizer]:
     """A random model whose logits are far apart, with a good share of tokens that end an answer.
 
     Its pad, EOS and id 0 are the same, so that padding known by id would be noticed.
     """
-    tokenizer = train_bpe(texts, vocab, family=family, single_digits=family == "mistral")
-    bos = special_ids(tokenizer, family)["bos_token_id"]
+    hf_tokenizer = train_bpe(texts, vocab, family=family, single_digits=family == "mistral")
+    bos = special_ids(hf_tokenizer, family)["bos_token_id"]
     arch = Arch(
         family=family,
         vocab_size=vocab,
@@ -110,8 +112,8 @@ def make_party(family: str, vocab: int, seed: int, texts: Sequence[str]) -> tupl
         init_std=0.35,
     )
     params = draw(jax.eval_shape(lambda: init(arch, jax.random.key(0))), seed, arch.init_std)
-    who = Speaker(family, tokenizer, bos, 0)
-    return Party(params, arch, tuple(head_ids(LAYOUT, who))), who
+    tokenizer = Tokenizer(family, hf_tokenizer, bos, 0)
+    return FrozenDecoder(params, arch, tuple(head_ids(LAYOUT, tokenizer))), tokenizer
 
 
 def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREFIX) -> World:
@@ -133,12 +135,12 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
             deep_prefix=deep_prefix.Config(length=prefix, heads=2, mlp_ratio=0),
         ),
     )
-    dims = Dims(
+    dims = BridgeDims(
         sender.arch.width,
         1,
         WIDTH,
         {
-            RECEIVER: ReceiverDims(
+            RECEIVER: ModelDims(
                 width=receiver.arch.width,
                 layers=receiver.arch.layers,
                 kv_heads=receiver.arch.kv_heads,
@@ -150,8 +152,8 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
     )
     groups = [(e,) for e in [*examples, *others]]
     lengths = measure(LAYOUT, says, {RECEIVER: reads}, groups)
-    scene = Scene(
-        parties=Parties(sender, {RECEIVER: receiver}),
+    ctx = EvalContext(
+        frozen_models=FrozenModels(sender, {RECEIVER: receiver}),
         bridge=fresh(config, dims, 2),
         mean=jnp.asarray(np.random.default_rng(0).normal(size=(slots + 1, WIDTH)), jnp.float32),
         config=config,
@@ -159,4 +161,4 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
         receiver=RECEIVER,
     )
     collate = Collate(LAYOUT, says, {RECEIVER: reads}, lengths)
-    return World(examples, others, says, reads, collate, scene)
+    return World(examples, others, says, reads, collate, ctx)

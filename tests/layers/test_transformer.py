@@ -12,11 +12,11 @@ from lw_jax.compressors import perceiver, window
 from lw_jax.errors import UserError
 from lw_jax.layers import transformer
 from lw_jax.layers.transformer import Attention, Stack
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Features
 
 WIDTH, TOKENS = 16, 12
-DIMS = Dims(source_width=WIDTH, taps=1, latent_dim=6)
+DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
 ROWS = jax.random.normal(jax.random.key(1), (2, TOKENS, WIDTH))
 
 

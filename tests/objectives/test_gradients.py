@@ -40,7 +40,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.step import Plan, all_terms
 from lw_jax.utils.schedule import Schedule
 from tests.objectives import world
-from tests.receiver.worlds import party
+from tests.receiver.worlds import model
 
 PER_TOKEN = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
 GIST = gist.Config(positions=4, width=8, heads=2)
@@ -131,10 +131,10 @@ def test_negatives_are_those_of_the_global_batch(name: str, config: Any) -> None
 def test_an_anchor_by_squared_error_gives_no_gradient_at_the_seeds_scale() -> None:
     # Fault 8: embeddings at RMS 0.0027, where the answer loss is steep and the anchor's is flat.
     rms = 0.0027
-    who = party()
-    table = who.params["embed"]
+    tokenizer = model()
+    table = tokenizer.params["embed"]
     quiet = table * (rms / jnp.sqrt(jnp.mean(jnp.square(table))))
-    who = dataclasses.replace(who, params={**who.params, "embed": quiet})
+    tokenizer = dataclasses.replace(tokenizer, params={**tokenizer.params, "embed": quiet})
     rows = world.data()
     slots = np.random.default_rng(4).normal(size=(world.CONTEXTS, 64, world.WIDTH))
     rows["slots"] = slots.astype(np.float32) * rms
@@ -144,7 +144,7 @@ def test_an_anchor_by_squared_error_gives_no_gradient_at_the_seeds_scale() -> No
     def pulls(slots: Any) -> Any:
         def loss(slots: Any, module: Any, config: Any) -> Any:
             params = {"reader": jnp.eye(24), "heads": {}}
-            seen = world.context(params, {**rows, "slots": slots}, {"r": who})
+            seen = world.context(params, {**rows, "slots": slots}, {"r": tokenizer})
             (term,) = module.terms(config, seen, "r").values()
             return mean(term)
 
@@ -160,7 +160,7 @@ def test_an_anchor_by_squared_error_gives_no_gradient_at_the_seeds_scale() -> No
 def test_text_itself_is_aligned_at_every_layer_and_after_it() -> None:
     rows = world.data()
     ids, lengths = (rows["batch"][f"r/context/{k}"] for k in ("ids", "lengths"))
-    rows["slots"] = np.asarray(party().params["embed"])[ids]
+    rows["slots"] = np.asarray(model().params["embed"])[ids]
     rows["used"] = np.arange(ids.shape[1])[None] < lengths[:, None]
 
     @jax.jit
@@ -240,7 +240,7 @@ def test_the_optimiser_knows_every_head() -> None:
 
 def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
     """Term of an objective on states drawn by hand; log-probabilities [N, A, V], weights' mask."""
-    rows, who = world.data(), party()
+    rows, tokenizer = world.data(), model()
     labels, lengths = (rows["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
     mask = np.arange(labels.shape[1])[None] < lengths[:, None]
     hidden = np.random.default_rng(5).normal(size=(*labels.shape, 24)).astype(np.float32)
@@ -256,7 +256,7 @@ def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
         )
     (term,) = module.terms(config, seen, "r").values()
     assert isinstance(term, Term)
-    z = np.asarray(logits(who.arch, who.params, jnp.asarray(hidden.reshape(-1, 24))))
+    z = np.asarray(logits(tokenizer.arch, tokenizer.params, jnp.asarray(hidden.reshape(-1, 24))))
     p = jax.nn.log_softmax(z.reshape(*labels.shape, -1), axis=-1)
     return float(mean(term)), np.asarray(p), mask
 

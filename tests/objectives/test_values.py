@@ -25,11 +25,11 @@ from lw_jax.objectives import (
 )
 from lw_jax.text.collate import Collate, measure
 from tests.objectives import world
-from tests.receiver.worlds import LAYOUT, groups, party, speaker
+from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
 ROWS = world.data()
 GIVEN = ROWS["slots"] @ world.reader()
-TABLE = np.asarray(party().params["embed"])
+TABLE = np.asarray(model().params["embed"])
 
 
 def pool(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -153,9 +153,11 @@ def test_bag_of_words(weight: float) -> None:
 
 def test_the_hosts_batch_holds_no_bag_of_words() -> None:
     """Which of a vocabulary's words a text has is made of its ids, on the devices."""
-    who, some = speaker("llama"), groups(4)
-    vocab = who.tokenizer.get_vocab_size()
-    batch = Collate(LAYOUT, who, {"r": who}, measure(LAYOUT, who, {"r": who}, some))(some)
+    tokenizer, some = text_tokenizer("llama"), groups(4)
+    vocab = tokenizer.backend.get_vocab_size()
+    batch = Collate(
+        LAYOUT, tokenizer, {"r": tokenizer}, measure(LAYOUT, tokenizer, {"r": tokenizer}, some)
+    )(some)
     assert all(max(x.shape) < vocab for x in batch.values()), {k: x.shape for k, x in batch.items()}
 
 
@@ -244,7 +246,7 @@ def test_gist_leaves_tokens_out_at_random() -> None:
 
 def test_state_kd_compares_what_follows_the_message() -> None:
     loss, _, _ = world.run("state_kd", state_kd.Config(layers=1, distance="mse"))
-    who = party()
+    tokenizer = model()
     batch, asked = ROWS["batch"], range(world.CONTEXTS * world.QUESTIONS)
 
     def part(name: str, i: int) -> np.ndarray:
@@ -253,15 +255,15 @@ def test_state_kd_compares_what_follows_the_message() -> None:
     def states(messages: list[np.ndarray]) -> list[np.ndarray]:
         """The stream after one layer behind the message, row by row, laid out by hand."""
         after = [np.concatenate([part("ask", n), part("answer", n)]) for n in asked]
-        before = [np.concatenate([TABLE[list(who.head)], messages[n // 2]]) for n in asked]
+        before = [np.concatenate([TABLE[list(tokenizer.head)], messages[n // 2]]) for n in asked]
         lengths = [len(a) + len(b) for a, b in zip(before, after, strict=True)]
         h = np.zeros((len(asked), max(lengths), world.WIDTH), np.float32)
         for n in asked:
             h[n, : lengths[n]] = np.concatenate([before[n], after[n]])
         where = np.broadcast_to(np.arange(h.shape[1])[None], h.shape[:2])
         out = run(
-            who.arch,
-            who.params,
+            tokenizer.arch,
+            tokenizer.params,
             jnp.asarray(h),
             positions=jnp.asarray(where),
             lengths=jnp.asarray(lengths),

@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.models.dims import Dims, ReceiverDims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.context import Context
 from lw_jax.types import Delivery, Latent, Taps
-from tests.receiver.worlds import party
+from tests.receiver.worlds import model
 
 CONTEXTS, QUESTIONS, SLOTS, TOKENS, WIDTH, VOCAB = 8, 2, 3, 6, 24, 320
-DIMS = Dims(WIDTH, 2, 5, {"r": ReceiverDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)
-RECEIVER = party()  # made here, outside any trace
+DIMS = BridgeDims(WIDTH, 2, 5, {"r": ModelDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)
+RECEIVER = model()  # made here, outside any trace
 Tree = dict[str, Any]
 
 
@@ -63,7 +63,7 @@ def reader(seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(5, WIDTH)).astype(np.float32) * 0.1
 
 
-def heads(name: str, config: Any, dims: Dims = DIMS) -> Tree:
+def heads(name: str, config: Any, dims: BridgeDims = DIMS) -> Tree:
     module = importlib.import_module(f"lw_jax.objectives.{name}")
     return {name: module.init(config, dims, jax.random.key(3))} if hasattr(module, "init") else {}
 
@@ -80,7 +80,7 @@ def context(params: Tree, rows: Tree, receivers: Any = None) -> Context:
     return Context(
         bridge,
         DIMS,
-        Parties(None, {"r": RECEIVER} if receivers is None else receivers),
+        FrozenModels(None, {"r": RECEIVER} if receivers is None else receivers),
         jax.tree.map(jnp.asarray, rows["batch"]),
         Taps(rows["states"], rows["real"], rows["ids"]),
         jax.random.key(0),

@@ -24,7 +24,7 @@ from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.state import new_state
 
 LONGEST = 320
@@ -36,29 +36,29 @@ def rows() -> MixtureRows:
 
 
 @pytest.fixture(scope="module")
-def who(rows: MixtureRows) -> Speaker:
+def tokenizer(rows: MixtureRows) -> Tokenizer:
     texts = [task.example.context for i in range(200) for task in rows[i][:1]]
-    tokenizer = train_bpe(texts, 300, family="mistral", single_digits=True)
-    ids = special_ids(tokenizer, "mistral")
+    hf_tokenizer = train_bpe(texts, 300, family="mistral", single_digits=True)
+    ids = special_ids(hf_tokenizer, "mistral")
     assert ids["eos_token_id"] is not None
-    return Speaker("tiny", tokenizer, ids["bos_token_id"], ids["eos_token_id"])
+    return Tokenizer("tiny", hf_tokenizer, ids["bos_token_id"], ids["eos_token_id"])
 
 
 @pytest.mark.parametrize("anchor", [ANSWER, REPEAT])
 def test_the_first_task_is_laid_out_as_a_receiver_is_asked(
-    anchor: str, rows: MixtureRows, who: Speaker
+    anchor: str, rows: MixtureRows, tokenizer: Tokenizer
 ) -> None:
     """SPEC section 9, faults 3, 4 and 22: pretraining and scoring see the same sequence."""
     tasks = next(t for t in (rows[i] for i in range(99)) if t[0].anchor == anchor)
     layout = LayoutConfig(anchor=anchor)
     groups = [(tasks[0].example,)]
-    speakers = {"r": who}
-    batch = Collate(layout, None, speakers, measure(layout, None, speakers, groups))(groups)
-    asked = head_ids(layout, who)
+    tokenizers = {"r": tokenizer}
+    batch = Collate(layout, None, tokenizers, measure(layout, None, tokenizers, groups))(groups)
+    asked = head_ids(layout, tokenizer)
     for part in ("context", "ask", "answer"):
         asked += batch[f"r/{part}/ids"][0, : batch[f"r/{part}/lengths"][0]].tolist()
     answer = int(batch["r/answer/lengths"][0])
-    text = tokenise(who, tasks)
+    text = tokenise(tokenizer, tasks)
     assert text is not None
     assert text.ids[: len(asked)] == asked
     kind = kinds.ANSWER if anchor == ANSWER else kinds.WRITTEN
@@ -66,22 +66,22 @@ def test_the_first_task_is_laid_out_as_a_receiver_is_asked(
     assert text.kinds[: len(asked)] == expected
 
 
-def test_every_task_of_a_text_ends_in_eos(rows: MixtureRows, who: Speaker) -> None:
+def test_every_task_of_a_text_ends_in_eos(rows: MixtureRows, tokenizer: Tokenizer) -> None:
     tasks = next(t for t in (rows[i] for i in range(99)) if len(t) == 3)
-    text = tokenise(who, tasks)
+    text = tokenise(tokenizer, tasks)
     assert text is not None
     answers, now = [], []
     for token, kind in zip(text.ids, text.kinds, strict=True):
         if kind == kinds.ANSWER:
             now.append(token)
-        if token == who.eos_id:
-            answers.append(who.tokenizer.decode(now[:-1]).strip())
+        if token == tokenizer.eos_id:
+            answers.append(tokenizer.backend.decode(now[:-1]).strip())
             now = []
     assert answers == [task.example.answers[0] for task in tasks]
 
 
-def test_a_batch_depends_on_the_step_alone(rows: MixtureRows, who: Speaker) -> None:
-    texts = Texts(rows, who, 4, LONGEST)
+def test_a_batch_depends_on_the_step_alone(rows: MixtureRows, tokenizer: Tokenizer) -> None:
+    texts = Texts(rows, tokenizer, 4, LONGEST)
     whole = list(texts.batches(0, 2 * GROUP, 0))
     assert len(whole) == 2 * GROUP
     for start, stop in ((0, 1), (3, 5), (GROUP - 1, GROUP + 2)):
@@ -92,8 +92,8 @@ def test_a_batch_depends_on_the_step_alone(rows: MixtureRows, who: Speaker) -> N
     assert len(seen) > 0.9 * 2 * GROUP * 4  # groups do not repeat each other
 
 
-def test_two_lengths_hold_all_batches(rows: MixtureRows, who: Speaker) -> None:
-    texts = Texts(rows, who, 4, LONGEST)
+def test_two_lengths_hold_all_batches(rows: MixtureRows, tokenizer: Tokenizer) -> None:
+    texts = Texts(rows, tokenizer, 4, LONGEST)
     sizes = set()
     for batch in texts.batches(0, 3 * GROUP, 0):
         size = batch["ids"].shape[1]
@@ -104,13 +104,15 @@ def test_two_lengths_hold_all_batches(rows: MixtureRows, who: Speaker) -> None:
     assert sizes == {int(SHORT * LONGEST), LONGEST}
 
 
-def test_texts_that_are_too_long_are_counted(rows: MixtureRows, who: Speaker) -> None:
-    lengths = [len(text.ids) for i in range(50) if (text := tokenise(who, rows[i])) is not None]
+def test_texts_that_are_too_long_are_counted(rows: MixtureRows, tokenizer: Tokenizer) -> None:
+    lengths = [
+        len(text.ids) for i in range(50) if (text := tokenise(tokenizer, rows[i])) is not None
+    ]
     limit = int(np.median(lengths))
-    share = left_out(Texts(rows, who, 4, limit), 50)
+    share = left_out(Texts(rows, tokenizer, 4, limit), 50)
     assert share == pytest.approx(np.mean([n > limit for n in lengths]))
     with pytest.raises(ValueError, match="more than half of the texts exceed 8 tokens"):
-        Texts(rows, who, 4, 8).group(0)
+        Texts(rows, tokenizer, 4, 8).group(0)
 
 
 ARCH = Arch("mistral", 300, 16, 2, 4, 2, 4, 24, 1e-5, Rope(1e4), init_std=0.3)
@@ -122,8 +124,8 @@ def params() -> Any:
     return jax.device_get(jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0)))
 
 
-def batch_of(rows: MixtureRows, who: Speaker, size: int | None = None) -> Any:
-    found = [tokenise(who, rows[i]) for i in range(6)]
+def batch_of(rows: MixtureRows, tokenizer: Tokenizer, size: int | None = None) -> Any:
+    found = [tokenise(tokenizer, rows[i]) for i in range(6)]
     return pad([text for text in found if text is not None], size)
 
 
@@ -146,9 +148,9 @@ def plain_nll(arch: Arch, params: Any, ids: jax.Array, lengths: jax.Array) -> ja
 
 @pytest.mark.parametrize(("rest", "written"), [(0.0, 0.0), (0.1, 0.3)])
 def test_the_loss_weighs_tokens_by_their_kind(
-    rest: float, written: float, params: Any, rows: MixtureRows, who: Speaker
+    rest: float, written: float, params: Any, rows: MixtureRows, tokenizer: Tokenizer
 ) -> None:
-    batch = batch_of(rows, who)
+    batch = batch_of(rows, tokenizer)
     nll = np.asarray(plain_nll(ARCH, params, batch["ids"], batch["lengths"]), np.float64)
     real = np.arange(1, batch["ids"].shape[1])[None] < batch["lengths"][:, None]
     weight = np.array([rest, 1.0, written])[batch["kinds"][:, 1:]] * real
@@ -159,9 +161,9 @@ def test_the_loss_weighs_tokens_by_their_kind(
     np.testing.assert_allclose(metrics["nll/answer"], nll[mask].mean(), rtol=1e-5)
 
 
-def test_padding_changes_nothing(params: Any, rows: MixtureRows, who: Speaker) -> None:
-    tight = batch_of(rows, who)
-    wide = batch_of(rows, who, tight["ids"].shape[1] + 40)
+def test_padding_changes_nothing(params: Any, rows: MixtureRows, tokenizer: Tokenizer) -> None:
+    tight = batch_of(rows, tokenizer)
+    wide = batch_of(rows, tokenizer, tight["ids"].shape[1] + 40)
     beyond = np.arange(wide["ids"].shape[1])[None] >= wide["lengths"][:, None]
     wide["ids"] = np.where(beyond, 7, wide["ids"])
     chex.assert_trees_all_close(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.readers import latent_adapters
 from lw_jax.receiver.read import expand
 from lw_jax.types import Blocks, Delivery, Latent
 
-DIMS = ReceiverDims(width=12, layers=3, kv_heads=2, head_dim=4)
+DIMS = ModelDims(width=12, layers=3, kv_heads=2, head_dim=4)
 CONFIG = latent_adapters.Config(layers=(1, 3), heads=2, head_dim=4, mlp_ratio=2)
 
 

@@ -13,7 +13,7 @@ from lw_jax.errors import UserError
 from lw_jax.layers import low_rank
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.models.params import init
 from lw_jax.readers import lora
 from lw_jax.train.optimiser import groups
@@ -34,7 +34,7 @@ ARCH = Arch(
     eos_ids=(2,),
     init_std=0.3,
 )
-DIMS = ReceiverDims(width=12, layers=3, kv_heads=2, head_dim=6, heads=4)
+DIMS = ModelDims(width=12, layers=3, kv_heads=2, head_dim=6, heads=4)
 LATENT = Latent(jnp.zeros((2, 0, 6)), jnp.ones((2, 0), bool))
 IDS = jnp.asarray(np.random.default_rng(0).integers(3, 20, (2, 6)))
 ALL = low_rank.Config(r=3, alpha=6.0, layers=2)

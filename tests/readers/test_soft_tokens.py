@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import ReceiverDims
+from lw_jax.models.dims import ModelDims
 from lw_jax.readers import soft_tokens
 from lw_jax.types import Latent
 
-DIMS = ReceiverDims(8, 2, 2, 4, embed_rms=0.02)
+DIMS = ModelDims(8, 2, 2, 4, embed_rms=0.02)
 SLOTS = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
 
 
@@ -28,11 +28,11 @@ def given(loud: float = 1.0, **options: Any) -> tuple[dict[str, Any], np.ndarray
     @jax.jit
     def run(rng: Any) -> Any:
         params = module.init(rng, latent).get("params", {})
-        delivery, noted = module.apply({"params": params}, latent, mutable=["notes"])
-        return params, delivery.embeds, noted.get("notes", {})
+        delivery, sown = module.apply({"params": params}, latent, mutable=["intermediates"])
+        return params, delivery.embeds, sown.get("intermediates", {})
 
-    params, embeds, notes = jax.device_get(run(jax.random.key(0)))
-    return params, embeds, notes
+    params, embeds, intermediates = jax.device_get(run(jax.random.key(0)))
+    return params, embeds, intermediates
 
 
 def rms(x: np.ndarray) -> np.ndarray:
@@ -40,13 +40,13 @@ def rms(x: np.ndarray) -> np.ndarray:
 
 
 def test_the_default_has_the_parameters_of_bridges_that_were_shipped() -> None:
-    params, embeds, notes = given()
+    params, embeds, intermediates = given()
     assert sorted(params) == ["in_norm", "log_scale", "out"]
     z = SLOTS / rms(SLOTS)[..., None]
     x = z @ params["out"]["kernel"]
     np.testing.assert_allclose(embeds, x / rms(x)[..., None] * 0.02, rtol=1e-4)
-    assert set(notes) == {"scale"}
-    np.testing.assert_allclose(notes["scale"], 1.0)
+    assert set(intermediates) == {"scale"}
+    np.testing.assert_allclose(intermediates["scale"], 1.0)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -70,44 +70,44 @@ def test_without_a_conditioning_slots_pass_as_they_are() -> None:
 
 def test_a_scale_alone_bounds_nothing() -> None:
     plain = {"hidden": "none", "input_norm": False, "conditioning": "scale"}
-    params, embeds, notes = given(33.0, **plain)
+    params, embeds, intermediates = given(33.0, **plain)
     assert list(params) == ["log_scale"]
     np.testing.assert_allclose(embeds, SLOTS * np.float32(33.0) * 0.02, rtol=1e-5)
-    assert "saturation" not in notes
+    assert "saturation" not in intermediates
 
 
 def test_tanh_is_bounded_by_its_scale_and_saturates() -> None:
     plain = {"hidden": "none", "input_norm": False, "conditioning": "tanh"}
-    _, quiet, notes = given(0.1, **plain)
+    _, quiet, intermediates = given(0.1, **plain)
     np.testing.assert_allclose(quiet, np.tanh(SLOTS * np.float32(0.1)) * 0.02, rtol=1e-4)
-    assert notes["saturation"] == 0
-    _, loud, notes = given(30.0, **plain, init_scale=0.5)
+    assert intermediates["saturation"] == 0
+    _, loud, intermediates = given(30.0, **plain, init_scale=0.5)
     assert np.abs(loud).max() <= 0.5 + 1e-6
     beyond = np.abs(np.tanh(SLOTS * np.float32(30.0))) > soft_tokens.SATURATED
     real = np.concatenate([beyond[0], beyond[1, :2]])
-    np.testing.assert_allclose(notes["saturation"], real.mean(), rtol=1e-5)
-    assert notes["saturation"] > 0.9
+    np.testing.assert_allclose(intermediates["saturation"], real.mean(), rtol=1e-5)
+    assert intermediates["saturation"] > 0.9
 
 
 def test_layer_norm_stands_before_tanh() -> None:
     plain = {"hidden": "none", "input_norm": False}
-    params, normed, notes = given(50.0, **plain, conditioning="layer_norm")
+    params, normed, intermediates = given(50.0, **plain, conditioning="layer_norm")
     assert sorted(params) == ["out_norm"]
-    assert notes == {}
+    assert intermediates == {}
     np.testing.assert_allclose(normed.mean(-1), 0.0, atol=1e-5)
     np.testing.assert_allclose(rms(normed), 1.0, rtol=1e-3)
-    params, bounded, notes = given(50.0, **plain, conditioning="layer_norm_tanh")
+    params, bounded, intermediates = given(50.0, **plain, conditioning="layer_norm_tanh")
     assert sorted(params) == ["log_scale", "out_norm"]
     np.testing.assert_allclose(bounded, np.tanh(normed) * 0.02, rtol=1e-3, atol=1e-6)
-    assert notes["saturation"] < 0.2
+    assert intermediates["saturation"] < 0.2
 
 
 def test_colour_starts_at_none() -> None:
-    params, coloured, notes = given(colour=True)
+    params, coloured, intermediates = given(colour=True)
     _, plain, _ = given()
     np.testing.assert_allclose(coloured, plain, rtol=1e-6)
     assert params["colour_gain"].shape == params["colour_bias"].shape == (8,)
-    assert notes["colour"] == 0
+    assert intermediates["colour"] == 0
 
 
 def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
@@ -131,7 +131,7 @@ def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
 
 
 def test_options_that_do_not_fit() -> None:
-    narrow = soft_tokens.build(soft_tokens.Config(hidden="none"), ReceiverDims(16, 2, 2, 4))
+    narrow = soft_tokens.build(soft_tokens.Config(hidden="none"), ModelDims(16, 2, 2, 4))
     with pytest.raises(UserError, match=r"set bridge\.latent_dim to 16"):
         narrow.init(jax.random.key(0), Latent(SLOTS, np.ones((2, 3), bool)))
     with pytest.raises(UserError, match="has no scale"):

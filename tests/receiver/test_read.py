@@ -15,7 +15,7 @@ from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.pack import Segment, gather_states, pack
 from lw_jax.receiver.read import decode, expand, head_segment, lay_out, message_segment, read
 from lw_jax.types import KV, Delivery
-from tests.receiver.worlds import party
+from tests.receiver.worlds import model
 
 WIDTH = 24
 
@@ -36,7 +36,7 @@ def segments(rows: int = 3, pad: int = 0, answer: bool = True) -> list[Segment]:
         return Segment(x, None, jnp.asarray(lengths), role)
 
     found = [
-        head_segment(party().head, rows),
+        head_segment(model().head, rows),
         part(1, 9, [9, 4, 6], "message"),
         part(2, 5, [3, 5, 4], "ask"),
     ]
@@ -44,7 +44,7 @@ def segments(rows: int = 3, pad: int = 0, answer: bool = True) -> list[Segment]:
 
 
 def test_rows_are_contiguous_with_padding_only_at_the_right() -> None:
-    table = party().params["embed"]
+    table = model().params["embed"]
     packed = pack(table, segments())
     for row in range(3):
         want = np.concatenate([np.asarray(s.ids[row, : s.lengths[row]]) for s in segments()])
@@ -56,9 +56,9 @@ def test_rows_are_contiguous_with_padding_only_at_the_right() -> None:
 
 def test_extra_padding_changes_nothing() -> None:
     """Faults 1 and 2: padding in the segments reaches neither the labels nor the states."""
-    who = party()
-    plain = read(who.arch, who.params, segments())
-    padded = read(who.arch, who.params, segments(pad=3))
+    tokenizer = model()
+    plain = read(tokenizer.arch, tokenizer.params, segments())
+    padded = read(tokenizer.arch, tokenizer.params, segments(pad=3))
     # As the head sees them, at unit RMS: the raw stream is several times louder.
     seen, again = (
         x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True))
@@ -71,14 +71,14 @@ def test_extra_padding_changes_nothing() -> None:
 
 def test_soft_tokens_of_the_text_are_the_text() -> None:
     """A message of the text's own embeddings reads exactly as the text does."""
-    who = party()
-    by_ids = read(who.arch, who.params, segments())
+    tokenizer = model()
+    by_ids = read(tokenizer.arch, tokenizer.params, segments())
     text = segments()[1]
     mask = jnp.arange(text.size)[None] < text.lengths[:, None]
-    delivery = Delivery(embeds=who.params["embed"][text.ids], mask=mask)
+    delivery = Delivery(embeds=tokenizer.params["embed"][text.ids], mask=mask)
     parts = segments()
     parts[1] = message_segment(delivery, 3, WIDTH)
-    by_embeds = read(who.arch, who.params, parts, delivery)
+    by_embeds = read(tokenizer.arch, tokenizer.params, parts, delivery)
     chex.assert_trees_all_equal(by_ids.hidden, by_embeds.hidden)
 
 
@@ -90,8 +90,8 @@ def test_positions_go_on_after_the_message() -> None:
     )
     parts = segments()
     parts[1] = message_segment(delivery, 3, WIDTH)
-    laid = lay_out(party().params, parts, delivery)
-    head = len(party().head)
+    laid = lay_out(model().params, parts, delivery)
+    head = len(model().head)
     want = [*range(head), *[head + x for x in (0.0, 2.5, 5.0, 7.5)], *range(head + 10, head + 17)]
     np.testing.assert_allclose(laid.positions[0, : len(want)], want)
 
@@ -105,19 +105,19 @@ def prefix(rows: int, columns: int, mask: Any = None) -> Delivery:
 
 
 def test_prefix_is_unseen_before_the_message_and_where_masked() -> None:
-    who = party()
+    tokenizer = model()
     parts = segments()
     parts[1] = message_segment(None, 3, WIDTH)
     given = prefix(3, 3)
-    with_prefix = read(who.arch, who.params, parts, given, taps=(2,))
-    without = read(who.arch, who.params, parts, None, taps=(2,))
+    with_prefix = read(tokenizer.arch, tokenizer.params, parts, given, taps=(2,))
+    without = read(tokenizer.arch, tokenizer.params, parts, None, taps=(2,))
     assert with_prefix.taps is not None
     assert without.taps is not None
-    head = len(who.head)
+    head = len(tokenizer.head)
     chex.assert_trees_all_close(with_prefix.taps[:, :, :head], without.taps[:, :, :head], atol=1e-5)
     assert float(jnp.abs(with_prefix.hidden - without.hidden).max()) > 0.1
     masked = prefix(3, 3, jnp.zeros((3, 3), bool))
-    nothing = read(who.arch, who.params, parts, masked)
+    nothing = read(tokenizer.arch, tokenizer.params, parts, masked)
     chex.assert_trees_all_close(nothing.hidden, without.hidden, atol=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_expand_repeats_contexts_for_their_questions() -> None:
 @pytest.mark.parametrize("how", ["text", "soft", "prefix", "both"])
 def test_decoding_sees_what_scoring_sees(how: str) -> None:
     """Faults 3, 4, 5, 22: teacher-forcing what was decoded makes every token the argmax."""
-    who, rows = party(), 3
+    tokenizer, rows = model(), 3
     delivery = {
         "text": None,
         "soft": Delivery(embeds=soft(4, rows, 5)),
@@ -145,15 +145,15 @@ def test_decoding_sees_what_scoring_sees(how: str) -> None:
     parts = segments(answer=False)
     if how != "text":
         parts[1] = message_segment(delivery, rows, WIDTH)
-    options = DecodeOptions(max_new=6, eos_ids=(who.arch.eos_ids[0],))
-    out = decode(who.arch, who.params, parts, delivery, options, jax.random.key(0))
+    options = DecodeOptions(max_new=6, eos_ids=(tokenizer.arch.eos_ids[0],))
+    out = decode(tokenizer.arch, tokenizer.params, parts, delivery, options, jax.random.key(0))
     written = Segment(out.ids, None, jnp.maximum(1, out.lengths), "answer")
-    reading = read(who.arch, who.params, [*parts, written], delivery)
-    scored = chunked_cross_entropy(who.arch, who.params, reading.hidden, reading.labels)
+    reading = read(tokenizer.arch, tokenizer.params, [*parts, written], delivery)
+    scored = chunked_cross_entropy(tokenizer.arch, tokenizer.params, reading.hidden, reading.labels)
     assert bool(jnp.all(scored.correct(reading.labels) | ~reading.mask))
     changed = written.replace(ids=(out.ids + 1) % 300)
-    other = read(who.arch, who.params, [*parts, changed], delivery)
-    wrong = chunked_cross_entropy(who.arch, who.params, other.hidden, other.labels)
+    other = read(tokenizer.arch, tokenizer.params, [*parts, changed], delivery)
+    wrong = chunked_cross_entropy(tokenizer.arch, tokenizer.params, other.hidden, other.labels)
     assert not bool(jnp.all(wrong.correct(other.labels) | ~other.mask))
 
 

@@ -6,23 +6,23 @@ from functools import cache
 
 import jax
 import jax.numpy as jnp
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Backend
 
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.models.frozen import Party
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.params import init
 from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.text.layout import head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 LAYOUT = LayoutConfig()
 
 
 @cache
-def tokenizer(family: str, vocab: int) -> Tokenizer:
+def backend(family: str, vocab: int) -> Backend:
     rows = FactsRows("train", 0, 4, 400)
     texts = [
         f"Context: {e.context}\nQuestion: {e.question}\nAnswer: {e.answers[0]}"
@@ -33,17 +33,17 @@ def tokenizer(family: str, vocab: int) -> Tokenizer:
 
 
 @cache
-def speaker(family: str = "mistral", vocab: int = 320) -> Speaker:
-    tok = tokenizer(family, vocab)
+def text_tokenizer(family: str = "mistral", vocab: int = 320) -> Tokenizer:
+    tok = backend(family, vocab)
     ids = special_ids(tok, family)
     eos = ids["eos_token_id"]
     assert eos is not None
-    return Speaker(family, tok, ids["bos_token_id"], eos)
+    return Tokenizer(family, tok, ids["bos_token_id"], eos)
 
 
 @cache
 def arch(family: str = "mistral", vocab: int = 320) -> Arch:
-    who = speaker(family, vocab)
+    tokenizer = text_tokenizer(family, vocab)
     return Arch(
         family=family,
         vocab_size=vocab,
@@ -56,17 +56,17 @@ def arch(family: str = "mistral", vocab: int = 320) -> Arch:
         norm_eps=1e-5,
         rope=Rope(10000.0),
         qkv_bias=family == "qwen2",
-        bos_id=who.bos_id,
-        eos_ids=(who.eos_id,),
+        bos_id=tokenizer.bos_id,
+        eos_ids=(tokenizer.eos_id,),
         init_std=0.3,
     )
 
 
 @cache
-def party(family: str = "mistral", vocab: int = 320, seed: int = 0) -> Party:
+def model(family: str = "mistral", vocab: int = 320, seed: int = 0) -> FrozenDecoder:
     made = arch(family, vocab)
     params = init(made, jax.random.key(seed), jnp.float32)
-    return Party(params, made, tuple(head_ids(LAYOUT, speaker(family, vocab))))
+    return FrozenDecoder(params, made, tuple(head_ids(LAYOUT, text_tokenizer(family, vocab))))
 
 
 def groups(count: int, level: int = 2, questions: int = 2) -> list[tuple[Example, ...]]:

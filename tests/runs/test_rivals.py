@@ -14,7 +14,7 @@ from lw_jax.config.parse import from_dict
 from lw_jax.errors import UserError
 from lw_jax.runs import doctor
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.stages import evaluate
 from tests.evaluate.run_world import make_models, make_run, raw_config
 from tests.evaluate.world import RECEIVER
@@ -31,7 +31,7 @@ def other_raw(models: dict[str, Path], home: Path) -> dict[str, Any]:
     """Raw bytes, read beside the text under another primer, by other slots."""
     raw = raw_config(models, home, **FEW)
     raw["sender"] = None
-    raw["layout"] = {"primer": "Text:", "beside_text": True}
+    raw["layout"] = {"primer": "Text:", "with_text": True}
     raw["bridge"] |= {
         "latent_dim": 8,
         "source": {"bytes": {"width": 16, "heads": 2, "depth": 1}},
@@ -67,14 +67,14 @@ def said(metrics: dict[str, Any], name: str) -> list[Any]:
 def test_each_line_is_what_its_own_evaluation_says(models: dict[str, Path], tmp_path: Path) -> None:
     other = evaluated(made(other_raw(models, tmp_path / "other")))
     twin = made(raw_config(models, tmp_path / "twin", **FEW))  # the host's very parameters
-    set_up(twin.config, twin.mesh, twin.run_dir)
+    open_pipeline(twin.config, twin.mesh, twin.run_dir)
     screen = io.StringIO()
     beside = {"rival": str(tmp_path / "other"), "twin": str(tmp_path / "twin")}
-    found = evaluated(made(raw_config(models, tmp_path / "host", **FEW, beside=beside), screen))
+    found = evaluated(made(raw_config(models, tmp_path / "host", **FEW, rivals=beside), screen))
     for name, own in (("rival", other), ("twin", found)):
         assert figures(found, name) == figures(own, "latent")
         assert said(found, name) == said(own, "latent")
-        assert found["beside"][name]["digest"] == own["parameters"]["digest"]
+        assert found["rivals"][name]["digest"] == own["parameters"]["digest"]
     assert said(found, "latent") != said(found, "rival")
     assert found["verdict"][RECEIVER]["differences"]["twin"]["mean"] == 0
     shown = screen.getvalue()
@@ -87,7 +87,7 @@ def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: 
         from_dict(raw_config(models, tmp_path / "host", beside={"text": "runs/x"}))
     gone = from_dict(raw_config(models, tmp_path / "host", beside={"rival": "runs/gone"}))
     found = [f for f in doctor.examine(gone, memory=False) if f.level == "error"]
-    assert [f.key for f in found] == ["stages.test.evaluate.beside.rival"]
+    assert [f.key for f in found] == ["stages.test.evaluate.rivals.rival"]
     assert "runs/gone has no checkpoints" in found[0].text
 
     asks = other_raw(models, tmp_path / "asks")
@@ -95,15 +95,15 @@ def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: 
     made(asks)
     beside = {"asks": str(tmp_path / "asks")}
     with pytest.raises(UserError, match=r"beside\.asks: its receiver writes the question_answer"):
-        evaluated(made(raw_config(models, tmp_path / "a", **FEW, beside=beside)))
+        evaluated(made(raw_config(models, tmp_path / "a", **FEW, rivals=beside)))
 
     elsewhere = other_raw(models, tmp_path / "elsewhere")
     elsewhere["receivers"][RECEIVER]["path"] = elsewhere["receivers"][RECEIVER]["path"].replace(
         "mistral", "llama"
     )
     run = made(elsewhere)
-    set_up(run.config, run.mesh, run.run_dir)
+    open_pipeline(run.config, run.mesh, run.run_dir)
     beside = {"else": str(tmp_path / "elsewhere")}
     with pytest.raises(UserError, match="elsewhere: its receivers are not"):
-        evaluated(made(raw_config(models, tmp_path / "b", **FEW, beside=beside)))
+        evaluated(made(raw_config(models, tmp_path / "b", **FEW, rivals=beside)))
     assert not (tmp_path / "b" / "metrics.json").exists()

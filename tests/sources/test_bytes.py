@@ -17,7 +17,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.models.checkpoint import read_arch
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.runs.abstract import abstract_step
 from lw_jax.runs.doctor import examine
 from lw_jax.sources import bytes as raw
@@ -26,7 +26,7 @@ from lw_jax.train.optimiser import groups
 from lw_jax.types import Taps
 from lw_jax.utils.registry import chosen
 from tests.receiver.worlds import LAYOUT
-from tests.receiver.worlds import speaker as receiver
+from tests.receiver.worlds import text_tokenizer as receiver
 from tests.tiny_models import write_model
 
 SMALL = raw.Config(width=8, heads=2, depth=1)
@@ -34,9 +34,9 @@ SMALL = raw.Config(width=8, heads=2, depth=1)
 
 @given(st.text())
 def test_ids_are_the_utf8_bytes(text: str) -> None:
-    who = raw.speaker(SMALL)
-    assert who.encode(text) == list(text.encode())
-    assert who.tokenizer.decode(who.encode(text)) == text
+    tokenizer = raw.text_tokenizer(SMALL)
+    assert tokenizer.encode(text) == list(text.encode())
+    assert tokenizer.backend.decode(tokenizer.encode(text)) == text
 
 
 def row(context: str) -> tuple[Example, ...]:
@@ -45,9 +45,9 @@ def row(context: str) -> tuple[Example, ...]:
 
 def test_a_batch_carries_them() -> None:
     rows = [row("Ada keeps 7 goats — no, 8 🐐."), row("Eve left.")]
-    who = raw.speaker(SMALL)
+    tokenizer = raw.text_tokenizer(SMALL)
     both = {"reader": receiver()}
-    batch = Collate(LAYOUT, who, both, measure(LAYOUT, who, both, rows))(rows)
+    batch = Collate(LAYOUT, tokenizer, both, measure(LAYOUT, tokenizer, both, rows))(rows)
     taps = raw.extract(SMALL, None, batch, None)
     for i, (example,) in enumerate(rows):
         kept = np.asarray(taps.ids)[i][np.asarray(taps.mask)[i]]
@@ -57,17 +57,17 @@ def test_a_batch_carries_them() -> None:
 
 
 def test_a_text_of_too_many_bytes_is_left_out() -> None:
-    who = raw.speaker(raw.Config(max_bytes=32))
+    tokenizer = raw.text_tokenizer(raw.Config(max_bytes=32))
     rows = [row("é" * 40), row("Eve left.")]
-    batch = Collate(LAYOUT, who, {}, measure(LAYOUT, who, {}, rows, max_tokens=9))(rows)
+    batch = Collate(LAYOUT, tokenizer, {}, measure(LAYOUT, tokenizer, {}, rows, max_tokens=9))(rows)
     assert batch["source/ids"].shape == (2, 32)
     assert batch["valid"].tolist() == [False, True]
 
 
 def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
-    who = raw.speaker(raw.Config(max_bytes=30))
+    tokenizer = raw.text_tokenizer(raw.Config(max_bytes=30))
     rows = [row("x" * length) for length in range(1, 50)]
-    batch = Collate(LAYOUT, who, {}, measure(LAYOUT, who, {}, rows))(rows)
+    batch = Collate(LAYOUT, tokenizer, {}, measure(LAYOUT, tokenizer, {}, rows))(rows)
     assert batch["source/ids"].shape[1] == 32
     assert batch["source/lengths"].max() == 30
 
@@ -75,7 +75,7 @@ def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
 def test_padding_is_not_read_and_order_is() -> None:
     text = jnp.asarray([list(b"Ada keeps goats")])
     none = jnp.zeros((0, 1, 15, 0))
-    module = raw.build(SMALL, Dims(0, 0, 8))
+    module = raw.build(SMALL, BridgeDims(0, 0, 8))
     params = jax.jit(module.init)(jax.random.key(0), Taps(none, jnp.ones((1, 15), bool), text))
     assert set(groups(params["params"]).values()) == {"adam", "muon"}
 

@@ -11,8 +11,8 @@ import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Party
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.lm import load_lm
 from lw_jax.sources import embeddings
 from tests.tiny_models import write_model
@@ -31,12 +31,12 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
         "source/lengths": jnp.asarray([3, 2]),
         "source/skip": jnp.asarray([1, 1]),
     }
-    taps = embeddings.extract(config, Party(lm.params, lm.arch), batch, None)
+    taps = embeddings.extract(config, FrozenDecoder(lm.params, lm.arch), batch, None)
     assert embeddings.dims(config, lm.arch) == (16, 1, 300)
     table = np.asarray(whole.params["embed"])
     np.testing.assert_array_equal(taps.states[0], table[np.asarray(batch["source/ids"])])
     assert taps.mask.tolist() == [[False, True, True, False], [False, True, False, False]]
-    module = embeddings.build(config, Dims(16, 1, 8))
+    module = embeddings.build(config, BridgeDims(16, 1, 8))
     features, params = module.init_with_output(jax.random.key(0), taps)
     assert not params
     real = np.asarray(features.x)[np.asarray(taps.mask)]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.sources import hidden_states
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser, fill, normaliser_of
 from lw_jax.train.optimiser import groups, make_optimiser
@@ -19,7 +19,7 @@ from lw_jax.train.state import apply_gradients, new_state
 from lw_jax.types import Taps
 
 TAPS, WIDTH = 2, 6
-DIMS = Dims(WIDTH, TAPS, 8)
+DIMS = BridgeDims(WIDTH, TAPS, 8)
 
 
 def states() -> jax.Array:

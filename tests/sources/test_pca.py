@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.models.dims import Dims
+from lw_jax.models.dims import BridgeDims
 from lw_jax.runs.exported import load_bridge, save_bridge
 from lw_jax.sources import embeddings, hidden_states
 from lw_jax.sources.normaliser import Normaliser
@@ -23,7 +23,7 @@ from lw_jax.train.state import apply_gradients, new_state
 from lw_jax.types import Taps
 
 TAPS, WIDTH = 2, 6
-DIMS = Dims(WIDTH, TAPS, 8)
+DIMS = BridgeDims(WIDTH, TAPS, 8)
 
 
 def states() -> np.ndarray:

@@ -15,11 +15,11 @@ from lw_jax.bridge import module as bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import window
 from lw_jax.errors import UserError
-from lw_jax.evaluate.methods.base import Scene
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.layers import low_rank
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models.dims import Dims, sizes
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims, sizes
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives import answer_ce
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import soft_tokens
@@ -32,7 +32,7 @@ from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
-from tests.receiver.worlds import LAYOUT, arch, groups, party, speaker
+from tests.receiver.worlds import LAYOUT, arch, groups, model, text_tokenizer
 
 LORA = low_rank.Config(r=2, targets=("q", "o"), layers=1)
 
@@ -47,14 +47,14 @@ def config(edited: bool = True) -> BridgeConfig:
     )
 
 
-DIMS = Dims(24, 1, 8, {"r": sizes(arch())}, sender=sizes(arch("llama"), 2))
+DIMS = BridgeDims(24, 1, 8, {"r": sizes(arch())}, sender=sizes(arch("llama"), 2))
 
 
 @cache
 def batch() -> dict[str, np.ndarray]:
-    some, who = groups(4, questions=1), {"r": speaker()}
-    lengths = measure(LAYOUT, speaker("llama"), who, some)
-    return Collate(LAYOUT, speaker("llama"), who, lengths)(some)
+    some, tokenizer = groups(4, questions=1), {"r": text_tokenizer()}
+    lengths = measure(LAYOUT, text_tokenizer("llama"), tokenizer, some)
+    return Collate(LAYOUT, text_tokenizer("llama"), tokenizer, lengths)(some)
 
 
 @cache
@@ -70,7 +70,7 @@ def moved() -> Any:
 
 
 def states(params: Any, edited: bool = True) -> jax.Array:
-    return bridge.extract(config(edited), party("llama"), batch(), params).states
+    return bridge.extract(config(edited), model("llama"), batch(), params).states
 
 
 def test_it_starts_as_the_frozen_sender() -> None:
@@ -81,41 +81,41 @@ def test_it_starts_as_the_frozen_sender() -> None:
 
 def test_gradients_reach_the_lora_and_nothing_else_of_the_sender() -> None:
     def total(sender: Any, params: Any, edited: bool) -> jax.Array:
-        who = party("llama").replace(params=sender)  # type: ignore[attr-defined]
-        return jnp.sum(bridge.extract(config(edited), who, batch(), params).states ** 2)
+        tokenizer = model("llama").replace(params=sender)  # type: ignore[attr-defined]
+        return jnp.sum(bridge.extract(config(edited), tokenizer, batch(), params).states ** 2)
 
-    grad = jax.grad(total, argnums=1)(party("llama").params, fresh(), True)["source"]["lora"]
+    grad = jax.grad(total, argnums=1)(model("llama").params, fresh(), True)["source"]["lora"]
     assert set(grad) == {"q_down", "q_up", "o_down", "o_up"}
     assert all(grad[name].any() for name in ("q_up", "o_up"))
-    none = jax.grad(total)(party("llama").params, None, False)
+    none = jax.grad(total)(model("llama").params, None, False)
     assert not any(leaf.any() for leaf in jax.tree.leaves(none))
 
 
 def test_every_way_to_a_latent_uses_it() -> None:
-    parties = Parties(party("llama"), {"r": party()})
+    frozen_models = FrozenModels(model("llama"), {"r": model()})
     plain = config(edited=False)
     found = []
     for params in (fresh(), moved()):
-        scene = Scene(parties, params, None, config(), DIMS, "r")
+        ctx = EvalContext(frozen_models, params, None, config(), DIMS, "r")
         context = context_of(
-            config(), DIMS, {"bridge": params}, parties, batch(), jax.random.key(0), False
+            config(), DIMS, {"bridge": params}, frozen_models, batch(), jax.random.key(0), False
         )
-        chex.assert_trees_all_close(context.latent.slots, scene.encode(batch()).slots, atol=1e-5)
-        found.append(scene.encode(batch()).slots)
+        chex.assert_trees_all_close(context.latent.slots, ctx.encode(batch()).slots, atol=1e-5)
+        found.append(ctx.encode(batch()).slots)
     without = {k: v for k, v in fresh().items() if k != "source"}
-    frozen = Scene(parties, without, None, plain, DIMS, "r").encode(batch()).slots
+    frozen = EvalContext(frozen_models, without, None, plain, DIMS, "r").encode(batch()).slots
     chex.assert_trees_all_close(found[0], frozen, atol=1e-5)
     assert float(jnp.abs(found[1] - frozen).max()) > 0.05
 
 
 def test_the_loss_of_a_latent_reaches_it() -> None:
-    parties = Parties(party("llama"), {"r": party()})
+    frozen_models = FrozenModels(model("llama"), {"r": model()})
 
     @jax.jit
     def grad_of(params: Any) -> Any:
         def loss(params: Any) -> jax.Array:
             seen = context_of(
-                config(), DIMS, {"bridge": params}, parties, batch(), jax.random.key(0), True
+                config(), DIMS, {"bridge": params}, frozen_models, batch(), jax.random.key(0), True
             )
             return jnp.sum(seen.latent.slots**2)
 
@@ -135,7 +135,7 @@ def test_it_is_counted_and_shipped(tmp_path: Any) -> None:
 
 @pytest.mark.slow  # compiles a whole step
 def test_a_step_trains_it() -> None:
-    parties = Parties(party("llama"), {"r": party()})
+    frozen_models = FrozenModels(model("llama"), {"r": model()})
     params = {"bridge": fresh(), "heads": {}}
     made = make_optimiser(OptimiserConfig(name="muon", lr=0.01), params, 4)
     state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
@@ -143,7 +143,7 @@ def test_a_step_trains_it() -> None:
     objectives = ObjectivesConfig(answer_ce=answer_ce.Config())
     step = StepMaker(config(), DIMS, made, 4, mesh).make(plan_at(objectives, 3))
     for _ in range(2):
-        state, metrics = step(state, parties, batch())
+        state, metrics = step(state, frozen_models, batch())
     assert float(metrics["grad_norm/source"]) > 0
     after, before = state.params["bridge"]["source"]["lora"], fresh()["source"]["lora"]
     for leaf in before:

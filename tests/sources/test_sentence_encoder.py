@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Backend
 
 from lw_jax import Bridge, launch
 from lw_jax.config.parse import read
@@ -20,8 +20,8 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.probe import _means
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models import encoder
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import EncoderParty
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenEncoder
 from lw_jax.models.lm import load_encoder
 from lw_jax.runs import export
 from lw_jax.runs.abstract import abstract_parties
@@ -30,7 +30,7 @@ from lw_jax.sources import sentence_encoder as source
 from lw_jax.sources.sentence_encoder import Config
 from lw_jax.text.collate import Collate, Lengths, measure
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Speaker, encoder_speaker
+from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer
 from lw_jax.types import Features, Taps
 from tests.tiny_encoder import write_encoder
 from tests.tiny_models import write_model
@@ -54,52 +54,56 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(home: Path) -> tuple[EncoderParty, Speaker]:
+def loaded(home: Path) -> tuple[FrozenEncoder, Tokenizer]:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     found = load_encoder(home / "encoder", mesh, dtype=jnp.float32)
-    return EncoderParty(found.params, found.arch), encoder_speaker("s", found.tokenizer, found.arch)
+    return FrozenEncoder(found.params, found.arch), encoder_tokenizer(
+        "s", found.tokenizer, found.arch
+    )
 
 
 def rows(*texts: str) -> list[tuple[Example, ...]]:
     return [(Example(str(i), "c", text, "Who?", ("Ada",)),) for i, text in enumerate(texts)]
 
 
-def batch(who: Speaker, *texts: str, layout: LayoutConfig = PLAIN) -> Batch:
-    return Collate(layout, who, {}, measure(layout, who, {}, rows(*texts)))(rows(*texts))
+def batch(tokenizer: Tokenizer, *texts: str, layout: LayoutConfig = PLAIN) -> Batch:
+    return Collate(layout, tokenizer, {}, measure(layout, tokenizer, {}, rows(*texts)))(
+        rows(*texts)
+    )
 
 
 @jax.jit
-def extracted(party: EncoderParty, given: Batch) -> list[Taps]:
+def extracted(model: FrozenEncoder, given: Batch) -> list[Taps]:
     """Under each of `EACH`."""
-    return [source.extract(config, party, given, None) for config in EACH]
+    return [source.extract(config, model, given, None) for config in EACH]
 
 
 @jax.jit
 def features(taps: list[Taps]) -> list[Features]:
-    built = [source.build(config, Dims(16, 1, 8)) for config in EACH]
+    built = [source.build(config, BridgeDims(16, 1, 8)) for config in EACH]
     return [module.apply({}, tap) for module, tap in zip(built, taps, strict=True)]
 
 
 @jax.jit
-def states(party: EncoderParty, given: Batch) -> jax.Array:
+def states(model: FrozenEncoder, given: Batch) -> jax.Array:
     """[3, B, T, D], embeddings and two layers."""
     ids, lengths = given["source/ids"], given["source/lengths"]
-    taps = encoder.run(party.arch, party.params, ids, lengths, taps=(0, 1, 2)).taps
+    taps = encoder.run(model.arch, model.params, ids, lengths, taps=(0, 1, 2)).taps
     assert taps is not None
     return taps
 
 
 def test_it_reads_all_of_a_text_between_cls_and_sep(
-    loaded: tuple[EncoderParty, Speaker], home: Path
+    loaded: tuple[FrozenEncoder, Tokenizer], home: Path
 ) -> None:
     """A tokenizer that cuts and fills up by itself gives 16 tokens to each."""
-    party, who = loaded
-    found = batch(who, *TEXTS)
-    pieces = Tokenizer.from_file(str(home / "encoder" / "tokenizer.json"))
+    model, tokenizer = loaded
+    found = batch(tokenizer, *TEXTS)
+    pieces = Backend.from_file(str(home / "encoder" / "tokenizer.json"))
     assert len(pieces.encode(TEXTS[1]).ids) == len(pieces.encode(TEXTS[2]).ids) == 16
     pieces.no_truncation()
     pieces.no_padding()
-    taps = extracted(party, found)[0]
+    taps = extracted(model, found)[0]
     for i, text in enumerate(TEXTS):
         content = pieces.encode(text).ids
         assert found["source/ids"][i, : found["source/lengths"][i]].tolist() == [CLS, *content, SEP]
@@ -108,23 +112,23 @@ def test_it_reads_all_of_a_text_between_cls_and_sep(
     assert found["valid"].all()
 
 
-def test_a_primer_is_read_and_is_no_content(loaded: tuple[EncoderParty, Speaker]) -> None:
-    party, who = loaded
+def test_a_primer_is_read_and_is_no_content(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
+    model, tokenizer = loaded
     primed = replace(PLAIN, source_primer="Ada keeps")
-    with_primer = Collate(primed, who, {}, LONG)(rows(*TEXTS))
-    without = Collate(PLAIN, who, {}, LONG)(rows(*TEXTS))
+    with_primer = Collate(primed, tokenizer, {}, LONG)(rows(*TEXTS))
+    without = Collate(PLAIN, tokenizer, {}, LONG)(rows(*TEXTS))
     assert (with_primer["source/skip"] > without["source/skip"]).all()
-    taps, plain = extracted(party, with_primer)[0], extracted(party, without)[0]
+    taps, plain = extracted(model, with_primer)[0], extracted(model, without)[0]
     assert taps.ids[taps.mask].tolist() == plain.ids[plain.mask].tolist()
     assert float(jnp.abs(taps.states[:, taps.mask] - plain.states[:, plain.mask]).max()) > 0.1
 
 
-def test_a_text_does_not_depend_on_those_beside_it(loaded: tuple[EncoderParty, Speaker]) -> None:
-    party, who = loaded
-    together = features(extracted(party, batch(who, *TEXTS)))
-    collate = Collate(PLAIN, who, {}, LONG)
+def test_a_text_does_not_depend_on_those_beside_it(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
+    model, tokenizer = loaded
+    together = features(extracted(model, batch(tokenizer, *TEXTS)))
+    collate = Collate(PLAIN, tokenizer, {}, LONG)
     for i, text in enumerate(TEXTS):
-        alone = features(extracted(party, collate(rows(text, "Ben.", "Ben."))))
+        alone = features(extracted(model, collate(rows(text, "Ben.", "Ben."))))
         for config, many, one in zip(EACH, together, alone, strict=True):
             mine, own = np.asarray(many.mask[i]), np.asarray(one.mask[0])
             assert mine.sum() == own.sum() > 0
@@ -134,12 +138,12 @@ def test_a_text_does_not_depend_on_those_beside_it(loaded: tuple[EncoderParty, S
 
 
 def test_a_pooled_text_is_the_vector_of_sentence_transformers(
-    loaded: tuple[EncoderParty, Speaker],
+    loaded: tuple[FrozenEncoder, Tokenizer],
 ) -> None:
-    party, who = loaded
-    given = batch(who, *TEXTS)
-    _, mean, cls = features(extracted(party, given))
-    h = np.asarray(states(party, given)[-1])
+    model, tokenizer = loaded
+    given = batch(tokenizer, *TEXTS)
+    _, mean, cls = features(extracted(model, given))
+    h = np.asarray(states(model, given)[-1])
     for i, length in enumerate(given["source/lengths"]):
         for found, vector in ((mean, h[i, :length].mean(axis=0)), (cls, h[i, 0])):
             assert found.x.shape == (3, 1, 16)
@@ -149,63 +153,65 @@ def test_a_pooled_text_is_the_vector_of_sentence_transformers(
 
 
 def test_objectives_still_know_the_words_of_a_pooled_text(
-    loaded: tuple[EncoderParty, Speaker],
+    loaded: tuple[FrozenEncoder, Tokenizer],
 ) -> None:
-    party, who = loaded
-    each, *pooled = extracted(party, batch(who, *TEXTS))
+    model, tokenizer = loaded
+    each, *pooled = extracted(model, batch(tokenizer, *TEXTS))
     for taps in pooled:
         np.testing.assert_array_equal(taps.ids, each.ids)
         np.testing.assert_array_equal(taps.mask, each.mask)
         assert taps.states.shape == each.states.shape
 
 
-def test_the_layer_is_the_one_that_is_asked_for(loaded: tuple[EncoderParty, Speaker]) -> None:
-    party, who = loaded
-    given = batch(who, *TEXTS)
-    each = states(party, given)
+def test_the_layer_is_the_one_that_is_asked_for(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
+    model, tokenizer = loaded
+    given = batch(tokenizer, *TEXTS)
+    each = states(model, given)
     for layer in (0, 1, 2, None):
-        taps = jax.jit(source.extract, static_argnums=0)(Config(layer), party, given, None)
+        taps = jax.jit(source.extract, static_argnums=0)(Config(layer), model, given, None)
         np.testing.assert_allclose(taps.states[0], each[2 if layer is None else layer], atol=1e-5)
-    assert source.depth(Config(1), party.arch) == 1
+    assert source.depth(Config(1), model.arch) == 1
     with pytest.raises(UserError, match="layer: 3 is beyond the encoder's 2 layers"):
-        source.dims(Config(3), party.arch)
+        source.dims(Config(3), model.arch)
 
 
-def test_no_gradient_reaches_the_encoder(loaded: tuple[EncoderParty, Speaker]) -> None:
-    party, who = loaded
-    given = batch(who, *TEXTS)
+def test_no_gradient_reaches_the_encoder(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
+    model, tokenizer = loaded
+    given = batch(tokenizer, *TEXTS)
 
     @jax.jit
     @jax.grad
     def slope(params: Any) -> jax.Array:
-        taps = source.extract(Config(pool="mean"), EncoderParty(params, party.arch), given, None)
+        taps = source.extract(Config(pool="mean"), FrozenEncoder(params, model.arch), given, None)
         return jnp.sum(taps.states**2)
 
-    assert not any(leaf.any() for leaf in jax.tree.leaves(slope(party.params)))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(slope(model.params)))
 
 
-def test_a_text_beyond_the_positions_is_left_out(loaded: tuple[EncoderParty, Speaker]) -> None:
+def test_a_text_beyond_the_positions_is_left_out(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
     """Even by one token, and where the columns of the batch would hold it."""
-    party, who = loaded
+    model, tokenizer = loaded
     fits, over = " ".join(["7"] * 58), " ".join(["7"] * 59)
-    given = batch(who, fits, over, "Ben.")
+    given = batch(tokenizer, fits, over, "Ben.")
     assert given["source/ids"].shape == (3, 64)
-    assert given["source/lengths"].tolist() == [60, 0, len(who.encode("Ben.")) + 2]
+    assert given["source/lengths"].tolist() == [60, 0, len(tokenizer.encode("Ben.")) + 2]
     assert given["valid"].tolist() == [True, False, True]
-    for found in features(extracted(party, given)):
+    for found in features(extracted(model, given)):
         assert np.isfinite(found.x).all()
         assert not found.mask[1].any()
-    assert measure(PLAIN, who, {}, rows(f"{fits} {over}"))["source"] == 64  # no column for nothing
-    few = measure(PLAIN, who, {}, rows(fits), max_tokens=24)
+    assert (
+        measure(PLAIN, tokenizer, {}, rows(f"{fits} {over}"))["source"] == 64
+    )  # no column for nothing
+    few = measure(PLAIN, tokenizer, {}, rows(fits), max_tokens=24)
     assert few["source"] == 24  # the layout's own limit holds as well
 
 
-def test_a_probe_reads_its_content_alone(loaded: tuple[EncoderParty, Speaker]) -> None:
-    party, who = loaded
-    given = batch(who, *TEXTS)
+def test_a_probe_reads_its_content_alone(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
+    model, tokenizer = loaded
+    given = batch(tokenizer, *TEXTS)
     ids, lengths, skip = (given[f"source/{part}"] for part in ("ids", "lengths", "skip"))
-    found = _means(party, ids, lengths, skip, layers=(2,))
-    taps = extracted(party, given)[0]
+    found = _means(model, ids, lengths, skip, layers=(2,))
+    taps = extracted(model, given)[0]
     for i in range(len(TEXTS)):
         want = taps.states[0, i][taps.mask[i]].mean(axis=0)
         np.testing.assert_allclose(found[0, i], want, atol=1e-5)
@@ -214,7 +220,7 @@ def test_a_probe_reads_its_content_alone(loaded: tuple[EncoderParty, Speaker]) -
 def test_a_normaliser_has_its_place_among_the_parameters() -> None:
     config = Config(normaliser=source.Normaliser(trainable=True), pool="mean")
     taps = Taps(jnp.ones((1, 2, 5, 16)), jnp.ones((2, 5), bool), jnp.zeros((2, 5), jnp.int32))
-    found = source.build(config, Dims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
+    found = source.build(config, BridgeDims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
     assert set(found["normaliser"]) == {"statistics", "gain", "bias"}
 
 
@@ -267,8 +273,8 @@ def test_a_run_trains_evaluates_and_is_used_from_python(run: Path, tmp_path: Pat
         wire.encode(" ".join(TEXTS * 4))
     assert export.main([str(run), str(tmp_path / "out")]) == 0
     again = Bridge.load(tmp_path / "out")
-    assert again.setting.fingerprints == wire.setting.fingerprints
-    assert again.setting.fingerprints["sender"].endswith("@2")
+    assert again.pipeline.fingerprints == wire.pipeline.fingerprints
+    assert again.pipeline.fingerprints["sender"].endswith("@2")
     assert len(again.encode(GOATS)) == len(sent)
 
 
@@ -291,7 +297,7 @@ def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
     mesh = make_mesh(config.mesh)
     real = load_encoder(config.sender.path, mesh, dtype=jnp.float32, quant="int8", layers=1)
     planned = abstract_parties(config, real.arch, {}, mesh, config.layout).sender
-    assert isinstance(planned, EncoderParty)
+    assert isinstance(planned, FrozenEncoder)
     sizes = (
         jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (planned.params, real.params)
     )

@@ -23,10 +23,10 @@ from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.stages import train
 from lw_jax.stages.calibrate import combine, moments, path_of
 from lw_jax.train.checkpoint import load_params
@@ -104,19 +104,19 @@ def arrays(run_dir: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def setting(home: Path) -> Setting:
+def pipeline(home: Path) -> Pipeline:
     config = read(home / "train.yaml")
-    return set_up(config, make_mesh(config.mesh))
+    return open_pipeline(config, make_mesh(config.mesh))
 
 
 def test_numbers_are_those_of_all_tokens_at_once(
-    home: Path, undisturbed: Path, setting: Setting
+    home: Path, undisturbed: Path, pipeline: Pipeline
 ) -> None:
     config = read(home / "tiny.yaml")
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), 22)]
-    batch = setting.collate(groups)(groups)
-    taps = bridge.extract(setting.bridge, setting.parties.sender, batch, None).states
-    table = np.asarray(setting.parties.receivers["reader"].params["embed"])
+    batch = pipeline.collate(groups)(groups)
+    taps = bridge.extract(pipeline.bridge, pipeline.frozen.sender, batch, None).states
+    table = np.asarray(pipeline.frozen.receivers["reader"].params["embed"])
     lengths, skip = batch["source/lengths"], batch["source/skip"]
     assert 0 == lengths.min() < skip.max(), "a row that is too long counts for nothing"
     assert len(set(lengths.tolist())) > 2, "rows of one length would hide padding"
@@ -222,25 +222,27 @@ def check_filled(own: Any, found: dict[str, np.ndarray]) -> None:
     np.testing.assert_allclose(own["statistics"]["target_mean"], whole, rtol=1e-6)
 
 
-def test_fresh_parameters_carry_them(home: Path, undisturbed: Path, setting: Setting) -> None:
+def test_fresh_parameters_carry_them(home: Path, undisturbed: Path, pipeline: Pipeline) -> None:
     config = read(home / "train.yaml")
-    run = Run(config, undisturbed, setting.mesh, Console(), undisturbed)
+    run = Run(config, undisturbed, pipeline.mesh, Console(), undisturbed)
     (cfg,) = chosen(config.stages["fit"]).values()
-    params = train.start_params(run, "fit", cfg, setting, jax.random.key(0))
+    params = train.start_params(run, "fit", cfg, pipeline, jax.random.key(0))
     check_filled(params["source"]["normaliser"], arrays(undisturbed))
-    others = replace(setting, fingerprints=setting.fingerprints | {"reader": "abc"})
+    others = replace(pipeline, fingerprints=pipeline.fingerprints | {"reader": "abc"})
     with pytest.raises(UserError, match=r"fingerprints\.reader .* now it is 'abc'"):
         train.start_params(run, "fit", cfg, others, jax.random.key(0))
 
 
 @pytest.mark.slow  # tests/sources/test_normaliser.py takes optimiser steps without models
-def test_training_leaves_them(home: Path, setting: Setting, tmp_path: Path) -> None:
+def test_training_leaves_them(home: Path, pipeline: Pipeline, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert launch(home, run_dir, "train.yaml") == 0
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
-        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
+        jax.eval_shape(
+            lambda: bridge.init_bridge(pipeline.bridge, pipeline.dims, jax.random.key(0))
+        ),
     )
     params, meta = load_params(run_dir / "checkpoints" / "fit", {"bridge": like}, part="bridge")
     assert meta["step"] == 3

@@ -39,8 +39,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Said]:
     assert stage is not None
     right, said = compare.Comparison.run, {}
 
-    def kept(self: Any, scene: Any, name: str, *rest: Any) -> Any:
-        found = right(self, scene, name, *rest)
+    def kept(self: Any, ctx: Any, name: str, *rest: Any) -> Any:
+        found = right(self, ctx, name, *rest)
         said[name] = found[0]
         return found
 

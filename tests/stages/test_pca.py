@@ -19,7 +19,7 @@ from lw_jax.data.load import load_rows, sample
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
 from lw_jax.runs import export, exported, statistics
-from lw_jax.runs.session import set_up
+from lw_jax.runs.session import open_pipeline
 from lw_jax.stages.calibrate import path_of
 from lw_jax.train.checkpoint import load_params
 from lw_jax.train.loop import checkpoint_root
@@ -87,10 +87,10 @@ def undisturbed(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_covariance_is_numpys_over_all_tokens(home: Path, undisturbed: Path) -> None:
     config = read(home / "taps.yaml")
-    setting = set_up(config, make_mesh(config.mesh))
+    pipeline = open_pipeline(config, make_mesh(config.mesh))
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), 22)]
-    batch = setting.collate(groups)(groups)
-    taps = np.asarray(bridge.extract(setting.bridge, setting.parties.sender, batch, None).states)
+    batch = pipeline.collate(groups)(groups)
+    taps = np.asarray(bridge.extract(pipeline.bridge, pipeline.frozen.sender, batch, None).states)
     skip, lengths = batch["source/skip"], batch["source/lengths"]
     x = np.concatenate([taps[:, i, skip[i] : lengths[i]] for i in range(22)], axis=1)
     found = arrays(undisturbed)
@@ -152,11 +152,13 @@ def test_training_and_export_leave_what_was_fitted(
     }
     fitted = {k: x.astype(np.float32) for k, x in fitted.items()}
     config = read(home / "wire.yaml")
-    setting = set_up(config, make_mesh(config.mesh), trained, rows=False)
+    pipeline = open_pipeline(config, make_mesh(config.mesh), trained, rows=False)
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
-        jax.eval_shape(lambda: bridge.init_bridge(setting.bridge, setting.dims, jax.random.key(0))),
+        jax.eval_shape(
+            lambda: bridge.init_bridge(pipeline.bridge, pipeline.dims, jax.random.key(0))
+        ),
     )
     params, _ = load_params(checkpoint_root(trained, "fit"), {"bridge": like}, part="bridge")
     chex.assert_trees_all_equal(params["bridge"]["source"]["pca"]["statistics"], fitted)

@@ -24,8 +24,8 @@ from lw_jax.bridge.config import (
 )
 from lw_jax.compressors import perceiver
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models.dims import Dims, ReceiverDims
-from lw_jax.models.frozen import Parties
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives import (
     answer_ce,
     bag_of_words,
@@ -37,18 +37,18 @@ from lw_jax.objectives import (
     scale_l2,
 )
 from lw_jax.objectives.config import ObjectivesConfig
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import hidden_states
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train import alarms
 from lw_jax.train.alarms import FAULTS, Alarm
 from lw_jax.train.loop import Evaluation
-from lw_jax.train.monitor import Watch
+from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import init_heads
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, party, speaker
+from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
 STEPS = 100
 WELL = {"usage": 1.0, "perplexity": 7.0, "distinct": 0.9}
@@ -152,7 +152,7 @@ CONFIG = BridgeConfig(
     bottleneck=BottleneckConfig(fsq=fsq.Config(levels=(8,) * 6)),
     reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="tanh")),
 )
-DIMS = Dims(24, 2, 8, {"r": ReceiverDims(24, 2, 2, 6, 0.3)}, source_vocab=320)
+DIMS = BridgeDims(24, 2, 8, {"r": ModelDims(24, 2, 2, 6, 0.3)}, source_vocab=320)
 GOOD = ObjectivesConfig(
     answer_ce=answer_ce.Config(),
     batch_diversity=batch_diversity.Config(),
@@ -171,13 +171,13 @@ BAD = ObjectivesConfig(
 
 
 @cache
-def setting() -> Setting:
-    return Setting(
+def pipeline() -> Pipeline:
+    return Pipeline(
         layout=LAYOUT,
         bridge=CONFIG,
-        parties=Parties(party("llama"), {"r": party()}),
-        sender=speaker("llama"),
-        receivers={"r": speaker()},
+        frozen_models=FrozenModels(model("llama"), {"r": model()}),
+        sender=text_tokenizer("llama"),
+        receivers={"r": text_tokenizer()},
         fingerprints={},
         dims=DIMS,
         mesh=make_mesh(MeshConfig(data=1)),
@@ -185,8 +185,8 @@ def setting() -> Setting:
 
 
 @cache
-def watch(objectives: Any = None) -> Watch:
-    return Watch(setting(), groups(16), objectives, STEPS, 8, max_new=2)
+def watch(objectives: Any = None) -> QuickEvaluation:
+    return QuickEvaluation(pipeline(), groups(16), objectives, STEPS, 8, max_new=2)
 
 
 @cache
@@ -267,12 +267,12 @@ def test_one_vector_for_every_text() -> None:
 
 def test_one_output_for_every_text_whatever_the_answers_lengths() -> None:
     """Fault 17: argmaxes along gold answers of several lengths would be several "predictions"."""
-    blind = replace(setting(), layout=LayoutConfig(question=""))
+    blind = replace(pipeline(), layout=LayoutConfig(question=""))
     own = {**params(), "compressor": jax.tree.map(lambda x: 0 * x, params()["compressor"])}
     tree = jax.tree.map(jnp.asarray, {"bridge": own, "heads": {}})
     rows = groups(16)
     assert len({len(group[0].answers[0]) for group in rows}) > 4
-    result = Watch(blind, rows, None, STEPS, 8, max_new=2)(
+    result = QuickEvaluation(blind, rows, None, STEPS, 8, max_new=2)(
         new_state(tree, optax.identity(), jax.random.key(2)), 10
     )
     assert result.metrics["r/distinct"] == 1 / 16

@@ -29,26 +29,26 @@ from lw_jax.bridge.config import (
 from lw_jax.compressors import window
 from lw_jax.data.example import Example
 from lw_jax.mesh import MeshConfig, make_mesh, replicated
-from lw_jax.models.dims import Dims, ReceiverDims, sizes
-from lw_jax.models.frozen import Parties, Party
+from lw_jax.models.dims import BridgeDims, ModelDims, sizes
+from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.models.lm import load_lm
 from lw_jax.objectives import answer_ce, embedding_anchor, reconstruction
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.config import ObjectivesConfig
-from lw_jax.pipeline import Setting
+from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import embeddings
 from lw_jax.text.layout import head_ids
-from lw_jax.text.tokenizer import Speaker
-from lw_jax.text.tokenizer import speaker as speaker_of
+from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.text.tokenizer import text_tokenizer as tokenizer_of
 from lw_jax.train.alarms import EARLY, LATE
-from lw_jax.train.monitor import Watch
+from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, init_heads, plan_at
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, party, speaker
+from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
 QUIET = 0.0027
 """RMS of the embeddings of the seeds' receiver."""
@@ -101,18 +101,18 @@ class Training:
 
 
 @cache
-def receiver(reads: bool) -> tuple[Party, Speaker, ReceiverDims]:
+def receiver(reads: bool) -> tuple[FrozenDecoder, Tokenizer, ModelDims]:
     if reads:
         lm = load_lm(str(ZOO), make_mesh(MeshConfig(data=1), jax.devices()[:1]), dtype=jnp.float32)
-        who = speaker_of("r", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        made = Party(lm.params, lm.arch, tuple(head_ids(LAYOUT, who)))
+        tokenizer = tokenizer_of("r", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
+        made = FrozenDecoder(lm.params, lm.arch, tuple(head_ids(LAYOUT, tokenizer)))
     else:
-        who, made = speaker(), party()
+        tokenizer, made = text_tokenizer(), model()
         table = made.params["embed"]
         table = table * (QUIET / jnp.sqrt(jnp.mean(jnp.square(table))))
         made = replace(made, params={**made.params, "embed": table})
     rms = float(jnp.sqrt(jnp.mean(jnp.square(made.params["embed"]))))
-    return made, who, replace(sizes(made.arch), embed_rms=rms)
+    return made, tokenizer, replace(sizes(made.arch), embed_rms=rms)
 
 
 def rows(beside: str | None) -> list[tuple[Example, ...]]:
@@ -130,15 +130,17 @@ def rows(beside: str | None) -> list[tuple[Example, ...]]:
 def seen(training: Training) -> Mapping[int, Mapping[str, Any]]:
     """Metrics of the quick evaluations, by step."""
     config, objectives = training.config, training.objectives
-    made, who, loud = receiver(training.beside is not None)
-    dims = Dims(LATENT, 1, LATENT, {"r": loud})
+    made, tokenizer, loud = receiver(training.beside is not None)
+    dims = BridgeDims(LATENT, 1, LATENT, {"r": loud})
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     where = replicated(mesh)
-    frozen = jax.device_put(Parties(party("llama"), {"r": made}), where)
+    frozen = jax.device_put(FrozenModels(model("llama"), {"r": made}), where)
     layout = replace(LAYOUT, question=" {question}") if training.beside else LAYOUT
-    setting = Setting(layout, config, frozen, speaker("llama"), {"r": who}, {}, dims, mesh)
+    pipeline = Pipeline(
+        layout, config, frozen, text_tokenizer("llama"), {"r": tokenizer}, {}, dims, mesh
+    )
     auxiliary = objectives if training.distance or training.head_input else None
-    watch = Watch(setting, rows(training.beside), auxiliary, STEPS, ROWS, max_new=1)
+    watch = QuickEvaluation(pipeline, rows(training.beside), auxiliary, STEPS, ROWS, max_new=1)
     params = {
         "bridge": jax.jit(bridge.init_bridge, static_argnums=(0, 1))(
             config, dims, jax.random.key(0)

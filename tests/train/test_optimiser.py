@@ -16,7 +16,7 @@ from lw_jax.bridge.config import BridgeConfig
 from lw_jax.config.parse import build
 from lw_jax.models import params as decoder
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.train.optimiser import groups, make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.utils.schedule import Schedule
@@ -49,7 +49,7 @@ def bridge_shapes(compressor: Any, reader: Any) -> Any:
             "reader": reader,
         },
     )
-    dims = Dims(20, 2, 8, {"a": ReceiverDims(24, 3, 2, 4)})
+    dims = BridgeDims(20, 2, 8, {"a": ModelDims(24, 3, 2, 4)})
     return jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
 
 

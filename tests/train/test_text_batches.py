@@ -17,7 +17,7 @@ from lw_jax.config.parse import read
 from lw_jax.errors import UserError
 from lw_jax.layers import low_rank
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
-from lw_jax.models.dims import Dims, ReceiverDims
+from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, text_ce
 from lw_jax.objectives.config import ObjectivesConfig
@@ -29,9 +29,9 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
 from lw_jax.utils.schedule import Schedule
-from tests.bridge.test_step import batch, config, parties
+from tests.bridge.test_step import batch, config, frozen_models
 
-DIMS = Dims(24, 2, 8, {"r": ReceiverDims(24, 2, 2, 6, 0.3, heads=4)})
+DIMS = BridgeDims(24, 2, 8, {"r": ModelDims(24, 2, 2, 6, 0.3, heads=4)})
 READERS = ReaderConfig(soft_tokens=soft_tokens.Config(), lora=low_rank.Config(r=2))
 BOTH = ObjectivesConfig(
     answer_ce=answer_ce.Config(schedule=Schedule(on="latent")),
@@ -63,7 +63,7 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     before = jax.device_get(params["bridge"])
     made = make_optimiser(OptimiserConfig(schedule=Schedule()), params, 4)
     maker = StepMaker(cfg, DIMS, made, 4, mesh)
-    frozen, rows = jax.device_put(parties(), replicated(mesh)), put_batch(mesh, batch())
+    frozen, rows = jax.device_put(frozen_models(), replicated(mesh)), put_batch(mesh, batch())
 
     def after(kind: Any) -> tuple[Any, Any]:
         state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
@@ -92,13 +92,13 @@ def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
     @jax.jit
     def nats(params: Any) -> Any:
         context = context_of(
-            cfg, DIMS, {"bridge": params}, parties(), batch(), jax.random.key(0), False
+            cfg, DIMS, {"bridge": params}, frozen_models(), batch(), jax.random.key(0), False
         )
-        party = context.parties.receivers["r"]
+        model = context.frozen.receivers["r"]
         found = []
         for asked in (Pass("text", adapted=True), Pass("text")):
             reading = context.reading("r", asked)
-            scored = chunked_cross_entropy(party.arch, party.params, reading.hidden, reading.labels)
+            scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
             found.append(jnp.sum(scored.nll * reading.mask))
         return found
 
@@ -114,7 +114,7 @@ def test_without_a_lora_nothing_reads_the_text() -> None:
 
     def nats(rng: Any) -> Any:
         params = {"bridge": bridge.init_bridge(cfg, DIMS, rng)}
-        context = context_of(cfg, DIMS, params, parties(), batch(), rng, True)
+        context = context_of(cfg, DIMS, params, frozen_models(), batch(), rng, True)
         return text_ce.terms(text_ce.Config(), context, "r")
 
     with pytest.raises(UserError, match=r"bridge\.reader\.lora: missing; nothing that is trained"):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lw_jax.mesh import MeshConfig, batch_sharding, make_mesh
-from lw_jax.utils.compile import Programs
+from lw_jax.utils.compile import AheadOfTime
 from tests.compilations import compilations
 
 SCREEN = Console(file=io.StringIO())
@@ -29,7 +29,7 @@ def powers(exponent: int, tree: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def test_a_call_afterwards_compiles_nothing(mesh: Mesh) -> None:
     x = {"a": jnp.arange(8.0), "b": jnp.arange(4)}
     put = jax.device_put(x, batch_sharding(mesh))
-    programs = Programs()
+    programs = AheadOfTime()
     programs.add(powers, 2, x)
     programs.add(powers, 3, x)
     key = programs.add(powers, 2, put)
@@ -46,7 +46,7 @@ def test_a_call_afterwards_compiles_nothing(mesh: Mesh) -> None:
 
 def test_shapes_stand_for_arrays(mesh: Mesh) -> None:
     where = batch_sharding(mesh)
-    programs = Programs()
+    programs = AheadOfTime()
     programs.add(powers, 2, {"a": jax.ShapeDtypeStruct((6,), jnp.float32, sharding=where)})
     programs.compile(SCREEN)
     with compilations() as compiled:
@@ -55,7 +55,7 @@ def test_shapes_stand_for_arrays(mesh: Mesh) -> None:
 
 
 def test_what_is_wanted_twice_is_compiled_once() -> None:
-    programs = Programs()
+    programs = AheadOfTime()
     for value in (1.0, 2.0):
         programs.add(powers, 2, {"a": jnp.full(5, value)})
     with compilations() as compiled:
@@ -64,6 +64,6 @@ def test_what_is_wanted_twice_is_compiled_once() -> None:
 
 
 def test_a_program_that_cannot_be_compiled_says_why() -> None:
-    programs = Programs()
+    programs = AheadOfTime()
     with pytest.raises(TypeError):
         programs.add(powers, 2, {"a": "text"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, delivered, latent_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
 from lw_jax.receiver.answer import Message
 from lw_jax.wire.rounding import as_sent
 
@@ -14,9 +14,9 @@ from lw_jax.wire.rounding import as_sent
 def at_precision(codec_name: str) -> Method:
     """The method `latent`, with the slots as one of `lw_jax.wire.codecs.CODECS` leaves them."""
 
-    def message(scene: Scene, batch: Batch) -> Message:
-        own = scene.encode(batch)
+    def message(ctx: EvalContext, batch: Batch) -> Message:
+        own = ctx.encode(batch)
         sent = dataclasses.replace(own, slots=as_sent(own.slots, codec_name))
-        return delivered(scene, batch, scene.deliver(sent))
+        return delivered(ctx, batch, ctx.deliver(sent))
 
     return Method(message, latent_bytes, needs_bridge=True)

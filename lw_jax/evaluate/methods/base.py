@@ -10,44 +10,44 @@ from flax import struct
 
 from lw_jax.bridge import module as wire_bridge
 from lw_jax.bridge.config import BridgeConfig
-from lw_jax.models.dims import Dims
-from lw_jax.models.frozen import Parties, Party
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.receiver.answer import Message
-from lw_jax.receiver.read import beside, message_segment
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.receiver.read import message_segment, text_after
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
 Batch = Mapping[str, Array]
 
 
 @struct.dataclass
-class Scene:
+class EvalContext:
     """One receiver and the wire that leads to it; arrays are arguments of the jitted step.
 
     bridge: its parameters, None where no method needs one; mean: training-set mean of the slots
     [M + 1, d], None likewise; receiver: which one reads.
     """
 
-    parties: Parties
+    frozen: FrozenModels
     bridge: PyTree
     mean: Array | None
     config: BridgeConfig = struct.field(pytree_node=False)
-    dims: Dims = struct.field(pytree_node=False)
+    dims: BridgeDims = struct.field(pytree_node=False)
     receiver: str = struct.field(pytree_node=False)
 
     @property
-    def party(self) -> Party:
+    def model(self) -> FrozenDecoder:
         """The receiver."""
-        return self.parties.receivers[self.receiver]
+        return self.frozen.receivers[self.receiver]
 
     def encode(self, batch: Batch) -> Latent:
         """The latent of every row's source, as it leaves the wire."""
-        taps = wire_bridge.extract(self.config, self.parties.sender, batch, self.bridge)
+        taps = wire_bridge.extract(self.config, self.frozen.sender, batch, self.bridge)
         return wire_bridge.encode(self.config, self.dims, self.bridge, taps)
 
     def send(self, batch: Batch) -> Latent:
         """The same, with the bottleneck's codes in the slots' place."""
-        taps = wire_bridge.extract(self.config, self.parties.sender, batch, self.bridge)
+        taps = wire_bridge.extract(self.config, self.frozen.sender, batch, self.bridge)
         return wire_bridge.to_wire(self.config, self.dims, self.bridge, taps)
 
     def received(self, sent: Latent) -> Latent:
@@ -63,19 +63,19 @@ class Scene:
         return batch[f"{self.receiver}/context/ids"], batch[f"{self.receiver}/context/lengths"]
 
 
-def alone(scene: Scene, delivery: Delivery, rows: int) -> Message:
+def alone(ctx: EvalContext, delivery: Delivery, rows: int) -> Message:
     """A reader's delivery as a message, and nothing else."""
-    width = scene.party.params["embed"].shape[1]
+    width = ctx.model.params["embed"].shape[1]
     return Message(message_segment(delivery, rows, width), delivery)
 
 
-def delivered(scene: Scene, batch: Batch, delivery: Delivery) -> Message:
+def delivered(ctx: EvalContext, batch: Batch, delivery: Delivery) -> Message:
     """A reader's delivery as the layout has it: alone, or beside the row's text."""
-    ids, lengths = scene.context(batch)
-    message = alone(scene, delivery, ids.shape[0])
-    if not scene.party.beside_text:
+    ids, lengths = ctx.context(batch)
+    message = alone(ctx, delivery, ids.shape[0])
+    if not ctx.model.with_text:
         return message
-    return Message(message.segment, delivery, beside(ids, lengths))
+    return Message(message.segment, delivery, text_after(ids, lengths))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Sent:
     text: str
     ids: list[int]
     columns: int
-    speaker: Speaker
+    tokenizer: Tokenizer
     latent_bytes: int
     embedding_bytes: int
 
@@ -101,12 +101,12 @@ class Method:
     how many of the tokens stay; None: all.
     """
 
-    message: Callable[[Scene, Batch], Message]
+    message: Callable[[EvalContext, Batch], Message]
     wire_bytes: Callable[[Sent], int]
     other_source: bool = False
     needs_bridge: bool = False
     relayed: bool = False
-    kept: Callable[[Speaker, Sequence[int], int], int] | None = None
+    kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
 
 
 def text_bytes(sent: Sent) -> int:

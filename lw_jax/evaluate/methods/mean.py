@@ -6,18 +6,18 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, delivered, latent_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
 from lw_jax.receiver.answer import Message
 
 
-def message(scene: Scene, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch) -> Message:
     """The row's own mask and span, the mean slots; beyond those measured the mean of all."""
-    own = scene.encode(batch)
-    assert scene.mean is not None  # measured before any method runs
-    place = jnp.minimum(jnp.arange(own.slots.shape[1]), scene.mean.shape[0] - 1)
-    mean = scene.mean[place].astype(own.slots.dtype)
+    own = ctx.encode(batch)
+    assert ctx.mean is not None  # measured before any method runs
+    place = jnp.minimum(jnp.arange(own.slots.shape[1]), ctx.mean.shape[0] - 1)
+    mean = ctx.mean[place].astype(own.slots.dtype)
     slots = jnp.broadcast_to(mean[None], own.slots.shape) * own.mask[..., None]
-    return delivered(scene, batch, scene.deliver(dataclasses.replace(own, slots=slots)))
+    return delivered(ctx, batch, ctx.deliver(dataclasses.replace(own, slots=slots)))
 
 
 METHOD = Method(message, latent_bytes, needs_bridge=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, nothing
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, nothing
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 
-def message(scene: Scene, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch) -> Message:
     """A text of no token: nothing stands between the primer and the question."""
-    ids, lengths = scene.context(batch)
+    ids, lengths = ctx.context(batch)
     return Message(text_message(ids, jnp.zeros_like(lengths)))
 
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, alone
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, alone
 from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
 from lw_jax.evaluate.replay import change
 from lw_jax.models.decoder import embed_tokens
@@ -19,12 +19,12 @@ def replayed(name: str) -> Method:
     """The method `embedding_replay_raw`, with one change of `lw_jax.evaluate.replay`."""
     how = change(name)
 
-    def message(scene: Scene, batch: Batch) -> Message:
-        ids, lengths = scene.context(batch)
+    def message(ctx: EvalContext, batch: Batch) -> Message:
+        ids, lengths = ctx.context(batch)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
-        embeds = embed_tokens(scene.party.params, ids)
-        table, rms = scene.party.params["embed"], scene.dims.receivers[scene.receiver].embed_rms
+        embeds = embed_tokens(ctx.model.params, ids)
+        table, rms = ctx.model.params["embed"], ctx.dims.receivers[ctx.receiver].embed_rms
         changed = how(embeds.astype(jnp.float32), mask, table, rms).astype(embeds.dtype)
-        return alone(scene, Delivery(embeds=changed, mask=mask), ids.shape[0])
+        return alone(ctx, Delivery(embeds=changed, mask=mask), ids.shape[0])
 
     return Method(message, wire_bytes)

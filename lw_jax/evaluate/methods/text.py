@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, text_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, text_bytes
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 
-def message(scene: Scene, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch) -> Message:
     """The text's own tokens."""
-    return Message(text_message(*scene.context(batch)))
+    return Message(text_message(*ctx.context(batch)))
 
 
 METHOD = Method(message, text_bytes)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 
 from lw_jax.evaluate.methods import text
 from lw_jax.evaluate.methods.base import Method, Sent
-from lw_jax.text.tokenizer import Speaker
+from lw_jax.text.tokenizer import Tokenizer
 
 
-def kept(speaker: Speaker, ids: Sequence[int], budget: int) -> int:
+def kept(tokenizer: Tokenizer, ids: Sequence[int], budget: int) -> int:
     """How many of the text's first tokens are at most `budget` bytes of UTF-8."""
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high + 1) // 2
-        if len(speaker.tokenizer.decode(list(ids[:middle])).encode()) <= budget:
+        if len(tokenizer.backend.decode(list(ids[:middle])).encode()) <= budget:
             low = middle
         else:
             high = middle - 1
@@ -27,7 +27,7 @@ def kept(speaker: Speaker, ids: Sequence[int], budget: int) -> int:
 
 def wire_bytes(sent: Sent) -> int:
     """UTF-8 bytes of what is left of the text."""
-    return len(sent.speaker.tokenizer.decode(sent.ids).encode())
+    return len(sent.tokenizer.backend.decode(sent.ids).encode())
 
 
 METHOD = Method(text.message, wire_bytes, needs_bridge=True, kept=kept)

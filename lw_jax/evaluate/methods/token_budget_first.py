@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, delivered
 from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import text_message
 from lw_jax.types import Array
 
 
-def budget(scene: Scene, batch: Batch) -> Array:
+def budget(ctx: EvalContext, batch: Batch) -> Array:
     """[N] receiver columns of the row's own latent message."""
-    return occupied(delivered(scene, batch, scene.deliver(scene.encode(batch))))
+    return occupied(delivered(ctx, batch, ctx.deliver(ctx.encode(batch))))
 
 
-def message(scene: Scene, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch) -> Message:
     """The first tokens of the text."""
-    ids, lengths = scene.context(batch)
-    return Message(text_message(ids, jnp.minimum(lengths, budget(scene, batch))))
+    ids, lengths = ctx.context(batch)
+    return Message(text_message(ids, jnp.minimum(lengths, budget(ctx, batch))))
 
 
 def wire_bytes(sent: Sent) -> int:
     """UTF-8 bytes of what is left of the text."""
-    return len(sent.speaker.tokenizer.decode(sent.ids[: sent.columns]).encode())
+    return len(sent.tokenizer.backend.decode(sent.ids[: sent.columns]).encode())
 
 
 METHOD = Method(message, wire_bytes, needs_bridge=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, Sent
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.evaluate.methods.token_budget_first import budget
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 
-def message(scene: Scene, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch) -> Message:
     """The last tokens of the text, moved to the left."""
-    ids, lengths = scene.context(batch)
-    kept = jnp.minimum(lengths, budget(scene, batch))
+    ids, lengths = ctx.context(batch)
+    kept = jnp.minimum(lengths, budget(ctx, batch))
     index = jnp.arange(ids.shape[1])[None] + (lengths - kept)[:, None]
     index = jnp.minimum(index, ids.shape[1] - 1)  # beyond `kept`: padding, never read
     return Message(text_message(jnp.take_along_axis(ids, index, axis=1), kept))
@@ -21,7 +21,7 @@ def message(scene: Scene, batch: Batch) -> Message:
 
 def wire_bytes(sent: Sent) -> int:
     """UTF-8 bytes of what is left of the text."""
-    return len(sent.speaker.tokenizer.decode(sent.ids[-sent.columns :]).encode())
+    return len(sent.tokenizer.backend.decode(sent.ids[-sent.columns :]).encode())
 
 
 METHOD = Method(message, wire_bytes, needs_bridge=True)

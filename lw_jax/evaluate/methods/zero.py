@@ -6,15 +6,15 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, Method, Scene, delivered, latent_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
 from lw_jax.receiver.answer import Message
 
 
-def message(scene: Scene, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch) -> Message:
     """The row's own mask and span, no content."""
-    own = scene.encode(batch)
+    own = ctx.encode(batch)
     empty = dataclasses.replace(own, slots=jnp.zeros_like(own.slots))
-    return delivered(scene, batch, scene.deliver(empty))
+    return delivered(ctx, batch, ctx.deliver(empty))
 
 
 METHOD = Method(message, latent_bytes, needs_bridge=True)

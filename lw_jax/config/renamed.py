@@ -1,0 +1,55 @@
+"""Config keys that had another name before: old files, runs and exported bridges are still read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, get_origin
+
+from lw_jax.config import tree
+
+RENAMED: dict[str, dict[str, str]] = {
+    "LayoutConfig": {"beside_text": "with_text"},
+    "EvaluateConfig": {"beside": "rivals"},
+}
+"""New names by the config dataclass and the old name."""
+
+
+def new_name(kind: Any, name: str) -> str:
+    """What a key of a config dataclass is called now."""
+    return RENAMED.get(getattr(tree.bare(kind), "__name__", ""), {}).get(name, name)
+
+
+def with_new_names(kind: Any, raw: Any, said: list[str] | None = None, where: str = "") -> Any:
+    """Plain values of a config with every key called as it is now.
+
+    Args:
+        kind: the type that `raw` is of.
+        said: gets a line for each key that had its old name.
+    """
+    if isinstance(raw, list) and get_origin(tree.bare(kind)) is tuple:
+        inner = (tree.at(kind, (i,)) for i in range(len(raw)))
+        return [with_new_names(k, v, said, where) for k, v in zip(inner, raw, strict=True)]
+    if not isinstance(raw, Mapping):
+        return raw
+    value, fields = tree.named(kind), tree.fields(kind)
+    found: dict[Any, Any] = {}
+    for name, below in raw.items():
+        new = str(name) if value is not None else new_name(kind, str(name))
+        key = f"{where}{name}"
+        if new != name and new in raw:
+            found[name] = below  # both names: the old one is refused as unknown
+            continue
+        if new != name and said is not None:
+            said.append(f"{key} is called {where}{new} now")
+        child = value or fields.get(new)
+        found[new if new != str(name) else name] = (
+            below if child is None else with_new_names(child, below, said, f"{where}{new}.")
+        )
+    return found
+
+
+def tell(lines: list[str]) -> None:
+    """Print each line once, for people."""
+    for line in dict.fromkeys(lines):
+        print(f"note: {line}", file=sys.stderr)
