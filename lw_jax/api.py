@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bridge import module as bridge
-from lw_jax.bridge import module as wire_bridge
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
@@ -31,7 +29,7 @@ from lw_jax.receiver.pack import Segment
 from lw_jax.runs.exported import is_exported
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, config_at, load_trained
-from lw_jax.text.collate import MULTIPLE, Collate, measure
+from lw_jax.text.collate import MULTIPLE, Collate, Sources, by_key, measure
 from lw_jax.text.layout import ask_ids, ask_text
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
@@ -94,7 +92,7 @@ class Bridge:
             UserError: a question is missing or of no use, the text is too long, the codec is
                 unknown or cannot hold the slots, or the bridge has one number of slots only.
         """
-        layout, sender = self.pipeline.layout, self.pipeline.sender
+        layout, sources = self.pipeline.layout, self.pipeline.sources
         inside = layout.question_in == "latent"
         if inside != (question is not None):
             raise UserError(
@@ -103,15 +101,15 @@ class Bridge:
                 else "encode: this bridge's receiver is asked the question; give it to answer"
             )
         row = (Example("", "", text, question or "", ("",)),)
-        lengths = measure(layout, sender, {}, [row], layout.max_tokens)
-        batch = Collate(layout, sender, {}, lengths)([row])
+        lengths = measure(layout, sources, {}, [row], layout.max_tokens)
+        batch = Collate(layout, sources, {}, lengths)([row])
         if not batch["valid"].all():
-            raise UserError(f"encode: the text is longer than {_longest(layout, sender)}")
-        name, levels = codec or bridge.codec_of(self.pipeline.bridge), self._levels
+            raise UserError(f"encode: the text is longer than {_longest(layout, sources)}")
+        name, levels = codec or self.pipeline.bridge.codec, self._levels
         check(name, levels)
         ctx = self._scene(next(iter(self.pipeline.receivers)))
         if ratio is not None:
-            ctx = replace(ctx, config=wire_bridge.at_ratio(ctx.config, ratio))
+            ctx = replace(ctx, bridge=ctx.bridge.at_ratio(ratio))
         latent = _encode(ctx, batch, name == CODES)
         sent = packet.sendable(latent)
         return packet.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
@@ -139,11 +137,11 @@ class Bridge:
 
     @property
     def _levels(self) -> tuple[int, ...]:
-        return wire_bridge.levels_of(self.pipeline.bridge)
+        return self.pipeline.bridge.levels
 
     def _scene(self, receiver: str) -> EvalContext:
         s = self.pipeline
-        return EvalContext(s.frozen, self.trained.params, None, s.bridge, s.dims, receiver)
+        return EvalContext(s.frozen, self.trained.params, None, s.bridge, receiver)
 
     def _receiver(self, name: str | None) -> str:
         known = list(self.pipeline.receivers)
@@ -185,11 +183,13 @@ def _filled(latent: Latent) -> Latent:
     )
 
 
-def _longest(layout: LayoutConfig, sender: Tokenizer | None) -> str:
+def _longest(layout: LayoutConfig, sources: Sources) -> str:
     """Which limit a text that does not fit is beyond."""
-    if sender is not None and sender.limit is not None:
-        return f"max_bytes {sender.limit}"
-    room = None if sender is None else sender.positions
+    found = by_key(sources).values()
+    limits = [one.limit for one in found if one.limit is not None]
+    if limits:
+        return f"max_bytes {min(limits)}"
+    room = min((one.positions for one in found if one.positions is not None), default=None)
     if room is not None and room <= (layout.max_tokens or room):
         return f"the encoder's {room} positions"
     return f"layout.max_tokens {layout.max_tokens}"

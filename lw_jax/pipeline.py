@@ -7,38 +7,44 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.data.example import Group
-from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
-from lw_jax.text.collate import Collate, Lengths, measure
+from lw_jax.text.collate import Collate, Lengths, Sources, measure
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The frozen side of a run, and how text reaches it.
+    """The frozen models of a run, how text reaches them, and the bridge between them: all but its
+    parameters.
 
-    sender: in whose tokens the source is read (raw bytes have their own).
+    Attributes:
+        layout: the receiver's sequence.
+        bridge: the bridge.
+        frozen: the frozen models.
+        sources: in whose tokens the source is read (raw bytes have their own).
+        receivers: the receivers' tokenizers by name.
+        fingerprints: of the frozen models by name.
+        mesh: the device mesh.
     """
 
     layout: LayoutConfig
-    bridge: BridgeConfig
+    bridge: Bridge
     frozen: FrozenModels
-    sender: Tokenizer | None
+    sources: Sources
     receivers: dict[str, Tokenizer]
     fingerprints: dict[str, str]
-    dims: BridgeDims
     mesh: Mesh
 
     def collate(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Collate:
         """A collator whose static lengths hold these rows."""
         return Collate(
-            layout or self.layout, self.sender, self.receivers, self.lengths(groups, layout)
+            layout or self.layout, self.sources, self.receivers, self.lengths(groups, layout)
         )
 
     def lengths(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Lengths:
         """Static lengths that hold these rows."""
         layout = layout or self.layout
-        return measure(layout, self.sender, self.receivers, groups, layout.max_tokens)
+        return measure(layout, self.sources, self.receivers, groups, layout.max_tokens)

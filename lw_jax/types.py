@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 Array = jax.Array
@@ -32,6 +33,27 @@ class Taps:
     states: Array
     mask: Array
     ids: Array
+
+
+@struct.dataclass
+class SourceTokens:
+    """Texts in the tokens of one source.
+
+    Attributes:
+        ids: [B, T] int32.
+        lengths: [B] int32, tokens of a row; padding stands behind.
+        skip: [B] int32, tokens at the start of a row that are no content (BOS, primer).
+    """
+
+    ids: Array
+    lengths: Array
+    skip: Array
+
+    @property
+    def content(self) -> Array:
+        """[B, T] bool: which tokens are the text's own."""
+        index = jnp.arange(self.ids.shape[1])[None, :]
+        return (index >= self.skip[:, None]) & (index < self.lengths[:, None])
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
 from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import sow
@@ -26,7 +27,7 @@ SATURATED = 0.95
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bottleneck):
     """Finite scalar quantisation.
 
     Args:
@@ -38,6 +39,15 @@ class Config:
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 2:
             raise UserError(f"levels: expected one or more, each 2 or above; got {self.levels}")
+
+    def build(self, dims: BridgeDims) -> Fsq:
+        """The bottleneck."""
+        return Fsq(self, dims.latent_dim)
+
+    @property
+    def codec(self) -> str:
+        """Codes cross the wire, not slots."""
+        return "codes"
 
 
 def bound(z: Array, levels: tuple[int, ...]) -> tuple[Array, Array]:
@@ -95,18 +105,3 @@ class Fsq(nn.Module):
     def _up(self, latent: Latent, values: Array) -> Latent:
         slots = jnp.where(latent.mask[..., None], self.up(values), 0.0)
         return latent.replace(slots=slots)  # type: ignore[attr-defined]
-
-
-def build(config: Config, dims: BridgeDims) -> Fsq:
-    """The bottleneck."""
-    return Fsq(config, dims.latent_dim)
-
-
-def wire_dtype(config: Config) -> str:
-    """Codes cross the wire, not slots."""
-    return "codes"
-
-
-def levels(config: Config) -> tuple[int, ...]:
-    """Values of each code of a slot."""
-    return config.levels

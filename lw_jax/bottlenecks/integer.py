@@ -11,6 +11,7 @@ from typing import Literal
 
 import flax.linen as nn
 
+from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.layers.straight_through import straight_through
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Latent
@@ -18,7 +19,7 @@ from lw_jax.wire.rounding import on_grid
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bottleneck):
     """Symmetric integers with a bfloat16 scale per slot.
 
     Args:
@@ -26,6 +27,15 @@ class Config:
     """
 
     bits: Literal[4, 6, 8] = 8
+
+    def build(self, dims: BridgeDims) -> Integer:
+        """The bottleneck."""
+        return Integer(self)
+
+    @property
+    def codec(self) -> str:
+        """The codec that holds these slots exactly."""
+        return f"int{self.bits}"
 
 
 class Integer(nn.Module):
@@ -36,13 +46,3 @@ class Integer(nn.Module):
     def __call__(self, latent: Latent, train: bool = False) -> Latent:
         sent = on_grid(latent.slots, self.config.bits)
         return latent.replace(slots=straight_through(latent.slots, sent))  # type: ignore[attr-defined]
-
-
-def build(config: Config, dims: BridgeDims) -> Integer:
-    """The bottleneck."""
-    return Integer(config)
-
-
-def wire_dtype(config: Config) -> str:
-    """The codec that holds these slots exactly."""
-    return f"int{config.bits}"

@@ -7,6 +7,7 @@ from typing import Literal
 
 import flax.linen as nn
 
+from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.layers.straight_through import straight_through
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Latent
@@ -14,7 +15,7 @@ from lw_jax.wire.rounding import as_sent
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bottleneck):
     """Rounding to a 16-bit float.
 
     Args:
@@ -22,6 +23,15 @@ class Config:
     """
 
     dtype: Literal["float16", "bfloat16"] = "float16"
+
+    def build(self, dims: BridgeDims) -> Rounded:
+        """The bottleneck."""
+        return Rounded(self)
+
+    @property
+    def codec(self) -> str:
+        """The type of a slot's entries on the wire."""
+        return self.dtype
 
 
 class Rounded(nn.Module):
@@ -32,13 +42,3 @@ class Rounded(nn.Module):
     def __call__(self, latent: Latent, train: bool = False) -> Latent:
         sent = as_sent(latent.slots, self.config.dtype)
         return latent.replace(slots=straight_through(latent.slots, sent))  # type: ignore[attr-defined]
-
-
-def build(config: Config, dims: BridgeDims) -> Rounded:
-    """The bottleneck."""
-    return Rounded(config)
-
-
-def wire_dtype(config: Config) -> str:
-    """The type of a slot's entries on the wire."""
-    return config.dtype

@@ -9,12 +9,13 @@ pass it by.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
 from lw_jax.layers.intermediates import Intermediates, sow
 from lw_jax.layers.straight_through import straight_through
@@ -27,7 +28,7 @@ LATELY = 100
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Bottleneck):
     """Vector quantisation.
 
     Args:
@@ -41,9 +42,42 @@ class Config:
     distance: Literal["l2", "cosine"] = "l2"
     revive: int | None = 100
 
+    trains_itself: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         at_least(self, 2, "codes")
         at_least(self, 1, "revive")
+
+    def build(self, dims: BridgeDims) -> Vq:
+        """The bottleneck."""
+        return Vq(self, dims.latent_dim)
+
+    def after_step(self, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
+        """Count the steps that each code was not used, and put dead codes onto real slots of the
+        batch, each slot taken once: where fewer slots are than dead codes, the rest waits."""
+        used = jnp.sum(intermediates["counts"], axis=(0, 1)) > 0
+        idle = jnp.where(used, 0.0, params["idle"] + 1.0)
+        if self.revive is None:
+            return {**params, "idle": idle}
+        inputs = intermediates["inputs"].reshape(-1, intermediates["inputs"].shape[-1])
+        real = intermediates["codes"].reshape(-1) >= 0
+        order = jnp.argsort(jnp.where(real, jax.random.uniform(rng, real.shape), 2.0))
+        dead = idle >= self.revive
+        turn = jnp.cumsum(dead) - 1
+        revived = dead & (turn < jnp.sum(real))
+        fresh = inputs[order[jnp.clip(turn, 0, real.shape[0] - 1)]]
+        book = jnp.where(revived[:, None], fresh.astype(jnp.float32), params["codebook"])
+        return {**params, "codebook": book, "idle": jnp.where(revived, 0.0, idle)}
+
+    @property
+    def codec(self) -> str:
+        """Codes cross the wire, not slots."""
+        return "codes"
+
+    @property
+    def levels(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Values of each code of a slot."""
+        return (self.codes,)
 
 
 class Vq(nn.Module):
@@ -101,36 +135,3 @@ def _distances(x: Array, book: Array) -> Array:
     both = jnp.einsum("bmd,kd->bmk", x, book, precision=jax.lax.Precision.HIGHEST)
     squares = jnp.mean(jnp.square(book), axis=-1)[None, None, :]
     return jnp.mean(jnp.square(x), axis=-1, keepdims=True) - 2.0 * both / x.shape[-1] + squares
-
-
-def build(config: Config, dims: BridgeDims) -> Vq:
-    """The bottleneck."""
-    return Vq(config, dims.latent_dim)
-
-
-def after_step(config: Config, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
-    """Count the steps that each code was not used, and put dead codes onto real slots of the batch,
-    each slot taken once: where fewer slots are than dead codes, the rest waits."""
-    used = jnp.sum(intermediates["counts"], axis=(0, 1)) > 0
-    idle = jnp.where(used, 0.0, params["idle"] + 1.0)
-    if config.revive is None:
-        return {**params, "idle": idle}
-    inputs = intermediates["inputs"].reshape(-1, intermediates["inputs"].shape[-1])
-    real = intermediates["codes"].reshape(-1) >= 0
-    order = jnp.argsort(jnp.where(real, jax.random.uniform(rng, real.shape), 2.0))
-    dead = idle >= config.revive
-    turn = jnp.cumsum(dead) - 1
-    revived = dead & (turn < jnp.sum(real))
-    fresh = inputs[order[jnp.clip(turn, 0, real.shape[0] - 1)]]
-    book = jnp.where(revived[:, None], fresh.astype(jnp.float32), params["codebook"])
-    return {**params, "codebook": book, "idle": jnp.where(revived, 0.0, idle)}
-
-
-def wire_dtype(config: Config) -> str:
-    """Codes cross the wire, not slots."""
-    return "codes"
-
-
-def levels(config: Config) -> tuple[int, ...]:
-    """Values of each code of a slot."""
-    return (config.codes,)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """The same learned slots for every text.
 
     Args:
@@ -29,6 +30,15 @@ class Config:
     def __post_init__(self) -> None:
         at_least(self, 0, "slots")
 
+    @property
+    def fixed_slots(self) -> int:
+        """Slots of every text."""
+        return self.slots
+
+    def build(self, dims: BridgeDims) -> Constant:
+        """The compressor."""
+        return Constant(self, dims)
+
 
 class Constant(nn.Module):
     """Views -> the same Latent [B, M, d] whatever they hold. It has no span: no text was read."""
@@ -38,15 +48,10 @@ class Constant(nn.Module):
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
-        rows = next(iter(views.values())).mask.shape[0]
+        rows = only(views).mask.shape[0]
         shape = (self.config.slots, self.dims.latent_dim)
         learned = jnp.zeros(shape, jnp.float32)
         if self.config.slots:
             learned = self.param("tokens", nn.initializers.normal(1.0), shape)
         slots = jnp.broadcast_to(learned[None], (rows, *shape))
         return Latent(slots, jnp.ones(slots.shape[:2], bool), None, (SHARED,) * shape[0])
-
-
-def build(config: Config, dims: BridgeDims) -> Constant:
-    """The compressor."""
-    return Constant(config, dims)

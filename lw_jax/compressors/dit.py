@@ -8,13 +8,14 @@ the receiver's own embeddings of a target text, conditioned on the source. What 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.compressors.dit_blocks import Condition, Conditioning, Velocity
 from lw_jax.compressors.rectified_flow import SAMPLERS, Time, squared_error, times
 from lw_jax.errors import UserError
@@ -24,7 +25,7 @@ from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """DiT with rectified flow.
 
     Args:
@@ -53,10 +54,21 @@ class Config:
     length: Literal["predicted", "full"] = "predicted"
     unit_targets: bool = True
 
+    generates: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         at_least(self, 1, "slots", "width", "heads", "depth", "mlp_ratio", "steps")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} does not divide width {self.width}")
+
+    @property
+    def fixed_slots(self) -> int:
+        """Slots of every text."""
+        return self.slots
+
+    def build(self, dims: BridgeDims) -> Dit:
+        """The compressor."""
+        return Dit(self, dims)
 
 
 @struct.dataclass
@@ -108,7 +120,7 @@ class Dit(nn.Module):
         """A latent sampled from noise. Unless training, every row starts from the same noise, so
         that the latent of a text does not depend on its place in a batch."""
         c = self.config
-        view: Features = next(iter(views.values()))
+        view = only(views)
         given = self.condition(view)
         rows = view.mask.shape[0]
         mask = jnp.ones((rows, c.slots), bool)
@@ -142,7 +154,7 @@ class Dit(nn.Module):
                 f"bridge.latent_dim: {self.dims.latent_dim}, but the flow goes to embeddings of "
                 f"width {width}; set it to {width}"
             )
-        given = self.condition(next(iter(views.values())))
+        given = self.condition(only(views))
         wanted = target.mask.sum(axis=1)
         lengths = jnp.minimum(wanted, c.slots)
         real = _first(lengths, c.slots)
@@ -169,8 +181,3 @@ def _resized(x: Array, size: int) -> Array:
     """[B, T, D] -> [B, size, D], cut or filled with zeros at the end."""
     x = x[:, :size]
     return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))
-
-
-def build(config: Config, dims: BridgeDims) -> Dit:
-    """The compressor."""
-    return Dit(config, dims)

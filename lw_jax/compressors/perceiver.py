@@ -15,12 +15,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.types import Array, Latent, Views
 from lw_jax.utils.checks import at_least
 
 _SLACK = 1e-3
@@ -28,7 +29,7 @@ _SLACK = 1e-3
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """Perceiver resampler.
 
     Args:
@@ -61,15 +62,33 @@ class Config:
     def __post_init__(self) -> None:
         at_least(self, 1, "slots", "width", "heads", "ratio")
         if self.width is not None:
-            self.check_width(self.width)
+            self.check(self.width)
         if any(ratio < 1 for ratio in self.ratios):
             raise UserError(f"ratios: source tokens a slot, 1 or more each; got {self.ratios}")
         if self.ratio is not None and not self.ratios:
             raise UserError("ratio: this bridge was given no ratios; set ratios as well")
 
-    def check_width(self, latent_dim: int) -> None:
+    def check(self, latent_dim: int) -> None:
         """Raises UserError where the width does not suit, which may be the latent's."""
         check_rotary(self.rotary, self.width or latent_dim, self.heads)
+
+    @property
+    def fixed_slots(self) -> int | None:
+        """Slots of every text, unless their number depends on its length."""
+        return None if self.ratios else self.slots
+
+    @property
+    def several_ratios(self) -> bool:
+        """Whether it was told to learn several ratios."""
+        return bool(self.ratios)
+
+    def at_ratio(self, ratio: float) -> Config:
+        """The self that gives a slot so many source tokens, in training and in evaluations."""
+        return replace(self, ratio=None, ratios=(ratio,))
+
+    def build(self, dims: BridgeDims) -> Perceiver:
+        """The compressor."""
+        return Perceiver(self, dims)
 
 
 class Perceiver(nn.Module):
@@ -84,9 +103,9 @@ class Perceiver(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
-        c.check_width(self.dims.latent_dim)
+        c.check(self.dims.latent_dim)
         width = c.width or self.dims.latent_dim
-        view: Features = next(iter(views.values()))
+        view = only(views)
         lengths = view.mask.sum(axis=1)
         encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
         x, index, at = entered(view, width, encoder, train, c.rotary)
@@ -126,13 +145,3 @@ class Perceiver(nn.Module):
             drawn = jax.random.randint(self.make_rng("noise"), lengths.shape, 0, len(ratios))
         ratio = jnp.asarray(ratios, jnp.float32)[drawn]
         return jnp.clip(jnp.ceil(lengths / ratio - _SLACK), 1, most).astype(jnp.int32)
-
-
-def at_ratio(config: Config, ratio: float) -> Config:
-    """The config that gives a slot so many source tokens, in training and in evaluations."""
-    return replace(config, ratio=None, ratios=(ratio,))
-
-
-def build(config: Config, dims: BridgeDims) -> Perceiver:
-    """The compressor."""
-    return Perceiver(config, dims)

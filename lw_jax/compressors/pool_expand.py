@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import SHARED, Features, Latent, Views
+from lw_jax.types import SHARED, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """Pool to a few vectors, expand to more slots.
 
     Args:
@@ -48,6 +49,15 @@ class Config:
         if self.slots % self.pools:
             raise UserError(f"pools: {self.pools} do not divide the {self.slots} slots")
 
+    @property
+    def fixed_slots(self) -> int:
+        """Slots of every text."""
+        return self.slots
+
+    def build(self, dims: BridgeDims) -> PoolExpand:
+        """The compressor."""
+        return PoolExpand(self, dims)
+
 
 class PoolExpand(nn.Module):
     """Views -> Latent with M slots, all real."""
@@ -58,7 +68,7 @@ class PoolExpand(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
-        view: Features = next(iter(views.values()))
+        view = only(views)
         encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
         x, index, _ = entered(view, c.width, encoder, train)
         lengths = view.mask.sum(axis=1)
@@ -76,8 +86,3 @@ class PoolExpand(nn.Module):
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * c.slots)
-
-
-def build(config: Config, dims: BridgeDims) -> PoolExpand:
-    """The compressor."""
-    return PoolExpand(config, dims)

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.layers.entry import entered
 from lw_jax.layers.transformer import Attention, Stack
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import SHARED, Features, Latent, Views
+from lw_jax.types import SHARED, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """Pooling by learned queries.
 
     Args:
@@ -42,6 +43,15 @@ class Config:
     def __post_init__(self) -> None:
         at_least(self, 1, "slots", "width", "heads")
 
+    @property
+    def fixed_slots(self) -> int:
+        """Slots of every text."""
+        return self.slots
+
+    def build(self, dims: BridgeDims) -> PooledQueries:
+        """The compressor."""
+        return PooledQueries(self, dims)
+
 
 class PooledQueries(nn.Module):
     """Views -> Latent with M slots, all real."""
@@ -52,7 +62,7 @@ class PooledQueries(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
-        view: Features = next(iter(views.values()))
+        view = only(views)
         encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
         x, _, _ = entered(view, c.width, encoder, train)
         queries = self.param("queries", nn.initializers.normal(0.02), (c.slots, c.width))
@@ -68,8 +78,3 @@ class PooledQueries(nn.Module):
         span = view.mask.sum(axis=1).astype(jnp.float32)
         mask = jnp.ones(slots.shape[:2], bool)
         return Latent(slots, mask, span, (SHARED,) * c.slots)
-
-
-def build(config: Config, dims: BridgeDims) -> PooledQueries:
-    """The compressor."""
-    return PooledQueries(config, dims)

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import SHARED, Features, Latent, Views
+from lw_jax.types import SHARED, Latent, Views
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """One slot for each source token, which sees no other token.
 
     Args:
@@ -26,6 +27,10 @@ class Config:
     """
 
     linear: bool = True
+
+    def build(self, dims: BridgeDims) -> Tokens:
+        """The compressor."""
+        return Tokens(self, dims)
 
 
 class Tokens(nn.Module):
@@ -36,7 +41,7 @@ class Tokens(nn.Module):
 
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
-        view: Features = next(iter(views.values()))
+        view = only(views)
         x, width = view.x, self.dims.latent_dim
         if self.config.linear:
             x = nn.Dense(width, name="leave")(x)
@@ -52,8 +57,3 @@ class Tokens(nn.Module):
         slots = jnp.take_along_axis(x, order[..., None], axis=1) * mask[..., None]
         span = mask.sum(axis=1).astype(jnp.float32)
         return Latent(slots, mask, span, (SHARED,) * mask.shape[1])
-
-
-def build(config: Config, dims: BridgeDims) -> Tokens:
-    """The compressor."""
-    return Tokens(config, dims)

@@ -12,16 +12,17 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.types import Array, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Compressor):
     """Window pooling.
 
     Args:
@@ -62,6 +63,10 @@ class Config:
     def seen(self) -> int:
         """Source tokens that a window of `conv` sees."""
         return 2 * self.size if self.kernel is None else self.kernel
+
+    def build(self, dims: BridgeDims) -> Window:
+        """The compressor."""
+        return Window(self, dims)
 
 
 def merged(
@@ -107,7 +112,7 @@ class Window(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
-        view: Features = next(iter(views.values()))
+        view = only(views)
         encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
         x, _, _ = entered(view, c.width, encoder, train, c.rotary)
         # Real tokens first: tokens of the head (masked) would shift the windows.
@@ -133,8 +138,3 @@ class Window(nn.Module):
         out = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         out = out * mask[..., None]
         return Latent(out, mask, view.mask.sum(axis=1).astype(jnp.float32), (-1,) * windows)
-
-
-def build(config: Config, dims: BridgeDims) -> Window:
-    """The compressor."""
-    return Window(config, dims)

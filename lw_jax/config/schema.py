@@ -123,16 +123,13 @@ class Config:
                 self._check_kinds(name, stage.train)
             if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
                 raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
-            if stage.evaluate and "relay" in stage.evaluate.methods and self._encodes:
-                raise UserError(
-                    f"stages.{name}.evaluate.methods: relay needs a sender that writes, and that "
-                    "of bridge.source.sentence_encoder reads only; leave relay out"
-                )
-
-    @property
-    def _encodes(self) -> bool:
-        """Whether the sender is a sentence encoder."""
-        return self.bridge is not None and "sentence_encoder" in chosen(self.bridge.source)
+            if stage.evaluate and "relay" in stage.evaluate.methods and self.bridge is not None:
+                for view, source in self.bridge.views.items():
+                    if source.reads_sender and not source.sender_writes:
+                        raise UserError(
+                            f"stages.{name}.evaluate.methods: relay needs a sender that writes, "
+                            f"and that of bridge.{view} reads only; leave relay out"
+                        )
 
     def _check_kinds(self, stage: str, train: TrainConfig) -> None:
         """Every kind of batch has an objective, and no objective waits for one that never comes."""
@@ -155,16 +152,17 @@ class Config:
         """There are as many slots as the receivers' own take together."""
         asked = bridge.private * len(self.receivers)
         for kind, options in chosen(bridge.compressor).items():
-            if asked > getattr(options, "slots", asked):
+            if bridge.private and asked > (options.fixed_slots or 0):
                 raise UserError(
                     f"bridge.private: {bridge.private} slots for each of {len(self.receivers)} "
-                    f"receivers are more than the {options.slots} of bridge.compressor.{kind}"
+                    f"receivers are more than the {options.fixed_slots} of "
+                    f"bridge.compressor.{kind}"
                 )
 
     def _check_ratios(self, bridge: BridgeConfig) -> None:
         """A ratio is asked of none but a bridge that has several."""
         for kind, options in chosen(bridge.compressor).items():
-            if getattr(options, "ratios", ()):
+            if options.several_ratios:
                 continue
             for name, stage in self.stages.items():
                 parts = stage.train.curriculum if stage.train else ()
@@ -175,7 +173,7 @@ class Config:
                     if ratio is not None:
                         raise UserError(
                             f"stages.{name}.{key}: bridge.compressor.{kind} has one number of "
-                            "slots; give it `ratios` (perceiver), or leave this out"
+                            "slots; give it `ratios`, if it can have some, or leave this out"
                         )
 
 

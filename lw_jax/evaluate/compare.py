@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lw_jax.bridge import module as bridge
 from lw_jax.data.example import Example
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.candidates import answering
@@ -113,7 +112,7 @@ class Comparison:
         """Bytes on the wire of latents of so many slots, in the codec of the method `name` (the
         bridge's own but for `latent_<codec>`); with the text where the receiver reads that as
         well."""
-        sizes = [bridge.bytes_of(self.pipeline.bridge, m, codec_of(name)) for m in slots]
+        sizes = [self.pipeline.bridge.nbytes(m, codec_of(name)) for m in slots]
         if not self.pipeline.layout.with_text:
             return sizes
         return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
@@ -212,7 +211,6 @@ class Comparison:
     def slots(self, ctx: EvalContext) -> dict[str, float]:
         """Statistics of the latent's slots (`lw_jax.evaluate.latents.inspect`): means over some
         batches, of `texts` rows each."""
-        static = latents.Wire(ctx.config, ctx.dims)
         found: list[dict[str, float]] = []
         for begin, batch in self.batches():
             whole = begin + self.size <= len(self.examples)
@@ -220,7 +218,7 @@ class Comparison:
                 break
             placed = put_batch(self.pipeline.mesh, batch)
             seen = jax.device_get(
-                latents.inspect(static, ctx.receiver, ctx.bridge, ctx.frozen, placed)
+                latents.inspect(ctx.bridge, ctx.receiver, ctx.bridge, ctx.frozen, placed)
             )
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             found.append(seen)

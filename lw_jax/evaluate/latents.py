@@ -6,7 +6,6 @@ answer", so one scoring pass gives the exact match without decoding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,24 +14,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from lw_jax.bottlenecks import codes
-from lw_jax.bridge import module as bridge
-from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.evaluate import slots
-from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.answer import answer_reading, segments
 from lw_jax.receiver.read import decode, expand
 from lw_jax.types import Array, Latent, PyTree
-
-
-@dataclass(frozen=True)
-class Wire:
-    """What is static of a bridge."""
-
-    config: BridgeConfig
-    dims: BridgeDims
 
 
 @struct.dataclass
@@ -48,9 +37,9 @@ class Scores:
     margin: Array
 
 
-@partial(jax.jit, static_argnames=("wire", "name"))
+@partial(jax.jit, static_argnames=("bridge", "name"))
 def score(
-    wire: Wire,
+    bridge: Bridge,
     name: str,
     params: PyTree,
     frozen: FrozenModels,
@@ -64,10 +53,10 @@ def score(
         params: the bridge's; batch: one question a context, all contexts different.
         start: [N] index of the first gold token that is no space.
     """
-    latent = _latent(wire, params, frozen, batch)
+    latent = _latent(bridge, params, frozen, batch)
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
     latent = jax.tree.map(lambda x: x[order], latent)
-    given = bridge.deliver(wire.config, wire.dims, params, name, latent)
+    given = bridge.deliver(params, name, latent)
     reading = answer_reading(frozen, batch, name, "latent", given, 1)
     model = frozen.receivers[name]
     scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
@@ -79,9 +68,9 @@ def score(
     return Scores(right.all(axis=1), nll, *(at(x)[:, 0] for x in first))
 
 
-@partial(jax.jit, static_argnames=("wire", "name"))
+@partial(jax.jit, static_argnames=("bridge", "name"))
 def inspect(
-    wire: Wire, name: str, params: PyTree, frozen: FrozenModels, batch: Any
+    bridge: Bridge, name: str, params: PyTree, frozen: FrozenModels, batch: Any
 ) -> dict[str, Any]:
     """The latent and what receiver `name` is given, without its reading anything.
 
@@ -90,31 +79,32 @@ def inspect(
         `moved`: by how much of its length the latent before the bottleneck changes when every
         source token is the mean of all; `codes`: of `codes.usage`; `saturation` if it is noted.
     """
-    apply = partial(bridge.apply, wire.config, wire.dims, params)
-    taps = bridge.extract(wire.config, frozen.sender, batch, params)
+    apply = partial(bridge.apply, params)
+    taps = bridge.extract(frozen.sender, batch, params)
     latent, intermediates = apply(taps, method="encode")
     given, read = apply(name, latent, method="deliver")
     plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
     moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
     found = {"moved": moved, "codes": codes.usage(intermediates)}
-    saturation = [x["saturation"] for x in read.values() if "saturation" in x]
+    sown = read.get("readers", {}).get(name, {}).values()
+    saturation = [x["saturation"] for x in sown if "saturation" in x]
     if saturation:
         found["saturation"] = jnp.stack(saturation).max()
     x, mask = latent.slots, latent.mask
     if given.embeds is not None:
         x, mask = given.embeds, mask if given.mask is None else given.mask
         table = frozen.receivers[name].params["embed"]
-        found |= slots.against_table(x, mask, table, wire.dims.receivers[name].embed_rms)
+        found |= slots.against_table(x, mask, table, bridge.dims.receivers[name].embed_rms)
     return found | slots.statistics(x, mask)
 
 
-@partial(jax.jit, static_argnames=("wire", "name", "max_new"))
+@partial(jax.jit, static_argnames=("bridge", "name", "max_new"))
 def sample(
-    wire: Wire, name: str, max_new: int, params: PyTree, frozen: FrozenModels, batch: Any
+    bridge: Bridge, name: str, max_new: int, params: PyTree, frozen: FrozenModels, batch: Any
 ) -> tuple[Array, Array]:
     """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
-    latent = _latent(wire, params, frozen, batch)
-    given = bridge.deliver(wire.config, wire.dims, params, name, latent)
+    latent = _latent(bridge, params, frozen, batch)
+    given = bridge.deliver(params, name, latent)
     laid = segments(frozen, batch, name, "latent", expand(given, 1), 1, answer=False)
     model = frozen.receivers[name]
     out = decode(
@@ -129,6 +119,6 @@ def sample(
     return out.ids, out.lengths
 
 
-def _latent(wire: Wire, params: PyTree, frozen: FrozenModels, batch: Any) -> Latent:
-    taps = bridge.extract(wire.config, frozen.sender, batch, params)
-    return bridge.encode(wire.config, wire.dims, params, taps)
+def _latent(bridge: Bridge, params: PyTree, frozen: FrozenModels, batch: Any) -> Latent:
+    taps = bridge.extract(frozen.sender, batch, params)
+    return bridge.encode(params, taps)

@@ -17,7 +17,7 @@ Target = Literal["q", "k", "v", "o"]
 
 
 @dataclass(frozen=True)
-class Config:
+class LowRankConfig:
     """LoRA on the attention of the receiver.
 
     Args:
@@ -49,7 +49,7 @@ class LowRank(nn.Module):
     Parameters: `<target>_down` [n, fan_in, r] and `<target>_up` [n, r, fan_out] over n layers.
     """
 
-    config: Config
+    config: LowRankConfig
     dims: ModelDims
 
     @nn.compact

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from lw_jax.models.encoder_arch import AnyArch
 
 
 @dataclass(frozen=True)
 class ModelDims:
-    """A frozen receiver as a reader sees it.
+    """Sizes of a frozen language model, and how loud it is.
 
-    width D, layers L, kv_heads K, head_dim h; embed_rms: RMS of its embedding table's entries over
-    real text; key_rms, value_rms: per layer, of its keys (before RoPE) and values on real text;
-    heads: of its queries (None: as many as kv_heads).
+    Attributes:
+        width: D of its hidden states.
+        layers: L.
+        kv_heads: K heads of its keys and values.
+        head_dim: h, width of a head.
+        embed_rms: RMS of its embedding table's entries over real text.
+        key_rms, value_rms: per layer, RMS of its keys (before RoPE) and values on real text.
+        heads: heads of its queries; None: as many as kv_heads.
     """
 
     width: int
@@ -45,13 +51,35 @@ def sizes(arch: AnyArch, layers: int | None = None) -> ModelDims:
     return ModelDims(arch.width, count, arch.kv_heads, arch.head_dim, heads=arch.heads)
 
 
+class ViewDims(NamedTuple):
+    """Sizes of one view of the source, where a bridge reads several.
+
+    Attributes:
+        width: D of one tap.
+        taps: how many there are.
+        vocab: entries of the vocabulary of its ids.
+        layers: layers of the sender that it reads.
+    """
+
+    width: int
+    taps: int
+    vocab: int
+    layers: int
+
+
 @dataclass(frozen=True)
 class BridgeDims:
-    """The frozen side of a bridge.
+    """The frozen side of a bridge, in sizes.
 
-    source_width: D of one tap of the source; taps: how many; latent_dim: d_z of a slot;
-    source_vocab: entries of the source's vocabulary, whose ids stand in `Features.ids`; sender:
-    sizes of the layers that are run of it (None for sources that need no sender).
+    Attributes:
+        source_width: D of one tap of the source.
+        taps: how many taps there are.
+        latent_dim: d_z of a slot.
+        receivers: the receivers by name.
+        source_vocab: entries of the source's vocabulary, whose ids stand in `Features.ids`.
+        sender: sizes of the layers that are run of it; None for sources that need no sender.
+        views: sizes of every view by name, where there are several; the fields above are then
+            those of the first.
     """
 
     source_width: int
@@ -60,7 +88,18 @@ class BridgeDims:
     receivers: dict[str, ModelDims] = field(default_factory=dict)
     source_vocab: int = 0
     sender: ModelDims | None = None
+    views: tuple[tuple[str, ViewDims], ...] = ()
 
     def __hash__(self) -> int:
         own = self.source_width, self.taps, self.latent_dim, self.source_vocab, self.sender
-        return hash((*own, tuple(self.receivers.items())))
+        return hash((*own, tuple(self.receivers.items()), self.views))
+
+    def of_view(self, name: str) -> BridgeDims:
+        """The sizes as the source of one view sees them."""
+        if not self.views:
+            return self
+        width, taps, vocab, layers = dict(self.views)[name]
+        sender = None if self.sender is None else replace(self.sender, layers=layers)
+        return replace(
+            self, source_width=width, taps=taps, source_vocab=vocab, sender=sender, views=()
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
@@ -43,19 +43,27 @@ class Context:
 
     What nobody asks for is not computed: a flow's step makes no latent.
 
-    bridge: `lw_jax.bridge.module.apply` of this bridge's config and parameters; taps: the frozen
-    part of the source; rng: the objectives'; heads: parameters of objectives that have some;
-    watched: terms that are logged and not part of the loss, by name; keep:
-    probability of every slot not to be zeroed (latent dropout), None: all stay; sampled:
-    probability of every gold answer token to give way to the receiver's own (scheduled sampling),
-    None: all stay.
+    Attributes:
+        bridge: the bridge.
+        params: its parameters.
+        frozen: the frozen models.
+        batch: of `lw_jax.text.collate`.
+        views: the frozen part of every view of the source.
+        rng: the objectives'.
+        train: whether dropout is on.
+        heads: parameters of objectives that have some, by the objective's name.
+        watched: terms that are logged and are no part of the loss, by name.
+        readings: what receivers have read so far, by receiver and pass.
+        keep: probability of every slot not to be zeroed (latent dropout); None: all stay.
+        sampled: probability of every gold answer token to give way to the receiver's own
+            (scheduled sampling); None: all stay.
     """
 
-    bridge: Callable[..., tuple[Any, Intermediates]]
-    dims: BridgeDims
+    bridge: Bridge
+    params: PyTree
     frozen: FrozenModels
     batch: dict[str, Array]
-    taps: Taps
+    views: dict[str, Taps]
     rng: Array
     train: bool = True
     heads: dict[str, PyTree] = field(default_factory=dict)
@@ -67,7 +75,7 @@ class Context:
     @cached_property
     def encoded(self) -> tuple[Latent, Intermediates]:
         """The latent of the B contexts, and what the parts noted while making it."""
-        latent, intermediates = self.apply(self.taps, method="encode", key=0)
+        latent, intermediates = self.apply(self.views, method="encode", key=0)
         if self.keep is not None:
             rng = jax.random.fold_in(self.rng, _DROPOUT)
             stays = jax.random.bernoulli(rng, self.keep, latent.mask.shape)
@@ -100,8 +108,18 @@ class Context:
 
     def reader_intermediates(self, receiver: str) -> Intermediates:
         """What a receiver's readers noted, by variant: `["soft_tokens"]["saturation"]`."""
-        before = f"readers_{receiver}_"  # linen's name for an entry of a dict of modules
-        return {k.removeprefix(before): v for k, v in self.given[receiver][1].items()}
+        found: Intermediates = self.given[receiver][1].get("readers", {}).get(receiver, {})
+        return found
+
+    @property
+    def dims(self) -> BridgeDims:
+        """Sizes of the frozen models."""
+        return self.bridge.dims
+
+    @property
+    def taps(self) -> Taps:
+        """The frozen part of the source; of several views, the first."""
+        return next(iter(self.views.values()))
 
     @property
     def made(self) -> bool:
@@ -116,7 +134,7 @@ class Context:
     def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Intermediates]:
         """A method of the bridge, with randomness of its own (`key` 64 and above are free)."""
         rng = jax.random.fold_in(self.rng, key)
-        return self.bridge(*arguments, method=method, train=self.train, rng=rng)
+        return self.bridge.apply(self.params, *arguments, method=method, train=self.train, rng=rng)
 
     @property
     def valid(self) -> Array:

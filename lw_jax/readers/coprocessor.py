@@ -7,17 +7,19 @@ al. 2024, "Deliberation in latent space", and SPEC section 5). It needs soft tok
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 
 from lw_jax.layers.transformer import Mlp
 from lw_jax.models.dims import ModelDims
+from lw_jax.readers.base import Reader
 from lw_jax.readers.deep_prefix import KeyValueHeads
 from lw_jax.types import Delivery, Edits, Latent
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reader):
     """Key and value deltas on the soft tokens' columns.
 
     Args:
@@ -27,6 +29,13 @@ class Config:
 
     mlp_ratio: int = 4
     dropout: float = 0.0
+
+    excludes: ClassVar[frozenset[str]] = frozenset({"keys and values of its own in every layer"})
+    needs_embeds: ClassVar[bool] = True
+
+    def build(self, dims: ModelDims) -> Coprocessor:
+        """The reader of one receiver."""
+        return Coprocessor(self, dims)
 
 
 class Coprocessor(nn.Module):
@@ -45,8 +54,3 @@ class Coprocessor(nn.Module):
         k, v = KeyValueHeads(self.dims, name="heads")(z)
         keep = latent.mask[None, :, :, None, None]
         return Delivery(edits=Edits(k_delta=k * keep, v_delta=v * keep))
-
-
-def build(config: Config, dims: ModelDims) -> Coprocessor:
-    """The reader of one receiver."""
-    return Coprocessor(config, dims)

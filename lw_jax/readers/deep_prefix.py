@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.layers.transformer import Attention, Mlp
 from lw_jax.models.dims import ModelDims
+from lw_jax.readers.base import Reader
 from lw_jax.readers.positions import slot_positions
 from lw_jax.types import KV, Array, Delivery, Latent
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reader):
     """Per-layer keys and values.
 
     Args:
@@ -37,6 +38,12 @@ class Config:
     heads: int = 8
     positions: Literal["columns", "spread"] = "columns"
     dropout: float = 0.0
+
+    excludes: ClassVar[frozenset[str]] = frozenset({"keys and values of its own in every layer"})
+
+    def build(self, dims: ModelDims) -> DeepPrefix:
+        """The reader of one receiver."""
+        return DeepPrefix(self, dims)
 
 
 class KeyValueHeads(nn.Module):
@@ -83,8 +90,3 @@ class DeepPrefix(nn.Module):
         like = Latent(z, mask, latent.span)
         positions, advance = slot_positions(c.positions, like)
         return Delivery(kv=KV(k, v, mask, positions), advance=advance)
-
-
-def build(config: Config, dims: ModelDims) -> DeepPrefix:
-    """The reader of one receiver."""
-    return DeepPrefix(config, dims)

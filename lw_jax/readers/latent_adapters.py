@@ -15,12 +15,13 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
+from lw_jax.readers.base import Reader
 from lw_jax.types import Array, Blocks, Delivery, Edits, Latent, PyTree
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reader):
     """Blocks that read the latent inside the receiver.
 
     Args:
@@ -39,6 +40,10 @@ class Config:
     def __post_init__(self) -> None:
         at_least(self, 1, "heads", "head_dim")
         at_least(self, 0, "mlp_ratio")
+
+    def build(self, dims: ModelDims) -> LatentAdapters:
+        """The reader of one receiver."""
+        return LatentAdapters(self, dims)
 
 
 class LatentAdapters(nn.Module):
@@ -110,8 +115,3 @@ class _Block:
             inner, _ = _normed(x + added)
             added = added + nn.gelu(inner @ w["up"]) @ w["down"]
         return stream + w["gate"] * jax.lax.stop_gradient(loud) * added
-
-
-def build(config: Config, dims: ModelDims) -> LatentAdapters:
-    """The reader of one receiver."""
-    return LatentAdapters(config, dims)

@@ -6,10 +6,17 @@ with the clean receiver (SPEC section 9, fault 13).
 
 from __future__ import annotations
 
-from lw_jax.layers.low_rank import Config, LowRank
+from dataclasses import dataclass
+
+from lw_jax.layers.low_rank import LowRank, LowRankConfig
 from lw_jax.models.dims import ModelDims
+from lw_jax.readers.base import Reader
 
 
-def build(config: Config, dims: ModelDims) -> LowRank:
-    """The reader of one receiver."""
-    return LowRank(config, dims)
+@dataclass(frozen=True)
+class Config(LowRankConfig, Reader):
+    __doc__ = LowRankConfig.__doc__
+
+    def build(self, dims: ModelDims) -> LowRank:
+        """The reader of one receiver."""
+        return LowRank(self, dims)

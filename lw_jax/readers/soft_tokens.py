@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import sow
 from lw_jax.layers.transformer import Mlp
 from lw_jax.models.dims import ModelDims
+from lw_jax.readers.base import Reader
 from lw_jax.readers.positions import slot_positions
 from lw_jax.types import Array, Delivery, Latent
 from lw_jax.utils.checks import at_least
@@ -26,7 +27,7 @@ SATURATED = 0.97
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Reader):
     """Soft tokens in the receiver's input embeddings.
 
     Args:
@@ -59,6 +60,8 @@ class Config:
     colour: bool = False
     film: bool = False
 
+    gives_embeds: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         at_least(self, 1, "mlp_layers")
         if self.init_scale is None:
@@ -69,6 +72,10 @@ class Config:
                 f"init_scale: conditioning {self.conditioning!r} has no scale; leave it out, "
                 f"or set conditioning to one of {', '.join(SCALED)}"
             )
+
+    def build(self, dims: ModelDims) -> SoftTokens:
+        """The reader of one receiver."""
+        return SoftTokens(self, dims)
 
 
 class SoftTokens(nn.Module):
@@ -141,8 +148,3 @@ class SoftTokens(nn.Module):
         loud = self.param("log_scale", nn.initializers.constant(start), ())
         sow(self, "scale", jnp.exp(loud - start))
         return x * jnp.exp(loud)
-
-
-def build(config: Config, dims: ModelDims) -> SoftTokens:
-    """The reader of one receiver."""
-    return SoftTokens(config, dims)

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
 from lw_jax.mesh import batch_sharding, replicated
 from lw_jax.models.arch import Arch
 from lw_jax.models.config import ModelConfig
-from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.dims import sizes
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.frozen import FrozenDecoder, FrozenEncoder, FrozenModels, Sender
 from lw_jax.models.names import FAN_IN
@@ -73,26 +74,14 @@ def abstract_step(
         UserError: a tap beyond the sender, readers that exclude each other, ...
     """
     assert config.bridge is not None
-    bridge.check_readers(config.bridge)
-    width, taps, vocab = bridge.source_dims(config.bridge, sender)
-    dims = BridgeDims(
-        width,
-        taps,
-        config.bridge.latent_dim,
-        {
-            n: ModelDims(a.width, a.layers, a.kv_heads, a.head_dim, heads=a.heads)
-            for n, a in receivers.items()
-        },
-        vocab,
-        bridge.sender_dims(config.bridge, sender),
-    )
+    dims = config.bridge.dims(sender, {name: sizes(arch) for name, arch in receivers.items()})
+    bridge = Bridge(config.bridge, dims)
     objectives = train.objectives or config.objectives
-    params = jax.eval_shape(partial(_params, config.bridge, objectives, dims), jax.random.key(0))
+    params = jax.eval_shape(partial(_params, bridge, objectives), jax.random.key(0))
     optimiser = make_optimiser(train.optimiser, params, train.steps)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
     maker = StepMaker(
-        config.bridge,
-        dims,
+        bridge,
         optimiser,
         train.steps,
         mesh,
@@ -120,8 +109,7 @@ def abstract_parties(
     model: Sender | None = None
     if sender is not None and config.sender is not None:
         assert config.bridge is not None
-        source, options = bridge.part("sources", config.bridge.source)
-        layers = source.depth(options, sender)
+        layers = config.bridge.sender_layers(sender)
         if isinstance(sender, EncoderArch):
             shapes = frozen_shapes(sender, config.sender, mesh, layers)
             model = FrozenEncoder(shapes, sender, config.sender.attention)
@@ -178,10 +166,10 @@ def batch_shapes(
 
     batch = {
         "valid": array(asked, dtype=jnp.bool_),
-        "source/ids": array(rows, lengths["source"]),
-        "source/lengths": array(rows),
-        "source/skip": array(rows),
     }
+    for key in (key for key in lengths if key.partition("/")[0] == SOURCE):
+        batch[f"{key}/ids"] = array(rows, lengths[key])
+        batch[f"{key}/lengths"] = batch[f"{key}/skip"] = array(rows)
     for name in receivers:
         for part, count in (("context", rows), ("ask", asked), ("answer", asked)):
             batch[f"{name}/{part}/ids"] = array(count, lengths[f"{name}/{part}"])
@@ -204,11 +192,8 @@ def size_in_bytes(tree: PyTree) -> int:
     return total
 
 
-def _params(config: Any, objectives: Any, dims: BridgeDims, rng: Any) -> PyTree:
-    return {
-        "bridge": bridge.init_bridge(config, dims, rng),
-        "heads": init_heads(objectives, dims, rng),
-    }
+def _params(bridge: Bridge, objectives: Any, rng: Any) -> PyTree:
+    return {"bridge": bridge.init(rng), "heads": init_heads(objectives, bridge.dims, rng)}
 
 
 def _party(

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
@@ -29,6 +29,7 @@ from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.tokenizer import load_tokenizer, with_encoder_ids, with_tokenizer_ids
 from lw_jax.runs.abstract import abstract_parties, abstract_step, frozen_shapes, size_in_bytes
+from lw_jax.runs.frozen import tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
 from lw_jax.runs.session import CHECKED_ROWS
 from lw_jax.runs.trained import layout_at
@@ -62,7 +63,7 @@ class Examination:
     asked: dict[str, list[Any]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def sow(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
+    def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
         """Keep a finding."""
         self.findings.append(Finding(level, key, text))
 
@@ -72,7 +73,7 @@ class Examination:
         try:
             yield
         except UserError as error:
-            self.sow("error", key, " ".join(str(error).split()))
+            self.note("error", key, " ".join(str(error).split()))
 
     @property
     def sound(self) -> bool:
@@ -101,7 +102,7 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
     seen = Examination(config)
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
-        seen.sow("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
+        seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
         _batches(seen, shape[0])
     if config.sender is not None:
         _model(seen, "sender", config.sender)
@@ -109,10 +110,12 @@ def examine(config: Config, memory: bool = True) -> list[Finding]:
         _model(seen, f"receivers.{name}", model)
     if config.bridge is not None:
         with seen.trying("bridge"):
-            bridge.check_readers(config.bridge)
-            width, taps, _ = bridge.source_dims(config.bridge, seen.sender)
-            text = f"{taps} taps of width {width}" if taps else "the text's own bytes, no sender"
-            seen.sow("ok", "bridge.source", text)
+            dims = config.bridge.dims(seen.sender, {})
+            for name in config.bridge.views:
+                one = dims.of_view(name)
+                text = f"{one.taps} taps of width {one.source_width}"
+                key = f"bridge.sources.{name}" if config.bridge.sources else "bridge.source"
+                seen.note("ok", key, text if one.taps else "the text itself, no sender")
     _rows(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
@@ -139,7 +142,7 @@ def _batches(seen: Examination, rows: int) -> None:
         for kind, cfg in chosen(stage).items():
             count = cfg.batch_size // getattr(cfg, "accumulate", 1)
             if count % rows:
-                seen.sow(
+                seen.note(
                     "error",
                     f"stages.{name}.{kind}.batch_size",
                     f"{count} rows at once do not divide over {rows} devices; "
@@ -172,7 +175,7 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
                 seen.receivers[name] = arch
             seen.tokenizers[name] = text_tokenizer(name, hf_tokenizer, arch.bos_id, arch.eos_ids)
             ends = f"ends at {', '.join(map(str, arch.eos_ids))}"
-        seen.sow(
+        seen.note(
             "ok",
             f"{key}.path",
             f"{arch.family}, {arch.layers} layers of width {arch.width}, "
@@ -180,7 +183,7 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
         )
         ways = seen.config.mesh.model
         if arch.heads % ways or arch.kv_heads % ways:
-            seen.sow(
+            seen.note(
                 "warning",
                 "mesh.model",
                 f"{ways} does not divide the {arch.heads} heads and {arch.kv_heads} key/value "
@@ -189,7 +192,7 @@ def _model(seen: Examination, key: str, model: ModelConfig) -> None:
     if model.attention == "cudnn" and (
         jax.default_backend() != "gpu" or model.dtype != "bfloat16" or model.quant == "nf4"
     ):
-        seen.sow(
+        seen.note(
             "error",
             f"{key}.attention",
             "cudnn needs an NVIDIA GPU and dtype bfloat16; use xla",
@@ -214,10 +217,10 @@ def _rows(seen: Examination) -> None:
                     if kind == "evaluate":
                         seen.asked[name] = [example for group in groups for example in group]
                     of = "" if level is None else f" of level {level}"
-                    seen.sow("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
+                    seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
                     if rows.malformed:
                         text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
-                        seen.sow("warning", key, text)
+                        seen.note("warning", key, text)
             begun = {"init_from": getattr(cfg, "init_from", None)}
             begun |= {f"rivals.{n}": d for n, d in getattr(cfg, "rivals", {}).items()}
             for of, start in begun.items():
@@ -227,7 +230,7 @@ def _rows(seen: Examination) -> None:
                         f"{start} has no checkpoints; give the directory of a finished run, "
                         "or of an exported bridge"
                     )
-                    seen.sow("error", f"stages.{name}.{kind}.{of}", text)
+                    seen.note("error", f"stages.{name}.{kind}.{of}", text)
 
 
 def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
@@ -248,7 +251,7 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
     for split in ("train", "eval"):
         with seen.trying(f"{key}.gsm8k_{split}"):
             rows = gsm8k.rows(source, split)
-            seen.sow("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
+            seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
 
 
 def _layout(seen: Examination) -> None:
@@ -258,7 +261,7 @@ def _layout(seen: Examination) -> None:
     for name, tokenizer in receivers.items():
         with seen.trying(f"receivers.{name}"):
             count = max(check_labels(layout, tokenizer, examples) for layout in _layouts(config))
-            seen.sow("ok", f"receivers.{name}", f"labels of {count} answers are right")
+            seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
     for name, asked in seen.asked.items():
         cfg = config.stages[name].evaluate
         assert cfg is not None
@@ -268,13 +271,15 @@ def _layout(seen: Examination) -> None:
     with seen.trying("layout"):
         limit = config.layout.max_tokens
         assert config.bridge is not None
-        sender = bridge.source_tokenizer(config.bridge, seen.tokenizers.get("sender"))
-        seen.sizes = measure(config.layout, sender, receivers, seen.groups, limit).sizes
-        archs = {"source": seen.sender} | {f"{n}/context": a for n, a in seen.receivers.items()}
+        sources = tokenizers_of(config.bridge, seen.tokenizers.get("sender"))
+        seen.sizes = measure(config.layout, sources, receivers, seen.groups, limit).sizes
+        views = config.bridge.views.items()
+        archs = {config.bridge.batch_key(n): seen.sender for n, s in views if s.reads_sender}
+        archs |= {f"{n}/context": a for n, a in seen.receivers.items()}
         for part, arch in archs.items():
             if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
-                name = "sender" if part == "source" else part.partition("/")[0]
-                seen.sow(
+                name = part.partition("/")[0].replace(SOURCE, "sender")
+                seen.note(
                     "warning",
                     "layout.max_tokens",
                     f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
@@ -305,7 +310,7 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
         need = estimate(step)
         fits = need.total < need.room
         advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
-        seen.sow("ok" if fits else "error", key, f"{need}{advice}")
+        seen.note("ok" if fits else "error", key, f"{need}{advice}")
 
 
 def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
@@ -318,4 +323,4 @@ def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
         need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
         fits = need.total < need.room
         advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"
-        seen.sow("ok" if fits else "error", key, f"{need}{advice}")
+        seen.note("ok" if fits else "error", key, f"{need}{advice}")

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         "config": to_dict(config),
     }
     save_bridge(out, trained.params, about)
-    receiver_rms.save(out, pipeline.dims.receivers, pipeline.fingerprints)
+    receiver_rms.save(out, pipeline.bridge.dims.receivers, pipeline.fingerprints)
     return 0
 
 

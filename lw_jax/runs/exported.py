@@ -20,8 +20,9 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from lw_jax.bridge.paths import chosen_parts, flat_name, from_paths
 from lw_jax.errors import UserError
-from lw_jax.train.checkpoint import check_counts, component_counts
+from lw_jax.train.checkpoint import check_same, component_counts, old_names
 from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.types import PyTree
 
@@ -67,14 +68,17 @@ def load_bridge(
     """
     about = about_bridge(directory)
     trained = about["parameters"]
+    old = old_names(trained)
     if only:
-        like = {name: like[name] for name in only}
-        trained = {k: n for k, n in trained.items() if k.partition("/")[2] in only}
-    check_counts({"bridge": like}, trained)
+        like = from_paths(chosen_parts(like, only))
+    here = component_counts({"bridge": like})
+    if old:
+        here = {f"bridge/{flat_name(k.partition('/')[2])}": n for k, n in here.items()}
+    check_same(here, {k: n for k, n in trained.items() if k in here} if only else trained)
     tensors = load_file(directory / WEIGHTS)
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
-        found = tensors.get(path_of(path))
+        found = tensors.get(flat_name(path_of(path)) if old else path_of(path))
         if found is None or found.shape != leaf.shape:
             raise UserError(
                 f"{directory}: no parameter {path_of(path)!r} of shape {leaf.shape}; "

@@ -8,14 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.config import BridgeConfig
 from lw_jax.config.schema import Config
 from lw_jax.models.checkpoint import open_checkpoint
 from lw_jax.models.config import ModelConfig
-from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.frozen import FrozenDecoder, FrozenEncoder, Sender
 from lw_jax.models.lm import FrozenLM, load_encoder, load_lm
+from lw_jax.text.collate import Sources
 from lw_jax.text.layout import head_ids, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer, text_tokenizer
@@ -34,21 +34,17 @@ class Loaded:
 class Source:
     """The frozen side of a bridge's source.
 
-    speaker: in whose tokens it is read; party, fingerprints: of the sender, if there is one; width,
-    taps, vocab, sender: as `BridgeDims` has them.
+    Attributes:
+        tokenizers: in whose tokens it is read.
+        model: the sender; None where there is none.
+        fingerprints: of the sender, if there is one.
+        arch: what the sender is, all of its layers.
     """
 
-    tokenizer: Tokenizer | None
+    tokenizers: Sources
     model: Sender | None
     fingerprints: dict[str, str]
-    width: int
-    taps: int
-    vocab: int
-    sender: ModelDims | None
-
-    def dims(self, latent_dim: int, receivers: dict[str, ModelDims]) -> BridgeDims:
-        """The bridge's sizes."""
-        return BridgeDims(self.width, self.taps, latent_dim, receivers, self.vocab, self.sender)
+    arch: AnyArch | None
 
 
 def load_receiver(name: str, model: ModelConfig, layout: LayoutConfig, mesh: Mesh) -> Loaded:
@@ -64,15 +60,19 @@ def load_source(config: Config, layout: LayoutConfig, mesh: Mesh) -> Source:
     arch = None
     if config.sender is not None:
         arch = open_checkpoint(config.sender.path, 0, False).arch
-    sizes = bridge.source_dims(config.bridge, arch)
-    deep = bridge.sender_dims(config.bridge, arch)
+    config.bridge.dims(arch, {})  # raises where a source cannot read the sender
     tokenizer, model, fingerprints = None, None, dict[str, str]()
     if config.sender is not None and arch is not None:
-        part, options = bridge.part("sources", config.bridge.source)
-        sent = _sender(config.sender, arch, part.depth(options, arch), layout, mesh)
+        layers = config.bridge.sender_layers(arch)
+        sent = _sender(config.sender, arch, layers, layout, mesh)
         tokenizer, model, fingerprints["sender"] = sent.tokenizer, sent.model, sent.fingerprint
-    read_by = bridge.source_tokenizer(config.bridge, tokenizer)
-    return Source(read_by, model, fingerprints, *sizes, deep)
+    return Source(tokenizers_of(config.bridge, tokenizer), model, fingerprints, arch)
+
+
+def tokenizers_of(bridge: BridgeConfig, sender: Tokenizer | None) -> Sources:
+    """In whose tokens the source of a bridge is read, by the views' keys in a batch."""
+    found = bridge.tokenizers(sender)
+    return {bridge.batch_key(name): one for name, one in found.items() if one is not None}
 
 
 def _sender(

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import to_dict
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Group
@@ -57,7 +57,6 @@ def open_pipeline(
         UserError: a model, the data, or the labels of a receiver's tokenizer are not right.
     """
     assert config.bridge is not None
-    bridge.check_readers(config.bridge)
     source = load_source(config, config.layout, mesh)
     fingerprints = dict(source.fingerprints)
     tokenizers: dict[str, Tokenizer] = {}
@@ -78,19 +77,18 @@ def open_pipeline(
             receiver_rms.save(run_dir, loud, prints)
     return Pipeline(
         layout=config.layout,
-        bridge=config.bridge,
+        bridge=Bridge(config.bridge, config.bridge.dims(source.arch, loud)),
         frozen=FrozenModels(source.model, frozen),
-        sender=source.tokenizer,
+        sources=source.tokenizers,
         receivers=tokenizers,
         fingerprints=fingerprints,
-        dims=source.dims(config.bridge.latent_dim, loud),
         mesh=mesh,
     )
 
 
 def open_rival(pipeline: Pipeline, config: Config, layout: LayoutConfig, run_dir: Path) -> Pipeline:
-    """The setting of another run, or exported bridge, between the same receivers: their weights are
-    those of `setting`, the source and all sizes its own.
+    """The pipeline of another run, or exported bridge, between the same receivers: their weights
+    are those of `pipeline`, the source and all sizes its own.
 
     Args:
         config, layout, run_dir: of the other run.
@@ -119,11 +117,10 @@ def open_rival(pipeline: Pipeline, config: Config, layout: LayoutConfig, run_dir
     return replace(
         pipeline,
         layout=layout,
-        bridge=config.bridge,
+        bridge=Bridge(config.bridge, config.bridge.dims(source.arch, loud)),
         frozen=FrozenModels(source.model, receivers),
-        sender=source.tokenizer,
+        sources=source.tokenizers,
         fingerprints=source.fingerprints | prints,
-        dims=source.dims(config.bridge.latent_dim, loud),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.paths import readable
 from lw_jax.config.parse import build, from_dict
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
@@ -81,11 +81,9 @@ def load_trained(
     everywhere = replicated(pipeline.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(
-            lambda: bridge.init_bridge(pipeline.bridge, pipeline.dims, jax.random.key(0))
-        ),
+        jax.eval_shape(pipeline.bridge.init, jax.random.key(0)),
     )
-    _check_components(only, like)
+    only = [readable(name, pipeline.receivers) for name in only]
     if is_exported(root):
         bare, meta = load_bridge(root, like, only)
         params, fingerprints = {"bridge": bare}, meta["fingerprints"]
@@ -105,7 +103,7 @@ def load_trained(
         step=meta["step"],
         which=which,
         origin=origin,
-        counts=component_counts(params["bridge"], levels=1),
+        counts={k.partition("/")[2]: n for k, n in component_counts(params).items()},
         digest=f"{checksum(params['bridge']):08x}",
         layout=_layout_of(trained_by, meta["stage"] if is_exported(root) else root.name),
     )
@@ -177,12 +175,6 @@ def last_trained(run_dir: Path) -> Path:
     if not trains:
         raise UserError(f"{run_dir}: no stage of that run trains a bridge")
     return checkpoint_root(run_dir, trains[-1])
-
-
-def _check_components(only: Sequence[str], like: Mapping[str, Any]) -> None:
-    for name in only:
-        if name not in like:
-            raise UserError(f"init_only: no component {name!r} here; there are {', '.join(like)}")
 
 
 def _check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:

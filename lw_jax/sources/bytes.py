@@ -5,8 +5,8 @@ A byte is embedded, told its place, and read by all others in `depth` layers (SP
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,15 +18,16 @@ from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
+from lw_jax.sources.base import Source, SourceShape
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import Array, Features, PyTree, Taps
+from lw_jax.types import Features, PyTree, SourceTokens, Taps
 from lw_jax.utils.checks import at_least
 
 VOCAB = 256
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Source):
     """Raw UTF-8 bytes, read by a transformer that is trained with the bridge.
 
     Args:
@@ -43,11 +44,33 @@ class Config:
     mlp_ratio: int = 4
     rotary: bool = False
 
+    reads_sender: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         at_least(self, 1, "max_bytes", "width", "heads", "depth", "mlp_ratio")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
         check_rotary(self.rotary, self.width, self.heads)
+
+    def build(self, dims: BridgeDims) -> ByteEncoder:
+        """The source; all of it is trainable."""
+        return ByteEncoder(self)
+
+    def tokenizer(self, sender: Tokenizer | None) -> Tokenizer:
+        """How text becomes bytes: ids 0 to 255."""
+        alphabet = {f"<0x{byte:02X}>": byte for byte in range(VOCAB)}
+        backend = Backend(models.BPE(vocab=alphabet, merges=[], byte_fallback=True))
+        backend.decoder = decoders.ByteFallback()
+        return Tokenizer("bytes", backend, bos_id=None, eos_id=-1, limit=self.max_bytes)
+
+    def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
+        """The bytes of a batch; there is nothing frozen to run, and no tap."""
+        states = jnp.zeros((0, *tokens.ids.shape, 0), jnp.float32)
+        return Taps(states, tokens.content, tokens.ids)
+
+    def shape(self, sender: AnyArch | None) -> SourceShape:
+        """No tap of no width, and entries of the vocabulary."""
+        return SourceShape(0, 0, VOCAB)
 
 
 class ByteEncoder(nn.Module):
@@ -66,37 +89,3 @@ class ByteEncoder(nn.Module):
         at = index.astype(jnp.float32) if c.rotary else None
         x = Stack(c.depth, c.heads, c.mlp_ratio, name="encoder")(x, source.mask, at=at)
         return Features(nn.RMSNorm(name="out_norm")(x), source.mask, source.ids)
-
-
-def build(config: Config, dims: BridgeDims) -> ByteEncoder:
-    """The source; all of it is trainable."""
-    return ByteEncoder(config)
-
-
-def text_tokenizer(config: Config) -> Tokenizer:
-    """How text becomes bytes: ids 0 to 255."""
-    alphabet = {f"<0x{byte:02X}>": byte for byte in range(VOCAB)}
-    backend = Backend(models.BPE(vocab=alphabet, merges=[], byte_fallback=True))
-    backend.decoder = decoders.ByteFallback()
-    return Tokenizer("bytes", backend, bos_id=None, eos_id=-1, limit=config.max_bytes)
-
-
-def extract(
-    config: Config, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None
-) -> Taps:
-    """The bytes of a batch; there is nothing frozen to run, and no tap."""
-    ids, lengths = batch["source/ids"], batch["source/lengths"]
-    index = jnp.arange(ids.shape[1])[None, :]
-    mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
-    return Taps(jnp.zeros((0, *ids.shape, 0), jnp.float32), mask, ids)
-
-
-def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
-    """No tap of no width, and entries of the vocabulary.
-
-    Raises:
-        UserError: a sender is given, which nothing would read.
-    """
-    if sender is not None:
-        raise UserError("sender: bridge.source.bytes reads the text itself; set sender: null")
-    return 0, 0, VOCAB

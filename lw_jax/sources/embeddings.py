@@ -6,26 +6,24 @@ shows what the sender's layers add.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.models.frozen import FrozenDecoder
+from lw_jax.models.frozen import FrozenDecoder, Sender
 from lw_jax.sources import hidden_states
+from lw_jax.sources.base import Source, SourceShape
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.pca import Pca, check_alone
 from lw_jax.sources.sender import decoder
-from lw_jax.types import Array, PyTree, Taps
+from lw_jax.types import PyTree, SourceTokens, Taps
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Source):
     """Token embeddings of the sender.
 
     Args:
@@ -39,38 +37,25 @@ class Config:
     def __post_init__(self) -> None:
         check_alone(self.pca, self.normaliser)
 
+    def build(self, dims: BridgeDims) -> hidden_states.HiddenStates:
+        """The trainable part of the source: that of one tap."""
+        one = hidden_states.Config((0,), normaliser=self.normaliser, pca=self.pca)
+        return one.build(dims)
 
-def build(config: Config, dims: BridgeDims) -> hidden_states.HiddenStates:
-    """The trainable part of the source: that of one tap."""
-    one = hidden_states.Config((0,), normaliser=config.normaliser, pca=config.pca)
-    return hidden_states.build(one, dims)
+    def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
+        """The embeddings of a batch as its one tap [1, B, T, D]; no layer is run."""
+        assert isinstance(sender, FrozenDecoder)
+        states = embed_tokens(sender.params, tokens.ids)[None]
+        return Taps(jax.lax.stop_gradient(states), tokens.content, tokens.ids)
 
+    def shape(self, sender: AnyArch | None) -> SourceShape:
+        """Width of the table, one tap, and entries of the sender's vocabulary.
 
-def extract(
-    config: Config, sender: FrozenDecoder | None, batch: Mapping[str, Array], params: PyTree | None
-) -> Taps:
-    """The embeddings of a batch as its one tap [1, B, T, D]; no layer is run."""
-    assert sender is not None
-    ids, lengths = batch["source/ids"], batch["source/lengths"]
-    index = jnp.arange(ids.shape[1])[None, :]
-    mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
-    states = embed_tokens(sender.params, ids)[None]
-    return Taps(jax.lax.stop_gradient(states), mask, ids)
-
-
-def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
-    """Width of the table, one tap, and entries of the sender's vocabulary.
-
-    Raises:
-        UserError: no sender or an encoder, or its table has fewer directions than the PCA is to
-            keep.
-    """
-    table = decoder(sender, "embeddings")
-    if config.pca is not None:
-        config.pca.check_width("embeddings", table.width)
-    return table.width, 1, table.vocab_size
-
-
-def depth(config: Config, sender: Arch) -> int:
-    """Layers of the sender that have to be loaded."""
-    return 0
+        Raises:
+            UserError: no sender or an encoder, or its table has fewer directions than the PCA is to
+                keep.
+        """
+        table = decoder(sender, "embeddings")
+        if self.pca is not None:
+            self.pca.check_width("embeddings", table.width)
+        return SourceShape(table.width, 1, table.vocab_size)

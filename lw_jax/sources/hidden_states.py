@@ -8,7 +8,6 @@ measured statistics, or seen in its principal directions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,22 +16,22 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.layers.low_rank import Config as Lora
-from lw_jax.layers.low_rank import LowRank
+from lw_jax.layers.low_rank import LowRank, LowRankConfig
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.dims import BridgeDims, ModelDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
-from lw_jax.models.frozen import FrozenDecoder
+from lw_jax.models.frozen import FrozenDecoder, Sender
+from lw_jax.sources.base import Source, SourceShape
 from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
 from lw_jax.sources.pca import Pca, Projection, check_alone
 from lw_jax.sources.sender import decoder
-from lw_jax.types import Array, Delivery, Edits, Features, PyTree, Taps
+from lw_jax.types import Delivery, Edits, Features, PyTree, SourceTokens, Taps
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Source):
     """Hidden states of the sender.
 
     Args:
@@ -52,7 +51,7 @@ class Config:
     mix: Literal["concat", "gated"] = "concat"
     normaliser: Normaliser | None = None
     pca: Pca | None = None
-    lora: Lora | None = None
+    lora: LowRankConfig | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "of")
@@ -81,6 +80,62 @@ class Config:
                 )
         scaled = (math.floor(layer * sender.layers / count + 0.5) for layer in layers)
         return tuple(sorted(set(scaled)))
+
+    def build(self, dims: BridgeDims) -> HiddenStates:
+        """The trainable part of the source."""
+        return HiddenStates(self, dims.sender)
+
+    def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
+        """Run the sender up to its highest tap; gradients reach its LoRA alone, if it has one.
+
+        Args:
+            params: of the source; None leaves the LoRA out.
+
+        Returns:
+            taps [n, B, T, D], mask [B, T] (False for BOS and primer, which are no content), ids.
+        """
+        assert isinstance(sender, FrozenDecoder)
+        layers = self.taps(sender.arch)
+        edits = Edits()
+        if self.lora is not None and params is not None:
+            edits = edits_of(self.lora, sizes(sender.arch, max(layers)), params["lora"])
+        index = jnp.arange(tokens.ids.shape[1])[None, :]
+        out = run(
+            sender.arch,
+            sender.params,
+            embed_tokens(sender.params, tokens.ids),
+            positions=jnp.broadcast_to(index, tokens.ids.shape),
+            lengths=tokens.lengths,
+            stop=max(layers),
+            taps=layers,
+            delivery=LayerInputs(edits=edits),
+            impl=sender.attention,
+        )
+        assert out.taps is not None
+        states = out.taps if edits.lora is not None else jax.lax.stop_gradient(out.taps)
+        return Taps(states, tokens.content, tokens.ids)
+
+    def shape(self, sender: AnyArch | None) -> SourceShape:
+        """Width of a tap, how many taps, and entries of the sender's vocabulary.
+
+        Raises:
+            UserError: no sender or an encoder, a tap beyond its layers, a LoRA beyond those that
+                are run, or a PCA of more directions than there are.
+        """
+        read = decoder(sender, "hidden_states")
+        deep, edited = max(self.taps(read)), self.lora and self.lora.layers
+        if self.lora is not None and not 1 <= (edited or 1) <= deep:
+            raise UserError(
+                f"bridge.source.hidden_states.lora.layers: {edited or 'all'} of the {deep} layers "
+                "run up to the highest tap; edit fewer, or tap a higher one"
+            )
+        if self.pca is not None:
+            self.pca.check_width("hidden_states", read.width)
+        return SourceShape(read.width, len(self.taps(read)), read.vocab_size)
+
+    def sender_layers(self, sender: AnyArch) -> int:
+        """Layers of the sender that have to be loaded: up to the highest tap."""
+        return max(1, *self.taps(decoder(sender, "hidden_states")))
 
 
 class HiddenStates(nn.Module):
@@ -113,72 +168,8 @@ class HiddenStates(nn.Module):
         return Features(x, source.mask, source.ids)
 
 
-def build(config: Config, dims: BridgeDims) -> HiddenStates:
-    """The trainable part of the source."""
-    return HiddenStates(config, dims.sender)
-
-
-def extract(
-    config: Config, sender: FrozenDecoder | None, batch: Mapping[str, Array], params: PyTree | None
-) -> Taps:
-    """Run the sender up to its highest tap; gradients reach its LoRA, if it has one, and no more.
-
-    Args:
-        params: of the source; None leaves the LoRA out.
-
-    Returns:
-        taps [n, B, T, D], mask [B, T] (False for BOS and primer, which are no content), ids.
-    """
-    assert sender is not None
-    ids, lengths = batch["source/ids"], batch["source/lengths"]
-    layers = config.taps(sender.arch)
-    edits = Edits()
-    if config.lora is not None and params is not None:
-        edits = edits_of(config.lora, sizes(sender.arch, max(layers)), params["lora"])
-    index = jnp.arange(ids.shape[1])[None, :]
-    out = run(
-        sender.arch,
-        sender.params,
-        embed_tokens(sender.params, ids),
-        positions=jnp.broadcast_to(index, ids.shape),
-        lengths=lengths,
-        stop=max(layers),
-        taps=layers,
-        delivery=LayerInputs(edits=edits),
-        impl=sender.attention,
-    )
-    mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None])
-    assert out.taps is not None
-    states = out.taps if edits.lora is not None else jax.lax.stop_gradient(out.taps)
-    return Taps(states, mask, ids)
-
-
-def edits_of(config: Lora, sender: ModelDims, params: PyTree) -> Edits:
+def edits_of(config: LowRankConfig, sender: ModelDims, params: PyTree) -> Edits:
     """The edits of a sender's layers."""
     given = LowRank(config, sender).apply({"params": params}, None)
     assert isinstance(given, Delivery) and given.edits is not None
     return given.edits
-
-
-def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
-    """Width of a tap, how many taps, and entries of the sender's vocabulary.
-
-    Raises:
-        UserError: no sender or an encoder, a tap beyond its layers, a LoRA beyond those that are
-            run, or a PCA of more directions than there are.
-    """
-    read = decoder(sender, "hidden_states")
-    deep, edited = max(config.taps(read)), config.lora and config.lora.layers
-    if config.lora is not None and not 1 <= (edited or 1) <= deep:
-        raise UserError(
-            f"bridge.source.hidden_states.lora.layers: {edited or 'all'} of the {deep} layers run "
-            "up to the highest tap; edit fewer, or tap a higher one"
-        )
-    if config.pca is not None:
-        config.pca.check_width("hidden_states", read.width)
-    return read.width, len(config.taps(read)), read.vocab_size
-
-
-def depth(config: Config, sender: Arch) -> int:
-    """Layers of the sender that have to be loaded: up to the highest tap."""
-    return max(1, *config.taps(sender))

@@ -8,9 +8,8 @@ the slots, is `pool: mean` before pool_expand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -21,16 +20,17 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder import run
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.frozen import FrozenEncoder, Sender
+from lw_jax.sources.base import Source, SourceShape
 from lw_jax.sources.hidden_states import Config as OneTap
 from lw_jax.sources.hidden_states import HiddenStates
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.sender import encoder
-from lw_jax.types import Array, Features, PyTree, Taps
+from lw_jax.types import Features, PyTree, SourceTokens, Taps
 from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Source):
     """States of a sentence encoder.
 
     Every feature has unit RMS, unless a normaliser is given: a sentence vector is the normalised
@@ -51,6 +51,8 @@ class Config:
     pool: Literal["none", "mean", "cls"] = "none"
     normaliser: Normaliser | None = None
 
+    sender_writes: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         at_least(self, 0, "layer")
 
@@ -67,6 +69,48 @@ class Config:
                 f"{arch.layers} layers; use 0 to {arch.layers}"
             )
         return count
+
+    def build(self, dims: BridgeDims) -> SentenceEncoder:
+        """The trainable part of the source: none, or a normaliser's gain and bias."""
+        return SentenceEncoder(self)
+
+    def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
+        """Run the encoder; no gradient reaches it.
+
+        Returns:
+            one tap [1, B, T, D], in which a pooled text has its vector at every token, so that
+            objectives still know its words; mask [B, T] (False for [CLS], primer and [SEP], which
+            are no content but are read); ids [B, T].
+        """
+        assert isinstance(sender, FrozenEncoder)
+        ids, lengths = tokens.ids, tokens.lengths
+        stop = self.layers(sender.arch)
+        out = run(sender.arch, sender.params, ids, lengths, stop=stop, impl=sender.attention)
+        h = jax.lax.stop_gradient(out.h)
+        index = jnp.arange(ids.shape[1])[None, :]
+        if self.pool == "mean":
+            real = (index < lengths[:, None]).astype(jnp.float32)
+            total = jnp.einsum("btd,bt->bd", h.astype(jnp.float32), real)
+            mean = total / jnp.maximum(1.0, jnp.sum(real, axis=1, keepdims=True))
+            h = jnp.broadcast_to(mean[:, None], h.shape)
+        elif self.pool == "cls":
+            h = jnp.broadcast_to(h[:, :1], h.shape)
+        mask = tokens.content & (index < lengths[:, None] - 1)
+        return Taps(h[None], mask, ids)
+
+    def shape(self, sender: AnyArch | None) -> SourceShape:
+        """Width of the states, one tap, and entries of the encoder's vocabulary.
+
+        Raises:
+            UserError: no sender, one that is no encoder, or one with too few layers.
+        """
+        read = encoder(sender, "sentence_encoder")
+        self.layers(read)
+        return SourceShape(read.width, 1, read.vocab_size)
+
+    def sender_layers(self, sender: AnyArch) -> int:
+        """Layers of the encoder that have to be loaded."""
+        return self.layers(encoder(sender, "sentence_encoder"))
 
 
 class SentenceEncoder(nn.Module):
@@ -86,51 +130,3 @@ class SentenceEncoder(nn.Module):
         first = jnp.argmax(features.mask, axis=1)[:, None]
         x = jnp.take_along_axis(features.x, first[..., None], axis=1) * some[..., None]
         return Features(x, some, jnp.take_along_axis(features.ids, first, axis=1))
-
-
-def build(config: Config, dims: BridgeDims) -> SentenceEncoder:
-    """The trainable part of the source: none, or a normaliser's gain and bias."""
-    return SentenceEncoder(config)
-
-
-def extract(
-    config: Config, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None
-) -> Taps:
-    """Run the encoder; no gradient reaches it.
-
-    Returns:
-        one tap [1, B, T, D], in which a pooled text has its vector at every token, so that
-        objectives still know its words; mask [B, T] (False for [CLS], primer and [SEP], which are
-        no content but are read); ids [B, T].
-    """
-    assert isinstance(sender, FrozenEncoder)
-    ids, lengths = batch["source/ids"], batch["source/lengths"]
-    stop = config.layers(sender.arch)
-    out = run(sender.arch, sender.params, ids, lengths, stop=stop, impl=sender.attention)
-    h = jax.lax.stop_gradient(out.h)
-    index = jnp.arange(ids.shape[1])[None, :]
-    if config.pool == "mean":
-        real = (index < lengths[:, None]).astype(jnp.float32)
-        total = jnp.einsum("btd,bt->bd", h.astype(jnp.float32), real)
-        mean = total / jnp.maximum(1.0, jnp.sum(real, axis=1, keepdims=True))
-        h = jnp.broadcast_to(mean[:, None], h.shape)
-    elif config.pool == "cls":
-        h = jnp.broadcast_to(h[:, :1], h.shape)
-    mask = (index >= batch["source/skip"][:, None]) & (index < lengths[:, None] - 1)
-    return Taps(h[None], mask, ids)
-
-
-def dims(config: Config, sender: AnyArch | None) -> tuple[int, int, int]:
-    """Width of the states, one tap, and entries of the encoder's vocabulary.
-
-    Raises:
-        UserError: no sender, one that is no encoder, or one with too few layers.
-    """
-    read = encoder(sender, "sentence_encoder")
-    config.layers(read)
-    return read.width, 1, read.vocab_size
-
-
-def depth(config: Config, sender: EncoderArch) -> int:
-    """Layers of the encoder that have to be loaded."""
-    return config.layers(sender)

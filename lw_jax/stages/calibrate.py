@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bridge import module as bridge
-from lw_jax.bridge.config import BridgeConfig, pca
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.config import pca
 from lw_jax.config.schema import CalibrateConfig
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
@@ -67,7 +67,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
                 raise SystemExit(0)
         if not all(value[0] for value in found.values()):
             raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
-        needed = pca(pipeline.bridge)
+        needed = pca(pipeline.bridge.config)
         fitted = None if needed is None else _fitted(needed[1], found["source"])
         statistics.save(path, found, mine, fitted)
         tokens = ", ".join(f"{key} {int(value[0])}" for key, value in found.items())
@@ -103,14 +103,12 @@ def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: 
 
 
 @partial(jax.jit, static_argnums=0)
-def _moments(
-    config: BridgeConfig, frozen: FrozenModels, batch: dict[str, Any]
-) -> dict[str, Moments]:
+def _moments(bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any]) -> dict[str, Moments]:
     """Moments over the real tokens of a batch, per tap of the source and per receiver."""
-    taps = bridge.extract(config, frozen.sender, batch, None)
+    taps = next(iter(bridge.extract(frozen.sender, batch, None).values()))
     found = {}
     if taps.states.shape[0]:  # bytes have no taps
-        crossed = pca(config) is not None
+        crossed = pca(bridge.config) is not None
         found["source"] = moments(taps.states, taps.mask & batch["real"][:, None], crossed)
     for name, model in frozen.receivers.items():
         ids, lengths = batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"]

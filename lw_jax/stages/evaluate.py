@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lw_jax.bridge import module as bridge
 from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
@@ -55,7 +54,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     config = dataclasses.replace(run.config, layout=layout)
     pipeline = open_pipeline(config, run.mesh, run.run_dir)
     if cfg.ratio is not None:
-        pipeline = dataclasses.replace(pipeline, bridge=bridge.at_ratio(pipeline.bridge, cfg.ratio))
+        pipeline = dataclasses.replace(pipeline, bridge=pipeline.bridge.at_ratio(cfg.ratio))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
     drawn = rows.choose(source, cfg.rows, cfg.seed)
     tokenizers = pipeline.receivers.values()
@@ -170,7 +169,7 @@ def _scene(
 ) -> EvalContext:
     pipeline = compared.pipeline
     params = None if trained is None else trained.params
-    return EvalContext(pipeline.frozen, params, mean, pipeline.bridge, pipeline.dims, receiver)
+    return EvalContext(pipeline.frozen, params, mean, pipeline.bridge, receiver)
 
 
 def _unlike_training(layout: LayoutConfig, trained: Trained | None) -> list[str]:
@@ -260,10 +259,10 @@ def _compare(
             packed["latent"] = compression.of_texts(
                 texts,
                 slots,
-                bridged.latent_dim,
-                bridge.codec_of(bridged),
-                bridge.levels_of(bridged),
-                bridged.private > 0,
+                bridged.config.latent_dim,
+                bridged.codec,
+                bridged.levels,
+                bridged.config.private > 0,
             )
             packed.setdefault("receivers", {})[receiver] = compression.of_columns(
                 texts, compared.tokens(receiver), columns, ctx.model.arch

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import optax
 
-from lw_jax.bridge import module as bridge
 from lw_jax.bridge.config import normaliser, pca
+from lw_jax.bridge.paths import components, from_paths, readable
 from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.data.example import Example
 from lw_jax.data.load import load_rows, sample
@@ -49,19 +49,19 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
     params = {
         "bridge": start_params(run, name, cfg, pipeline, root),
-        "heads": init_heads(objectives, pipeline.dims, jax.random.fold_in(root, 1)),
+        "heads": init_heads(objectives, pipeline.bridge.dims, jax.random.fold_in(root, 1)),
     }
     params = jax.device_put(params, replicated(run.mesh))
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
     moves = True
     if cfg.train_only:
-        frozen = frozen_leaves(params, cfg.train_only)
+        patterns = [readable(pattern, pipeline.receivers) for pattern in cfg.train_only]
+        frozen = frozen_leaves(params, patterns)
         moves = not all(jax.tree.leaves(frozen["bridge"].get("bottleneck", {})))
         optimiser = optax.chain(optimiser, optax.masked(optax.set_to_zero(), frozen))
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     maker = StepMaker(
         pipeline.bridge,
-        pipeline.dims,
         optimiser,
         cfg.steps,
         run.mesh,
@@ -83,8 +83,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
         if ratio is None:
             return maker.make(plan)
-        own = bridge.at_ratio(pipeline.bridge, ratio)
-        return dataclasses.replace(maker, config=own).make(plan)
+        own = pipeline.bridge.at_ratio(ratio)
+        return dataclasses.replace(maker, bridge=own).make(plan)
 
     @cache
     def step_of(plan: Plan, ratio: float | None) -> StepFn:
@@ -145,21 +145,22 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
     load = partial(load_trained, run.config, run.run_dir, pipeline, before=name)
     if not cfg.init_only and (cfg.init_from is not None or earlier.index(name) > 0):
         return load(init_from=cfg.init_from).params
-    found, coloured, projected = None, normaliser(pipeline.bridge), pca(pipeline.bridge)
+    config = pipeline.bridge.config
+    found, coloured, projected = None, normaliser(config), pca(config)
     measured = calibrate_before(run.config.stages, name)
     if (coloured or projected) and measured is not None:
         path = calibrate.path_of(run.run_dir, measured)
         found = statistics.load(path, identity(run.config, measured, pipeline))
     # Compiled: outside jit a deep part is built op by op, which takes seconds.
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    fresh = init(pipeline.bridge, pipeline.dims, jax.random.fold_in(rng, 0))
+    fresh = jax.jit(pipeline.bridge.init)(jax.random.fold_in(rng, 0))
     if found is not None and coloured is not None:
         target = coloured[1].target_of(list(pipeline.receivers))
         fresh = {**fresh, "source": fill_normaliser(fresh["source"], found, target)}
     if found is not None and projected is not None:
         fresh = {**fresh, "source": fill_pca(fresh["source"], found)}
     if cfg.init_only:
-        fresh = {**fresh, **load(init_from=cfg.init_from, only=cfg.init_only).params}
+        found_there = load(init_from=cfg.init_from, only=cfg.init_only).params
+        fresh = from_paths(dict(components(fresh)) | dict(components(found_there)))
     return jax.device_put(fresh, replicated(run.mesh))
 
 

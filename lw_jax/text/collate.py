@@ -4,7 +4,8 @@ A batch is a flat-named tree of numpy arrays. B contexts, Q questions each, N = 
 belongs to context n // Q.
 
     source/ids [B,Ts] int32, source/lengths [B], source/skip [B]: the sender's tokens, or bytes
-        (the first `skip` are BOS and primer, which are no content; an encoder's last is [SEP])
+        (the first `skip` are BOS and primer, which are no content; an encoder's last is [SEP]);
+        with several views source/<view>/ids and so on
     <receiver>/context/ids [B,Tc], .../lengths [B]      the text that the latent replaces
     <receiver>/ask/ids [N,Tq], .../lengths [N]          question and anchor (BOS first or last
         where the layout has it there)
@@ -15,7 +16,7 @@ belongs to context n // Q.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,6 +39,18 @@ MULTIPLE = 8
 """Static lengths are rounded up to this many tokens."""
 
 
+Sources = Tokenizer | Mapping[str, Tokenizer] | None
+"""In whose tokens the source is read: one tokenizer, or one for each view by its key in a batch
+(`BridgeConfig.batch_key`); None: no source is wanted."""
+
+
+def by_key(sources: Sources) -> dict[str, Tokenizer]:
+    """The sources' tokenizers by their keys in a batch."""
+    if sources is None:
+        return {}
+    return {"source": sources} if isinstance(sources, Tokenizer) else dict(sources)
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Static lengths of a batch: `source`, and `<receiver>/context`, `/ask`, `/answer`."""
@@ -52,12 +65,15 @@ class Lengths:
 class Collate:
     """Rows of text to a `Batch`; picklable.
 
-    sender: tokenizes the source (see `bridge.source_speaker`); None: no source is wanted;
-    receivers: by name.
+    Attributes:
+        layout: the receiver's sequence.
+        sources: in whose tokens the source is read.
+        receivers: the receivers' tokenizers by name.
+        lengths: static lengths of the arrays.
     """
 
     layout: LayoutConfig
-    sender: Tokenizer | None
+    sources: Sources
     receivers: dict[str, Tokenizer]
     lengths: Lengths
 
@@ -65,12 +81,13 @@ class Collate:
         """A batch of contexts, each with the same number of questions."""
         questions = len(groups[0])
         flat = [example for group in groups for example in group]
+        sources = by_key(self.sources)
         batch: Batch = {}
         ok = np.ones(len(flat), bool)
 
         def put(key: str, rows: Sequence[Sequence[int] | None], repeat: int) -> None:
             size = self.lengths[key]
-            most = size if key != "source" or self.sender is None else _room(self.sender, size)
+            most = _room(sources[key], size) if key in sources else size
             ids = np.zeros((len(rows), size), np.int32)
             lengths = np.zeros(len(rows), np.int32)
             for i, row in enumerate(rows):
@@ -89,9 +106,9 @@ class Collate:
             written = (row[:n].tolist() for row, n in zip(ids, lengths, strict=True))
             starts = [first_word(tokenizer, row) for row in written]
             batch[f"{name}/answer/start"] = np.asarray(starts, np.int32)
-        if self.sender is not None:
-            head = len(source_head_ids(self.layout, self.sender))
-            batch["source/skip"] = np.minimum(head, batch["source/lengths"]).astype(np.int32)
+        for key, tokenizer in sources.items():
+            head = len(source_head_ids(self.layout, tokenizer))
+            batch[f"{key}/skip"] = np.minimum(head, batch[f"{key}/lengths"]).astype(np.int32)
         batch["valid"] = ok
         return batch
 
@@ -100,12 +117,11 @@ class Collate:
     ) -> dict[str, tuple[Sequence[list[int] | None], int]]:
         """Token ids of every part, and how many questions share one row of it."""
         parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
-        if self.sender is not None:
-            head = source_head_ids(self.layout, self.sender)
+        for key, tokenizer in by_key(self.sources).items():
+            head = source_head_ids(self.layout, tokenizer)
             texts = [source_text(self.layout, group[0]) for group in groups]
-            tail = list(self.sender.tail)
-            rows = [head + ids + tail for ids in self.sender.encode_all(texts)]
-            parts["source"] = (rows, questions)
+            tail = list(tokenizer.tail)
+            parts[key] = ([head + ids + tail for ids in tokenizer.encode_all(texts)], questions)
         messages = [message_text(self.layout, group[0]) for group in groups]
         pairs = [asked_pair(self.layout, example) for example in flat]
         for name, tokenizer in self.receivers.items():
@@ -118,7 +134,7 @@ class Collate:
 
 def measure(
     layout: LayoutConfig,
-    sender: Tokenizer | None,
+    sources: Sources,
     receivers: dict[str, Tokenizer],
     groups: Sequence[Group],
     max_tokens: int | None = None,
@@ -130,13 +146,13 @@ def measure(
     """
     if not groups:
         raise UserError("data: no rows to measure; give at least one")
-    probe = Collate(layout, sender, receivers, Lengths())
+    probe, sent = Collate(layout, sources, receivers, Lengths()), by_key(sources)
     flat = [example for group in groups for example in group]
     sizes: dict[str, int] = {}
     for key, (rows, _) in probe.rows(groups, flat, 1).items():
         longest = max((len(row) for row in rows if row is not None), default=1)
-        reader = sender if key == "source" else None
-        bounded = key.endswith(("source", "/context")) and (reader is None or reader.limit is None)
+        reader = sent.get(key)
+        bounded = reader.limit is None if reader is not None else key.endswith("/context")
         if bounded and max_tokens is not None:
             longest = min(longest, max_tokens)
         if reader is not None:

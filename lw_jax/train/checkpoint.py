@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from lw_jax.bridge.paths import chosen_parts, components, from_paths, nested
 from lw_jax.errors import UserError
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
@@ -77,6 +77,12 @@ class Checkpoints:
             path = self.root / str(step)
             try:
                 meta = read_meta(path)
+                if old_names(meta["parameters"]):
+                    raise UserError(
+                        f"{self.root}: an earlier version began this run, whose parameters have "
+                        "other names; it can be evaluated and started from (init_from), not "
+                        "resumed: give another run_dir"
+                    )
                 self._check_identity(meta)
                 check_counts(like.params, meta["parameters"])
                 parts = {k: _load(path, k, part, meta) for k, part in _parts(like).items()}
@@ -135,7 +141,8 @@ def load_params(
         like: arrays or shapes with shardings.
         which: `best` is the last one where the stage kept no score.
         part: first level of the tree to keep; `like` has it alone, the others are dropped.
-        only: with a part, its components to keep; the others are dropped. Empty: all.
+        only: with a part, its components to keep, by path (`compressor`, `readers/qwen`); the
+            others are dropped. Empty: all.
 
     A damaged checkpoint is named, and the one before it taken.
 
@@ -148,16 +155,20 @@ def load_params(
         try:
             meta = read_meta(path)
             name = "ema" if "ema" in meta["checksums"] else "params"
-            others = {} if part is None else _as_saved(path, name, like)
-            if part is not None and only:
-                kept = {name: like[part][name] for name in only}
-                like = {part: {**others[part], **kept}}
-            whole = others | like if others else like
-            check_counts(whole, meta["parameters"])
-            params = _load(path, name, whole, meta)
             if part is None:
-                return params, meta
-            return {part: {k: x for k, x in params[part].items() if not only or k in only}}, meta
+                check_counts(like, meta["parameters"])
+                return _load(path, name, like, meta), meta
+            saved = _as_saved(path, name, like)
+            old = old_names(meta["parameters"])
+            wanted = chosen_parts(like[part], only) if only else dict(components(like[part]))
+            own = {("_".join(p),) if old else p: tree for p, tree in wanted.items()}
+            if only:
+                own = dict(components(saved[part])) | own
+            whole = saved | {part: from_paths(own)}
+            check_counts(whole, meta["parameters"])
+            loaded = _load(path, name, whole, meta)[part]
+            parts = dict(components(nested(loaded, wanted) if old else loaded))
+            return {part: from_paths({p: parts[p] for p in wanted})}, meta
         except UserError:
             raise
         except ValueError as damage:
@@ -176,12 +187,20 @@ def best_step(root: Path) -> int | None:
     return None
 
 
-def component_counts(params: PyTree, levels: int = 2) -> dict[str, int]:
-    """Parameters per component: `bridge/compressor`, ..., the first levels of the tree."""
-    found: Counter[str] = Counter()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        found["/".join(str(getattr(k, "key", k)) for k in path[:levels]) or "params"] += leaf.size
-    return dict(found)
+def component_counts(params: PyTree) -> dict[str, int]:
+    """Parameters per component: `bridge/compressor`, `bridge/readers/qwen/lora`, `heads/gist`."""
+    found: dict[str, int] = {}
+    for name, tree in params.items():
+        parts: Any = components(tree) if isinstance(tree, Mapping) else [((), tree)]
+        for path, part in parts:
+            if leaves := jax.tree.leaves(part):
+                found["/".join((name, *path))] = sum(x.size for x in leaves)
+    return found
+
+
+def old_names(parameters: Mapping[str, int]) -> bool:
+    """Whether a bridge was saved with linen's names for its readers' parameters."""
+    return any(name.startswith("bridge/readers_") for name in parameters)
 
 
 def check_counts(loaded: PyTree, trained: Mapping[str, int]) -> None:
@@ -190,7 +209,11 @@ def check_counts(loaded: PyTree, trained: Mapping[str, int]) -> None:
     Raises:
         UserError: names the component and both counts.
     """
-    here = component_counts(loaded)
+    check_same(component_counts(loaded), trained)
+
+
+def check_same(here: Mapping[str, int], trained: Mapping[str, int]) -> None:
+    """The same of counts by component."""
     for name in sorted(here.keys() | trained.keys()):
         if here.get(name) != trained.get(name):
             raise UserError(

@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lw_jax.bridge import module as bridge
-from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.layers.intermediates import Intermediates
-from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.context import Context
@@ -34,7 +32,7 @@ class _Probed(Context):
 
     @cached_property
     def encoded(self) -> tuple[Latent, Intermediates]:
-        latent, intermediates = self.apply(self.taps, method="encode", key=0)
+        latent, intermediates = self.apply(self.views, method="encode", key=0)
         if self.at_latent is not None:
             latent = latent.replace(slots=latent.slots + self.at_latent)
         return latent, intermediates
@@ -65,10 +63,9 @@ def _added(delivery: Delivery, zeros: list[Array]) -> Delivery:
     )
 
 
-@partial(jax.jit, static_argnames=("config", "dims", "plan"))
+@partial(jax.jit, static_argnames=("bridge", "plan"))
 def objective_gradients(
-    config: BridgeConfig,
-    dims: BridgeDims,
+    bridge: Bridge,
     plan: Plan,
     params: PyTree,
     frozen: FrozenModels,
@@ -88,11 +85,11 @@ def objective_gradients(
 
     def context_of(own: PyTree, at_latent: Array | None, at_given: Any) -> _Probed:
         return _Probed(
-            partial(bridge.apply, config, dims, own),
-            dims,
+            bridge,
+            own,
             frozen,
             batch,
-            bridge.extract(config, frozen.sender, batch, own),
+            bridge.extract(frozen.sender, batch, own),
             jax.random.key(0),
             True,
             params.get("heads", {}),
@@ -113,7 +110,7 @@ def objective_gradients(
         totals = {name: jnp.float32(0.0) for name, _ in plan.objectives}
         terms = all_terms(plan, context)
         for (name, _), term in terms.items():
-            totals[name] += mean(term) / len(dims.receivers)
+            totals[name] += mean(term) / len(bridge.dims.receivers)
         watched = {name: mean(term) for name, term in context.watched.items()}
         seen = watched | {name: mean(term) for (_, name), term in terms.items()}
         return jnp.stack(list(totals.values())), seen

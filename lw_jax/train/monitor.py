@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lw_jax.bridge import module as bridge
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
@@ -61,10 +60,6 @@ class QuickEvaluation:
         one = [group[:1] for group in groups]
         return put_batch(self.pipeline.mesh, self.pipeline.collate(one)(one))
 
-    @property
-    def _wire(self) -> latents.Wire:
-        return latents.Wire(self.pipeline.bridge, self.pipeline.dims)
-
     @cached_property
     def _few(self) -> Any:
         """The first rows of the batch, as many as a training step takes at once."""
@@ -87,7 +82,7 @@ class QuickEvaluation:
         metrics: dict[str, Any] = {}
         lines: list[str] = []
         raised: list[Alarm] = []
-        for name in self.pipeline.dims.receivers:
+        for name in self.pipeline.bridge.dims.receivers:
             found, first = self._scores(params, name)
             written = self._written(params, name)
             found["distinct"] = len(set(written)) / max(1, len(written))
@@ -104,30 +99,32 @@ class QuickEvaluation:
         metrics |= {f"alarm/{alarm.name}": 1 for alarm in raised}
         if raised:
             metrics["alarms"] = [str(alarm) for alarm in raised]
-        scores = [metrics[f"{name}/accuracy"] for name in self.pipeline.dims.receivers]
+        scores = [metrics[f"{name}/accuracy"] for name in self.pipeline.bridge.dims.receivers]
         shown = (*lines, *(str(alarm) for alarm in raised))
         return Evaluation(metrics, float(np.mean(scores)), shown)
 
     def add_programs(self, programs: AheadOfTime, state: TrainState, steps: Iterable[int]) -> None:
         """What evaluations after these steps will run."""
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
-        for name in pipeline.dims.receivers:
-            given = (self._wire, name, params, frozen, self.batch)
+        for name in pipeline.bridge.dims.receivers:
+            given = (self.pipeline.bridge, name, params, frozen, self.batch)
             programs.add(latents.score, *given, np.int32(0), self._starts[name])
             programs.add(latents.inspect, *given)
             programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
-            static = pipeline.bridge, pipeline.dims
+            static = pipeline.bridge, pipeline.bridge.dims
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
                 programs.add(objective_gradients, *static, plan, state.params, frozen, self._few)
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
-        wire, frozen = self._wire, self.pipeline.frozen
+        bridge, frozen = self.pipeline.bridge, self.pipeline.frozen
         batch, start = self.batch, self._starts[name]
         valid = np.asarray(batch["valid"])
         matched, other = (
-            jax.device_get(latents.score(wire, name, params, frozen, batch, np.int32(shift), start))
+            jax.device_get(
+                latents.score(bridge, name, params, frozen, batch, np.int32(shift), start)
+            )
             for shift in (0, 1)
         )
         rank = matched.rank[valid]
@@ -148,7 +145,7 @@ class QuickEvaluation:
     def _slots(self, params: PyTree, name: str) -> tuple[dict[str, float], dict[str, float]]:
         """`slots/...`: their statistics; and what else is seen of the latent without reading it."""
         seen = jax.device_get(
-            latents.inspect(self._wire, name, params, self.pipeline.frozen, self.batch)
+            latents.inspect(self.pipeline.bridge, name, params, self.pipeline.frozen, self.batch)
         )
         more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
         more["moved_by_mean"] = float(seen.pop("moved"))
@@ -181,14 +178,14 @@ class QuickEvaluation:
         begins = found["first_top_share"], self._gold_top_share(name)
         yield from alarms.collapse(name, distinct, begins, progress)
         usage = {k.removeprefix("codes/"): v for k, v in more.items() if k.startswith("codes/")}
-        rows, levels = self.batch["valid"].shape[0], bridge.levels_of(self.pipeline.bridge)
+        rows, levels = self.batch["valid"].shape[0], self.pipeline.bridge.levels
         yield from alarms.codebook_collapse(usage, levels, rows, count, progress)
 
     def _gradients(self, state: TrainState, step: int) -> tuple[dict[str, float], list[Alarm]]:
         """Gradient norms per objective, as weighted in the step just taken."""
         s, plan = self.pipeline, plan_at(self.objectives, step - 1)
         # The parameters that are trained, not their average: the gradients are of these.
-        norms = objective_gradients(s.bridge, s.dims, plan, state.params, s.frozen, self._few)
+        norms = objective_gradients(s.bridge, plan, state.params, s.frozen, self._few)
         norms = jax.device_get(norms)
         weights = {
             name: float(config.weight * config.schedule(step - 1, self.steps))
@@ -207,7 +204,7 @@ class QuickEvaluation:
         raised = list(alarms.dead_objectives({n: v for n, v in weighted.items() if n in live}))
         raised += alarms.detached_heads(by["latent"], by["delivered"])
         seen = norms["seen"]
-        for name in s.dims.receivers:
+        for name in s.bridge.dims.receivers:
             if f"{name}/flow/shuffled" in seen:
                 flow, shuffled = float(seen[f"{name}/flow"]), float(seen[f"{name}/flow/shuffled"])
                 raised += alarms.blind_flow(name, flow, shuffled, step / self.steps)
@@ -231,7 +228,9 @@ class QuickEvaluation:
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
         ids, lengths = jax.device_get(
-            latents.sample(self._wire, name, self.max_new, params, self.pipeline.frozen, self.batch)
+            latents.sample(
+                self.pipeline.bridge, name, self.max_new, params, self.pipeline.frozen, self.batch
+            )
         )
         rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]

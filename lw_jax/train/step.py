@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lw_jax.bridge import module as bridge
-from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.paths import components
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.mesh import replicated
 from lw_jax.models.dims import BridgeDims
@@ -69,28 +69,16 @@ def init_heads(objectives: Any, dims: BridgeDims, rng: Array) -> dict[str, PyTre
 
 
 def context_of(
-    config: BridgeConfig,
-    dims: BridgeDims,
-    params: PyTree,
-    frozen: FrozenModels,
-    batch: Batch,
-    rng: Array,
-    train: bool,
+    bridge: Bridge, params: PyTree, frozen: FrozenModels, batch: Batch, rng: Array, train: bool
 ) -> Context:
     """What the objectives see of a batch.
 
-    params: `{"bridge": ..., "heads": ...}`.
+    Args:
+        params: `{"bridge": ..., "heads": ...}`.
     """
-    return Context(
-        partial(bridge.apply, config, dims, params["bridge"]),
-        dims,
-        frozen,
-        batch,
-        bridge.extract(config, frozen.sender, batch, params["bridge"]),
-        rng,
-        train,
-        params.get("heads", {}),
-    )
+    own = params["bridge"]
+    views = bridge.extract(frozen.sender, batch, own)
+    return Context(bridge, own, frozen, batch, views, rng, train, params.get("heads", {}))
 
 
 def all_terms(plan: Plan, context: Context) -> Terms:
@@ -124,8 +112,7 @@ class StepMaker:
     (scheduled sampling).
     """
 
-    config: BridgeConfig
-    dims: BridgeDims
+    bridge: Bridge
     optimiser: optax.GradientTransformation
     steps: int
     mesh: Mesh
@@ -155,12 +142,12 @@ class StepMaker:
         }
 
         def terms_of(params: PyTree, part: Batch, key: Array) -> Seen:
-            context = context_of(self.config, self.dims, params, frozen, part, key, True)
+            context = context_of(self.bridge, params, frozen, part, key, True)
             context.keep, context.sampled = keep, sampled
             terms = all_terms(plan, context)
-            watched = context.watched | _loudness(context, self.dims)
+            watched = context.watched | _loudness(context, self.bridge.dims)
             # Only what is asked for leaves the trace: notes of all microbatches take memory.
-            asked = self.moves and bridge.moves_itself(self.config) and context.made
+            asked = self.moves and self.bridge.trains_itself and context.made
             return terms, watched, context.intermediates if asked else {}
 
         def loss_of(
@@ -171,7 +158,7 @@ class StepMaker:
             for k, term in terms.items():
                 count = term.count if counts is None else counts[k]
                 loss += weights[k[0]] * term.total / jnp.maximum(1.0, count)
-            return loss / len(self.dims.receivers), (terms, watched, intermediates)
+            return loss / len(self.bridge.dims.receivers), (terms, watched, intermediates)
 
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
         if self.accumulate == 1:
@@ -202,7 +189,7 @@ class StepMaker:
             intermediates = jax.tree.map(_whole_batch, stacked)
         new = apply_gradients(state, grads, self.optimiser, self.ema)
         if intermediates:
-            own = bridge.after_step(self.config, new.params["bridge"], intermediates, rng)
+            own = self.bridge.after_step(new.params["bridge"], intermediates, rng)
             new = new.replace(params={**new.params, "bridge": own})  # type: ignore[attr-defined]
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         if self.rate is not None:
@@ -211,9 +198,9 @@ class StepMaker:
             metrics["latent_keep"] = keep
         if sampled is not None:
             metrics["scheduled_sampling"] = sampled
-        for name, tree in grads["bridge"].items():
-            metrics[f"grad_norm/{name}"] = optax.tree.norm(tree)
-        metrics |= shares(terms, weights, loss, len(self.dims.receivers))
+        for path, tree in components(grads["bridge"]):
+            metrics[f"grad_norm/{'/'.join(path)}"] = optax.tree.norm(tree)
+        metrics |= shares(terms, weights, loss, len(self.bridge.dims.receivers))
         metrics |= {name: mean(term) for name, term in watched.items()}
         metrics["dropped"] = jnp.sum(~batch["valid"])
         return new, metrics

@@ -13,10 +13,10 @@ def termination() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM only sets a flag; the value asks for it."""
     asked: list[int] = []
 
-    def sow(number: int, frame: FrameType | None) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
 
-    before = signal.signal(signal.SIGTERM, sow)
+    before = signal.signal(signal.SIGTERM, note)
     try:
         yield lambda: bool(asked)
     finally:

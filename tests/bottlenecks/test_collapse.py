@@ -89,7 +89,7 @@ def _fit(module: Any, config: Any, objective: Any) -> Any:
         updates, state = optimiser.update(grads, state)
         params = optax.apply_updates(params, updates)
         if module is vq:
-            params["own"] = vq.after_step(config, params["own"], intermediates, after)
+            params["own"] = config.after_step(params["own"], intermediates, after)
         said = codes.usage({"bottleneck": intermediates})
         return (params, state), (
             error,

@@ -65,9 +65,9 @@ def step(config: vq.Config, params: Any, x: np.ndarray, mask: Any = None, seed: 
 
 @partial(jax.jit, static_argnums=0)
 def _step(config: vq.Config, params: Any, given: Any, rng: Any) -> Any:
-    linen = vq.build(config, BridgeDims(1, 1, given.slots.shape[-1]))
+    linen = config.build(BridgeDims(1, 1, given.slots.shape[-1]))
     _, sown = linen.apply({"params": params}, given, True, mutable=["intermediates"])
-    return vq.after_step(config, params, sown["intermediates"], rng)
+    return config.after_step(params, sown["intermediates"], rng)
 
 
 def test_dead_codes_are_put_onto_real_slots_each_taken_once() -> None:

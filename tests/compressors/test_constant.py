@@ -20,7 +20,7 @@ def features(seed: int) -> Features:
 
 @pytest.mark.parametrize("slots", [0, 4])
 def test_every_text_has_the_same_slots(slots: int) -> None:
-    module = constant.build(constant.Config(slots), DIMS)
+    module = constant.Config(slots).build(DIMS)
     params = module.init(jax.random.key(0), {"source": features(1)})
     assert sum(x.size for x in jax.tree.leaves(params)) == slots * 6
     one, other = (module.apply(params, {"source": features(seed)}) for seed in (1, 2))

@@ -48,7 +48,7 @@ def dims(rms: float = 0.1, receivers: int = 1) -> BridgeDims:
 
 def module(rms: float = 0.1, **options: Any) -> dit.Dit:
     chosen = {"slots": SLOTS, "width": 16, "heads": 2, "depth": 2, "steps": 3, **options}
-    return dit.build(dit.Config(**chosen), dims(rms))
+    return dit.Config(**chosen).build(dims(rms))
 
 
 def source(rows: int = 3, seed: int = 0) -> dict[str, Features]:
@@ -230,7 +230,7 @@ def test_what_cannot_be_generated_is_refused() -> None:
         dit.Config(slots=2, width=16, heads=3)
     with pytest.raises(UserError, match=r"one receiver; got 2 \(r0, r1\)"):
         jax.eval_shape(
-            dit.build(dit.Config(slots=2, width=16), dims(receivers=2)).init,
+            dit.Config(slots=2, width=16).build(dims(receivers=2)).init,
             {"params": jax.random.key(0), "noise": jax.random.key(1)},
             source(),
         )

@@ -26,13 +26,13 @@ def features(lengths: list[int]) -> Features:
 
 
 def latent(options: perceiver.Config, view: Features, train: bool = False, seed: int = 0) -> Latent:
-    module = perceiver.build(options, DIMS)
+    module = options.build(DIMS)
     rngs = {"noise": jax.random.key(seed)}
     return jax.jit(module.apply, static_argnums=2)(fresh(view), {"source": view}, train, rngs=rngs)
 
 
 def fresh(view: Features) -> PyTree:
-    return jax.jit(perceiver.build(config(), DIMS).init)(jax.random.key(0), {"source": view})
+    return jax.jit(config().build(DIMS).init)(jax.random.key(0), {"source": view})
 
 
 def test_slots_follow_the_length() -> None:
@@ -46,7 +46,7 @@ def test_slots_follow_the_length() -> None:
 def test_unused_slots_change_nothing() -> None:
     view = features([24, 9])
     many = latent(config(ratios=(4.0,)), view)
-    module = perceiver.build(config(6), DIMS)
+    module = config(6).build(DIMS)
     params = fresh(view)["params"]
     cut = dict(params) | {"queries": params["queries"][:6]}
     few = jax.jit(module.apply)({"params": cut}, {"source": view})
@@ -65,7 +65,7 @@ def test_a_full_row_has_the_slots_that_it_has_with_filling() -> None:
     """Also where the quotient, 39 / 1.3, is rounded above 30 on one path and not on the other."""
     x = jax.random.normal(jax.random.key(1), (1, 48, WIDTH))
     options = config(slots=40, ratios=(1.3,))
-    module = perceiver.build(options, DIMS)
+    module = options.build(DIMS)
     mask = jnp.arange(48)[None] < 39
     filled = Features(x, mask, jnp.zeros(mask.shape, jnp.int32))
     full = Features(*(a[:, :39] for a in (filled.x, filled.mask, filled.ids)))
@@ -83,7 +83,7 @@ def test_training_draws_every_ratio() -> None:
 
 
 def test_one_ratio_of_several_is_trained() -> None:
-    one = perceiver.at_ratio(config(ratios=(2.0, 4.0, 8.0)), 8.0)
+    one = config(ratios=(2.0, 4.0, 8.0)).at_ratio(8.0)
     found = latent(one, features([24] * 8), train=True)
     assert found.mask.sum(axis=1).tolist() == [3] * 8
     assert found.slots.shape[1] == 3

@@ -21,9 +21,7 @@ VIEW = Features(jnp.asarray(X), jnp.asarray(MASK), jnp.zeros((2, 7), jnp.int32))
 @pytest.mark.parametrize("linear", [False, True])
 def test_slots_are_the_tokens_in_order(linear: bool) -> None:
     width = 3 if linear else 5
-    module = tokens.build(
-        tokens.Config(linear), BridgeDims(source_width=5, taps=1, latent_dim=width)
-    )
+    module = tokens.Config(linear).build(BridgeDims(source_width=5, taps=1, latent_dim=width))
     latent, params = module.init_with_output(jax.random.key(0), {"source": VIEW})
     assert latent.mask.sum(axis=1).tolist() == latent.span.tolist() == [6, 3]
     x = X
@@ -39,6 +37,6 @@ def test_slots_are_the_tokens_in_order(linear: bool) -> None:
 
 
 def test_features_of_another_width() -> None:
-    module = tokens.build(tokens.Config(False), BridgeDims(source_width=5, taps=1, latent_dim=3))
+    module = tokens.Config(False).build(BridgeDims(source_width=5, taps=1, latent_dim=3))
     with pytest.raises(UserError, match=r"set bridge\.latent_dim to 5, or linear to true"):
         module.init(jax.random.key(0), {"source": VIEW})

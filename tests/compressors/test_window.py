@@ -36,7 +36,7 @@ def features(lengths: list[int], tokens: int = TOKENS, skip: int = 0) -> Feature
 @cache
 def module(mode: Any, depth: int = 0) -> tuple[Any, Any]:
     """The compiled module of a mode, and its parameters."""
-    made = window.build(window.Config(SIZE, mode, width=16, heads=2, depth=depth), DIMS)
+    made = window.Config(SIZE, mode, width=16, heads=2, depth=depth).build(DIMS)
     view = {"source": features([TOKENS])}
     return jax.jit(made.apply), jax.jit(made.init)(jax.random.key(0), view)
 

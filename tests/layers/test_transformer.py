@@ -50,9 +50,9 @@ def view(lengths: list[int], room: int = TOKENS) -> Features:
 def test_padding_changes_nothing(part: str, rotary: bool) -> None:
     sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1, "rotary": rotary}
     if part == "perceiver":
-        module = perceiver.build(perceiver.Config(slots=4, **sizes), DIMS)  # type: ignore[arg-type]
+        module = perceiver.Config(slots=4, **sizes).build(DIMS)  # type: ignore[arg-type]
     else:
-        module = window.build(window.Config(size=3, **sizes), DIMS)  # type: ignore[arg-type,assignment]
+        module = window.Config(size=3, **sizes).build(DIMS)  # type: ignore[arg-type,assignment]
     params = jax.jit(module.init)(jax.random.key(0), {"source": view([9, 6])})
     whole = jax.jit(module.apply)(params, {"source": view([9, 6])})
     cut = jax.jit(module.apply)(params, {"source": view([9, 6], room=9)})
@@ -69,9 +69,9 @@ def test_rotary_changes_the_latent_but_not_the_parameters(part: str) -> None:
     for rotary in (False, True):
         if part == "perceiver":
             config = perceiver.Config(slots=4, rotary=rotary, **sizes)
-            module = perceiver.build(config, DIMS)
+            module = config.build(DIMS)
         else:
-            module = window.build(window.Config(size=3, rotary=rotary, **sizes), DIMS)  # type: ignore[assignment]
+            module = window.Config(size=3, rotary=rotary, **sizes).build(DIMS)  # type: ignore[assignment]
         params = jax.jit(module.init)(jax.random.key(0), {"source": view([12, 12])})
         made.append((params, jax.jit(module.apply)(params, {"source": view([12, 12])}).slots))  # type: ignore[union-attr]
     chex.assert_trees_all_equal(made[0][0], made[1][0])
@@ -83,7 +83,7 @@ def test_odd_heads_cannot_be_turned() -> None:
         window.Config(size=3, width=6, heads=2, rotary=True)
     with pytest.raises(UserError, match="3 a head; choose an even number"):
         perceiver.Config(slots=4, width=6, heads=2, rotary=True)
-    module = perceiver.build(perceiver.Config(slots=4, width=None, heads=2, rotary=True), DIMS)
+    module = perceiver.Config(slots=4, width=None, heads=2, rotary=True).build(DIMS)
     with pytest.raises(UserError, match="3 a head; choose an even number"):
         module.init(jax.random.key(0), {"source": view([12, 12])})
 

@@ -24,7 +24,7 @@ def latent() -> Latent:
 
 
 def blocks_of(given: Latent, *, trained: bool) -> Blocks:
-    module = latent_adapters.build(CONFIG, DIMS)
+    module = CONFIG.build(DIMS)
     params = module.init(jax.random.key(1), given)
     if trained:  # what a block adds starts at zero
         params = jax.tree.map(
@@ -62,7 +62,7 @@ def test_reads_the_slots_that_are_real() -> None:
 
 
 def test_every_question_reads_its_own_context() -> None:
-    module = latent_adapters.build(CONFIG, DIMS)
+    module = CONFIG.build(DIMS)
     delivery = module.apply(module.init(jax.random.key(1), latent()), latent())
     more = expand(delivery, 3)  # type: ignore[arg-type]
     assert more is not None
@@ -74,6 +74,6 @@ def test_every_question_reads_its_own_context() -> None:
 
 
 def test_a_layer_beyond_the_receivers() -> None:
-    wrong = latent_adapters.build(dataclasses.replace(CONFIG, layers=(4,)), DIMS)
+    wrong = dataclasses.replace(CONFIG, layers=(4,)).build(DIMS)
     with pytest.raises(UserError, match=r"layers: \[4\] are not all among .* 1 to 3"):
         wrong.init(jax.random.key(0), latent())

@@ -41,7 +41,7 @@ ALL = low_rank.Config(r=3, alpha=6.0, layers=2)
 
 
 def fresh(config: low_rank.Config) -> tuple[low_rank.LowRank, Any]:
-    module = lora.build(config, DIMS)
+    module = config.build(DIMS)
     return module, module.init(jax.random.key(1), LATENT)
 
 

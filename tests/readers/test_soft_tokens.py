@@ -21,7 +21,7 @@ SLOTS = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
 
 def given(loud: float = 1.0, **options: Any) -> tuple[dict[str, Any], np.ndarray, dict[str, Any]]:
     """Parameters, soft tokens and notes for slots at RMS `loud`."""
-    module = soft_tokens.build(soft_tokens.Config(**options), DIMS)
+    module = soft_tokens.Config(**options).build(DIMS)
     mask = jnp.asarray([[True, True, True], [True, True, False]])
     latent = Latent(jnp.asarray(SLOTS * loud), mask)
 
@@ -116,7 +116,7 @@ def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
     np.testing.assert_allclose(same, plain, rtol=1e-5)
     rng = np.random.default_rng(3)
     film = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in params["film"].items()}
-    reader = soft_tokens.build(soft_tokens.Config(conditioning="none", film=True), DIMS)
+    reader = soft_tokens.Config(conditioning="none", film=True).build(DIMS)
     mask = np.array([[True, True, True], [True, True, False]])
     apply = jax.jit(lambda p, x: reader.apply({"params": p}, Latent(x, mask)).embeds)  # type: ignore[union-attr]
     found = np.asarray(apply({**params, "film": film}, SLOTS))
@@ -131,7 +131,7 @@ def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
 
 
 def test_options_that_do_not_fit() -> None:
-    narrow = soft_tokens.build(soft_tokens.Config(hidden="none"), ModelDims(16, 2, 2, 4))
+    narrow = soft_tokens.Config(hidden="none").build(ModelDims(16, 2, 2, 4))
     with pytest.raises(UserError, match=r"set bridge\.latent_dim to 16"):
         narrow.init(jax.random.key(0), Latent(SLOTS, np.ones((2, 3), bool)))
     with pytest.raises(UserError, match="has no scale"):

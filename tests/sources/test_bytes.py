@@ -34,7 +34,7 @@ SMALL = raw.Config(width=8, heads=2, depth=1)
 
 @given(st.text())
 def test_ids_are_the_utf8_bytes(text: str) -> None:
-    tokenizer = raw.text_tokenizer(SMALL)
+    tokenizer = SMALL.tokenizer()
     assert tokenizer.encode(text) == list(text.encode())
     assert tokenizer.backend.decode(tokenizer.encode(text)) == text
 
@@ -45,10 +45,10 @@ def row(context: str) -> tuple[Example, ...]:
 
 def test_a_batch_carries_them() -> None:
     rows = [row("Ada keeps 7 goats — no, 8 🐐."), row("Eve left.")]
-    tokenizer = raw.text_tokenizer(SMALL)
+    tokenizer = SMALL.tokenizer()
     both = {"reader": receiver()}
     batch = Collate(LAYOUT, tokenizer, both, measure(LAYOUT, tokenizer, both, rows))(rows)
-    taps = raw.extract(SMALL, None, batch, None)
+    taps = SMALL.extract(None, batch, None)
     for i, (example,) in enumerate(rows):
         kept = np.asarray(taps.ids)[i][np.asarray(taps.mask)[i]]
         assert bytes(kept.tolist()).decode() == " " + example.context
@@ -57,7 +57,7 @@ def test_a_batch_carries_them() -> None:
 
 
 def test_a_text_of_too_many_bytes_is_left_out() -> None:
-    tokenizer = raw.text_tokenizer(raw.Config(max_bytes=32))
+    tokenizer = raw.Config(max_bytes=32).tokenizer()
     rows = [row("é" * 40), row("Eve left.")]
     batch = Collate(LAYOUT, tokenizer, {}, measure(LAYOUT, tokenizer, {}, rows, max_tokens=9))(rows)
     assert batch["source/ids"].shape == (2, 32)
@@ -65,7 +65,7 @@ def test_a_text_of_too_many_bytes_is_left_out() -> None:
 
 
 def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
-    tokenizer = raw.text_tokenizer(raw.Config(max_bytes=30))
+    tokenizer = raw.Config(max_bytes=30).tokenizer()
     rows = [row("x" * length) for length in range(1, 50)]
     batch = Collate(LAYOUT, tokenizer, {}, measure(LAYOUT, tokenizer, {}, rows))(rows)
     assert batch["source/ids"].shape[1] == 32
@@ -75,7 +75,7 @@ def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
 def test_padding_is_not_read_and_order_is() -> None:
     text = jnp.asarray([list(b"Ada keeps goats")])
     none = jnp.zeros((0, 1, 15, 0))
-    module = raw.build(SMALL, BridgeDims(0, 0, 8))
+    module = SMALL.build(BridgeDims(0, 0, 8))
     params = jax.jit(module.init)(jax.random.key(0), Taps(none, jnp.ones((1, 15), bool), text))
     assert set(groups(params["params"]).values()) == {"adam", "muon"}
 

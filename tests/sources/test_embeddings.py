@@ -23,7 +23,7 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     config = embeddings.Config()
     whole = load_lm(home, mesh, dtype=jnp.float32)
-    depth = embeddings.depth(config, whole.arch)
+    depth = config.depth(whole.arch)
     lm = load_lm(home, mesh, dtype=jnp.float32, layers=depth, head=False)
     assert [x.shape for x in jax.tree.leaves(lm.params)] == [(300, 16)]
     batch = {
@@ -31,12 +31,12 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
         "source/lengths": jnp.asarray([3, 2]),
         "source/skip": jnp.asarray([1, 1]),
     }
-    taps = embeddings.extract(config, FrozenDecoder(lm.params, lm.arch), batch, None)
-    assert embeddings.dims(config, lm.arch) == (16, 1, 300)
+    taps = config.extract(FrozenDecoder(lm.params, lm.arch), batch, None)
+    assert config.shape(lm.arch) == (16, 1, 300)
     table = np.asarray(whole.params["embed"])
     np.testing.assert_array_equal(taps.states[0], table[np.asarray(batch["source/ids"])])
     assert taps.mask.tolist() == [[False, True, True, False], [False, True, False, False]]
-    module = embeddings.build(config, BridgeDims(16, 1, 8))
+    module = config.build(BridgeDims(16, 1, 8))
     features, params = module.init_with_output(jax.random.key(0), taps)
     assert not params
     real = np.asarray(features.x)[np.asarray(taps.mask)]
@@ -45,4 +45,4 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
 
 def test_a_sender_is_needed() -> None:
     with pytest.raises(UserError, match=r"sender: missing; bridge\.source\.embeddings"):
-        embeddings.dims(embeddings.Config(), None)
+        embeddings.Config().shape(None)

@@ -122,11 +122,11 @@ def test_it_is_an_option_of_the_source() -> None:
     taps = Taps(states(), jnp.ones((16, 12), bool), jnp.zeros((16, 12), jnp.int32))
     plain = hidden_states.Config(layers=(0, 1))
     assert normaliser_of(plain) is None
-    assert "params" not in hidden_states.build(plain, DIMS).init(jax.random.key(0), taps)
+    assert "params" not in plain.build(DIMS).init(jax.random.key(0), taps)
     options = Normaliser(target="reader")
     config = hidden_states.Config(layers=(0, 1), normaliser=options)
     assert normaliser_of(config) is options
-    module = hidden_states.build(config, DIMS)
+    module = config.build(DIMS)
     params = fill(module.init(jax.random.key(0), taps)["params"], measured(), "reader")
     own, inner = filled(options)
     given = own.apply({"params": inner}, taps.states)

@@ -154,12 +154,12 @@ def test_it_is_an_option_of_both_sources() -> None:
     config = hidden_states.Config(layers=(0, 1), pca=Pca(3))
     assert pca_of(config) == Pca(3)
     assert pca_of(hidden_states.Config()) is None
-    found = hidden_states.build(config, DIMS).apply({"params": filled(Pca(3))}, taps)
+    found = config.build(DIMS).apply({"params": filled(Pca(3))}, taps)
     alone = projected(Pca(3))
     np.testing.assert_allclose(found.x, np.concatenate([*alone], axis=-1), rtol=1e-6)  # type: ignore[union-attr]
     one = taps.replace(states=taps.states[:1])  # type: ignore[attr-defined]
     own = jax.tree.map(lambda x: x[:1], filled(Pca(3)))
-    module = embeddings.build(embeddings.Config(pca=Pca(3)), DIMS)
+    module = embeddings.Config(pca=Pca(3)).build(DIMS)
     np.testing.assert_allclose(module.apply({"params": own}, one).x, alone[0], rtol=1e-6)  # type: ignore[union-attr]
 
 

@@ -152,7 +152,7 @@ def test_a_step_trains_it() -> None:
 
 def test_layers_that_are_not_run_are_refused() -> None:
     def dims(**options: Any) -> Any:
-        return hidden_states.dims(hidden_states.Config(**options), arch("llama"))
+        return hidden_states.Config(**options).shape(arch("llama"))
 
     assert dims(layers=(1,), lora=low_rank.Config(layers=1)) == (24, 1, 320)
     with pytest.raises(UserError, match=r"lora\.layers: 2 of the 1 layers run"):

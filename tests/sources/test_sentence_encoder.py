@@ -75,12 +75,12 @@ def batch(tokenizer: Tokenizer, *texts: str, layout: LayoutConfig = PLAIN) -> Ba
 @jax.jit
 def extracted(model: FrozenEncoder, given: Batch) -> list[Taps]:
     """Under each of `EACH`."""
-    return [source.extract(config, model, given, None) for config in EACH]
+    return [config.extract(model, given, None) for config in EACH]
 
 
 @jax.jit
 def features(taps: list[Taps]) -> list[Features]:
-    built = [source.build(config, BridgeDims(16, 1, 8)) for config in EACH]
+    built = [config.build(BridgeDims(16, 1, 8)) for config in EACH]
     return [module.apply({}, tap) for module, tap in zip(built, taps, strict=True)]
 
 
@@ -170,9 +170,9 @@ def test_the_layer_is_the_one_that_is_asked_for(loaded: tuple[FrozenEncoder, Tok
     for layer in (0, 1, 2, None):
         taps = jax.jit(source.extract, static_argnums=0)(Config(layer), model, given, None)
         np.testing.assert_allclose(taps.states[0], each[2 if layer is None else layer], atol=1e-5)
-    assert source.depth(Config(1), model.arch) == 1
+    assert Config(1).depth(model.arch) == 1
     with pytest.raises(UserError, match="layer: 3 is beyond the encoder's 2 layers"):
-        source.dims(Config(3), model.arch)
+        Config(3).shape(model.arch)
 
 
 def test_no_gradient_reaches_the_encoder(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
@@ -182,7 +182,7 @@ def test_no_gradient_reaches_the_encoder(loaded: tuple[FrozenEncoder, Tokenizer]
     @jax.jit
     @jax.grad
     def slope(params: Any) -> jax.Array:
-        taps = source.extract(Config(pool="mean"), FrozenEncoder(params, model.arch), given, None)
+        taps = Config(pool="mean").extract(FrozenEncoder(params, model.arch), given, None)
         return jnp.sum(taps.states**2)
 
     assert not any(leaf.any() for leaf in jax.tree.leaves(slope(model.params)))
@@ -220,7 +220,7 @@ def test_a_probe_reads_its_content_alone(loaded: tuple[FrozenEncoder, Tokenizer]
 def test_a_normaliser_has_its_place_among_the_parameters() -> None:
     config = Config(normaliser=source.Normaliser(trainable=True), pool="mean")
     taps = Taps(jnp.ones((1, 2, 5, 16)), jnp.ones((2, 5), bool), jnp.zeros((2, 5), jnp.int32))
-    found = source.build(config, BridgeDims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
+    found = config.build(BridgeDims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
     assert set(found["normaliser"]) == {"statistics", "gain", "bias"}
 
 

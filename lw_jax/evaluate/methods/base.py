@@ -8,9 +8,7 @@ from typing import Any
 
 from flax import struct
 
-from lw_jax.bridge import module as wire_bridge
-from lw_jax.bridge.config import BridgeConfig
-from lw_jax.models.dims import BridgeDims
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import message_segment, text_after
@@ -24,15 +22,18 @@ Batch = Mapping[str, Array]
 class EvalContext:
     """One receiver and the wire that leads to it; arrays are arguments of the jitted step.
 
-    bridge: its parameters, None where no method needs one; mean: training-set mean of the slots
-    [M + 1, d], None likewise; receiver: which one reads.
+    Attributes:
+        frozen: the frozen models.
+        params: of the bridge; None where no method needs one.
+        mean: training-set mean of the slots [M + 1, d]; None likewise.
+        bridge: the bridge.
+        receiver: which one reads.
     """
 
     frozen: FrozenModels
-    bridge: PyTree
+    params: PyTree
     mean: Array | None
-    config: BridgeConfig = struct.field(pytree_node=False)
-    dims: BridgeDims = struct.field(pytree_node=False)
+    bridge: Bridge = struct.field(pytree_node=False)
     receiver: str = struct.field(pytree_node=False)
 
     @property
@@ -42,21 +43,21 @@ class EvalContext:
 
     def encode(self, batch: Batch) -> Latent:
         """The latent of every row's source, as it leaves the wire."""
-        taps = wire_bridge.extract(self.config, self.frozen.sender, batch, self.bridge)
-        return wire_bridge.encode(self.config, self.dims, self.bridge, taps)
+        taps = self.bridge.extract(self.frozen.sender, batch, self.params)
+        return self.bridge.encode(self.params, taps)
 
     def send(self, batch: Batch) -> Latent:
         """The same, with the bottleneck's codes in the slots' place."""
-        taps = wire_bridge.extract(self.config, self.frozen.sender, batch, self.bridge)
-        return wire_bridge.to_wire(self.config, self.dims, self.bridge, taps)
+        taps = self.bridge.extract(self.frozen.sender, batch, self.params)
+        return self.bridge.to_wire(self.params, taps)
 
     def received(self, sent: Latent) -> Latent:
         """The latent that codes stand for."""
-        return wire_bridge.from_wire(self.config, self.dims, self.bridge, sent)
+        return self.bridge.from_wire(self.params, sent)
 
     def deliver(self, latent: Latent) -> Delivery:
         """What the reader makes of a latent; nothing else is seen."""
-        return wire_bridge.deliver(self.config, self.dims, self.bridge, self.receiver, latent)
+        return self.bridge.deliver(self.params, self.receiver, latent)
 
     def context(self, batch: Batch) -> tuple[Array, Array]:
         """Token ids [N, T] of the text that the latent replaces, and lengths [N]."""

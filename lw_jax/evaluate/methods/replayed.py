@@ -23,7 +23,7 @@ def replayed(name: str) -> Method:
         ids, lengths = ctx.context(batch)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         embeds = embed_tokens(ctx.model.params, ids)
-        table, rms = ctx.model.params["embed"], ctx.dims.receivers[ctx.receiver].embed_rms
+        table, rms = ctx.model.params["embed"], ctx.bridge.dims.receivers[ctx.receiver].embed_rms
         changed = how(embeds.astype(jnp.float32), mask, table, rms).astype(embeds.dtype)
         return alone(ctx, Delivery(embeds=changed, mask=mask), ids.shape[0])
 

@@ -1,0 +1,41 @@
+"""What a bottleneck is: what the latent passes so that few bytes cross the wire.
+
+A file of this folder with a dataclass `Config(Bottleneck)` is a bottleneck; its name is the file's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import flax.linen as nn
+
+from lw_jax.layers.intermediates import Intermediates
+from lw_jax.models.dims import BridgeDims
+from lw_jax.types import Array, PyTree
+
+
+class Bottleneck:
+    """Base of every bottleneck's `Config`.
+
+    Its module is called as `module(latent, train) -> Latent`. One with codes sows `codes` and has a
+    method `slots_of(latent) -> Latent`, which takes codes [B, M, n] in the slots' place.
+    """
+
+    trains_itself: ClassVar[bool] = False
+    """Whether `after_step` moves parameters of its own (a codebook's dead codes)."""
+
+    levels: tuple[int, ...] = ()
+    """How many values each code of a slot has; () where slots cross the wire, not codes."""
+
+    def build(self, dims: BridgeDims) -> nn.Module:
+        """The linen module `(Latent, train) -> Latent`."""
+        raise NotImplementedError
+
+    @property
+    def codec(self) -> str:
+        """The codec (`lw_jax.wire.codecs`) that holds what leaves it exactly."""
+        return "float32"
+
+    def after_step(self, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
+        """Its parameters after a training step of which it sowed `intermediates`."""
+        return params

@@ -1,0 +1,186 @@
+"""A bridge: what its config says, and the sizes of the frozen models that it stands between.
+
+One object, passed wherever a bridge is needed. It is frozen and hashable, so it is a static
+argument of a jitted function; its parameters are always apart, as `params`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from lw_jax.bridge import paths
+from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.module import BridgeModule
+from lw_jax.layers.intermediates import Intermediates
+from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import Sender
+from lw_jax.types import Array, Delivery, Latent, PyTree, SourceTokens, Taps
+from lw_jax.utils.registry import chosen
+from lw_jax.wire.codecs import CODES
+from lw_jax.wire.packet import nbytes
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """The trainable part between a source and the receivers.
+
+    Attributes:
+        config: which parts it is made of.
+        dims: sizes of the frozen models on both sides.
+    """
+
+    config: BridgeConfig
+    dims: BridgeDims
+
+    def init(self, rng: Array, source_tokens: int = 8) -> PyTree:
+        """Fresh parameters, float32.
+
+        Raises:
+            UserError: parts that do not fit each other, or the frozen models.
+        """
+        taps = {}
+        for name in self.config.views:
+            dims = self.dims.of_view(name)
+            taps[name] = Taps(
+                jnp.zeros((dims.taps, 1, source_tokens, dims.source_width), jnp.float32),
+                jnp.ones((1, source_tokens), bool),
+                jnp.zeros((1, source_tokens), jnp.int32),
+            )
+        module = BridgeModule(self.config, self.dims)
+        return self._nested(module.init({"params": rng, "noise": rng}, taps)["params"])
+
+    def extract(
+        self, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None
+    ) -> dict[str, Taps]:
+        """The frozen part of every view, with the sources' edits of the sender, if they make some.
+
+        Args:
+            batch: of `lw_jax.text.collate`.
+            params: the bridge's; None: the sender as it was found.
+        """
+        found = {}
+        for name, source in self.config.views.items():
+            own = None
+            if params is not None:
+                own = params.get("sources", {}).get(name) or params.get("source", {})
+            prefix = self.config.batch_key(name)
+            tokens = SourceTokens(*(batch[f"{prefix}/{k}"] for k in ("ids", "lengths", "skip")))
+            reads = sender if source.reads_sender else None
+            found[name] = source.extract(reads, tokens, own)
+        return found
+
+    def encode(
+        self,
+        params: PyTree,
+        taps: Mapping[str, Taps],
+        *,
+        train: bool = False,
+        rng: Array | None = None,
+    ) -> Latent:
+        """The latent as it leaves the wire."""
+        latent, _ = self.apply(params, taps, method="encode", train=train, rng=rng)
+        return cast(Latent, latent)
+
+    def deliver(
+        self,
+        params: PyTree,
+        receiver: str,
+        latent: Latent,
+        *,
+        train: bool = False,
+        rng: Array | None = None,
+    ) -> Delivery:
+        """What one receiver is given. Nothing but the latent is seen."""
+        given, _ = self.apply(params, receiver, latent, method="deliver", train=train, rng=rng)
+        return cast(Delivery, given)
+
+    def apply(
+        self,
+        params: PyTree,
+        *arguments: Any,
+        method: str,
+        train: bool = False,
+        rng: Array | None = None,
+    ) -> tuple[Any, Intermediates]:
+        """A method of the module, and what its parts sowed.
+
+        Args:
+            rng: of dropout and of generated noise; without one the noise is the same every time.
+        """
+        key = jax.random.key(0) if rng is None else rng
+        rngs = {"noise": jax.random.fold_in(key, 1)} | ({} if rng is None else {"dropout": rng})
+        value, sown = BridgeModule(self.config, self.dims).apply(
+            {"params": paths.flat(params)},
+            *arguments,
+            train,
+            method=method,
+            rngs=rngs,
+            mutable=["intermediates"],
+        )
+        return value, self._nested(sown.get("intermediates", {}))
+
+    def at_ratio(self, ratio: float) -> Bridge:
+        """The same bridge, with another number of source tokens a slot.
+
+        Raises:
+            UserError: its compressor has one number of slots only.
+        """
+        return replace(self, config=self.config.at_ratio(ratio))
+
+    # What crosses the wire
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """How many values each code of a slot has; () where the bottleneck has no codes."""
+        bottleneck = self.config.chosen_bottleneck
+        return () if bottleneck is None else bottleneck.levels
+
+    @property
+    def codec(self) -> str:
+        """The codec that holds the latent exactly: the bottleneck's, else float32."""
+        bottleneck = self.config.chosen_bottleneck
+        return "float32" if bottleneck is None else bottleneck.codec
+
+    def nbytes(self, slots: int, codec: str | None = None) -> int:
+        """Bytes of a message of so many slots, by default in the codec that is its own."""
+        name, levels = codec or self.codec, self.levels
+        width = len(levels) if name == CODES else self.config.latent_dim
+        return nbytes(slots, width, name, levels=levels, owners=self.config.private > 0)
+
+    def to_wire(self, params: PyTree, taps: Mapping[str, Taps]) -> Latent:
+        """The latent of a bridge with codes as it is sent: codes [B, M, n] int32 in the slots'
+        place, -1 where a slot is masked."""
+        latent, sown = self.apply(params, taps, method="encode")
+        return replace(latent, slots=sown["bottleneck"]["codes"])
+
+    def from_wire(self, params: PyTree, sent: Latent) -> Latent:
+        """The latent that codes of `to_wire` stand for, slot for slot."""
+        latent, _ = self.apply(params, sent, method="slots_of")
+        return cast(Latent, latent)
+
+    # What moves by itself
+
+    @property
+    def trains_itself(self) -> bool:
+        """Whether the bottleneck moves parameters of its own after a step."""
+        bottleneck = self.config.chosen_bottleneck
+        return bottleneck is not None and bottleneck.trains_itself
+
+    def after_step(self, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
+        """The parameters after the bottleneck has moved its own."""
+        bottleneck = self.config.chosen_bottleneck
+        assert bottleneck is not None
+        own = bottleneck.after_step(params["bottleneck"], intermediates["bottleneck"], rng)
+        return {**params, "bottleneck": own}
+
+    def _nested(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """A tree with linen's names as one with readable paths."""
+        known: list[tuple[str, ...]] = [("sources", name) for name in self.config.sources]
+        readers = chosen(self.config.reader)
+        known += [("readers", r, v) for r in self.dims.receivers for v in readers]
+        return paths.nested(tree, known)
