@@ -1,9 +1,10 @@
 """Records of runs, and the docs made of them.
 
-    python -m lw_jax.results record RUN_DIR... docs/records
+    python -m lw_jax.results record RUN_DIR... docs/records/TOPIC.jsonl
     python -m lw_jax.results write docs/results.yaml
     python -m lw_jax.results tensorboard RUN_DIR
 
+A record replaces the line of its name; `docs/records` alone is enough for a name that is there.
 `results.yaml` names tables (rows of records, columns of `lw_jax.results.columns`) and pictures.
 """
 
@@ -23,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
     """The process's exit code: 2 for bad input, with one line that says what is wrong."""
     try:
         match argv:
-            case ["record", *runs, folder] if runs:
+            case ["record", *runs, where] if runs:
                 for run in runs:
-                    print(write_record(Path(run), Path(folder)))
+                    print(write_record(Path(run), Path(where)))
             case ["write", spec]:
                 for path in write_page(Path(spec)):
                     print(path)

@@ -10,8 +10,11 @@ from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
 from lw_jax.results.columns import COLUMNS, Column
 from lw_jax.results.picture import draw
+from lw_jax.results.record import read_records
 from lw_jax.results.row import Row, read_row
 
+Records = Mapping[str, Mapping[str, Any]]
+"""By the runs' names."""
 NOTE = (
     "<!-- Written by `python -m lw_jax.results write {spec}`; change that file, not this one. -->"
 )
@@ -26,13 +29,14 @@ def write_page(spec_path: Path) -> list[Path]:
     spec = load(spec_path)
     home = spec_path.parent
     page = home / spec.get("page", "results.md")
-    text = render(spec, home, spec_path)
+    records = read_records(home / spec.get("records", "records"))
+    text = render(spec, records, spec_path)
     written = [page]
     for section in spec["sections"]:
         if picture := section.get("picture"):
             path = home / picture["file"]
             lines = {
-                name: [_row(home, spec, row) for row in rows]
+                name: [_row(records, row) for row in rows]
                 for name, rows in picture["lines"].items()
             }
             draw(path, picture, lines)
@@ -41,7 +45,7 @@ def write_page(spec_path: Path) -> list[Path]:
     return written
 
 
-def render(spec: Mapping[str, Any], home: Path, spec_path: Path) -> str:
+def render(spec: Mapping[str, Any], records: Records, spec_path: Path) -> str:
     """The page's text."""
     parts = [NOTE.format(spec=spec_path.as_posix()), f"# {spec['title']}"]
     if spec.get("text"):
@@ -51,19 +55,19 @@ def render(spec: Mapping[str, Any], home: Path, spec_path: Path) -> str:
         if section.get("text"):
             parts.append(section["text"].strip())
         if section.get("rows"):
-            parts.append("\n".join(table(section, home, spec)))
+            parts.append("\n".join(table(section, records)))
         if picture := section.get("picture"):
             parts.append(f"![{picture['alt']}]({picture['file']})")
     return "\n\n".join(parts) + "\n"
 
 
-def table(section: Mapping[str, Any], home: Path, spec: Mapping[str, Any]) -> Iterator[str]:
+def table(section: Mapping[str, Any], records: Records) -> Iterator[str]:
     """A section's table in Markdown, line by line."""
     columns = [_column(section["title"], name) for name in section["columns"]]
     yield "| " + " | ".join([section.get("what", "run"), *(c.heading for c in columns)]) + " |"
     yield "|" + "---|" * (len(columns) + 1)
     for one in section["rows"]:
-        row = _row(home, spec, one)
+        row = _row(records, one)
         yield "| " + " | ".join([row.label, *(c.text(row) for c in columns)]) + " |"
 
 
@@ -84,6 +88,5 @@ def _column(title: str, name: str) -> Column:
     return Column(f"{beside}: {column.heading}", cell, training=True)
 
 
-def _row(home: Path, spec: Mapping[str, Any], one: Mapping[str, Any] | str) -> Row:
-    described = {"record": one} if isinstance(one, str) else one
-    return read_row(home / spec.get("records", "records"), described)
+def _row(records: Records, one: Mapping[str, Any] | str) -> Row:
+    return read_row(records, {"record": one} if isinstance(one, str) else one)

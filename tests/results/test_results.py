@@ -1,18 +1,36 @@
 """Docs are made of records alone: figures, intervals over seeds, alarms, missing things."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lw_jax.config.parse import from_dict
+from lw_jax.config.run import read_config
 from lw_jax.errors import UserError
 from lw_jax.results.__main__ import main
 from lw_jax.results.columns import COLUMNS
 from lw_jax.results.page import write_page
-from lw_jax.results.record import write_record
+from lw_jax.results.record import put, read_records, record_of, write_record
 from lw_jax.results.row import combine
+
+CONFIG = """
+name: wire
+run_dir: somewhere
+seed: 42
+stages:
+  read: {train: {steps: 5, batch_size: 32, curriculum: [{share: 1.0, level: 2, ratio: null}]}}
+  fit: {train: {steps: 20, optimiser: {lr: 0.5}}}
+  report: {evaluate: {}}
+receivers: {r: {path: nowhere, dtype: bfloat16}}
+data: {facts: {}}
+bridge: {latent_dim: 8, source: {bytes: {}}, compressor: {window: {size: 4}},
+  reader: {soft_tokens: {}}}
+objectives: {answer_ce: {weight: 1.0}}
+"""
 
 
 def metrics(em: float, columns: float = 4.0) -> dict[str, Any]:
@@ -50,10 +68,7 @@ def runs(tmp_path: Path) -> list[Path]:
     for i, em in enumerate((0.5, 0.7)):
         run = tmp_path / f"wire_{i}"
         run.mkdir()
-        (run / "config.yaml").write_text(
-            "name: wire\nstages: {read: {train: {steps: 5}}, fit: {train: {steps: 20}}, "
-            "report: {evaluate: {}}}\n"
-        )
+        (run / "config.yaml").write_text(CONFIG)
         (run / "metrics.json").write_text(json.dumps(metrics(em, 2.0 + i)))
         (run / "finished.json").write_text('{"read": 30.0, "fit": 60.0, "report": 5.0}')
         lines = [
@@ -70,7 +85,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def page(tmp_path: Path, runs: list[Path], **section: Any) -> Path:
     for run in runs:
-        write_record(run, tmp_path / "docs" / "records")
+        write_record(run, tmp_path / "docs" / "records" / "wires.jsonl")
     spec = {
         "title": "Results",
         "sections": [
@@ -134,9 +149,9 @@ def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: li
 
 
 def test_what_was_measured_without_an_evaluation(tmp_path: Path, runs: list[Path]) -> None:
-    speed = {"training": {"v1": {"steps": 9, "seconds_per_step": 0.25}}, "evaluations": {}}
-    (tmp_path / "docs" / "records").mkdir(parents=True)
-    (tmp_path / "docs" / "records" / "speed.json").write_text(json.dumps(speed))
+    measured = {"v1": {"steps": 9, "seconds_per_step": 0.25}}
+    speed = {"name": "speed", "training": measured, "evaluations": {}}
+    put(speed, tmp_path / "docs" / "records" / "speed.jsonl")
     row = {"record": "wire_0", "beside": {"cpu": {"record": "speed", "training": "v1"}}}
     path = page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row])
     assert "| wire_0 | 0.250 |" in write_page(path)[0].read_text()
@@ -155,7 +170,7 @@ def test_a_run_stopped_in_training_has_figures_of_that_alone(
     assert "| wire_0 | – | – | 25 | 1.500 |" in write_page(path)[0].read_text()
     (runs[0] / "diagnostics.jsonl").unlink()
     with pytest.raises(UserError, match="nor training there"):
-        write_record(runs[0], tmp_path / "docs" / "records")
+        write_record(runs[0], tmp_path / "docs" / "records" / "wires.jsonl")
 
 
 def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None:
@@ -210,11 +225,79 @@ def test_what_is_missing_is_named(
 
 
 def test_the_command(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["record", str(runs[0]), str(tmp_path / "records")]) == 0
-    assert (tmp_path / "records" / "wire_0.json").is_file()
-    assert main(["record", str(tmp_path / "nothing"), str(tmp_path)]) == 2
+    folder = tmp_path / "records"
+    assert main(["record", str(runs[0]), str(folder / "wires.jsonl")]) == 0
+    assert read_records(folder).keys() == {"wire_0"}
+    assert main(["record", str(tmp_path / "nothing"), str(folder)]) == 2
     assert "no config.yaml there" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_a_record_is_a_line_and_replaces_the_one_of_its_name(
+    tmp_path: Path, runs: list[Path]
+) -> None:
+    folder = tmp_path / "records"
+    file = folder / "wires.jsonl"
+    for run in reversed(runs):
+        assert write_record(run, file) == file
+    before = file.read_text().splitlines()
+    assert [json.loads(line)["name"] for line in before] == ["wire_0", "wire_1"]
+    put({"name": "other", "training": {}, "evaluations": {}}, folder / "others.jsonl")
+    (runs[0] / "metrics.json").write_text(json.dumps(metrics(0.25)))
+    assert write_record(runs[0], folder) == file  # the folder is enough: it has a line already
+    after = file.read_text().splitlines()
+    assert after[1] == before[1]
+    assert read_records(folder)["wire_0"]["evaluations"]["report"]["receivers"]["r"]["latent"][
+        "em"
+    ] == pytest.approx(0.25)
+    assert [p.name for p in sorted(folder.iterdir())] == ["others.jsonl", "wires.jsonl"]
+    with pytest.raises(UserError, match=r"'wire_0' is in .*wires.jsonl; give that file"):
+        write_record(runs[0], folder / "others.jsonl")
+    with pytest.raises(UserError, match="no record 'new' yet; name its file"):
+        put({"name": "new"}, folder)
+
+
+def test_a_write_that_fails_leaves_the_records_as_they_were(
+    tmp_path: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "wires.jsonl"
+    write_record(runs[0], file)
+    before = file.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(runs[1], file)
+    assert file.read_bytes() == before
+
+
+def test_lines_that_are_no_records_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"name":"x"}\n{"name":\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: no record"):
+        read_records(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"name":"x"}\n{"name":"x"}\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: 'x' is there twice"):
+        read_records(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"name":"x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"name":"x"}\n')
+    with pytest.raises(UserError, match=r"b.jsonl: 'x' is in another file as well"):
+        read_records(tmp_path)
+
+
+def test_a_record_has_the_configs_own_keys_alone(tmp_path: Path, runs: list[Path]) -> None:
+    config = record_of(runs[0])["config"]
+    assert config["stages"] == {
+        "read": {"train": {"steps": 5, "curriculum": [{"share": 1.0, "level": 2}]}},
+        "fit": {"train": {"steps": 20, "optimiser": {"lr": 0.5}}},
+        "report": {"evaluate": {}},  # chosen, with nothing of its own
+    }
+    assert config.keys() == {
+        "name", "stages", "receivers", "data", "bridge", "objectives"
+    }  # fmt: skip
+    written = replace(read_config(runs[0]), run_dir=None)
+    assert from_dict(json.loads(json.dumps(config))) == written  # nothing is lost
 
 
 def test_events_for_tensorboard(runs: list[Path]) -> None:
