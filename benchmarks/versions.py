@@ -1,4 +1,4 @@
-"""The runs of "Fifteen versions" in docs/results.md, several at once on one device.
+"""The runs of docs/results/telepathy.md, several at once on one device.
 
     python benchmarks/versions.py GSM8K_FOLDER [--at_once 10] [--seconds 3600] [--only PART ...]
         [--recorded docs/records]

@@ -124,7 +124,8 @@ def _steps(seed: Seed) -> float | None:
 
 
 LEARNED = 0.2
-"""Training loss a token that no bridge had before it told people apart, in `docs/results.md`."""
+"""Training loss a token that no bridge had before it told people apart (docs/results/ablations.md).
+"""
 
 
 def _learned(row: Row) -> str:
@@ -307,4 +308,4 @@ COLUMNS: dict[str, Column] = {
     "seeds": Column("seeds", lambda row: str(len(row.seeds)), training=True),
     "device": Column("device", lambda row: row.seeds[0].evaluation["versions"]["device"]),
 }
-"""By the name that `results.yaml` uses."""
+"""By the name that a page's source uses."""
