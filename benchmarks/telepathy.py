@@ -1,10 +1,11 @@
 """Seconds that a training step of each telepathy version takes, and its ratio to today's default.
 
-    python benchmarks/telepathy.py [FOLDER]
+    python benchmarks/telepathy.py [FILE]
 
 Six generated sentences a text, 16 texts a step, one version after the other, each in a process of
-its own: medians of the steps after the first `WARM_UP`. With a folder, e.g. `docs/records`, it
-writes `telepathy_steps.json` there, which `docs/results.yaml` can name.
+its own: medians of the steps after the first `WARM_UP`. With a file,
+`docs/records/telepathy.jsonl`, it puts them there as the record `telepathy_steps`, which a page of
+results can name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import yaml
 from rich.progress import track
 
 from lw_jax.config.yaml_files import load
+from lw_jax.results.record import put
 
 STEPS, WARM_UP = 16, 4
 DEFAULT = "default"
@@ -71,9 +73,7 @@ def main() -> None:
             },
             "evaluations": {},
         }
-        path = Path(sys.argv[1]) / "telepathy_steps.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(path)
+        print(put(record, Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

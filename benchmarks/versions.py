@@ -1,4 +1,4 @@
-"""The runs of "Fifteen versions" in docs/results.md, several at once on one device.
+"""The runs of docs/results/telepathy.md, several at once on one device.
 
     python benchmarks/versions.py GSM8K_FOLDER [--at_once 10] [--seconds 3600] [--only PART ...]
         [--recorded docs/records]
@@ -23,6 +23,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from lw_jax.results.record import read_records
 
 CONFIGS = Path("configs/telepathy")
 SEEDS = (42, 43)
@@ -93,7 +95,8 @@ def jobs(gsm8k: Path) -> list[Job]:
 
 def unrecorded(todo: Sequence[Job], records: Path) -> list[Job]:
     """Those without a record, and those that one of them is evaluated from."""
-    left = [one for one in todo if not (records / f"{one.name}.json").exists()]
+    recorded = read_records(records)
+    left = [one for one in todo if one.name not in recorded]
     before = {one.after for one in left}
     return [one for one in todo if one in left or one.name in before]
 

@@ -1,10 +1,13 @@
 """Records of runs, and the docs made of them.
 
-    python -m lw_jax.results record RUN_DIR... docs/records
-    python -m lw_jax.results write docs/results.yaml
+    python -m lw_jax.results record RUN_DIR... docs/records/TOPIC.jsonl
+    python -m lw_jax.results write docs/results
     python -m lw_jax.results tensorboard RUN_DIR
 
-`results.yaml` names tables (rows of records, columns of `lw_jax.results.columns`) and pictures.
+A record replaces the line of its name; `docs/records` alone is enough for a name that is there.
+Each `docs/results/<topic>.yaml` is the source of a page: prose with figures
+(`lw_jax.results.figures`), tables (rows of records, columns of `lw_jax.results.columns`) and
+pictures. `README.yaml` is the page with the contents.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lw_jax.errors import UserError
-from lw_jax.results.page import write_page
+from lw_jax.results.page import write_pages
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
 
@@ -23,11 +26,11 @@ def main(argv: Sequence[str]) -> int:
     """The process's exit code: 2 for bad input, with one line that says what is wrong."""
     try:
         match argv:
-            case ["record", *runs, folder] if runs:
+            case ["record", *runs, where] if runs:
                 for run in runs:
-                    print(write_record(Path(run), Path(folder)))
-            case ["write", spec]:
-                for path in write_page(Path(spec)):
+                    print(write_record(Path(run), Path(where)))
+            case ["write", folder]:
+                for path in write_pages(Path(folder)):
                     print(path)
             case ["tensorboard", run]:
                 print(write_events(Path(run)))

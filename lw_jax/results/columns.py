@@ -79,12 +79,12 @@ def _alarms(row: Row) -> str:
     watched = 0
     for seed in row.seeds:
         stages = seed.record["training"].values()
-        watched += any(stage["curve"] for stage in stages)
+        watched += any(stage["watched"] for stage in stages)
         for stage in stages:
             for name, step in stage["alarms"].items():
                 fired[name] = min(step, fired.get(name, step))
                 last = stage.get("alarms_last", {}).get(name)
-                silent = last is not None and last < stage["curve"][-1][0]
+                silent = last is not None and last < stage["watched"]
                 ended.setdefault(name, []).append(last if silent else None)
     if not watched:
         return MISSING
@@ -124,7 +124,8 @@ def _steps(seed: Seed) -> float | None:
 
 
 LEARNED = 0.2
-"""Training loss a token that no bridge had before it told people apart, in `docs/results.md`."""
+"""Training loss a token that no bridge had before it told people apart (docs/results/ablations.md).
+"""
 
 
 def _learned(row: Row) -> str:
@@ -145,7 +146,7 @@ def _joint(which: str, heading: str) -> Column:
     """Of several receivers of one latent."""
 
     def cell(row: Row) -> str:
-        held = [f for s in row.seeds if (f := s.evaluation["joint"].get(which)) is not None]
+        held = [f for s in row.seeds if (f := s.evaluation.get("joint", {}).get(which)) is not None]
         if len(held) < len(row.seeds):
             return MISSING
         return str(combine([f["em"] for f in held], [f["ci"]["em"] for f in held]))
@@ -297,7 +298,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "loss": Column(
         "last loss",
-        lambda row: _mean(row, lambda s: s.training.get("losses", {}).get("loss"), "{:.3f}"),
+        lambda row: _mean(row, lambda s: s.training.get("loss"), "{:.3f}"),
         training=True,
     ),
     "learned": Column(f"steps to a loss of {LEARNED}", _learned, training=True),
@@ -307,4 +308,4 @@ COLUMNS: dict[str, Column] = {
     "seeds": Column("seeds", lambda row: str(len(row.seeds)), training=True),
     "device": Column("device", lambda row: row.seeds[0].evaluation["versions"]["device"]),
 }
-"""By the name that `results.yaml` uses."""
+"""By the name that a page's source uses."""

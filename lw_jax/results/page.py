@@ -1,70 +1,109 @@
-"""`results.md` from `results.yaml` and the records beside it."""
+"""Pages `<topic>.md` from their sources `<topic>.yaml` and the records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
 from lw_jax.results.columns import COLUMNS, Column
+from lw_jax.results.figures import fill
 from lw_jax.results.picture import draw
+from lw_jax.results.record import read_records
 from lw_jax.results.row import Row, read_row
 
+Records = Mapping[str, Mapping[str, Any]]
+"""By the runs' names."""
+CONTENTS = "README.yaml"
+"""The source of the page that lists the others."""
 NOTE = (
-    "<!-- Written by `python -m lw_jax.results write {spec}`; change that file, not this one. -->"
+    "<!-- Written by `python -m lw_jax.results write {folder}`; change {source}, not this file. -->"
 )
 
 
-def write_page(spec_path: Path) -> list[Path]:
-    """Write the page and its pictures; the paths written.
+def write_pages(folder: Path) -> list[Path]:
+    """Write every page of a folder and its pictures; the paths written. All or none.
 
     Raises:
-        UserError: the file is not as it should be, or a record is missing.
+        UserError: a source is not as it should be, or a record is missing.
     """
-    spec = load(spec_path)
-    home = spec_path.parent
-    page = home / spec.get("page", "results.md")
-    text = render(spec, home, spec_path)
-    written = [page]
-    for section in spec["sections"]:
-        if picture := section.get("picture"):
-            path = home / picture["file"]
-            lines = {
-                name: [_row(home, spec, row) for row in rows]
-                for name, rows in picture["lines"].items()
-            }
-            draw(path, picture, lines)
-            written.append(path)
-    page.write_text(text, encoding="utf-8")
-    return written
+    sources = {path.name: load(path) for path in sorted(folder.glob("*.yaml"))}
+    if not sources:
+        raise UserError(f"{folder}: no sources (*.yaml) there")
+    texts, pictures = {}, []
+    for name, spec in sources.items():
+        records = read_records(folder / spec.get("records", "../records"))
+        pages = _listed(spec, sources) if name == CONTENTS else {}
+        note = NOTE.format(folder=folder.as_posix(), source=name)
+        texts[folder / name.replace(".yaml", ".md")] = render(spec, records, note, pages)
+        pictures += [(s["picture"], records) for s in spec["sections"] if s.get("picture")]
+    for picture, records in pictures:
+        lines = {
+            name: [_row(records, row) for row in rows] for name, rows in picture["lines"].items()
+        }
+        draw(folder / picture["file"], picture, lines)
+    for path, text in texts.items():
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    return [*texts, *(folder / picture["file"] for picture, _ in pictures)]
 
 
-def render(spec: Mapping[str, Any], home: Path, spec_path: Path) -> str:
-    """The page's text."""
-    parts = [NOTE.format(spec=spec_path.as_posix()), f"# {spec['title']}"]
+def _listed(spec: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
+    """The pages in the order of the contents, by name."""
+    names = [name.removesuffix(".yaml") for name in sources if name != CONTENTS]
+    if sorted(spec["contents"]) != names:
+        raise UserError(f"{CONTENTS}: contents must name each page once: {', '.join(names)}")
+    return {name: sources[f"{name}.yaml"] for name in spec["contents"]}
+
+
+def render(spec: Mapping[str, Any], records: Records, note: str, pages: Mapping[str, Any]) -> str:
+    """A page's text. `pages`: the others, for the page that lists them."""
+    parts = [note, f"# {spec['title']}"]
+    names = spec.get("names", {})
     if spec.get("text"):
-        parts.append(spec["text"].strip())
+        parts.append(fill(spec["text"].strip(), names, records, spec["title"]))
     for section in spec["sections"]:
         parts.append(f"## {section['title']}")
         if section.get("text"):
-            parts.append(section["text"].strip())
+            parts.append(fill(section["text"].strip(), names, records, section["title"]))
         if section.get("rows"):
-            parts.append("\n".join(table(section, home, spec)))
+            parts.append("\n".join(table(section, records)))
         if picture := section.get("picture"):
             parts.append(f"![{picture['alt']}]({picture['file']})")
+    if pages:
+        parts += ["## Pages", "\n".join(_contents(pages))]
     return "\n\n".join(parts) + "\n"
 
 
-def table(section: Mapping[str, Any], home: Path, spec: Mapping[str, Any]) -> Iterator[str]:
+def _contents(pages: Mapping[str, Any]) -> Iterator[str]:
+    for name, spec in pages.items():
+        yield f"* [{spec['title']}]({name}.md)"
+        for section in spec["sections"] if len(spec["sections"]) > 1 else ():
+            yield f"  * [{section['title']}]({name}.md#{_anchor(section['title'])})"
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def table(section: Mapping[str, Any], records: Records) -> Iterator[str]:
     """A section's table in Markdown, line by line."""
     columns = [_column(section["title"], name) for name in section["columns"]]
-    yield "| " + " | ".join([section.get("what", "run"), *(c.heading for c in columns)]) + " |"
+    yield _line([section.get("what", "run"), *(c.heading for c in columns)])
     yield "|" + "---|" * (len(columns) + 1)
     for one in section["rows"]:
-        row = _row(home, spec, one)
-        yield "| " + " | ".join([row.label, *(c.text(row) for c in columns)]) + " |"
+        row = _row(records, one)
+        yield _line([row.label, *(c.text(row) for c in columns)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _column(title: str, name: str) -> Column:
@@ -84,6 +123,5 @@ def _column(title: str, name: str) -> Column:
     return Column(f"{beside}: {column.heading}", cell, training=True)
 
 
-def _row(home: Path, spec: Mapping[str, Any], one: Mapping[str, Any] | str) -> Row:
-    described = {"record": one} if isinstance(one, str) else one
-    return read_row(home / spec.get("records", "records"), described)
+def _row(records: Records, one: Mapping[str, Any] | str) -> Row:
+    return read_row(records, {"record": one} if isinstance(one, str) else one)

@@ -1,21 +1,39 @@
-"""A record: what a run measured, small enough to keep beside the docs.
+"""A record: what a run measured, in one line, small enough to keep beside the docs.
 
-One JSON file per run: its config, the evaluations' `metrics.json`, and of each train stage the
-steps, seconds, the loss on its way, last losses and the alarms with the steps at which each first
-and last fired. A run that was stopped in training has a record of it, and no evaluations.
+A file `<topic>.jsonl` holds a line for each run: its name, the config's keys that are not at their
+default, of each train stage the steps, seconds, the loss on its way and the alarms with the steps
+at which each first and last fired, and of each evaluation the figures that a page can show
+(`lw_jax.results.columns`, `lw_jax.results.figures`). A run that was stopped in training has a
+record of it, and no evaluations.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
 
+METRICS = (
+    "em",
+    "f1",
+    "nll",
+    "choice",
+    "final",
+    "partial",
+    "entities",
+    "source_entities",
+    "distinct",
+    "loops",
+)
+"""Of a method, each with its interval where it has one."""
+COUNTS = ("n", "compared", "columns", "wire_bytes", "seconds", "seconds_writing", "seconds_reading")
+SLOTS = ("rms_ratio", "codes_perplexity", "codes_distinct")
 _ALARM = "/alarm/"
 
 
@@ -25,21 +43,19 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: no run there, or one that has neither trained nor evaluated.
     """
-    if not (run_dir / "config.yaml").is_file():
-        raise UserError(f"{run_dir}: no config.yaml there, so it is no run directory")
-    config = load(run_dir / "config.yaml")
-    config.pop("run_dir", None)  # where it lay says nothing, and differs between machines
+    from lw_jax.config.run import read_config  # pages are written without jax
+
+    config = read_config(run_dir)
     evaluations = dict(_evaluations(run_dir))
     lines = _lines(run_dir / "diagnostics.jsonl")
     if not evaluations and not any(line["kind"] == "train" for line in lines):
         raise UserError(f"{run_dir}: neither metrics.json nor training there; let the run go on")
     ended = run_dir / "finished.json"
     seconds = json.loads(ended.read_text(encoding="utf-8")) if ended.is_file() else {}
-    trained = [name for name, stage in config["stages"].items() if "train" in stage]
+    trained = [name for name, stage in config.stages.items() if stage.train is not None]
     return {
         "name": run_dir.name,
-        "config": config,
-        "seconds": seconds,
+        "config": changed(dataclasses.replace(config, run_dir=None)),
         "training": {
             name: training([line for line in lines if line["stage"] == name])
             | {"seconds": seconds.get(name)}
@@ -49,8 +65,28 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     }
 
 
+def changed(value: Any) -> Any:
+    """A config as plain values, without the keys that are at their default."""
+    if dataclasses.is_dataclass(value):
+        held = {f.name: (getattr(value, f.name), f) for f in dataclasses.fields(value)}
+        return {name: changed(v) for name, (v, f) in held.items() if v != _default(f)}
+    if isinstance(value, Mapping):
+        return {name: changed(below) for name, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [changed(below) for below in value]
+    return value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
 def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a train stage's diagnostics: steps, median seconds per step, losses, alarms."""
+    """Of a train stage's diagnostics: steps, median seconds per step, losses, alarms.
+
+    `course` has steps and losses, `watched` the last step at which alarms could fire (0: never).
+    """
     steps = [line for line in lines if line["kind"] == "train"]
     watched = [line for line in lines if line["kind"] == "evaluate"]
     fired: dict[str, int] = {}
@@ -65,31 +101,69 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "steps": last.get("step", 0),
         "seconds_per_step": median(line["seconds_per_step"] for line in steps) if steps else None,
-        "losses": {k: v for k, v in last.items() if k == "loss" or k.startswith("loss/")},
+        "loss": last.get("loss"),
         "course": [[line["step"], line["loss"]] for line in steps],
-        "curve": [
-            [line["step"], {k: v for k, v in line.items() if k.endswith("accuracy")}]
-            for line in watched
-        ],
+        "watched": watched[-1]["step"] if watched else 0,
         "alarms": fired,
         "alarms_last": last_fired,
     }
 
 
-def _evaluations(run_dir: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Stage and metrics of every evaluation; those made again are `<stage>@<number>`."""
+def evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's `metrics.json`, what a page can show."""
+    latent = metrics["compression"].get("latent", {})
+    found = {
+        "receivers": {
+            receiver: {name: _method(held) for name, held in methods.items()}
+            for receiver, methods in metrics["receivers"].items()
+        },
+        "joint": {
+            which: {"em": held["em"], "ci": _only(held["ci"], ("em",))}
+            for which, held in metrics["joint"].items()
+            if which in ("rescored", "oracle")
+        },
+        "verdict": {
+            receiver: _only(held, ("carries", "share"))
+            for receiver, held in metrics["verdict"].items()
+        },
+        "probe": {
+            who: _only(held, ("accuracy", "ci")) for who, held in metrics.get("probe", {}).items()
+        },
+        "compression": {
+            "receivers": {
+                receiver: _only(held, ("tokens_per_column", "characters_per_column"))
+                for receiver, held in metrics["compression"].get("receivers", {}).items()
+            },
+            "latent": _only(latent, ("bytes",)),
+        },
+        "parameters": _only(metrics["parameters"], ("total",)),
+        "data": _only(metrics["data"], ("rows", "entity_floor")),
+        "versions": _only(metrics["versions"], ("jax", "device")),
+    }
+    return {k: v for k, v in found.items() if v or k not in ("joint", "probe")}
+
+
+def _method(held: Mapping[str, Any]) -> dict[str, Any]:
+    found = _only(held, METRICS + COUNTS)
+    for name, keys in (("ci", METRICS), ("slots", SLOTS)):
+        if part := _only(held.get(name, {}), keys):
+            found[name] = part
+    return found
+
+
+def _only(held: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: held[key] for key in keys if key in held}
+
+
+def _evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stage and figures of every evaluation; those made again are `<stage>@<number>`."""
     for path in sorted(run_dir.glob("*/metrics.json")) + [run_dir / "metrics.json"]:
         if path.is_file():
             metrics = json.loads(path.read_text(encoding="utf-8"))
-            yield metrics.pop("stage"), _small(metrics)
+            yield metrics["stage"], evaluation(metrics)
     for path in sorted(run_dir.glob("evaluations/*/metrics.json")):
         metrics = json.loads(path.read_text(encoding="utf-8"))
-        yield f"{metrics.pop('stage')}@{path.parent.name}", _small(metrics)
-
-
-def _small(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Without the config, which the record holds once, unless it is another one's."""
-    return {k: v for k, v in metrics.items() if k != "config"}
+        yield f"{metrics['stage']}@{path.parent.name}", evaluation(metrics)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -98,30 +172,78 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write_record(run_dir: Path, folder: Path) -> Path:
-    """Write a run's record as `<folder>/<run>.json`; figures with six digits."""
-    record = _rounded(record_of(run_dir))
+def write_record(run_dir: Path, where: Path) -> Path:
+    """Put a run's record into a file (see `put`); the file's path."""
+    return put(record_of(run_dir), where)
+
+
+def put(record: Mapping[str, Any], where: Path) -> Path:
+    """Put a record, figures with six digits, in place of the one of its name, or beside the others.
+
+    where: a file `<topic>.jsonl`, or the folder of such files for a name that one of them has.
+    Returns the file's path.
+
+    Raises:
+        UserError: no file has the name, or another one than `where`.
+    """
+    named = where.suffix == ".jsonl"
+    folder, name = where.parent if named else where, record["name"]
+    files = {path: _read(path) for path in sorted(folder.glob("*.jsonl"))}
+    holding = next((path for path, held in files.items() if name in held), None)
+    if holding is None and not named:
+        there = ", ".join(path.name for path in files) or "none"
+        raise UserError(
+            f"{folder}: no record {name!r} yet; name its file, TOPIC.jsonl (there are {there})"
+        )
+    if named and holding not in (None, where):
+        raise UserError(f"{where}: {name!r} is in {holding}; give that file, or the folder")
+    path = holding or where
+    held = files.get(path, {}) | {name: _rounded(record)}
+    lines = [
+        json.dumps(held[name], ensure_ascii=False, separators=(",", ":")) + "\n"
+        for name in sorted(held)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{run_dir.name}.json"
-    path.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(lines), encoding="utf-8")
+    os.replace(part, path)
     return path
 
 
-def read_record(folder: Path, name: str) -> dict[str, Any]:
-    """A record by its run's name. UserError if there is none."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such record; `python -m lw_jax.results record RUN_DIR {folder}` makes it"
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of a folder by the runs' names.
+
+    Raises:
+        UserError: a line that is no record, or a name that two lines have.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        held = _read(path)
+        if twice := sorted(set(found) & set(held)):
+            raise UserError(f"{path}: {twice[0]!r} is in another file as well; remove one")
+        found |= held
+    return found
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            name = record["name"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number}: no record (JSON with a name)") from None
+        if name in found:
+            raise UserError(f"{path}, line {number}: {name!r} is there twice; remove one")
+        found[name] = record
+    return found
 
 
 def _rounded(content: Any) -> Any:
     if isinstance(content, float):
         return float(f"{content:.6g}")
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         return {k: _rounded(v) for k, v in content.items()}
-    if isinstance(content, list):
+    if isinstance(content, list | tuple):
         return [_rounded(v) for v in content]
     return content

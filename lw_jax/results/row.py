@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
-from lw_jax.results.record import read_record
 
 
 @dataclass(frozen=True)
@@ -95,8 +93,8 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]
     return Figure(mean, mean - half(below), mean + half(above))
 
 
-def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
-    """A row as `results.yaml` describes it: label, records, and optionally stage, receiver, method
+def read_row(records: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]) -> Row:
+    """A row as a page's source describes it: label, records, and optionally stage, receiver, method
     and `beside`, rows by name (null where there is none); or `training`, a train stage alone. A
     record without evaluations has figures of its training only.
 
@@ -106,7 +104,9 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
     names = [spec["record"]] if "record" in spec else list(spec["records"])
     seeds = []
     for name in names:
-        record = read_record(folder, name)
+        if name not in records:
+            raise UserError(f"{name}: no such record; `python -m lw_jax.results record` makes it")
+        record = records[name]
         if (trained := spec.get("training")) is not None:
             if trained not in record["training"]:
                 raise UserError(f"{name}: no training {trained!r}")
@@ -126,7 +126,7 @@ def read_row(folder: Path, spec: Mapping[str, Any]) -> Row:
             raise UserError(f"{name}: no receiver {receiver!r}; one of {', '.join(receivers)}")
         seeds.append(Seed(record, held[stage], receiver))
     beside = {
-        name: None if other is None else read_row(folder, other)
+        name: None if other is None else read_row(records, other)
         for name, other in spec.get("beside", {}).items()
     }
     row = Row(str(spec.get("label", names[0])), tuple(seeds), beside, spec.get("method", "latent"))

@@ -1,18 +1,40 @@
 """Docs are made of records alone: figures, intervals over seeds, alarms, missing things."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lw_jax.config.parse import from_dict
+from lw_jax.config.run import read_config
 from lw_jax.errors import UserError
 from lw_jax.results.__main__ import main
 from lw_jax.results.columns import COLUMNS
-from lw_jax.results.page import write_page
-from lw_jax.results.record import write_record
+from lw_jax.results.page import write_pages
+from lw_jax.results.record import put, read_records, record_of, write_record
 from lw_jax.results.row import combine
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+CELLS = 1956
+CONFIG = """
+name: wire
+run_dir: somewhere
+seed: 42
+stages:
+  read: {train: {steps: 5, batch_size: 32, curriculum: [{share: 1.0, level: 2, ratio: null}]}}
+  fit: {train: {steps: 20, optimiser: {lr: 0.5}}}
+  report: {evaluate: {}}
+receivers: {r: {path: nowhere, dtype: bfloat16}}
+data: {facts: {}}
+bridge: {latent_dim: 8, source: {bytes: {}}, compressor: {window: {size: 4}},
+  reader: {soft_tokens: {}}}
+objectives: {answer_ce: {weight: 1.0}}
+"""
 
 
 def metrics(em: float, columns: float = 4.0) -> dict[str, Any]:
@@ -50,10 +72,7 @@ def runs(tmp_path: Path) -> list[Path]:
     for i, em in enumerate((0.5, 0.7)):
         run = tmp_path / f"wire_{i}"
         run.mkdir()
-        (run / "config.yaml").write_text(
-            "name: wire\nstages: {read: {train: {steps: 5}}, fit: {train: {steps: 20}}, "
-            "report: {evaluate: {}}}\n"
-        )
+        (run / "config.yaml").write_text(CONFIG)
         (run / "metrics.json").write_text(json.dumps(metrics(em, 2.0 + i)))
         (run / "finished.json").write_text('{"read": 30.0, "fit": 60.0, "report": 5.0}')
         lines = [
@@ -70,7 +89,7 @@ def runs(tmp_path: Path) -> list[Path]:
 
 def page(tmp_path: Path, runs: list[Path], **section: Any) -> Path:
     for run in runs:
-        write_record(run, tmp_path / "docs" / "records")
+        write_record(run, tmp_path / "docs" / "records" / "wires.jsonl")
     spec = {
         "title": "Results",
         "sections": [
@@ -87,15 +106,16 @@ def page(tmp_path: Path, runs: list[Path], **section: Any) -> Path:
             | section
         ],
     }
-    path = tmp_path / "docs" / "results.yaml"
-    path.write_text(yaml.safe_dump(spec, sort_keys=False))
-    return path
+    folder = tmp_path / "docs" / "results"
+    folder.mkdir(exist_ok=True)
+    (folder / "wires.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    return folder
 
 
 def test_the_page(tmp_path: Path, runs: list[Path]) -> None:
-    path = page(tmp_path, runs)
-    written = write_page(path)
-    assert [p.name for p in written] == ["results.md", "quality.png"]
+    folder = page(tmp_path, runs)
+    written = write_pages(folder)
+    assert [p.name for p in written] == ["wires.md", "quality.png"]
     assert all(p.stat().st_size for p in written)
     head, _, both, one = (line for line in written[0].read_text().splitlines() if "|" in line)
     cells = [dict(zip(head.split(" | "), line.split(" | "), strict=True)) for line in (both, one)]
@@ -118,8 +138,8 @@ def alone_and_together(
     """A column of the first run, with these diagnostics, and of both runs as seeds."""
     (runs[0] / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     rows = ["wire_0", {"label": "both", "records": ["wire_0", "wire_1"]}]
-    path = page(tmp_path, runs, columns=[column], rows=rows)
-    return [x for x in write_page(path)[0].read_text().splitlines() if "|" in x][-2:]
+    folder = page(tmp_path, runs, columns=[column], rows=rows)
+    return [x for x in write_pages(folder)[0].read_text().splitlines() if "|" in x][-2:]
 
 
 def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: list[Path]) -> None:
@@ -134,15 +154,15 @@ def test_steps_of_all_stages_until_the_last_has_learned(tmp_path: Path, runs: li
 
 
 def test_what_was_measured_without_an_evaluation(tmp_path: Path, runs: list[Path]) -> None:
-    speed = {"training": {"v1": {"steps": 9, "seconds_per_step": 0.25}}, "evaluations": {}}
-    (tmp_path / "docs" / "records").mkdir(parents=True)
-    (tmp_path / "docs" / "records" / "speed.json").write_text(json.dumps(speed))
+    measured = {"v1": {"steps": 9, "seconds_per_step": 0.25}}
+    speed = {"name": "speed", "training": measured, "evaluations": {}}
+    put(speed, tmp_path / "docs" / "records" / "speed.jsonl")
     row = {"record": "wire_0", "beside": {"cpu": {"record": "speed", "training": "v1"}}}
-    path = page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row])
-    assert "| wire_0 | 0.250 |" in write_page(path)[0].read_text()
+    folder = page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row])
+    assert "| wire_0 | 0.250 |" in write_pages(folder)[0].read_text()
     row["beside"]["cpu"]["training"] = "v2"
     with pytest.raises(UserError, match="no training 'v2'"):
-        write_page(page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row]))
+        write_pages(page(tmp_path, runs, columns=["cpu/seconds_per_step"], rows=[row]))
 
 
 def test_a_run_stopped_in_training_has_figures_of_that_alone(
@@ -151,11 +171,11 @@ def test_a_run_stopped_in_training_has_figures_of_that_alone(
     (runs[0] / "metrics.json").unlink()
     (runs[0] / "finished.json").write_text('{"read": 30.0}')
     columns = ["latent", "n", "steps", "loss"]
-    path = page(tmp_path, runs, columns=columns, rows=["wire_0"], picture=None)
-    assert "| wire_0 | – | – | 25 | 1.500 |" in write_page(path)[0].read_text()
+    folder = page(tmp_path, runs, columns=columns, rows=["wire_0"], picture=None)
+    assert "| wire_0 | – | – | 25 | 1.500 |" in write_pages(folder)[0].read_text()
     (runs[0] / "diagnostics.jsonl").unlink()
     with pytest.raises(UserError, match="nor training there"):
-        write_record(runs[0], tmp_path / "docs" / "records")
+        write_record(runs[0], tmp_path / "docs" / "records" / "wires.jsonl")
 
 
 def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None:
@@ -170,13 +190,13 @@ def test_an_alarm_that_ended_says_when(tmp_path: Path, runs: list[Path]) -> None
 
 def test_the_same_on_other_data_beside_it(tmp_path: Path, runs: list[Path]) -> None:
     row = {"label": "v1", "record": "wire_0", "beside": {"facts": {"record": "wire_1"}}}
-    path = page(tmp_path, runs, columns=["latent", "facts/latent"], rows=[row])
-    head, _, line = (x for x in write_page(path)[0].read_text().splitlines() if "|" in x)
+    folder = page(tmp_path, runs, columns=["latent", "facts/latent"], rows=[row])
+    head, _, line = (x for x in write_pages(folder)[0].read_text().splitlines() if "|" in x)
     assert head == "| run | latent EM | facts: latent EM |"
     assert line == "| v1 | 0.500 [0.400, 0.600] | 0.700 [0.600, 0.800] |"
     row["beside"] = {"facts": None}
-    path = page(tmp_path, runs, columns=["latent", "facts/latent"], rows=[row])
-    assert "| v1 | 0.500 [0.400, 0.600] | – |" in write_page(path)[0].read_text()
+    folder = page(tmp_path, runs, columns=["latent", "facts/latent"], rows=[row])
+    assert "| v1 | 0.500 [0.400, 0.600] | – |" in write_pages(folder)[0].read_text()
 
 
 def test_intervals_over_seeds_hold_rows_and_seeds() -> None:
@@ -205,16 +225,84 @@ def test_what_is_missing_is_named(
     tmp_path: Path, runs: list[Path], section: dict[str, Any], wrong: str
 ) -> None:
     with pytest.raises(UserError, match=wrong):
-        write_page(page(tmp_path, runs, **section))
-    assert not (tmp_path / "docs" / "results.md").exists()
+        write_pages(page(tmp_path, runs, **section))
+    assert not (tmp_path / "docs" / "results" / "wires.md").exists()
 
 
 def test_the_command(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["record", str(runs[0]), str(tmp_path / "records")]) == 0
-    assert (tmp_path / "records" / "wire_0.json").is_file()
-    assert main(["record", str(tmp_path / "nothing"), str(tmp_path)]) == 2
+    folder = tmp_path / "records"
+    assert main(["record", str(runs[0]), str(folder / "wires.jsonl")]) == 0
+    assert read_records(folder).keys() == {"wire_0"}
+    assert main(["record", str(tmp_path / "nothing"), str(folder)]) == 2
     assert "no config.yaml there" in capsys.readouterr().err
     assert main([]) == 2
+
+
+def test_a_record_is_a_line_and_replaces_the_one_of_its_name(
+    tmp_path: Path, runs: list[Path]
+) -> None:
+    folder = tmp_path / "records"
+    file = folder / "wires.jsonl"
+    for run in reversed(runs):
+        assert write_record(run, file) == file
+    before = file.read_text().splitlines()
+    assert [json.loads(line)["name"] for line in before] == ["wire_0", "wire_1"]
+    put({"name": "other", "training": {}, "evaluations": {}}, folder / "others.jsonl")
+    (runs[0] / "metrics.json").write_text(json.dumps(metrics(0.25)))
+    assert write_record(runs[0], folder) == file  # the folder is enough: it has a line already
+    after = file.read_text().splitlines()
+    assert after[1] == before[1]
+    assert read_records(folder)["wire_0"]["evaluations"]["report"]["receivers"]["r"]["latent"][
+        "em"
+    ] == pytest.approx(0.25)
+    assert [p.name for p in sorted(folder.iterdir())] == ["others.jsonl", "wires.jsonl"]
+    with pytest.raises(UserError, match=r"'wire_0' is in .*wires.jsonl; give that file"):
+        write_record(runs[0], folder / "others.jsonl")
+    with pytest.raises(UserError, match="no record 'new' yet; name its file"):
+        put({"name": "new"}, folder)
+
+
+def test_a_write_that_fails_leaves_the_records_as_they_were(
+    tmp_path: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "wires.jsonl"
+    write_record(runs[0], file)
+    before = file.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_record(runs[1], file)
+    assert file.read_bytes() == before
+
+
+def test_lines_that_are_no_records_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"name":"x"}\n{"name":\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: no record"):
+        read_records(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"name":"x"}\n{"name":"x"}\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: 'x' is there twice"):
+        read_records(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"name":"x"}\n')
+    (tmp_path / "b.jsonl").write_text('{"name":"x"}\n')
+    with pytest.raises(UserError, match=r"b.jsonl: 'x' is in another file as well"):
+        read_records(tmp_path)
+
+
+def test_a_record_has_the_configs_own_keys_alone(tmp_path: Path, runs: list[Path]) -> None:
+    config = record_of(runs[0])["config"]
+    assert config["stages"] == {
+        "read": {"train": {"steps": 5, "curriculum": [{"share": 1.0, "level": 2}]}},
+        "fit": {"train": {"steps": 20, "optimiser": {"lr": 0.5}}},
+        "report": {"evaluate": {}},  # chosen, with nothing of its own
+    }
+    assert config.keys() == {
+        "name", "stages", "receivers", "data", "bridge", "objectives"
+    }  # fmt: skip
+    written = replace(read_config(runs[0]), run_dir=None)
+    assert from_dict(json.loads(json.dumps(config))) == written  # nothing is lost
 
 
 def test_events_for_tensorboard(runs: list[Path]) -> None:
@@ -224,22 +312,44 @@ def test_events_for_tensorboard(runs: list[Path]) -> None:
     assert b"train/seconds_per_step" in events.read_bytes()
 
 
-def test_the_docs_are_what_the_records_say(tmp_path: Path) -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs"
+def test_the_pages_are_what_sources_and_records_say(tmp_path: Path) -> None:
     home = tmp_path / "docs"
-    home.mkdir()
-    (home / "records").symlink_to(docs / "records")
-    spec = home / "results.yaml"
-    spec.write_text((docs / "results.yaml").read_text())
-    write_page(spec)
-    written = (home / "results.md").read_text().replace(spec.as_posix(), "docs/results.yaml")
-    assert written == (docs / "results.md").read_text()
+    shutil.copytree(DOCS / "results", home / "results", ignore=shutil.ignore_patterns("*.md"))
+    (home / "records").symlink_to(DOCS / "records")
+    written = [path for path in write_pages(home / "results") if path.suffix == ".md"]
+    assert {p.name for p in written} == {p.name for p in (DOCS / "results").glob("*.md")}
+    for path in written:
+        text = path.read_text().replace(str(home), "docs")
+        assert text == (DOCS / "results" / path.name).read_text(), path.name
+
+
+def cells(text: str) -> dict[str, list[list[str]]]:
+    """The rows of each section's tables, by the section's title."""
+    found: dict[str, list[list[str]]] = {}
+    title = ""
+    for line in text.splitlines():
+        if line.startswith("## "):
+            title = line[3:]
+        elif line.startswith("| "):
+            found.setdefault(title, []).append(re.split(r" *\| *", line.strip()[1:-1]))
+    return found
+
+
+def test_every_cell_is_as_it_was_on_one_page() -> None:
+    """`tables.md`: the tables of docs/results.md before it was split into pages. A table that is
+    measured again goes from there."""
+    was = cells((Path(__file__).parent / "tables.md").read_text())
+    pages = (path.read_text() for path in (DOCS / "results").glob("*.md"))
+    now = {title: rows for page in pages for title, rows in cells(page).items()}
+    assert sum(len(row) for rows in was.values() for row in rows) == CELLS
+    for title, rows in was.items():
+        assert [row for row in now[title] if row in rows] == rows, title
 
 
 def test_a_verdict_of_several_seeds_and_answers_that_fit(tmp_path: Path, runs: list[Path]) -> None:
     rows: list[Any] = [{"label": "both", "records": ["wire_0", "wire_1"]}, "wire_0"]
-    page_of = page(tmp_path, runs, columns=["content", "within"], rows=rows, picture=None)
-    text = write_page(page_of)[0].read_text()
+    folder = page(tmp_path, runs, columns=["content", "within"], rows=rows, picture=None)
+    text = write_pages(folder)[0].read_text()
     # The first seed carries nothing and has no share; 50 and 75 of its 100 answers fit.
     assert "| both | 1 of 2 seeds (0.70) | 0.62 |" in text
     assert "| wire_0 | no | 0.50 |" in text
@@ -247,10 +357,77 @@ def test_a_verdict_of_several_seeds_and_answers_that_fit(tmp_path: Path, runs: l
 
 def test_a_row_may_be_about_another_method(tmp_path: Path, runs: list[Path]) -> None:
     row = {"label": "text", "record": "wire_0", "method": "text"}
-    page_of = page(tmp_path, runs, columns=["em", "latent"], rows=[row, "wire_0"], picture=None)
-    text = write_page(page_of)[0].read_text()
+    folder = page(tmp_path, runs, columns=["em", "latent"], rows=[row, "wire_0"], picture=None)
+    text = write_pages(folder)[0].read_text()
     assert "| text | 0.900 [0.800, 1.000] | 0.500 [0.400, 0.600] |" in text
     assert "| wire_0 | 0.500 [0.400, 0.600] |" in text
     rows: list[Any] = [row | {"method": "relay"}]
     with pytest.raises(UserError, match="wire_0: no method 'relay' of receiver 'r'"):
-        write_page(page(tmp_path, runs, columns=["em"], rows=rows, picture=None))
+        write_pages(page(tmp_path, runs, columns=["em"], rows=rows, picture=None))
+
+
+def prose(tmp_path: Path, runs: list[Path], text: str, **names: Any) -> str:
+    """What a section's text becomes."""
+    folder = page(tmp_path, runs, text=text, rows=None, picture=None)
+    spec = yaml.safe_load((folder / "wires.yaml").read_text()) | {"names": names}
+    (folder / "wires.yaml").write_text(yaml.safe_dump(spec))
+    return write_pages(folder)[0].read_text().partition("## Wires\n\n")[2].rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("{wire_0.latent.em:.3f}", "0.500"),
+        ("{wire_1.latent.em.low:.2f} to {wire_1.latent.em.high:.2f}", "0.60 to 0.80"),
+        ("{both.latent.em:.3f}", "0.600"),  # the seeds' mean
+        ("{told.method.em:.1f}", "0.9"),
+        ("{wire_1.latent.em - wire_0.latent.em:+.2f}", "+0.20"),
+        ("{wire_0.latent.em / wire_0.text.em:.0%}", "56%"),
+        ("{wire_0.training.fit.loss:.1f}, {wire_0.training.fit.loss.10:.1f}", "1.5, 2.0"),
+        ("{wire_0.evaluation.compression.latent.bytes.float16:,.0f}", "1,000"),
+        ("{wire_0.config.stages.fit.train.optimiser.lr}", "0.5"),
+        ("{wire_0.minutes} min, {wire_0.latent}", "1.5 min, 0.500 [0.400, 0.600]"),
+        ("`{fit: null}`\n```\n{a.b}\n```", "`{fit: null}`\n```\n{a.b}\n```"),  # code is left alone
+    ],
+)
+def test_figures_in_prose_are_of_records(
+    tmp_path: Path, runs: list[Path], text: str, written: str
+) -> None:
+    both = {"records": ["wire_0", "wire_1"]}
+    told = {"record": "wire_0", "method": "text"}
+    assert prose(tmp_path, runs, text, both=both, told=told) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("{nowhere.latent.em}", "nowhere: no such record"),
+        ("{wire_0.relay.em}", "the record has no method 'relay'"),
+        ("{wire_0.latent.bleu}", "the record has no bleu"),
+        ("{wire_0.latent.nll.low}", "the record has no ci.nll"),
+        ("{wire_0.training.fit.loss.11}", "the record has no 11"),
+        ("{wire_0.accuracy}", "unknown column 'accuracy'"),
+        ("{wire_0.latent.em:.3q}", "code 'q'"),
+        ("{wire_0}", "what of 'wire_0'"),
+        ("{0.999}", "0: no such record"),
+        ("{}", "no figure"),
+    ],
+)
+def test_a_figure_that_no_record_has_is_no_figure(
+    tmp_path: Path, runs: list[Path], text: str, wrong: str
+) -> None:
+    with pytest.raises(UserError, match="Wires: ") as said:
+        prose(tmp_path, runs, f"It has {text}.")
+    assert wrong in str(said.value)
+
+
+def test_the_contents_name_each_page_once(tmp_path: Path, runs: list[Path]) -> None:
+    folder = page(tmp_path, runs, picture=None)
+    contents = {"title": "All", "contents": ["wires"], "sections": []}
+    (folder / "README.yaml").write_text(yaml.safe_dump(contents))
+    text = write_pages(folder)[0].read_text()
+    assert "* [Results](wires.md)" in text
+    for wrong in ([], ["wires", "wires"], ["wires", "others"]):
+        (folder / "README.yaml").write_text(yaml.safe_dump(contents | {"contents": wrong}))
+        with pytest.raises(UserError, match="contents must name each page once: wires"):
+            write_pages(folder)
