@@ -175,7 +175,7 @@ def set_environment(environ: MutableMapping[str, str]) -> None:
     flags = environ.get("XLA_FLAGS", "")
     if "xla_gpu_enable_triton_gemm" not in flags:
         # On a GPU, to time Triton's kernels against cuBLAS's for each product of each program takes
-        # longer than it gains: docs/results.md, "The time before the first step".
+        # longer than it gains: docs/results/speed.md.
         environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false".strip()
 
 

@@ -1,4 +1,4 @@
-"""The values that pass between the stages of a wire (SPEC section 1).
+"""The values that pass between the stages of a wire (docs/design.md section 1).
 
     source -> compressor -> bottleneck -> reader(s) -> frozen receiver(s)
     Views  ->        Latent            ->  Delivery

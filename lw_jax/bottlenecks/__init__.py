@@ -1,1 +1,4 @@
-"""What the wire does to the latent: one file per variant (SPEC section 1, `bottleneck`)."""
+"""What the wire does to the latent: one file per variant.
+
+See docs/design.md section 1, `bottleneck`.
+"""

@@ -31,7 +31,9 @@ ReaderConfig = choice("ReaderConfig", "lw_jax.readers", "The readers: one or sev
 
 @dataclass(frozen=True)
 class RefinerConfig:
-    """Transformer layers over the slots, between compressor and bottleneck (SPEC section 4).
+    """Transformer layers over the slots, between compressor and bottleneck.
+
+    See docs/design.md section 4.
 
     Args:
         depth: layers of self-attention and MLP.

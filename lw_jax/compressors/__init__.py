@@ -1,1 +1,4 @@
-"""From features of any length to a latent: one file per variant (SPEC section 1, `compressor`)."""
+"""From features of any length to a latent: one file per variant.
+
+See docs/design.md section 1, `compressor`.
+"""

@@ -1,7 +1,7 @@
 """Learned slots that see nothing: a control, and prompt tuning where the text stands beside them.
 
 Lester et al. 2021. Whatever the readers make of these slots, they make of every text, so what is
-gained over an untouched receiver is gained without a wire (SPEC section 1).
+gained over an untouched receiver is gained without a wire (docs/design.md section 1).
 """
 
 from __future__ import annotations

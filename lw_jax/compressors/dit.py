@@ -1,4 +1,4 @@
-"""DiT bridge: the slots are generated from noise by rectified flow (SPEC section 4).
+"""DiT bridge: the slots are generated from noise by rectified flow (docs/design.md section 4).
 
 Diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, arXiv:2212.09748); it generates
 the receiver's own embeddings of a target text, conditioned on the source. What it learns by is

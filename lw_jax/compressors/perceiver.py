@@ -1,4 +1,6 @@
-"""Perceiver resampler: learned queries read the source by cross-attention (SPEC section 4).
+"""Perceiver resampler: learned queries read the source by cross-attention.
+
+See docs/design.md section 4.
 
 After Jaegle et al. 2021 and Flamingo's resampler (Alayrac et al. 2022). With `anchored` queries
 each slot also starts from the mean of its own stretch of the source, so that order is given, not

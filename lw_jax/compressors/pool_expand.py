@@ -1,7 +1,7 @@
 """Pool and expand: the text's few equal stretches are averaged, and each makes several slots.
 
-SPEC section 1. What a stretch says must pass one vector, so `pools`, not `slots`, bounds what
-crosses; the slots give the receiver more columns to read it from.
+docs/design.md section 1. What a stretch says must pass one vector, so `pools`, not `slots`, bounds
+what crosses; the slots give the receiver more columns to read it from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Learned queries pool the source by one cross-attention, each slot gated if asked for.
 
-SPEC sections 1 and 4: the pooling of the seeds' ByteEncoder, behind its transformer layers (six of
-them) over the bytes. Slots do not see each other, which is what the perceiver adds.
+docs/design.md sections 1 and 4: the pooling of the ByteEncoder of LatentWire (PyTorch), behind its
+transformer layers (six of them) over the bytes. Slots do not see each other, which is what the
+perceiver adds.
 """
 
 from __future__ import annotations

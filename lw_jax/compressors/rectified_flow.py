@@ -1,4 +1,6 @@
-"""Rectified flow: a straight path from noise to data, learned as a velocity (SPEC section 4).
+"""Rectified flow: a straight path from noise to data, learned as a velocity.
+
+See docs/design.md section 4.
 
 Liu et al. 2022 (arXiv:2209.03003); Lipman et al. 2022 (arXiv:2210.02747). Pure functions over a
 velocity `(x [B, ...], t [B]) -> [B, ...]`; t is 0 at the noise and 1 at the data.

@@ -1,7 +1,7 @@
 """One slot for each source token: a wire that compresses a token's width, and not their number.
 
-The per-token baseline of SPEC section 4 is made with it. It has as many receiver columns as the
-text has source tokens, so it is compared by bytes.
+The per-token baseline of docs/design.md section 4 is made with it. It has as many receiver columns
+as the text has source tokens, so it is compared by bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Window pooling: every `size` source tokens become one slot, so slots grow with the text.
 
-Pooling windows beats learned queries at equal budget in five papers (PEERS: 2510.20797,
-2510.20535).
+Pooling windows beats learned queries at equal budget in five papers (docs/design.md section 12:
+arXiv:2510.20797, arXiv:2510.20535).
 """
 
 from __future__ import annotations

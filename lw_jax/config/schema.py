@@ -25,7 +25,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """A stage that measures statistics of the frozen models (SPEC section 4).
+    """A stage that measures statistics of the frozen models (docs/design.md section 4).
 
     Args:
         rows: training rows read.

@@ -1,4 +1,6 @@
-"""Honest compression: what the message costs in the receiver and on the wire (SPEC section 8).
+"""Honest compression: what the message costs in the receiver and on the wire.
+
+See docs/design.md section 8.
 
 Sizes are means per text. The text is counted as UTF-8 and as zlib of that, each text alone; the
 latent as the bytes that `lw_jax.wire.packet` writes: slots in each codec with scales, mask, span,

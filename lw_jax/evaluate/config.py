@@ -27,11 +27,11 @@ METHODS = (
     "mean",
     "deranged",
 )
-"""Methods and controls of an evaluation (SPEC section 8), in the order of the table."""
+"""Methods and controls of an evaluation (docs/design.md section 8), in the order of the table."""
 
 DEFAULT_METHODS = tuple(n for n in METHODS if n not in ("relay", "token_budget_bytes", "pca"))
 """Run where none is named: all but what needs the whole sender, what leaves a text whole that is
-shorter than its latent, and principal components, which are a baseline of the seeds."""
+shorter than its latent, and principal components, which are a baseline of the earlier systems."""
 
 CONTROLS = ("no_message", "zero", "mean", "deranged")
 """Always run: without them a figure for `latent` says nothing."""
@@ -52,7 +52,7 @@ def change_of(method: str) -> str | None:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Decoding (SPEC section 8, decode controls). Greedy unless a temperature is given.
+    """Decoding (docs/design.md section 8, decode controls). Greedy unless a temperature is given.
 
     Args:
         max_new_tokens: tokens decoded at most.
@@ -141,7 +141,7 @@ class RelayConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """A stage that compares methods on the same held-out rows (SPEC section 8).
+    """A stage that compares methods on the same held-out rows (docs/design.md section 8).
 
     Args:
         methods: methods to run; the controls are always run with `latent`. All but `relay`, which

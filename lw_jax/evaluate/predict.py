@@ -1,7 +1,7 @@
 """One method on a batch of rows: score the gold answers and write answers of its own.
 
 Everything but the message is the same for all methods, and scoring and decoding lay out the very
-same sequence (SPEC sections 3 and 8).
+same sequence (docs/design.md sections 3 and 8).
 """
 
 from __future__ import annotations

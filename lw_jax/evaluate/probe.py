@@ -1,7 +1,8 @@
 """Linear probes: what a logistic regression reads off the frozen models' mean hidden states.
 
 The rival of a wire that classifies: if a linear map of the sender's states names the label, then
-naming it through a receiver shows no more than that (PEERS.md, LatentWire's own probe).
+naming it through a receiver shows no more than that (docs/design.md section 12, LatentWire's own
+probe).
 """
 
 from __future__ import annotations

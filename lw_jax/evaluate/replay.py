@@ -1,4 +1,4 @@
-"""Changes made to real token embeddings before the receiver reads them (SPEC section 8).
+"""Changes made to real token embeddings before the receiver reads them (docs/design.md section 8).
 
 A reader's soft tokens are unlike embeddings in loudness, in distribution, or in lying beside the
 table's rows. Each change does one of these to the text's own embeddings, and nothing else: what the
@@ -7,7 +7,7 @@ receiver then still reads is what that unlikeness costs.
 | name | an embedding becomes |
 |---|---|
 | `rms` | as loud as the receiver's embeddings of real text are on average |
-| `scale_F` | F times itself (the seeds: 0.5 to 1.5) |
+| `scale_F` | F times itself (the earlier systems: 0.5 to 1.5) |
 | `batch` | whitened by the batch's mean and deviation per channel, coloured by the table's |
 | `nearest_K` | the mean of the K rows of the table with the largest cosine to it |
 | `offset_F` | the text's mean plus F times its difference from that (anchor + offset) |

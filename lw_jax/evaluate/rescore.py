@@ -1,4 +1,6 @@
-"""Joint rescoring: the receivers of one latent choose an answer together (SPEC section 8).
+"""Joint rescoring: the receivers of one latent choose an answer together.
+
+See docs/design.md section 8.
 
 Each receiver's answer is a candidate. Every receiver scores every candidate as the string that it
 would have to write after its own message, its EOS included; log-probabilities are added up over the

@@ -1,4 +1,4 @@
-"""Slot statistics: soft tokens beside the receiver's own embeddings (SPEC section 8).
+"""Slot statistics: soft tokens beside the receiver's own embeddings (docs/design.md section 8).
 
 Effective rank is e^entropy of the singular values' shares (Roy and Vetterli 2007): 1 where all
 vectors lie on one line, their number where they are orthogonal and as long as each other.

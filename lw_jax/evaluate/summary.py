@@ -1,11 +1,11 @@
 """From the predictions of one method to its figures, each with a 95 % interval and its n.
 
-Entity transfer (SPEC section 8) is the share of a text's numbers, names and nouns that stand in the
-output. `numbers`, `names`, `entities` and `nouns` measure it against the gold answer: of a text
-read back, that is the text itself. Where the text is a problem and the answer its solution,
-`source_numbers`, ... measure it against the problem, which is what the seeds counted (their 5.2 %:
-of the question's entities, 5.2 % stood in the output). The floor of both is what the gold answers
-of other rows have (`floors`).
+Entity transfer (docs/design.md section 8) is the share of a text's numbers, names and nouns that
+stand in the output. `numbers`, `names`, `entities` and `nouns` measure it against the gold answer:
+of a text read back, that is the text itself. Where the text is a problem and the answer its
+solution, `source_numbers`, ... measure it against the problem, which is what the earlier systems
+counted (their 5.2 %: of the question's entities, 5.2 % stood in the output). The floor of both is
+what the gold answers of other rows have (`floors`).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def of_method(
 
     `disagreements` counts the rows where "all gold tokens are the argmax" and "greedy decoding
     writes the gold answer" differ, of `compared`: anything but 0 means that the scorer and the
-    decoder saw different sequences (SPEC section 8).
+    decoder saw different sequences (docs/design.md section 8).
     """
     rows = per_row(examples, said, settings.gsm8k)
     groups = [e.context_id for e in examples]

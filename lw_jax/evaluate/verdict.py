@@ -1,4 +1,4 @@
-"""Whether the wire carries content, in numbers and in words (SPEC section 8).
+"""Whether the wire carries content, in numbers and in words (docs/design.md section 8).
 
 It does when matched - deranged is at least 80 % of matched - none, provided the interval of
 matched - none excludes 0. Matched is `latent`; none is `no_message`.

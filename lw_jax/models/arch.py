@@ -1,7 +1,7 @@
 """The architecture of a frozen decoder: what a Hugging Face `config.json` says, and nothing else.
 
-One dataclass covers the Llama, Mistral, Qwen2 and Qwen3 families (SPEC section 2). It is hashable,
-so it travels as a static argument of jitted functions.
+One dataclass covers the Llama, Mistral, Qwen2 and Qwen3 families (docs/design.md section 2). It is
+hashable, so it travels as a static argument of jitted functions.
 """
 
 from __future__ import annotations

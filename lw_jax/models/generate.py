@@ -24,7 +24,7 @@ from lw_jax.types import Array, Edits, PyTree
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to decode; hashable, a static argument (SPEC section 8, decode controls).
+    """How to decode; hashable, a static argument (docs/design.md section 8, decode controls).
 
     temperature 0 is greedy. eos_ids are banned for the first max(min_new, eos_ban_steps) tokens.
     The `first_token_*` fields concern the first new token alone (None: as the others). gain: per

@@ -1,1 +1,1 @@
-"""What the bridge is trained for: one file per objective (SPEC section 6)."""
+"""What the bridge is trained for: one file per objective (docs/design.md section 6)."""

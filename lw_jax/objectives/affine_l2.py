@@ -1,4 +1,6 @@
-"""Holds the soft tokens' per-channel gains near 1 and their biases near 0 (SPEC section 5).
+"""Holds the soft tokens' per-channel gains near 1 and their biases near 0.
+
+See docs/design.md section 5.
 
 The affine is `bridge.reader.soft_tokens.colour`. It is `scale_l2` with `of: colour`, to stand
 beside that with a weight of its own.

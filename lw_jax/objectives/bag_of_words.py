@@ -1,4 +1,7 @@
-"""Which tokens the source holds, in any order, from the max-pooled slots (SPEC section 10, v09)."""
+"""Which tokens the source holds, in any order, from the max-pooled slots.
+
+See docs/design.md section 10, v09.
+"""
 
 from __future__ import annotations
 

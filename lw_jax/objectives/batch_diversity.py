@@ -1,4 +1,4 @@
-"""Deliveries of different texts point in different directions (SPEC section 10, v15k).
+"""Deliveries of different texts point in different directions (docs/design.md section 10, v15k).
 
 Mean off-diagonal cosine of the flattened soft tokens. Pairs are those of the global batch, or of
 one microbatch with `accumulate`; rows with the same text are left out.

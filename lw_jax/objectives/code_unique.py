@@ -1,7 +1,8 @@
 """-log of the share of different codes in a batch (V15f): a number to watch, not to learn from.
 
 A count of codes has no gradient: whatever its weight, this objective moves no parameter (fault 9).
-It is here because a seed trained with it. `code_variance` and `code_entropy` have gradients.
+It is here because an earlier system trained with it. `code_variance` and `code_entropy` have
+gradients.
 """
 
 from __future__ import annotations

@@ -199,8 +199,8 @@ class Context:
 def gated(term: Term, context: Context, receiver: str, objective: str, above: float) -> Term:
     """The term while the batch's reconstruction cosine is above a threshold, else zero.
 
-    The cosine is the one that an objective of the same step watches (SPEC section 6); no gradient
-    goes through the gate. With microbatches each has its own gate.
+    The cosine is the one that an objective of the same step watches (docs/design.md section 6); no
+    gradient goes through the gate. With microbatches each has its own gate.
 
     Raises:
         UserError: no objective of the step watches it.

@@ -1,4 +1,4 @@
-"""The slots' mean points where the source states' mean points (SPEC section 10, v01).
+"""The slots' mean points where the source states' mean points (docs/design.md section 10, v01).
 
 A whole text in one vector (fault 16): it can be satisfied without any slot telling anything apart.
 """

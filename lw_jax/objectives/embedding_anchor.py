@@ -1,7 +1,7 @@
 """The slots' mean lies by the receiver's mean embedding of the answer, or of the question.
 
-SPEC section 10: v03 by squared error, which at embeddings' RMS of 0.0027 is 1e-7 and gives no
-gradient (fault 8); v03_1 on by cosine; v06 to the question.
+docs/design.md section 10: v03 by squared error, which at embeddings' RMS of 0.0027 is 1e-7 and
+gives no gradient (fault 8); v03_1 on by cosine; v06 to the question.
 """
 
 from __future__ import annotations

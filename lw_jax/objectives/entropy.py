@@ -15,7 +15,7 @@ class Config:
     """Minus the entropy of the distribution of the first answer token that is no space.
 
     Args:
-        weight: of this objective in the loss (the seeds: 0.1 to 1).
+        weight: of this objective in the loss (the earlier systems: 0.1 to 1).
         schedule: factor of the weight over the steps.
     """
 

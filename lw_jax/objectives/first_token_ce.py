@@ -1,7 +1,7 @@
 """Cross-entropy of the first answer token alone, louder while the latent lags behind the text.
 
-The first token decides most answers, and is one of many in their mean (SPEC section 6; LatentWire's
-stages weighted it 3 to 11 beside the answer).
+The first token decides most answers, and is one of many in their mean (docs/design.md section 6;
+LatentWire's stages weighted it 3 to 11 beside the answer).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Config:
     """Cross-entropy of the first answer token that is no space.
 
     Args:
-        weight: of this objective in the loss (the seeds: 3 to 11; from 12 on they collapsed).
+        weight: of this objective in the loss (the earlier systems: 3 to 11; from 12 on they
+            collapsed).
         schedule: factor of the weight over the steps.
         auto_scale: at most so many times the loss: as many times as it is above that of the
             receiver that reads the text, in each batch. 1: never, and the text is not read for it.

@@ -1,4 +1,4 @@
-"""Rectified flow towards the receiver's own embeddings of a text (SPEC section 4).
+"""Rectified flow towards the receiver's own embeddings of a text (docs/design.md section 4).
 
 Beside the loss stands the same loss with every row's condition replaced by another row's: a flow
 that does not see its condition has both alike. Only a compressor with a `loss` can have it (dit).

@@ -1,4 +1,4 @@
-"""The text's first tokens are to be had from the soft tokens, by a head (SPEC section 6).
+"""The text's first tokens are to be had from the soft tokens, by a head (docs/design.md section 6).
 
 The head reads what the receiver is given: a learned query for every position, cross-attention,
 squared error to the receiver's own embeddings of the text that the latent replaces.
@@ -70,7 +70,7 @@ def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
 
 def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     """Squared error per token, in units of the receiver's own loudness: embeddings that are quiet
-    give as much gradient as loud ones (SPEC section 9, fault 8)."""
+    give as much gradient as loud ones (fault 8 of docs/faults.md)."""
     slots, mask = given_slots(context, receiver, "gist")
     text, real = (x[:, : config.positions] for x in text_states(context, receiver, 0))
     counts = counted(context, mask)[:, None] & real

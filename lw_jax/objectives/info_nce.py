@@ -1,8 +1,8 @@
 """InfoNCE on mean-pooled slots: those of one text apart from those of other texts.
 
-van den Oord et al. 2018; SPEC section 6. Negatives are the other contexts of the global batch,
-whatever the mesh; with `accumulate` they are the other contexts of one microbatch. Questions about
-one context share its slots, and rows with the same text are no negatives of each other.
+van den Oord et al. 2018; docs/design.md section 6. Negatives are the other contexts of the global
+batch, whatever the mesh; with `accumulate` they are the other contexts of one microbatch. Questions
+about one context share its slots, and rows with the same text are no negatives of each other.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Config:
     Args:
         weight: of this objective in the loss.
         schedule: factor of the weight over the steps.
-        positive: what a context's slots are to be close to: `self`, themselves (the seeds': only
-            repulsion is left); `receiver_text`, the receiver's mean state over the text; `source`,
-            the source's mean state.
+        positive: what a context's slots are to be close to: `self`, themselves (the earlier
+            systems': only repulsion is left); `receiver_text`, the receiver's mean state over the
+            text; `source`, the source's mean state.
         temperature: of the softmax over cosines.
         layer: of the receiver, for `receiver_text`; 0: its embeddings.
         head: `linear` maps the slots' mean to the positive's width; `none` needs equal widths.

@@ -1,7 +1,8 @@
 """Cross-entropy of the first K answer tokens, with a weight of its own beside the answer's.
 
-SPEC sections 6 and 11: weight 0.5, K from 2 to 8. It is `answer_ce` with `first: K`, which would
-have to stand in place of the whole answer; only K tokens go through the output head for it.
+docs/design.md sections 6 and 11: weight 0.5, K from 2 to 8. It is `answer_ce` with `first: K`,
+which would have to stand in place of the whole answer; only K tokens go through the output head for
+it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Distillation: the receiver that reads the latent matches itself reading the text.
 
 The teacher is the clean receiver (no adapters, no gradient) on the text prompt, token by token
-along the gold answer (Hinton et al. 2015; PEERS: the strongest single advice for compressors).
+along the gold answer (Hinton et al. 2015; docs/design.md section 12: the strongest single advice
+for compressors).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The first soft tokens lie where the answer's first tokens have their embeddings (SPEC section 6).
+"""The first soft tokens lie where the answer's first tokens have their embeddings.
 
-One token is the seeds' latent align (0.5 in stage A, 1 in B), four their warm-up. The answer begins
-at its first token that is no space, and no BOS is among its tokens.
+See docs/design.md section 6.
+
+One token is the earlier systems' latent align (0.5 in stage A, 1 in B), four their warm-up. The
+answer begins at its first token that is no space, and no BOS is among its tokens.
 """
 
 from __future__ import annotations

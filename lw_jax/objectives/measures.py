@@ -11,7 +11,7 @@ from lw_jax.types import Array
 Distance = Literal["cosine", "mse", "relative_mse"]
 
 TINY = 1e-12
-"""Added to squared lengths: embeddings at the seeds' RMS of 0.0027 stay far above it."""
+"""Added to squared lengths: embeddings at the earlier systems' RMS of 0.0027 stay far above it."""
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
@@ -39,7 +39,7 @@ def distance(kind: Distance, x: Array, target: Array) -> Array:
     """[...] between x and target [..., D].
 
     `cosine`: 1 - cosine; `mse`: mean square of the difference; `relative_mse`: that over the mean
-    square of the target, so that it does not vanish for quiet targets (SPEC section 9, fault 8).
+    square of the target, so that it does not vanish for quiet targets (fault 8 of docs/faults.md).
     """
     if kind == "cosine":
         return 1.0 - cosine(x, target)

@@ -20,7 +20,7 @@ class Config:
     """Squared deviation of the soft tokens' loudness.
 
     Args:
-        weight: of this objective in the loss (the seeds: scale 0.05, colour 1e-4).
+        weight: of this objective in the loss (the earlier systems: scale 0.05, colour 1e-4).
         schedule: factor of the weight over the steps.
         of: `rms`, each token's RMS over that of the receiver's embeddings, from 1; `scale`, the
             learned scale over its start, from 1; `colour`, the channels' gains from 1 and biases

@@ -29,7 +29,8 @@ class Config:
         schedule: factor of the weight over the steps.
         layer: both are taken after so many layers of the receiver; 0: its input embeddings.
         distance: `relative_mse` (over the target's mean square), `mse`, or `cosine` (1 - cosine).
-        mse_weight: so many times the `mse` is added (the seeds' per-token PCA: `cosine` and 0.1).
+        mse_weight: so many times the `mse` is added (the earlier systems' per-token PCA: `cosine`
+            and 0.1).
     """
 
     weight: float = 1.0

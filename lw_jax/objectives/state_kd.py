@@ -1,7 +1,7 @@
 """Distillation of the receiver's states after its first layers, on what follows the message.
 
-SPEC sections 6 and 11: question, anchor and answer; weight 0.1, the first 4 or 5 layers. The
-teacher is the clean receiver on the text (no adapters, no gradient). Both run only the layers
+docs/design.md sections 6 and 11: question, anchor and answer; weight 0.1, the first 4 or 5 layers.
+The teacher is the clean receiver on the text (no adapters, no gradient). Both run only the layers
 compared, and keep only the states of what the two sequences share.
 """
 

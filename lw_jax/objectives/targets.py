@@ -1,8 +1,8 @@
 """What objectives compare: what a receiver is given, the source's states, texts as it reads them.
 
-An objective's head reads what the receiver is given. `pre_scale` is there because the seeds read
-the slots before the reader's scaling, which a head can satisfy without moving what the receiver
-sees (SPEC section 9, fault 14).
+An objective's head reads what the receiver is given. `pre_scale` is there because the earlier
+systems read the slots before the reader's scaling, which a head can satisfy without moving what the
+receiver sees (fault 14 of docs/faults.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Cross-entropy of the answer when the receiver, with its trained LoRA, reads the text itself.
 
-The seeds' "text teacher" of the warm-up: it keeps adapters that serve the latent from spoiling what
-the receiver makes of text (SPEC sections 6 and 11). The clean receiver that methods are compared
-with is another one: it never has adapters.
+The earlier systems' "text teacher" of the warm-up: it keeps adapters that serve the latent from
+spoiling what the receiver makes of text (docs/design.md sections 6 and 11). The clean receiver that
+methods are compared with is another one: it never has adapters.
 """
 
 from __future__ import annotations

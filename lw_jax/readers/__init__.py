@@ -1,1 +1,4 @@
-"""From a latent to what a frozen receiver is given: one file per variant (SPEC section 5)."""
+"""From a latent to what a frozen receiver is given: one file per variant.
+
+See docs/design.md section 5.
+"""

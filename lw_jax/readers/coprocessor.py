@@ -1,7 +1,8 @@
 """Latent coprocessor: key and value deltas from the latent, added to the soft tokens' own K and V.
 
 Every column then carries an input embedding *and* per-layer content, and costs one column (Liu et
-al. 2024, "Deliberation in latent space", and SPEC section 5). It needs soft tokens to add to.
+al. 2024, "Deliberation in latent space", and docs/design.md section 5). It needs soft tokens to add
+to.
 """
 
 from __future__ import annotations

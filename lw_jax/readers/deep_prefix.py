@@ -1,7 +1,7 @@
 """Deep prefix: per-layer keys and values from the latent, a column for each slot or a fixed number.
 
 Li and Liang 2021 (prefix tuning), made from the latent. Heads start at the receiver's own per-layer
-key and value RMS, which mattered in RECIPE.
+key and value RMS, which mattered (docs/design.md section 12).
 """
 
 from __future__ import annotations

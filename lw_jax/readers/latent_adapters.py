@@ -1,8 +1,9 @@
 """Latent adapters: trained cross-attention to the latent inside the frozen receiver.
 
 After some layers a block reads the slots and adds to the residual stream: cross-attention to Z, an
-MLP, a learned gate (SPEC section 5; gated cross-attention of Flamingo, Alayrac et al. 2022). The
-receiver's own weights stay as they are, and where nothing is delivered it is the clean receiver.
+MLP, a learned gate (docs/design.md section 5; gated cross-attention of Flamingo, Alayrac et al.
+2022). The receiver's own weights stay as they are, and where nothing is delivered it is the clean
+receiver.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LoRA on the receiver's first layers (Hu et al. 2021): low-rank edits that no latent decides.
 
 They are delivered like a message, so every method that is not `latent` or a control of it reads
-with the clean receiver (SPEC section 9, fault 13).
+with the clean receiver (fault 13 of docs/faults.md).
 """
 
 from __future__ import annotations

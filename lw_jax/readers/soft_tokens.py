@@ -82,7 +82,7 @@ class SoftTokens(nn.Module):
     """Latent -> soft tokens [B, M, D].
 
     The scale is learned (its logarithm, so that a step is a ratio), by default from the RMS of the
-    receiver's own embeddings (SPEC section 9, fault 7).
+    receiver's own embeddings (fault 7 of docs/faults.md).
 
     Notes: `scale`, the scale over where it started; `saturation`, the share of entries whose |tanh|
     is beyond `SATURATED` (fault 10); `colour`, the mean square of gain - 1 and bias.

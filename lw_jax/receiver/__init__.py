@@ -1,4 +1,6 @@
-"""The receiver's sequence, defined once for training, scoring and decoding (SPEC section 3).
+"""The receiver's sequence, defined once for training, scoring and decoding.
+
+See docs/design.md section 3.
 
 `layout` turns text into segments of token ids on the host; `pack` lays the segments of every row
 contiguously on the device; `read` runs the frozen receiver over them, `decode` writes an answer.

@@ -1,7 +1,7 @@
 """How loud a frozen receiver is on real text: its embeddings, and its keys and values per layer.
 
-A bridge starts at these (RECIPE: K/V heads at the receiver's own K/V RMS; SPEC section 9, fault 7:
-soft tokens 33 to 460 times too loud).
+A bridge starts at these (docs/design.md section 12: K/V heads at the receiver's own K/V RMS; fault
+7 of docs/faults.md: soft tokens 33 to 460 times too loud).
 """
 
 from __future__ import annotations

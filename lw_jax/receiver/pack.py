@@ -1,4 +1,4 @@
-"""Segments of every row laid contiguously, padding only at the right (SPEC section 3)."""
+"""Segments of every row laid contiguously, padding only at the right (docs/design.md section 3)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The frozen receiver over a packed sequence: states at the answer, and answers written.
 
 Training, scoring and decoding of every method come through `lay_out`: there is no other way to
-build a receiver's sequence (SPEC section 9, faults 1-5, 13, 21, 22).
+build a receiver's sequence (faults 1-5, 13, 21, 22 of docs/faults.md).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: no run there, or one that has neither trained nor evaluated.
     """
-    from lw_jax.config.run import read_config  # pages are written without jax
+    from lw_jax.runs.directory import read_config  # pages are written without jax
 
     config = read_config(run_dir)
     evaluations = dict(_evaluations(run_dir))

@@ -1,7 +1,8 @@
 """Other bridges on the rows of an evaluation, a line each: paired with its own, row by row.
 
 Rivals that are trained (prompt tuning *with* the text, LoRA, a PCA of the embeddings) so stand in
-one run with `latent`, on the same examples (SPEC section 8), and so does any other bridge.
+one run with `latent`, on the same examples (docs/design.md section 8), and so does any other
+bridge.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A grid of runs, one after another, and one table of them all (SPEC section 7).
+"""A grid of runs, one after another, and one table of them all (docs/design.md section 7).
 
     python -m lw_jax.launch --config x.yaml --sweep bridge.latent_dim=64,128 --sweep seed=1,2
 

@@ -1,1 +1,4 @@
-"""Where the source text's features come from: one file per variant (SPEC section 1, `source`)."""
+"""Where the source text's features come from: one file per variant.
+
+See docs/design.md section 1, `source`.
+"""

@@ -1,6 +1,7 @@
 """ByteEncoder: the text's own UTF-8 bytes through a trained transformer, without any sender.
 
-A byte is embedded, told its place, and read by all others in `depth` layers (SPEC section 4).
+A byte is embedded, told its place, and read by all others in `depth` layers (docs/design.md section
+4).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Hidden states of the frozen sender at one, several or all layers.
 
-Last layers hold the least content, middle layers more, a gated mix the most (PEERS: 49.4 last, 63.9
-middle, 66.6 gated). Each tap is RMS-normed, so that no layer drowns the others, or normed by
-measured statistics, or seen in its principal directions.
+Last layers hold the least content, middle layers more, a gated mix the most (docs/design.md section
+12: 49.4 last, 63.9 middle, 66.6 gated). Each tap is RMS-normed, so that no layer drowns the others,
+or normed by measured statistics, or seen in its principal directions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """StatisticalNormalizer: the sender's states whitened, then coloured like a receiver's embeddings.
 
-Per channel, by means and deviations that a `calibrate` stage has measured (SPEC section 4; sender
-norm 13.6 against receiver 0.029 was the seeds' gap). They lie among the bridge's parameters, so
-that every checkpoint and export carries them, in `statistics`, which no optimiser moves.
+Per channel, by means and deviations that a `calibrate` stage has measured (docs/design.md section
+4; sender norm 13.6 against receiver 0.029 was the earlier systems' gap). They lie among the
+bridge's parameters, so that every checkpoint and export carries them, in `statistics`, which no
+optimiser moves.
 """
 
 from __future__ import annotations

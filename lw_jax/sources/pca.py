@@ -1,8 +1,8 @@
 """PCA: the sender's states in their principal directions, which a `calibrate` stage has fitted.
 
-SPEC section 1 (token embeddings, optionally through a fitted PCA) and section 4 (PCA baselines).
-The fit lies among the bridge's parameters, so that every checkpoint and export carries it, in
-`statistics`, which no optimiser moves.
+docs/design.md section 1 (token embeddings, optionally through a fitted PCA) and section 4 (PCA
+baselines). The fit lies among the bridge's parameters, so that every checkpoint and export carries
+it, in `statistics`, which no optimiser moves.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tokens, or the one vector, of a frozen sentence encoder such as MiniLM or bge.
 
 The run's `sender` is the encoder. It reads [CLS] text [SEP] in its own tokens, all of them seen by
-each other (SPEC sections 1 and 4). The seeds' STQueryEncoder is `pool: none` before the compressor
-pooled_queries (with its gates) or perceiver; their SimpleEncoder, one sentence vector spread over
-the slots, is `pool: mean` before pool_expand.
+each other (docs/design.md sections 1 and 4). The STQueryEncoder of LatentWire (PyTorch) is `pool:
+none` before the compressor pooled_queries (with its gates) or perceiver; its SimpleEncoder, one
+sentence vector spread over the slots, is `pool: mean` before pool_expand.
 """
 
 from __future__ import annotations

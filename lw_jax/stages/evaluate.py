@@ -1,4 +1,4 @@
-"""The stage that compares methods on the same held-out rows (SPEC section 8)."""
+"""The stage that compares methods on the same held-out rows (docs/design.md section 8)."""
 
 from __future__ import annotations
 

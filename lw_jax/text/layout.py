@@ -1,4 +1,4 @@
-"""From text to the segments of the receiver's sequence (SPEC section 3), on the host.
+"""From text to the segments of the receiver's sequence (docs/design.md section 3), on the host.
 
     [BOS] [primer] | [message] | [question] [anchor] | [answer] [EOS]
         head       |           |        ask          |    answer
@@ -176,7 +176,9 @@ def first_word(tokenizer: Tokenizer, answer: Sequence[int]) -> int:
 
 
 def check_labels(config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
-    """The start-up proof that labels are the joint tokenisation's answer tokens (SPEC section 3).
+    """The start-up proof that labels are the joint tokenisation's answer tokens.
+
+    See docs/design.md section 3.
 
     For every example: ask + answer ids are the tokens of the one string, decode back to the answer,
     and end in the EOS id. Returns how many were checked.

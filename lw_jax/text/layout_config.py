@@ -10,7 +10,9 @@ from lw_jax.errors import UserError
 
 @dataclass(frozen=True)
 class LayoutConfig:
-    """The receiver's sequence, the same for training, scoring and decoding (SPEC section 3).
+    """The receiver's sequence, the same for training, scoring and decoding.
+
+    See docs/design.md section 3.
 
     Args:
         primer: literal before the message, no trailing space; empty for none.

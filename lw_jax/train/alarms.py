@@ -1,4 +1,4 @@
-"""Alarms: faults of method, named while they happen (SPEC section 9 B).
+"""Alarms: faults of method, named while they happen (docs/faults.md, kind B).
 
 Each is a pure function of figures of one quick evaluation; nothing is remembered between two, so a
 resumed run raises the same ones. An alarm fires at the first quick evaluation at or after the share
@@ -40,7 +40,7 @@ FAULTS: Mapping[str, int | None] = {
     "codebook_collapse": 20,
     "blind_flow": None,
 }
-"""The fault of SPEC section 9 that each alarm names; the flow's is of section 4."""
+"""The fault of docs/faults.md that each alarm names; the flow's has no number."""
 
 EARLY, LATE = 0.1, 0.25
 """Shares of a stage's steps before which some alarms keep still."""

@@ -204,7 +204,9 @@ def old_names(parameters: Mapping[str, int]) -> bool:
 
 
 def check_counts(loaded: PyTree, trained: Mapping[str, int]) -> None:
-    """What is loaded must equal what was trained, component by component (SPEC section 9, 6, 26).
+    """What is loaded must equal what was trained, component by component.
+
+    See faults 6 and 26 of docs/faults.md.
 
     Raises:
         UserError: names the component and both counts.

@@ -108,7 +108,8 @@ class TrainConfig:
 class LatentKeep(Rising):
     """Latent dropout: in training every slot is kept with a probability that rises, else zeroed.
 
-    The seeds' ramp goes from 0.5 to 0.85 and stays there: ramps to 1 regressed (SPEC section 6).
+    The earlier systems' ramp goes from 0.5 to 0.85 and stays there: ramps to 1 regressed
+    (docs/design.md section 6).
 
     Args:
         start: probability at the first step.
@@ -142,8 +143,9 @@ class ScheduledSampling(Rising):
 class TextBatches:
     """Steps whose objectives are those for text (`schedule.on`), among those for the wire.
 
-    The seeds warm up on batches of both kinds in turn, and go on with a few text batches (SPEC
-    section 6). Which steps they are depends on the seed, the stage and the step alone.
+    The earlier systems warm up on batches of both kinds in turn, and go on with a few text batches
+    (docs/design.md section 6). Which steps they are depends on the seed, the stage and the step
+    alone.
 
     Args:
         steps: of the warm-up: every other one, from the first on, is for text.

@@ -49,7 +49,7 @@ class Journal:
 
 def fired(path: Path) -> list[dict[str, Any]]:
     """The alarms of a run's quick evaluations, per stage in the order in which they first fired:
-    name, fault of SPEC section 9 or None, stage, steps `first` and `last`, and `times`."""
+    name, fault of docs/faults.md or None, stage, steps `first` and `last`, and `times`."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     if not path.is_file():
         return []

@@ -209,7 +209,10 @@ class StepMaker:
 def shares(
     terms: Terms, weights: Mapping[str, Array], loss: Array, receivers: int
 ) -> dict[str, Array]:
-    """Per term its mean, and per objective its weighted share of the loss (SPEC section 6)."""
+    """Per term its mean, and per objective its weighted share of the loss.
+
+    See docs/design.md section 6.
+    """
     metrics: dict[str, Array] = {}
     for (name, term), value in terms.items():
         metrics[f"loss/{term}"] = mean(value)

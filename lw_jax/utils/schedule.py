@@ -19,7 +19,7 @@ BatchKind = Literal["latent", "text"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A factor over the steps of a stage (SPEC section 6, weight schedules).
+    """A factor over the steps of a stage (docs/design.md section 6, weight schedules).
 
     Args:
         shape: `constant`; `linear` or `cosine` from 1 at `start + ramp` to `final` at the end.

@@ -1,4 +1,4 @@
-"""One latent as bytes, and back, exactly: all that crosses the wire (SPEC section 8).
+"""One latent as bytes, and back, exactly: all that crosses the wire (docs/design.md section 8).
 
     magic "LWJX" | version | codec | flags | M | d | crc32      16 bytes
     [fingerprint of the bridge, 8] [owner of each slot, 2 M] [span, 4]

@@ -16,7 +16,7 @@ LEVELS = tuple(range(2, 10))
 
 
 def test_every_level_has_exactly_its_values() -> None:
-    """From far left to far right; the seeds had 7 of 8."""
+    """From far left to far right; the earlier systems had 7 of 8."""
     sweep = np.concatenate([np.linspace(-6, 6, 4001), [-1e9, -50, 50, 1e9]])
     bounded, _ = fsq.bound(jnp.asarray(sweep[:, None].repeat(8, 1), jnp.float32), LEVELS)
     values = np.asarray(jnp.round(bounded)).astype(int)

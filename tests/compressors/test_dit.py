@@ -37,7 +37,7 @@ from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 WIDTH, SLOTS, TOKENS = 8, 4, 6
 STEPS = 300
 QUIET = 0.0027
-"""RMS of the embeddings of the seeds' receiver."""
+"""RMS of the embeddings of the earlier systems' receiver."""
 
 
 def dims(rms: float = 0.1, receivers: int = 1) -> BridgeDims:
@@ -208,7 +208,8 @@ def sensitivity(rms: float, unit_targets: bool) -> Any:
 
 
 def test_quiet_targets_blind_the_flow_and_unit_targets_do_not() -> None:
-    """The seeds' fault: at RMS 0.0027 under unit noise, any condition gives the same loss."""
+    """The earlier systems' fault: at RMS 0.0027 under unit noise, any condition gives the same
+    loss."""
     own, shuffled, hit = map(float, sensitivity(QUIET, False))
     assert own < 0.5  # it has learned to take the noise away, and looks well trained
     assert abs(shuffled - own) < 0.1 * own

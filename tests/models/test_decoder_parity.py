@@ -1,4 +1,7 @@
-"""The decoder equals transformers' PyTorch, on fixtures that would notice any fault (SPEC 2)."""
+"""The decoder equals transformers' PyTorch, on fixtures that would notice any fault.
+
+See docs/design.md section 2.
+"""
 
 import json
 from pathlib import Path

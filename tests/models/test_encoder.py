@@ -1,4 +1,7 @@
-"""The sentence encoder equals transformers' PyTorch, however its files spell it (SPEC 2)."""
+"""The sentence encoder equals transformers' PyTorch, however its files spell it.
+
+See docs/design.md section 2.
+"""
 
 from __future__ import annotations
 

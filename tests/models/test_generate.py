@@ -96,7 +96,10 @@ def with_answers(answers, sizes):
     ("given", "gain"), [(None, ()), ("delivery", ()), ("delivery", (1.5, 1.2, 1.0))]
 )
 def test_greedy_is_the_argmax_under_teacher_forcing(params, given, gain):
-    """Exactly when every label is the argmax does greedy decoding give the answer (SPEC 8)."""
+    """Exactly when every label is the argmax does greedy decoding give the answer.
+
+    See docs/design.md section 8.
+    """
     given = None if given is None else delivery()
     made = decode(params, replace(GREEDY, gain=gain), given)
     out, ended = np.asarray(made.ids), np.asarray(made.ended)

@@ -48,7 +48,7 @@ def tokenizer(rows: MixtureRows) -> Tokenizer:
 def test_the_first_task_is_laid_out_as_a_receiver_is_asked(
     anchor: str, rows: MixtureRows, tokenizer: Tokenizer
 ) -> None:
-    """SPEC section 9, faults 3, 4 and 22: pretraining and scoring see the same sequence."""
+    """Faults 3, 4 and 22 of docs/faults.md: pretraining and scoring see the same sequence."""
     tasks = next(t for t in (rows[i] for i in range(99)) if t[0].anchor == anchor)
     layout = LayoutConfig(anchor=anchor)
     groups = [(tasks[0].example,)]

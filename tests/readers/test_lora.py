@@ -15,7 +15,6 @@ from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.params import init
-from lw_jax.readers import lora
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Delivery, Edits, Latent
 

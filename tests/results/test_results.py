@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from lw_jax.config.parse import from_dict
-from lw_jax.config.run import read_config
 from lw_jax.errors import UserError
 from lw_jax.results.__main__ import main
 from lw_jax.results.columns import COLUMNS
 from lw_jax.results.page import write_pages
 from lw_jax.results.record import put, read_records, record_of, write_record
 from lw_jax.results.row import combine
+from lw_jax.runs.directory import read_config
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 CELLS = 1956

@@ -1,8 +1,8 @@
-"""Bridges that have a fault of SPEC section 9 are trained until its alarm fires.
+"""Bridges that have a fault of docs/faults.md are trained until its alarm fires.
 
 Each takes a few steps on eight texts, and is looked at as a run is. The receiver is a random one
-with a table as quiet as the seeds measured theirs, or tiny-mistral where it has to read. Beside
-every fault stands the same bridge without it, which does not raise the alarm.
+with a table as quiet as the earlier systems measured theirs, or tiny-mistral where it has to read.
+Beside every fault stands the same bridge without it, which does not raise the alarm.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
 QUIET = 0.0027
-"""RMS of the embeddings of the seeds' receiver."""
+"""RMS of the embeddings of the earlier systems' receiver."""
 LATENT, ROWS, RATE = 24, 8, 0.05
 STEPS, LOOKS = 40, (1, 4, 10)
 """Steps of the stage, and those after which it is looked at: the first, and the shares at which

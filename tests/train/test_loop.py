@@ -127,7 +127,7 @@ def test_the_random_key_of_a_step_is_its_own(compiled: Any) -> None:
 
 
 def test_one_lucky_batch_is_not_the_best(compiled: Any, tmp_path: Path) -> None:
-    """SPEC section 9, fault 11: the smoothed score decides, a raw one below it never does."""
+    """Fault 11 of docs/faults.md: the smoothed score decides, a raw one below it never does."""
     scores = dict(zip(range(1, 9), [0.1, 0.1, 0.9, 0.1, 0.2, 0.5, 0.5, 0.5], strict=True))
 
     def evaluate(state: TrainState, number: int) -> Evaluation:
@@ -221,7 +221,7 @@ def test_batches_that_end_too_early_are_an_error(compiled: Any, tmp_path: Path) 
 
 
 def test_lines_of_other_stages_stay(tmp_path: Path) -> None:
-    """SPEC section 9, fault 12; a line cut short by a crash goes."""
+    """Fault 12 of docs/faults.md; a line cut short by a crash goes."""
     path = tmp_path / "diagnostics.jsonl"
     one, two = Journal(path, "one"), Journal(path, "two")
     for number in (5, 10):

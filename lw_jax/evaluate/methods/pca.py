@@ -1,8 +1,8 @@
 """`pca`: the text's own principal components as soft tokens, in as many columns as the latent has.
 
-The training-free baseline of SPEC sections 4 and 8 (32 components over the prompt: F1 1.8 in the
-seeds). The text's T embeddings have the mean m and, once centred, the singular values s and right
-singular vectors v. What is delivered, by descending variance:
+The training-free baseline of docs/design.md sections 4 and 8 (32 components over the prompt: F1 1.8
+in the earlier systems). The text's T embeddings have the mean m and, once centred, the singular
+values s and right singular vectors v. What is delivered, by descending variance:
 
     m,  s_1 v_1 / sqrt(T),  s_2 v_2 / sqrt(T),  ...
 

@@ -1,4 +1,4 @@
-"""Signs that a model says the same thing whatever it is given (SPEC section 8)."""
+"""Signs that a model says the same thing whatever it is given (docs/design.md section 8)."""
 
 from __future__ import annotations
 

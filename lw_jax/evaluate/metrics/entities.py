@@ -1,4 +1,4 @@
-"""Entity transfer: which numbers and names of a text reach the output (SPEC section 8).
+"""Entity transfer: which numbers and names of a text reach the output (docs/design.md section 8).
 
 A number is a run of digits with thousands commas or decimals (`numbers.py`). A name is a
 capitalised word of at least two letters that stands somewhere else than at the start of a sentence,

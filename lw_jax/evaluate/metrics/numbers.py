@@ -1,4 +1,5 @@
-"""Numbers in text, and the GSM8K scores made of them (Cobbe et al. 2021; SPEC section 8)."""
+"""Numbers in text, and the GSM8K scores made of them (Cobbe et al. 2021; docs/design.md section
+8)."""
 
 from __future__ import annotations
 
