@@ -30,7 +30,7 @@ def final_test(
         },
     }
     if problems is not None:
-        read = gsm8k.rows(problems, "eval", seed)
+        read = problems.rows("eval", seed)
         copies = [group[0] for group in read.groups]
         figures["read_back"] = read_back(lm, LayoutConfig(anchor=REPEAT), copies, BATCH, seed)
         texts = [e.context for e in copies]

@@ -250,7 +250,7 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
     source = gsm8k.Config(train=cfg.gsm8k_train, eval=cfg.gsm8k_eval)
     for split in ("train", "eval"):
         with seen.trying(f"{key}.gsm8k_{split}"):
-            rows = gsm8k.rows(source, split)
+            rows = source.rows(split)
             seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
 
 
