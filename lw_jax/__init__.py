@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Bridge"]
+__version__ = "0.1.0"
+__all__ = ["Bridge", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
+from lw_jax import __version__
+from lw_jax.config import yaml_files
+from lw_jax.config.command import overview, read_command
 from lw_jax.errors import UserError
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+CONFIG_FILE = yaml_files.RUN_CONFIG
 WIDTH = 140
 """Columns of output that goes to a file or a pipe."""
 
@@ -42,18 +46,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    # Imported here: a wrong command line is answered before jax is loaded.
-    from lw_jax.config.command import read_command
-
+    # A wrong command line, a missing or broken file are answered before jax is loaded.
     command = read_command(argv)
+    if command.action == "version":
+        print(f"lw_jax {__version__}")
+        return OK
+    if command.action == "help" and not command.target:
+        print(overview(), end="")
+        return OK
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if command.action == "help":
         from lw_jax.config.help import print_help
 
-        print_help(command.target, console)
+        print_help("" if command.target == "all" else command.target, console)
         return OK
     if command.action == "evaluate":
+        if not (Path(command.target) / CONFIG_FILE).is_file():
+            raise UserError(f"{command.target}: no {CONFIG_FILE} there, so it is no run directory")
         return evaluate_again(Path(command.target), command.flags, console)
+    for file in (command.target, *command.over):
+        yaml_files.load(file)
     line = f"python -m lw_jax.launch {shlex.join(argv)}"
     from lw_jax.config import parse
 

@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Bottleneck)` is a bottleneck; its
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, PyTree
 
 
-class Bottleneck:
+class Bottleneck(ABC):
     """Base of every bottleneck's `Config`.
 
     Its module is called as `module(latent, train) -> Latent`. One with codes sows `codes` and has a
@@ -27,9 +28,9 @@ class Bottleneck:
     levels: tuple[int, ...] = ()
     """How many values each code of a slot has; () where slots cross the wire, not codes."""
 
+    @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The linen module `(Latent, train) -> Latent`."""
-        raise NotImplementedError
 
     @property
     def codec(self) -> str:

@@ -12,21 +12,29 @@ from lw_jax.compressors.base import Compressor
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims, ModelDims, ViewDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.readers.base import Reader
 from lw_jax.sources.base import Source
 from lw_jax.sources.normaliser import Normaliser, normaliser_of
 from lw_jax.sources.pca import Pca, pca_of
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.utils.checks import at_least, exactly_one
-from lw_jax.utils.registry import choice, chosen
+from lw_jax.utils.registry import Choice, chosen
 
-SourceConfig = choice("SourceConfig", "lw_jax.sources", "The source: exactly one is set.")
-CompressorConfig = choice(
-    "CompressorConfig", "lw_jax.compressors", "The compressor: exactly one is set."
-)
-BottleneckConfig = choice(
-    "BottleneckConfig", "lw_jax.bottlenecks", "The bottleneck: at most one is set."
-)
-ReaderConfig = choice("ReaderConfig", "lw_jax.readers", "The readers: one or several are set.")
+
+class SourceConfig(Choice[Source], package="lw_jax.sources", contract=Source):
+    """The source: exactly one is set."""
+
+
+class CompressorConfig(Choice[Compressor], package="lw_jax.compressors", contract=Compressor):
+    """The compressor: exactly one is set."""
+
+
+class BottleneckConfig(Choice[Bottleneck], package="lw_jax.bottlenecks", contract=Bottleneck):
+    """The bottleneck: at most one is set."""
+
+
+class ReaderConfig(Choice[Reader], package="lw_jax.readers", contract=Reader):
+    """The readers: one or several are set."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,11 @@ class BridgeConfig:
     """
 
     latent_dim: int
-    source: SourceConfig = field(default_factory=SourceConfig)  # type: ignore[valid-type]
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # type: ignore[valid-type]
-    compressor: CompressorConfig  # type: ignore[valid-type]
-    reader: ReaderConfig  # type: ignore[valid-type]
-    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)  # type: ignore[valid-type]
+    source: SourceConfig = field(default_factory=SourceConfig)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    compressor: CompressorConfig
+    reader: ReaderConfig
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     refiner: RefinerConfig | None = None
     private: int = 0
 
@@ -197,6 +205,13 @@ class BridgeConfig:
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
                 raise UserError(f"sources.{name}: a view's name has letters and digits only")
             exactly_one(one, f"sources.{name}")
+            for kind, options in chosen(one).items():
+                measured = normaliser_of(options) or pca_of(options)
+                if measured is not None:
+                    raise UserError(
+                        f"sources.{name}.{kind}: a calibrate stage measures `source` alone; leave "
+                        "normaliser and pca out of one of several sources"
+                    )
 
     def _check_views(self, kind: str, compressor: Compressor) -> None:
         """The compressor reads views that there are, and the only one without being told."""

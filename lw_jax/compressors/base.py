@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Compressor)` is a compressor; its
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Features, Views
 
 
-class Compressor:
+class Compressor(ABC):
     """Base of every compressor's `Config`.
 
     Its module is called as `module(views, train) -> Latent`. One that `generates` has a method
@@ -25,9 +26,9 @@ class Compressor:
     """It learns to generate given targets, and no latent is made while it does: nothing behind it
     gets a gradient."""
 
+    @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The linen module `(Views, train) -> Latent`."""
-        raise NotImplementedError
 
     def check(self, latent_dim: int) -> None:
         """Check the options against the latent's width.
@@ -35,6 +36,7 @@ class Compressor:
         Raises:
             UserError: they do not suit it; begins with the option's name.
         """
+        return
 
     @property
     def fixed_slots(self) -> int | None:

@@ -20,7 +20,7 @@ from lw_jax.compressors.dit_blocks import Condition, Conditioning, Velocity
 from lw_jax.compressors.rectified_flow import SAMPLERS, Time, squared_error, times
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.types import SHARED, Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
@@ -139,7 +139,7 @@ class Dit(nn.Module):
 
         slots = SAMPLERS[c.sampler](velocity, noise, c.steps) * self.unit * mask[..., None]
         span = view.mask.sum(axis=1).astype(jnp.float32)
-        return Latent(slots, mask, span, (-1,) * c.slots)
+        return Latent(slots, mask, span, (SHARED,) * c.slots)
 
     def loss(self, views: Views, target: Features, train: bool = True) -> FlowLoss:
         """The flow towards targets [B, T, latent_dim] of any length, one noise and one t a row.

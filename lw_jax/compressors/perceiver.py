@@ -23,7 +23,7 @@ from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Latent, Views
+from lw_jax.types import SHARED, Array, Latent, Views
 from lw_jax.utils.checks import at_least
 
 _SLACK = 1e-3
@@ -129,7 +129,7 @@ class Perceiver(nn.Module):
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         slots = jnp.where(mask[..., None], slots, 0.0)
-        return Latent(slots, mask, lengths.astype(jnp.float32), (-1,) * m)
+        return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * m)
 
     def ratios(self, train: bool) -> tuple[float, ...]:
         """The ratios that texts may take; none where they take all slots, whatever the length."""

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
+from lw_jax.layers.pooling import stretch_weights
 from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Latent, Views
+from lw_jax.types import SHARED, Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
@@ -37,6 +38,8 @@ class Config(Compressor):
         mlp_ratio: hidden width of the MLPs over the width.
         rotary: attention sees how far apart tokens and windows are (rotary embedding).
         dropout: in the MLPs.
+        views: of several sources, the names of those that are read: windows are of the first one's
+            tokens, and each takes the mean of its own stretch of every other.
     """
 
     size: int
@@ -49,6 +52,7 @@ class Config(Compressor):
     mlp_ratio: int = 4
     rotary: bool = False
     dropout: float = 0.0
+    views: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size")
@@ -63,6 +67,11 @@ class Config(Compressor):
     def seen(self) -> int:
         """Source tokens that a window of `conv` sees."""
         return 2 * self.size if self.kernel is None else self.kernel
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the views that it reads."""
+        return self.views
 
     def build(self, dims: BridgeDims) -> Window:
         """The compressor."""
@@ -112,7 +121,7 @@ class Window(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
-        view = only(views)
+        view = views[c.views[0]] if c.views else only(views)
         encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
         x, _, _ = entered(view, c.width, encoder, train, c.rotary)
         # Real tokens first: tokens of the head (masked) would shift the windows.
@@ -129,6 +138,8 @@ class Window(nn.Module):
                 z, mask = Halving(c.mlp_ratio, name=f"level_{level}")(z, mask, train)
         else:
             z, mask = merged(x, real, c.size, c.mode, c.seen, c.mlp_ratio, train)
+        for name in c.views[1:]:
+            z = z + self._stretches(views[name], name, windows, mask, train)
         starts = jnp.arange(windows) * c.size
         z = z + sinusoid(starts, c.width)[None]
         middles = jnp.broadcast_to(starts + (c.size - 1) / 2, mask.shape) if c.rotary else None
@@ -137,4 +148,27 @@ class Window(nn.Module):
         )
         out = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         out = out * mask[..., None]
-        return Latent(out, mask, view.mask.sum(axis=1).astype(jnp.float32), (-1,) * windows)
+        return Latent(out, mask, view.mask.sum(axis=1).astype(jnp.float32), (SHARED,) * windows)
+
+    def _stretches(
+        self, view: Features, name: str, windows: int, mask: Array, train: bool
+    ) -> Array:
+        """[B, windows, W]: what each window takes of another view of the same text.
+
+        Args:
+            view: the other view.
+            name: its name, which its parameters bear.
+            windows: how many there are.
+            mask: [B, windows] those that hold a token of the first view.
+        """
+        c = self.config
+        encoder = Stack(
+            c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name=f"encoder_{name}"
+        )
+        index = jnp.cumsum(view.mask, axis=1) - 1
+        x = nn.Dense(c.width, name=f"enter_{name}")(view.x) + sinusoid(index, c.width)
+        x = encoder(x, view.mask, train=train)
+        used = jnp.maximum(1, mask.sum(axis=1))
+        weights = stretch_weights(index, view.mask, used, windows)
+        read = nn.Dense(c.width, name=f"read_{name}")(jnp.einsum("bmt,btw->bmw", weights, x))
+        return read * mask[..., None]

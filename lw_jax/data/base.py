@@ -5,17 +5,19 @@ A file of this folder with a dataclass `Config(DataSet)` is a data set; its name
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from lw_jax.data.example import Rows
 
 
-class DataSet:
+class DataSet(ABC):
     """Base of every data set's `Config`."""
 
     ends_in_number: ClassVar[bool] = False
     """Whether an answer is a worked solution that ends in its number ("#### 42"), as GSM8K's."""
 
+    @abstractmethod
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> Rows:
         """The rows of a split.
 
@@ -27,7 +29,6 @@ class DataSet:
         Raises:
             UserError: the data cannot be read, or has no row of that level.
         """
-        raise NotImplementedError
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lw_jax.utils.registry import choice
+from lw_jax.utils.registry import Choice
 
-ObjectivesConfig = choice(
-    "ObjectivesConfig", "lw_jax.objectives", "The objectives: one or several are set."
-)
+
+class ObjectivesConfig(Choice[object], package="lw_jax.objectives", contract=object):
+    """The objectives: one or several are set."""

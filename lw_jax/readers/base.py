@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Reader)` is a reader; its name is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import flax.linen as nn
 from lw_jax.models.dims import ModelDims
 
 
-class Reader:
+class Reader(ABC):
     """Base of every reader's `Config`.
 
     Its module is called as `module(latent, train) -> Delivery`.
@@ -25,6 +26,6 @@ class Reader:
     needs_embeds: ClassVar[bool] = False
     """Whether it adds to soft tokens, which another reader has to deliver."""
 
+    @abstractmethod
     def build(self, dims: ModelDims) -> nn.Module:
         """The linen module `(Latent, train) -> Delivery` of one receiver."""
-        raise NotImplementedError

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from lw_jax.config.parse import differences, from_dict, to_yaml
 from lw_jax.config.schema import Config
-from lw_jax.config.yaml_files import dumps, load
+from lw_jax.config.yaml_files import RUN_CONFIG, dumps, load
 from lw_jax.errors import UserError
 from lw_jax.utils.files import write_text
 from lw_jax.utils.resume import free
 
-CONFIG, FINISHED, LOCK = "config.yaml", "finished.json", ".lock"
+CONFIG, FINISHED, LOCK = RUN_CONFIG, "finished.json", ".lock"
 _SHOWN = 4
 
 

@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Source)` is a source; its name is
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -30,7 +31,7 @@ class SourceShape(NamedTuple):
     vocab: int
 
 
-class Source:
+class Source(ABC):
     """Base of every source's `Config`."""
 
     reads_sender: ClassVar[bool] = True
@@ -38,10 +39,11 @@ class Source:
     sender_writes: ClassVar[bool] = True
     """Whether the sender that it reads is a language model, which can write too (`relay`)."""
 
+    @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The trainable part, a linen module `Taps -> Features`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
         """The frozen part: what the sender's layers make of a batch of texts.
 
@@ -50,15 +52,14 @@ class Source:
             tokens: the texts.
             params: the source's own parameters; None leaves its edits of the sender out.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def shape(self, sender: AnyArch | None) -> SourceShape:
         """Sizes of the taps.
 
         Raises:
             UserError: the sender is not one that this source can read.
         """
-        raise NotImplementedError
 
     def sender_layers(self, sender: AnyArch) -> int:
         """How many of the sender's layers have to be loaded."""
