@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -67,6 +68,12 @@ class Features:
     mask: Array
     ids: Array
 
+    def check(self) -> None:
+        """AssertionError unless shapes and dtypes are those above."""
+        chex.assert_rank(self.x, 3)
+        chex.assert_shape([self.mask, self.ids], self.x.shape[:2])
+        chex.assert_type(self.mask, bool)
+
 
 Views = Mapping[str, Features]
 """One `Features` per view: the sender's states, bytes, a sentence encoder, ..."""
@@ -85,6 +92,17 @@ class Latent:
     mask: Array
     span: Array | None = None
     owner: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    def check(self) -> None:
+        """AssertionError unless shapes and dtypes are those above."""
+        chex.assert_rank(self.slots, 3)
+        rows, count = self.slots.shape[:2]
+        chex.assert_shape(self.mask, (rows, count))
+        chex.assert_type(self.mask, bool)
+        if self.span is not None:
+            chex.assert_shape(self.span, (rows,))
+            chex.assert_type(self.span, jnp.float32)
+        assert len(self.owner) in (0, count), f"{len(self.owner)} owners of {count} slots"
 
 
 @struct.dataclass
@@ -155,6 +173,25 @@ class Delivery:
     kv: KV | None = None
     advance: Array | None = None
     edits: Edits | None = None
+
+    def check(self) -> None:
+        """AssertionError unless shapes and dtypes are those above."""
+        if self.embeds is not None:
+            chex.assert_rank(self.embeds, 3)
+            for columns in (self.mask, self.positions):
+                if columns is not None:
+                    chex.assert_shape(columns, self.embeds.shape[:2])
+            if self.mask is not None:
+                chex.assert_type(self.mask, bool)
+        if self.kv is not None:
+            chex.assert_rank(self.kv.k, 5)
+            chex.assert_equal_shape([self.kv.k, self.kv.v])
+            chex.assert_shape([self.kv.mask, self.kv.positions], self.kv.k.shape[1:3])
+        if self.advance is not None:
+            chex.assert_rank(self.advance, 1)
+        if self.edits is not None and self.edits.k_delta is not None:
+            chex.assert_rank(self.edits.k_delta, 5)
+            chex.assert_equal_shape([self.edits.k_delta, self.edits.v_delta])
 
     def columns(self) -> int:
         """Receiver columns that the message occupies: soft tokens plus prefix columns."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.scipy.special import entr
 
 from lw_jax.layers.intermediates import Intermediates
@@ -38,7 +39,7 @@ def distinct(codes: Array) -> Array:
 
     Tuples are told apart by 64 bits of hash: of a million, two fall together once in 10^7 times.
     """
-    rows = codes.reshape(-1, codes.shape[-1])
+    rows = rearrange(codes, "b m n -> (b m) n")
     real = rows[:, 0] >= 0
     marks = []
     for prime, start in zip(_PRIMES, _START, strict=True):

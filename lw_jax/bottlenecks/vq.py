@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
@@ -59,7 +60,7 @@ class Config(Bottleneck):
         idle = jnp.where(used, 0.0, params["idle"] + 1.0)
         if self.revive is None:
             return {**params, "idle": idle}
-        inputs = intermediates["inputs"].reshape(-1, intermediates["inputs"].shape[-1])
+        inputs = rearrange(intermediates["inputs"], "b m d -> (b m) d")
         real = intermediates["codes"].reshape(-1) >= 0
         order = jnp.argsort(jnp.where(real, jax.random.uniform(rng, real.shape), 2.0))
         dead = idle >= self.revive

@@ -18,7 +18,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Delivery, Edits, Features, Latent, Taps
 from lw_jax.utils.registry import chosen
 
-T = TypeVar("T")
+T = TypeVar("T", Latent, Features, Delivery)
 
 
 class BridgeModule(nn.Module):
@@ -119,6 +119,14 @@ def made(kind: type[T], value: Any, part: str, config: BridgeConfig) -> T:
             f"bridge.{part}: {names} returned a {type(value).__name__} where its contract "
             f"(lw_jax/{part}s/base.py) asks for a {kind.__name__}"
         )
+    try:
+        value.check()
+    except AssertionError as error:
+        names = ", ".join(chosen(getattr(config, part)) or config.sources)
+        line = " ".join(str(error).split())
+        raise UserError(
+            f"bridge.{part}: {names} returned a {kind.__name__} of wrong shapes: {line}"
+        ) from error
     return value
 
 

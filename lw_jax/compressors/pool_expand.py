@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
@@ -76,7 +77,7 @@ class PoolExpand(nn.Module):
         pooled = jnp.einsum("bpt,btw->bpw", stretch_weights(index, view.mask, pools, c.pools), x)
         each = c.slots // c.pools
         made = nn.Dense(each * c.width, name="expand")(nn.RMSNorm(name="pool_norm")(pooled))
-        z = jnp.repeat(pooled, each, axis=1) + made.reshape(-1, c.slots, c.width)
+        z = jnp.repeat(pooled, each, axis=1) + rearrange(made, "b p (e w) -> b (p e) w", e=each)
         z = z + sinusoid(
             stretch_positions(lengths, jnp.full_like(lengths, c.slots), c.slots), c.width
         )

@@ -11,6 +11,7 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
@@ -86,12 +87,12 @@ def merged(
 
     Called inside a compact module, whose parameters these are.
     """
-    rows, tokens, width = x.shape
-    windows = x.reshape(rows, tokens // size, size, width)
-    count = real.reshape(rows, tokens // size, size).sum(axis=2)
+    width = x.shape[-1]
+    windows = rearrange(x, "b (n s) w -> b n s w", s=size)
+    count = rearrange(real, "b (n s) -> b n s", s=size).sum(axis=2)
     z = windows.sum(axis=2) / jnp.maximum(1, count)[..., None]
     if mode == "concat":
-        z = z + nn.Dense(width, name="concat")(windows.reshape(*z.shape[:2], size * width))
+        z = z + nn.Dense(width, name="concat")(rearrange(windows, "b n s w -> b n (s w)"))
     elif mode == "conv":
         before = (kernel - size) // 2
         around = ((before, kernel - size - before),)

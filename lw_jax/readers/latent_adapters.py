@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
@@ -104,14 +105,14 @@ class _Block:
         x, loud = _normed(stream)
 
         def split(y: Array) -> Array:
-            return y.reshape(*y.shape[:2], self.heads, -1)
+            return rearrange(y, "b t (h e) -> b t h e", h=self.heads)
 
         z = given["slots"]
         q, k, v = split(x @ w["query"]), split(z @ w["key"]), split(z @ w["value"])
         scores = jnp.einsum("bthe,bmhe->bhtm", q, k) * q.shape[-1] ** -0.5
         seen = jnp.where(given["mask"][:, None, None, :], scores, -1e9)
         mixed = jnp.einsum("bhtm,bmhe->bthe", nn.softmax(seen, axis=-1), v)
-        added = mixed.reshape(*mixed.shape[:2], -1) @ w["out"]
+        added = rearrange(mixed, "b t h e -> b t (h e)") @ w["out"]
         if "up" in w:
             inner, _ = _normed(x + added)
             added = added + nn.gelu(inner @ w["up"]) @ w["down"]

@@ -14,6 +14,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.errors import UserError
 from lw_jax.layers.low_rank import LowRank, LowRankConfig
@@ -164,7 +165,7 @@ class HiddenStates(nn.Module):
             gates = nn.softmax(self.param("gates", nn.initializers.zeros, (taps.shape[0],)))
             x = jnp.einsum("n,nbtd->btd", gates * taps.shape[0] ** 0.5, normed)
         else:
-            x = jnp.moveaxis(normed, 0, 2).reshape(*normed.shape[1:3], -1)
+            x = rearrange(normed, "n b t d -> b t (n d)")
         return Features(x, source.mask, source.ids)
 
 
