@@ -155,9 +155,9 @@ def test_readers_that_exclude_each_other() -> None:
         coprocessor=coprocessor.Config(),
         deep_prefix=deep_prefix.Config(),
     )
-    with pytest.raises(UserError, match="^reader: coprocessor and deep_prefix exclude each other"):
+    with pytest.raises(UserError, match=r"^reader: coprocessor and deep_prefix exclude each other"):
         config(reader=both)
-    with pytest.raises(UserError, match="^reader: coprocessor adds to soft tokens"):
+    with pytest.raises(UserError, match=r"^reader: coprocessor adds to soft tokens"):
         config(reader=ReaderConfig(coprocessor=coprocessor.Config()))
 
 
