@@ -87,8 +87,8 @@ def save_bridge(run: Run, seed: int = 3) -> None:
     """The checkpoint of the train stage, with random parameters."""
     pipeline = open_pipeline(run.config, run.mesh)
     params = {
-        "bridge": fresh(pipeline.bridge, pipeline.dims, seed),
-        "heads": init_heads(run.config.objectives, pipeline.dims, jax.random.key(0)),
+        "bridge": fresh(pipeline.bridge, seed),
+        "heads": init_heads(run.config.objectives, pipeline.bridge.dims, jax.random.key(0)),
     }
     state = new_state(params, optax.identity(), jax.random.key(1))
     identity = {"config": to_dict(run.config), "fingerprints": pipeline.fingerprints}

@@ -233,7 +233,7 @@ def test_bytes_read_like_the_direct_path(
 
     monkeypatch.setattr(stage_setting, "load_rows", absent)  # a finished run needs no rows
     bridge = api.Bridge.load(run.run_dir)
-    assert bridge.pipeline.dims.receivers[RECEIVER].embed_rms != 1.0
+    assert bridge.pipeline.bridge.dims.receivers[RECEIVER].embed_rms != 1.0
     for line in lines[:6]:
         sent = bridge.encode(line["context"])
         assert len(sent) == packet.nbytes(6, 12, "float32")
@@ -308,7 +308,7 @@ def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_pa
     collate = pipeline.collate([(e,) for e in drawn])
     silent = Console(file=io.StringIO())
     compared = compare.Comparison(pipeline, cfg, drawn, [], collate, silent, lambda: False)
-    ctx = EvalContext(pipeline.frozen, trained.params, None, pipeline.bridge, pipeline.dims, "twin")
+    ctx = EvalContext(pipeline.frozen, trained.params, None, pipeline.bridge, "twin")
     gold = [e.answers[0] for e in drawn]
     with jax.default_matmul_precision("highest"):
         (nats,) = rescore.log_probabilities([compared], ctx, [[*gold[:-1], " "]])
