@@ -48,7 +48,8 @@ def start_of(home: Path, config: str, stage: str, flags: Sequence[str]) -> Start
     """Run the first steps of a stage as a user would, and read what its run directory holds.
 
     A step more than is asked for: the first one is taken at a learning rate of zero, so that its
-    checkpoint has the parameters that the stage started from.
+    checkpoint has the parameters that the stage started from (only a codebook's `idle` has counted
+    this step's codes).
     """
     steps = STEPS + 1
     values: dict[str, Any] = {"steps": steps, "save_every": 1, "keep": steps, "log_every": 1}
