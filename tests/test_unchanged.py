@@ -1,4 +1,6 @@
-"""What no restructuring may change: initial parameters to the bit, and the losses of a few steps.
+"""What no restructuring may change: initial parameters to the bit, the losses of a few steps, what
+bridges that were exported before send and answer, what can be done with a run of before, and every
+figure of the quickstart.
 
 `golden/unchanged.json` was made by `golden/make_unchanged.py` from the code at commit f3f8990; it
 names parameters by the paths that they had there.
@@ -8,7 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +26,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 import yaml
 
+from lw_jax import Bridge
 from lw_jax.launch import main
 
 ROOT = Path(__file__).parents[1]
@@ -55,17 +62,27 @@ def start_of(home: Path, config: str, stage: str, flags: Sequence[str]) -> Start
     values: dict[str, Any] = {"steps": steps, "save_every": 1, "keep": steps, "log_every": 1}
     values |= {"eval_every": 0, "workers": 0, "optimiser.schedule.start": 1}
     said = [f"--stages.{stage}.train.{key}={value}" for key, value in values.items()]
-    run, path, alone = home / "run", ROOT / "configs" / f"{config}.yaml", home / "alone.yaml"
-    names = list(yaml.safe_load(path.read_text())["stages"])
-    later = names[names.index(stage) + 1 :]
-    alone.write_text(json.dumps({"stages": dict.fromkeys(later)}))  # a null leaves a stage out
-    argv = ["--config", str(path), "--config", str(alone), f"--run_dir={run}", "--mesh.data=1"]
-    assert main([*argv, *said, *flags]) == 0
-    lines = map(json.loads, (run / "diagnostics.jsonl").read_text().splitlines())
-    losses = [line["loss"] for line in lines if line["stage"] == stage and "loss" in line]
+    run, path = home / "run", ROOT / "configs" / f"{config}.yaml"
+    run_until(stage, path, home, f"--run_dir={run}", "--mesh.data=1", *said, *flags)
+    losses = losses_of(run, stage)
     params = saved_params(run.absolute() / "checkpoints" / stage / "1")
     shutil.rmtree(run)  # pytest keeps what lies there, and all checkpoints are half a gigabyte
     return Start(params, losses)
+
+
+def run_until(stage: str, config: Path, home: Path, *flags: str) -> None:
+    """Run a config up to a stage."""
+    names = list(yaml.safe_load(config.read_text())["stages"])
+    later = names[names.index(stage) + 1 :]
+    over = home / "over.yaml"
+    over.write_text(json.dumps({"stages": dict.fromkeys(later)}))  # a null leaves a stage out
+    assert main(["--config", str(config), "--config", str(over), *flags]) == 0
+
+
+def losses_of(run: Path, stage: str) -> list[float]:
+    """The losses that a run has logged in a stage."""
+    lines = map(json.loads, (run / "diagnostics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["stage"] == stage and "loss" in line]
 
 
 def saved_params(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -207,11 +224,156 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_stage_starts_as_before(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+ASKED = (
+    ("Ada Lumen keeps 7 goats in the barn.", "How many goats does Ada Lumen keep?"),
+    (
+        "Ben Korim works as a baker in Ostrin. Ben Korim keeps 31 cats in the attic.",
+        "What does Ben Korim work as?",
+    ),
+    (
+        "Cyril Supuz keeps 70 foxes in the valley. Milo Pedig moved to Dabavu to work as a "
+        "teacher. Celia Tisib bought a silver kettle for 709 dollars.",
+        "What did Celia Tisib buy?",
+    ),
+    (
+        "Nadia Josef bought a brown vase for 12 dollars. Olga Zezem, who is 74 years old, was "
+        "born in Vesojo. Ada Lumen works as a diver in Zelmora. Ben Korim keeps 5 hens in the "
+        "yard. Milo Pedig feeds 28 donkeys in the meadow every day. Cyril Supuz is 19 years old.",
+        "Where does Ada Lumen work?",
+    ),
+)
+"""Texts, and what is asked about each."""
+BRIDGES = {"facts": (None,), "facts_any_ratio": (None, 6.0)}
+"""Bridges in the zoo, and the ratios at which they are asked."""
+
+
+def sent_and_answered(name: str) -> dict[str, list[str]]:
+    """By ratio: of each text the first half of the SHA-256 of the bytes that the bridge sends, and
+    the answer made of them."""
+    wire, found = Bridge.load(f"zoo/bridges/{name}"), {}
+    for ratio in BRIDGES[name]:
+        lines = []
+        for text, question in ASKED:
+            sent = wire.encode(text, ratio=ratio)
+            answer = wire.answer(sent, question)
+            lines.append(f"{len(sent)} {hashlib.sha256(sent).hexdigest()[:32]} {answer}")
+        found[str(ratio)] = lines
+    return found
+
+
+OLD_CONFIG = GOLDEN.parent / "old_run" / "old_run.yaml"
+OLD_RUN = OLD_CONFIG.with_name("run.tar.xz")
+
+
+def unpack_old_run(home: Path) -> Path:
+    """The directory of a run that was trained and evaluated at f3f8990."""
+    with tarfile.open(OLD_RUN) as packed:
+        packed.extractall(home, filter="data")
+    return home / "old_run"
+
+
+def start_from_old_run(home: Path) -> list[float]:
+    """The losses of a run that starts from the bridge of the old one."""
+    old, new = unpack_old_run(home), home / "new"
+    run_until("fit", OLD_CONFIG, home, f"--run_dir={new}", f"--stages.fit.train.init_from={old}")
+    return losses_of(new, "fit")
+
+
+def without_times(tree: Any) -> Any:
+    """A JSON tree without how long things took."""
+    if isinstance(tree, Mapping):
+        return {k: without_times(v) for k, v in tree.items() if not k.startswith("seconds")}
+    return [without_times(v) for v in tree] if isinstance(tree, list) else tree
+
+
+QUICKSTART_STAGES = {"before": "before/", "report": ""}
+"""The stages of the quickstart that evaluate, and where in the run directory their files are."""
+
+
+def run_quickstart(home: Path) -> Path:
+    """Run the quickstart as a user does, in a process of its own; its run directory."""
+    command = [sys.executable, "-m", "lw_jax.launch", "--config", "configs/quickstart.yaml"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # the tests' own
+    run = home / "quickstart"
+    subprocess.run([*command, f"--run_dir={run}"], check=True, cwd=ROOT, env=environment)
+    return run
+
+
+def quickstart_figures(run: Path) -> dict[str, Any]:
+    """All that the quickstart's run directory says, times left out; predictions as a digest."""
+    found: dict[str, Any] = {"losses": losses_of(run, "fit")}
+    for stage, place in QUICKSTART_STAGES.items():
+        metrics = json.loads((run / f"{place}metrics.json").read_text(encoding="utf-8"))
+        told = {key: metrics[key] for key in ("receivers", "verdict", "compression")}
+        said = hashlib.sha256()
+        for line in (run / f"{place}predictions.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            texts = {
+                name: {method: own["text"] for method, own in methods.items()}
+                for name, methods in row["receivers"].items()
+            }
+            said.update(json.dumps([row["id"], texts], sort_keys=True).encode())
+        parameters = {key: metrics["parameters"][key] for key in ("digest", "total")}
+        found[stage] = without_times(told) | parameters | {"predictions": said.hexdigest()}
+    return found
+
+
+def golden(part: str) -> Any:
+    """A part of the golden values."""
+    return json.loads(GOLDEN.read_text(encoding="utf-8"))[part]
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the configs name the models from there
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["starts"][name]
-    found = differences(golden, described(start(name, tmp_path)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stage_starts_as_before(name: str, tmp_path: Path) -> None:
+    found = differences(golden("starts")[name], described(start(name, tmp_path)))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", BRIDGES)
+def test_a_bridge_that_ships_sends_and_answers_as_before(name: str) -> None:
+    assert sent_and_answered(name) == golden("bridges")[name]
+
+
+def test_an_old_run_is_evaluated(tmp_path: Path) -> None:
+    run = unpack_old_run(tmp_path)
+    assert main(["--evaluate", str(run)]) == 0
+    old, new = (
+        json.loads((home / "metrics.json").read_text()) for home in (run, run / "evaluations" / "1")
+    )
+    assert new["parameters"]["digest"] == old["parameters"]["digest"]
+    ((name, was),), ((same, now),) = (m["receivers"].items() for m in (old, new))
+    assert name == same
+    assert was.keys() == now.keys()
+    for method, figures in was.items():
+        for key in ("em", "f1", "nll", "first_top1", "first_top5", "n", "columns"):
+            assert now[method][key] == pytest.approx(figures[key], rel=LOSS_TOLERANCE), (
+                method,
+                key,
+            )
+
+
+def test_an_old_run_is_started_from(tmp_path: Path) -> None:
+    found = start_from_old_run(tmp_path)
+    assert found == pytest.approx(golden("started_from_old_run"), rel=LOSS_TOLERANCE, abs=0)
+
+
+def test_an_unfinished_old_run_goes_on(tmp_path: Path) -> None:
+    """From its checkpoint of step 2; code that cannot do so is to refuse in one line."""
+    run = unpack_old_run(tmp_path)
+    wanted = losses_of(run, "fit")
+    shutil.rmtree(run / "checkpoints" / "fit" / "4")
+    for name in ("finished.json", "metrics.json", "predictions.jsonl", "mean_latent.npz"):
+        (run / name).unlink()
+    assert main(["--config", str(OLD_CONFIG), f"--run_dir={run}"]) == 0
+    assert losses_of(run, "fit") == pytest.approx(wanted, rel=LOSS_TOLERANCE, abs=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # five minutes on two cores
+def test_the_quickstart_has_the_same_figures_to_the_last_digit(tmp_path: Path) -> None:
+    assert quickstart_figures(run_quickstart(tmp_path)) == golden("quickstart")
