@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import random
 import re
-import time
 
 import pytest
 
@@ -189,14 +188,6 @@ def test_a_wrong_config_is_one_line(wrong):
 def test_unknown_split():
     with pytest.raises(UserError, match="unknown split 'test'; the splits are train"):
         facts.Config().rows("test")
-
-
-def test_speed():
-    rows = FactsRows("train", 0, 6, 10**6, questions=3)
-    start = time.process_time()
-    for i in range(1000):
-        rows[i]
-    print(f"\nfacts, 6 sentences, 3 questions: {1e3 * (time.process_time() - start):.0f} us a row")
 
 
 def test_questions_for_the_person_are_an_option():

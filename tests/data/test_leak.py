@@ -1,7 +1,6 @@
 """No held-out word and no evaluation row is in any training stream; and the check would see one."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,8 @@ from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.data.source import ListRows
 from lw_jax.pretrain.mixture import Shares, mixture
+from tests.real_data import real_file
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 EVAL_TEXT = "Weng earns 12 dollars an hour and pays 3 of them for the bus that takes her to work."
 
 
@@ -68,9 +67,7 @@ def test_rows_and_near_copies_are_found():
 
 def test_gsm8k_and_the_mixture_where_the_files_are():
     """The shipped models' own training stream, against the dev file and held-out words."""
-    train, dev = SHARED / "gsm8k_train.jsonl", SHARED / "gsm8k_dev.jsonl"
-    if not (train.exists() and dev.exists()):
-        return
+    train, dev = real_file("gsm8k_train.jsonl"), real_file("gsm8k_dev.jsonl")
     cfg = gsm8k.Config(train=str(train), eval=str(dev))
     evaluation = cfg.rows("eval")
     assert leak.find(cfg.rows("train"), evaluation) == []

@@ -2,15 +2,13 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
 from lw_jax.data import gsm8k, hotpotqa, jsonl, squad
 from lw_jax.errors import UserError
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+from tests.real_data import real_file
 
 PROBLEM = {
     "question": "Weng earns $12 an hour.  Yesterday, she did 50 minutes.\nHow much did she earn?",
@@ -383,19 +381,18 @@ def test_a_wrong_config_is_one_line(wrong):
         gsm8k.Config(**wrong)
 
 
-def test_the_real_files_where_they_are():
-    """GSM8K and XQuAD, if they lie beside the tree; the fixtures above stand for them elsewhere."""
-    train, dev = SHARED / "gsm8k_train.jsonl", SHARED / "gsm8k_dev.jsonl"
-    if train.exists() and dev.exists():
-        cfg = gsm8k.Config(train=str(train), eval=str(dev))
-        rows = {split: cfg.rows(split) for split in ("train", "validation", "eval")}
-        assert len(rows["eval"]) == 659
-        assert len(rows["train"]) + len(rows["validation"]) == 7473 - 2
-        assert rows["train"].skipped == 2
-        assert not any(r.malformed for r in rows.values())
-    passages = SHARED / "squad_xquad_en_dev.json"
-    if passages.exists():
-        cfg = squad.Config(train=str(passages), eval=None)
-        rows = {split: cfg.rows(split) for split in ("train", "validation", "eval")}
-        assert sum(map(len, rows.values())) == 120
-        assert not any(r.malformed for r in rows.values())
+def test_the_real_gsm8k():
+    train, dev = real_file("gsm8k_train.jsonl"), real_file("gsm8k_dev.jsonl")
+    cfg = gsm8k.Config(train=str(train), eval=str(dev))
+    rows = {split: cfg.rows(split) for split in ("train", "validation", "eval")}
+    assert len(rows["eval"]) == 659
+    assert len(rows["train"]) + len(rows["validation"]) == 7473 - 2
+    assert rows["train"].skipped == 2
+    assert not any(r.malformed for r in rows.values())
+
+
+def test_the_real_xquad():
+    cfg = squad.Config(train=str(real_file("squad_xquad_en_dev.json")), eval=None)
+    rows = {split: cfg.rows(split) for split in ("train", "validation", "eval")}
+    assert sum(map(len, rows.values())) == 120
+    assert not any(r.malformed for r in rows.values())

@@ -17,7 +17,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
@@ -28,6 +27,7 @@ from lw_jax.models.checkpoint import INDEX, WEIGHTS, open_checkpoint
 from lw_jax.models.encoder_arch import EncoderArch, arch_from_hf
 from lw_jax.models.lm import load_encoder, load_lm
 from lw_jax.models.load import load_params
+from tests.models import parity
 from tests.tiny_encoder import write_encoder
 
 GOLDEN = Path(__file__).parent / "golden_encoders" / "bert"

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +17,7 @@ from lw_jax.models.lm import load_lm
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
 from lw_jax.models.tokenizer import decode, encode, load_tokenizer
+from tests.models import parity
 
 ARCH = Arch(
     "llama", 300, 16, 2, 2, 1, 8, 24, 1e-5, Rope(1e4), bos_id=0, eos_ids=(1, 2), init_std=0.3
