@@ -54,7 +54,7 @@ def test_loading_writes_nothing(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / "zoo/bridges/facts" / name)
     loaded, shipped = Bridge.load(tmp_path), Bridge.load("zoo/bridges/facts")
     assert {path.name for path in tmp_path.iterdir()} == {"bridge.json", "bridge.safetensors"}
-    found, held = (wire.pipeline.dims.receivers["mistral"] for wire in (loaded, shipped))
+    found, held = (wire.pipeline.bridge.dims.receivers["mistral"] for wire in (loaded, shipped))
     assert found.embed_rms == pytest.approx(held.embed_rms, rel=1e-4)
     assert found.key_rms == pytest.approx(held.key_rms, rel=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bottlenecks import codes
+from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Latent
 
@@ -27,11 +29,11 @@ def draw(*shape: int, seed: int = 0, std: float = 1.0) -> np.ndarray:
 
 
 class Part:
-    """A module of `lw_jax.bottlenecks` with one config, on slots of width d."""
+    """A bottleneck by its config, on slots of width d."""
 
-    def __init__(self, module: Any, config: Any, width: int, seed: int = 0) -> None:
-        self.module, self.config = module, config
-        self.linen = module.build(config, BridgeDims(1, 1, width))
+    def __init__(self, config: Bottleneck, width: int, seed: int = 0) -> None:
+        self.config = config
+        self.linen = config.build(BridgeDims(1, 1, width))
         start = latent(np.zeros((1, 1, width)))
         self.params = jax.jit(self.linen.init)(jax.random.key(seed), start).get("params", {})
 
@@ -43,6 +45,17 @@ class Part:
     def slots_of(self, given: Latent) -> Latent:
         """The latent of codes."""
         return _slots_of(self.linen, self.params, given)
+
+
+@dataclass(frozen=True)
+class Given:
+    """In the place of a `Bridge`: the latent, and what the bottleneck sowed while making it."""
+
+    latent: Latent | None
+    sown: Any
+
+    def apply(self, *_: Any, **__: Any) -> Any:
+        return self.latent, {"bottleneck": self.sown}
 
 
 # Run op by op, each of these would compile a dozen programs.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from rich.console import Console
 
 from lw_jax import api
 from lw_jax.bottlenecks import fsq, vq
-from lw_jax.bridge import module as bridge
 from lw_jax.bridge.config import BottleneckConfig, ReaderConfig
 from lw_jax.config.parse import from_dict
 from lw_jax.errors import UserError
@@ -35,7 +33,7 @@ from lw_jax.types import Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import codec
 from tests.evaluate.run_world import make_models, make_run, raw_config
-from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, fresh, make_world
+from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, make_world
 
 LEVELS = (8, 5, 2, 9)  # 720 tuples: 10 bits
 
@@ -87,26 +85,20 @@ BITS = {"fsq": 10, "vq": 4}
 def loaded(kind: str) -> tuple[World, api.Bridge]:
     """A bridge of random parameters that sends codes, as `Bridge.load` gives it."""
     world = make_world(6, level=2)
-    config = replace(
-        world.ctx.config,
-        bottleneck=CONFIGS[kind],
-        reader=ReaderConfig(soft_tokens=soft_tokens.Config()),
-    )
-    params = fresh(config, world.ctx.dims, 5)
-    ctx = world.ctx.replace(config=config, bridge=params)
+    reader = ReaderConfig(soft_tokens=soft_tokens.Config())
+    world = world.with_parts(5, bottleneck=CONFIGS[kind], reader=reader)
     pipeline = Pipeline(
         layout=LAYOUT,
-        bridge=config,
-        frozen_models=ctx.frozen,
-        sender=world.sender,
+        bridge=world.ctx.bridge,
+        frozen=world.ctx.frozen,
+        sources=world.sender,
         receivers={RECEIVER: world.tokenizer},
         fingerprints={},
-        dims=ctx.dims,
         mesh=make_mesh(MeshConfig(data=1)),
     )
-    trained = Trained(params, "wire", 0, "last", "random", {}, "0123456789")
+    trained = Trained(world.ctx.params, "wire", 0, "last", "random", {}, "0123456789")
     made = api.Bridge(pipeline, trained, DecodeConfig(max_new_tokens=6))
-    return replace(world, ctx=ctx), made
+    return world, made
 
 
 @pytest.mark.parametrize("kind", ["fsq", pytest.param("vq", marks=pytest.mark.slow)])
@@ -115,7 +107,7 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
     answers = set()
     for example in world.examples[1:3]:
         sent = wired.encode(example.context)
-        assert len(sent) == bridge.bytes_of(wired.pipeline.bridge, SLOTS)
+        assert len(sent) == wired.pipeline.bridge.nbytes(SLOTS)
         assert len(sent) == 16 + 8 + 4 + 1 + -(-SLOTS * BITS[kind] // 8)
         whole = wired.encode(example.context, codec="float32")
         assert len(whole) == packet.nbytes(SLOTS, WIDTH, "float32")
@@ -131,12 +123,9 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
 
 def slots_of(wired: api.Bridge, sent: bytes) -> np.ndarray:
     """The slots that the receiving side makes of the codes."""
-    levels = bridge.levels_of(wired.pipeline.bridge)
-    codes = jax.tree.map(jnp.asarray, packet.from_bytes(sent, levels).latent)
-    made = jax.jit(bridge.from_wire, static_argnums=(0, 1))(
-        wired.pipeline.bridge, wired.pipeline.dims, wired.trained.params, codes
-    )
-    return np.asarray(made.slots)
+    bridge = wired.pipeline.bridge
+    codes = jax.tree.map(jnp.asarray, packet.from_bytes(sent, bridge.levels).latent)
+    return np.asarray(jax.jit(bridge.from_wire)(wired.trained.params, codes).slots)
 
 
 def test_the_latent_at_another_precision_is_what_its_bytes_say() -> None:

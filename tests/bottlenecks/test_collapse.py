@@ -16,12 +16,14 @@ import numpy as np
 import optax
 
 from lw_jax.bottlenecks import codes, fsq, vq
+from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives import code_entropy
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.context import Context
 from lw_jax.types import Latent, Taps
+from tests.bottlenecks.parts import Given
 
 WIDTH, CLUSTERS, ROWS, STEPS = 8, 16, 64, 300
 CENTRES = np.random.default_rng(0).normal(0, 1, (CLUSTERS, WIDTH)).astype(np.float32)
@@ -39,19 +41,19 @@ class Outcome(NamedTuple):
 
 
 def trained(
-    module: Any, config: Any, objective: Any = None, *, off: float = 0.0, weight: float = 0.0
+    config: Any, objective: Any = None, *, off: float = 0.0, weight: float = 0.0
 ) -> Outcome:
     """Encoder, bottleneck and decoder trained to rebuild the clusters, `off` the origin."""
-    error, said, found, saturation = jax.device_get(_fit(module, config, objective)(off, weight))
+    error, said, found, saturation = jax.device_get(_fit(config, objective)(off, weight))
     used = len(np.unique(found.reshape(ROWS, -1), axis=0))
     said = {name: float(value) for name, value in said.items()}
     return Outcome(used, said, 1 - float(error) / float(CENTRES.var(0).mean()), float(saturation))
 
 
 @cache
-def _fit(module: Any, config: Any, objective: Any) -> Any:
+def _fit(config: Bottleneck, objective: Any) -> Any:
     """One program for all offsets and weights of the objective."""
-    linen = module.build(config, BridgeDims(1, 1, WIDTH))
+    linen = config.build(BridgeDims(1, 1, WIDTH))
 
     def run(params: Any, x: Any) -> tuple[Any, Any]:
         given = Latent((x @ params["in"])[:, None], jnp.ones((ROWS, 1), bool))
@@ -62,16 +64,16 @@ def _fit(module: Any, config: Any, objective: Any) -> Any:
         rebuilt, intermediates = run(params, x)
         ids = jnp.zeros((ROWS, 1), jnp.int32)
         context = Context(
-            lambda *_, **__: (None, {"bottleneck": intermediates}),
-            BridgeDims(1, 1, WIDTH),
+            Given(None, intermediates),  # type: ignore[arg-type]
+            params,
             None,  # type: ignore[arg-type]
             {"valid": jnp.ones(ROWS, bool)},
-            Taps(jnp.zeros((1, ROWS, 1, 1)), ids == 0, ids),
+            {"source": Taps(jnp.zeros((1, ROWS, 1, 1)), ids == 0, ids)},
             jax.random.key(0),
         )
         error = jnp.mean(jnp.square(rebuilt - x))
         loss = error
-        if module is vq:
+        if isinstance(config, vq.Config):
             loss += mean(vq_loss.terms(vq_loss.Config(), context, "r")["vq"])
         if objective is not None:
             (term,) = objective.terms(objective.Config(), context, "r").values()
@@ -88,7 +90,7 @@ def _fit(module: Any, config: Any, objective: Any) -> Any:
         grads, (error, intermediates) = jax.grad(loss_of, has_aux=True)(params, x, weight)
         updates, state = optimiser.update(grads, state)
         params = optax.apply_updates(params, updates)
-        if module is vq:
+        if config.trains_itself:
             params["own"] = config.after_step(params["own"], intermediates, after)
         said = codes.usage({"bottleneck": intermediates})
         return (params, state), (
@@ -113,7 +115,7 @@ def _fit(module: Any, config: Any, objective: Any) -> Any:
 
 
 def test_a_codebook_collapses() -> None:
-    found = trained(vq, vq.Config(64, revive=None), off=OFF)
+    found = trained(vq.Config(64, revive=None), off=OFF)
     assert found.used <= 3, found
     assert found.said["alive"] < 0.1
     assert found.said["perplexity"] < 3
@@ -121,7 +123,7 @@ def test_a_codebook_collapses() -> None:
 
 
 def test_revived_codes_prevent_it() -> None:
-    found = trained(vq, vq.Config(64, revive=20), off=OFF)
+    found = trained(vq.Config(64, revive=20), off=OFF)
     assert found.used >= CLUSTERS, found
     assert found.said["alive"] > 0.9
     assert found.rebuilt > 0.9
@@ -129,17 +131,17 @@ def test_revived_codes_prevent_it() -> None:
 
 def test_the_entropy_bonus_spreads_the_codes() -> None:
     unit = vq.Config(64, "cosine", revive=None)
-    without, bonus = (trained(vq, unit, code_entropy, off=OFF, weight=w) for w in (0.0, 0.1))
+    without, bonus = (trained(unit, code_entropy, off=OFF, weight=w) for w in (0.0, 0.1))
     assert without.used < CLUSTERS / 1.5, without
     assert bonus.used > 1.5 * without.used, bonus
     assert bonus.rebuilt > without.rebuilt
 
 
 def test_scalar_codes_need_no_codebook_but_inputs_within_their_bound() -> None:
-    found = trained(fsq, fsq.Config((8,) * 4))
+    found = trained(fsq.Config((8,) * 4))
     assert found.used >= CLUSTERS, found
     assert found.rebuilt > 0.7
     assert found.saturation < 0.1
-    flat = trained(fsq, fsq.Config((8,) * 4), off=OFF)
+    flat = trained(fsq.Config((8,) * 4), off=OFF)
     assert flat.used <= 3, flat
     assert flat.saturation > 0.95

@@ -27,7 +27,7 @@ def test_every_level_has_exactly_its_values() -> None:
 
 
 def test_codes_count_from_zero_and_a_masked_slot_says_nothing() -> None:
-    part = Part(fsq, fsq.Config(LEVELS), 16)
+    part = Part(fsq.Config(LEVELS), 16)
     mask = np.ones((4, 5), bool)
     mask[1, 3:] = mask[2, 0] = False
     x = draw(4, 5, 16, std=30.0)
@@ -63,7 +63,7 @@ def test_the_gradient_passes_the_rounding_and_not_the_bound() -> None:
     np.testing.assert_array_equal(jax.grad(rounded)(z), jax.grad(smooth)(z))
     assert np.abs(jax.grad(rounded)(z)).min() > 0
     # of the whole part: what is put in and both projections
-    part = Part(fsq, fsq.Config((8, 5)), 6)
+    part = Part(fsq.Config((8, 5)), 6)
     grads = jax.jit(
         jax.grad(lambda p, x: jnp.sum(part(latent(x), p)[0].slots ** 2), argnums=(0, 1))
     )(part.params, jnp.asarray(draw(2, 3, 6)))
@@ -73,7 +73,7 @@ def test_the_gradient_passes_the_rounding_and_not_the_bound() -> None:
 
 @pytest.mark.parametrize("levels", [(8,) * 8, (5,) * 32, LEVELS])
 def test_slots_come_back_from_codes_exactly(levels: tuple[int, ...]) -> None:
-    part = Part(fsq, fsq.Config(levels), 12)
+    part = Part(fsq.Config(levels), 12)
     mask = np.ones((1, 7), bool)
     mask[0, 4] = False
     out, intermediates = part(latent(draw(1, 7, 12, std=3.0), mask))
@@ -83,7 +83,7 @@ def test_slots_come_back_from_codes_exactly(levels: tuple[int, ...]) -> None:
 
 def test_usage_of_a_code_space_too_large_to_count() -> None:
     """5^32 codes: per level, and distinct tuples among the slots that there are."""
-    part = Part(fsq, fsq.Config((5,) * 32), 16)
+    part = Part(fsq.Config((5,) * 32), 16)
     same = np.broadcast_to(draw(1, 6, 16), (8, 6, 16))
     spread = {k: float(v) for k, v in _usage(part, draw(8, 6, 16)).items()}
     rows_alike = _usage(part, same)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lw_jax.bottlenecks import fsq, vq
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BottleneckConfig, ReaderConfig
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.objectives import answer_ce, code_entropy
@@ -39,13 +39,13 @@ def steps(
     """Parameters of the bottleneck before and after some steps, and the metrics of each."""
     cfg = replace(config(reader=SOFT), bottleneck=bottleneck)
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    bridge = Bridge(cfg, DIMS)
+    params = {"bridge": jax.jit(bridge.init)(jax.random.key(0)), "heads": {}}
     before = jax.device_get(params["bridge"]["bottleneck"])
     made = make_optimiser(OptimiserConfig(lr=1e-3, schedule=Schedule()), params, 20)
     where = replicated(mesh)
     state = jax.device_put(new_state(params, made, jax.random.key(1)), where)
-    maker = StepMaker(cfg, DIMS, made, 20, mesh, accumulate, moves=moves)
+    maker = StepMaker(bridge, made, 20, mesh, accumulate, moves=moves)
     step = maker.make(plan_at(objectives, 0))
     frozen, rows, seen = jax.device_put(frozen_models(), where), put_batch(mesh, batch()), []
     for _ in range(count):
@@ -86,7 +86,7 @@ def test_codes_grow_idle_without_any_delivery_unless_frozen(moves: bool) -> None
 @pytest.mark.parametrize("chosen", [{"vq": vq.Config(8)}, {"fsq": fsq.Config((5, 5))}])
 def test_every_leaf_has_its_rule(chosen: Any) -> None:
     cfg = replace(config(reader=SOFT), bottleneck=BottleneckConfig(**chosen))
-    shapes = jax.eval_shape(lambda: bridge.init_bridge(cfg, DIMS, jax.random.key(0)))
+    shapes = jax.eval_shape(Bridge(cfg, DIMS).init, jax.random.key(0))
     found = {k.split("/")[-1]: v for k, v in groups(shapes["bottleneck"]).items()}
     matrices = {"kernel": "muon", "bias": "adam"}
     assert found == (matrices if "fsq" in chosen else {"codebook": "adam", "idle": "adam"})

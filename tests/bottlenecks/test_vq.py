@@ -21,7 +21,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_a_slot_becomes_its_nearest_code(distance: Any) -> None:
-    part = Part(vq, vq.Config(32, distance), 6)
+    part = Part(vq.Config(32, distance), 6)
     book, x = np.asarray(part.params["codebook"]), draw(3, 5, 6, std=2.0)
     mask = np.ones((3, 5), bool)
     mask[0, 4] = False
@@ -47,7 +47,7 @@ def test_a_slot_becomes_its_nearest_code(distance: Any) -> None:
 
 
 def test_the_gradient_reaches_the_slots_and_passes_the_codebook_by() -> None:
-    part = Part(vq, vq.Config(8), 6)
+    part = Part(vq.Config(8), 6)
     x, weights = jnp.asarray(draw(2, 3, 6)), jnp.asarray(draw(2, 3, 6, seed=1))
 
     def value(params: Any, x: jax.Array) -> jax.Array:
@@ -97,7 +97,7 @@ def test_codes_are_left_alone_where_none_is_revived() -> None:
     after = step(config, params, x)
     np.testing.assert_array_equal(after["codebook"], params["codebook"])
     assert sorted(after["idle"].tolist()) == [0, *[1e6 + 1] * 7]
-    _, intermediates = Part(vq, config, 4)(latent(x), after)
+    _, intermediates = Part(config, 4)(latent(x), after)
     assert float(intermediates["alive"]) == pytest.approx(1 / 8)
 
 

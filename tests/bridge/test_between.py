@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import (
     BridgeConfig,
     CompressorConfig,
@@ -19,6 +19,7 @@ from lw_jax.bridge.config import (
     RefinerConfig,
     SourceConfig,
 )
+from lw_jax.bridge.module import readable
 from lw_jax.compressors import dit, perceiver, pooled_queries, window
 from lw_jax.config.parse import build
 from lw_jax.config.schema import Config
@@ -51,6 +52,10 @@ def config(compressor: Any = None, **options: Any) -> BridgeConfig:
     )
 
 
+def between(cfg: BridgeConfig) -> Bridge:
+    return Bridge(cfg, DIMS)
+
+
 def taps(rows: int = 2) -> Taps:
     states = jax.random.normal(jax.random.key(0), (1, rows, 9, 8))
     mask = jnp.arange(9)[None] < jnp.asarray([9, 5])[:rows, None]
@@ -58,17 +63,15 @@ def taps(rows: int = 2) -> Taps:
 
 
 def fresh(cfg: BridgeConfig) -> Any:
-    return draw(jax.eval_shape(lambda: bridge.init_bridge(cfg, DIMS, jax.random.key(0))), 1, 0.3)
+    return draw(jax.eval_shape(between(cfg).init, jax.random.key(0)), 1, 0.3)
 
 
 def test_a_receiver_never_sees_what_is_anothers() -> None:
     cfg = config(private=2)
     params = fresh(cfg)
-    latent = jax.jit(partial(bridge.encode, cfg, DIMS))(params, taps())
+    latent = jax.jit(between(cfg).encode)(params, {"source": taps()})
     assert latent.owner == (SHARED,) * 4 + (0, 0, 1, 1)
-    given = {
-        name: jax.jit(partial(bridge.deliver, cfg, DIMS, receiver=name)) for name in DIMS.receivers
-    }
+    given = {name: jax.jit(partial(between(cfg).deliver, receiver=name)) for name in DIMS.receivers}
     plain = {name: deliver(params=params, latent=latent) for name, deliver in given.items()}
     for slot in range(8):
         other = latent.replace(slots=latent.slots.at[:, slot].add(3.0))
@@ -88,23 +91,21 @@ def test_a_receiver_never_sees_what_is_anothers() -> None:
 def test_owners_cross_the_wire_and_are_paid_for() -> None:
     cfg = config(private=2)
     params = fresh(cfg)
-    latent = jax.jit(partial(bridge.encode, cfg, DIMS))(params, taps(1))
+    latent = jax.jit(between(cfg).encode)(params, {"source": taps(1)})
     data = packet.to_bytes(packet.sendable(latent), mark=b"12345678")
-    assert len(data) == bridge.bytes_of(cfg, 8) == bridge.bytes_of(config(), 8) + 2 * 8
+    assert len(data) == between(cfg).nbytes(8) == between(config()).nbytes(8) + 2 * 8
     sent = packet.from_bytes(data).latent
     assert sent.owner == latent.owner
     for name in DIMS.receivers:
-        direct, crossed = (
-            bridge.readable(x, sorted(DIMS.receivers).index(name)) for x in (latent, sent)
-        )
+        direct, crossed = (readable(x, sorted(DIMS.receivers).index(name)) for x in (latent, sent))
         np.testing.assert_array_equal(direct.slots, crossed.slots)
 
 
 def test_without_private_slots_nothing_is_gathered() -> None:
     latent = Latent(jnp.zeros((1, 3, 2)), jnp.ones((1, 3), bool), owner=(SHARED,) * 3)
-    assert bridge.readable(latent, 1) is latent
+    assert readable(latent, 1) is latent
     bare = Latent(jnp.zeros((1, 3, 2)), jnp.ones((1, 3), bool))
-    assert bridge.readable(bare, 0) is bare
+    assert readable(bare, 0) is bare
 
 
 def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
@@ -117,9 +118,10 @@ def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
 
     @jax.jit
     def seen(taps: Taps) -> Any:
-        refined = bridge.encode(cfg, DIMS, params, taps)
-        plain = bridge.encode(without, DIMS, bare, taps)
-        inside, _ = bridge.apply(cfg, DIMS, params, taps, False, method="compressed")
+        views = {"source": taps}
+        refined = between(cfg).encode(params, views)
+        plain = between(without).encode(bare, views)
+        inside, _ = between(cfg).apply(params, views, False, method="compressed")
         return refined, plain, inside
 
     def spoilt(row: int, token: int) -> Taps:
@@ -143,7 +145,7 @@ def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
         ({"refiner": RefinerConfig(2, 4)}, r"refiner\.heads: 4 do not divide latent_dim 6"),
         (
             {"refiner": RefinerConfig(2, 2), "compressor": CompressorConfig(dit=dit.Config(8))},
-            r"refiner: the loss of compressor\.dit's flow does not train it",
+            r"refiner: the loss of compressor\.dit does not train it",
         ),
         ({"private": -1}, "private: expected at least 0"),
         (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lw_jax.bottlenecks import rounded
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import (
     BottleneckConfig,
     BridgeConfig,
@@ -87,11 +87,10 @@ def prepared(
 ) -> tuple[Any, Any, Any]:
     """Mesh, step, and the state before the first step on the host."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
     schedule = Schedule()
     made = make_optimiser(OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule), params, 20)
-    step = StepMaker(cfg, DIMS, made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
+    step = StepMaker(Bridge(cfg, DIMS), made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
     return mesh, step, new_state(params, made, jax.random.key(1))
 
 
@@ -146,7 +145,6 @@ def test_windows_and_deltas_learn_too() -> None:
         compressor=CompressorConfig(window=window.Config(size=4, width=16, heads=2, depth=1)),
         reader=ReaderConfig(soft_tokens=soft_tokens.Config(), coprocessor=coprocessor.Config()),
     )
-    bridge.check_readers(cfg)
     _, losses = train(cfg, 6)
     assert losses[-1]["loss"] < losses[0]["loss"]
 
@@ -157,15 +155,15 @@ def test_readers_that_exclude_each_other() -> None:
         coprocessor=coprocessor.Config(),
         deep_prefix=deep_prefix.Config(),
     )
-    with pytest.raises(UserError, match="exclude each other"):
-        bridge.check_readers(config(reader=both))
-    with pytest.raises(UserError, match="adds to soft tokens"):
-        bridge.check_readers(config(reader=ReaderConfig(coprocessor=coprocessor.Config())))
+    with pytest.raises(UserError, match=r"^reader: coprocessor and deep_prefix exclude each other"):
+        config(reader=both)
+    with pytest.raises(UserError, match=r"^reader: coprocessor adds to soft tokens"):
+        config(reader=ReaderConfig(coprocessor=coprocessor.Config()))
 
 
 def test_a_tap_beyond_the_sender_is_refused() -> None:
     with pytest.raises(UserError, match="beyond the sender's 2 layers"):
-        hidden_states.Config(layers=(3,)).taps(model("llama").arch)
+        hidden_states.Config(layers=(3,)).shape(model("llama").arch)
 
 
 def test_schedule_starts_late_and_ends() -> None:
@@ -181,13 +179,12 @@ def test_schedule_starts_late_and_ends() -> None:
 def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     """A reader that is given soft tokens as the slots are: a zeroed slot is a token of zeros."""
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
     frozen = frozen_models()  # made outside any trace
 
     @jax.jit
     def given(keep: Any, rng: Any) -> Any:
-        context = context_of(cfg, DIMS, params, frozen, batch(), rng, True)
+        context = context_of(Bridge(cfg, DIMS), params, frozen, batch(), rng, True)
         context.keep = keep
         return context.deliveries["r"].embeds, context.latent.mask
 
@@ -204,14 +201,13 @@ def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
 
 def test_scheduled_sampling_feeds_the_receivers_own_tokens_and_keeps_the_labels() -> None:
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    params = {"bridge": init(cfg, DIMS, jax.random.key(0)), "heads": {}}
+    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
     frozen = frozen_models()  # made outside any trace
     receiver = frozen.receivers["r"]
 
     @jax.jit
     def read(rows: Any, sampled: Any) -> Any:
-        context = context_of(cfg, DIMS, params, frozen, rows, jax.random.key(3), True)
+        context = context_of(Bridge(cfg, DIMS), params, frozen, rows, jax.random.key(3), True)
         context.sampled = sampled
         found, teacher = context.reading("r", Pass("latent")), context.reading("r", Pass("text"))
         scored = chunked_cross_entropy(receiver.arch, receiver.params, found.hidden, found.labels)

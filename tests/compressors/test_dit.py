@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import dit, perceiver, rectified_flow
 from lw_jax.errors import UserError
@@ -266,7 +266,7 @@ def frozen() -> tuple[FrozenModels, Any]:
 
 
 def init(config: BridgeConfig) -> Any:
-    return jax.jit(partial(bridge.init_bridge, config, STEP_DIMS))(jax.random.key(0))
+    return jax.jit(Bridge(config, STEP_DIMS).init)(jax.random.key(0))
 
 
 def traced_step(config: BridgeConfig, objectives: Any) -> Any:
@@ -275,7 +275,8 @@ def traced_step(config: BridgeConfig, objectives: Any) -> Any:
     optimiser = make_optimiser(OptimiserConfig(name="muon"), params, 5)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(1), 0.9), params)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    step = StepMaker(config, STEP_DIMS, optimiser, 5, mesh, ema=0.9).make(plan_at(objectives, 0))
+    maker = StepMaker(Bridge(config, STEP_DIMS), optimiser, 5, mesh, ema=0.9)
+    step = maker.make(plan_at(objectives, 0))
     return jax.eval_shape(step, state, *frozen())[1]
 
 
@@ -286,7 +287,7 @@ def test_what_is_logged_before_training() -> None:
     @jax.jit
     def seen(params: Any, frozen_models: FrozenModels, batch: Any) -> Any:
         context = context_of(
-            wire(SMALL), STEP_DIMS, params, frozen_models, batch, jax.random.key(0), True
+            Bridge(wire(SMALL), STEP_DIMS), params, frozen_models, batch, jax.random.key(0), True
         )
         found = all_terms(plan_at(FLOW, 0), context)
         return {k[1]: mean(v) for k, v in found.items()}, {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,13 @@ def make_run(config: Config, console: Console) -> Run:
     return run
 
 
-def save_bridge(run: Run, seed: int = 3) -> None:
-    """The checkpoint of the train stage, with random parameters."""
+def save_bridge(run: Run, seed: int = 3, flatten: Callable[[Any], Any] | None = None) -> None:
+    """The checkpoint of the train stage: random parameters, or what `flatten` makes of them."""
     pipeline = open_pipeline(run.config, run.mesh)
+    bridge = fresh(pipeline.bridge, seed)
     params = {
-        "bridge": fresh(pipeline.bridge, pipeline.dims, seed),
-        "heads": init_heads(run.config.objectives, pipeline.dims, jax.random.key(0)),
+        "bridge": bridge if flatten is None else flatten(bridge),
+        "heads": init_heads(run.config.objectives, pipeline.bridge.dims, jax.random.key(0)),
     }
     state = new_state(params, optax.identity(), jax.random.key(1))
     identity = {"config": to_dict(run.config), "fingerprints": pipeline.fingerprints}

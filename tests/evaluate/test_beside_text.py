@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,13 +14,12 @@ from lw_jax.compressors import constant
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.predict import Raw, predict, sizes
-from lw_jax.layers import low_rank
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.readers import soft_tokens
+from lw_jax.readers import lora, soft_tokens
 from lw_jax.receiver.answer import answer_reading
 from lw_jax.text.layout_config import LayoutConfig
-from tests.evaluate.world import RECEIVER, World, fresh, make_world
+from tests.evaluate.world import RECEIVER, World, make_world
 
 ROWS, SLOTS = 8, 3
 PLAIN = LayoutConfig()
@@ -37,10 +35,7 @@ def world() -> World:
 def rival(world: World, slots: int, layout: LayoutConfig, **readers: Any) -> World:
     """Constant slots and these readers."""
     given = world.with_reader(**readers).with_layout(layout)
-    compressor = CompressorConfig(constant=constant.Config(slots))
-    config = replace(given.ctx.config, compressor=compressor)
-    params = fresh(config, given.ctx.dims, 3)
-    return replace(given, ctx=given.ctx.replace(config=config, bridge=params))
+    return given.with_parts(3, compressor=CompressorConfig(constant=constant.Config(slots)))
 
 
 def asked(world: World, name: str, batch: Any = None) -> Raw:
@@ -51,10 +46,11 @@ def asked(world: World, name: str, batch: Any = None) -> Raw:
 
 def test_nothing_beside_the_text_is_the_text(world: World) -> None:
     """LoRA whose ups are zero, without soft tokens."""
-    other = rival(world, 0, BESIDE, lora=low_rank.Config(r=2))
-    other.ctx.bridge["readers_reader_lora"] = jax.tree_util.tree_map_with_path(
+    other = rival(world, 0, BESIDE, lora=lora.Config(r=2))
+    own = other.ctx.params["readers"][RECEIVER]
+    own["lora"] = jax.tree_util.tree_map_with_path(
         lambda path, x: x * ("down" in jax.tree_util.keystr(path)),
-        other.ctx.bridge["readers_reader_lora"],
+        own["lora"],
     )
     latent, text = asked(other, "latent"), asked(other, "text")
     np.testing.assert_allclose(latent.scored.nll, text.scored.nll, rtol=1e-5)
@@ -64,7 +60,7 @@ def test_nothing_beside_the_text_is_the_text(world: World) -> None:
 
 def test_the_text_baseline_is_read_by_the_clean_receiver(world: World) -> None:
     """Fault 13: LoRA changes what `latent` says, and nothing that `text` or `no_message` says."""
-    other = rival(world, 0, BESIDE, lora=low_rank.Config(r=2))
+    other = rival(world, 0, BESIDE, lora=lora.Config(r=2))
     for name in ("text", "no_message", "embedding_replay_raw"):
         batch = world.batch(0, ROWS)
         np.testing.assert_array_equal(
@@ -92,7 +88,7 @@ def test_prompt_tuning_reads_soft_tokens_and_the_text(world: World) -> None:
 
 
 def test_the_scorer_and_the_decoder_agree(world: World) -> None:
-    readers = {"soft_tokens": soft_tokens.Config(), "lora": low_rank.Config(r=2)}
+    readers = {"soft_tokens": soft_tokens.Config(), "lora": lora.Config(r=2)}
     beside = rival(world, SLOTS, BESIDE, **readers)
     batch = beside.batch(0, ROWS)
     written = asked(beside, "latent", batch).written
@@ -112,9 +108,7 @@ def _wide(ids: np.ndarray, width: int) -> np.ndarray:
 
 
 def test_training_reads_what_is_evaluated(world: World) -> None:
-    beside = rival(
-        world, SLOTS, BESIDE, soft_tokens=soft_tokens.Config(), lora=low_rank.Config(r=2)
-    )
+    beside = rival(world, SLOTS, BESIDE, soft_tokens=soft_tokens.Config(), lora=lora.Config(r=2))
 
     @jax.jit
     def nll(ctx: EvalContext, batch: Any) -> jax.Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from lw_jax.data.facts import FactsRows
 from lw_jax.evaluate import mean_latent
 from lw_jax.evaluate.methods import method
 from lw_jax.text.collate import Collate, measure
-from tests.evaluate.world import LAYOUT, RECEIVER, WIDTH, World, fresh, make_world
+from tests.evaluate.world import LAYOUT, RECEIVER, WIDTH, World, make_world
 
 SIZE = 8
 
@@ -24,11 +23,8 @@ SIZE = 8
 @pytest.fixture(scope="module")
 def world() -> World:
     """Two tokens a slot, so that longer texts have more slots."""
-    made = make_world(SIZE, level=4)
     compressor = CompressorConfig(window=window.Config(size=2, width=16, heads=2, depth=1))
-    config = replace(made.ctx.config, compressor=compressor)
-    params = fresh(config, made.ctx.dims, 3)
-    return replace(made, ctx=made.ctx.replace(config=config, bridge=params))
+    return make_world(SIZE, level=4).with_parts(3, compressor=compressor)
 
 
 def measured(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

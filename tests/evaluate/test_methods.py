@@ -196,7 +196,7 @@ def test_outputs_are_what_was_decoded_and_nothing_is_cut(world: World) -> None:
 
 def test_text_methods_never_see_the_bridge(world: World) -> None:
     """Fault 13: text baselines measured with adapters attached."""
-    louder = world.ctx.replace(bridge=jax.tree.map(lambda x: 3 * x + 0.1, world.ctx.bridge))
+    louder = world.ctx.replace(params=jax.tree.map(lambda x: 3 * x + 0.1, world.ctx.params))
     batch = _batch(world, "text")
     for name in ("text", "no_message", "embedding_replay_raw", "token_budget_first"):
         a, b = _raw(world, name, batch), _raw(world, name, batch, louder)
@@ -206,7 +206,7 @@ def test_text_methods_never_see_the_bridge(world: World) -> None:
 
 
 def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
-    bare = world.ctx.replace(bridge=None, mean=None)
+    bare = world.ctx.replace(params=None, mean=None)
     free = [name for name in METHODS if not method(name).needs_bridge]
     assert free == ["text", "relay", "embedding_replay_raw", "no_message"]
     for name in free:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import perceiver
 from lw_jax.data.example import Example
@@ -52,9 +52,12 @@ class World:
 
     def with_reader(self, **readers: Any) -> World:
         """The same world with other readers, freshly initialised."""
-        config = replace(self.ctx.config, reader=ReaderConfig(**readers))
-        params = fresh(config, self.ctx.dims, 5)
-        return replace(self, ctx=self.ctx.replace(config=config, bridge=params))
+        return self.with_parts(5, reader=ReaderConfig(**readers))
+
+    def with_parts(self, seed: int, **parts: Any) -> World:
+        """The same world with other parts of the bridge, all of it freshly initialised."""
+        bridge = replace(self.ctx.bridge, config=replace(self.ctx.bridge.config, **parts))
+        return replace(self, ctx=self.ctx.replace(bridge=bridge, params=fresh(bridge, seed)))
 
     def with_layout(self, layout: LayoutConfig) -> World:
         """The same world with another receiver's sequence."""
@@ -69,10 +72,9 @@ class World:
         return replace(self, collate=collate, ctx=self.ctx.replace(frozen=frozen_models))
 
 
-def fresh(config: BridgeConfig, dims: BridgeDims, seed: int) -> Any:
-    """A random bridge."""
-    shapes = jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
-    return draw(shapes, seed, 0.3)
+def fresh(bridge: Bridge, seed: int) -> Any:
+    """Random parameters of a bridge."""
+    return draw(jax.eval_shape(bridge.init, jax.random.key(0)), seed, 0.3)
 
 
 def draw(shapes: Any, seed: int, std: float) -> Any:
@@ -152,12 +154,12 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
     )
     groups = [(e,) for e in [*examples, *others]]
     lengths = measure(LAYOUT, says, {RECEIVER: reads}, groups)
+    bridge = Bridge(config, dims)
     ctx = EvalContext(
-        frozen_models=FrozenModels(sender, {RECEIVER: receiver}),
-        bridge=fresh(config, dims, 2),
+        frozen=FrozenModels(sender, {RECEIVER: receiver}),
+        params=fresh(bridge, 2),
         mean=jnp.asarray(np.random.default_rng(0).normal(size=(slots + 1, WIDTH)), jnp.float32),
-        config=config,
-        dims=dims,
+        bridge=bridge,
         receiver=RECEIVER,
     )
     collate = Collate(LAYOUT, says, {RECEIVER: reads}, lengths)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import perceiver
 from lw_jax.errors import UserError
@@ -30,24 +29,24 @@ def config(**reader: Any) -> BridgeConfig:
 
 
 def test_scale_and_colour_are_held_at_their_start() -> None:
-    wire = config(colour=True)
-    params = jax.jit(partial(bridge.init_bridge, wire, world.DIMS))(jax.random.key(0))
+    bridge = Bridge(config(colour=True), world.DIMS)
+    params = jax.jit(bridge.init)(jax.random.key(0))
     rows = world.data()
 
     @jax.jit
     def losses(params: Any) -> Any:
         seen = world.context({"reader": None, "heads": {}}, rows)
-        seen.bridge = partial(bridge.apply, wire, world.DIMS, params)
+        seen.bridge, seen.params = bridge, params
         held = [scale_l2.Config(of="scale"), scale_l2.Config(of="colour")]
         beside = mean(affine_l2.terms(affine_l2.Config(), seen, "r")["affine_l2"])
         return [*(mean(scale_l2.terms(c, seen, "r")["scale_l2"]) for c in held), beside]
 
     np.testing.assert_allclose(losses(params), [0.0, 0.0, 0.0], atol=1e-10)
-    own = dict(params["readers_r_soft_tokens"])
+    own = dict(params["readers"]["r"]["soft_tokens"])
     own["log_scale"] = own["log_scale"] + np.log(3.0)
     own["colour_bias"] = own["colour_bias"] + 0.5
     own["colour_gain"] = own["colour_gain"] * 2.0
-    moved = losses({**params, "readers_r_soft_tokens": own})
+    moved = losses({**params, "readers": {"r": {"soft_tokens": own}}})
     np.testing.assert_allclose(moved, [4.0, 1.25, 1.25], rtol=1e-5)
 
 

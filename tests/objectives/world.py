@@ -7,6 +7,7 @@ one matrix to the receiver's width of 24, so that a gradient can be told to reac
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -68,21 +69,27 @@ def heads(name: str, config: Any, dims: BridgeDims = DIMS) -> Tree:
     return {name: module.init(config, dims, jax.random.key(3))} if hasattr(module, "init") else {}
 
 
+@dataclass(frozen=True)
+class HandMade:
+    """In the place of a `Bridge`: the latent is given, and the reader is one matrix."""
+
+    latent: Latent
+    dims: BridgeDims = DIMS
+
+    def apply(self, params: Tree, *arguments: Any, method: str, train: bool, rng: Any) -> Any:
+        if method == "encode":
+            return self.latent, {}
+        return Delivery(arguments[1].slots @ params["reader"], self.latent.mask), {}
+
+
 def context(params: Tree, rows: Tree, receivers: Any = None) -> Context:
     """params: `reader` and `heads`."""
-    latent = Latent(rows["slots"], rows["used"])
-
-    def bridge(*arguments: Any, method: str, train: bool, rng: Any) -> Any:
-        if method == "encode":
-            return latent, {}
-        return Delivery(arguments[1].slots @ params["reader"], latent.mask), {}
-
     return Context(
-        bridge,
-        DIMS,
+        HandMade(Latent(rows["slots"], rows["used"])),  # type: ignore[arg-type]
+        {"reader": params["reader"]},
         FrozenModels(None, {"r": RECEIVER} if receivers is None else receivers),
         jax.tree.map(jnp.asarray, rows["batch"]),
-        Taps(rows["states"], rows["real"], rows["ids"]),
+        {"source": Taps(rows["states"], rows["real"], rows["ids"])},
         jax.random.key(0),
         heads=params["heads"],
     )

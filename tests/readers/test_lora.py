@@ -10,11 +10,12 @@ import pytest
 
 from lw_jax.bridge.module import merge
 from lw_jax.errors import UserError
-from lw_jax.layers import low_rank
+from lw_jax.layers.low_rank import LowRank
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.params import init
+from lw_jax.readers import lora
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Delivery, Edits, Latent
 
@@ -36,10 +37,10 @@ ARCH = Arch(
 DIMS = ModelDims(width=12, layers=3, kv_heads=2, head_dim=6, heads=4)
 LATENT = Latent(jnp.zeros((2, 0, 6)), jnp.ones((2, 0), bool))
 IDS = jnp.asarray(np.random.default_rng(0).integers(3, 20, (2, 6)))
-ALL = low_rank.Config(r=3, alpha=6.0, layers=2)
+ALL = lora.Config(r=3, alpha=6.0, layers=2)
 
 
-def fresh(config: low_rank.Config) -> tuple[low_rank.LowRank, Any]:
+def fresh(config: lora.Config) -> tuple[LowRank, Any]:
     module = config.build(DIMS)
     return module, module.init(jax.random.key(1), LATENT)
 
@@ -106,7 +107,7 @@ def test_every_parameter_is_counted_optimised_and_moves_the_loss() -> None:
         "o_down": (2, 24, 3),
         "o_up": (2, 3, 12),
     }
-    assert set(groups({"readers_a_lora": params["params"]}).values()) == {"muon"}
+    assert set(groups({"readers": {"a": {"lora": params["params"]}}}).values()) == {"muon"}
 
     def loss(p: Any) -> jax.Array:
         return jnp.sum(jnp.sin(states(FROZEN, module.apply(p, LATENT).edits)))  # type: ignore[union-attr]
@@ -117,7 +118,7 @@ def test_every_parameter_is_counted_optimised_and_moves_the_loss() -> None:
 
 
 def test_dropout_drops_input_features_in_training_alone() -> None:
-    module, params = fresh(low_rank.Config(r=2, targets=("q",), dropout=0.5))
+    module, params = fresh(lora.Config(r=2, targets=("q",), dropout=0.5))
     plain = module.apply(params, LATENT).edits.lora.a["q"]  # type: ignore[union-attr]
     chex.assert_trees_all_equal(plain, params["params"]["q_down"])
     rngs = {"dropout": jax.random.key(3)}
@@ -153,9 +154,9 @@ def test_edits_of_several_readers_stand_together() -> None:
 )
 def test_bad_options(options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        low_rank.Config(**options)
+        lora.Config(**options)
 
 
 def test_more_layers_than_there_are() -> None:
     with pytest.raises(UserError, match=r"lora\.layers: 4 are more than the receiver's 3"):
-        fresh(low_rank.Config(layers=4))
+        fresh(lora.Config(layers=4))

@@ -14,7 +14,7 @@ from lw_jax.runs.exported import is_exported, load_bridge, save_bridge
 def bridge(width=4):
     return {
         "compressor": {"enter": {"kernel": jnp.arange(3.0 * width).reshape(3, width)}},
-        "readers": {"scale": jnp.ones((width,))},
+        "readers": {"r": {"soft_tokens": {"scale": jnp.ones((width,))}}},
     }
 
 
@@ -26,7 +26,7 @@ def test_round_trip(tmp_path):
     params, about = load_bridge(tmp_path, like)
     chex.assert_trees_all_equal(params, bridge())
     assert about["step"] == 7
-    assert about["parameters"] == {"bridge/compressor": 12, "bridge/readers": 4}
+    assert about["parameters"] == {"bridge/compressor": 12, "bridge/readers/r/soft_tokens": 4}
 
 
 def test_another_bridge_is_refused(tmp_path):

@@ -27,6 +27,7 @@ from lw_jax.types import Taps
 from lw_jax.utils.registry import chosen
 from tests.receiver.worlds import LAYOUT
 from tests.receiver.worlds import text_tokenizer as receiver
+from tests.sources.parts import source_tokens
 from tests.tiny_models import write_model
 
 SMALL = raw.Config(width=8, heads=2, depth=1)
@@ -34,7 +35,7 @@ SMALL = raw.Config(width=8, heads=2, depth=1)
 
 @given(st.text())
 def test_ids_are_the_utf8_bytes(text: str) -> None:
-    tokenizer = SMALL.tokenizer()
+    tokenizer = SMALL.tokenizer(None)
     assert tokenizer.encode(text) == list(text.encode())
     assert tokenizer.backend.decode(tokenizer.encode(text)) == text
 
@@ -45,10 +46,10 @@ def row(context: str) -> tuple[Example, ...]:
 
 def test_a_batch_carries_them() -> None:
     rows = [row("Ada keeps 7 goats — no, 8 🐐."), row("Eve left.")]
-    tokenizer = SMALL.tokenizer()
+    tokenizer = SMALL.tokenizer(None)
     both = {"reader": receiver()}
     batch = Collate(LAYOUT, tokenizer, both, measure(LAYOUT, tokenizer, both, rows))(rows)
-    taps = SMALL.extract(None, batch, None)
+    taps = SMALL.extract(None, source_tokens(batch), None)
     for i, (example,) in enumerate(rows):
         kept = np.asarray(taps.ids)[i][np.asarray(taps.mask)[i]]
         assert bytes(kept.tolist()).decode() == " " + example.context
@@ -57,7 +58,7 @@ def test_a_batch_carries_them() -> None:
 
 
 def test_a_text_of_too_many_bytes_is_left_out() -> None:
-    tokenizer = raw.Config(max_bytes=32).tokenizer()
+    tokenizer = raw.Config(max_bytes=32).tokenizer(None)
     rows = [row("é" * 40), row("Eve left.")]
     batch = Collate(LAYOUT, tokenizer, {}, measure(LAYOUT, tokenizer, {}, rows, max_tokens=9))(rows)
     assert batch["source/ids"].shape == (2, 32)
@@ -65,7 +66,7 @@ def test_a_text_of_too_many_bytes_is_left_out() -> None:
 
 
 def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
-    tokenizer = raw.Config(max_bytes=30).tokenizer()
+    tokenizer = raw.Config(max_bytes=30).tokenizer(None)
     rows = [row("x" * length) for length in range(1, 50)]
     batch = Collate(LAYOUT, tokenizer, {}, measure(LAYOUT, tokenizer, {}, rows))(rows)
     assert batch["source/ids"].shape[1] == 32

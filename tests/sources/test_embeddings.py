@@ -15,6 +15,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.lm import load_lm
 from lw_jax.sources import embeddings
+from lw_jax.types import SourceTokens
 from tests.tiny_models import write_model
 
 
@@ -23,18 +24,15 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     config = embeddings.Config()
     whole = load_lm(home, mesh, dtype=jnp.float32)
-    depth = config.depth(whole.arch)
+    depth = config.sender_layers(whole.arch)
     lm = load_lm(home, mesh, dtype=jnp.float32, layers=depth, head=False)
     assert [x.shape for x in jax.tree.leaves(lm.params)] == [(300, 16)]
-    batch = {
-        "source/ids": jnp.asarray([[1, 7, 8, 0], [1, 9, 0, 0]]),
-        "source/lengths": jnp.asarray([3, 2]),
-        "source/skip": jnp.asarray([1, 1]),
-    }
-    taps = config.extract(FrozenDecoder(lm.params, lm.arch), batch, None)
+    ids = jnp.asarray([[1, 7, 8, 0], [1, 9, 0, 0]])
+    tokens = SourceTokens(ids, lengths=jnp.asarray([3, 2]), skip=jnp.asarray([1, 1]))
+    taps = config.extract(FrozenDecoder(lm.params, lm.arch), tokens, None)
     assert config.shape(lm.arch) == (16, 1, 300)
     table = np.asarray(whole.params["embed"])
-    np.testing.assert_array_equal(taps.states[0], table[np.asarray(batch["source/ids"])])
+    np.testing.assert_array_equal(taps.states[0], table[np.asarray(ids)])
     assert taps.mask.tolist() == [[False, True, True, False], [False, True, False, False]]
     module = config.build(BridgeDims(16, 1, 8))
     features, params = module.init_with_output(jax.random.key(0), taps)

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import window
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import EvalContext
-from lw_jax.layers import low_rank
+from lw_jax.layers.low_rank import LowRankConfig
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.dims import BridgeDims, sizes
 from lw_jax.models.frozen import FrozenModels
@@ -34,7 +34,7 @@ from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
 from tests.receiver.worlds import LAYOUT, arch, groups, model, text_tokenizer
 
-LORA = low_rank.Config(r=2, targets=("q", "o"), layers=1)
+LORA = LowRankConfig(r=2, targets=("q", "o"), layers=1)
 
 
 def config(edited: bool = True) -> BridgeConfig:
@@ -50,6 +50,10 @@ def config(edited: bool = True) -> BridgeConfig:
 DIMS = BridgeDims(24, 1, 8, {"r": sizes(arch())}, sender=sizes(arch("llama"), 2))
 
 
+def bridge(edited: bool = True) -> Bridge:
+    return Bridge(config(edited), DIMS)
+
+
 @cache
 def batch() -> dict[str, np.ndarray]:
     some, tokenizer = groups(4, questions=1), {"r": text_tokenizer()}
@@ -59,7 +63,7 @@ def batch() -> dict[str, np.ndarray]:
 
 @cache
 def fresh() -> Any:
-    return jax.jit(bridge.init_bridge, static_argnums=(0, 1))(config(), DIMS, jax.random.key(0))
+    return jax.jit(bridge().init)(jax.random.key(0))
 
 
 def moved() -> Any:
@@ -70,7 +74,7 @@ def moved() -> Any:
 
 
 def states(params: Any, edited: bool = True) -> jax.Array:
-    return bridge.extract(config(edited), model("llama"), batch(), params).states
+    return bridge(edited).extract(model("llama"), batch(), params)["source"].states
 
 
 def test_it_starts_as_the_frozen_sender() -> None:
@@ -82,7 +86,8 @@ def test_it_starts_as_the_frozen_sender() -> None:
 def test_gradients_reach_the_lora_and_nothing_else_of_the_sender() -> None:
     def total(sender: Any, params: Any, edited: bool) -> jax.Array:
         tokenizer = model("llama").replace(params=sender)  # type: ignore[attr-defined]
-        return jnp.sum(bridge.extract(config(edited), tokenizer, batch(), params).states ** 2)
+        taps = bridge(edited).extract(tokenizer, batch(), params)["source"]
+        return jnp.sum(taps.states**2)
 
     grad = jax.grad(total, argnums=1)(model("llama").params, fresh(), True)["source"]["lora"]
     assert set(grad) == {"q_down", "q_up", "o_down", "o_up"}
@@ -93,17 +98,17 @@ def test_gradients_reach_the_lora_and_nothing_else_of_the_sender() -> None:
 
 def test_every_way_to_a_latent_uses_it() -> None:
     frozen_models = FrozenModels(model("llama"), {"r": model()})
-    plain = config(edited=False)
     found = []
     for params in (fresh(), moved()):
-        ctx = EvalContext(frozen_models, params, None, config(), DIMS, "r")
+        ctx = EvalContext(frozen_models, params, None, bridge(), "r")
         context = context_of(
-            config(), DIMS, {"bridge": params}, frozen_models, batch(), jax.random.key(0), False
+            bridge(), {"bridge": params}, frozen_models, batch(), jax.random.key(0), False
         )
         chex.assert_trees_all_close(context.latent.slots, ctx.encode(batch()).slots, atol=1e-5)
         found.append(ctx.encode(batch()).slots)
     without = {k: v for k, v in fresh().items() if k != "source"}
-    frozen = EvalContext(frozen_models, without, None, plain, DIMS, "r").encode(batch()).slots
+    plain = EvalContext(frozen_models, without, None, bridge(edited=False), "r")
+    frozen = plain.encode(batch()).slots
     chex.assert_trees_all_close(found[0], frozen, atol=1e-5)
     assert float(jnp.abs(found[1] - frozen).max()) > 0.05
 
@@ -115,7 +120,7 @@ def test_the_loss_of_a_latent_reaches_it() -> None:
     def grad_of(params: Any) -> Any:
         def loss(params: Any) -> jax.Array:
             seen = context_of(
-                config(), DIMS, {"bridge": params}, frozen_models, batch(), jax.random.key(0), True
+                bridge(), {"bridge": params}, frozen_models, batch(), jax.random.key(0), True
             )
             return jnp.sum(seen.latent.slots**2)
 
@@ -127,7 +132,7 @@ def test_the_loss_of_a_latent_reaches_it() -> None:
 
 
 def test_it_is_counted_and_shipped(tmp_path: Any) -> None:
-    assert component_counts(fresh(), levels=1)["source"] == 2 * (24 * 2 + 2 * 24)
+    assert component_counts({"bridge": fresh()})["bridge/source"] == 2 * (24 * 2 + 2 * 24)
     save_bridge(tmp_path, moved(), {"step": 1, "fingerprints": {}})
     read, _ = load_bridge(tmp_path, moved())
     chex.assert_trees_all_close(read["source"], moved()["source"], rtol=1e-2)
@@ -141,7 +146,7 @@ def test_a_step_trains_it() -> None:
     state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     objectives = ObjectivesConfig(answer_ce=answer_ce.Config())
-    step = StepMaker(config(), DIMS, made, 4, mesh).make(plan_at(objectives, 3))
+    step = StepMaker(bridge(), made, 4, mesh).make(plan_at(objectives, 3))
     for _ in range(2):
         state, metrics = step(state, frozen_models, batch())
     assert float(metrics["grad_norm/source"]) > 0
@@ -154,10 +159,10 @@ def test_layers_that_are_not_run_are_refused() -> None:
     def dims(**options: Any) -> Any:
         return hidden_states.Config(**options).shape(arch("llama"))
 
-    assert dims(layers=(1,), lora=low_rank.Config(layers=1)) == (24, 1, 320)
+    assert dims(layers=(1,), lora=LowRankConfig(layers=1)) == (24, 1, 320)
     with pytest.raises(UserError, match=r"lora\.layers: 2 of the 1 layers run"):
-        dims(layers=(1,), lora=low_rank.Config(layers=2))
+        dims(layers=(1,), lora=LowRankConfig(layers=2))
     with pytest.raises(UserError, match=r"lora\.layers: all of the 0 layers run"):
-        dims(layers=(0,), lora=low_rank.Config())
+        dims(layers=(0,), lora=LowRankConfig())
     with pytest.raises(UserError, match=r"lora\.dropout: a sender's edits have none"):
-        hidden_states.Config(lora=low_rank.Config(dropout=0.1))
+        hidden_states.Config(lora=LowRankConfig(dropout=0.1))

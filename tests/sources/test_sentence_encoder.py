@@ -26,12 +26,13 @@ from lw_jax.models.lm import load_encoder
 from lw_jax.runs import export
 from lw_jax.runs.abstract import abstract_parties
 from lw_jax.runs.doctor import examine
-from lw_jax.sources import sentence_encoder as source
+from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.sentence_encoder import Config
 from lw_jax.text.collate import Collate, Lengths, measure
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer
 from lw_jax.types import Features, Taps
+from tests.sources.parts import source_tokens
 from tests.tiny_encoder import write_encoder
 from tests.tiny_models import write_model
 
@@ -75,7 +76,7 @@ def batch(tokenizer: Tokenizer, *texts: str, layout: LayoutConfig = PLAIN) -> Ba
 @jax.jit
 def extracted(model: FrozenEncoder, given: Batch) -> list[Taps]:
     """Under each of `EACH`."""
-    return [config.extract(model, given, None) for config in EACH]
+    return [config.extract(model, source_tokens(given), None) for config in EACH]
 
 
 @jax.jit
@@ -168,9 +169,9 @@ def test_the_layer_is_the_one_that_is_asked_for(loaded: tuple[FrozenEncoder, Tok
     given = batch(tokenizer, *TEXTS)
     each = states(model, given)
     for layer in (0, 1, 2, None):
-        taps = jax.jit(source.extract, static_argnums=0)(Config(layer), model, given, None)
+        taps = jax.jit(Config(layer).extract)(model, source_tokens(given), None)
         np.testing.assert_allclose(taps.states[0], each[2 if layer is None else layer], atol=1e-5)
-    assert Config(1).depth(model.arch) == 1
+    assert Config(1).sender_layers(model.arch) == 1
     with pytest.raises(UserError, match="layer: 3 is beyond the encoder's 2 layers"):
         Config(3).shape(model.arch)
 
@@ -182,7 +183,9 @@ def test_no_gradient_reaches_the_encoder(loaded: tuple[FrozenEncoder, Tokenizer]
     @jax.jit
     @jax.grad
     def slope(params: Any) -> jax.Array:
-        taps = Config(pool="mean").extract(FrozenEncoder(params, model.arch), given, None)
+        taps = Config(pool="mean").extract(
+            FrozenEncoder(params, model.arch), source_tokens(given), None
+        )
         return jnp.sum(taps.states**2)
 
     assert not any(leaf.any() for leaf in jax.tree.leaves(slope(model.params)))
@@ -218,7 +221,7 @@ def test_a_probe_reads_its_content_alone(loaded: tuple[FrozenEncoder, Tokenizer]
 
 
 def test_a_normaliser_has_its_place_among_the_parameters() -> None:
-    config = Config(normaliser=source.Normaliser(trainable=True), pool="mean")
+    config = Config(normaliser=Normaliser(trainable=True), pool="mean")
     taps = Taps(jnp.ones((1, 2, 5, 16)), jnp.ones((2, 5), bool), jnp.zeros((2, 5), jnp.int32))
     found = config.build(BridgeDims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
     assert set(found["normaliser"]) == {"statistics", "gain", "bias"}

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lw_jax.bridge import module as bridge
 from lw_jax.config.parse import read
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
@@ -115,7 +114,8 @@ def test_numbers_are_those_of_all_tokens_at_once(
     config = read(home / "tiny.yaml")
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), 22)]
     batch = pipeline.collate(groups)(groups)
-    taps = bridge.extract(pipeline.bridge, pipeline.frozen.sender, batch, None).states
+    views = pipeline.bridge.extract(pipeline.frozen.sender, batch, None)
+    taps = views["source"].states
     table = np.asarray(pipeline.frozen.receivers["reader"].params["embed"])
     lengths, skip = batch["source/lengths"], batch["source/skip"]
     assert 0 == lengths.min() < skip.max(), "a row that is too long counts for nothing"
@@ -240,9 +240,7 @@ def test_training_leaves_them(home: Path, pipeline: Pipeline, tmp_path: Path) ->
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
-        jax.eval_shape(
-            lambda: bridge.init_bridge(pipeline.bridge, pipeline.dims, jax.random.key(0))
-        ),
+        jax.eval_shape(pipeline.bridge.init, jax.random.key(0)),
     )
     params, meta = load_params(run_dir / "checkpoints" / "fit", {"bridge": like}, part="bridge")
     assert meta["step"] == 3

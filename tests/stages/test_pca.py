@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lw_jax.bridge import module as bridge
 from lw_jax.config.parse import read
 from lw_jax.data.load import load_rows, sample
 from lw_jax.launch import main
@@ -90,7 +89,8 @@ def test_the_covariance_is_numpys_over_all_tokens(home: Path, undisturbed: Path)
     pipeline = open_pipeline(config, make_mesh(config.mesh))
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), 22)]
     batch = pipeline.collate(groups)(groups)
-    taps = np.asarray(bridge.extract(pipeline.bridge, pipeline.frozen.sender, batch, None).states)
+    views = pipeline.bridge.extract(pipeline.frozen.sender, batch, None)
+    taps = np.asarray(views["source"].states)
     skip, lengths = batch["source/skip"], batch["source/lengths"]
     x = np.concatenate([taps[:, i, skip[i] : lengths[i]] for i in range(22)], axis=1)
     found = arrays(undisturbed)
@@ -156,9 +156,7 @@ def test_training_and_export_leave_what_was_fitted(
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
-        jax.eval_shape(
-            lambda: bridge.init_bridge(pipeline.bridge, pipeline.dims, jax.random.key(0))
-        ),
+        jax.eval_shape(pipeline.bridge.init, jax.random.key(0)),
     )
     params, _ = load_params(checkpoint_root(trained, "fit"), {"bridge": like}, part="bridge")
     chex.assert_trees_all_equal(params["bridge"]["source"]["pca"]["statistics"], fitted)

@@ -67,7 +67,7 @@ def test_the_first_word_of_an_answer_comes_after_a_bare_space() -> None:
     examples = [e for g in some for e in g]
     answers = zip(examples, batch["r/answer/ids"], batch["r/answer/start"], strict=True)
     for example, ids, start in answers:
-        said = [tokenizer["r"].tokenizer.decode([i]).strip() for i in ids[: start + 1].tolist()]
+        said = [tokenizer["r"].backend.decode([i]).strip() for i in ids[: start + 1].tolist()]
         assert not any(said[:-1])
         assert said[-1] and example.answers[0].startswith(said[-1])
     assert batch["r/answer/start"].dtype == np.int32
@@ -113,7 +113,7 @@ def test_start_up_check_counts_and_notices_a_merging_anchor() -> None:
             )
 
     with pytest.raises(UserError, match="merges the anchor"):
-        check_labels(merging, dataclasses.replace(tokenizer, tokenizer=Joined()), odd)  # type: ignore[arg-type]
+        check_labels(merging, dataclasses.replace(tokenizer, backend=Joined()), odd)  # type: ignore[arg-type]
 
 
 def test_chat_layout_wraps_the_message() -> None:

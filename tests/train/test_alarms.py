@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from lw_jax.bottlenecks import fsq
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import (
     BottleneckConfig,
     BridgeConfig,
@@ -174,12 +174,11 @@ BAD = ObjectivesConfig(
 def pipeline() -> Pipeline:
     return Pipeline(
         layout=LAYOUT,
-        bridge=CONFIG,
-        frozen_models=FrozenModels(model("llama"), {"r": model()}),
-        sender=text_tokenizer("llama"),
+        bridge=Bridge(CONFIG, DIMS),
+        frozen=FrozenModels(model("llama"), {"r": model()}),
+        sources=text_tokenizer("llama"),
         receivers={"r": text_tokenizer()},
         fingerprints={},
-        dims=DIMS,
         mesh=make_mesh(MeshConfig(data=1)),
     )
 
@@ -191,8 +190,7 @@ def watch(objectives: Any = None) -> QuickEvaluation:
 
 @cache
 def params() -> Any:
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    own = jax.device_get(init(CONFIG, DIMS, jax.random.key(0)))
+    own = jax.device_get(jax.jit(Bridge(CONFIG, DIMS).init)(jax.random.key(0)))
     # Codes that are spread: a fresh bridge uses the middle ones only.
     own["bottleneck"] = jax.tree.map(lambda x: 6 * x, own["bottleneck"])
     return own
@@ -227,7 +225,7 @@ def test_a_fresh_bridge_raises_nothing_at_once() -> None:
 
 
 def test_what_holds_the_scale_is_no_dead_objective_and_pulls_once_it_moves() -> None:
-    result = seen(GOOD, readers_r_soft_tokens=lambda x: x + 0.5 if x.ndim == 0 else x)
+    result = seen(GOOD, readers=lambda x: x + 0.5 if x.ndim == 0 else x)
     assert "dead_objective" not in fired(result)
     assert result.metrics["grad_norm/objective/scale_l2"] > 1e-3
 
@@ -246,11 +244,7 @@ def test_objectives_that_move_nothing_are_named() -> None:
 
 def test_slots_that_are_too_loud_and_saturated() -> None:
     """Faults 7 and 10: nothing bounds what goes into tanh, nor the scale after it."""
-    result = seen(
-        readers_r_soft_tokens=lambda x: (
-            x + np.log(100).astype(np.float32) if x.ndim == 0 else 50 * x
-        )
-    )
+    result = seen(readers=lambda x: x + np.log(100).astype(np.float32) if x.ndim == 0 else 50 * x)
     assert fired(result) == {"loudness", "saturation"}
     assert result.metrics["r/slots/rms_ratio"] > 30
     assert result.metrics["r/saturation"] > 0.5

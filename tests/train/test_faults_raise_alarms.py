@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import pytest
 
 from lw_jax.bottlenecks import vq
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import (
     BottleneckConfig,
     BridgeConfig,
@@ -131,25 +131,21 @@ def seen(training: Training) -> Mapping[int, Mapping[str, Any]]:
     """Metrics of the quick evaluations, by step."""
     config, objectives = training.config, training.objectives
     made, tokenizer, loud = receiver(training.beside is not None)
-    dims = BridgeDims(LATENT, 1, LATENT, {"r": loud})
+    bridge = Bridge(config, BridgeDims(LATENT, 1, LATENT, {"r": loud}))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     where = replicated(mesh)
     frozen = jax.device_put(FrozenModels(model("llama"), {"r": made}), where)
     layout = replace(LAYOUT, question=" {question}") if training.beside else LAYOUT
-    pipeline = Pipeline(
-        layout, config, frozen, text_tokenizer("llama"), {"r": tokenizer}, {}, dims, mesh
-    )
+    pipeline = Pipeline(layout, bridge, frozen, text_tokenizer("llama"), {"r": tokenizer}, {}, mesh)
     auxiliary = objectives if training.distance or training.head_input else None
     watch = QuickEvaluation(pipeline, rows(training.beside), auxiliary, STEPS, ROWS, max_new=1)
     params = {
-        "bridge": jax.jit(bridge.init_bridge, static_argnums=(0, 1))(
-            config, dims, jax.random.key(0)
-        ),
-        "heads": init_heads(objectives, dims, jax.random.key(1)),
+        "bridge": jax.jit(bridge.init)(jax.random.key(0)),
+        "heads": init_heads(objectives, bridge.dims, jax.random.key(1)),
     }
     optimiser = make_optimiser(OptimiserConfig(lr=RATE, schedule=Schedule()), params, STEPS)
     state = jax.device_put(new_state(params, optimiser, jax.random.key(2)), where)
-    step = StepMaker(config, dims, optimiser, STEPS, mesh).make(plan_at(objectives, 0))
+    step = StepMaker(bridge, optimiser, STEPS, mesh).make(plan_at(objectives, 0))
     found = {}
     for done in range(1, max(LOOKS) + 1):
         state, _ = step(state, frozen, watch.batch)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig
 from lw_jax.config.parse import build
 from lw_jax.models import params as decoder
@@ -50,7 +50,7 @@ def bridge_shapes(compressor: Any, reader: Any) -> Any:
         },
     )
     dims = BridgeDims(20, 2, 8, {"a": ModelDims(24, 3, 2, 4)})
-    return jax.eval_shape(lambda: bridge.init_bridge(config, dims, jax.random.key(0)))
+    return jax.eval_shape(Bridge(config, dims).init, jax.random.key(0))
 
 
 def update(config: OptimiserConfig, params: Any, grads: Any) -> Any:

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.bridge import module as bridge
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import ReaderConfig
+from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.parse import read
 from lw_jax.errors import UserError
-from lw_jax.layers import low_rank
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, text_ce
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.objectives.context import Pass
-from lw_jax.readers import soft_tokens
+from lw_jax.readers import lora, soft_tokens
 from lw_jax.train.config import TextBatches
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
@@ -32,7 +32,8 @@ from lw_jax.utils.schedule import Schedule
 from tests.bridge.test_step import batch, config, frozen_models
 
 DIMS = BridgeDims(24, 2, 8, {"r": ModelDims(24, 2, 2, 6, 0.3, heads=4)})
-READERS = ReaderConfig(soft_tokens=soft_tokens.Config(), lora=low_rank.Config(r=2))
+READERS = ReaderConfig(soft_tokens=soft_tokens.Config(), lora=lora.Config(r=2))
+LORA = ("readers", "r", "lora")
 BOTH = ObjectivesConfig(
     answer_ce=answer_ce.Config(schedule=Schedule(on="latent")),
     text_ce=text_ce.Config(weight=2.5, schedule=Schedule(on="text")),
@@ -41,8 +42,7 @@ BOTH = ObjectivesConfig(
 
 @cache
 def fresh_bridge() -> Any:
-    init = jax.jit(bridge.init_bridge, static_argnums=(0, 1))
-    return init(config(reader=READERS), DIMS, jax.random.key(0))
+    return jax.jit(Bridge(config(reader=READERS), DIMS).init)(jax.random.key(0))
 
 
 def test_kinds_alternate_then_text_comes_now_and_then() -> None:
@@ -57,12 +57,11 @@ def test_kinds_alternate_then_text_comes_now_and_then() -> None:
 
 
 def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
-    cfg = config(reader=READERS)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     params = {"bridge": fresh_bridge(), "heads": {}}
     before = jax.device_get(params["bridge"])
     made = make_optimiser(OptimiserConfig(schedule=Schedule()), params, 4)
-    maker = StepMaker(cfg, DIMS, made, 4, mesh)
+    maker = StepMaker(Bridge(config(reader=READERS), DIMS), made, 4, mesh)
     frozen, rows = jax.device_put(frozen_models(), replicated(mesh)), put_batch(mesh, batch())
 
     def after(kind: Any) -> tuple[Any, Any]:
@@ -75,24 +74,25 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     wired, of_latent = after("latent")
     assert "loss/r/text_ce" in of_text and "loss/r/answer_ce" not in of_text
     assert "loss/r/answer_ce" in of_latent and "loss/r/text_ce" not in of_latent
-    for name, tree in before.items():
-        if name == "readers_r_lora":
-            assert np.abs(read[name]["q_up"]).max() > 0
+    parts = dict(components(read))
+    for path, tree in components(before):
+        if path == LORA:
+            assert np.abs(parts[path]["q_up"]).max() > 0
         else:
-            chex.assert_trees_all_equal(read[name], tree)
+            chex.assert_trees_all_equal(parts[path], tree)
     queries = (tree["compressor"]["queries"] for tree in (wired, before))
     assert np.abs(np.subtract(*queries)).max() > 0
 
 
 def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
-    cfg = config(reader=READERS)
-    own = fresh_bridge()
-    edited = jax.tree.map(lambda x: x + 0.3, own["readers_r_lora"])
+    bridge, own = Bridge(config(reader=READERS), DIMS), fresh_bridge()
+    parts = dict(components(own))
+    edited = from_paths(parts | {LORA: jax.tree.map(lambda x: x + 0.3, parts[LORA])})
 
     @jax.jit
     def nats(params: Any) -> Any:
         context = context_of(
-            cfg, DIMS, {"bridge": params}, frozen_models(), batch(), jax.random.key(0), False
+            bridge, {"bridge": params}, frozen_models(), batch(), jax.random.key(0), False
         )
         model = context.frozen.receivers["r"]
         found = []
@@ -104,17 +104,17 @@ def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
 
     fresh, clean = jax.device_get(nats(own))
     assert fresh == pytest.approx(clean, rel=1e-6)  # a LoRA starts without an effect
-    adapted, same = jax.device_get(nats({**own, "readers_r_lora": edited}))
+    adapted, same = jax.device_get(nats(edited))
     assert same == clean
     assert abs(adapted - clean) > 1e-3 * clean
 
 
 def test_without_a_lora_nothing_reads_the_text() -> None:
-    cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config()))
+    bridge = Bridge(config(reader=ReaderConfig(soft_tokens=soft_tokens.Config())), DIMS)
 
     def nats(rng: Any) -> Any:
-        params = {"bridge": bridge.init_bridge(cfg, DIMS, rng)}
-        context = context_of(cfg, DIMS, params, frozen_models(), batch(), rng, True)
+        params = {"bridge": bridge.init(rng)}
+        context = context_of(bridge, params, frozen_models(), batch(), rng, True)
         return text_ce.terms(text_ce.Config(), context, "r")
 
     with pytest.raises(UserError, match=r"bridge\.reader\.lora: missing; nothing that is trained"):
