@@ -212,7 +212,8 @@ def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
     before = leaf.shape[: len(leaf.shape) - len(one.shape)]
 
     def place(entry: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # An axis that storage has folded (nf4 fan-in) or shortened is replicated.
+        # An axis that storage has folded (nf4 fan-in; the compiler may spread that nevertheless)
+        # or shortened is replicated.
         outs = one.axes[fan_in:]
         names = (None,) * (entry.ndim - len(outs)) + outs
         names = one.axes if entry.shape == one.shape else names
