@@ -165,7 +165,8 @@ class BridgeConfig:
         """
         views: dict[str, ViewDims] = {}
         if sender is not None and not any(s.reads_sender for s in self.views.values()):
-            raise UserError(f"sender: {self._named()} read the text itself; set sender: null")
+            verb = "read" if len(self.sources) > 1 else "reads"
+            raise UserError(f"sender: {self._named()} {verb} the text itself; set sender: null")
         for name, source in self.views.items():
             reads = sender if source.reads_sender else None
             layers = 0 if reads is None else source.sender_layers(reads)

@@ -6,7 +6,7 @@ that does not see its condition has both alike. Only a compressor with a `loss` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -57,18 +57,18 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     contexts = context.taps.mask.shape[0]
     each = ids.shape[0] // contexts
 
-    def loss_under(taps: Taps) -> Any:
-        rows = _contexts(taps, partial(jnp.repeat, repeats=each))
+    def loss_under(views: Mapping[str, Taps]) -> Any:
+        rows = _contexts(views, partial(jnp.repeat, repeats=each))
         return context.apply(rows, target, method="compressor_loss", key=KEY)[0]
 
-    loss = loss_under(context.taps)
+    loss = loss_under(context.views)
     counted = loss.mask & valid[:, None]
     watched = {
         "zero": masked(loss.still, counted),
         "cut": masked(loss.cut.astype(jnp.float32), valid),
     }
     if contexts > 1:
-        other = _contexts(context.taps, partial(jnp.roll, shift=1))
+        other = _contexts(context.views, partial(jnp.roll, shift=1))
         shuffled = jax.lax.stop_gradient(loss_under(other))
         watched["shuffled"] = masked(shuffled.error, counted)
     context.watched |= {f"{receiver}/flow/{name}": term for name, term in watched.items()}
@@ -78,6 +78,9 @@ def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
     return found
 
 
-def _contexts(taps: Taps, change: Callable[..., Array]) -> Taps:
-    """Taps whose contexts are changed along their axis."""
-    return Taps(change(taps.states, axis=1), change(taps.mask, axis=0), change(taps.ids, axis=0))
+def _contexts(views: Mapping[str, Taps], change: Callable[..., Array]) -> dict[str, Taps]:
+    """Views whose contexts are changed along their axis."""
+    return {
+        name: Taps(change(x.states, axis=1), change(x.mask, axis=0), change(x.ids, axis=0))
+        for name, x in views.items()
+    }

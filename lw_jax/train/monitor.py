@@ -112,9 +112,9 @@ class QuickEvaluation:
             programs.add(latents.inspect, *given)
             programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
-            static = pipeline.bridge, pipeline.bridge.dims
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                programs.add(objective_gradients, *static, plan, state.params, frozen, self._few)
+                given = (pipeline.bridge, plan, state.params, frozen, self._few)
+                programs.add(objective_gradients, *given)
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
