@@ -131,7 +131,8 @@ class Bridge:
         ctx, tokenizer = self._scene(name), self.pipeline.receivers[name]
         message = _deliver(ctx, _filled(sent.latent), sent.codec == CODES)
         options = options_of(self.decode, ctx.model.arch, tokenizer)
-        said = write(ctx.model, message, self._ask(tokenizer, question), jax.random.key(0), options)
+        asked = self._ask(tokenizer, question)
+        said = write(ctx.model, ctx.prompt, message, asked, jax.random.key(0), options)
         ids = said.ids[0, : int(said.lengths[0])].tolist()
         return tokenizer.backend.decode(ids).strip()
 

@@ -92,12 +92,14 @@ def run(config: Any, console: Console, command: str) -> int:
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import check_directory, open_run
     from lw_jax.runs.doctor import check
+    from lw_jax.runs.session import Session
 
     check_directory(config)
-    check(config)
+    session = Session()
+    check(config, session)
     with (
         stoppable(console),
-        open_run(config, make_mesh(config.mesh), console, command) as this,
+        open_run(config, make_mesh(config.mesh), console, command, session) as this,
     ):
         console.print(f"run directory: {this.run_dir}", highlight=False)
         for name in config.stages:
@@ -129,6 +131,7 @@ def run_stage(this: Any, name: str) -> None:
 
     ((kind, config),) = chosen(this.config.stages[name]).items()
     began = time.monotonic()
+    this.session.begin(this.config, kind)
     stage_module(kind).run(this, name, config)
     this.finish(name, round(time.monotonic() - began, 1))
 
@@ -149,6 +152,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import open_evaluation, read_config
     from lw_jax.runs.doctor import check
+    from lw_jax.runs.session import Session
 
     raw = parse.to_dict(read_config(run_dir))
     kept = [name for name, stage in raw["stages"].items() if "evaluate" in stage]
@@ -167,8 +171,9 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
         else:
             parse.put(Config, raw, key, text)
     config = parse.from_dict(raw)
-    check(config)
-    this = open_evaluation(config, run_dir, make_mesh(config.mesh), console)
+    session = Session()
+    check(config, session)
+    this = open_evaluation(config, run_dir, make_mesh(config.mesh), console, session)
     console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
     run_stage(this, name)
     return OK

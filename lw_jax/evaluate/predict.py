@@ -27,7 +27,7 @@ from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import decode, head_segment, read
-from lw_jax.text.layout import first_word
+from lw_jax.text.layout import Prompt, first_word
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array
 from lw_jax.utils.compile import AheadOfTime
@@ -67,10 +67,12 @@ def place(
 # Methods whose messages have the same shapes (all texts, all latents) share the two programs below.
 
 
-@jax.jit
-def score(model: FrozenDecoder, message: Message, ask: Segment, answer: Segment) -> Scored:
+@partial(jax.jit, static_argnames="prompt")
+def score(
+    model: FrozenDecoder, prompt: Prompt, message: Message, ask: Segment, answer: Segment
+) -> Scored:
     """Teacher-forced scores of the gold answers."""
-    asked = [*_asked(model, message, ask), answer]
+    asked = [*_asked(prompt, message, ask), answer]
     reading = read(model.arch, model.params, asked, message.delivery, attention=model.attention)
     found = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
     return Scored(
@@ -81,12 +83,17 @@ def score(model: FrozenDecoder, message: Message, ask: Segment, answer: Segment)
     )
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jax.jit, static_argnames=("prompt", "options"))
 def write(
-    model: FrozenDecoder, message: Message, ask: Segment, rng: Array, options: DecodeOptions
+    model: FrozenDecoder,
+    prompt: Prompt,
+    message: Message,
+    ask: Segment,
+    rng: Array,
+    options: DecodeOptions,
 ) -> Generation:
     """Answers of the receiver's own."""
-    asked = _asked(model, message, ask)
+    asked = _asked(prompt, message, ask)
     return decode(
         model.arch,
         model.params,
@@ -98,9 +105,9 @@ def write(
     )
 
 
-def _asked(model: FrozenDecoder, message: Message, ask: Segment) -> list[Segment]:
+def _asked(prompt: Prompt, message: Message, ask: Segment) -> list[Segment]:
     middle = [message.segment] if message.text is None else [message.segment, message.text]
-    return [head_segment(model.head, ask.lengths.shape[0]), *middle, ask]
+    return [head_segment(prompt.head, ask.lengths.shape[0]), *middle, ask]
 
 
 def predict(
@@ -114,8 +121,8 @@ def predict(
     given, columns = place(message, ctx, batch)
     ask, answer = _ask_and_answer(ctx, batch)
     return Raw(
-        scored=score(ctx.model, given, ask, answer),
-        written=write(ctx.model, given, ask, rng, options),
+        scored=score(ctx.model, ctx.prompt, given, ask, answer),
+        written=write(ctx.model, ctx.prompt, given, ask, rng, options),
         columns=columns,
     )
 
@@ -125,7 +132,7 @@ def rate(
 ) -> list[Scored]:
     """Score batches that differ in their answers alone, after one message; nothing is written."""
     given, _ = place(message, ctx, batches[0])
-    return [score(ctx.model, given, *_ask_and_answer(ctx, batch)) for batch in batches]
+    return [score(ctx.model, ctx.prompt, given, *_ask_and_answer(ctx, batch)) for batch in batches]
 
 
 def _ask_and_answer(ctx: EvalContext, batch: Batch) -> tuple[Segment, Segment]:
@@ -166,8 +173,8 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
         ask, answer = _ask_and_answer(call.ctx, call.batch)
-        second.add(score, call.ctx.model, given, ask, answer)
-        second.add(write, call.ctx.model, given, ask, call.rng, call.options)
+        second.add(score, call.ctx.model, call.ctx.prompt, given, ask, answer)
+        second.add(write, call.ctx.model, call.ctx.prompt, given, ask, call.rng, call.options)
     second.compile(console)
 
 

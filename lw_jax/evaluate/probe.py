@@ -173,7 +173,9 @@ def _states(
                 batch[f"{key}/lengths"],
                 batch.get(f"{key}/skip"),
             )
-            parts[name].append(np.asarray(_means(model, ids, lengths, skip, layers[name])))
+            head = () if name == "sender" else pipeline.frozen.prompt(name).head
+            means = _means(model, ids, lengths, skip, head, layers[name])
+            parts[name].append(np.asarray(means))
     found = {}
     for name, pieces in parts.items():
         whole = np.concatenate(pieces, axis=1)[:, : len(examples)].astype(np.float64)
@@ -181,9 +183,14 @@ def _states(
     return found
 
 
-@partial(jax.jit, static_argnames="layers")
+@partial(jax.jit, static_argnames=("head", "layers"))
 def _means(
-    model: Sender, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
+    model: Sender,
+    ids: Array,
+    lengths: Array,
+    skip: Array | None,
+    head: tuple[int, ...],
+    layers: tuple[int, ...],
 ) -> Array:
     """Mean states [n, B, D] over the content of ids [B, T], which the head comes before.
 
@@ -198,10 +205,10 @@ def _means(
         )
         return _mean(read.taps, skip, lengths - 1)
     if skip is None:
-        head = jnp.broadcast_to(jnp.asarray(model.head, jnp.int32), (ids.shape[0], len(model.head)))
-        ids = jnp.concatenate([head, ids], axis=1)
-        lengths = lengths + len(model.head)
-        skip = jnp.full_like(lengths, len(model.head))
+        first = jnp.broadcast_to(jnp.asarray(head, jnp.int32), (ids.shape[0], len(head)))
+        ids = jnp.concatenate([first, ids], axis=1)
+        lengths = lengths + len(head)
+        skip = jnp.full_like(lengths, len(head))
     index = jnp.arange(ids.shape[1])[None]
     out = run(
         model.arch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,13 @@ _SMALL_FILES = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its directory, its arch, and the file of each tensor by name."""
+    """A checkpoint on disk.
+
+    Attributes:
+        directory: where it is.
+        arch: what its config says.
+        files: the file of each tensor by name.
+    """
 
     directory: Path
     arch: AnyArch
@@ -104,12 +110,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def fingerprint(arch: AnyArch, files: Iterable[Path]) -> str:
-    """32 hex digits that change with the arch or any byte of the weight files."""
+def fingerprint(
+    arch: AnyArch, files: Iterable[Path], known: MutableMapping[Path, bytes] | None = None
+) -> str:
+    """32 hex digits that change with the arch or any byte of the weight files.
+
+    Args:
+        known: digests of files that were read before; those of the others are put there.
+    """
+    known = {} if known is None else known
     digest = hashlib.sha256(json.dumps(asdict(arch), sort_keys=True).encode())
     for path in sorted(set(files)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        if path not in known:
+            with path.open("rb") as file:
+                known[path] = hashlib.file_digest(file, "sha256").digest()
+        digest.update(known[path])
     return digest.hexdigest()[:32]
 
 

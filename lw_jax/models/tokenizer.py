@@ -10,6 +10,9 @@ from typing import Any
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.text.tokenizer import Tokenizer
+
+_MESSAGE = "\u0001message\u0001"
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -76,6 +79,38 @@ def with_encoder_ids(arch: EncoderArch, tokenizer: Any, where: str) -> EncoderAr
         raise UserError(f"{where}: the tokenizer names no [CLS] and [SEP], which a text stands in")
     _check_embedded(arch, tokenizer, (first, last), where)
     return replace(arch, cls_id=first, sep_id=last)
+
+
+def text_tokenizer(
+    name: str, hf_tokenizer: Any, bos_id: int | None, eos_ids: Sequence[int]
+) -> Tokenizer:
+    """The layout's view of a decoder's tokenizer. The answer ends with the tokenizer's own EOS
+    where that is one of the model's EOS ids, else with the first of them."""
+    own = hf_tokenizer.eos_token_id
+    eos = own if own in eos_ids else eos_ids[0]
+    chat = None
+    if getattr(hf_tokenizer, "chat_template", None):
+        text = hf_tokenizer.apply_chat_template(
+            [{"role": "user", "content": _MESSAGE}], tokenize=False, add_generation_prompt=True
+        )
+        before, _, after = text.partition(_MESSAGE)
+        if hf_tokenizer.bos_token and before.startswith(hf_tokenizer.bos_token):
+            before = before[len(hf_tokenizer.bos_token) :]
+        chat = (before, after)
+    return Tokenizer(name, hf_tokenizer.backend_tokenizer, bos_id, int(eos), chat)
+
+
+def encoder_tokenizer(name: str, hf_tokenizer: Any, arch: EncoderArch) -> Tokenizer:
+    """How a sentence encoder reads a text: [CLS] text [SEP], in no more than its positions."""
+    assert arch.cls_id is not None and arch.sep_id is not None  # its tokenizer was asked
+    return Tokenizer(
+        name,
+        hf_tokenizer.backend_tokenizer,
+        bos_id=arch.cls_id,
+        eos_id=arch.sep_id,
+        tail=(arch.sep_id,),
+        positions=arch.max_positions,
+    )
 
 
 def _check_embedded(arch: AnyArch, tokenizer: Any, ids: Sequence[int], where: str) -> None:

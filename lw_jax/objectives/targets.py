@@ -132,9 +132,9 @@ def _states_after(
 ) -> Array:
     """The stream at the message after some layers, with the receiver's usual head before it."""
     model = context.frozen.receivers[receiver]
-    laid = lay_out(
-        model.params, [head_segment(model.head, message.lengths.shape[0]), message], delivery
-    )
+    head = context.frozen.prompt(receiver).head
+    parts = [head_segment(head, message.lengths.shape[0]), message]
+    laid = lay_out(model.params, parts, delivery)
     out = run(
         model.arch,
         model.params,

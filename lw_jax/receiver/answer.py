@@ -12,10 +12,8 @@ from flax import struct
 
 from lw_jax.data.example import Example
 from lw_jax.models.arch import Arch
-from lw_jax.models.frozen import FrozenModels
+from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.models.generate import DecodeOptions, Generation
-from lw_jax.models.lm import FrozenLM
-from lw_jax.models.tokenizer import decode as decode_ids
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import (
     Reading,
@@ -30,12 +28,13 @@ from lw_jax.receiver.read import (
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer, text_tokenizer
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, PyTree
 
 
 def write(
-    lm: FrozenLM,
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
     layout: LayoutConfig,
     examples: Sequence[Example],
     batch_size: int,
@@ -46,33 +45,27 @@ def write(
 
     only_first: of the first batch alone, which compiles what the others use.
     """
-    tokenizer = tokenizer_of(lm)
     groups = [(example,) for example in examples]
     collate = Collate(
         layout, None, {"lm": tokenizer}, measure(layout, None, {"lm": tokenizer}, groups)
     )
-    options = DecodeOptions(max_new=max_new, eos_ids=lm.arch.eos_ids)
+    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
     answers: list[str] = []
     for begin in range(0, batch_size if only_first else len(groups), batch_size):
         rows = groups[begin : begin + batch_size]
         filled = rows + rows[:1] * (batch_size - len(rows))  # one shape, one program
         out = jax.device_get(
             _greedy(
-                lm.params,
+                model.params,
                 collate(filled),
-                arch=lm.arch,
+                arch=model.arch,
                 head=tuple(head_ids(layout, tokenizer)),
                 options=options,
             )
         )
         for ids, length in zip(out.ids[: len(rows)], out.lengths, strict=False):
-            answers.append(decode_ids(lm.tokenizer, ids[:length].tolist()).strip())
+            answers.append(tokenizer.backend.decode(ids[:length].tolist()).strip())
     return answers
-
-
-def tokenizer_of(lm: FrozenLM) -> Tokenizer:
-    """The layout's view of a frozen model."""
-    return text_tokenizer(lm.name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
 
 
 @partial(jax.jit, static_argnames=("arch", "head", "options"))
@@ -119,15 +112,15 @@ def segments(
     answer: bool = True,
 ) -> list[Segment]:
     """The receiver's segments for N questions; the delivery is already expanded to N rows."""
-    model = frozen.receivers[receiver]
+    model, prompt = frozen.receivers[receiver], frozen.prompt(receiver)
     rows = batch[f"{receiver}/ask/ids"].shape[0]
     width = model.params["embed"].shape[1]
     if message == "text":
         middle = text_message(*_repeated(batch, receiver, questions))
     else:
         middle = message_segment(delivery if message == "latent" else None, rows, width)
-    parts = [head_segment(model.head, rows), middle]
-    if message == "latent" and model.with_text:
+    parts = [head_segment(prompt.head, rows), middle]
+    if message == "latent" and prompt.with_text:
         parts.append(text_after(*_repeated(batch, receiver, questions)))
     for role in ("ask", "answer") if answer else ("ask",):
         ids, lengths = batch[f"{receiver}/{role}/ids"], batch[f"{receiver}/{role}/lengths"]

@@ -107,7 +107,7 @@ class QuickEvaluation:
         """What evaluations after these steps will run."""
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
         for name in pipeline.bridge.dims.receivers:
-            given = (self.pipeline.bridge, name, params, frozen, self.batch)
+            given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, self.batch)
             programs.add(latents.score, *given, np.int32(0), self._starts[name])
             programs.add(latents.inspect, *given)
             programs.add(latents.sample, *given[:2], self.max_new, *given[2:])

@@ -38,7 +38,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
 
@@ -78,7 +78,7 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def frozen_models() -> FrozenModels:
-    return FrozenModels(model("llama"), {"r": model()})
+    return models_of(model("llama"))
 
 
 @cache  # a step is compiled once, whichever tests take it

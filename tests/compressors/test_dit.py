@@ -32,7 +32,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, all_terms, context_of, plan_at
 from lw_jax.types import Features
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
 WIDTH, SLOTS, TOKENS = 8, 4, 6
 STEPS = 300
@@ -262,7 +262,7 @@ def frozen() -> tuple[FrozenModels, Any]:
     rows, tokenizer = groups(4), {"r": text_tokenizer()}
     lengths = measure(LAYOUT, text_tokenizer("llama"), tokenizer, rows)
     batch = Collate(LAYOUT, text_tokenizer("llama"), tokenizer, lengths)(rows)
-    return FrozenModels(model("llama"), {"r": model()}), batch
+    return models_of(model("llama")), batch
 
 
 def init(config: BridgeConfig) -> Any:

@@ -120,7 +120,7 @@ def test_argmax_is_greedy_where_the_receiver_writes_question_and_answer(
     """[message][BOS], then all that follows is written: no head stands before the message."""
     other = world.with_layout(READ_BACK)
     batch = _batch(other, name)
-    assert other.ctx.model.head == ()
+    assert other.ctx.prompt.head == ()
     assert (batch[f"{RECEIVER}/ask/lengths"] == 1).all()
     said = batch[f"{RECEIVER}/answer/ids"][0][: batch[f"{RECEIVER}/answer/lengths"][0] - 1]
     example = world.examples[0]

@@ -25,7 +25,7 @@ from lw_jax.objectives import (
 )
 from lw_jax.text.collate import Collate, measure
 from tests.objectives import world
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, prompt, text_tokenizer
 
 ROWS = world.data()
 GIVEN = ROWS["slots"] @ world.reader()
@@ -255,7 +255,7 @@ def test_state_kd_compares_what_follows_the_message() -> None:
     def states(messages: list[np.ndarray]) -> list[np.ndarray]:
         """The stream after one layer behind the message, row by row, laid out by hand."""
         after = [np.concatenate([part("ask", n), part("answer", n)]) for n in asked]
-        before = [np.concatenate([TABLE[list(tokenizer.head)], messages[n // 2]]) for n in asked]
+        before = [np.concatenate([TABLE[list(prompt().head)], messages[n // 2]]) for n in asked]
         lengths = [len(a) + len(b) for a, b in zip(before, after, strict=True)]
         h = np.zeros((len(asked), max(lengths), world.WIDTH), np.float32)
         for n in asked:

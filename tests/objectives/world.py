@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.models.dims import BridgeDims, ModelDims
-from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.context import Context
 from lw_jax.types import Delivery, Latent, Taps
-from tests.receiver.worlds import model
+from tests.receiver.worlds import model, models_of
 
 CONTEXTS, QUESTIONS, SLOTS, TOKENS, WIDTH, VOCAB = 8, 2, 3, 6, 24, 320
 DIMS = BridgeDims(WIDTH, 2, 5, {"r": ModelDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)
@@ -87,7 +86,7 @@ def context(params: Tree, rows: Tree, receivers: Any = None) -> Context:
     return Context(
         HandMade(Latent(rows["slots"], rows["used"])),  # type: ignore[arg-type]
         {"reader": params["reader"]},
-        FrozenModels(None, {"r": RECEIVER} if receivers is None else receivers),
+        models_of(None, {"r": RECEIVER} if receivers is None else receivers),
         jax.tree.map(jnp.asarray, rows["batch"]),
         {"source": Taps(rows["states"], rows["real"], rows["ids"])},
         jax.random.key(0),

@@ -12,6 +12,7 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import message_segment, text_after
+from lw_jax.text.layout import Prompt
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
@@ -40,6 +41,11 @@ class EvalContext:
     def model(self) -> FrozenDecoder:
         """The receiver."""
         return self.frozen.receivers[self.receiver]
+
+    @property
+    def prompt(self) -> Prompt:
+        """What the layout puts around the receiver's message."""
+        return self.frozen.prompt(self.receiver)
 
     def encode(self, batch: Batch) -> Latent:
         """The latent of every row's source, as it leaves the wire."""
@@ -74,7 +80,7 @@ def delivered(ctx: EvalContext, batch: Batch, delivery: Delivery) -> Message:
     """A reader's delivery as the layout has it: alone, or beside the row's text."""
     ids, lengths = ctx.context(batch)
     message = alone(ctx, delivery, ids.shape[0])
-    if not ctx.model.with_text:
+    if not ctx.prompt.with_text:
         return message
     return Message(message.segment, delivery, text_after(ids, lengths))
 
