@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from flax import struct
 
 from lw_jax.models.arch import Arch
@@ -60,9 +61,8 @@ def as_prefix(arch: Arch, cache: Cache) -> KV:
     """The cached tokens as a K/V prefix: the keys before RoPE, with their absolute positions."""
     cos, sin = angles(arch, cache.positions)
     layers = cache.k.shape[0]
-    flat = cache.k.reshape(-1, *cache.k.shape[2:])
-    spread = (layers, *cos.shape)
-    cos, sin = (jnp.broadcast_to(x[None], spread).reshape(-1, *x.shape[1:]) for x in (cos, sin))
+    flat = rearrange(cache.k, "l b ... -> (l b) ...")
+    cos, sin = (repeat(x, "b ... -> (l b) ...", l=layers) for x in (cos, sin))
     mask = jnp.arange(cache.k.shape[2])[None] < cache.lengths[:, None]
-    k = rotate(flat, cos, -sin).reshape(cache.k.shape)
+    k = rearrange(rotate(flat, cos, -sin), "(l b) ... -> l b ...", l=layers)
     return KV(k=k, v=cache.v, mask=mask, positions=cache.positions)

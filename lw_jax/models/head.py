@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import struct
 from jax import lax
 
@@ -122,8 +123,8 @@ def _by_chunks(
         flat = x.reshape(total, *x.shape[len(shape) :])
         padded = jnp.pad(flat, [(0, slices * chunk - total)] + [(0, 0)] * (flat.ndim - 1))
         # Every slice takes positions from all rows: rows spread over a mesh stay spread.
-        return jnp.swapaxes(padded.reshape(chunk, slices, *flat.shape[1:]), 0, 1)
+        return rearrange(padded, "(c s) ... -> s c ...", s=slices)
 
     body = jax.checkpoint(lambda *xs: score(*xs), prevent_cse=False)
     _, found = lax.scan(lambda carry, xs: (carry, body(*xs)), None, tuple(map(split, inputs)))
-    return jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1).reshape(-1)[:total].reshape(shape), found)
+    return jax.tree.map(lambda y: rearrange(y, "s c -> (c s)")[:total].reshape(shape), found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 from lw_jax.models.arch import Arch
@@ -53,7 +54,7 @@ def output(w: PyTree, mixed: Array, lora: Lora | None, slot: Array | None) -> Ar
     """The attention's contribution [B, T, D] from its mixed values [B, T, H, h]."""
     y = einsum("btnh,nhd->btd", mixed, w["o"])
     if lora is not None and slot is not None and "o" in lora.a:
-        y = y + _low_rank(lora, "o", slot, mixed.reshape(*mixed.shape[:2], -1), y)
+        y = y + _low_rank(lora, "o", slot, rearrange(mixed, "b t h e -> b t (h e)"), y)
     return y
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.dims import ModelDims
@@ -32,7 +33,7 @@ def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, A
     cos, sin = angles(arch, index)
 
     def mean_square(x: Array) -> Array:
-        square = jnp.square(x.astype(jnp.float32)).reshape(*x.shape[:2], -1).mean(axis=-1)
+        square = rearrange(jnp.square(x.astype(jnp.float32)), "b t ... -> b t (...)").mean(axis=-1)
         return jnp.sum(square * real) / jnp.sum(real)
 
     def layer(i: Array, tap: Array) -> tuple[Array, Array]:
