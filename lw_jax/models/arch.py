@@ -16,7 +16,14 @@ from lw_jax.models.arch_keys import FAMILIES, check_keys, number, whole
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """RoPE scaling of Llama 3.1: long wavelengths are slowed by `factor`, short ones kept."""
+    """RoPE scaling of Llama 3.1: long wavelengths are slowed, short ones kept.
+
+    Attributes:
+        factor: by which long wavelengths are slowed.
+        low_freq_factor: wavelengths above `original_max_positions` over this are long.
+        high_freq_factor: wavelengths below `original_max_positions` over this are short.
+        original_max_positions: that the model was trained with before.
+    """
 
     factor: float
     low_freq_factor: float
@@ -26,7 +33,12 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: base `theta`, and optionally the `llama3` scaling."""
+    """Rotary positions.
+
+    Attributes:
+        theta: the base.
+        scaling: of `llama3`, if there is one.
+    """
 
     theta: float
     scaling: Llama3Scaling | None = None
@@ -34,10 +46,27 @@ class Rope:
 
 @dataclass(frozen=True)
 class Arch:
-    """Sizes and switches of one decoder. `window`: positions a query looks back, itself included.
+    """Sizes and switches of one decoder.
 
-    bos_id: the token that begins a sequence, or None where the model knows none; eos_ids: all the
-    tokens that end one; init_std: deviation of freshly initialised matrices.
+    Attributes:
+        family: the model_type, one of `FAMILIES`.
+        vocab_size: V.
+        width: D.
+        layers: L.
+        heads: H.
+        kv_heads: K, shared by the heads evenly.
+        head_dim: h.
+        mlp_width: F.
+        norm_eps: of the RMS norms.
+        rope: rotary positions.
+        window: positions a query looks back, itself included; None: all.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys are normed.
+        tied: whether the output head is the embedding table.
+        max_positions: that it was trained with.
+        bos_id: the token that begins a sequence, or None where the model knows none.
+        eos_ids: all the tokens that end one.
+        init_std: deviation of freshly initialised matrices.
     """
 
     family: str

@@ -16,13 +16,21 @@ from lw_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """What a model_type implies without saying so in its config."""
+    """What a model_type implies without saying so in its config.
+
+    Attributes:
+        architecture: transformers' class.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys are normed.
+        kv_heads: transformers' default where the key is missing; None: as many as heads.
+        head_dim: likewise; None: width / heads.
+    """
 
     architecture: str
     qkv_bias: bool = False
     qk_norm: bool = False
-    kv_heads: int | None = None  # transformers' default where the key is missing; None: heads
-    head_dim: int | None = None  # likewise; None: width / heads
+    kv_heads: int | None = None
+    head_dim: int | None = None
 
 
 FAMILIES: dict[str, Family] = {

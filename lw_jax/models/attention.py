@@ -22,8 +22,10 @@ IMPLS = ("xla", "cudnn")
 class Mask:
     """Which keys a query may see.
 
-    allowed: [B, 1, T, S] bool. lengths: [B], given only where `allowed` says exactly "causal, the
-    rows packed at the left with these lengths", which cudnn computes without a mask in memory.
+    Attributes:
+        allowed: [B, 1, T, S] bool.
+        lengths: [B], given only where `allowed` says exactly "causal, the rows packed at the left
+            with these lengths", which cudnn computes without a mask in memory.
     """
 
     allowed: Array

@@ -17,8 +17,11 @@ from lw_jax.types import KV, Array
 class Cache:
     """Keys (rotated) and values of the tokens run so far.
 
-    k, v: [L, B, S, K, h], S columns of room; positions: [B, S] float32; lengths: [B] int32, how
-    many columns of a row are filled.
+    Attributes:
+        k: [L, B, S, K, h], S columns of room.
+        v: likewise.
+        positions: [B, S] float32.
+        lengths: [B] int32, how many columns of a row are filled.
     """
 
     k: Array

@@ -29,11 +29,14 @@ from lw_jax.types import KV, Array, Edits, PyTree
 class LayerInputs:
     """What enters the layers besides the stream. "Packed index" counts a row's tokens from 0.
 
-    kv: prefix columns, their positions *absolute*; message_start: [B] int, the packed index at
-    which the message begins: only queries from there on see the prefix (None: all of them).
-    edits: LoRA, blocks, K/V deltas. slot_index: [B, P] int, the packed indices of the message's
-    soft tokens, -1 where a row has none; k_delta and v_delta are added there, before RoPE.
-    gain: [B, T], per query a factor on the values of the message (prefix columns and slots).
+    Attributes:
+        kv: prefix columns, their positions *absolute*.
+        message_start: [B] int, the packed index at which the message begins: only queries from
+            there on see the prefix (None: all of them).
+        edits: LoRA, blocks, K/V deltas.
+        slot_index: [B, P] int, the packed indices of the message's soft tokens, -1 where a row has
+            none; k_delta and v_delta are added there, before RoPE.
+        gain: [B, T], per query a factor on the values of the message (prefix columns and slots).
     """
 
     kv: KV | None = None
@@ -45,8 +48,13 @@ class LayerInputs:
 
 @struct.dataclass
 class Run:
-    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked, of the S tokens
-    of `tap_at` [n, B, S, D]; cache."""
+    """What `run` gives.
+
+    Attributes:
+        h: [B, T, D] after the last layer run.
+        taps: [n, B, T, D] in the order asked, of the S tokens of `tap_at` [n, B, S, D]; or None.
+        cache: with the T tokens added; None where there was none.
+    """
 
     h: Array
     taps: Array | None
@@ -102,7 +110,7 @@ def run(
     if any(not start <= tap <= stop for tap in taps):
         raise UserError(f"taps {list(taps)} are not all between layers {start} and {stop}")
     given = delivery if delivery is not None else LayerInputs()
-    ctx = _scene(arch, positions, lengths, given, cache)
+    ctx = _shared(arch, positions, lengths, given, cache)
     # Row `len(taps)` takes the writes of layers that nobody asked for.
     rows = jnp.asarray([taps.index(i) if i in taps else len(taps) for i in range(stop + 1)])
     width = h.shape[1] if tap_at is None else tap_at.shape[1]
@@ -139,7 +147,7 @@ def run(
 
 
 @struct.dataclass
-class _Scene:
+class _Shared:
     """What every layer of a run shares: rotations, masks, columns."""
 
     cos: Array
@@ -154,9 +162,9 @@ class _Scene:
     gain: Array | None
 
 
-def _scene(
+def _shared(
     arch: Arch, positions: Array, lengths: Array, given: LayerInputs, cache: Cache | None
-) -> _Scene:
+) -> _Shared:
     tokens = positions.shape[1]
     base = jnp.zeros_like(lengths) if cache is None else cache.lengths
     query = base[:, None] + jnp.arange(tokens)[None]
@@ -181,7 +189,7 @@ def _scene(
         allowed = jnp.concatenate([seen, allowed], axis=-1)
     plain = cache is None and given.kv is None and arch.window is None
     cos, sin = angles(arch, positions)
-    return _Scene(
+    return _Shared(
         cos=cos,
         sin=sin,
         prefix_cos=prefix_cos,
@@ -231,7 +239,7 @@ def _layer(
     kv_cache: tuple[Array, Array] | None,
     x: dict[str, Any],
     edits: Edits,
-    ctx: _Scene,
+    ctx: _Shared,
     impl: str,
 ) -> tuple[Array, tuple[Array, Array] | None]:
     """One layer with its edits: the stream after it, and the cache with its keys and values."""

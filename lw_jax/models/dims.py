@@ -1,4 +1,4 @@
-"""What a bridge must know of its frozen neighbours: widths, and how loud they are."""
+"""What a bridge must know of the frozen models: sizes, and the RMS of what they compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lw_jax.models.encoder_arch import AnyArch
 
 @dataclass(frozen=True)
 class ModelDims:
-    """Sizes of a frozen language model, and how loud it is.
+    """Sizes of a frozen language model, and the RMS of what it computes on real text.
 
     Attributes:
         width: D of its hidden states.

@@ -35,7 +35,12 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @struct.dataclass
 class EncoderRun:
-    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked, or None."""
+    """What `run` gives.
+
+    Attributes:
+        h: [B, T, D] after the last layer run.
+        taps: [n, B, T, D] in the order asked, or None.
+    """
 
     h: Array
     taps: Array | None

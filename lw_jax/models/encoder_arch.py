@@ -40,9 +40,20 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 class EncoderArch:
     """Sizes and switches of one encoder; hashable, a static argument of jitted functions.
 
-    max_positions: tokens that it has positions for, [CLS] and [SEP] among them; types: rows of the
-    token-type table, of which row 0 is read; cls_id, sep_id: what stands before and after a text,
-    as its tokenizer says (None until it is asked).
+    Attributes:
+        family: the model_type.
+        vocab_size: V.
+        width: D.
+        layers: L.
+        heads: H.
+        mlp_width: F.
+        norm_eps: of the LayerNorms.
+        activation: of the MLP, one of `ACTIVATIONS`.
+        max_positions: tokens that it has positions for, [CLS] and [SEP] among them.
+        types: rows of the token-type table, of which row 0 is read.
+        cls_id: what stands before a text, as its tokenizer says; None until that is asked.
+        sep_id: what stands after a text, likewise.
+        init_std: deviation of freshly initialised matrices.
     """
 
     family: str

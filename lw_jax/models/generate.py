@@ -26,9 +26,18 @@ from lw_jax.types import Array, Edits, PyTree
 class DecodeOptions:
     """How to decode; hashable, a static argument (docs/design.md section 8, decode controls).
 
-    temperature 0 is greedy. eos_ids are banned for the first max(min_new, eos_ban_steps) tokens.
-    The `first_token_*` fields concern the first new token alone (None: as the others). gain: per
-    step the factor on the message's values, see `LayerInputs.gain`; the last one is kept on.
+    Attributes:
+        max_new: the most new tokens.
+        eos_ids: tokens that end an answer, banned for the first max(min_new, eos_ban_steps) tokens.
+        min_new: the fewest new tokens.
+        eos_ban_steps: likewise.
+        temperature: 0 is greedy.
+        top_p: the probability that the candidates hold together; 1: all tokens.
+        first_token_temperature: of the first new token alone; None: as the others.
+        first_token_top_p: likewise.
+        first_token_stop: tokens that are not to come first.
+        gain: per step the factor on the message's values, see `LayerInputs.gain`; the last one is
+            kept on. Empty: 1.
     """
 
     max_new: int
@@ -45,10 +54,14 @@ class DecodeOptions:
 
 @struct.dataclass
 class Generation:
-    """ids: [B, max_new] int32; lengths: [B], new tokens of a row, its EOS not counted.
+    """What was written.
 
-    Beyond its length a row holds its EOS, if it was `ended` [B] bool by one, then zeros. logprobs:
-    [B, max_new] float32, of each token (EOS included) under the plain model, zeros after the end.
+    Attributes:
+        ids: [B, max_new] int32; beyond its length a row holds its EOS, if one ended it, then zeros.
+        lengths: [B], new tokens of a row, its EOS not counted.
+        ended: [B] bool, whether an EOS ended it.
+        logprobs: [B, max_new] float32, of each token (EOS included) under the plain model, zeros
+            after the end.
     """
 
     ids: Array

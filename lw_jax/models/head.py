@@ -29,9 +29,13 @@ LOGITS_AT_ONCE = 2**25
 class TokenScores:
     """Per position: the label's score, and what the distribution looks like; all shaped as labels.
 
-    nll: -log p(label), nats. argmax: int32, the most probable token. rank: int32, how many tokens
-    beat the label (0: none does). entropy: nats. margin: logit of the first minus the second.
-    uniform: mean over the vocabulary of -log p, for label smoothing.
+    Attributes:
+        nll: -log p(label), nats.
+        argmax: int32, the most probable token.
+        rank: int32, how many tokens beat the label (0: none does).
+        entropy: nats.
+        margin: logit of the first minus the second.
+        uniform: mean over the vocabulary of -log p, for label smoothing.
     """
 
     nll: Array

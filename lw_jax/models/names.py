@@ -1,4 +1,4 @@
-"""Hugging Face's tensor names and layouts, beside this project's.
+"""Hugging Face's tensor names and layouts, and this project's.
 
 torch stores a projection as [out, in]; here it is [in..., out...] with the heads apart.
 """
@@ -69,12 +69,19 @@ FAN_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head":
 
 
 class Part(NamedTuple):
-    """One tensor of a checkpoint: its name there, the leaf it fills, and at which layer of it."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: its name there.
+        leaf: the leaf that it fills.
+        layer: at which layer of it; None: the leaf is not stacked.
+        shape: of this part, here.
+    """
 
     name: str
     leaf: str
     layer: int | None
-    shape: tuple[int, ...]  # of this part, here
+    shape: tuple[int, ...]
 
     @property
     def fan_in(self) -> int:

@@ -28,9 +28,13 @@ SPREAD = frozenset({"heads", "kv_heads", "mlp", "vocab"})
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter: its shape, dtype, a logical name per axis, and how it starts.
+    """One parameter.
 
-    init: the deviation of a normal draw, or "ones" / "zeros".
+    Attributes:
+        shape: sizes of its axes.
+        dtype: as it is stored.
+        axes: a logical name per axis; None: never split.
+        init: how it starts: the deviation of a normal draw, or "ones" / "zeros".
     """
 
     shape: tuple[int, ...]

@@ -47,9 +47,15 @@ NF4 = np.array(
 class QuantArray:
     """A weight W [..., *fan_in, *fan_out] kept in few bits.
 
-    codes: int8 of W's own shape, or for nf4 uint8 [..., prod(fan_in)/2, *fan_out], two codes a
-    byte. scale: float32 [..., 1s, *fan_out], or for nf4 [..., blocks, *fan_out]. fan_in: sizes of
-    the contracted axes, static. Leading axes (the layer stack) are free.
+    Leading axes (the layer stack) are free.
+
+    Attributes:
+        codes: int8 of W's own shape, or for nf4 uint8 [..., prod(fan_in)/2, *fan_out], two codes a
+            byte.
+        scale: float32 [..., 1s, *fan_out], or for nf4 [..., blocks, *fan_out].
+        fan_in: sizes of the contracted axes, static.
+        fan_out: how many axes are not contracted, static.
+        kind: one of `KINDS`, static.
     """
 
     codes: Array
