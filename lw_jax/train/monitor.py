@@ -113,8 +113,8 @@ class QuickEvaluation:
             programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                given = (pipeline.bridge, plan, state.params, frozen, self._few)
-                programs.add(objective_gradients, *given)
+                asked = (pipeline.bridge, plan, state.params, frozen, self._few)
+                programs.add(objective_gradients, *asked)
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
