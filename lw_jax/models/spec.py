@@ -47,14 +47,18 @@ class FrozenSpec:
         config: where its files are, and how its weights are stored.
         arch: what it is, with the special ids that its tokenizer uses.
         tokenizer: how texts become its tokens.
-        digests: of the weight files that a fingerprint was made of, which are read once.
+        opened: its files, by the layers and the head that were asked for: each is looked up once.
+        digests: of the weight files that a fingerprint was made of: each is read once.
     """
 
     name: str
     config: ModelConfig
     arch: AnyArch
     tokenizer: Tokenizer
-    digests: dict[Path, bytes] = field(default_factory=dict, repr=False)
+    opened: dict[tuple[int | None, bool], Checkpoint] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    digests: dict[Path, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def files(self, layers: int | None = None, head: bool = True) -> Checkpoint:
         """Its weight files; of a hub model those that hold these layers are fetched.
@@ -62,7 +66,10 @@ class FrozenSpec:
         Raises:
             UserError: they are not there.
         """
-        return open_checkpoint(self.config.path, layers, head)
+        asked = layers, head
+        if asked not in self.opened:
+            self.opened[asked] = open_checkpoint(self.config.path, layers, head)
+        return self.opened[asked]
 
     def load(
         self, mesh: Mesh, layers: int | None = None, head: bool = True, have: Frozen | None = None
