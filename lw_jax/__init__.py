@@ -9,7 +9,7 @@ __all__ = ["Bridge", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Bridge`, imported when it is first asked for: importing the package loads nothing."""
+    """`Bridge`, imported on first use: importing the package alone loads nothing."""
     if name == "Bridge":
         from lw_jax.api import Bridge
 

@@ -1,4 +1,4 @@
-"""The parts that a wire is put together from; the variants come from each stage's own folder."""
+"""The config of a bridge: its parts, chosen from the variants in each stage's folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class RefinerConfig:
 
     Args:
         depth: layers of self-attention and MLP.
-        heads: of the attention.
+        heads: attention heads.
     """
 
     depth: int = 2
@@ -65,14 +65,14 @@ class BridgeConfig:
 
     Args:
         latent_dim: width d_z of a slot.
-        source: what the bridge reads; or `sources`.
+        source: where the features of the text come from; or `sources`.
         sources: several sources by name, each a view of the same text; the compressor says which
             it reads. Objectives that look at the source see the first.
-        compressor: makes the latent of it.
-        bottleneck: what the latent passes on the wire; at most one.
+        compressor: makes the latent from the features.
+        bottleneck: reduces what crosses the wire; at most one.
         reader: hands the latent to each receiver; one or several.
         refiner: layers over the slots before the bottleneck; null: none.
-        private: slots that one receiver alone reads, for each receiver, taken from the last ones.
+        private: slots for each receiver that only it reads, taken from the end of the latent.
     """
 
     latent_dim: int
@@ -118,7 +118,7 @@ class BridgeConfig:
 
     @property
     def views(self) -> dict[str, Source]:
-        """The sources by the names of their views; `source` is the view of the only one."""
+        """The sources by the names of their views; a single source has the name `source`."""
         found = self.sources or {SOURCE: self.source}
         return {name: next(iter(chosen(one).values())) for name, one in found.items()}
 
@@ -130,18 +130,18 @@ class BridgeConfig:
 
     @property
     def chosen_bottleneck(self) -> Bottleneck | None:
-        """The bottleneck's options; None where there is none."""
+        """The bottleneck's options; None: there is none."""
         return next(iter(chosen(self.bottleneck).values()), None)
 
     def batch_key(self, view: str) -> str:
-        """What the arrays of a view's tokens begin with in a batch."""
+        """Prefix of the keys of a view's tokens in a batch."""
         return f"{SOURCE}/{view}" if self.sources else SOURCE
 
     def at_ratio(self, ratio: float) -> BridgeConfig:
-        """The same, with another number of source tokens a slot.
+        """The same config with another number of source tokens in a slot.
 
         Raises:
-            UserError: its compressor has one number of slots only.
+            UserError: its compressor has only one number of slots.
         """
         ((kind, compressor),) = chosen(self.compressor).items()
         if not compressor.several_ratios:
@@ -152,14 +152,14 @@ class BridgeConfig:
         other = replace(self.compressor, **{kind: compressor.at_ratio(ratio)})
         return replace(self, compressor=other)
 
-    # What of the frozen models it reads
+    # What it reads of the frozen models
 
     def tokenizers(self, sender: Tokenizer | None) -> dict[str, Tokenizer | None]:
-        """In whose tokens every view is read."""
+        """The tokenizer of every view."""
         return {name: source.tokenizer(sender) for name, source in self.views.items()}
 
     def sender_layers(self, sender: AnyArch | None) -> int:
-        """How many of the sender's layers the views read together."""
+        """Number of the sender's layers that the views need together."""
         if sender is None:
             return 0
         reading = [source for source in self.views.values() if source.reads_sender]
@@ -168,8 +168,12 @@ class BridgeConfig:
     def dims(self, sender: AnyArch | None, receivers: Mapping[str, ModelDims]) -> BridgeDims:
         """The sizes of a bridge between these frozen models.
 
+        Args:
+            sender: the sender's architecture; None: there is none.
+            receivers: sizes of the receivers by name.
+
         Raises:
-            UserError: a source cannot read the sender, or there is one that nothing reads.
+            UserError: a source cannot read the sender, or no source reads it.
         """
         views: dict[str, ViewDims] = {}
         if sender is not None and not any(s.reads_sender for s in self.views.values()):
@@ -196,7 +200,7 @@ class BridgeConfig:
         return " and ".join(f"bridge.sources.{name}" for name in self.sources)
 
     def _check_sources(self) -> None:
-        """One source, or several with names."""
+        """Raises UserError unless there is one source, or several with names."""
         if not self.sources:
             exactly_one(self.source, "source")
             return
@@ -215,7 +219,7 @@ class BridgeConfig:
                     )
 
     def _check_views(self, kind: str, compressor: Compressor) -> None:
-        """The compressor reads views that there are, and the only one without being told."""
+        """Raises UserError if the compressor reads unknown views, or names none of several."""
         known = list(self.views)
         for name in compressor.reads:
             if name not in known:
@@ -229,7 +233,7 @@ class BridgeConfig:
             )
 
     def _check_readers(self) -> None:
-        """Readers that can stand together."""
+        """Raises UserError unless there are readers, and they can be combined."""
         readers = chosen(self.reader)
         if not readers:
             known = ", ".join(f.name for f in fields(self.reader))
@@ -246,7 +250,7 @@ class BridgeConfig:
 
 
 def normaliser(bridge: BridgeConfig) -> tuple[str, Normaliser] | None:
-    """The dotted key and the config of the source's normaliser; None where it has none."""
+    """The dotted key and the config of the source's normaliser; None: it has none."""
     for name, options in chosen(bridge.source).items():
         if (found := normaliser_of(options)) is not None:
             return f"bridge.source.{name}.normaliser", found
@@ -254,7 +258,7 @@ def normaliser(bridge: BridgeConfig) -> tuple[str, Normaliser] | None:
 
 
 def pca(bridge: BridgeConfig) -> tuple[str, Pca] | None:
-    """The dotted key and the config of the source's PCA; None where it has none."""
+    """The dotted key and the config of the source's PCA; None: it has none."""
     for name, options in chosen(bridge.source).items():
         if (found := pca_of(options)) is not None:
             return f"bridge.source.{name}.pca", found

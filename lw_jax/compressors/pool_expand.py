@@ -1,7 +1,7 @@
-"""Pool and expand: the text's few equal stretches are averaged, and each makes several slots.
+"""Pool and expand: a few equal stretches of the text are averaged, and each gives several slots.
 
-docs/design.md section 1. What a stretch says must pass one vector, so `pools`, not `slots`, bounds
-what crosses; the slots give the receiver more columns to read it from.
+docs/design.md section 1. Everything in a stretch has to pass through one vector, so `pools`, not
+`slots`, limits what crosses; more slots give the receiver more columns to read it from.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ class Config(Compressor):
     Args:
         slots: latent slots M.
         pools: stretches of the text that are averaged; each makes slots / pools of the slots.
-        width, heads: of the layers.
+        width: width of the layers.
+        heads: attention heads.
         encoder_layers: self-attention layers over the source before pooling.
         depth: self-attention layers over the slots.
         mlp_ratio: hidden width of the MLPs over the width.
-        dropout: in the MLPs.
+        dropout: dropout in the MLPs.
     """
 
     slots: int
@@ -52,7 +53,7 @@ class Config(Compressor):
 
     @property
     def fixed_slots(self) -> int:
-        """Slots of every text."""
+        """Number of slots of every text."""
         return self.slots
 
     def build(self, dims: BridgeDims) -> PoolExpand:

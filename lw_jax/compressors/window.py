@@ -1,7 +1,7 @@
 """Window pooling: every `size` source tokens become one slot, so slots grow with the text.
 
-Pooling windows beats learned queries at equal budget in five papers (docs/design.md section 12:
-arXiv:2510.20797, arXiv:2510.20535).
+Five papers find that pooling windows beats learned queries at equal budget (docs/design.md section
+12: arXiv:2510.20797, arXiv:2510.20535).
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ class Config(Compressor):
     Args:
         size: source tokens in a window.
         mode: `mean` averages the window; `concat` puts its tokens side by side and through an MLP;
-            `conv` is a strided convolution, whose windows overlap, and an MLP; `hierarchical` puts
-            neighbours together two by two, each level as `concat` does, until a window is one.
+            `conv` is a strided convolution, whose windows overlap, and an MLP; `hierarchical`
+            merges neighbours in pairs, each level as `concat` does, until one vector is left.
         kernel: source tokens that a window of `conv` sees; null: twice its size.
-        width, heads: of the layers.
+        width: width of the layers.
+        heads: attention heads.
         encoder_layers: self-attention layers over the source before pooling.
         depth: self-attention layers over the slots.
         mlp_ratio: hidden width of the MLPs over the width.
-        rotary: attention sees how far apart tokens and windows are (rotary embedding).
-        dropout: in the MLPs.
-        views: of several sources, the names of those that are read: windows are of the first one's
-            tokens, and each takes the mean of its own stretch of every other.
+        rotary: rotary embedding: attention also depends on the distance between tokens and windows.
+        dropout: dropout in the MLPs.
+        views: names of the views to read, if there are several; windows are cut from the first
+            one's tokens, and each adds the mean of its own stretch of every other view.
     """
 
     size: int
@@ -82,10 +83,19 @@ class Config(Compressor):
 def merged(
     x: Array, real: Array, size: int, mode: str, kernel: int, mlp_ratio: int, train: bool
 ) -> tuple[Array, Array]:
-    """Tokens x [B, n * size, W], zeros where real [B, n * size] is False -> windows [B, n, W], and
-    which of them [B, n] hold a token.
+    """Windows from tokens. Called inside a compact module, which gets the parameters.
 
-    Called inside a compact module, whose parameters these are.
+    Args:
+        x: tokens [B, n * size, W], zeros where `real` is False.
+        real: [B, n * size] bool.
+        size: tokens in a window.
+        mode: how a window is pooled.
+        kernel: tokens that a window of `conv` sees.
+        mlp_ratio: hidden width of the MLPs over the width.
+        train: whether this is a training step.
+
+    Returns:
+        Windows [B, n, W], and [B, n] bool, which of them hold a token.
     """
     width = x.shape[-1]
     windows = rearrange(x, "b (n s) w -> b n s w", s=size)
@@ -154,13 +164,14 @@ class Window(nn.Module):
     def _stretches(
         self, view: Features, name: str, windows: int, mask: Array, train: bool
     ) -> Array:
-        """[B, windows, W]: what each window takes of another view of the same text.
+        """[B, windows, W]: what each window reads of another view of the same text.
 
         Args:
             view: the other view.
-            name: its name, which its parameters bear.
-            windows: how many there are.
-            mask: [B, windows] those that hold a token of the first view.
+            name: its name, which is part of the names of its parameters.
+            windows: number of windows.
+            mask: [B, windows] bool, windows that hold a token of the first view.
+            train: whether this is a training step.
         """
         c = self.config
         encoder = Stack(

@@ -19,10 +19,10 @@ class Llama3Scaling:
     """RoPE scaling of Llama 3.1: long wavelengths are slowed, short ones kept.
 
     Attributes:
-        factor: by which long wavelengths are slowed.
-        low_freq_factor: wavelengths above `original_max_positions` over this are long.
-        high_freq_factor: wavelengths below `original_max_positions` over this are short.
-        original_max_positions: that the model was trained with before.
+        factor: factor by which long wavelengths are slowed.
+        low_freq_factor: wavelengths above `original_max_positions / low_freq_factor` are long.
+        high_freq_factor: wavelengths below `original_max_positions / high_freq_factor` are short.
+        original_max_positions: context length before the scaling.
     """
 
     factor: float
@@ -36,8 +36,8 @@ class Rope:
     """Rotary positions.
 
     Attributes:
-        theta: the base.
-        scaling: of `llama3`, if there is one.
+        theta: base of the frequencies.
+        scaling: `llama3` scaling; None: no scaling.
     """
 
     theta: float
@@ -50,23 +50,23 @@ class Arch:
 
     Attributes:
         family: the model_type, one of `FAMILIES`.
-        vocab_size: V.
-        width: D.
-        layers: L.
-        heads: H.
-        kv_heads: K, shared by the heads evenly.
-        head_dim: h.
-        mlp_width: F.
-        norm_eps: of the RMS norms.
+        vocab_size: V, entries of the vocabulary.
+        width: D, width of the residual stream.
+        layers: L, number of layers.
+        heads: H, query heads.
+        kv_heads: K, key/value heads; it divides H.
+        head_dim: h, width of a head.
+        mlp_width: F, hidden width of the MLP.
+        norm_eps: epsilon of the RMS norms.
         rope: rotary positions.
-        window: positions a query looks back, itself included; None: all.
+        window: positions that a query looks back, its own included; None: all.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: whether queries and keys are normed.
         tied: whether the output head is the embedding table.
-        max_positions: that it was trained with.
-        bos_id: the token that begins a sequence, or None where the model knows none.
-        eos_ids: all the tokens that end one.
-        init_std: deviation of freshly initialised matrices.
+        max_positions: context length that the model was trained with.
+        bos_id: token that begins a sequence; None: the model has none.
+        eos_ids: all tokens that end a sequence.
+        init_std: standard deviation of freshly initialised matrices.
     """
 
     family: str
@@ -109,10 +109,15 @@ class Arch:
         generation_config: Mapping[str, Any] | None = None,
         where: str = "config.json",
     ) -> Arch:
-        """Reads a Hugging Face config; `where` names the file in the errors.
+        """Reads a Hugging Face config.
 
         Both spellings of RoPE are read: `rope_theta` + `rope_scaling` (hub files) and
-        `rope_parameters` (transformers 5). The EOS set is the generation config's where it has one.
+        `rope_parameters` (transformers 5).
+
+        Args:
+            config: contents of config.json.
+            generation_config: contents of generation_config.json; its EOS ids come first.
+            where: name of the file, for error messages.
 
         Raises:
             UserError: unknown model_type or RoPE type, or a key that would change the maths.
@@ -193,7 +198,7 @@ class Arch:
         return config
 
     def generation_config(self) -> dict[str, Any]:
-        """The `generation_config.json` beside `to_hf()`: where decoding begins and ends."""
+        """The `generation_config.json` that belongs to `to_hf()`: BOS and EOS ids."""
         return {"bos_token_id": self.bos_id, "eos_token_id": _unwrap(self.eos_ids)}
 
 
@@ -221,7 +226,7 @@ def _rope(config: Mapping[str, Any], where: str) -> Rope:
 
 
 def _window(config: Mapping[str, Any], family: str, layers: int, where: str) -> int | None:
-    """The sliding window, if every layer has it; a mixture of layers is refused."""
+    """The sliding window, if all layers have the same; a mixture of layers is refused."""
     window = config.get("sliding_window")
     sliding = [window is not None and family == "mistral"] * layers
     if family.startswith("qwen"):

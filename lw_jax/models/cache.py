@@ -18,9 +18,9 @@ class Cache:
     """Keys (rotated) and values of the tokens run so far.
 
     Attributes:
-        k: [L, B, S, K, h], S columns of room.
-        v: likewise.
-        positions: [B, S] float32.
+        k: [L, B, S, K, h] keys, room for S tokens in a row.
+        v: [L, B, S, K, h] values.
+        positions: [B, S] float32 positions of the tokens.
         lengths: [B] int32, how many columns of a row are filled.
     """
 
@@ -31,7 +31,15 @@ class Cache:
 
 
 def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cache:
-    """An empty cache for `layers` layers, `batch` rows and `room` tokens a row."""
+    """An empty cache.
+
+    Args:
+        arch: the decoder.
+        layers: layers whose keys and values are kept.
+        batch: rows.
+        room: tokens that fit into a row.
+        dtype: dtype of keys and values.
+    """
     shape = (layers, batch, room, arch.kv_heads, arch.head_dim)
     return Cache(
         k=jnp.zeros(shape, dtype),
@@ -42,7 +50,7 @@ def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cac
 
 
 def columns(cache: Cache, lengths: Array, tokens: int) -> Array:
-    """[B, T] columns that the next tokens take; S, no column, beyond a row's `lengths`."""
+    """[B, T] columns of the next T tokens; beyond a row's `lengths` it is S, which is no column."""
     offset = jnp.arange(tokens, dtype=jnp.int32)[None]
     taken = cache.lengths[:, None] + offset
     return jnp.where(offset < lengths[:, None], taken, cache.k.shape[2])

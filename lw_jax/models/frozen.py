@@ -14,12 +14,12 @@ from lw_jax.text.layout import Prompt
 
 @struct.dataclass
 class FrozenDecoder:
-    """A frozen language model, whatever the layout of what it reads.
+    """A frozen language model; it knows nothing of layouts.
 
     Attributes:
-        params: its weights on the mesh, perhaps of its first layers alone, perhaps without the
+        params: its weights on the mesh, perhaps of its first layers only, perhaps without the
             output head; never donated, never differentiated.
-        arch: what it is, all of its layers; static.
+        arch: its architecture, with all of its layers; static.
         attention: implementation, see `attention.check`; static.
     """
 
@@ -32,12 +32,12 @@ class FrozenDecoder:
 class FrozenEncoder:
     """A frozen sentence encoder.
 
-    Its weights lie on the mesh as a decoder's: heads, MLP columns and vocabulary over `model` where
-    that divides them, copied to every device where it does not.
+    Its weights lie on the mesh like a decoder's: heads, MLP columns and vocabulary are split over
+    `model` where that divides them, and replicated where it does not.
 
     Attributes:
-        params: its weights on the mesh, perhaps of its first layers alone.
-        arch: what it is, all of its layers; static.
+        params: its weights on the mesh, perhaps of its first layers only.
+        arch: its architecture, with all of its layers; static.
         attention: implementation, see `attention.check`; static.
     """
 
@@ -52,12 +52,12 @@ Sender: TypeAlias = Frozen
 
 @struct.dataclass
 class FrozenModels:
-    """The frozen side of a stage: models, and how its layout has the receivers asked.
+    """The frozen side of a stage: the models, and what the stage's layout puts around the message.
 
-    Two layouts share the models: only `prompts` differ.
+    Two layouts share the models; only `prompts` differ.
 
     Attributes:
-        sender: of the sources that read one, else None.
+        sender: the model that the sources read; None: they need none.
         receivers: the receivers by name.
         prompts: what the layout puts around the message, by receiver; static.
     """

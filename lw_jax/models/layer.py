@@ -26,7 +26,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def stacked_slot(layers: tuple[int, ...], depth: int, index: Array) -> Array:
-    """Where layer `index` is in a stack over `layers`; -1 where it is not in it."""
+    """The place of layer `index` in a stack over `layers`; -1 where it is not among them."""
     table = [layers.index(i) if i in layers else -1 for i in range(depth)]
     return jnp.asarray(table, jnp.int32)[index]
 
@@ -34,7 +34,7 @@ def stacked_slot(layers: tuple[int, ...], depth: int, index: Array) -> Array:
 def heads(
     arch: Arch, w: PyTree, x: Array, cos: Array, sin: Array, lora: Lora | None, slot: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Of x [B, T, D]: queries [B, T, H, h] rotated, keys [B, T, K, h] not yet rotated, values."""
+    """Queries [B, T, H, h] rotated, keys [B, T, K, h] not rotated, and values, of x [B, T, D]."""
 
     def project(name: str) -> Array:
         y = einsum("btd,dnh->btnh", x, w[name])

@@ -1,8 +1,8 @@
 """Streams a checkpoint onto the mesh, tensor by tensor, stacking the layers there.
 
-The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. All
-that is wrong with a checkpoint is collected from the files' headers and raised once, before any
-weight is read.
+The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. Errors
+of a checkpoint are collected from the headers of its files and raised together, before any weight
+is read.
 """
 
 from __future__ import annotations
@@ -45,16 +45,19 @@ def load_params(
     """The parameters of a checkpoint, laid out on the mesh as `abstract_params` says.
 
     Args:
-        dtype: of the weights on the mesh.
+        found: the checkpoint.
+        mesh: the device mesh.
+        dtype: dtype of the weights on the mesh.
         quant: "int8" or "nf4" stores the matrices of the layers and the head in fewer bits.
-        layers: stack only the first layers (a sender's, up to its highest tap; 0: its embeddings
-            alone); default all.
+        layers: number of layers to stack, from the first on (a sender's, up to its highest tap; 0:
+            its embeddings alone); None: all.
         head: False leaves the final norm and the output head in the file.
-        have: parameters of the same checkpoint, loaded likewise but for `layers` and `head`: of
-            these nothing is read again, and what need not be copied is shared.
+        have: parameters of the same checkpoint, loaded in the same way but for `layers` and `head`.
+            What they hold is not read again, and is shared where it need not be copied.
 
     Raises:
-        UserError: one line with all that is missing, unexpected or of the wrong shape or dtype.
+        UserError: one line with everything that is missing, unexpected or of the wrong shape or
+            dtype.
     """
     if quant is not None and quant not in KINDS:
         raise UserError(f"weights of kind {quant!r} are not known; choose from {', '.join(KINDS)}")
@@ -98,7 +101,16 @@ def abstract_params(
     layers: int | None = None,
     head: bool = True,
 ) -> PyTree:
-    """What `load_params` gives, as `jax.ShapeDtypeStruct`s with shardings; no file is opened."""
+    """What `load_params` gives, as `jax.ShapeDtypeStruct`s with shardings; no file is opened.
+
+    Args:
+        arch: the model.
+        mesh: the device mesh.
+        dtype: dtype of the weights on the mesh.
+        quant: "int8" or "nf4" for fewer bits.
+        layers: number of layers to stack, from the first on; None: all.
+        head: whether the final norm and the output head are among them.
+    """
 
     def stored(path: tuple[DictKey, ...], leaf: Leaf) -> PyTree:
         fan_in = FAN_IN.get(path[-1].key, 0)
@@ -125,7 +137,7 @@ def _check(
     layers: int | None,
     head: bool,
 ) -> None:
-    """Raises one UserError with everything that is wrong."""
+    """Raises one UserError that lists everything that is wrong."""
     wrong: list[str] = []
     present = {path: set(file.keys()) for path, file in opened.items()}
     for part in missing:
@@ -205,14 +217,14 @@ def _room(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
 
 
 def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
-    """How a leaf is stored, and how that lies on the mesh (stored weights: like their codes)."""
+    """How a leaf is stored, and its sharding (quantised weights: like their codes)."""
     one = _without_stack(leaf)
     plain = jax.ShapeDtypeStruct(one.shape, leaf.dtype)
     shapes = jax.eval_shape(lambda x: _convert(x, leaf.dtype, fan_in, kind), plain)
     before = leaf.shape[: len(leaf.shape) - len(one.shape)]
 
     def place(entry: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        # An axis that storage has folded (nf4 fan-in; the compiler may spread that nevertheless)
+        # An axis that storage has folded (nf4 fan-in; the compiler may split it nevertheless)
         # or shortened is replicated.
         outs = one.axes[fan_in:]
         names = (None,) * (entry.ndim - len(outs)) + outs

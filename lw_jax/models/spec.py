@@ -1,6 +1,6 @@
-"""Opening a frozen model: what it is, how texts become its tokens, where its weights are.
+"""Opening a frozen model: its architecture, its tokenizer, its weight files.
 
-Whoever needs a frozen model opens it here: the doctor looks at the spec, a run loads it, and the
+Every use of a frozen model begins here: the doctor looks at the spec, a run loads it, and the
 checks of shapes take its shapes.
 """
 
@@ -45,10 +45,10 @@ class FrozenSpec:
     Attributes:
         name: `sender`, or the receiver's name.
         config: where its files are, and how its weights are stored.
-        arch: what it is, with the special ids that its tokenizer uses.
-        tokenizer: how texts become its tokens.
+        arch: its architecture, with the special ids that its tokenizer uses.
+        tokenizer: turns texts into its tokens.
         opened: its files, by the layers and the head that were asked for: each is looked up once.
-        digests: of the weight files that a fingerprint was made of: each is read once.
+        digests: digests of the weight files that are in a fingerprint, so that each is read once.
     """
 
     name: str
@@ -61,10 +61,14 @@ class FrozenSpec:
     digests: dict[Path, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def files(self, layers: int | None = None, head: bool = True) -> Checkpoint:
-        """Its weight files; of a hub model those that hold these layers are fetched.
+        """Its weight files; for a hub model, those that hold these layers are fetched.
+
+        Args:
+            layers: number of layers, from the first on; None: all.
+            head: whether the output head is needed.
 
         Raises:
-            UserError: they are not there.
+            UserError: the files are not there.
         """
         asked = layers, head
         if asked not in self.opened:
@@ -74,13 +78,14 @@ class FrozenSpec:
     def load(
         self, mesh: Mesh, layers: int | None = None, head: bool = True, have: Frozen | None = None
     ) -> Frozen:
-        """The model, its weights streamed onto the mesh.
+        """The model, with its weights streamed onto the mesh.
 
         Args:
-            layers: the first layers alone (a sender's, up to its highest tap); default all.
+            mesh: the device mesh.
+            layers: number of layers, from the first on (a sender's, up to its highest tap); None:
+                all.
             head: False leaves the output head in the file.
-            have: the same model with fewer layers, or without the head: only what it lacks is
-                read.
+            have: the same model with fewer layers, or without the head: only what it lacks is read.
 
         Raises:
             UserError: anything wrong with the weights, in one line.
@@ -98,14 +103,17 @@ class FrozenSpec:
         )
 
     def fingerprint(self, layers: int | None = None, head: bool = True) -> str:
-        """32 hex digits that change with what its config says, or with the files that hold these
-        layers (for a sender that is cut off at its highest tap, not with those of the others)."""
+        """32 hex digits that change with the config, or with the files that hold these layers.
+
+        The fingerprint of a sender that is cut off at its highest tap does not depend on the files
+        of the layers beyond.
+        """
         found = self.files(layers, head)
         wanted = parts(found.arch, layers, head, found.files)
         return fingerprint(found.arch, {found.files[part.name] for part in wanted}, self.digests)
 
     def holds(self, model: Frozen, layers: int | None = None, head: bool = True) -> bool:
-        """Whether a model that was loaded has these layers, and the head."""
+        """Whether a loaded model has these layers, and the head if it is needed."""
         deep = depth(model.params) >= (self.arch.layers if layers is None else layers)
         headless = isinstance(model, FrozenDecoder) and "final_norm" not in model.params
         return deep and not (head and headless)
@@ -122,15 +130,15 @@ class FrozenSpec:
 
 
 SENDER = "sender"
-"""Name of the one model that need not write."""
+"""Name of the one model that need not be able to write."""
 
 
 def open_model(name: str, config: ModelConfig) -> FrozenSpec:
-    """Opens a model: its config and tokenizer are read, and checked against each other.
+    """Opens a model: reads its config and tokenizer, and checks them against each other.
 
     Args:
-        name: `sender`, or a receiver's name: that is a decoder, and so is what `load` gives.
-        config: a directory, or a hub name, whose small files are fetched.
+        name: `sender`, or a receiver's name. A receiver is a decoder, and so is what `load` gives.
+        config: names a directory or a hub model; of the latter the small files are fetched.
 
     Raises:
         UserError: anything wrong with the model, in one line.

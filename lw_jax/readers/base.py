@@ -1,6 +1,6 @@
-"""What a reader is: it hands the latent to one frozen receiver.
+"""The contract of readers: a reader hands the latent to one frozen receiver.
 
-A file of this folder with a dataclass `Config(Reader)` is a reader; its name is the file's.
+A file of this folder with a dataclass `Config(Reader)` is a reader with the file's name.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Reader(ABC):
     """
 
     excludes: ClassVar[frozenset[str]] = frozenset()
-    """What it stands for; two readers that name the same thing exclude each other."""
+    """Names of what it occupies; two readers that share a name exclude each other."""
     gives_embeds: ClassVar[bool] = False
     """Whether it delivers soft tokens (`Delivery.embeds`)."""
     needs_embeds: ClassVar[bool] = False
-    """Whether it adds to soft tokens, which another reader has to deliver."""
+    """Whether it changes soft tokens that another reader has to deliver."""
 
     @abstractmethod
     def build(self, dims: ModelDims) -> nn.Module:
