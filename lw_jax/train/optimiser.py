@@ -8,7 +8,7 @@ orthogonalised alone (Jordan 2024, "Muon"; Liu et al. 2025, arXiv:2502.16982).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from lw_jax.bridge.paths import readable
 from lw_jax.errors import UserError
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.types import Array, PyTree
@@ -89,7 +90,7 @@ def learning_rate(cfg: OptimiserConfig, steps: int, step: Array | int) -> Array:
 
 
 def make_optimiser(
-    cfg: OptimiserConfig, params: PyTree, steps: int
+    cfg: OptimiserConfig, params: PyTree, steps: int, trained: PyTree = None
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW or Muon + Adam, with the schedule over `steps`.
 
@@ -97,8 +98,9 @@ def make_optimiser(
 
     Args:
         cfg: the optimiser; rates are peaks, multiplied by `cfg.schedule`.
-        params: the trained leaves (arrays or shapes); decides the groups.
+        params: the parameters (arrays or shapes); decides the groups.
         steps: optimiser steps of the stage.
+        trained: True for every leaf that is trained; None: all are.
     """
     axes = dimension_numbers(params)
     matrices = jax.tree_util.tree_map_with_path(
@@ -130,22 +132,33 @@ def make_optimiser(
     fixed = jax.tree_util.tree_map_with_path(
         lambda p, _: re.search(FIXED, path_of(p)) is not None, params
     )
+    if trained is not None:
+        fixed = jax.tree.map(lambda a, b: a or not b, fixed, trained)
     if not any(jax.tree.leaves(fixed)):
         return optax.chain(clip, inner)
     return optax.chain(clip, inner, optax.masked(optax.set_to_zero(), fixed))
 
 
-def frozen_leaves(params: PyTree, train_only: Sequence[str]) -> PyTree:
-    """True for every leaf that no pattern matches; like `params`.
+def trained_leaves(params: PyTree, train_only: Sequence[str], receivers: Iterable[str]) -> PyTree:
+    """True for every leaf that a stage trains; like `params`.
+
+    Args:
+        params: the parameters (arrays or shapes).
+        train_only: regular expressions, each for one or more whole names of a path (`readers/qwen`
+            is not `readers/qwen2`); empty: all leaves are trained.
+        receivers: their names; linen's names of readers (`readers_qwen_lora`) are understood.
 
     Raises:
         UserError: a pattern matches no parameter.
     """
     paths = [path_of(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern in train_only:
-        if not any(re.search(pattern, path) for path in paths):
+    patterns = []
+    for given in train_only:
+        whole = readable(given, receivers).strip("/")
+        patterns.append(re.compile(rf"(^|/)({whole})(/|$)"))
+        if not any(patterns[-1].search(path) for path in paths):
             parts = ", ".join(sorted({"/".join(path.split("/")[:2]) for path in paths}))
-            raise UserError(f"train_only: {pattern!r} matches no parameter; there are {parts}")
+            raise UserError(f"train_only: {given!r} matches no parameter; there are {parts}")
     return jax.tree_util.tree_map_with_path(
-        lambda p, _: not any(re.search(pattern, path_of(p)) for pattern in train_only), params
+        lambda p, _: not patterns or any(x.search(path_of(p)) for x in patterns), params
     )
