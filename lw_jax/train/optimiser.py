@@ -94,14 +94,29 @@ def make_optimiser(
 ) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW or Muon + Adam, with the schedule over `steps`.
 
-    Beside Muon, Adam has Nesterov momentum as well (Dozat 2016).
+    Adam has Nesterov momentum too where it goes with Muon (Dozat 2016). Leaves that are not trained
+    have no moments, and their gradients are not in the norm that is clipped.
 
     Args:
         cfg: the optimiser; rates are peaks, multiplied by `cfg.schedule`.
         params: the parameters (arrays or shapes); decides the groups.
         steps: optimiser steps of the stage.
-        trained: True for every leaf that is trained; None: all are.
+        trained: True for every leaf that is trained; None: all are, but what was measured.
     """
+    labels = jax.tree_util.tree_map_with_path(
+        lambda p, _: "fixed" if re.search(FIXED, path_of(p)) else "trained", params
+    )
+    if trained is not None:
+        labels = jax.tree.map(lambda a, b: a if b else "fixed", labels, trained)
+    if all(label == "trained" for label in jax.tree.leaves(labels)):
+        return _chain(cfg, params, steps)
+    own = jax.tree.map(lambda x, a: x if a == "trained" else optax.MaskedNode(), params, labels)
+    transforms = {"trained": _chain(cfg, own, steps), "fixed": optax.set_to_zero()}
+    return optax.partition(transforms, labels)
+
+
+def _chain(cfg: OptimiserConfig, params: PyTree, steps: int) -> optax.GradientTransformation:
+    """The chain of the trained leaves; in the place of others stand `optax.MaskedNode`s."""
     axes = dimension_numbers(params)
     matrices = jax.tree_util.tree_map_with_path(
         lambda p, x: _axes(path_of(p), x) is not None, params
@@ -129,14 +144,7 @@ def make_optimiser(
             mask=matrices,
         )
     clip = optax.clip_by_global_norm(cfg.clip) if cfg.clip else optax.identity()
-    fixed = jax.tree_util.tree_map_with_path(
-        lambda p, _: re.search(FIXED, path_of(p)) is not None, params
-    )
-    if trained is not None:
-        fixed = jax.tree.map(lambda a, b: a or not b, fixed, trained)
-    if not any(jax.tree.leaves(fixed)):
-        return optax.chain(clip, inner)
-    return optax.chain(clip, inner, optax.masked(optax.set_to_zero(), fixed))
+    return optax.chain(clip, inner)
 
 
 def trained_leaves(params: PyTree, train_only: Sequence[str], receivers: Iterable[str]) -> PyTree:
