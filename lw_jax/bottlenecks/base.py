@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Bottleneck)` is a bottleneck; its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -23,6 +24,10 @@ class Bottleneck:
 
     trains_itself: ClassVar[bool] = False
     """Whether `after_step` moves parameters of its own (a codebook's dead codes)."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     levels: tuple[int, ...] = ()
     """How many values each code of a slot has; () where slots cross the wire, not codes."""

@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Compressor)` is a compressor; its
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import flax.linen as nn
@@ -24,6 +25,10 @@ class Compressor:
     generates: ClassVar[bool] = False
     """It learns to generate given targets, and no latent is made while it does: nothing behind it
     gets a gradient."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     def build(self, dims: BridgeDims) -> nn.Module:
         """The linen module `(Views, train) -> Latent`."""

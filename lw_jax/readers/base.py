@@ -5,6 +5,7 @@ A file of this folder with a dataclass `Config(Reader)` is a reader; its name is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -24,6 +25,10 @@ class Reader:
     """Whether it delivers soft tokens (`Delivery.embeds`)."""
     needs_embeds: ClassVar[bool] = False
     """Whether it adds to soft tokens, which another reader has to deliver."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     def build(self, dims: ModelDims) -> nn.Module:
         """The linen module `(Latent, train) -> Delivery` of one receiver."""

@@ -30,7 +30,7 @@ from lw_jax.models.quant import quantise
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import phases_of
-from lw_jax.train.optimiser import make_optimiser, trained_leaves
+from lw_jax.train.optimiser import stage_optimiser
 from lw_jax.train.plan import init_heads, plan_at
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
@@ -80,8 +80,7 @@ def abstract_step(
     bridge = Bridge(config.bridge, dims)
     objectives = train.objectives or config.objectives
     params = jax.eval_shape(partial(_params, bridge, objectives), jax.random.key(0))
-    trained = trained_leaves(params, train.train_only, receivers)
-    optimiser = make_optimiser(train.optimiser, params, train.steps, trained)
+    optimiser, trained = stage_optimiser(train, bridge, objectives, params)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
     plan, first = plan_at(objectives, 0, kind), phases_of(train.curriculum, train.steps)[0]
     return AbstractStep(

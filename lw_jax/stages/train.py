@@ -29,7 +29,7 @@ from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
 from lw_jax.train.loop import Job, StepFn, fit
 from lw_jax.train.monitor import QuickEvaluation
-from lw_jax.train.optimiser import make_optimiser, trained_leaves
+from lw_jax.train.optimiser import stage_optimiser
 from lw_jax.train.plan import Plan, init_heads, plan_at
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
@@ -52,8 +52,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         "heads": init_heads(objectives, pipeline.bridge.dims, jax.random.fold_in(root, 1)),
     }
     params = jax.device_put(params, replicated(run.mesh))
-    trained = trained_leaves(params, cfg.train_only, pipeline.receivers)
-    optimiser = make_optimiser(cfg.optimiser, params, cfg.steps, trained)
+    optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     parts = phases(cfg)
 
