@@ -160,10 +160,10 @@ class TopicRows:
         fresh = [noun for noun in nouns if noun not in said] or list(nouns)
         noun = rng.choice(fresh)
         said.add(noun)
-        tokenizer = f"{rng.choice(FIRST_NAMES)} {open_word('surname', self.split, rng)}"
+        who = f"{rng.choice(FIRST_NAMES)} {open_word('surname', self.split, rng)}"
         city = open_word("city", self.split, rng)
         statements = STATEMENTS[topic] if rng.random() < self.told else NEUTRAL
-        return rng.choice(statements).format(tokenizer=tokenizer, city=city, noun=noun)
+        return rng.choice(statements).format(who=who, city=city, noun=noun)
 
 
 @cache

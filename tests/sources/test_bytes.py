@@ -119,7 +119,7 @@ def test_no_sender_is_needed_and_none_is_taken(tmp_path: Path) -> None:
     found = examine(config, memory=False)
     assert {f.level for f in found} == {"ok"}
     said = {f.key: f.text for f in found}
-    assert said["bridge.source"] == "the text's own bytes, no sender"
+    assert said["bridge.source"] == "the text itself, no sender"
     with_sender = read(path, [("sender", f"{{path: {reader}}}")])
     assert {f.text for f in examine(with_sender, memory=False) if f.level == "error"} == {
         "sender: bridge.source.bytes reads the text itself; set sender: null"
