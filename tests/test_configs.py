@@ -21,6 +21,7 @@ from lw_jax.models.spec import FrozenSpec
 from lw_jax.runs.abstract import AbstractStep, abstract_step, size_in_bytes
 from lw_jax.runs.grid import grid
 from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.train.optimiser import groups
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import BatchKind
 
@@ -39,6 +40,17 @@ NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]
 GIB = 2**30
 NOT_ASKED = Tokenizer("", Backend(WordLevel({})), None, 0)
 """Shapes need no tokenizer."""
+MUON = """
+    kernel key_kernel query_kernel value_kernel out_kernel k v
+    q_down q_up k_down k_up v_down v_up o_down o_up
+"""
+ADAM = """
+    bias codebook colour_bias colour_gain deviations directions embedding gain gate gates idle
+    log_k log_scale log_v mean mix pool_queries queries scale source_mean source_std target_mean
+    target_std
+"""
+GROUP_OF = dict.fromkeys(MUON.split(), "muon") | dict.fromkeys(ADAM.split(), "adam")
+"""What the optimiser takes each leaf for, by its name: trained bridges depend on it."""
 
 
 def arch_of(path: str) -> AnyArch:
@@ -90,6 +102,8 @@ def test_its_parts_fit(path: Path) -> None:
             lambda x: (x.shape, x.dtype), step.state
         )
         assert metrics["loss"].shape == ()
+        found = groups(step.state.params)
+        assert found == {path: GROUP_OF[path.rpartition("/")[2]] for path in found}
 
 
 def test_a_step_has_the_stages_latent_dropout() -> None:

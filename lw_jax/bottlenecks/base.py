@@ -6,6 +6,7 @@ A file of this folder with a dataclass `Config(Bottleneck)` is a bottleneck with
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -24,6 +25,10 @@ class Bottleneck(ABC):
 
     trains_itself: ClassVar[bool] = False
     """Whether `after_step` changes parameters of its own (a codebook's dead codes)."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     levels: tuple[int, ...] = ()
     """Number of values of each code in a slot; (): slots cross the wire, not codes."""

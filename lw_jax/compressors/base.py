@@ -6,6 +6,7 @@ A file of this folder with a dataclass `Config(Compressor)` is a compressor with
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import flax.linen as nn
@@ -26,6 +27,10 @@ class Compressor(ABC):
     """Whether it learns to generate given targets. No latent is made in training then, so no other
     part gets a gradient.
     """
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:

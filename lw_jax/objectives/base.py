@@ -79,6 +79,10 @@ class Objective:
 
     at_rest: ClassVar[float] = -math.inf
     """Of a constraint: the loss at or below which it is met, and needs no gradient."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     weight: float = 1.0
     schedule: Schedule = Schedule()

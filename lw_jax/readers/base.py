@@ -6,6 +6,7 @@ A file of this folder with a dataclass `Config(Reader)` is a reader with the fil
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -25,6 +26,10 @@ class Reader(ABC):
     """Whether it delivers soft tokens (`Delivery.embeds`)."""
     needs_embeds: ClassVar[bool] = False
     """Whether it changes soft tokens that another reader has to deliver."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     @abstractmethod
     def build(self, dims: ModelDims) -> nn.Module:

@@ -26,9 +26,11 @@ from lw_jax.runs.frozen import make_receivers, make_sender, sender_arch
 from lw_jax.text.layout import Prompt
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
-from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.curriculum import phases_of
+from lw_jax.train.optimiser import stage_optimiser
+from lw_jax.train.plan import init_heads, plan_at
 from lw_jax.train.state import TrainState, new_state
-from lw_jax.train.step import StepMaker, init_heads, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
 from lw_jax.utils.schedule import BatchKind
 
@@ -86,20 +88,11 @@ def abstract_step(
     bridge = Bridge(config.bridge, dims)
     objectives = train.objectives or config.objectives
     params = jax.eval_shape(partial(_params, bridge, objectives), jax.random.key(0))
-    optimiser = make_optimiser(train.optimiser, params, train.steps)
+    optimiser, trained = stage_optimiser(train, bridge, objectives, params)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
-    maker = StepMaker(
-        bridge,
-        optimiser,
-        train.steps,
-        mesh,
-        train.accumulate,
-        train.ema,
-        keep=train.latent_keep,
-        sampled=train.scheduled_sampling,
-    )
+    plan, first = plan_at(objectives, 0, kind), phases_of(train.curriculum, train.steps)[0]
     return AbstractStep(
-        maker.make(plan_at(objectives, 0, kind)),
+        make_step(train, bridge, optimiser, mesh, plan, trained=trained, ratio=first.ratio),
         _put(state, replicated(mesh)),
         abstract_models(config, specs, mesh, train.layout or config.layout),
         batch_shapes(train, list(config.receivers), lengths, mesh),

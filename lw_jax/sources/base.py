@@ -6,6 +6,7 @@ A file of this folder with a dataclass `Config(Source)` is a source with the fil
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -38,6 +39,10 @@ class Source(ABC):
     """Whether it reads the frozen sender of the run."""
     sender_writes: ClassVar[bool] = True
     """Whether the sender that it reads is a language model, which can also write (`relay`)."""
+    optimizer_rules: ClassVar[Mapping[str, str]] = {}
+    """What its leaves are to the optimiser, by regular expressions on their paths below it:
+    "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
+    is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
     @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:

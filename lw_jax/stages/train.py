@@ -9,10 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from lw_jax.bridge.config import normaliser, pca
-from lw_jax.bridge.paths import components, from_paths, readable
+from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.data.example import Example
 from lw_jax.data.load import load_rows, sample
@@ -30,9 +29,10 @@ from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
 from lw_jax.train.loop import Job, StepFn, fit
 from lw_jax.train.monitor import QuickEvaluation
-from lw_jax.train.optimiser import frozen_leaves, learning_rate, make_optimiser
+from lw_jax.train.optimiser import stage_optimiser
+from lw_jax.train.plan import Plan, init_heads, plan_at
 from lw_jax.train.state import TrainState, new_state
-from lw_jax.train.step import Plan, StepMaker, init_heads, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
 from lw_jax.utils.compile import AheadOfTime
 
@@ -52,26 +52,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         "heads": init_heads(objectives, pipeline.bridge.dims, jax.random.fold_in(root, 1)),
     }
     params = jax.device_put(params, replicated(run.mesh))
-    optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
-    moves = True
-    if cfg.train_only:
-        patterns = [readable(pattern, pipeline.receivers) for pattern in cfg.train_only]
-        frozen = frozen_leaves(params, patterns)
-        moves = not all(jax.tree.leaves(frozen["bridge"].get("bottleneck", {})))
-        optimiser = optax.chain(optimiser, optax.masked(optax.set_to_zero(), frozen))
+    optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
-    maker = StepMaker(
-        pipeline.bridge,
-        optimiser,
-        cfg.steps,
-        run.mesh,
-        cfg.accumulate,
-        cfg.ema,
-        moves,
-        partial(learning_rate, cfg.optimiser, cfg.steps),
-        cfg.latent_keep,
-        cfg.scheduled_sampling,
-    )
     parts = phases(cfg)
 
     def plan(step: int) -> Plan:
@@ -81,10 +63,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
 
     @cache
     def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
-        if ratio is None:
-            return maker.make(plan)
-        own = pipeline.bridge.at_ratio(ratio)
-        return dataclasses.replace(maker, bridge=own).make(plan)
+        return make_step(
+            cfg, pipeline.bridge, optimiser, run.mesh, plan, trained=trained, ratio=ratio
+        )
 
     @cache
     def step_of(plan: Plan, ratio: float | None) -> StepFn:

@@ -48,7 +48,8 @@ class TrainConfig:
             empty: as the data and the bridge say.
         optimiser: the optimiser.
         objectives, data, layout: replace the config's in this stage.
-        train_only: regular expressions on parameter paths; empty: all are trained.
+        train_only: regular expressions for whole names in parameter paths, as in `readers/qwen`;
+            empty: all are trained.
         init_from: run directory of another run whose bridge parameters to start from, or the
             directory of an exported bridge.
         init_only: its components to start from, by name as `parameters` in metrics.json has them

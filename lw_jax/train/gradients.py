@@ -19,7 +19,7 @@ from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Context
-from lw_jax.train.step import Batch, Plan, all_terms
+from lw_jax.train.plan import Batch, Plan, all_terms
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
 

@@ -23,8 +23,8 @@ from lw_jax.train import alarms
 from lw_jax.train.alarms import Alarm
 from lw_jax.train.gradients import objective_gradients
 from lw_jax.train.loop import Evaluation
+from lw_jax.train.plan import plan_at
 from lw_jax.train.state import TrainState
-from lw_jax.train.step import plan_at
 from lw_jax.types import PyTree
 from lw_jax.utils.compile import AheadOfTime
 

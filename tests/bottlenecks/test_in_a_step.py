@@ -17,10 +17,12 @@ from lw_jax.objectives import answer_ce, code_entropy
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import soft_tokens
-from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.train.config import TrainConfig
+from lw_jax.train.optimiser import groups, make_optimiser, trained_leaves
 from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.utils.schedule import Schedule
 from tests.bridge.test_step import DIMS, batch, config, frozen_models
 
@@ -34,7 +36,7 @@ def steps(
     count: int,
     devices: int = 1,
     accumulate: int = 1,
-    moves: bool = True,
+    train_only: tuple[str, ...] = (),
 ) -> tuple[Any, Any, list[dict[str, float]]]:
     """Parameters of the bottleneck before and after some steps, and the metrics of each."""
     cfg = replace(config(reader=SOFT), bottleneck=bottleneck)
@@ -42,11 +44,13 @@ def steps(
     bridge = Bridge(cfg, DIMS)
     params = {"bridge": jax.jit(bridge.init)(jax.random.key(0)), "heads": {}}
     before = jax.device_get(params["bridge"]["bottleneck"])
-    made = make_optimiser(OptimiserConfig(lr=1e-3, schedule=Schedule()), params, 20)
+    optimiser = OptimiserConfig(lr=1e-3, schedule=Schedule())
+    train = TrainConfig(20, accumulate=accumulate, optimiser=optimiser)
+    trained = trained_leaves(params, train_only, DIMS.receivers)
+    made = make_optimiser(optimiser, params, 20, trained)
     where = replicated(mesh)
     state = jax.device_put(new_state(params, made, jax.random.key(1)), where)
-    maker = StepMaker(bridge, made, 20, mesh, accumulate, moves=moves)
-    step = maker.make(plan_at(objectives, 0))
+    step = make_step(train, bridge, made, mesh, plan_at(objectives, 0), trained=trained)
     frozen, rows, seen = jax.device_put(frozen_models(), where), put_batch(mesh, batch()), []
     for _ in range(count):
         state, metrics = step(state, frozen, rows)
@@ -75,11 +79,11 @@ def test_dead_codes_are_revived_from_the_whole_batch(devices: int, accumulate: i
     assert sum(v for k, v in seen[0].items() if k.startswith("share/")) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("moves", [True, False])
-def test_codes_grow_idle_without_any_delivery_unless_frozen(moves: bool) -> None:
+@pytest.mark.parametrize(("train_only", "moves"), [((), True), (("readers",), False)])
+def test_codes_grow_idle_without_any_delivery_unless_frozen(train_only: Any, moves: bool) -> None:
     bottleneck = BottleneckConfig(vq=vq.Config(CODES, revive=5))
     objectives = ObjectivesConfig(vq=vq_loss.Config())
-    _, after, _ = steps(bottleneck, objectives, 1, moves=moves)
+    _, after, _ = steps(bottleneck, objectives, 1, train_only=train_only)
     assert after["idle"].any() == moves
 
 

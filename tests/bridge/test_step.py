@@ -32,11 +32,12 @@ from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
 from lw_jax.sources import hidden_states
 from lw_jax.text.collate import Collate, measure
-from lw_jax.train.config import LatentKeep, ScheduledSampling
+from lw_jax.train.config import LatentKeep, ScheduledSampling, TrainConfig
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import context_of, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, context_of, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
@@ -89,8 +90,10 @@ def prepared(
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
     params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
     schedule = Schedule()
-    made = make_optimiser(OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule), params, 20)
-    step = StepMaker(Bridge(cfg, DIMS), made, 20, mesh, accumulate).make(plan_at(OBJECTIVES, 0))
+    rates = OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule)
+    made = make_optimiser(rates, params, 20)
+    train = TrainConfig(20, accumulate=accumulate, optimiser=rates)
+    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(OBJECTIVES, 0))
     return mesh, step, new_state(params, made, jax.random.key(1))
 
 

@@ -26,11 +26,13 @@ from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import hidden_states
 from lw_jax.text.collate import Collate, measure
+from lw_jax.train.config import TrainConfig
 from lw_jax.train.optimiser import groups as optimiser_groups
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, all_terms, context_of, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.types import Features
 from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
@@ -275,8 +277,8 @@ def traced_step(config: BridgeConfig, objectives: Any) -> Any:
     optimiser = make_optimiser(OptimiserConfig(name="muon"), params, 5)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(1), 0.9), params)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    maker = StepMaker(Bridge(config, STEP_DIMS), optimiser, 5, mesh, ema=0.9)
-    step = maker.make(plan_at(objectives, 0))
+    train, plan = TrainConfig(5, ema=0.9), plan_at(objectives, 0)
+    step = make_step(train, Bridge(config, STEP_DIMS), optimiser, mesh, plan)
     return jax.eval_shape(step, state, *frozen())[1]
 
 

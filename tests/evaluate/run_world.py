@@ -21,8 +21,8 @@ from lw_jax.runs.directory import CONFIG, Run, run_directory
 from lw_jax.runs.session import open_pipeline
 from lw_jax.train.checkpoint import Checkpoints
 from lw_jax.train.loop import checkpoint_root
+from lw_jax.train.plan import init_heads
 from lw_jax.train.state import new_state
-from lw_jax.train.step import init_heads
 from tests.evaluate.world import RECEIVER, fresh, make_party
 
 STEP = 7

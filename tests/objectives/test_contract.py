@@ -14,7 +14,7 @@ from lw_jax.errors import UserError
 from lw_jax.objectives import config as objectives_config
 from lw_jax.objectives.base import Objective, Term, Terms, check_contract, masked, mean
 from lw_jax.objectives.common.context import Context
-from lw_jax.train.step import Plan, all_terms, init_heads
+from lw_jax.train.plan import Plan, all_terms, init_heads
 from lw_jax.types import Array
 from lw_jax.utils.schedule import Schedule
 from tests.objectives import world

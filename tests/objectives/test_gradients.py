@@ -37,7 +37,7 @@ from lw_jax.objectives.common.measures import distance
 from lw_jax.receiver.read import Reading
 from lw_jax.train.optimiser import groups
 from lw_jax.train.optimiser_config import OptimiserConfig
-from lw_jax.train.step import Plan, all_terms
+from lw_jax.train.plan import Plan, all_terms
 from lw_jax.utils.schedule import Schedule
 from tests.objectives import world
 from tests.receiver.worlds import model

@@ -17,7 +17,7 @@ import numpy as np
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.objectives.base import Term, mean, naming
 from lw_jax.objectives.common.context import Context
-from lw_jax.train.step import Plan, all_terms
+from lw_jax.train.plan import Plan, all_terms
 from lw_jax.types import Delivery, Latent, Taps
 from tests.receiver.worlds import model, models_of
 

@@ -17,6 +17,7 @@ from lw_jax.errors import UserError
 from lw_jax.runs import doctor
 from lw_jax.runs.doctor import Finding, check, examine, report
 from lw_jax.runs.memory import GIB, Need
+from lw_jax.train import optimiser
 from tests.config.conftest import Write
 
 
@@ -144,3 +145,15 @@ def test_memory_is_compared_with_the_device() -> None:
     assert need.total == 36 * GIB
     assert "30.0 GiB frozen weights" in str(need)
     assert "36.0 GiB of 40.0 GiB a device" in str(need)
+
+
+def test_a_leaf_that_the_optimiser_does_not_know_is_a_line(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimiser, "RULES", ())
+    key = "stages.fit.train"
+    found = findings(write(), f"{key}.optimiser.name=muon", memory=True)
+    (wrong,) = [f for f in found if f.level == "error"]
+    assert wrong.key == key
+    assert wrong.text.startswith("optimiser: no rule covers the parameter bridge/compressor/")
+    assert "optimizer_rules" in wrong.text and "\n" not in wrong.text

@@ -26,11 +26,13 @@ from lw_jax.runs.exported import load_bridge, save_bridge
 from lw_jax.sources import hidden_states
 from lw_jax.text.collate import Collate, measure
 from lw_jax.train.checkpoint import component_counts
+from lw_jax.train.config import TrainConfig
 from lw_jax.train.optimiser import groups as groups_of
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import context_of, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, context_of, plan_at
+from lw_jax.train.step import make_step
 from tests.receiver.worlds import LAYOUT, arch, groups, model, models_of, text_tokenizer
 
 LORA = LowRankConfig(r=2, targets=("q", "o"), layers=1)
@@ -141,7 +143,7 @@ def test_a_step_trains_it() -> None:
     state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     objectives = ObjectivesConfig(answer_ce=answer_ce.Config())
-    step = StepMaker(bridge(), made, 4, mesh).make(plan_at(objectives, 3))
+    step = make_step(TrainConfig(4), bridge(), made, mesh, plan_at(objectives, 3))
     for _ in range(2):
         state, metrics = step(state, frozen_models, batch())
     assert float(metrics["grad_norm/source"]) > 0

@@ -54,8 +54,8 @@ def test_no_program_is_compiled_between_steps(
     monkeypatch.setattr(Display, "__enter__", first_step)
     with compilations() as compiled:
         assert main(["--config", str(tmp_path / "tiny.yaml"), f"--run_dir={tmp_path / 'run'}"]) == 0
-    assert before.count("_step") == 3  # one ratio; all, before and after the objective begins
+    assert before.count("train_step") == 3  # one ratio; all, before and after the objective begins
     assert before.count("objective_gradients") == 2
     assert set(before) >= PROGRAMS
     after = compiled[len(before) :]
-    assert not {"_step", "objective_gradients", *PROGRAMS} & set(after)
+    assert not {"train_step", "objective_gradients", *PROGRAMS} & set(after)

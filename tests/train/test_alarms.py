@@ -44,8 +44,8 @@ from lw_jax.train import alarms
 from lw_jax.train.alarms import FAULTS, Alarm
 from lw_jax.train.loop import Evaluation
 from lw_jax.train.monitor import QuickEvaluation
+from lw_jax.train.plan import init_heads
 from lw_jax.train.state import TrainState, new_state
-from lw_jax.train.step import init_heads
 from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 

@@ -17,7 +17,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.train.checkpoint import Checkpoints, check_counts, component_counts, load_params, steps
-from lw_jax.train.state import TrainState
+from lw_jax.train.optimiser import make_optimiser, trained_leaves
+from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.state import TrainState, apply_gradients, new_state
+from lw_jax.utils.schedule import Schedule
 from tests.train.toy import fresh
 
 IDENTITY: dict[str, Any] = {
@@ -61,6 +64,21 @@ def test_the_whole_state_comes_back(state: TrainState, tmp_path: Path) -> None:
     assert (jax.random.key_data(found.state.rng) == jax.random.key_data(state.rng)).all()
     assert found.state.rng.dtype == state.rng.dtype
     assert found.progress == {"best": None}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_state_with_leaves_that_are_not_trained_comes_back(name: Any, tmp_path: Path) -> None:
+    params = {"old": {"kernel": jnp.ones((4, 3))}, "new": {"kernel": jnp.ones((4, 3))}}
+    cfg = OptimiserConfig(name=name, schedule=Schedule())
+    made = make_optimiser(cfg, params, 9, trained_leaves(params, ("new",), ()))
+    before = new_state(params, made, jax.random.key(0))
+    grads = jax.tree.map(lambda x: 0.1 * x, params)
+    state = jax.jit(lambda s: apply_gradients(s, grads, made))(before)
+    store = store_of(tmp_path)
+    store.save(state, 1, {})
+    found = store.restore(before)
+    assert found is not None
+    chex.assert_trees_all_equal(found.state.replace(rng=0), state.replace(rng=0))
 
 
 def truncate(path: Path) -> None:

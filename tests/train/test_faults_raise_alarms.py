@@ -42,11 +42,13 @@ from lw_jax.sources import embeddings
 from lw_jax.text.layout import prompts_of
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.alarms import EARLY, LATE
+from lw_jax.train.config import TrainConfig
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import init_heads, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, init_heads, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.utils.schedule import Schedule
 from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
 
@@ -147,7 +149,7 @@ def seen(training: Training) -> Mapping[int, Mapping[str, Any]]:
     }
     optimiser = make_optimiser(OptimiserConfig(lr=RATE, schedule=Schedule()), params, STEPS)
     state = jax.device_put(new_state(params, optimiser, jax.random.key(2)), where)
-    step = StepMaker(bridge, optimiser, STEPS, mesh).make(plan_at(objectives, 0))
+    step = make_step(TrainConfig(STEPS), bridge, optimiser, mesh, plan_at(objectives, 0))
     found = {}
     for done in range(1, max(LOOKS) + 1):
         state, _ = step(state, frozen, watch.batch)

@@ -13,11 +13,23 @@ import pytest
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig
+from lw_jax.compressors import perceiver
 from lw_jax.config.parse import build
+from lw_jax.errors import UserError
 from lw_jax.models import params as decoder
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.dims import BridgeDims, ModelDims
-from lw_jax.train.optimiser import groups, make_optimiser
+from lw_jax.objectives import gist
+from lw_jax.objectives.config import ObjectivesConfig
+from lw_jax.readers import soft_tokens
+from lw_jax.train.optimiser import (
+    AXES,
+    Rule,
+    dimension_numbers,
+    groups,
+    make_optimiser,
+    rules_of,
+)
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.utils.schedule import Schedule
 
@@ -39,8 +51,11 @@ def decoder_params(seed: int = 0) -> Any:
     return random_like(decoder.shapes(decoder.abstract(ARCH)), seed)
 
 
-def bridge_shapes(compressor: Any, reader: Any) -> Any:
-    config = build(
+DIMS = BridgeDims(20, 2, 8, {"a": ModelDims(24, 3, 2, 4)})
+
+
+def bridge_config(compressor: Any, reader: Any) -> BridgeConfig:
+    found: BridgeConfig = build(
         BridgeConfig,
         {
             "latent_dim": 8,
@@ -49,8 +64,12 @@ def bridge_shapes(compressor: Any, reader: Any) -> Any:
             "reader": reader,
         },
     )
-    dims = BridgeDims(20, 2, 8, {"a": ModelDims(24, 3, 2, 4)})
-    return jax.eval_shape(Bridge(config, dims).init, jax.random.key(0))
+    return found
+
+
+def bridge_shapes(compressor: Any, reader: Any) -> Any:
+    bridge = Bridge(bridge_config(compressor, reader), DIMS)
+    return jax.eval_shape(bridge.init, jax.random.key(0))
 
 
 def update(config: OptimiserConfig, params: Any, grads: Any) -> Any:
@@ -91,8 +110,62 @@ def test_every_leaf_of_a_bridge(compressor: Any, reader: Any) -> None:
 
 
 def test_a_leaf_that_no_rule_covers_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"'wire/whatever' \(3, 4\)"):
-        groups({"wire": {"whatever": jnp.zeros((3, 4))}})
+    """If it has more axes than a matrix, and the optimiser must know which are the matrix."""
+    stack = {"wire": {"whatever": jnp.zeros((3, 4, 5))}}
+    line = (
+        r"^optimiser: no rule covers the parameter wire/whatever \(3, 4, 5\), .*optimizer_rules of "
+        r"its Config, as in \{'whatever': 'matrix'\}, one of matrix, heads_out, heads_in, adam$"
+    )
+    decayed = replace(MUON, name="adamw", weight_decay=0.1)
+    with pytest.raises(UserError, match=line):
+        groups(stack)
+    for config in (MUON, decayed):
+        with pytest.raises(UserError, match=line):
+            make_optimiser(config, stack, 10)
+    plain = update(replace(decayed, weight_decay=0.0), stack, stack)
+    assert plain["wire"]["whatever"].shape == (3, 4, 5)
+
+
+def test_a_leaf_of_two_axes_is_a_matrix_unless_a_rule_says_otherwise() -> None:
+    params = {"wire": {"whatever": jnp.ones((3, 4)), "vector": jnp.ones(3)}}
+    assert groups(params) == {"wire/whatever": "muon", "wire/vector": "adam"}
+    assert groups(params, [Rule("what", "adam")])["wire/whatever"] == "adam"
+    assert groups(params, [Rule("^whatever$", "adam", "wire")])["wire/whatever"] == "adam"
+    assert groups(params, [Rule("whatever", "adam", "wir")])["wire/whatever"] == "muon"
+
+
+def test_parts_of_a_bridge_have_rules_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = Bridge(bridge_config(PERCEIVER, {"soft_tokens": {}}), DIMS)
+    params = {"bridge": {"compressor": {"table": jnp.ones((2, 3, 4))}}}
+    assert rules_of(bridge) == ()
+    monkeypatch.setattr(perceiver.Config, "optimizer_rules", {"^table$": "heads_in"})
+    monkeypatch.setattr(soft_tokens.Config, "optimizer_rules", {"^table$": "adam"})
+    rules = rules_of(bridge)
+    assert [rule.part for rule in rules] == ["bridge/compressor", "bridge/readers/a/soft_tokens"]
+    assert groups(params, rules) == {"bridge/compressor/table": "muon"}
+    axes = dimension_numbers(params, rules)["bridge"]["compressor"]["table"]
+    assert axes == AXES["heads_in"]
+    other = {"bridge": {"readers": {"a": {"soft_tokens": {"table": jnp.ones((2, 3, 4))}}}}}
+    assert set(groups(other, rules).values()) == {"adam"}
+    for rule, message in (
+        (
+            {"table": "rows"},
+            "'table' has 'rows'; expected one of matrix, heads_out, heads_in, adam",
+        ),
+        ({"ta(ble": "adam"}, r"'ta\(ble' is no regular expression"),
+    ):
+        monkeypatch.setattr(perceiver.Config, "optimizer_rules", rule)
+        with pytest.raises(UserError, match=f"^optimizer_rules of bridge/compressor: {message}"):
+            rules_of(bridge)
+
+
+def test_objectives_have_rules_for_their_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    bridge = Bridge(bridge_config(PERCEIVER, {"soft_tokens": {}}), DIMS)
+    monkeypatch.setattr(gist.Config, "optimizer_rules", {"queries": "matrix"})
+    rules = rules_of(bridge, ObjectivesConfig(gist=gist.Config()))
+    assert groups({"heads": {"gist": {"a": {"queries": jnp.ones((3, 4))}}}}, rules) == {
+        "heads/gist/a/queries": "muon"
+    }
 
 
 def reference_muon(gradient: np.ndarray, lr: float, beta: float = 0.95) -> np.ndarray:

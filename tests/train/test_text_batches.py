@@ -23,11 +23,12 @@ from lw_jax.objectives import answer_ce, text_ce
 from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import lora, soft_tokens
-from lw_jax.train.config import TextBatches
+from lw_jax.train.config import TextBatches, TrainConfig
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import Plan, all_terms, context_of, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import Plan, StepMaker, all_terms, context_of, plan_at
+from lw_jax.train.step import make_step
 from lw_jax.utils.schedule import Schedule
 from tests.bridge.test_step import batch, config, frozen_models
 
@@ -61,13 +62,14 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     params = {"bridge": fresh_bridge(), "heads": {}}
     before = jax.device_get(params["bridge"])
     made = make_optimiser(OptimiserConfig(schedule=Schedule()), params, 4)
-    maker = StepMaker(Bridge(config(reader=READERS), DIMS), made, 4, mesh)
+    bridge, train = Bridge(config(reader=READERS), DIMS), TrainConfig(4)
     frozen, rows = jax.device_put(frozen_models(), replicated(mesh)), put_batch(mesh, batch())
 
     def after(kind: Any) -> tuple[Any, Any]:
         state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
         state = jax.device_put(state, replicated(mesh))
-        state, metrics = maker.make(plan_at(BOTH, 0, kind))(state, frozen, rows)
+        step = make_step(train, bridge, made, mesh, plan_at(BOTH, 0, kind))
+        state, metrics = step(state, frozen, rows)
         return jax.device_get(state.params["bridge"]), jax.device_get(metrics)
 
     read, of_text = after("text")
