@@ -94,9 +94,7 @@ class BridgeModule(nn.Module):
         """
         if not self.config.chosen_compressor.generates:
             (name,) = chosen(self.config.compressor)
-            raise UserError(
-                f"objectives.flow: bridge.compressor.{name} is no flow; use one that generates"
-            )
+            raise UserError(f"bridge.compressor.{name} is no flow; use one that generates")
         return self.compressor.loss(self.views(taps), target, train)
 
     def deliver(self, receiver: str, latent: Latent, train: bool = False) -> Delivery:

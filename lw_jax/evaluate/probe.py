@@ -174,7 +174,7 @@ def _states(
                 batch.get(f"{key}/skip"),
             )
             head = () if name == "sender" else pipeline.frozen.prompt(name).head
-            means = _means(model, ids, lengths, skip, head, layers[name])
+            means = _means(model, ids, lengths, skip, layers[name], head)
             parts[name].append(np.asarray(means))
     found = {}
     for name, pieces in parts.items():
@@ -189,12 +189,18 @@ def _means(
     ids: Array,
     lengths: Array,
     skip: Array | None,
-    head: tuple[int, ...],
     layers: tuple[int, ...],
+    head: tuple[int, ...] = (),
 ) -> Array:
-    """Mean states [n, B, D] over the content of ids [B, T], which the head comes before.
+    """Mean states [n, B, D] over the content of a text, which [BOS] and primer come before.
 
-    skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
+    Args:
+        model: what reads.
+        ids: [B, T] tokens.
+        lengths: [B] how many are real.
+        skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
+        layers: after how many layers.
+        head: ids of [BOS] and primer, where they are put there.
     """
     wanted = tuple(sorted(set(layers)))
     if isinstance(model, FrozenEncoder):

@@ -47,6 +47,7 @@ class FrozenSpec:
         config: where its files are, and how its weights are stored.
         arch: its architecture, with the special ids that its tokenizer uses.
         tokenizer: turns texts into its tokens.
+        opened: its files, by the layers and the head that were asked for: each is looked up once.
         digests: digests of the weight files that are in a fingerprint, so that each is read once.
     """
 
@@ -54,7 +55,10 @@ class FrozenSpec:
     config: ModelConfig
     arch: AnyArch
     tokenizer: Tokenizer
-    digests: dict[Path, bytes] = field(default_factory=dict, repr=False)
+    opened: dict[tuple[int | None, bool], Checkpoint] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    digests: dict[Path, bytes] = field(default_factory=dict, init=False, repr=False)
 
     def files(self, layers: int | None = None, head: bool = True) -> Checkpoint:
         """Its weight files; for a hub model, those that hold these layers are fetched.
@@ -66,7 +70,10 @@ class FrozenSpec:
         Raises:
             UserError: the files are not there.
         """
-        return open_checkpoint(self.config.path, layers, head)
+        asked = layers, head
+        if asked not in self.opened:
+            self.opened[asked] = open_checkpoint(self.config.path, layers, head)
+        return self.opened[asked]
 
     def load(
         self, mesh: Mesh, layers: int | None = None, head: bool = True, have: Frozen | None = None

@@ -123,8 +123,6 @@ def check_contract(config: Any, contract: type, where: str) -> None:
         UserError: it is no frozen dataclass, derives from another class, lacks a method, or has one
             with other parameters; says which, and what would be right.
     """
-    if contract is object:
-        return
     home = f"{contract.__module__}.{contract.__name__}"
     if not (isinstance(config, type) and issubclass(config, contract)):
         raise UserError(f"{where}: {CONFIG} has to derive from {home}")
@@ -201,13 +199,7 @@ def _add_module(name: str, module: ModuleType, where: str) -> None:
         known = ", ".join([CONFIG, *HANDLERS])
         raise UserError(f"{where}: it defines none of {known}, so it is no variant of anything")
     if config is not None:
-        kinds = [
-            c
-            for c in _CHOICES
-            if isinstance(config, type)
-            and issubclass(config, c.contract)
-            and c.contract is not object
-        ]
+        kinds = [c for c in _CHOICES if isinstance(config, type) and issubclass(config, c.contract)]
         if not kinds:
             bases = ", ".join(f"{c.contract.__module__}.{c.contract.__name__}" for c in _CHOICES)
             raise UserError(f"{where}: {CONFIG} has to derive from one of {bases}")

@@ -289,12 +289,10 @@ def test_what_is_logged_before_training() -> None:
         context = context_of(
             Bridge(wire(SMALL), STEP_DIMS), params, frozen_models, batch, jax.random.key(0), True
         )
-        found = all_terms(plan_at(FLOW, 0), context)
-        return {k[1]: mean(v) for k, v in found.items()}, {
-            k: mean(v) for k, v in context.watched.items()
-        }
+        found, watched = all_terms(plan_at(FLOW, 0), context, {})
+        return {k[1]: mean(v) for k, v in found.items()}, {k: mean(v) for k, v in watched.items()}
 
-    losses, watched = seen({"bridge": init(wire(SMALL))}, *frozen())
+    losses, watched = seen(init(wire(SMALL)), *frozen())
     assert set(losses) == {"r/flow", "r/flow_length"}
     assert set(watched) == {"r/flow/zero", "r/flow/shuffled", "r/flow/cut"}
     for name in ("zero", "shuffled"):  # the velocity is zero, under whatever condition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -234,9 +235,8 @@ def test_gist_leaves_tokens_out_at_random() -> None:
 
         @jax.jit
         def count(reader: jax.Array, train: bool = train) -> jax.Array:
-            seen = world.context({"reader": reader, "heads": heads}, ROWS)
-            seen.train = train
-            return gist.terms(config, seen, "r")["gist"].count
+            seen = dataclasses.replace(world.context({"reader": reader}, ROWS), train=train)
+            return world.terms("gist", config, seen, heads)[0].count
 
         counts.append(float(count(world.reader())))
     whole = np.minimum(4, ROWS["batch"]["r/context/lengths"]).sum()

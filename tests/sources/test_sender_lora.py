@@ -100,9 +100,7 @@ def test_every_way_to_a_latent_uses_it() -> None:
     found = []
     for params in (fresh(), moved()):
         ctx = EvalContext(frozen_models, params, None, bridge(), "r")
-        context = context_of(
-            bridge(), {"bridge": params}, frozen_models, batch(), jax.random.key(0), False
-        )
+        context = context_of(bridge(), params, frozen_models, batch(), jax.random.key(0), False)
         chex.assert_trees_all_close(context.latent.slots, ctx.encode(batch()).slots, atol=1e-5)
         found.append(ctx.encode(batch()).slots)
     without = {k: v for k, v in fresh().items() if k != "source"}
@@ -118,9 +116,7 @@ def test_the_loss_of_a_latent_reaches_it() -> None:
     @jax.jit
     def grad_of(params: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            seen = context_of(
-                bridge(), {"bridge": params}, frozen_models, batch(), jax.random.key(0), True
-            )
+            seen = context_of(bridge(), params, frozen_models, batch(), jax.random.key(0), True)
             return jnp.sum(seen.latent.slots**2)
 
         return jax.grad(loss)(params)["source"]["lora"]
