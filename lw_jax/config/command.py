@@ -23,7 +23,7 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
        python -m lw_jax.launch --help [KEY]                        this, or every key under KEY
-       python -m lw_jax.launch --help all                          every key there is
+       python -m lw_jax.launch --help all                          every key
        python -m lw_jax.launch --version
 """
 

@@ -18,7 +18,7 @@ from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 
 INTRODUCTION = """\
-Keys stand in the file as nested YAML; a flag --a.b.c=VALUE overrides the key a.b.c.
+Keys are nested YAML in the file; a flag --a.b.c=VALUE overrides the key a.b.c.
 VALUE is YAML: 3, 1e-3, true, null, [text, latent], '{path: x}'. NAME is a name of your own.
 A part whose keys are all optional is set by giving any of them, or by '{}'.
 """

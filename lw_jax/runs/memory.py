@@ -61,7 +61,7 @@ class RelayNeed:
 
     def __str__(self) -> str:
         return (
-            f"relay: {_size(self.sender)} whole sender beside {_size(self.frozen)} frozen weights "
+            f"relay: {_size(self.sender)} whole sender + {_size(self.frozen)} frozen weights "
             f"= {_size(self.total)} of {_size(self.room)} a device, without work"
         )
 
