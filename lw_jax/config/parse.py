@@ -171,7 +171,7 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values (None where a key is not there)."""
+    """Dotted keys with different values, and both values (None: the key is missing)."""
     a, b = _flat(to_dict(old)), _flat(to_dict(new))
     keys = [*a, *(k for k in b if k not in a)]
     return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k) or (k in a) != (k in b)}

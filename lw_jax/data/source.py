@@ -27,7 +27,17 @@ Parse = Callable[[str, Mapping[str, Any], Reject], Iterable[tuple[str, Example]]
 class FileSource(DataSet):
     """Where rows come from; the base of the configs of data sets that are read.
 
-    Args: see the data sets' own configs.
+    Args:
+        train: local file or hub name of the training rows.
+        eval: local file or hub name of the evaluation rows; null: `eval_share` of train is held
+            out.
+        subset: subset of a hub data set.
+        train_split: split of a hub data set for training rows.
+        eval_split: split of a hub data set for evaluation rows.
+        eval_share: share of train held out for evaluation (only without evaluation rows).
+        validation_share: share of train held out for validation.
+        train_rows: maximum number of training rows, sampled by the seed; null for all.
+        eval_rows: maximum number of evaluation rows, sampled by the seed; null for all.
     """
 
     train: str = ""

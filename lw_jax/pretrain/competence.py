@@ -37,7 +37,15 @@ def read_facts(
     batch_size: int,
     seed: int,
 ) -> Figure:
-    """Exact match of greedy answers given the text: `{"em", "ci", "n"}`."""
+    """Exact match of greedy answers given the text: `{"em", "ci", "n"}`.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        examples: questions on facts.
+        batch_size: examples in a batch.
+        seed: seed of the bootstrap.
+    """
     longest = 2 + max(len(tokenizer.encode(" " + e.answers[0])) for e in examples)
     said = write(model, tokenizer, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
@@ -86,7 +94,16 @@ def bits_per_byte(
     max_tokens: int,
     seed: int,
 ) -> Figure:
-    """Bits per UTF-8 byte of plain texts: `{"bits", "ci", "n", "left_out"}`."""
+    """Bits per UTF-8 byte of plain texts: `{"bits", "ci", "n", "left_out"}`.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        texts: the texts.
+        batch_size: texts in a batch.
+        max_tokens: longer texts are left out.
+        seed: seed of the bootstrap.
+    """
     bos = [
         tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     ]  # predicts the first token

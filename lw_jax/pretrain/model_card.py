@@ -35,7 +35,15 @@ def hardware() -> str:
 def model_card(
     name: str, cfg: PretrainConfig, arch: Arch, figures: Mapping[str, Any], command: str
 ) -> str:
-    """The card, in Markdown."""
+    """The card, in Markdown.
+
+    Args:
+        name: the model's name.
+        cfg: config of the stage.
+        arch: the model's architecture.
+        figures: what it can do, time and hardware.
+        command: the command line that trained it.
+    """
     rows = [
         ("facts, 6 sentences, new words: exact match from text", figures["facts"], "em"),
         ("GSM8K questions read back: numbers and names kept", figures.get("read_back"), "recall"),

@@ -149,7 +149,14 @@ def special_ids(tokenizer: Tokenizer, family: str) -> dict[str, int | None]:
 def save_tokenizer(
     tokenizer: Tokenizer, family: str, directory: str | Path, max_length: int
 ) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads."""
+    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads.
+
+    Args:
+        tokenizer: the tokenizer.
+        family: `llama`, `mistral` or `qwen2`.
+        directory: where the files go.
+        max_length: context length of the model.
+    """
     special = family_tokens(family)
     config = {
         "add_prefix_space": False,

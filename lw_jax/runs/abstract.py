@@ -109,7 +109,14 @@ def abstract_step(
 def abstract_models(
     config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh, layout: LayoutConfig
 ) -> FrozenModels:
-    """The frozen models of a stage, from shapes: the sender only up to its highest tap."""
+    """The frozen models of a stage, from shapes: the sender only up to its highest tap.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+        mesh: the device mesh.
+        layout: layout of the stage.
+    """
 
     def make(spec: FrozenSpec, layers: int | None, head: bool) -> Frozen:
         return spec.abstract(mesh, layers, head)
@@ -126,7 +133,14 @@ def batch_shapes(
     lengths: Mapping[str, int],
     mesh: Mesh,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch of `lw_jax.text.collate`."""
+    """The arrays of a batch of `lw_jax.text.collate`.
+
+    Args:
+        train: config of the stage.
+        receivers: names of the receivers.
+        lengths: tokens of each part of a batch.
+        mesh: the device mesh.
+    """
     rows, asked = train.batch_size, train.batch_size * train.questions
     where = batch_sharding(mesh)
 

@@ -30,7 +30,14 @@ PCA then the sum of their products [n, D, D].
 
 
 def save_part(path: Path, found: Found, done: int, identity: Mapping[str, Any]) -> None:
-    """Writes what was gathered from the first `done` rows."""
+    """Writes what was gathered so far.
+
+    Args:
+        path: the file.
+        found: the moments.
+        done: number of rows, from the first on, that they were gathered from.
+        identity: what they were measured with.
+    """
     arrays = {f"{key}/{i}": x for key, value in found.items() for i, x in enumerate(value)}
     _write(_part(path), arrays | {"done": np.array(done)}, identity)
 
