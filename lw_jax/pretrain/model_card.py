@@ -41,7 +41,7 @@ def model_card(
         name: the model's name.
         cfg: config of the stage.
         arch: the model's architecture.
-        figures: what it can do, time and hardware.
+        figures: figures of the final test, and of the training.
         command: the command line that trained it.
     """
     rows = [
