@@ -25,11 +25,15 @@ from lw_jax.errors import UserError
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 CONFIG_FILE = yaml_files.RUN_CONFIG
 WIDTH = 140
-"""Columns of output that goes to a file or a pipe."""
+"""Columns of output to a file or a pipe."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what the command line says; the process's exit code."""
+    """Does what the command line says.
+
+    Returns:
+        The exit code of the process.
+    """
     try:
         return _dispatch(argv)
     except UserError as error:
@@ -88,7 +92,7 @@ def _dispatch(argv: Sequence[str]) -> int:
 
 
 def run(config: Any, console: Console, command: str) -> int:
-    """Run the stages of a config in order; those that have ended are passed over."""
+    """Runs the stages of a config in order; finished ones are skipped."""
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import check_directory, open_run
     from lw_jax.runs.doctor import check
@@ -112,7 +116,7 @@ def run(config: Any, console: Console, command: str) -> int:
 
 @contextmanager
 def stoppable(console: Console) -> Iterator[None]:
-    """Inside, SIGTERM ends the process with code 0; a stage that is amid steps saves first."""
+    """While inside, SIGTERM ends the process with code 0; a stage that is training saves first."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         console.print("stopped: run the same command again to go on", highlight=False)
@@ -126,7 +130,7 @@ def stoppable(console: Console) -> Iterator[None]:
 
 
 def run_stage(this: Any, name: str) -> None:
-    """Run one stage: `lw_jax.stages.<kind>.run(run, name, config)`."""
+    """Runs one stage: `lw_jax.stages.<kind>.run(run, name, config)`."""
     from lw_jax.utils.registry import chosen
 
     ((kind, config),) = chosen(this.config.stages[name]).items()
@@ -142,9 +146,17 @@ def stage_module(kind: str) -> Any:
 
 
 def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Console) -> int:
-    """Evaluate a finished run with other data, methods or decoding; files go to a new directory.
+    """Evaluates a finished run with other data, methods or decoding, into a new directory.
 
     A flag names a field of the evaluate stage (`--methods`, `--data...`), else one of the config.
+
+    Args:
+        run_dir: directory of the run.
+        flags: keys and the text of their values.
+        console: prints for people.
+
+    Returns:
+        The exit code.
     """
     from lw_jax.config import parse, tree
     from lw_jax.config.schema import Config
@@ -163,7 +175,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
         if first == "layout" and stage.get("layout") is None:
             stage["layout"] = copy.deepcopy(raw["layout"])
         if first == "data" and stage.get("data") is None:
-            # fields that are not given stay those of the run's own rows of the same kind
+            # fields that are not given are those of the run's own rows, if of the same kind
             own, variant = raw["data"], rest.partition(".")[0]
             stage["data"] = copy.deepcopy(own) if variant in own else {}
         if first in tree.fields(EvaluateConfig):
@@ -186,7 +198,7 @@ def cli() -> None:
 
 
 def set_environment(environ: MutableMapping[str, str]) -> None:
-    """What the libraries read when they are loaded; what the user has set stays."""
+    """Sets variables that the libraries read when they are loaded; the user's own values stay."""
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches may come from forked workers
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     flags = environ.get("XLA_FLAGS", "")

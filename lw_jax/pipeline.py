@@ -17,16 +17,15 @@ from lw_jax.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The frozen models of a run, how text reaches them, and the bridge between them: all but its
-    parameters.
+    """The frozen models of a run, how text reaches them, and the bridge: all but its parameters.
 
     Attributes:
         layout: the receiver's sequence.
         bridge: the bridge.
         frozen: the frozen models.
-        sources: in whose tokens the source is read (raw bytes have their own).
+        sources: tokenizers of the source (raw bytes have their own).
         receivers: the receivers' tokenizers by name.
-        fingerprints: of the frozen models by name.
+        fingerprints: fingerprints of the frozen models by name.
         mesh: the device mesh.
     """
 

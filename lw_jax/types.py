@@ -26,7 +26,7 @@ SHARED = -1
 
 @struct.dataclass
 class Taps:
-    """What a frozen source gives the trainable part: no gradient goes further back.
+    """What the frozen part of a source gives: gradients go further back only to its LoRA.
 
     Attributes:
         states: [n, B, T, D] residual streams, n taps.

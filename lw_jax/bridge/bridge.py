@@ -188,9 +188,9 @@ class Bridge:
         return nbytes(slots, width, name, levels=levels, owners=self.config.private > 0)
 
     def to_wire(self, params: PyTree, taps: Mapping[str, Taps]) -> Latent:
-        """The latent as it is sent.
+        """The latent as a bridge with codes sends it.
 
-        For a bridge with codes, `slots` holds codes [B, M, n] int32, -1 where a slot is masked.
+        `slots` holds codes [B, M, n] int32, -1 where a slot is masked.
         """
         latent, sown = self.apply(params, taps, method="encode")
         return replace(latent, slots=sown["bottleneck"]["codes"])

@@ -98,8 +98,8 @@ class BridgeConfig:
         self._check_views(kind, compressor)
         if self.private and compressor.fixed_slots is None:
             raise UserError(
-                f"private: compressor.{kind} gives a text as many slots as its length asks for,"
-                " and the last ones cannot be a receiver's own; give it a fixed number of slots"
+                f"private: the number of slots of compressor.{kind} depends on the text's length, "
+                "so the last ones cannot be a receiver's own; give it a fixed number of slots"
             )
         if chosen(self.bottleneck):
             exactly_one(self.bottleneck, "bottleneck")

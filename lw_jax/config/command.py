@@ -12,7 +12,7 @@ from lw_jax.errors import UserError
 
 Action = Literal["run", "help", "version", "print_config", "doctor", "evaluate"]
 Flag = tuple[str, str]
-"""A dotted key and the text given for it."""
+"""A dotted key and the text of its value."""
 
 USAGE = """\
 usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config, or go on with it
@@ -23,13 +23,13 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
        python -m lw_jax.launch --help [KEY]                        this, or every key under KEY
-       python -m lw_jax.launch --help all                          every key there is
+       python -m lw_jax.launch --help all                          every key
        python -m lw_jax.launch --version
 """
 
 
 def overview() -> str:
-    """The usage and the config's first level of keys, read off the schema's text: no jax needed."""
+    """The usage and the first level of keys, read from the schema's source text: no jax needed."""
     text = Path(__file__).with_name("schema.py").read_text(encoding="utf-8")
     classes = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)]
     (about,) = (ast.get_docstring(n) for n in classes if n.name == "Config")
@@ -41,8 +41,12 @@ def overview() -> str:
 class Command:
     """A command line.
 
-    target: the config file; the run directory to evaluate; the key of a help. over: config files
-    that are put over the first, in order; sweep: keys, each with several values.
+    Attributes:
+        action: what to do.
+        target: the config file; or the run directory to evaluate; or the key of a help.
+        flags: keys and the text of their values.
+        over: config files that override the first, in order.
+        sweep: keys, each with several values.
     """
 
     action: Action
@@ -53,10 +57,10 @@ class Command:
 
 
 def read_command(argv: Sequence[str]) -> Command:
-    """The command of the arguments after the program's name.
+    """The command in the arguments after the program's name.
 
     Raises:
-        UserError: no config, a flag without a value, something that is no flag.
+        UserError: no config, a flag without a value, or something that is not a flag.
     """
     actions: set[Action] = set()
     given: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""`--help`: every key with its type, default and meaning, read off the dataclasses."""
+"""`--help`: every key with its type, default and meaning, read from the dataclasses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 
 INTRODUCTION = """\
-Keys stand in the file as nested YAML; a flag --a.b.c=VALUE overrides the key a.b.c.
+Keys are nested YAML in the file; a flag --a.b.c=VALUE overrides the key a.b.c.
 VALUE is YAML: 3, 1e-3, true, null, [text, latent], '{path: x}'. NAME is a name of your own.
 A part whose keys are all optional is set by giving any of them, or by '{}'.
 """
@@ -26,7 +26,13 @@ A part whose keys are all optional is set by giving any of them, or by '{}'.
 
 @dataclass
 class Section:
-    """The keys of one dataclass. leaves: (name, type and default, meaning)."""
+    """The keys of one dataclass.
+
+    Attributes:
+        key: dotted key of the dataclass.
+        doc: its meaning.
+        leaves: for each key its name, its type and default, and its meaning.
+    """
 
     key: str
     doc: str
@@ -38,7 +44,12 @@ def sections(
 ) -> Iterator[Section]:
     """The sections under a config dataclass, depth first.
 
-    seen: where each dataclass was first shown; given, it is shown in full there alone.
+    Args:
+        kind: the dataclass.
+        key: its dotted key.
+        doc: its meaning.
+        seen: where each dataclass was first shown; it is shown in full only there. None:
+            everywhere.
     """
     docs, hints = tree.docs(tree.bare(kind)), tree.fields(kind)
     here = Section(key, doc)
@@ -58,12 +69,14 @@ def sections(
         else:
             here.leaves.append((one.name, tree.short(inner) + _default(one), about))
     yield here
-    for _, part, where, text in sorted(below, key=lambda b: b[0]):  # what the user names: last
+    for _, part, where, text in sorted(
+        below, key=lambda b: b[0]
+    ):  # names that the user chooses come last
         yield from sections(part, where, text, seen)
 
 
 def print_help(key: str, console: Console) -> None:
-    """Print the usage and every key, or those under `key`.
+    """Prints the usage and every key, or those under `key`.
 
     Raises:
         UserError: no such key.
@@ -94,7 +107,7 @@ def print_help(key: str, console: Console) -> None:
 
 
 def _under(key: str, wanted: list[str]) -> bool:
-    """Whether a section's key is the wanted one or below it; NAME stands for any name."""
+    """Whether a section's key is the wanted one or below it; NAME matches any name."""
     parts = key.split(".") if key else []
     return len(parts) >= len(wanted) and all(
         a in (b, "NAME") for a, b in zip(parts, wanted, strict=False)

@@ -1,7 +1,7 @@
 """From a YAML file and dotted flags to a checked `Config`, and back.
 
 pydantic reads the dataclasses: it gives each error's exact place, which a parser of unions does
-not. Flags are put into the file's mapping first, so that a flag and a line of YAML are one thing.
+not. Flags are put into the file's mapping first, so that a flag equals a line of YAML.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ from lw_jax.utils import registry
 
 
 def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path] = ()) -> Config:
-    """The config in a YAML file, with other files put over it in order, then flags applied.
+    """The config in a YAML file; later files override it in order, then flags.
 
-    A stage or receiver that a file over it sets to null is left out.
+    A stage or receiver that a later file sets to null is left out.
+
+    Args:
+        path: the file.
+        flags: keys and the text of their values.
+        over: files that override the first, in order.
 
     Raises:
         UserError: anything wrong with a file, a key or a value, in one line; or the files have a
@@ -44,7 +49,7 @@ def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path
 def files(
     path: str | Path, over: Sequence[str | Path] = ()
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """The plain values of a YAML file with others put over it, and the lists of their `sweep`.
+    """The plain values of a YAML file, merged with overriding files, and the lists of `sweep`.
 
     Raises:
         UserError: a file cannot be read, or its sweep is no mapping of dotted keys to lists.
@@ -65,7 +70,7 @@ def files(
 
 
 def with_flags(raw: Mapping[str, Any], flags: Sequence[Flag]) -> Config:
-    """The config of plain values, which stay as they are, with flags applied."""
+    """The config of plain values with flags applied; the plain values are not changed."""
     said: list[str] = []
     add_plugins(raw)
     values = with_new_names(Config, copy.deepcopy(dict(raw)), said)
@@ -78,7 +83,12 @@ def with_flags(raw: Mapping[str, Any], flags: Sequence[Flag]) -> Config:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values with others put over them: mappings key by key, anything else whole."""
+    """Merges plain values: mappings key by key, anything else is replaced.
+
+    Args:
+        under: values that are overridden.
+        over: values that override.
+    """
     found = dict(under)
     for key, value in over.items():
         below = found.get(key)
@@ -97,12 +107,18 @@ def _named_left(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_dict(raw: Mapping[str, Any]) -> Config:
-    """The `Config` of a mapping such as `to_dict` makes."""
+    """The `Config` of a mapping that `to_dict` made."""
     return build(Config, raw)
 
 
 def build(kind: type[Any], raw: Any, where: str = "") -> Any:
-    """A config dataclass from plain values. `where`: dotted path that errors start with."""
+    """A config dataclass from plain values.
+
+    Args:
+        kind: the dataclass.
+        raw: the plain values.
+        where: dotted path at the start of error messages.
+    """
     if kind is Config:
         add_plugins(raw)
     raw = with_new_names(kind, raw)
@@ -120,10 +136,10 @@ def build(kind: type[Any], raw: Any, where: str = "") -> Any:
 
 
 def add_plugins(raw: Any) -> None:
-    """Make the parts known that a config's own files define.
+    """Adds the parts in a config's own files.
 
     Raises:
-        UserError: `plugins` is no list of files, or one of them is no part.
+        UserError: `plugins` is no list of files, or one of them defines no part.
     """
     named = raw.get("plugins") if isinstance(raw, Mapping) else None
     if named is None:
@@ -135,7 +151,7 @@ def add_plugins(raw: Any) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values of a config, defaults and all; variants that are not set are left out."""
+    """Plain values of a config with all defaults; variants that are not set are left out."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
@@ -155,17 +171,23 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values (None where a key is not there)."""
+    """Dotted keys with different values, and both values (None: the key is missing)."""
     a, b = _flat(to_dict(old)), _flat(to_dict(new))
     keys = [*a, *(k for k in b if k not in a)]
     return {k: (a.get(k), b.get(k)) for k in keys if a.get(k) != b.get(k) or (k in a) != (k in b)}
 
 
 def put(kind: Any, raw: dict[str, Any], key: str, text: str, said: list[str] | None = None) -> None:
-    """Set a dotted key of the plain values `raw` of a config dataclass to the value in `text`.
+    """Sets a dotted key in the plain values of a config dataclass.
 
-    Optional parts on the way are created, and names of plain values; stages and receivers are not.
-    A key may have its old name; `said` then gets a line.
+    Optional parts on the way are created, but not stages and receivers.
+
+    Args:
+        kind: the dataclass.
+        raw: its plain values.
+        key: the dotted key; it may have its old name.
+        text: text of the value.
+        said: gets a line for each old name.
 
     Raises:
         UserError: unknown key, or a stage or receiver that the file does not have.
@@ -193,7 +215,7 @@ def put(kind: Any, raw: dict[str, Any], key: str, text: str, said: list[str] | N
 
 
 def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: str) -> Any:
-    """The type under `name` of the type `at`, whose plain values are `here`."""
+    """The type of the key `name` below the type `at`, whose plain values are `here`."""
     value = tree.named(at)
     if dataclasses.is_dataclass(value) and name not in here:
         known = f"the config has {', '.join(here)}" if here else "the config has none"
@@ -206,14 +228,14 @@ def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: s
 
 
 def _holds(raw: Any, key: str) -> bool:
-    """Whether the plain values set what the dotted key is a field of."""
+    """Whether the plain values set the part that the dotted key belongs to."""
     for name in key.split(".")[:-1]:
         raw = raw.get(name) if isinstance(raw, dict) else None
     return raw is not None
 
 
 def _value(kind: Any, text: str, where: str) -> Any:
-    """The flag's text is YAML, unless text is wanted: `--name=007` keeps its zeros."""
+    """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros)."""
     value = yaml_files.loads(text, where)
     wants_text = tree.bare(kind) is str and not (value is None and tree.optional(kind))
     return text if wants_text else value
@@ -236,7 +258,7 @@ def _known_keys(kind: Any, raw: Any, where: str) -> None:
 
 
 def _near(key: str, known: list[str], kind: Any) -> str:
-    """A guess at what was meant, or what is there."""
+    """A guess at what was meant, or a list of what there is."""
     last = key.rpartition(".")[2]
     same = [k for k in known if k.rpartition(".")[2] == last]
     close = difflib.get_close_matches(key, same or known, 1) or same[:1]

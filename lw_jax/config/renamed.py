@@ -1,4 +1,4 @@
-"""Config keys that had another name before: old files, runs and exported bridges are still read."""
+"""Config keys that were renamed: old files, runs and exported bridges can still be read."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ RENAMED: dict[str, dict[str, str]] = {
     "LayoutConfig": {"beside_text": "with_text"},
     "EvaluateConfig": {"beside": "rivals"},
 }
-"""New names by the config dataclass and the old name."""
+"""New names, by config dataclass and old name."""
 
 
 def new_name(kind: Any, name: str) -> str:
-    """What a key of a config dataclass is called now."""
+    """The present name of a key of a config dataclass."""
     return RENAMED.get(getattr(tree.bare(kind), "__name__", ""), {}).get(name, name)
 
 
 def with_new_names(kind: Any, raw: Any, said: list[str] | None = None, where: str = "") -> Any:
-    """Plain values of a config with every key called as it is now.
+    """Plain values of a config with the present name of every key.
 
     Args:
-        kind: the type that `raw` is of.
+        kind: the dataclass.
+        raw: its plain values.
         said: gets a line for each key that had its old name.
+        where: dotted path of `kind`.
     """
     if isinstance(raw, list) and get_origin(tree.bare(kind)) is tuple:
         inner = (tree.at(kind, (i,)) for i in range(len(raw)))

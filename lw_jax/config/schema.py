@@ -66,17 +66,17 @@ class Config:
     Args:
         name: names the run directory, `runs/<name>`, unless `run_dir` is given.
         stages: the stages by name, run in this order.
-        seed: seed of everything random.
-        run_dir: where the run's files go.
-        sender: the frozen sender, of bridge.source.sentence_encoder an encoder; null for sources
+        seed: seed of all random numbers.
+        run_dir: directory of the run's files.
+        sender: the frozen sender, an encoder for bridge.source.sentence_encoder; null for sources
             that need none.
         receivers: the frozen receivers by name.
         layout: the receiver's sequence.
         data: the rows.
         bridge: the trainable part.
-        objectives: what it is trained for; one or several.
+        objectives: what the bridge is trained for; one or several.
         mesh: the device mesh.
-        plugins: Python files that define parts of your own: a variant, named as its file.
+        plugins: Python files that define parts of your own: a variant, named like its file.
     """
 
     name: str
@@ -134,7 +134,7 @@ class Config:
                         )
 
     def _check_kinds(self, stage: str, train: TrainConfig) -> None:
-        """Every kind of batch has an objective, and no objective waits for one that never comes."""
+        """Checks that every kind of batch has an objective, and every objective a batch."""
         named = chosen(train.objectives or self.objectives)
         kinds = ("latent",) if train.text_batches is None else ("latent", "text")
         for kind in kinds:
@@ -151,7 +151,7 @@ class Config:
                 )
 
     def _check_private(self, bridge: BridgeConfig) -> None:
-        """There are as many slots as the receivers' own take together."""
+        """Checks that there are enough slots for the private ones of all receivers."""
         asked = bridge.private * len(self.receivers)
         for kind, options in chosen(bridge.compressor).items():
             if bridge.private and asked > (options.fixed_slots or 0):
@@ -162,7 +162,7 @@ class Config:
                 )
 
     def _check_ratios(self, bridge: BridgeConfig) -> None:
-        """A ratio is asked of none but a bridge that has several."""
+        """Checks that a ratio is set only for a bridge that has several."""
         for kind, options in chosen(bridge.compressor).items():
             if options.several_ratios:
                 continue
@@ -189,7 +189,7 @@ def calibrate_before(stages: Mapping[str, StageConfig], name: str) -> str | None
 def check_calibrated(
     bridge: BridgeConfig, stages: Mapping[str, StageConfig], receivers: Mapping[str, object]
 ) -> None:
-    """Whether the statistics that the bridge needs are there when it starts from nothing.
+    """Checks that statistics which the bridge needs are there when it starts from nothing.
 
     Raises:
         UserError: no `calibrate` stage before the first train stage, or an unknown target.

@@ -1,4 +1,4 @@
-"""The config dataclasses seen as a tree of keys: what stands under a key, in words and in types."""
+"""The config dataclasses as a tree of keys: what is under a key, in words and in types."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fields(kind: Any) -> dict[str, Any]:
 
 
 def named(kind: Any) -> Any | None:
-    """The type of the values where the keys are names of the user's (stages, receivers)."""
+    """The type of the values if the keys are names that the user chooses (stages, receivers)."""
     kind = bare(kind)
     return get_args(kind)[1] if get_origin(kind) is dict else None
 
@@ -47,7 +47,7 @@ def default(field: dataclasses.Field[Any]) -> Any:
 
 
 def is_choice(kind: Any) -> bool:
-    """Whether the type is a dataclass of named, Optional parts (variants, kinds of stage)."""
+    """Whether the type is a dataclass of optional parts (variants, kinds of stage)."""
     inner = fields(kind).values()
     return all(optional(k) and dataclasses.is_dataclass(bare(k)) for k in inner) and bool(inner)
 
@@ -88,7 +88,7 @@ def _describe(kind: Any) -> str:
 
 
 def short(kind: Any) -> str:
-    """The type in a word or two, for `--help`."""
+    """The type in one or two words, for `--help`."""
     inner = bare(kind)
     words = {int: "int", float: "number", str: "text", bool: "true|false"}
     text = words.get(inner, "")

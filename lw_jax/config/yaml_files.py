@@ -60,7 +60,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 
 
 def loads(text: str, where: str) -> Any:
-    """The value of a YAML text. `where` names it in an error.
+    """The value of a YAML text.
+
+    Args:
+        text: the text.
+        where: its name, for error messages.
 
     Raises:
         UserError: not valid YAML, with the line.
@@ -105,7 +109,12 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def dumps(value: Any, flow: bool = False) -> str:
-    """YAML text of plain values, on one line if `flow`; `loads` reads the same values back."""
+    """YAML text of plain values; `loads` reads the same values back.
+
+    Args:
+        value: plain values.
+        flow: whether to write one line.
+    """
     style = {"default_flow_style": True, "width": 10**6} if flow else {"width": 100}
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, **style)
     return text.removesuffix("\n").removesuffix("\n...") if flow else text

@@ -1,4 +1,4 @@
-"""GSM8K problems with other names and other numbers, so that reading back cannot be remembered."""
+"""GSM8K problems with other names and other numbers, so that they cannot be learned by heart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PIECE = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?|[A-Za-z]+)")
 _WORD = re.compile(r"[A-Za-z]+")
 _SENTENCE = re.compile(r"(?<=[.?!]) (?=[A-Z0-9$])")
 
-# Capitalised without being a name of somebody or something: left as they are.
+# Capitalised, but not the name of a person or thing: not replaced.
 _KEPT = frozenset(
     """I A AM PM TV DVD CD Mr Mrs Ms Dr St January February March April May June July August
     September October November December Monday Tuesday Wednesday Thursday Friday Saturday Sunday
@@ -23,7 +23,12 @@ _KEPT = frozenset(
 
 
 class Piece(NamedTuple):
-    """A stretch of text: literal, or a name or number that may be replaced."""
+    """A piece of text.
+
+    Attributes:
+        text: the text.
+        kind: `literal`, or `name` or `number`, which may be replaced.
+    """
 
     text: str
     kind: str  # "literal", "name", "number"
@@ -64,9 +69,14 @@ def rewrite(
     rng: random.Random,
     numbers: bool,
 ) -> str:
-    """The text with its names (and numbers) replaced; one name or number always by the same one.
+    """The text with its names (and numbers) replaced, each always by the same one.
 
-    `mapping` holds the replacements made so far, so that several texts can agree.
+    Args:
+        text: the text in pieces.
+        mapping: replacements made so far, so that several texts can agree.
+        names: names to choose from.
+        rng: random draws.
+        numbers: whether numbers are replaced, too.
     """
     made = []
     for piece in text:
@@ -81,7 +91,7 @@ def rewrite(
 
 
 def new_name(names: tuple[str, ...], rng: random.Random) -> str:
-    """A real name, two real names spliced, or a word of syllables; never a held-out open word."""
+    """A real name, two real names joined, or a word of syllables; never a held-out open word."""
     while True:
         kind = rng.random()
         if kind < 0.4:
@@ -96,7 +106,7 @@ def new_name(names: tuple[str, ...], rng: random.Random) -> str:
 
 
 def new_number(old: str, rng: random.Random) -> str:
-    """A number in the style of `old`: its decimals, its thousands' commas, about its length."""
+    """A number in the style of `old`: same decimals, same commas, about the same length."""
     whole, _, decimals = old.replace(",", "").partition(".")
     length = len(whole) if rng.random() < 0.6 else 1 + int(rng.random() * 4)
     low = 10 ** (length - 1)

@@ -1,6 +1,6 @@
-"""What a data set is: it gives the rows of a split.
+"""The contract of data sets: a data set gives the rows of a split.
 
-A file of this folder with a dataclass `Config(DataSet)` is a data set; its name is the file's.
+A file of this folder with a dataclass `Config(DataSet)` is a data set with the file's name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class DataSet(ABC):
     """Base of every data set's `Config`."""
 
     ends_in_number: ClassVar[bool] = False
-    """Whether an answer is a worked solution that ends in its number ("#### 42"), as GSM8K's."""
+    """Whether an answer is a worked solution that ends in its number ("#### 42"), as in GSM8K."""
 
     @abstractmethod
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> Rows:
@@ -23,8 +23,8 @@ class DataSet(ABC):
 
         Args:
             split: one of `lw_jax.data.example.Split`.
-            seed: of what is drawn or made up.
-            level: rows of one level of a curriculum; None: as the data says.
+            seed: seed of what is drawn or generated.
+            level: only rows of this level of a curriculum; None: as the config says.
 
         Raises:
             UserError: the data cannot be read, or has no row of that level.
@@ -32,5 +32,5 @@ class DataSet(ABC):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Every answer that a row may have, where the data is a task of a few labels; else ()."""
+        """All answers that a row can have, if the data is a task with a few labels; else ()."""
         return ()

@@ -1,4 +1,4 @@
-"""Text classification as reading: the label is the answer, in a word of the receiver's."""
+"""Text classification as reading: the answer is the label, in words that the receiver knows."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Config(FileSource):
             `eval_share` of train's texts is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
-        train_rows, eval_rows: at most so many texts, sampled by the seed; null for all.
+        train_rows, eval_rows: maximum number of texts, sampled by the seed; null for all.
         labels: the words that the receiver answers with, one for each class.
         values: what the label field holds for each of them, in that order; empty: 0, 1, ..., or
             the word itself.
         text_field: the text that crosses the wire.
         label_field: its class.
         question: asked of every text; empty: none.
-        decontaminate: training texts that are also evaluation texts, case and punctuation aside,
-            are left out.
+        decontaminate: training texts that are also evaluation texts are left out, even if case or
+            punctuation differ.
     """
 
     labels: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Config(FileSource):
             )
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-        """One row a text; texts that stand twice in a file share a context."""
+        """One row for each text; texts that occur twice in a file share a context."""
         meant = meaning(self)
 
         def parse(
@@ -76,12 +76,12 @@ class Config(FileSource):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Every answer that a row may have."""
+        """All answers that a row can have."""
         return tuple(label.strip() for label in self.labels)
 
 
 def meaning(cfg: Config) -> dict[str, str]:
-    """The label word of every value that the label field may hold, as text."""
+    """The label word for every value that the label field may hold, as text."""
     if cfg.values:
         return dict(zip(cfg.values, cfg.labels, strict=True))
     numbers = {str(i): label for i, label in enumerate(cfg.labels)}
@@ -92,7 +92,7 @@ def label_of(record: Mapping[str, Any], cfg: Config, meant: Mapping[str, str]) -
     """The label word of a record.
 
     Raises:
-        BadRowError: there is none, or it is none of those expected.
+        BadRowError: the record has no label, or an unknown one.
     """
     value = record.get(cfg.label_field)
     found = None

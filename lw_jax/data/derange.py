@@ -15,14 +15,16 @@ def derangement(
     levels: Sequence[int] | None = None,
     lengths: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """For every row the index of a row with another context; the same for the same arguments.
+    """For every row the index of a row with another context; a pure function of its arguments.
 
-    Rows are paired within their level, and with rows of about their length. Within a level it is a
-    permutation wherever one exists (no context has more than half of the rows). Shifting by one
-    row would not do: SQuAD's neighbours share their passage in four cases of five.
+    Rows are paired within their level, with rows of similar length. Within a level it is a
+    permutation if one exists (if no context has more than half of the rows). A shift by one
+    row would not do: in SQuAD four of five neighbours share their passage.
 
     Args:
-        levels, lengths: of each row; not given: all alike.
+        context_ids: context of each row.
+        levels: level of each row; None: all the same.
+        lengths: length of each row; None: all the same.
 
     Returns:
         [n] int64.
@@ -54,7 +56,7 @@ def derangement(
 
 
 def _in_blocks(rows: Sequence[int], ids: Sequence[str], size: Sequence[int]) -> list[int]:
-    """The rows with those of one context side by side, shorter contexts first."""
+    """The rows ordered so that those of one context are neighbours, shorter contexts first."""
     shortest: dict[str, int] = {}
     for row in rows:
         shortest[ids[row]] = min(size[row], shortest.get(ids[row], size[row]))
@@ -62,10 +64,13 @@ def _in_blocks(rows: Sequence[int], ids: Sequence[str], size: Sequence[int]) -> 
 
 
 def _rotate(rows: Sequence[int], ids: Sequence[str], partner: np.ndarray) -> bool:
-    """Pairs each row with the one a largest block further on; False where that is its own block.
+    """Pairs each row with the one a largest block further on.
 
-    Blocks are of at most that size, so the partner lies behind the row's own block; around the end
-    it lies before it if no block has more than half of the rows.
+    The partner comes after the row's own block, since no block is larger. Where the order wraps
+    around, it comes before that block if no block has more than half of the rows.
+
+    Returns:
+        False, with nothing paired, if a block has more than half of the rows.
     """
     block = max(Counter(ids[row] for row in rows).values())
     if 2 * block > len(rows):

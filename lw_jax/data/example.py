@@ -11,15 +11,20 @@ from typing import Literal, Protocol, get_args
 from lw_jax.errors import UserError
 
 Split = Literal["train", "validation", "eval"]
-"""train: the wire learns from it; validation: watched while it learns; eval: reported."""
+"""train: the wire learns from it; validation: evaluated during training; eval: reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question (or "" where the task is the anchor's alone) about one context.
+    """One question about one context.
 
-    `answers[0]` is trained on; any of `answers` counts as right. Rows with one `context_id` have
-    the same context. `level` is a curriculum level (facts: the number of sentences), else 0.
+    Attributes:
+        id: name of the row.
+        context_id: name of the context; rows that share it have the same context.
+        context: the text.
+        question: the question; "" if the anchor alone sets the task.
+        answers: accepted answers; the first is trained on.
+        level: level of a curriculum (facts: the number of sentences), else 0.
     """
 
     id: str
@@ -50,12 +55,16 @@ class Rows(Protocol):
 
 
 def rng_of(name: str) -> random.Random:
-    """Random draws that depend on a row's name alone, on every machine."""
+    """Random draws that depend only on a row's name, the same on every machine."""
     return random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())
 
 
 def check_split(split: str) -> Split:
-    """`split`, if it is one; raises UserError."""
+    """The split, after a check of its name.
+
+    Raises:
+        UserError: there is no such split.
+    """
     if split not in get_args(Split):
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(get_args(Split))}")
     return split  # type: ignore[return-value]

@@ -10,7 +10,13 @@ AnswerType = Literal["number", "closed", "open"]
 
 
 class Ask(NamedTuple):
-    """A question whose answer is the value `slot` ("who": the surname)."""
+    """A question about a fact.
+
+    Attributes:
+        slot: the value that answers it ("who": the surname).
+        answer: type of the answer.
+        questions: the ways to ask.
+    """
 
     slot: str
     answer: AnswerType
@@ -18,12 +24,17 @@ class Ask(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One kind of fact, stated with the person first.
+    """One kind of fact. Statements name the person first.
 
-    Values: numbers by range, words of closed lists, open words by role.
-
-    `unique` names the closed words by which somebody is asked for ("Who keeps goats?"), so no two
-    people of a context may share them; open words are always unique.
+    Attributes:
+        name: its name.
+        numbers: (value, smallest, largest) of its numbers.
+        closed: values that are words of closed lists.
+        open: (value, role) of its open words.
+        unique: closed words by which a person is asked for ("Who keeps goats?"), so no two people
+            of a context may share them; open words are always unique.
+        statements: the ways to state it.
+        asks: the questions about it.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Generated facts: a few sentences about invented people, two facts each, and questions on them.
 
-Six sentences are about 280 characters and nearly incompressible: whoever answers must have kept
-almost everything. Answers are numbers, words of closed lists, or open words (`words.py`) that no
-training row contains.
+Six sentences are about 280 characters and nearly incompressible: to answer all questions, almost
+everything must be kept. Answers are numbers, words of closed lists, or open words (`words.py`) that
+no training row contains.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Config(DataSet):
 
     Args:
         levels: numbers of sentences in a context; each context takes one of them at random.
-        size: contexts in the training split (each is generated when it is asked for).
+        size: contexts in the training split (each is generated when it is needed).
         eval_size: contexts in the validation and in the evaluation split.
-        questions: at most so many questions of each context (null: all that can be asked).
+        questions: maximum number of questions on each context (null: all that can be asked).
         task: `answer` questions, or `readback` of the context itself (no question), or
             `continue`: the first half crosses, the second is written.
         reverse: also ask for the person ("Who works as a diver?"), which takes two look-ups.
-        augment: what the training split alone has more of.
+        augment: additions to the training split.
     """
 
     levels: tuple[int, ...] = (6,)
@@ -71,9 +71,12 @@ class Config(DataSet):
         at_least(self, 1, "size", "eval_size", "questions")
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> FactsRows:
-        """The rows of one split; other seeds give other contexts, of the same split's words.
+        """The rows of one split; other seeds give other contexts, with the same split's words.
 
-        `level` stands in for the config's levels.
+        Args:
+            split: the split.
+            seed: seed of the contexts.
+            level: number of sentences; None: the config's levels.
         """
         size = self.size if split == "train" else self.eval_size
         levels = self.levels if level is None else replace(self, levels=(level,)).levels
@@ -84,7 +87,7 @@ class Config(DataSet):
 
 
 class FactsRows:
-    """`rows[i]` depends on (seed, split, levels, i) alone and is made when it is asked for."""
+    """`rows[i]` depends only on (seed, split, levels, i) and is generated when it is needed."""
 
     malformed: Sequence[str] = ()
 
@@ -144,10 +147,14 @@ def answer_type(example: Example) -> AnswerType:
 def draw_facts(
     level: int, split: Split, rng: random.Random, shared: float = 0.0
 ) -> list[tuple[Kind, Values]]:
-    """`level` facts in random order: two a person, about two people at least from level 2 on.
+    """Facts in random order: two for each person, and from level 2 on about at least two people.
 
-    shared: probability that the people have the same kinds of facts, so that no question can be
-    answered by its kind alone.
+    Args:
+        level: number of facts.
+        split: the split, which decides the open words.
+        rng: random draws.
+        shared: probability that the people have the same kinds of facts, so that no question can be
+            answered by its kind alone.
     """
     people = max(min(level, 2), (level + 1) // 2)
     used: set[str] = set()
@@ -179,8 +186,12 @@ def _askable(
 ) -> Iterator[tuple[str, Ask, Values]]:
     """Every question that the facts answer, in random order.
 
-    A limit cuts the same order short, so it only saves time. reverse: with those for the person,
-    and for the first name once a person.
+    Args:
+        facts: the facts.
+        limit: maximum number of questions; it cuts the same order short, so it only saves time.
+        rng: random draws.
+        reverse: whether people are also asked for, by a fact, and by the surname for the first
+            name.
     """
     asks = [
         (kind.name, ask, values)
@@ -198,7 +209,7 @@ def _askable(
 
 
 def _asker(values: Values, ask: Ask, rng: random.Random) -> Values:
-    """The values as a question may name them: the person by full name or by surname alone."""
+    """The values as a question may name them: the person by full name or only by surname."""
     if ask is NAME or rng.random() < 0.5:
         return values | {"who": values["surname"]}
     return values

@@ -29,13 +29,13 @@ class Config(FileSource):
             name; eval null: `eval_share` of train is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
-        train_rows, eval_rows: at most so many rows, sampled by the seed; null for all.
+        train_rows, eval_rows: maximum number of rows, sampled by the seed; null for all.
         task: what follows the problem: `readback` (the problem itself), `solve` (the worked
             solution) or `final` (its number); or `continue`: the problem's first half crosses,
             its second is written.
-        decontaminate: training rows that share a run of so many words with an evaluation row are
+        decontaminate: training rows that share a run of this many words with an evaluation row are
             left out; 0: none is.
-        augment: other names and numbers in the training split alone; for `readback`.
+        augment: other names and numbers, only in the training split; for `readback`.
     """
 
     train: str = "openai/gsm8k"
@@ -57,7 +57,7 @@ class Config(FileSource):
             )
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows | RewrittenRows:
-        """One row a problem; problems that stand twice in a file share a context."""
+        """One row for each problem; problems that occur twice in a file share a context."""
 
         def parse(
             where: str, record: Mapping[str, Any], reject: Reject
@@ -93,6 +93,10 @@ class Config(FileSource):
 
 def solution(record: Mapping[str, Any], final: bool = False) -> str:
     """The worked solution without calculator marks, or its final number without thousands' commas.
+
+    Args:
+        record: the record.
+        final: whether only the number is wanted.
 
     Raises:
         BadRowError: there is no solution, or it does not end in "#### number".

@@ -1,7 +1,7 @@
-"""A text in two halves: the first crosses the wire, the second is what the receiver has to write.
+"""A text in two halves: the first crosses the wire, the receiver has to write the second.
 
-Continuing raw text needs no question and no label; ICAE (Ge et al. 2023) and COCOM (Rau et al.
-2024) train with it before the task.
+To continue raw text, no question and no label is needed; ICAE (Ge et al. 2023) and COCOM (Rau et
+al. 2024) train with it before the task.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ def halves(text: str) -> tuple[str, str]:
     """The text cut at the space nearest its middle, without that space.
 
     Raises:
-        BadRowError: it is one word.
+        BadRowError: it is a single word.
     """
     text = text.strip()
     spaces = [i for i, char in enumerate(text) if char == " "]

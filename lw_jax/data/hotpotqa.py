@@ -22,7 +22,7 @@ class Config(FileSource):
             train is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
-        train_rows, eval_rows: at most so many questions, sampled by the seed; null for all.
+        train_rows, eval_rows: maximum number of questions, sampled by the seed; null for all.
         paragraphs: the context: the two `supporting` paragraphs, or `all` (with distractors).
     """
 
@@ -33,7 +33,7 @@ class Config(FileSource):
     paragraphs: Literal["supporting", "all"] = "supporting"
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-        """One row a context; `level` is 1 easy, 2 medium, 3 hard, 0 not said."""
+        """One row for each context; `level` is 1 easy, 2 medium, 3 hard, 0 unknown."""
 
         def parse(
             where: str, record: Mapping[str, Any], reject: Reject

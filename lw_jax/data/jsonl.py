@@ -20,7 +20,7 @@ class Config(FileSource):
             train's contexts is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
-        train_rows, eval_rows: at most so many contexts, sampled by the seed; null for all.
+        train_rows, eval_rows: maximum number of contexts, sampled by the seed; null for all.
         context_field: the text that crosses the wire.
         question_field: null: there is no question.
         answer_field: text, or a list of texts that all count as right; null: the context is read
@@ -34,7 +34,7 @@ class Config(FileSource):
     level_field: str | None = None
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-        """One row a context, with all its questions."""
+        """One row for each context, with all its questions."""
 
         def parse(
             where: str, record: Mapping[str, Any], reject: Reject

@@ -18,8 +18,11 @@ _WORD = re.compile(r"[A-Za-z]+")
 class Leak(NamedTuple):
     """Something of the evaluation in the training rows.
 
-    kind: `word` (an open word of another split), `row` (a context of the evaluation), `run` (so
-    many words of one). where: id of the training row. what: the word, context or run.
+    Attributes:
+        kind: `word` (an open word of another split), `row` (a context of the evaluation), `run` (a
+            run of words of one).
+        where: id of the training row.
+        what: the word, context or run.
     """
 
     kind: str
@@ -33,11 +36,16 @@ class Leak(NamedTuple):
 def find(
     training: Groups[Any], evaluation: Groups[Any] | None, limit: int | None = None, run: int = 13
 ) -> list[Leak]:
-    """Leaks into the first `limit` contexts of the training rows (all, if not given).
+    """Leaks into the training rows.
 
-    Open words are checked by their hash, so against every evaluation there is, and contexts and
-    runs of `run` words against the first `limit` contexts of `evaluation`. Rows may be those of a
-    data set or of the pretraining mixture.
+    Open words are checked by their hash, which covers every possible evaluation. Contexts and runs
+    are compared with `evaluation`.
+
+    Args:
+        training: training rows, of a data set or of the pretraining mixture.
+        evaluation: evaluation rows; None: only words are checked.
+        limit: number of contexts of each to check, from the first on; None: all.
+        run: words in a run.
     """
     found = [leak for example in examples(training, limit) for leak in held_out_words(example)]
     if evaluation is None:
@@ -53,7 +61,7 @@ def find(
 
 
 def held_out_words(example: Example) -> Iterator[Leak]:
-    """The open words of an example's texts that training may not see."""
+    """The open words in an example's texts that training may not contain."""
     text = " ".join((example.context, example.question, *example.answers))
     for word in dict.fromkeys(_WORD.findall(text)):
         if open_split(word) not in (None, "train"):
@@ -61,7 +69,7 @@ def held_out_words(example: Example) -> Iterator[Leak]:
 
 
 def examples(rows: Groups[Any], limit: int | None = None) -> Iterator[Example]:
-    """The examples of rows, also where they come with an anchor."""
+    """The examples of rows, even if the rows hold them together with an anchor."""
     for index in islice(range(len(rows)), limit):
         for item in rows[index]:
             yield item if isinstance(item, Example) else item.example

@@ -1,4 +1,4 @@
-"""The rows of a config, and a spread of them."""
+"""The rows of a config, and a sample of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from lw_jax.utils.registry import chosen
 
 
 def data_set(data: Any) -> DataSet:
-    """The one data set that is chosen."""
+    """The data set that is set."""
     (config,) = chosen(data).values()
     assert isinstance(config, DataSet)
     return config
 
 
 def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Rows:
-    """The rows of a split, at one level of a curriculum if one is given.
+    """The rows of a split.
+
+    Args:
+        data: the data sets, of which one is set.
+        split: the split.
+        seed: seed of what is drawn or generated.
+        level: only rows of this level of a curriculum; None: as the config says.
 
     Raises:
         UserError: the data has no row of that level, or cannot be read.
@@ -29,7 +35,7 @@ def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Row
 
 
 def labels_of(data: Any) -> tuple[str, ...]:
-    """Every answer that a row may have, where the data is a task of a few labels; else none."""
+    """All answers that a row can have, if the data is a task with a few labels; else ()."""
     return data_set(data).choices
 
 

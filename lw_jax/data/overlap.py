@@ -1,4 +1,4 @@
-"""Texts that share a run of words: how contamination of training by evaluation is found."""
+"""Texts that share a run of words: finds training texts that contain evaluation texts."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def normalised(text: str) -> str:
 
 
 def runs(text: str, n: int) -> set[str]:
-    """Every run of n words of a text; a shorter text is its own run."""
+    """Every run of n words in a text; a shorter text is its own run."""
     words = WORD.findall(text.lower())
     return {" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} - {""}
 
 
 class RunIndex:
-    """Runs of n words of some texts, by which texts that share one are found."""
+    """Finds texts that share a run of n words with the indexed ones."""
 
     def __init__(self, texts: Iterable[str], n: int) -> None:
         self.n = n

@@ -2,9 +2,9 @@
 
 A process that dies while it writes a batch leaves half a message in its pipe. grain's workers then
 leave the reader waiting for ever, in `next` and in `close`; and a SIGTERM to a whole job reaches
-the workers as well. Here the reader alone holds each pipe's other end, so a worker's death is the
-pipe's end, and the reader's death breaks the pipe; workers pass over SIGTERM, since the run that
-started them decides when it is done with them.
+the workers as well. Here only the reader holds the other end of each pipe: if a worker dies, the
+reader sees the end of the pipe; if the reader dies, the pipe breaks. Workers ignore SIGTERM, since
+the run that started them decides when they end.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Seconds given to a killed worker to be gone."""
+"""Seconds to wait for a killed worker."""
 
 
 def ahead(
     make: Callable[[int], T], start: int = 0, stop: int | None = None, workers: int = 0
 ) -> Iterator[T]:
-    """make(start), make(start + 1), ..., make(stop - 1), without end if there is no stop.
+    """make(start), make(start + 1), ..., make(stop - 1), prepared ahead.
 
     Args:
-        make: a pure function of its number; must be picklable where there are workers.
-        workers: processes; 0: a thread of this one.
+        make: a pure function of its number; must be picklable if there are workers.
+        start: the first number.
+        stop: one beyond the last number; None: no end.
+        workers: number of processes; 0: a thread of this one.
 
     Raises:
         RuntimeError: a worker died.
@@ -65,13 +67,13 @@ def _from_workers(
 
     def end() -> None:
         for process in processes:
-            process.kill()  # it holds nothing that could be lost
+            process.kill()  # it holds nothing that can be lost
         for process in processes:
             process.join(PATIENCE)
         for pipe in pipes:
             pipe.close()
 
-    # A generator that nobody closes must not leave multiprocessing waiting for its workers.
+    # A generator that is never closed must not leave multiprocessing waiting for its workers.
     atexit.register(end)
     try:
         for i in range(workers):
@@ -82,7 +84,7 @@ def _from_workers(
             )
             process.start()
             processes.append(process)
-            theirs.close()  # now the worker alone can write
+            theirs.close()  # now only the worker can write
         numbers = count(start) if stop is None else range(start, stop)
         for turn, _ in enumerate(numbers):
             yield _receive(pipes[turn % workers], processes[turn % workers])
@@ -119,7 +121,7 @@ def _work(
             while message := made.get():
                 pipe.send_bytes(message)
             return
-        os._exit(1)  # nobody reads any more
+        os._exit(1)  # the reader is gone
 
     sender = threading.Thread(target=send, daemon=True)
     sender.start()
@@ -134,11 +136,11 @@ def _work(
 
 
 def _failure(error: Exception) -> bytes:
-    """An error as a message; where it comes from goes with it as a note."""
+    """An error as a message; its traceback goes with it as a note."""
     import traceback
 
     error.add_note("in a process that prepares batches:\n" + traceback.format_exc())
     try:
         return pickle.dumps((False, error))
-    except Exception:  # it holds something that cannot leave its process
+    except Exception:  # it cannot be pickled
         return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))

@@ -18,15 +18,17 @@ class BadRowError(ValueError):
 
 
 def is_file(name: str) -> bool:
-    """Whether a data set's name means a local file: it ends like one, or exists."""
+    """Whether a data set's name means a local file: it has such an ending, or exists."""
     return name.endswith(SUFFIXES) or Path(name).exists()
 
 
 def read(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
-    """(where, record) of each record; a line that is no JSON gives a BadRowError in its place.
+    """(where, record) of each record; a line that is not JSON gives a BadRowError in its place.
 
     Args:
         name: local file, or hub name (then `subset` and `split` choose from it).
+        subset: subset of a hub data set.
+        split: split of a hub data set.
 
     Raises:
         UserError: missing or unreadable file; unknown data set, subset or split; hub out of reach.
@@ -64,7 +66,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _document(path: Path) -> Iterator[tuple[str, Any]]:
-    """The records of a JSON list, also where it stands under "data"."""
+    """The records of a JSON list, at the top or under "data"."""
     try:
         document = json.loads(path.read_bytes().decode())
     except UnicodeDecodeError as error:
@@ -83,7 +85,7 @@ def _document(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of comma-separated text under a line of field names, by the line they end at."""
+    """Rows of comma-separated text under a line of field names, each with the line it ends at."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.DictReader(file, strict=True)
@@ -118,7 +120,7 @@ def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its retries would be told to the user one by one
+    logging.set_verbosity_error()  # it would report its retries one by one
     try:
         table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # datasets and the hub's client raise a dozen unrelated types
@@ -137,7 +139,11 @@ def _one_line(error: Exception) -> str:
 
 
 def text(record: Mapping[str, Any], field: str) -> str:
-    """A field's text, white space run together; raises BadRowError unless there is some."""
+    """A field's text, with white space collapsed.
+
+    Raises:
+        BadRowError: there is no text.
+    """
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
         got = "nothing" if value is None else repr(value)[:40]

@@ -1,4 +1,4 @@
-"""Training texts without end: a data set's own texts with other names and other numbers."""
+"""Unlimited training texts: a data set's own texts with other names and other numbers."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ class Augment:
 
 
 class RewrittenRows:
-    """Contexts to read back; `rows[i]` is a pure function of (texts, seed, i), made when asked for.
+    """Contexts to read back; `rows[i]` is a pure function of (texts, seed, i), made when needed.
 
     Args:
         groups: a data set's own contexts, one example each.
         augment: how many are changed, and how.
-        seed: of the choice.
-        held_out: runs of words that no rewritten text contains; where none of some tries is free
-            of them the text stays as it is. None: nothing is held out.
-        malformed, skipped: as of the data set's own rows.
+        seed: seed of the changes.
+        held_out: runs of words that no rewritten text may contain; after some tries without success
+            the text is not changed. None: nothing is held out.
+        malformed: rows that the data set left out as malformed.
+        skipped: number of rows that the data set left out on purpose.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From records to rows: which go to which split, grouped by context, the malformed ones named."""
+"""From records to rows: splits, rows grouped by context, and a list of malformed rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,29 @@ from lw_jax.errors import UserError
 from lw_jax.utils.checks import at_least, between
 
 Reject = Callable[[str, str], None]
-"""Takes where a malformed row stands, and what is wrong."""
+"""Called with the place of a malformed row, and what is wrong."""
 
 Parse = Callable[[str, Mapping[str, Any], Reject], Iterable[tuple[str, Example]]]
-"""(where, record, reject) -> examples, each with the key of what may not be torn apart by a split
-(an article, a passage). May raise `records.BadRowError` to reject the whole record."""
+"""(where, record, reject) -> examples, each with the key of what a split must keep together
+(an article, a passage). It may raise `records.BadRowError` to reject the whole record.
+"""
 
 
 @dataclass(frozen=True)
 class FileSource(DataSet):
     """Where rows come from; the base of the configs of data sets that are read.
 
-    Args: see the data sets' own configs.
+    Args:
+        train: local file or hub name of the training rows.
+        eval: local file or hub name of the evaluation rows; null: `eval_share` of train is held
+            out.
+        subset: subset of a hub data set.
+        train_split: split of a hub data set for training rows.
+        eval_split: split of a hub data set for evaluation rows.
+        eval_share: share of train held out for evaluation (only without evaluation rows).
+        validation_share: share of train held out for validation.
+        train_rows: maximum number of training rows, sampled by the seed; null for all.
+        eval_rows: maximum number of evaluation rows, sampled by the seed; null for all.
     """
 
     train: str = ""
@@ -47,7 +58,7 @@ class FileSource(DataSet):
 
     @property
     def has_eval(self) -> bool:
-        """Whether evaluation rows have a file or split of their own."""
+        """Whether evaluation rows have their own file or split."""
         if self.eval is None:
             return False
         same = self.eval == self.train
@@ -55,7 +66,12 @@ class FileSource(DataSet):
 
 
 class ListRows:
-    """Rows held in memory. skipped: how many rows were left out on purpose."""
+    """Rows held in memory.
+
+    Attributes:
+        malformed: rows that were left out as malformed.
+        skipped: number of rows that were left out on purpose.
+    """
 
     def __init__(
         self, groups: list[tuple[Example, ...]], malformed: list[str], skipped: int = 0
@@ -79,11 +95,19 @@ def load(
     level: int | None = None,
     keep: Callable[[Example], bool] | None = None,
 ) -> ListRows:
-    """The rows of one split, of one level only if one is given, without those not to `keep`.
+    """The rows of one split.
 
     Without evaluation rows of their own, `eval_share` of the training source is held out;
-    `validation_share` always is. Which rows is decided by a hash of their key, never by the seed,
-    which only picks the sample where `train_rows` or `eval_rows` limits it.
+    `validation_share` always is. A hash of a row's key decides its split, never the seed; the seed
+    only picks the sample if `train_rows` or `eval_rows` limits it.
+
+    Args:
+        source: where rows come from.
+        split: the split.
+        parse: reads a record.
+        seed: seed of the sample.
+        level: only rows of this level; None: all.
+        keep: whether to keep an example; None: all are kept.
 
     Raises:
         UserError: what `records.read` raises, an unknown split, or nothing left.

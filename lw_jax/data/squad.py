@@ -20,7 +20,7 @@ class Config(FileSource):
             name; eval null: `eval_share` of train's articles is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
-        train_rows, eval_rows: at most so many passages, sampled by the seed; null for all.
+        train_rows, eval_rows: maximum number of passages, sampled by the seed; null for all.
         unanswerable: the answer to v2's questions without one; null leaves them out.
     """
 
@@ -30,7 +30,7 @@ class Config(FileSource):
     unanswerable: str | None = None
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-        """One row a passage, with all its questions; articles are never torn apart by a split."""
+        """One row for each passage, with all its questions; a split never divides an article."""
 
         def parse(
             where: str, record: Mapping[str, Any], reject: Reject
@@ -85,7 +85,7 @@ def _example(
 
 
 def _answers(question: Mapping[str, Any]) -> tuple[str, ...]:
-    """The different answer texts, in order; none where v2 says that there is none."""
+    """The different answer texts, in order; () if v2 says that there is none."""
     answers = question.get("answers")
     if isinstance(answers, Mapping):  # the hub's rows: {"text": [...], "answer_start": [...]}
         texts = _list(answers, "text")

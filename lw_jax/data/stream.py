@@ -1,7 +1,7 @@
 """Order and batches: which rows are in which step, prepared ahead by worker processes.
 
-Nothing of a stream is ever saved: batch(step) is a pure function of (seed, stage, step), and a run
-that goes on at step n begins its iteration there.
+No state of a stream is saved: batch(step) is a pure function of (seed, stage, step), and a run that
+resumes at step n begins its iteration there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 Batch = TypeVar("Batch")
 
 IN_MEMORY = 2**20
-"""Up to so many rows an epoch's order is held in memory."""
+"""Up to this many rows, the order of an epoch is held in memory."""
 
 
 class Groups(Protocol[Item_co]):
@@ -37,17 +37,19 @@ class Groups(Protocol[Item_co]):
 
 @dataclass(frozen=True)
 class Stream(Generic[Item, Batch]):
-    """Batches of rows without end, shuffled anew each epoch.
+    """Endless batches of rows, shuffled anew each epoch.
 
-    A batch has no context twice, unless there are fewer contexts than `batch_size`; what is left
-    over at the end of an epoch waits for the next one's shuffle.
+    A batch never contains a context twice, unless there are fewer contexts than `batch_size`; rows
+    left over at the end of an epoch are added to the next epoch's shuffle.
 
     Args:
-        rows: contexts; must be picklable where there are workers, as must `collate`.
-        collate: `batch_size` groups of `questions` items each, to a batch.
-        questions: asked of each context in a step, chosen at random; where a context has fewer
-            they come repeatedly. 0: all of them, as the rows give them.
-        seed, stage: of the order; each stage of a run has its own.
+        rows: contexts; must be picklable if there are workers, and so must `collate`.
+        collate: makes a batch from `batch_size` groups of `questions` items each.
+        batch_size: contexts in a batch.
+        seed: seed of the order.
+        stage: name of the stage; each stage of a run has its own order.
+        questions: number of questions on each context in a step, chosen at random, repeated if a
+            context has fewer. 0: all of them, as the rows give them.
         workers: processes that prepare batches ahead; 0: a thread does.
     """
 
@@ -78,7 +80,7 @@ class Stream(Generic[Item, Batch]):
         return [self._large[epoch * n + place] for epoch, place in places]
 
     def items(self, step: int) -> list[tuple[Item, ...]]:
-        """What `collate` gets in a step: the rows, each with `questions` of its items."""
+        """The input of `collate` in a step: the rows, each with `questions` of its items."""
         rng = random.Random(f"{self.seed}/{self.stage}/{step}")
         picked = []
         for index in self.indices(step):

@@ -1,8 +1,8 @@
-"""Generated texts to classify: what most of the sentences are about; the others distract.
+"""Generated texts to classify: the label is the topic of most sentences; the others distract.
 
-A sentence tells its topic by what is done with a noun ("Ada Tovek feeds goats in Dakelu."), or by
-the noun alone ("Ada Tovek dreams of goats."). Nouns are divided among the splits by a hash, as open
-words are (`words.py`): no noun and no name of the evaluation was ever seen with a label.
+A sentence shows its topic by what is done with a noun ("Ada Tovek feeds goats in Dakelu."), or only
+by the noun ("Ada Tovek dreams of goats."). A hash divides nouns among the splits, as it does open
+words (`words.py`): no noun and no name of the evaluation was ever seen with a label.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "things": ITEMS,
     "places": PLACES,
 }
-"""The labels, and the nouns that tell them."""
+"""The labels, and their nouns."""
 
 QUESTION = "What is this mostly about?"
 
@@ -56,7 +56,7 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
         "In {city} {who} got lost between the {noun}.",
     ),
 }
-"""Sentences that tell their topic by more than the noun."""
+"""Sentences that show their topic by more than the noun."""
 
 NEUTRAL = (
     "{who} dreams of {noun}.",
@@ -64,7 +64,7 @@ NEUTRAL = (
     "{who} read a book about {noun} in {city}.",
     "In {city} {who} saw pictures of {noun}.",
 )
-"""Sentences that only the noun tells the topic of."""
+"""Sentences that show their topic only by the noun."""
 
 _PLURALS = {"fireman": "firemen", "knife": "knives", "scarf": "scarves"}
 
@@ -74,10 +74,10 @@ class Config(DataSet):
     """Generated texts, each mostly about animals, jobs, things or places.
 
     Args:
-        sentences: in a text.
-        own: of them about its topic; no other topic has as many.
-        told: share of the sentences that tell their topic by more than the noun.
-        size: texts in the training split (each is generated when it is asked for).
+        sentences: sentences in a text.
+        own: number of them about its topic; no other topic has as many.
+        told: share of the sentences that show their topic by more than the noun.
+        size: texts in the training split (each is generated when it is needed).
         eval_size: texts in the validation and in the evaluation split.
     """
 
@@ -94,13 +94,16 @@ class Config(DataSet):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Every answer that a row may have."""
+        """All answers that a row can have."""
         return tuple(TOPICS)
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> TopicRows:
-        """The rows of one split; other seeds give other texts, of the same split's words.
+        """The rows of one split; other seeds give other texts, with the same split's words.
 
-        `level` stands in for the config's number of sentences.
+        Args:
+            split: the split.
+            seed: seed of the texts.
+            level: number of sentences; None: the config's.
         """
         sentences = self.sentences if level is None else level
         check_sentences(sentences, self.own)
@@ -109,7 +112,7 @@ class Config(DataSet):
 
 
 def check_sentences(sentences: int, own: int) -> None:
-    """Raise UserError unless `own` of the sentences can be more than those of any other topic."""
+    """Raises UserError unless `own` sentences can be more than those of any other topic."""
     most = own + (len(TOPICS) - 1) * (own - 1)
     if not own <= sentences <= most:
         raise UserError(
@@ -118,9 +121,9 @@ def check_sentences(sentences: int, own: int) -> None:
 
 
 class TopicRows:
-    """`rows[i]` depends on (seed, split, sentences, own, told, i) alone.
+    """`rows[i]` depends only on (seed, split, sentences, own, told, i).
 
-    Of rows 4 k to 4 k + 3 there is one of every topic.
+    Rows 4 k to 4 k + 3 have one of every topic.
     """
 
     malformed: Sequence[str] = ()
@@ -168,18 +171,18 @@ class TopicRows:
 
 @cache
 def split_nouns(topic: str, split: Split) -> tuple[str, ...]:
-    """The nouns of a topic that a split's texts are made of, in the plural."""
+    """The nouns of a topic that a split's texts use, in the plural."""
     return tuple(plural(topic, noun) for noun in TOPICS[topic] if noun_split(noun) == split)
 
 
 def noun_split(noun: str) -> Split:
-    """The split that owns a noun, by its letters alone: 5/8 train, 1/8 validation, 2/8 eval."""
+    """The split that a noun belongs to, by its letters: 5/8 train, 1/8 validation, 2/8 eval."""
     bucket = hashlib.blake2b(noun.encode(), digest_size=1).digest()[0] & 7
     return "eval" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
 def plural(topic: str, noun: str) -> str:
-    """The plural of a noun of a topic, so that no topic is told by its grammar."""
+    """The plural of a noun of a topic, so that grammar shows no topic."""
     if topic == "animals":  # the list has plurals
         return noun
     if noun in _PLURALS:

@@ -1,7 +1,7 @@
 """Vocabularies of the generated facts: closed lists, and open words split by a hash.
 
-An open word is a string of syllables. Its split is a function of its letters alone, so a word that
-an evaluation uses is never seen in training, in any role, by any model that this project trains.
+An open word is a string of syllables. Its split is a function of its letters alone, so a word of
+the evaluation is never seen in training, in any role, by any model that this project trains.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lw_jax.data.example import Split
 
 ONSETS = "bdfgjklmnprstvz"
 VOWELS = "aeiou"
-CODAS = "bfgkmpvz"  # few English words end so: no plural, no -ed, no -er
+CODAS = "bfgkmpvz"  # few English words end like this: no plural, no -ed, no -er
 SYLLABLES = tuple(onset + vowel for onset in ONSETS for vowel in VOWELS)
 LAST_SYLLABLES = tuple(onset + vowel for onset in ONSETS for vowel in "iou")
 
@@ -24,8 +24,8 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Words of natural text (GSM8K, XQuAD) that have the form of an open word: never generated, so that
-# the hash says of every other word of that form in which split it may occur.
+# Words of natural text (GSM8K, XQuAD) in the form of an open word. They are never generated, so the
+# hash decides for every other word of that form in which split it may occur.
 NATURAL = frozenset(
     _words(
         """bebaf derek develop dorito figaro forum jafari kabob kalani kaleb kamari kimiko lopez
@@ -38,7 +38,13 @@ Role = Literal["surname", "city", "password"]
 
 
 class Form(NamedTuple):
-    """Syllables that a role's words are made of, and the tail that marks the role."""
+    """The form of a role's words.
+
+    Attributes:
+        syllables: number of syllables.
+        tails: endings, which mark the role.
+        capital: whether they are capitalised.
+    """
 
     syllables: int
     tails: tuple[str, ...]
@@ -57,7 +63,7 @@ _OPEN = re.compile(
 
 
 def open_split(word: str) -> Split | None:
-    """The split that owns a word of open form, or None: no open word (case does not matter)."""
+    """The split that an open word belongs to (case does not matter); None: it is another word."""
     lower = word.lower()
     if lower in NATURAL or not _OPEN.fullmatch(lower):
         return None
@@ -70,7 +76,7 @@ def _hashed(lower: str) -> Split:
 
 
 def open_word(role: Role, split: Split, rng: random.Random) -> str:
-    """A random word of `split`, of about 16 (surname) to 22 bits (password)."""
+    """A random word of `split`, with about 16 (surname) to 22 bits (password)."""
     count, tails, capital = FORMS[role]
     draw = rng.random
     while True:

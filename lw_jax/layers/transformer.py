@@ -58,6 +58,10 @@ class Attention(nn.Module):
 
     With `at`, the positions of x [B, M] and y [B, T] in tokens of the source, whole or fractional,
     queries and keys are rotated, so that scores depend on distances (head widths must be even).
+
+    Attributes:
+        heads: attention heads.
+        depth: layers of the stack, by which the start of the output is scaled.
     """
 
     heads: int
@@ -201,7 +205,12 @@ class Stack(nn.Module):
 
 
 class _Step(nn.Module):
-    """One scanned block."""
+    """One scanned block.
+
+    Attributes:
+        heads, ratio, depth, cross, dropout: as of `Block`.
+        train: whether this is a training step.
+    """
 
     heads: int
     ratio: int

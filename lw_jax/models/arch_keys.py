@@ -126,6 +126,12 @@ def check_values(
 def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     """A numeric field; a missing one takes the default, if there is one.
 
+    Args:
+        config: contents of config.json.
+        key: the field.
+        where: name of the file, for error messages.
+        default: value of a missing field; None: it must be given.
+
     Raises:
         UserError: the field is missing and has no default, or is not a number.
     """
@@ -139,6 +145,12 @@ def number(config: Mapping[str, Any], key: str, where: str, default: float | Non
 
 def whole(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
     """A field that is a positive whole number; a missing one takes the default, if there is one.
+
+    Args:
+        config: contents of config.json.
+        key: the field.
+        where: name of the file, for error messages.
+        default: value of a missing field; None: it must be given.
 
     Raises:
         UserError: the field is missing and has no default, or is not a positive whole number.

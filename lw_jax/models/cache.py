@@ -63,7 +63,14 @@ def put_positions(cache: Cache, cols: Array, positions: Array) -> Array:
 
 
 def put(stack: Array, layer: Array, cols: Array, new: Array) -> Array:
-    """A layer's new keys or values [B, T, K, h] written into the stack [L, B, S, K, h]."""
+    """Writes a layer's new keys or values into the stack.
+
+    Args:
+        stack: [L, B, S, K, h] keys or values.
+        layer: index of the layer.
+        cols: [B, T] columns of the new tokens; S is dropped.
+        new: [B, T, K, h] keys or values of the new tokens.
+    """
     rows = jnp.arange(cols.shape[0])[:, None]
     return stack.at[layer, rows, cols].set(new.astype(stack.dtype), mode="drop")
 

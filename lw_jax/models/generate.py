@@ -77,6 +77,15 @@ class Generation:
 
 @struct.dataclass
 class _State:
+    """State of the decoding loop.
+
+    Attributes:
+        step: number of tokens that were written.
+        cache: keys and values of prompt and new tokens.
+        out: what was written so far.
+        rng: random key.
+    """
+
     step: Array
     cache: Cache
     out: Generation

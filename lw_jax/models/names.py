@@ -151,7 +151,14 @@ def _spelled(name: str, present: Collection[str]) -> str:
 
 
 def harmless(name: str, arch: AnyArch, layers: int | None, head: bool) -> bool:
-    """Whether a checkpoint may hold this tensor although it is not asked for."""
+    """Whether a checkpoint may hold this tensor although it is not asked for.
+
+    Args:
+        name: name of the tensor.
+        arch: the model.
+        layers: number of layers that are loaded, from the first on; None: all.
+        head: whether the output head is loaded.
+    """
     if isinstance(arch, EncoderArch):
         name = name.removeprefix(_PREFIX)
         # Heads on top of the encoder, and the position numbers 0, 1, ... that old files hold.

@@ -79,7 +79,7 @@ def with_encoder_ids(arch: EncoderArch, tokenizer: Any, where: str) -> EncoderAr
     """
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     if first is None or last is None:
-        raise UserError(f"{where}: the tokenizer names no [CLS] and [SEP], which a text stands in")
+        raise UserError(f"{where}: the tokenizer has no [CLS] and [SEP] to put around a text")
     _check_embedded(arch, tokenizer, (first, last), where)
     return replace(arch, cls_id=first, sep_id=last)
 

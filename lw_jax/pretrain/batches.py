@@ -1,9 +1,8 @@
 """Texts of a mixture in token ids, in batches of a few static lengths, prepared by processes.
 
-A batch depends on (seed, step) alone. Steps are drawn in groups: a group's texts are parted into
+A batch depends only on (seed, step). Steps are drawn in groups: a group's texts are sorted into
 short and long ones and cut into its batches, so that two shapes are compiled and little is padded,
-and every batch still mixes the tasks.
-No jax here: worker processes import this.
+and every batch still mixes the tasks. No jax here: worker processes import this.
 """
 
 from __future__ import annotations
@@ -22,20 +21,25 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
 GROUP = 8
-"""Batches whose texts are parted together."""
+"""Number of batches whose texts are sorted together."""
 SHORT = 0.5625
 """Texts up to this share of the longest allowed are short ones."""
 MULTIPLE = 64
 """Static lengths of texts that are only scored are multiples of this many tokens."""
 REST, ANSWER, WRITTEN = 0, 1, 2
-"""Kinds of token: neither, of a question's answer, of a text written again (EOS included)."""
+"""Kinds of token: of a question's answer, of a text written again (EOS included), or neither."""
 
 Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text: its ids, and the kind of each (`REST`, `ANSWER`, `WRITTEN`)."""
+    """One text.
+
+    Attributes:
+        ids: its tokens.
+        kinds: the kind of each token (`REST`, `ANSWER`, `WRITTEN`).
+    """
 
     ids: list[int]
     kinds: list[int]
@@ -44,8 +48,14 @@ class Tokens:
 def tokenise(tokenizer: Tokenizer, tasks: Sequence[TextTask]) -> Tokens | None:
     """The receiver's sequence of a context and one or more tasks on it, each with its answer.
 
-    The first task comes exactly as a receiver is asked; the others follow its EOS. None where an
-    answer does not begin at a token boundary.
+    The first task comes exactly as a receiver is asked; the others follow its EOS.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        tasks: the tasks.
+
+    Returns:
+        The tokens; None if an answer does not begin at a token boundary.
     """
     layout = LayoutConfig(anchor=tasks[0].anchor)
     ids = head_ids(layout, tokenizer) + tokenizer.encode(message_text(layout, tasks[0].example))
@@ -64,7 +74,11 @@ def tokenise(tokenizer: Tokenizer, tasks: Sequence[TextTask]) -> Tokens | None:
 class Texts:
     """The batches of a mixture; picklable.
 
-    max_tokens: longer texts are left out; texts are drawn until a batch is full.
+    Attributes:
+        mixture: the texts.
+        tokenizer: the model's tokenizer.
+        batch_size: texts in a batch; texts are drawn until it is full.
+        max_tokens: longer texts are left out.
     """
 
     mixture: MixtureRows
@@ -78,7 +92,7 @@ class Texts:
         wanted, drawn = GROUP * self.batch_size, 0
         texts: list[Tokens] = []
         while len(texts) < wanted:
-            # groups own disjoint ranges of the mixture: at most every second text may be left out
+            # groups use disjoint ranges of the mixture: at most every second text may be left out
             if drawn == 2 * wanted:
                 raise ValueError(f"more than half of the texts exceed {self.max_tokens} tokens")
             text = tokenise(self.tokenizer, self.mixture[2 * wanted * number + drawn])
@@ -96,7 +110,13 @@ class Texts:
         return [pad(rows, size) for rows, size in zip(cut, sizes, strict=True)]
 
     def batches(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
-        """The batches of steps `start` to `stop`; workers: processes, 0 for none."""
+        """The batches of steps `start` to `stop`.
+
+        Args:
+            start: the first step.
+            stop: one beyond the last step.
+            workers: number of processes; 0: none.
+        """
         first, last = start // GROUP, -(-stop // GROUP)
         step = first * GROUP
         for group in ahead(self.group, first, last, workers):
@@ -115,7 +135,9 @@ def left_out(texts: Texts, sample: int) -> float:
 def pad(texts: Sequence[Tokens], size: int | None = None) -> Batch:
     """{ids [B, T+1] int32, kinds [B, T+1] int8, lengths [B] int32}.
 
-    size: T+1; None: the longest text's, T rounded up to a multiple of `MULTIPLE`.
+    Args:
+        texts: the texts.
+        size: T+1; None: the longest text's, with T rounded up to a multiple of `MULTIPLE`.
     """
     if size is None:
         longest = max(len(text.ids) for text in texts)

@@ -1,6 +1,6 @@
 """How well a frozen model reads plain text: what a receiver must be able to do before any bridge.
 
-Prompts are laid out and decoded by the receiver's own code, so a figure here is the `text` method
+The receiver's own code lays out and decodes the prompts, so a figure here equals the `text` method
 of an evaluation.
 """
 
@@ -37,7 +37,15 @@ def read_facts(
     batch_size: int,
     seed: int,
 ) -> Figure:
-    """Exact match of greedy answers given the text: `{"em", "ci", "n"}`."""
+    """Exact match of greedy answers given the text: `{"em", "ci", "n"}`.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        examples: questions on facts.
+        batch_size: examples in a batch.
+        seed: seed of the bootstrap.
+    """
     longest = 2 + max(len(tokenizer.encode(" " + e.answers[0])) for e in examples)
     said = write(model, tokenizer, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
@@ -56,7 +64,13 @@ def read_back(
 ) -> Figure:
     """Share of a text's numbers and names in what is read back: `{"recall", "ci", "n", ...}`.
 
-    layout: of the task; each example's first answer is the text itself.
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        layout: layout of the task.
+        examples: examples whose first answer is the text itself.
+        batch_size: examples in a batch.
+        seed: seed of the bootstrap.
     """
     longest = 1 + max(len(ids) for ids in tokenizer.encode_all([e.context for e in examples]))
     said = write(model, tokenizer, layout, examples, batch_size, longest)
@@ -80,10 +94,19 @@ def bits_per_byte(
     max_tokens: int,
     seed: int,
 ) -> Figure:
-    """Bits per UTF-8 byte of plain texts: `{"bits", "ci", "n", "left_out"}`."""
+    """Bits per UTF-8 byte of plain texts: `{"bits", "ci", "n", "left_out"}`.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        texts: the texts.
+        batch_size: texts in a batch.
+        max_tokens: longer texts are left out.
+        seed: seed of the bootstrap.
+    """
     bos = [
         tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    ]  # a first token to predict from
+    ]  # predicts the first token
     ids = [bos + row for row in tokenizer.encode_all(texts)]
     kept = [i for i, row in enumerate(ids) if 1 < len(row) <= max_tokens]
     kept.sort(key=lambda i: len(ids[i]))

@@ -16,8 +16,11 @@ class ArchConfig:
 
     Args:
         family: `llama`, `mistral` or `qwen2`: decides the layer's details and the files written.
-        width: of the residual stream.
-        layers, heads, kv_heads, head_dim: of the decoder.
+        width: width of the residual stream.
+        layers: number of layers.
+        heads: query heads.
+        kv_heads: key/value heads.
+        head_dim: width of a head.
         mlp_width: hidden width of the gated MLP.
         rope_theta: RoPE base.
         window: sliding window (mistral); null for none.
@@ -55,7 +58,7 @@ class TokenizerConfig:
     Args:
         vocab_size: entries, special tokens included.
         single_digits: every digit is a token.
-        samples: texts of the mixture that it is trained on.
+        samples: number of texts of the mixture that it is trained on.
     """
 
     vocab_size: int
@@ -79,11 +82,11 @@ class PretrainConfig:
         facts, facts_copy, gsm8k_copy, gsm8k_solve: shares of the text tasks.
         gsm8k_train: local file, or hub name, of the GSM8K training set; needed if a share is set.
         gsm8k_eval: local file, or hub name, of rows to read back in the final test.
-        questions: asked of a context of facts in one text.
-        shared: share of the contexts in which all people have the same kinds of facts, so that
-            who is asked about decides; without them that is learned late or never.
+        questions: number of questions on a context of facts in one text.
+        shared: share of the contexts in which all people have the same kinds of facts, so that the
+            person asked about matters; without them that is learned late or never.
         rest_weight, written_weight: loss weights of the tokens of a text, and of a copy or
-            solution; those of a question's answer have 1.
+            solution; tokens of a question's answer have weight 1.
         log_every, save_every: steps between log lines and checkpoints.
         eval_rows: facts questions (6 sentences, held-out words) in the final test.
     """

@@ -1,4 +1,4 @@
-"""The final test of a small model: what its card says it can do, measured on what was saved."""
+"""The final test of a small model: the figures of its card, measured on the saved model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,18 @@ def final_test(
     problems: gsm8k.Config | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Facts with new words from text, GSM8K questions read back, bits per byte of both."""
+    """Questions on facts with new words, GSM8K questions read back, bits per byte of both.
+
+    Args:
+        model: the saved model.
+        tokenizer: its tokenizer.
+        cfg: config of the stage.
+        problems: GSM8K problems to read back; None: none.
+        seed: seed of the rows.
+
+    Returns:
+        The figures by name.
+    """
     read_by = model, tokenizer
     rows = FactsRows("eval", seed, LEVEL, cfg.eval_rows, questions=1)
     facts = [rows[i][0] for i in range(cfg.eval_rows)]

@@ -24,7 +24,12 @@ REPEAT = "\nRepeat:"
 
 @dataclass(frozen=True, slots=True)
 class TextTask:
-    """One text to learn from: context, question or "", anchor literal, `example.answers[0]`."""
+    """One text to learn from.
+
+    Attributes:
+        example: context, question or "", and the answer `answers[0]`.
+        anchor: literal before the answer.
+    """
 
     example: Example
     anchor: str
@@ -32,7 +37,14 @@ class TextTask:
 
 @dataclass(frozen=True)
 class Shares:
-    """How often each task comes, relative to the others."""
+    """How often each task comes, relative to the others.
+
+    Attributes:
+        facts: questions on facts.
+        facts_copy: facts to copy.
+        gsm8k_copy: GSM8K problems to copy.
+        gsm8k_solve: GSM8K problems to solve.
+    """
 
     facts: float = 0.6
     facts_copy: float = 0.1
@@ -59,7 +71,15 @@ def mixture(
 ) -> MixtureRows:
     """The mixture's rows.
 
-    shared: of `draw_facts`. problems: GSM8K; only needed where one of its shares is above 0.
+    Args:
+        shares: how often each task comes.
+        split: the split.
+        seed: seed of the draws.
+        problems: GSM8K; needed only if one of its shares is above 0.
+        levels: numbers of sentences in a context of facts.
+        questions: number of questions on a context of facts.
+        shared: see `draw_facts`.
+        size: number of rows.
 
     Raises:
         UserError: GSM8K is missing, or what `gsm8k.rows` raises.

@@ -16,7 +16,7 @@ from lw_jax.pretrain.config import PretrainConfig
 
 
 def minutes(diagnostics: Path, stage: str) -> float:
-    """Minutes that the stage's steps took, over all its resumed parts, evaluation aside."""
+    """Minutes that the stage's steps took, over all its resumed parts, without evaluation."""
     seconds, before = 0.0, 0
     for line in diagnostics.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
@@ -27,7 +27,7 @@ def minutes(diagnostics: Path, stage: str) -> float:
 
 
 def hardware() -> str:
-    """What the process runs on."""
+    """Name of the hardware that the process runs on."""
     kinds = [device.device_kind for device in jax.devices()]
     return f"{len(kinds)} x {kinds[0]}, {os.cpu_count()} CPU cores ({platform.machine()})"
 
@@ -35,7 +35,15 @@ def hardware() -> str:
 def model_card(
     name: str, cfg: PretrainConfig, arch: Arch, figures: Mapping[str, Any], command: str
 ) -> str:
-    """The card, in Markdown."""
+    """The card, in Markdown.
+
+    Args:
+        name: the model's name.
+        cfg: config of the stage.
+        arch: the model's architecture.
+        figures: figures of the final test, and of the training.
+        command: the command line that trained it.
+    """
     rows = [
         ("facts, 6 sentences, new words: exact match from text", figures["facts"], "em"),
         ("GSM8K questions read back: numbers and names kept", figures.get("read_back"), "recall"),

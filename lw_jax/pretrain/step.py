@@ -23,8 +23,10 @@ def score_tokens(arch: Arch, params: PyTree, batch: Any, dtype: Any) -> tuple[To
     """Scores [B, T] of the tokens after the first, and a mask [B, T] of those that are real.
 
     Args:
+        arch: the decoder.
+        params: its weights.
         batch: `ids` [B, T+1], `lengths` [B] (see `lw_jax.pretrain.batches.pad`).
-        dtype: of the residual stream.
+        dtype: dtype of the residual stream.
     """
     ids, lengths = batch["ids"], batch["lengths"]
     h = embed_tokens(params, ids[:, :-1]).astype(dtype)
@@ -44,8 +46,12 @@ def make_step(
 ) -> StepFn:
     """The compiled step: (state, batch) -> (state, metrics); the state is donated.
 
-    rest_weight, written_weight: weights of a token of a text, and of a copy or solution (one of a
-    question's answer has 1); dtype: of the compute.
+    Args:
+        arch: the decoder.
+        optimiser: the optimiser.
+        rest_weight: weight of a token of a text.
+        written_weight: weight of a token of a copy or solution; a token of an answer has 1.
+        dtype: dtype of the compute.
     """
 
     def loss_fn(params: PyTree, batch: Any) -> tuple[Array, dict[str, Array]]:

@@ -21,12 +21,12 @@ from tokenizers.trainers import BpeTrainer
 
 from lw_jax.errors import UserError
 
-# A space belongs to the word, number or mark after it; a line break stands alone.
+# A space belongs to the word, number or mark after it; a line break is separate.
 _WORDS = r"\n| ?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+|[^\S\n]+(?!\S)|[^\S\n]"
 WORDS = _WORDS.format(digits=r" ?\p{N}+")
 WORDS_SINGLE_DIGITS = _WORDS.format(digits=r" ?\p{N}")
 
-# Qwen2's own. transformers rebuilds a qwen2 tokenizer with it (and NFC) whatever the file says.
+# Qwen2's own. transformers always rebuilds a qwen2 tokenizer with it (and NFC).
 WORDS_QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,7 +34,16 @@ WORDS_QWEN2 = (
 
 
 class Special(NamedTuple):
-    """A family's special tokens, in the order of their ids; Qwen2 has no BOS."""
+    """A family's special tokens.
+
+    Attributes:
+        tokens: all of them, in the order of their ids.
+        bos: begins a sequence; None: there is none (Qwen2).
+        eos: ends a sequence.
+        pad: padding.
+        unk: unknown token; None: there is none.
+        tokenizer_class: the class in transformers.
+    """
 
     tokens: tuple[str, ...]
     bos: str | None
@@ -67,8 +76,14 @@ def train_bpe(
 ) -> Tokenizer:
     """A byte-level BPE tokenizer of exactly `vocab_size` tokens, the same for the same texts.
 
-    A text that ends in ":" followed by " x" always splits there. With `single_digits` every digit
-    is a token of its own (the first may carry the space; in Qwen2 the space stands apart).
+    In a text that ends in ":", a following " x" is always a separate token.
+
+    Args:
+        texts: texts to train on.
+        vocab_size: entries, special tokens included.
+        family: `llama`, `mistral` or `qwen2`.
+        single_digits: whether every digit is a token of its own (the first may include the space;
+            in Qwen2 the space is separate).
 
     Raises:
         UserError: unknown family, Qwen2 without `single_digits`, a size the texts cannot fill.
@@ -111,7 +126,11 @@ def train_bpe(
 
 
 def family_tokens(family: str) -> Special:
-    """The special tokens of a family; raises UserError for an unknown one."""
+    """The special tokens of a family.
+
+    Raises:
+        UserError: unknown family.
+    """
     if family not in SPECIAL:
         raise UserError(f"tokenizer: unknown family {family!r}; known are {', '.join(SPECIAL)}")
     return SPECIAL[family]
@@ -130,7 +149,14 @@ def special_ids(tokenizer: Tokenizer, family: str) -> dict[str, int | None]:
 def save_tokenizer(
     tokenizer: Tokenizer, family: str, directory: str | Path, max_length: int
 ) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads."""
+    """Writes tokenizer.json and tokenizer_config.json, which `AutoTokenizer` reads.
+
+    Args:
+        tokenizer: the tokenizer.
+        family: `llama`, `mistral` or `qwen2`.
+        directory: where the files go.
+        max_length: context length of the model.
+    """
     special = family_tokens(family)
     config = {
         "add_prefix_space": False,

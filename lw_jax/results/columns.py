@@ -1,4 +1,4 @@
-"""The columns that a table can have: a heading, and what it says of a row."""
+"""The columns that a table can have: a heading, and a function from a row to its cell."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """heading: of the table; cell: the text of a row; training: whether it says nothing of an
-    evaluation, so that rows without one have it too."""
+    """A column.
+
+    Attributes:
+        heading: heading in the table.
+        cell: text of a row's cell.
+        training: whether it is about training, so that rows without an evaluation have it, too.
+    """
 
     heading: str
     cell: Callable[[Row], str]
     training: bool = False
 
     def text(self, row: Row | None) -> str:
-        """The row's cell; `MISSING` where there is no row, or no evaluation that it needs."""
+        """The row's cell; `MISSING` without a row, or without an evaluation that it needs."""
         if row is None or not (self.training or all(seed.evaluation for seed in row.seeds)):
             return MISSING
         return self.cell(row)
@@ -43,7 +48,7 @@ def _mean(row: Row, value: Callable[[Seed], float | None], form: str) -> str:
 
 
 def share_of_text(row: Row, metric: str = "em") -> float | None:
-    """The latent's figure over the text's."""
+    """The latent's figure divided by the text's."""
     latent, text = row.figure("latent", metric), row.figure("text", metric)
     return None if latent is None or text is None or not text.mean else latent.mean / text.mean
 
@@ -69,10 +74,11 @@ def _minutes(row: Row) -> str:
 
 
 def _alarms(row: Row) -> str:
-    """Each alarm with the first step at which it fired, the earliest of the seeds; and with the
-    last, the latest of the seeds, if in all of them it was silent in the end.
+    """Each alarm with the first step at which it fired, the earliest over the seeds.
 
-    "none" is said only of seeds whose training was evaluated on its way, where an alarm could fire.
+    If an alarm was silent at the end of all seeds, the last step at which it fired is added, the
+    latest over the seeds. "none" needs seeds with evaluations during training, where alarms can
+    fire.
     """
     fired: dict[str, int] = {}
     ended: dict[str, list[int | None]] = {}
@@ -118,7 +124,7 @@ def _probed(seed: Seed, tokenizer: str) -> Mapping[str, Any] | None:
 
 
 def _steps(seed: Seed) -> float | None:
-    """Of all train stages; None for a run without one."""
+    """Steps of all train stages; None: a run without one."""
     stages = seed.record["training"].values()
     return sum(stage["steps"] for stage in stages) if stages else None
 
@@ -129,8 +135,10 @@ LEARNED = 0.2
 
 
 def _learned(row: Row) -> str:
-    """Steps of all train stages until the last one's loss was first logged below `LEARNED`: the
-    mean over the seeds, if all got there."""
+    """Steps of all train stages until the last one's loss was first logged below `LEARNED`.
+
+    It is the mean over the seeds, if all reached it.
+    """
     found = []
     for seed in row.seeds:
         before = sum(s["steps"] for s in list(seed.record["training"].values())[:-1])
@@ -143,7 +151,7 @@ def _learned(row: Row) -> str:
 
 
 def _joint(which: str, heading: str) -> Column:
-    """Of several receivers of one latent."""
+    """A column about several receivers of one latent."""
 
     def cell(row: Row) -> str:
         held = [f for s in row.seeds if (f := s.evaluation.get("joint", {}).get(which)) is not None]
@@ -155,8 +163,11 @@ def _joint(which: str, heading: str) -> Column:
 
 
 def _content(row: Row) -> str:
-    """Whether the wire carries content, and the share that decides it: (matched - deranged) over
-    (matched - none), the mean of the seeds that have one (`lw_jax.evaluate.verdict`)."""
+    """Whether the wire carries content, and the share that decides it.
+
+    The share is (matched - deranged) / (matched - none), the mean over the seeds that have one
+    (`lw_jax.evaluate.verdict`).
+    """
     verdicts = [seed.evaluation["verdict"][seed.receiver] for seed in row.seeds]
     shares = [v["share"] for v in verdicts if v["share"] is not None]
     carrying = sum(v["carries"] for v in verdicts)
@@ -165,7 +176,7 @@ def _content(row: Row) -> str:
 
 
 def _floor(key: str) -> Callable[[Row], str]:
-    """What other contexts' gold answers have by chance."""
+    """A column of the overlap with other contexts' gold answers, by chance."""
 
     def value(seed: Seed) -> float | None:
         found: float | None = seed.evaluation["data"].get("entity_floor", {}).get(key)
@@ -175,7 +186,7 @@ def _floor(key: str) -> Callable[[Row], str]:
 
 
 def _within(row: Row) -> str:
-    """Share of the gold answers that fit into the tokens that decoding may write."""
+    """Share of the gold answers that fit into the maximum number of new tokens."""
     held = [method for seed in row.seeds if (method := seed.method("latent")) is not None]
     found = [m["compared"] / m["n"] for m in held if "compared" in m]
     return f"{sum(found) / len(found):.2f}" if found else MISSING
@@ -196,7 +207,7 @@ def _bytes(codec: str) -> Column:
 
 
 def _code(key: str, heading: str, form: str) -> Column:
-    """Of the codes that a batch of latents uses (`lw_jax.bottlenecks.codes.usage`)."""
+    """A column about the codes that a batch of latents uses (`lw_jax.bottlenecks.codes.usage`)."""
 
     def value(seed: Seed) -> float | None:
         found: float | None = (seed.method("latent") or {}).get("slots", {}).get(f"codes_{key}")
@@ -206,7 +217,7 @@ def _code(key: str, heading: str, form: str) -> Column:
 
 
 def _seconds(method: str, part: str, heading: str) -> Column:
-    """Of a method, for all rows; of the relay also what writing takes, and what reading does."""
+    """Seconds of a method for all rows; for the relay also the parts for writing and reading."""
 
     def value(seed: Seed) -> float | None:
         found: float | None = (seed.method(method) or {}).get(part)

@@ -1,6 +1,6 @@
 """Figures in prose, taken from records: `{facts_seed42.latent.em:.3f}`.
 
-Outside code, braces in a page's text hold a figure and how to write it (Python's format):
+Outside code, braces in a page's text hold a figure and its format (Python's):
 
     {NAME.METHOD.METRIC:.3f}         of a method; also .low and .high of its interval
     {NAME.METHOD.slots.rms_ratio}    of the slots of a method
@@ -10,9 +10,9 @@ Outside code, braces in a page's text hold a figure and how to write it (Python'
     {NAME.COLUMN}                    the cell of `lw_jax.results.columns`, as a table writes it
     {A - B:.2f}  {A / B:.0%}         of two of them
 
-NAME is a record, or what the page's `names` call a row; over several seeds a figure is their mean.
-METHOD may be `method`, the one that the row is about. So no figure in prose can differ from its
-record, and none stays behind when a record is replaced.
+NAME is a record, or a row in the page's `names`; over several seeds a figure is their mean. METHOD
+may be `method`, the one that the row is about. So no figure in prose can differ from its record,
+and none is out of date when a record is replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ _FIELD = re.compile(r"\s*([\w.]+)\s*(?:([-/])\s*([\w.]+)\s*)?(?::(.*))?", re.DOT
 def fill(
     text: str, names: Mapping[str, Any], records: Mapping[str, Mapping[str, Any]], where: str
 ) -> str:
-    """The text with its figures. `where` names it in an error.
+    """The text with its figures.
+
+    Args:
+        text: the text.
+        names: rows by name.
+        records: the records by name.
+        where: name of the text, for error messages.
 
     Raises:
         UserError: braces that hold no figure, or a figure that no record has.
@@ -80,7 +86,7 @@ def _row(
 
 
 def _value(row: Row, path: Sequence[str]) -> Any:
-    """The mean over the seeds; what is no number must be the same in all."""
+    """The mean over the seeds; a value that is no number must be the same in all."""
     found = [_of(seed, row, path) for seed in row.seeds]
     if all(isinstance(value, int | float) for value in found):
         return found[0] if len(found) == 1 else sum(found) / len(found)

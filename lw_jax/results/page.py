@@ -26,10 +26,13 @@ NOTE = (
 
 
 def write_pages(folder: Path) -> list[Path]:
-    """Write every page of a folder and its pictures; the paths written. All or none.
+    """Writes every page of a folder and its pictures, all or none.
+
+    Returns:
+        The paths written.
 
     Raises:
-        UserError: a source is not as it should be, or a record is missing.
+        UserError: a source has a wrong form, or a record is missing.
     """
     sources = {path.name: load(path) for path in sorted(folder.glob("*.yaml"))}
     if not sources:
@@ -62,7 +65,14 @@ def _listed(spec: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, An
 
 
 def render(spec: Mapping[str, Any], records: Records, note: str, pages: Mapping[str, Any]) -> str:
-    """A page's text. `pages`: the others, for the page that lists them."""
+    """A page's text.
+
+    Args:
+        spec: the page's source.
+        records: the records by name.
+        note: text about how the page was made.
+        pages: the other pages, for the page that lists them.
+    """
     parts = [note, f"# {spec['title']}"]
     names = spec.get("names", {})
     if spec.get("text"):
@@ -107,7 +117,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _column(title: str, name: str) -> Column:
-    """A column by its name; `facts/latent` is `latent` of what a row has beside it as `facts`."""
+    """A column by its name; `facts/latent` is `latent` of the row's companion `facts`."""
     beside, _, plain = name.rpartition("/")
     if plain not in COLUMNS:
         raise UserError(f"{title}: unknown column {plain!r}; one of {', '.join(COLUMNS)}")

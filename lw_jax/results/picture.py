@@ -12,7 +12,12 @@ from lw_jax.results.row import Figure, Row
 
 
 def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Row]]) -> None:
-    """Latent and token budget against tokens a column, a line for each entry of `lines`.
+    """Draws latent and token budget against tokens per column.
+
+    Args:
+        path: the picture.
+        picture: its source.
+        lines: the rows of each line.
 
     Raises:
         UserError: matplotlib is not installed.

@@ -1,8 +1,8 @@
-"""A record: what a run measured, in one line, small enough to keep beside the docs.
+"""A record: what a run measured, in one line, small enough to keep in the repository.
 
-A file `<topic>.jsonl` holds a line for each run: its name, the config's keys that are not at their
-default, of each train stage the steps, seconds, the loss on its way and the alarms with the steps
-at which each first and last fired, and of each evaluation the figures that a page can show
+A file `<topic>.jsonl` holds a line for each run: its name; the config's keys that are not at their
+default; of each train stage the steps, seconds, logged losses and the alarms with the steps at
+which each first and last fired; and of each evaluation the figures that a page can show
 (`lw_jax.results.columns`, `lw_jax.results.figures`). A run that was stopped in training has a
 record of it, and no evaluations.
 """
@@ -31,7 +31,7 @@ METRICS = (
     "distinct",
     "loops",
 )
-"""Of a method, each with its interval where it has one."""
+"""Metrics of a method, each with its interval if it has one."""
 COUNTS = ("n", "compared", "columns", "wire_bytes", "seconds", "seconds_writing", "seconds_reading")
 SLOTS = ("rms_ratio", "codes_perplexity", "codes_distinct")
 _ALARM = "/alarm/"
@@ -41,7 +41,7 @@ def record_of(run_dir: Path) -> dict[str, Any]:
     """The record of a run directory.
 
     Raises:
-        UserError: no run there, or one that has neither trained nor evaluated.
+        UserError: there is no run, or it has neither trained nor evaluated.
     """
     from lw_jax.runs.directory import read_config  # pages are written without jax
 
@@ -83,7 +83,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of a train stage's diagnostics: steps, median seconds per step, losses, alarms.
+    """Steps, median seconds per step, losses and alarms from a train stage's diagnostics.
 
     `course` has steps and losses, `watched` the last step at which alarms could fire (0: never).
     """
@@ -110,7 +110,7 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Of an evaluation's `metrics.json`, what a page can show."""
+    """What a page can show of an evaluation's `metrics.json`."""
     latent = metrics["compression"].get("latent", {})
     found = {
         "receivers": {
@@ -156,7 +156,7 @@ def _only(held: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Stage and figures of every evaluation; those made again are `<stage>@<number>`."""
+    """Stage and figures of every evaluation; repeated ones are `<stage>@<number>`."""
     for path in sorted(run_dir.glob("*/metrics.json")) + [run_dir / "metrics.json"]:
         if path.is_file():
             metrics = json.loads(path.read_text(encoding="utf-8"))
@@ -173,15 +173,23 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_record(run_dir: Path, where: Path) -> Path:
-    """Put a run's record into a file (see `put`); the file's path."""
+    """Adds a run's record to a file (see `put`).
+
+    Returns:
+        The file's path.
+    """
     return put(record_of(run_dir), where)
 
 
 def put(record: Mapping[str, Any], where: Path) -> Path:
-    """Put a record, figures with six digits, in place of the one of its name, or beside the others.
+    """Adds a record, with figures of six digits, or replaces the one of its name.
 
-    where: a file `<topic>.jsonl`, or the folder of such files for a name that one of them has.
-    Returns the file's path.
+    Args:
+        record: the record.
+        where: a file `<topic>.jsonl`, or the folder of such files if one of them has the name.
+
+    Returns:
+        The file's path.
 
     Raises:
         UserError: no file has the name, or another one than `where`.

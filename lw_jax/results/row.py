@@ -12,21 +12,27 @@ from lw_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Seed:
-    """One record seen through one evaluation and one receiver."""
+    """One record, seen through one evaluation and one receiver.
+
+    Attributes:
+        record: the record.
+        evaluation: the evaluation.
+        receiver: the receiver's name.
+    """
 
     record: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     receiver: str
 
     def method(self, name: str) -> Mapping[str, Any] | None:
-        """A method's figures, or None if it was not run."""
+        """A method's figures; None: it was not run."""
         methods = self.evaluation.get("receivers", {}).get(self.receiver, {})
         found: Mapping[str, Any] | None = methods.get(name)
         return found
 
     @property
     def compression(self) -> Mapping[str, Any]:
-        """Tokens and characters a column."""
+        """Tokens and characters per column."""
         found: Mapping[str, Any] = self.evaluation["compression"]["receivers"][self.receiver]
         return found
 
@@ -39,8 +45,14 @@ class Seed:
 
 @dataclass(frozen=True)
 class Row:
-    """label: what distinguishes it; seeds: same config but for the seed; beside: the same on other
-    data, by name, None where there is none; method: that the row is about."""
+    """A row of a table.
+
+    Attributes:
+        label: what distinguishes it.
+        seeds: records that differ only in the seed.
+        beside: companion rows by name: the same bridge on other data; None: there is none.
+        method: the method that the row is about.
+    """
 
     label: str
     seeds: tuple[Seed, ...]
@@ -48,7 +60,7 @@ class Row:
     method: str = "latent"
 
     def figure(self, method: str, metric: str) -> Figure | None:
-        """A metric of a method, over the seeds; None where it was not measured."""
+        """A metric of a method, over the seeds; None: it was not measured."""
         found = [s.method(method) for s in self.seeds]
         held = [m for m in found if m is not None and metric in m]
         if len(held) < len(self.seeds):
@@ -58,7 +70,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Figure:
-    """mean over the seeds; low, high: 95 % interval of that mean, None where there is none."""
+    """A figure.
+
+    Attributes:
+        mean: mean over the seeds.
+        low: lower end of the 95 % interval of that mean; None: there is none.
+        high: upper end; None: there is none.
+    """
 
     mean: float
     low: float | None = None
@@ -73,8 +91,9 @@ class Figure:
 def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> Figure:
     """The mean of the seeds' values.
 
-    Its interval holds the rows' chance (each seed's half-widths, added in squares) and the seeds'
-    own spread (standard error of the mean, times 1.96), added in squares.
+    The half-width of its interval adds two parts in squares: the sampling of rows (each seed's
+    half-widths, added in squares) and the spread between seeds (standard error of the mean, times
+    1.96).
     """
     mean = sum(values) / len(values)
     if any(i is None for i in intervals):
@@ -94,12 +113,14 @@ def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]
 
 
 def read_row(records: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]) -> Row:
-    """A row as a page's source describes it: label, records, and optionally stage, receiver, method
-    and `beside`, rows by name (null where there is none); or `training`, a train stage alone. A
-    record without evaluations has figures of its training only.
+    """A row as a page's source describes it.
+
+    Keys: label, records, and optionally stage, receiver, method and `beside`, rows by name (null:
+    there is none); or `training`, a train stage alone. A record without evaluations has only
+    figures of its training.
 
     Raises:
-        UserError: a record, a stage, a receiver or a method that is not there.
+        UserError: a record, a stage, a receiver or a method that does not exist.
     """
     names = [spec["record"]] if "record" in spec else list(spec["records"])
     seeds = []

@@ -35,7 +35,7 @@ from lw_jax.types import PyTree
 from lw_jax.utils.schedule import BatchKind
 
 HEAD = (0, 0, 0, 0)
-"""Stands for [BOS] and primer, whose length alone matters."""
+"""Stands for [BOS] and primer; only its length matters."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class AbstractStep:
     """A jitted step and its arguments as `jax.ShapeDtypeStruct`s with shardings.
 
     Attributes:
-        step: the step.
-        state: of the training.
+        step: the jitted step.
+        state: the training state.
         frozen: the frozen models.
-        batch: of `batch_shapes`.
+        batch: the batch, from `batch_shapes`.
     """
 
     step: jax.stages.Wrapped
@@ -56,7 +56,7 @@ class AbstractStep:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What `step` takes."""
+        """The arguments of `step`."""
         return self.state, self.frozen, self.batch
 
 
@@ -71,12 +71,12 @@ def abstract_step(
     """The first step of a train stage.
 
     Args:
-        config: of the run.
-        train: of the stage.
+        config: config of the run.
+        train: config of the stage.
         specs: the frozen models by name.
         lengths: tokens of each part of a batch, as `lw_jax.text.collate.measure` gives them.
         mesh: the device mesh.
-        kind: what the step is for.
+        kind: what the step trains.
 
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
@@ -102,7 +102,14 @@ def abstract_step(
 def abstract_models(
     config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh, layout: LayoutConfig
 ) -> FrozenModels:
-    """The frozen models as a stage has them, from shapes: the sender only up to its highest tap."""
+    """The frozen models of a stage, from shapes: the sender only up to its highest tap.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+        mesh: the device mesh.
+        layout: layout of the stage.
+    """
 
     def make(spec: FrozenSpec, layers: int | None, head: bool) -> Frozen:
         return spec.abstract(mesh, layers, head)
@@ -119,7 +126,14 @@ def batch_shapes(
     lengths: Mapping[str, int],
     mesh: Mesh,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a batch of `lw_jax.text.collate`."""
+    """The arrays of a batch of `lw_jax.text.collate`.
+
+    Args:
+        train: config of the stage.
+        receivers: names of the receivers.
+        lengths: tokens of each part of a batch.
+        mesh: the device mesh.
+    """
     rows, asked = train.batch_size, train.batch_size * train.questions
     where = batch_sharding(mesh)
 
@@ -141,7 +155,7 @@ def batch_shapes(
 
 
 def size_in_bytes(tree: PyTree) -> int:
-    """Bytes of one device's part of every leaf."""
+    """Bytes that one device holds of all leaves."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)

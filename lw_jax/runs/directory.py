@@ -33,8 +33,9 @@ class Run:
         config: the resolved config.
         run_dir: the run's directory: checkpoints, diagnostics, statistics.
         mesh: the device mesh.
-        console: where a person reads.
-        out_dir: where an evaluation writes; `run_dir`, unless a finished run is evaluated again.
+        console: prints for people.
+        out_dir: where an evaluation writes: `run_dir`, or a new directory if a finished run is
+            evaluated again.
         command: the command line that started it, as a person would type it.
         session: the frozen models, opened once for all stages.
     """
@@ -48,12 +49,12 @@ class Run:
     session: Session = field(default_factory=Session)
 
     def finished(self) -> dict[str, float]:
-        """Stages that have ended, with the seconds that their last leg took."""
+        """Finished stages, with the seconds of the process that ended each."""
         path = self.out_dir / FINISHED
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def finish(self, stage: str, seconds: float) -> None:
-        """Note that a stage has ended."""
+        """Records that a stage has ended."""
         write_text(self.out_dir / FINISHED, json.dumps({**self.finished(), stage: seconds}) + "\n")
 
 
@@ -63,7 +64,7 @@ def run_directory(config: Config) -> Path:
 
 
 def check_directory(config: Config) -> None:
-    """Whether the run directory is free, or holds this very config.
+    """Checks that the run directory is free, or holds a run of the same config.
 
     Raises:
         UserError: it holds something else; says what differs and how to go on.
@@ -97,22 +98,22 @@ def open_run(
     command: str = "",
     session: Session | None = None,
 ) -> Iterator[Run]:
-    """Make or re-open the run directory of a config that passed its checks; locked until the end.
+    """Makes or re-opens the run directory of a config that passed its checks; locked until the end.
 
     Args:
-        config: of the run.
+        config: config of the run.
         mesh: the device mesh.
-        console: where a person reads.
+        console: prints for people.
         command: the command line that started it.
-        session: with the models that its checks opened; None: a new one.
+        session: the session whose models the checks have opened; None: a new one.
 
     Raises:
-        UserError: see `check_directory`; or another process is at work in it.
+        UserError: see `check_directory`; or another process uses the directory.
     """
     check_directory(config)
     path = run_directory(config)
     _make(path)
-    with (path / LOCK).open("w") as file:  # a kill, too, sets the lock free
+    with (path / LOCK).open("w") as file:  # a kill also releases the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,11 +131,11 @@ def open_evaluation(
     """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run.
 
     Args:
-        config: with what is to be otherwise in it.
-        run_dir: of the run.
+        config: config of the run, with the changes for this evaluation.
+        run_dir: directory of the run.
         mesh: the device mesh.
-        console: where a person reads.
-        session: with the models that its checks opened; None: a new one.
+        console: prints for people.
+        session: the session whose models the checks have opened; None: a new one.
     """
     home = run_dir / "evaluations"
     _make(home)
@@ -149,7 +150,7 @@ def read_config(run_dir: Path) -> Config:
     """The resolved config in a run directory.
 
     Raises:
-        UserError: there is none, or it was written for another version of the code.
+        UserError: there is none, or it was written by another version of the code.
     """
     path = run_dir / CONFIG
     if not path.is_file():

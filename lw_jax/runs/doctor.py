@@ -1,6 +1,6 @@
 """Checks of a config before it costs anything: models, tokenizers, rows, mesh, memory.
 
-`check` runs before every run and raises on the first thing that is wrong; `--doctor` shows all.
+`check` runs before every run and raises the first error; `--doctor` shows all findings.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from lw_jax.utils.registry import chosen
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """One finding about a config.
 
     Attributes:
         level: whether the run can go on.
-        key: of the config.
+        key: key of the config.
         text: what was found.
     """
 
@@ -56,14 +56,14 @@ class Finding:
 
 @dataclass
 class Examination:
-    """All that is found out about a config on the way.
+    """Everything that is found out about a config on the way.
 
     Attributes:
-        config: what is looked at.
+        config: the config.
         session: opens its models.
-        findings: so far.
+        findings: findings so far.
         specs: the models that could be opened, by name.
-        groups: rows of the stages, to train on where there are such.
+        groups: rows of the stages: training rows, if there are any.
         asked: rows of every evaluate stage.
         sizes: static lengths that hold the rows, as `lw_jax.text.collate.measure` gives them.
     """
@@ -77,12 +77,12 @@ class Examination:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
-        """Keep a finding."""
+        """Adds a finding."""
         self.findings.append(Finding(level, key, text))
 
     @contextmanager
     def trying(self, key: str) -> Iterator[None]:
-        """A UserError inside becomes a finding."""
+        """Turns a UserError inside into a finding."""
         try:
             yield
         except UserError as error:
@@ -95,11 +95,11 @@ class Examination:
 
 
 def check(config: Config, session: Session | None = None) -> None:
-    """Raise what `examine` finds first, without the estimate of memory.
+    """Raises the first error that `examine` finds, without the estimate of memory.
 
     Args:
-        config: of the run.
-        session: of the run, which keeps the models that are opened here; None: a new one.
+        config: config of the run.
+        session: session of the run, which keeps the models that are opened here; None: a new one.
 
     Raises:
         UserError: anything wrong that can be known before the run.
@@ -118,9 +118,9 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
     """All findings.
 
     Args:
-        config: of the run.
-        memory: whether the steps are compiled, to say what memory they take.
-        session: of the run, which keeps the models that are opened here; None: a new one.
+        config: config of the run.
+        memory: whether the steps are compiled, to say how much memory they need.
+        session: session of the run, which keeps the models that are opened here; None: a new one.
     """
     seen = Examination(config, session or Session())
     with seen.trying("mesh"):
@@ -148,19 +148,25 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
 
 
 def report(findings: list[Finding], console: Console) -> int:
-    """Print the findings; the exit code."""
+    """Prints the findings.
+
+    Returns:
+        The exit code.
+    """
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for found in findings:
         table.add_row(Text(found.level, colours[found.level]), Text(found.key), Text(found.text))
     console.print(table)
     errors = sum(f.level == "error" for f in findings)
-    console.print(Text(f"{errors} to put right" if errors else "ready to run", "bold"))
+    console.print(
+        Text(f"{errors} error{'s' * (errors != 1)}" if errors else "ready to run", "bold")
+    )
     return 2 if errors else 0
 
 
 def _batches(seen: Examination, rows: int) -> None:
-    """Every batch must divide over the mesh's rows."""
+    """Checks that every batch divides over the mesh's rows."""
     for name, stage in seen.config.stages.items():
         for kind, cfg in chosen(stage).items():
             count = cfg.batch_size // getattr(cfg, "accumulate", 1)
@@ -174,7 +180,7 @@ def _batches(seen: Examination, rows: int) -> None:
 
 
 def _model(seen: Examination, name: str, model: ModelConfig) -> None:
-    """Can the model be opened, and are its weights there?"""
+    """Checks that a model can be opened and that its weights are there."""
     key = name if name == SENDER else f"receivers.{name}"
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
@@ -212,7 +218,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
 
 
 def _rows(seen: Examination) -> None:
-    """Read the rows of every stage."""
+    """Reads the rows of every stage."""
     config = seen.config
     for name, stage in config.stages.items():
         for kind, cfg in chosen(stage).items():
@@ -267,7 +273,7 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
 
 
 def _layout(seen: Examination) -> None:
-    """Are the labels the joint tokenisation's, and do the texts fit the models?"""
+    """Checks that labels are the tokens of the whole string, and that the texts fit the models."""
     config, examples = seen.config, [e for g in seen.groups for e in g]
     receivers = {n: seen.specs[n].tokenizer for n in config.receivers}
     for name, tokenizer in receivers.items():

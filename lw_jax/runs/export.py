@@ -16,7 +16,7 @@ from lw_jax.runs.trained import load_trained
 
 
 def main(argv: list[str]) -> int:
-    """Export the bridge of a finished run."""
+    """Exports the bridge of a finished run."""
 
     if len(argv) != 2:
         print("usage: python -m lw_jax.runs.export RUN_DIR OUT_DIR", file=sys.stderr)

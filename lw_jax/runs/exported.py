@@ -1,8 +1,8 @@
 """A trained bridge in a directory of its own, to ship or to start another run from.
 
 `bridge.safetensors` holds the bridge's parameters (bfloat16; no optimiser, no objectives' heads),
-`bridge.json` where they come from and the fingerprints of the frozen models they belong to,
-`receivers.json` how loud the receivers were measured to be.
+`bridge.json` their origin and the fingerprints of the frozen models they belong to,
+`receivers.json` the measured RMS of the receivers.
 
     python -m lw_jax.runs.export RUN_DIR OUT_DIR
 """
@@ -41,8 +41,13 @@ def about_bridge(directory: Path) -> dict[str, Any]:
 
 
 def save_bridge(directory: Path, params: PyTree, about: Mapping[str, Any]) -> None:
-    """Write a bridge's parameters, and what is known about them (JSON: `step`, `stage`,
-    `fingerprints`, `config`)."""
+    """Writes a bridge's parameters, and what is known about them.
+
+    Args:
+        directory: where the files go.
+        params: the parameters.
+        about: JSON with `step`, `stage`, `fingerprints` and `config`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     tensors = {path_of(p): _stored(path_of(p), np.asarray(x)) for p, x in leaves}
@@ -59,9 +64,12 @@ def _stored(path: str, value: np.ndarray) -> np.ndarray:
 def load_bridge(
     directory: Path, like: PyTree, only: Sequence[str] = ()
 ) -> tuple[PyTree, dict[str, Any]]:
-    """The parameters of an exported bridge, laid out as `like`, and what is known about them.
+    """The parameters of an exported bridge, and what is known about them.
 
-    only: components to load; empty: all, and nothing else may be there.
+    Args:
+        directory: the directory.
+        like: parameters whose layout they get.
+        only: components to load; empty: all, and there may be no others.
 
     Raises:
         UserError: it holds another bridge than the config's.

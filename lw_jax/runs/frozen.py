@@ -1,4 +1,4 @@
-"""Which frozen models a stage has, how much of each, and in whose tokens its source is read."""
+"""The frozen models of a stage: which, how much of each, and the tokenizers of the source."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.text.collate import Sources
 
 Make = Callable[[FrozenSpec, int | None, bool], Frozen]
-"""From a spec, layers and head to the model: `FrozenSpec.load` or `.abstract` on some mesh."""
+"""(spec, layers, head) -> model: `FrozenSpec.load` or `.abstract` on a mesh."""
 
 
 def make_sender(config: Config, specs: Mapping[str, FrozenSpec], make: Make) -> Frozen | None:
-    """The sender of a run's source: its layers up to the highest tap, without an output head."""
+    """The sender of a run's source: its layers up to the highest tap, without an output head.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+        make: makes a model from its spec.
+    """
     if config.sender is None:
         return None
     return make(specs[SENDER], sender_layers(config, specs), False)
@@ -25,7 +31,13 @@ def make_sender(config: Config, specs: Mapping[str, FrozenSpec], make: Make) -> 
 def make_receivers(
     config: Config, specs: Mapping[str, FrozenSpec], make: Make
 ) -> dict[str, FrozenDecoder]:
-    """The receivers of a run, whole."""
+    """The receivers of a run, complete.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+        make: makes a model from its spec.
+    """
     found = {}
     for name in config.receivers:
         model = make(specs[name], None, True)
@@ -35,17 +47,17 @@ def make_receivers(
 
 
 def sender_layers(config: Config, specs: Mapping[str, FrozenSpec]) -> int:
-    """How many of the sender's layers a run's source reads."""
+    """Number of the sender's layers that a run's source reads."""
     assert config.bridge is not None
     return config.bridge.sender_layers(sender_arch(specs))
 
 
 def sender_arch(specs: Mapping[str, FrozenSpec]) -> AnyArch | None:
-    """What the sender is, all of its layers; None where there is none."""
+    """The sender's architecture, with all of its layers; None: there is no sender."""
     return specs[SENDER].arch if SENDER in specs else None
 
 
 def tokenizers_of(bridge: BridgeConfig, specs: Mapping[str, FrozenSpec]) -> Sources:
-    """In whose tokens the source of a bridge is read, by the views' keys in a batch."""
+    """The tokenizers of a bridge's source, by the views' keys in a batch."""
     found = bridge.tokenizers(specs[SENDER].tokenizer if SENDER in specs else None)
     return {bridge.batch_key(name): one for name, one in found.items() if one is not None}

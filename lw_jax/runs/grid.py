@@ -1,4 +1,4 @@
-"""Lists of values, in a file or on the command line, to the grid of runs that they ask for."""
+"""From lists of values, in a file or on the command line, to the grid of runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from lw_jax.runs.directory import run_directory
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a grid: the text of every swept key's value, and its config."""
+    """One run of a grid.
+
+    Attributes:
+        values: the text of every swept key's value.
+        config: its config.
+    """
 
     values: dict[str, str]
     config: Config
@@ -29,16 +34,20 @@ def grid(
     over: Sequence[str | Path],
     swept: Sequence[parse.Flag],
 ) -> tuple[Path, list[Point]]:
-    """The directory of a sweep, and its runs, each in a directory of its own inside; the last key
-    varies fastest.
+    """The directory of a sweep, and its runs; the last key varies fastest.
+
+    Every run has a directory of its own inside the sweep's.
 
     Args:
+        path: the config file.
+        flags: flags for all runs.
+        over: config files that override the first, in order.
         swept: dotted keys, each with its values in the syntax of a YAML list without brackets;
             they come after those of the files' own `sweep`, or replace their values.
 
     Raises:
         UserError: a key is given twice, is no field, or has no, equal or wrong values; or the
-            sweep is over where the runs go.
+            sweep is over the directories of the runs.
     """
     given = [key for key, _ in swept]
     for key in given:
@@ -67,7 +76,7 @@ def _loaded(key: str, text: str) -> list[Any]:
 
 
 def _texts(where: str, values: Sequence[Any]) -> list[str]:
-    """The values' own texts."""
+    """The values as text."""
     found = [yaml_files.dumps(value, flow=True) for value in values]
     if not found or len(set(found)) < len(found):
         raise UserError(f"{where}: expected different values; got [{', '.join(found)}]")
@@ -75,7 +84,7 @@ def _texts(where: str, values: Sequence[Any]) -> list[str]:
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
-    """The end of a key that tells it from the others."""
+    """The shortest end of a key that no other key has."""
     parts = key.split(".")
     for count in range(1, len(parts)):
         end = ".".join(parts[-count:])

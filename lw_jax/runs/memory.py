@@ -1,4 +1,4 @@
-"""What a training step takes of a device's memory, from shapes alone."""
+"""Memory that a training step needs on a device, from shapes alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Need:
     """Bytes on one device for a training step.
 
     Attributes:
-        frozen: of the frozen weights.
-        state: of the bridge and its optimiser.
-        work: of what is computed.
-        room: that there are.
+        frozen: the frozen weights.
+        state: the bridge and its optimiser.
+        work: intermediate results.
+        room: memory of the device.
     """
 
     frozen: int
@@ -42,12 +42,12 @@ class Need:
 
 @dataclass(frozen=True)
 class RelayNeed:
-    """Bytes on one device where the sender writes as well.
+    """Bytes on one device where the sender also writes.
 
     Attributes:
-        frozen: of the frozen weights of every method.
-        sender: of the whole sender; what it shares with those is counted twice.
-        room: that there are.
+        frozen: the frozen weights of the other methods.
+        sender: the complete sender; what it shares with those is counted twice.
+        room: memory of the device.
     """
 
     frozen: int
@@ -56,29 +56,29 @@ class RelayNeed:
 
     @property
     def total(self) -> int:
-        """Bytes of weights; what is computed comes on top."""
+        """Bytes of weights; intermediate results are not included."""
         return self.frozen + self.sender
 
     def __str__(self) -> str:
         return (
-            f"relay: {_size(self.sender)} whole sender beside {_size(self.frozen)} frozen weights "
+            f"relay: {_size(self.sender)} whole sender + {_size(self.frozen)} frozen weights "
             f"= {_size(self.total)} of {_size(self.room)} a device, without work"
         )
 
 
 def estimate(step: AbstractStep, room: int | None = None) -> Need:
-    """Compile a step to see its work space, unless its arguments alone are too much.
+    """Compiles a step to find its work space, unless its arguments alone are too large.
 
     Args:
-        step: of a train stage.
-        room: bytes that a device has; by default, what the first device says.
+        step: the step of a train stage.
+        room: memory of a device; None: as the first device reports.
     """
     frozen, state = size_in_bytes(step.frozen), size_in_bytes(step.state)
     there = device_memory() if room is None else room
     if frozen + state >= there:
         return Need(frozen, state, 0, there)
     memory = step.step.lower(*step.arguments).compile().memory_analysis()
-    if memory is None:  # a backend that does not tell
+    if memory is None:  # the backend does not report it
         return Need(frozen, state, 0, there)
     own = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Need(frozen, state, memory.temp_size_in_bytes + own, there)
@@ -89,7 +89,7 @@ def _size(count: int) -> str:
 
 
 def device_memory() -> int:
-    """Bytes that one device has: an accelerator's own, or its share of the host's."""
+    """Memory of one device: an accelerator's own, or a share of the host's."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])

@@ -1,5 +1,6 @@
-"""How loud a run's receivers are, measured once: every stage sees the same, and a finished run can
-be used where its rows are not.
+"""RMS of a run's receivers, measured once.
+
+Every stage uses the same numbers, and a finished run can be used where its rows are missing.
 
     <run_dir>/receivers.json
 """
@@ -19,14 +20,14 @@ FILE = "receivers.json"
 
 
 def save(run_dir: Path, receivers: Mapping[str, ModelDims], prints: Mapping[str, str]) -> None:
-    """Write what was measured, with the receivers' fingerprints, unless the run has it already."""
+    """Writes the measured sizes with the receivers' fingerprints, unless the run has them."""
     if not (run_dir / FILE).exists():
         plain = {n: {"fingerprint": prints[n], **asdict(d)} for n, d in receivers.items()}
         write_text(run_dir / FILE, json.dumps(plain, indent=2) + "\n")
 
 
 def load(run_dir: Path, prints: Mapping[str, str]) -> dict[str, ModelDims] | None:
-    """What the run has measured of these very receivers; None where it has not."""
+    """What the run has measured of the receivers with these fingerprints; None: nothing."""
     if not (run_dir / FILE).is_file():
         return None
     found = {}

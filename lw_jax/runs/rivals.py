@@ -1,8 +1,7 @@
-"""Other bridges on the rows of an evaluation, a line each: paired with its own, row by row.
+"""Other bridges on the rows of an evaluation, one line each, paired with its own row by row.
 
-Rivals that are trained (prompt tuning *with* the text, LoRA, a PCA of the embeddings) so stand in
-one run with `latent`, on the same examples (docs/design.md section 8), and so does any other
-bridge.
+So trained rivals (prompt tuning *with* the text, LoRA, a PCA of the embeddings) are in one report
+with `latent`, on the same examples (docs/design.md section 8); any other bridge can be, too.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from lw_jax.text.collate import Collate
 
 @dataclass(frozen=True)
 class Rival:
-    """Another run's bridge.
+    """The bridge of another run.
 
     Attributes:
-        name: of its line.
-        pipeline: its own source and layout, the host's receivers.
+        name: name of its line.
+        pipeline: its own source and layout, with the receivers of the evaluation.
         trained: its parameters.
-        collate: in its own tokens and layout.
+        collate: makes batches in its own tokens and layout.
     """
 
     name: str
@@ -38,7 +37,7 @@ class Rival:
     collate: Collate
 
     def comparison(self, host: Comparison) -> Comparison:
-        """The host's rows, read over this bridge."""
+        """The rows of another comparison, read over this bridge."""
         return replace(host, pipeline=self.pipeline, collate=self.collate, other=self.name)
 
 
@@ -53,15 +52,15 @@ def load(
     """The bridge in a finished run's directory, or an exported one.
 
     Args:
-        name: of its line.
+        name: name of its line.
         directory: where it is.
-        pipeline: of the evaluation.
+        pipeline: pipeline of the evaluation.
         groups: the rows that will be read.
-        which: of its checkpoints.
-        session: of the run that is evaluated, whose sender it may share; None: a new one.
+        which: which of its checkpoints.
+        session: session of the run that is evaluated, whose sender it may share; None: a new one.
 
     Raises:
-        UserError: it is not there, is between other receivers, or writes something else.
+        UserError: it is missing, is between other receivers, or is trained to write something else.
     """
     home = Path(directory)
     config = config_at(home)

@@ -37,11 +37,11 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
 MEASURED_ROWS = 2048
-"""Contexts whose token lengths decide the static lengths of a batch."""
+"""Number of contexts whose token lengths decide the static lengths of a batch."""
 LOUDNESS_ROWS = 32
-"""Contexts on which the receivers' loudness is measured."""
+"""Number of contexts on which the receivers' RMS is measured."""
 CHECKED_ROWS = 64
-"""Contexts whose labels are proved at start-up."""
+"""Number of contexts whose labels are checked at start-up."""
 
 
 def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
@@ -55,9 +55,9 @@ def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
 class Session:
     """The frozen models of a run: each is opened once and loaded once, for all of its stages.
 
-    What is kept is what the first stage that asked for a model needs: a sender's layers up to the
-    highest tap, receivers whole. Whoever needs more of a model (`relay` the whole sender) is given
-    it with the missing layers read, and holds it alone.
+    It keeps what the first stage that used a model needed: a sender's layers up to the highest tap,
+    receivers complete. A stage that needs more of a model (`relay` the complete sender) gets it
+    with the missing layers read, and the session does not keep those.
     """
 
     def __init__(self) -> None:
@@ -69,6 +69,7 @@ class Session:
 
         Args:
             name: `sender`, or the receiver's name.
+            config: where its files are, and how its weights are stored.
 
         Raises:
             UserError: anything wrong with the model, in one line.
@@ -82,6 +83,12 @@ class Session:
     ) -> Frozen:
         """A model with at least these layers; see `FrozenSpec.load`.
 
+        Args:
+            spec: the model.
+            mesh: the device mesh.
+            layers: number of layers, from the first on; None: all.
+            head: whether the output head is needed.
+
         Raises:
             UserError: anything wrong with the weights, in one line.
         """
@@ -94,12 +101,13 @@ class Session:
         return spec.load(mesh, layers, head, have)
 
     def begin(self, config: Config, kind: str) -> None:
-        """Let go of what a stage does not need.
+        """Releases what a stage does not need.
 
         Args:
-            config: of the run.
-            kind: of the stage. `pretrain` needs no frozen model, and may write the very one that a
-                later stage reads; the others need the config's own, no other bridge's sender.
+            config: config of the run.
+            kind: kind of the stage. `pretrain` needs no frozen model, and may write one that a
+                later stage reads; the others need the config's models, but no other bridge's
+                sender.
         """
         own = {(name, model) for name, model in _models_of(config).items()}
         if kind == "pretrain":
@@ -115,14 +123,15 @@ def open_pipeline(
     rows: bool = True,
     session: Session | None = None,
 ) -> Pipeline:
-    """The frozen models, loaded unless the session has them; prove the labels, measure the
-    receivers.
+    """The frozen models, loaded unless the session has them; checks labels, measures receivers.
 
     Args:
-        run_dir: of a run, which measures its receivers once.
-        rows: False where no label is needed; rows are then read only to measure the receivers, if
-            the run has not, and nothing is written.
-        session: of the run; None: a new one.
+        config: config of the run.
+        mesh: the device mesh.
+        run_dir: directory of a run, which measures its receivers once; None: no run.
+        rows: False if no label is needed; then rows are read only to measure the receivers, if
+            the run has not done so, and nothing is written.
+        session: session of the run; None: a new one.
 
     Raises:
         UserError: a model, the data, or the labels of a receiver's tokenizer are not right.
@@ -162,14 +171,16 @@ def open_rival(
     run_dir: Path,
     session: Session | None = None,
 ) -> Pipeline:
-    """The pipeline of another run, or exported bridge, between the same receivers: their weights
-    are those of `pipeline`, the source and all sizes its own.
+    """The pipeline of another run, or exported bridge, between the same receivers.
+
+    The receivers' weights are those of `pipeline`; the source and all sizes are its own.
 
     Args:
-        config: of the other run.
-        layout: that its bridge was trained with.
-        run_dir: of the other run.
-        session: of the run at hand, whose sender it may share; None: a new one.
+        pipeline: pipeline of the evaluation.
+        config: config of the other run.
+        layout: layout that its bridge was trained with.
+        run_dir: directory of the other run.
+        session: session of the evaluation, whose sender it may share; None: a new one.
 
     Raises:
         UserError: it trains no bridge, its receivers are others, or its sender is not right.
@@ -199,18 +210,20 @@ def open_rival(
 def _open_sender(
     config: Config, layout: LayoutConfig, mesh: Mesh, session: Session
 ) -> tuple[dict[str, FrozenSpec], Sender | None, dict[str, str]]:
-    """The sender of a run's source, if it reads one: opened, its first layers loaded, and its
-    fingerprint, each by name.
+    """Opens the sender of a run's source, if it reads one, and loads its first layers.
+
+    Returns:
+        The sender's spec by name, the loaded model or None, and its fingerprint by name.
 
     Raises:
         UserError: the source cannot read it, or it cannot read what the layout asks for.
     """
     assert config.bridge is not None
     specs = {} if config.sender is None else {SENDER: session.open(SENDER, config.sender)}
-    config.bridge.dims(sender_arch(specs), {})  # raises where a source cannot read the sender
+    config.bridge.dims(sender_arch(specs), {})  # raises if a source cannot read the sender
     prints = {}
     for name, spec in specs.items():
-        source_head_ids(layout, spec.tokenizer)  # raises where there is no chat template
+        source_head_ids(layout, spec.tokenizer)  # raises if there is no chat template
         layers = sender_layers(config, specs)
         prints[name] = f"{spec.fingerprint(layers, head=False)}@{layers}"
     return specs, make_sender(config, specs, _loading(session, mesh)), prints
@@ -231,7 +244,7 @@ def _loudness(
     tokenizers: dict[str, Tokenizer],
     groups: Sequence[Group],
 ) -> dict[str, ModelDims]:
-    """How loud the receivers are on some contexts."""
+    """Sizes and RMS of the receivers, measured on some contexts."""
     one = [group[:1] for group in groups]
     some = Collate(
         layout, None, tokenizers, measure(layout, None, tokenizers, one, layout.max_tokens)

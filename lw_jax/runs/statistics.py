@@ -1,12 +1,11 @@
-"""The file of a `calibrate` stage: moments of every frozen model, whole or half gathered.
+"""The file of a `calibrate` stage: moments of every frozen model, finished or in progress.
 
     <run_dir>/calibration/<stage>.npz       finished: `<part>/mean`, `/std`, `/tokens`
     <run_dir>/calibration/<stage>.part.npz  so far: `<part>/0..` are the moments of `done` rows
 
-A part is `source` or a receiver. Of a source with a PCA the first holds what was fitted as well:
+A part is `source` or a receiver. For a source with a PCA the first file also holds what was fitted,
 `source/directions`, `/variances`, `/kept` (`lw_jax.sources.pca.fit`), and the second the sums that
-this is fitted to. Both files say what they were measured with, and are refused
-under anything else.
+it is fitted to. Both files say what they were measured with, and are refused under anything else.
 """
 
 from __future__ import annotations
@@ -25,18 +24,26 @@ from lw_jax.errors import UserError
 from lw_jax.train.checkpoint import first_difference
 
 Found = dict[str, tuple[np.ndarray, ...]]
-"""By part: count [], mean [n, D] and sum of squared deviations [n, D], float64; of the source of a
-PCA the sum of their products [n, D, D] after these."""
+"""By part: count [], mean [n, D] and sum of squared deviations [n, D], float64; for the source of a
+PCA then the sum of their products [n, D, D].
+"""
 
 
 def save_part(path: Path, found: Found, done: int, identity: Mapping[str, Any]) -> None:
-    """What is gathered after `done` rows."""
+    """Writes what was gathered so far.
+
+    Args:
+        path: the file.
+        found: the moments.
+        done: number of rows, from the first on, that they were gathered from.
+        identity: what they were measured with.
+    """
     arrays = {f"{key}/{i}": x for key, value in found.items() for i, x in enumerate(value)}
     _write(_part(path), arrays | {"done": np.array(done)}, identity)
 
 
 def load_part(path: Path, identity: Mapping[str, Any]) -> tuple[Found, int]:
-    """What was gathered so far, and of how many rows; nothing, of none, without a file.
+    """What was gathered so far, and from how many rows; without a file nothing, and 0.
 
     Raises:
         UserError: it was gathered with other models or another config.
@@ -55,9 +62,13 @@ def save(
     identity: Mapping[str, Any],
     fitted: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """The finished statistics; what was gathered so far is removed.
+    """Writes the finished statistics, and removes what was gathered so far.
 
-    fitted: of the source's PCA, if it has one.
+    Args:
+        path: the file.
+        found: the moments.
+        identity: what they were measured with.
+        fitted: what was fitted for the source's PCA; None: it has none.
     """
     arrays = {f"source/{name}": x for name, x in (fitted or {}).items()}
     for key, (count, mean, squares, *_) in found.items():
@@ -83,7 +94,7 @@ def _part(path: Path) -> Path:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, Any]) -> None:
-    """Replace the file at once: a kill leaves the old one or the new one."""
+    """Replaces the file at once: a kill leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
     with new.open("wb") as file:

@@ -2,9 +2,9 @@
 
     python -m lw_jax.launch --config x.yaml --sweep bridge.latent_dim=64,128 --sweep seed=1,2
 
-The lists may as well stand in the file, `sweep: {bridge.latent_dim: [64, 128], seed: [1, 2]}`.
-Every run has a directory inside the sweep's, which also holds `sweep.json`. The same command goes
-on where a sweep was stopped.
+The lists can also be in the file, `sweep: {bridge.latent_dim: [64, 128], seed: [1, 2]}`. Every run
+has a directory inside the sweep's, which also holds `sweep.json`. The same command continues a
+sweep that was stopped.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ from lw_jax.utils.files import write_json
 
 FILE = "sweep.json"
 METHODS = ("latent", "deranged", "no_message", "text")
-"""Of the table; `sweep.json` has all."""
+"""Methods in the table; `sweep.json` has all."""
 
 
 def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[Any], Any]) -> None:
-    """Run every point (what has ended is passed over), then show the table.
+    """Runs every point that is not finished, then shows the table.
+
+    Args:
+        home: directory of the sweep.
+        points: its runs.
+        console: prints for people.
+        run: runs one config.
 
     Raises:
         UserError: the directory is a run's, or holds runs of another config.
@@ -50,7 +56,7 @@ def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[
 
 
 def _row(point: Point) -> dict[str, Any]:
-    """What a finished run has found: per receiver and method its means, and whether it carries."""
+    """Results of a finished run: means for each receiver and method, and the verdict."""
     assert point.config.run_dir is not None
     path = Path(point.config.run_dir) / "metrics.json"
     row: dict[str, Any] = {"values": point.values, "run_dir": point.config.run_dir}

@@ -25,9 +25,18 @@ from lw_jax.types import PyTree
 
 @dataclass(frozen=True)
 class Trained:
-    """params: the bridge's, on the mesh; stage, step, which: of the checkpoint they come from;
-    origin: how they began, in words; counts: parameters per component, equal to those trained;
-    digest: names these very values; layout: that it was trained with, None where unknown."""
+    """The trained bridge of a run.
+
+    Attributes:
+        params: the bridge's parameters, on the mesh.
+        stage: stage of the checkpoint.
+        step: step of the checkpoint.
+        which: which checkpoint of the stage, `last` or `best`.
+        origin: how the parameters began, in words.
+        counts: parameters of each component, checked to equal those that were trained.
+        digest: names exactly these values.
+        layout: layout that it was trained with; None: unknown.
+    """
 
     params: PyTree
     stage: str
@@ -44,7 +53,7 @@ class Trained:
         return self.digest.encode()[:8]
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in `metrics.json`."""
+        """The entry in `metrics.json`."""
         return {
             "stage": self.stage,
             "step": self.step,
@@ -65,13 +74,19 @@ def load_trained(
     init_from: str | None = None,
     only: Sequence[str] = (),
 ) -> Trained:
-    """The bridge as the last train stage left it; where none comes before, as the first one will
-    find it, if that one starts from another run; or the bridge of another run.
+    """The bridge as the last train stage left it, or of another run.
+
+    Before the first train stage it is the bridge that this stage starts from, if it starts from
+    another run.
 
     Args:
-        before: only stages that come before this one count; None: all.
+        config: config of the run.
+        run_dir: directory of the run.
+        pipeline: pipeline of the run.
+        which: which checkpoint.
+        before: only stages before this one count; None: all.
         init_from: the other run's directory, or that of an exported bridge.
-        only: components to load; empty: all, and the bridge there has no others.
+        only: components to load; empty: all, and there may be no others.
 
     Raises:
         UserError: no stage trains, none has a checkpoint yet, it holds other parameters, or it
@@ -92,7 +107,7 @@ def load_trained(
         params, meta = load_params(root, {"bridge": like}, which, "bridge", only)
         identity = meta["identity"]
         fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
-    if only:  # components of other receivers stay behind, with the weights they belong to
+    if only:  # components of other receivers are left out, like the weights they belong to
         fingerprints = {n: f for n, f in fingerprints.items() if n in pipeline.fingerprints}
         _check_frozen(fingerprints, {n: pipeline.fingerprints[n] for n in fingerprints})
     else:
@@ -112,7 +127,7 @@ def load_trained(
 def _place(
     config: Config, run_dir: Path, before: str | None, init_from: str | None
 ) -> tuple[Path, str]:
-    """Where the bridge lies (checkpoints of a stage, or an exported bridge), and how it began."""
+    """Where the bridge is (checkpoints of a stage, or an exported bridge), and how it began."""
     if init_from is not None:
         return _of_another(init_from), f"the bridge in {init_from}"
     names = list(config.stages)
@@ -142,14 +157,19 @@ def config_at(directory: Path) -> Config:
     """The config of a run, or the one that an exported bridge was trained with.
 
     Raises:
-        UserError: neither is there.
+        UserError: there is neither.
     """
     exported = is_exported(directory)
     return from_dict(about_bridge(directory)["config"]) if exported else read_config(directory)
 
 
 def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
-    """The layout that the last train stage before the one named trains with; None: of all."""
+    """The layout of the last train stage.
+
+    Args:
+        config: config of the run.
+        before: only stages before this one count; None: all.
+    """
     names = list(config.stages)
     count = len(names) if before is None else names.index(before)
     trains = [config.stages[n].train for n in names[:count]]
@@ -158,7 +178,7 @@ def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
 
 
 def _layout_of(config: Mapping[str, Any], stage: str) -> LayoutConfig | None:
-    """The layout in the plain values of a config, as a train stage had it; None: not known."""
+    """The layout of a train stage, from the plain values of a config; None: unknown."""
     own = config.get("stages", {}).get(stage, {}).get("train", {}).get("layout")
     plain = own or config.get("layout")
     return None if plain is None else build(LayoutConfig, plain)
@@ -168,7 +188,7 @@ def last_trained(run_dir: Path) -> Path:
     """The checkpoints of a run's last train stage.
 
     Raises:
-        UserError: no run there, or it trained nothing.
+        UserError: there is no run, or it trained nothing.
     """
     stages = read_config(run_dir).stages
     trains = [n for n, s in stages.items() if s.train is not None]

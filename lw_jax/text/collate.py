@@ -36,12 +36,13 @@ from lw_jax.text.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 MULTIPLE = 8
-"""Static lengths are rounded up to this many tokens."""
+"""Static lengths are rounded up to a multiple of this many tokens."""
 
 
 Sources = Tokenizer | Mapping[str, Tokenizer] | None
-"""In whose tokens the source is read: one tokenizer, or one for each view by its key in a batch
-(`BridgeConfig.batch_key`); None: no source is wanted."""
+"""The tokenizer of the source, or one for each view by its key in a batch
+(`BridgeConfig.batch_key`); None: no source is needed.
+"""
 
 
 def by_key(sources: Sources) -> dict[str, Tokenizer]:
@@ -53,7 +54,11 @@ def by_key(sources: Sources) -> dict[str, Tokenizer]:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Static lengths of a batch: `source`, and `<receiver>/context`, `/ask`, `/answer`."""
+    """Static lengths of a batch.
+
+    Attributes:
+        sizes: tokens of `source`, and of `<receiver>/context`, `/ask` and `/answer`.
+    """
 
     sizes: dict[str, int] = field(default_factory=dict)
 
@@ -67,7 +72,7 @@ class Collate:
 
     Attributes:
         layout: the receiver's sequence.
-        sources: in whose tokens the source is read.
+        sources: tokenizers of the source.
         receivers: the receivers' tokenizers by name.
         lengths: static lengths of the arrays.
     """
@@ -115,7 +120,13 @@ class Collate:
     def rows(
         self, groups: Sequence[Group], flat: Sequence[Example], questions: int
     ) -> dict[str, tuple[Sequence[list[int] | None], int]]:
-        """Token ids of every part, and how many questions share one row of it."""
+        """Token ids of every part, and how many questions share one row of it.
+
+        Args:
+            groups: the contexts.
+            flat: their questions, one after another.
+            questions: questions of each context.
+        """
         parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
         for key, tokenizer in by_key(self.sources).items():
             head = source_head_ids(self.layout, tokenizer)
@@ -139,7 +150,14 @@ def measure(
     groups: Sequence[Group],
     max_tokens: int | None = None,
 ) -> Lengths:
-    """Static lengths that hold all the rows given (rounded up), at most `max_tokens` for a context.
+    """Static lengths that hold all the given rows, rounded up.
+
+    Args:
+        layout: the receiver's sequence.
+        sources: tokenizers of the source.
+        receivers: the receivers' tokenizers by name.
+        groups: the rows.
+        max_tokens: the most tokens of a context; None: no limit.
 
     Raises:
         UserError: no row is given.
@@ -162,5 +180,5 @@ def measure(
 
 
 def _room(sender: Tokenizer, size: int) -> int:
-    """Tokens of a row of `size` that its reader takes."""
+    """Number of tokens, at most `size`, that the source's model reads of a row."""
     return min([size, *(n for n in (sender.limit, sender.positions) if n is not None)])

@@ -3,9 +3,9 @@
     [BOS] [primer] | [message] | [question] [anchor] | [answer] [EOS]
         head       |           |        ask          |    answer
 
-BOS may instead begin what follows the message, and the answer may begin with the question. Head,
-message and ask are tokenised apart, everywhere the same; ask and answer jointly, so that the labels
-are the joint tokenisation's. No jax here: worker processes prepare batches with it.
+BOS can also come after the message, and the answer can begin with the question. Head, message and
+ask are tokenised separately; ask and answer together, so that the labels are the tokens of the
+whole string. No jax here: worker processes prepare batches with it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _chat(config: LayoutConfig, tokenizer: Tokenizer) -> tuple[str, str]:
 
 
 def head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
-    """[BOS] and primer of a receiver; without BOS where that stands after the message."""
+    """[BOS] and primer of a receiver; no BOS if it comes after the message."""
     before, _ = _chat(config, tokenizer)
     bos = _bos(tokenizer) if config.bos == "start" else []
     return bos + tokenizer.encode(before + config.primer)
@@ -39,8 +39,9 @@ def head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a layout puts around the message in one receiver's sequence; hashable, so that it is
-    static in jitted functions.
+    """What a layout puts around the message in one receiver's sequence.
+
+    It is hashable, so that it can be static in jitted functions.
 
     Attributes:
         head: ids of [BOS] and primer, which come first.
@@ -52,10 +53,10 @@ class Prompt:
 
 
 def prompts_of(config: LayoutConfig, receivers: Mapping[str, Tokenizer]) -> dict[str, Prompt]:
-    """What a layout puts around the message of every receiver.
+    """What a layout puts around the message, for every receiver.
 
     Raises:
-        UserError: the layout is a chat, and a receiver has no chat template.
+        UserError: the layout needs a chat template, and a receiver has none.
     """
     return {
         name: Prompt(tuple(head_ids(config, tokenizer)), config.with_text)
@@ -64,10 +65,10 @@ def prompts_of(config: LayoutConfig, receivers: Mapping[str, Tokenizer]) -> dict
 
 
 def source_head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
-    """What the sender reads before the text: its [BOS], and a primer.
+    """Ids that the sender reads before the text: its [BOS], and a primer.
 
     Raises:
-        UserError: it is to read a user's turn, and has no chat template.
+        UserError: the sender is to read a user's turn, and has no chat template.
     """
     before = ""
     if config.encoder_use_chat_template:
@@ -89,8 +90,10 @@ def _source_primer(config: LayoutConfig) -> str:
 
 
 def content_text(config: LayoutConfig, example: Example) -> str:
-    """The text that the latent replaces, and the question if it travels in the latent. The
-    anchor's literal never stands in it."""
+    """The text that the latent replaces, with the question if that travels in the latent.
+
+    The literal of the anchor is removed from the text.
+    """
     text = example.context
     if config.anchor_mode != "none" and config.anchor.strip():
         text = text.replace(config.anchor.strip(), "").strip()
@@ -105,12 +108,12 @@ def message_text(config: LayoutConfig, example: Example) -> str:
 
 
 def source_text(config: LayoutConfig, example: Example) -> str:
-    """The content as the sender reads it."""
+    """The content in words, for the sender."""
     return (" " if _source_primer(config) else "") + content_text(config, example)
 
 
 def ask_text(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> str:
-    """Question and anchor; not the anchor where the receiver writes it."""
+    """Question and anchor; without the anchor if the receiver writes it."""
     _, after = _chat(config, tokenizer)
     asked = ""
     if config.question and question and config.question_in == "receiver":
@@ -121,10 +124,15 @@ def ask_text(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> str:
 
 
 def ask_ids(config: LayoutConfig, tokenizer: Tokenizer, asked: Sequence[int]) -> list[int]:
-    """Ids of question and anchor, with the BOS that stands before or after them.
+    """Ids of question and anchor, with a BOS before or after them if the layout asks for it.
+
+    Args:
+        config: the layout.
+        tokenizer: the receiver's tokenizer.
+        asked: ids of question and anchor.
 
     Raises:
-        UserError: BOS is to stand after the message, and the receiver has none.
+        UserError: BOS is to come after the message, and the receiver has none.
     """
     if config.bos == "after_message" and tokenizer.bos_id is None:
         raise UserError(f"layout.bos: receivers.{tokenizer.name} has no BOS token; use bos: start")
@@ -133,7 +141,7 @@ def ask_ids(config: LayoutConfig, tokenizer: Tokenizer, asked: Sequence[int]) ->
 
 
 def target_text(config: LayoutConfig, example: Example) -> str:
-    """What the receiver is to write."""
+    """The text that the receiver has to write."""
     answer = example.answers[0].strip()
     if config.target == "answer":
         return answer
@@ -142,12 +150,12 @@ def target_text(config: LayoutConfig, example: Example) -> str:
 
 
 def asked_pair(config: LayoutConfig, example: Example) -> tuple[str, str]:
-    """What the receiver is asked of an example, and what it is to write."""
+    """The question that the receiver is asked, and the text that it has to write."""
     return example.question, target_text(config, example)
 
 
 def written(config: LayoutConfig, example: Example) -> Example:
-    """The example with what the receiver is to write for its answer."""
+    """The example whose answer is the text that the receiver has to write."""
     if config.target == "answer":
         return example
     return replace(example, answers=(target_text(config, example),))
@@ -156,14 +164,21 @@ def written(config: LayoutConfig, example: Example) -> Example:
 def answer_text(answer: str, first: bool = False) -> str:
     """The answer as it follows the anchor: the space belongs to the answer.
 
-    first: it is the first text after a BOS, and needs no space.
+    Args:
+        answer: the answer.
+        first: whether it is the first text after a BOS, and needs no space.
     """
     return ("" if first else " ") + answer.strip()
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Token ids of one question: `ask` (question and anchor) and `answer`, EOS included."""
+    """Token ids of one question.
+
+    Attributes:
+        ask: question and anchor.
+        answer: the answer, EOS included.
+    """
 
     ask: list[int]
     answer: list[int]
@@ -172,8 +187,16 @@ class Asked:
 def split_joint(
     config: LayoutConfig, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]
 ) -> list[Asked | None]:
-    """Ask and answer ids of (question, answer) pairs, from the joint tokenisation; None where no
-    token ends where the anchor ends."""
+    """Ask and answer ids, from the tokens of the whole string.
+
+    Args:
+        config: the layout.
+        tokenizer: the receiver's tokenizer.
+        pairs: (question, answer) pairs.
+
+    Returns:
+        For each pair its ids; None if no token ends where the anchor ends.
+    """
     asks = [ask_text(config, tokenizer, q) for q, _ in pairs]
     first = config.bos == "after_message"
     answers = [answer_text(a, first and not x) for x, (_, a) in zip(asks, pairs, strict=True)]
@@ -193,8 +216,11 @@ def split_joint(
 
 
 def first_word(tokenizer: Tokenizer, answer: Sequence[int]) -> int:
-    """Index of the first token of an answer that is no space: a space that all answers share would
-    make the first token look easy, and training on it teaches nothing."""
+    """Index of the first token of an answer that is not a space.
+
+    A space that all answers share would make the first token look easy, and training on it teaches
+    nothing.
+    """
     for i, token in enumerate(answer):
         if tokenizer.backend.decode([token]).strip():
             return i
@@ -202,12 +228,13 @@ def first_word(tokenizer: Tokenizer, answer: Sequence[int]) -> int:
 
 
 def check_labels(config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
-    """The start-up proof that labels are the joint tokenisation's answer tokens.
+    """Checks at start-up that labels are the answer tokens of the whole string.
 
-    See docs/design.md section 3.
+    See docs/design.md section 3. For every example, the ids of ask and answer must be the tokens of
+    the joined string, decode back to the answer, and end in the EOS id.
 
-    For every example: ask + answer ids are the tokens of the one string, decode back to the answer,
-    and end in the EOS id. Returns how many were checked.
+    Returns:
+        The number of examples that were checked.
 
     Raises:
         UserError: a label differs; names the receiver and the text.

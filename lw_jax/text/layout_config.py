@@ -1,4 +1,4 @@
-"""The config of the receiver's sequence; apart from the schema, so that it imports no jax."""
+"""The config of the receiver's sequence; it imports no jax."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class LayoutConfig:
         anchor: literal before the answer; no trailing space (the space belongs to the answer).
         anchor_mode: `text` puts the literal; `chat` the model's chat template, then the literal;
             `none` nothing.
-        question_in: who is given the question: the `receiver` as text, or the `latent`.
+        question_in: where the question goes: to the `receiver` as text, or into the `latent`.
         encoder_use_chat_template: the sender reads the text in a user's turn of its chat template.
-        bos: where the receiver's BOS stands: at the `start`, or `after_message`, where a text as it
-            was pretrained on begins (the sender's is always first).
+        bos: position of the receiver's BOS: at the `start`, or `after_message`, so that the text
+            after it begins as in pretraining (the sender's is always first).
         bos_after_anchor: a second BOS after the anchor.
-        target: what the receiver writes: the `answer`, or `question_answer`, the question (of rows
-            without one, the text) read back, then anchor and answer.
+        target: what the receiver writes: the `answer`, or `question_answer`: the question (of rows
+            without one, the text), then anchor and answer.
         with_text: the text follows what the wire delivers, so that the receiver reads both (for
             rivals that see the text: prompt tuning, LoRA).
-        max_tokens: contexts with more tokens (of any model) are left out and counted; null: none.
+        max_tokens: contexts with more tokens (in any model) are left out and counted; null: none.
     """
 
     primer: str = "Context:"
@@ -71,6 +71,6 @@ class LayoutConfig:
                 )
 
     def differs(self, other: LayoutConfig) -> dict[str, tuple[object, object]]:
-        """Fields in which the sequence of another layout differs: its value, then this one's."""
+        """Fields that make another layout's sequence differ: the other's value, then this one's."""
         pairs = {f.name: (getattr(other, f.name), getattr(self, f.name)) for f in fields(self)}
         return {k: (a, b) for k, (a, b) in pairs.items() if a != b and k != "max_tokens"}

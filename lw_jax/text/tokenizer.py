@@ -1,4 +1,4 @@
-"""A model's tokenizer as a layout sees it, with the special ids that the layout needs of it."""
+"""A model's tokenizer as a layout sees it, with the special ids that the layout needs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tokenizers import Tokenizer as Backend
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """One model's side of the layout: its tokenizer and the literals in its own tokens.
+    """The tokenizer of one model, with its special ids and literals.
 
     Attributes:
-        name: whose it is, for error messages.
-        backend: gives no special tokens of its own.
-        bos_id: None where the family has none.
-        eos_id: the id that ends an answer.
-        chat: what the chat template puts before and after the message; None without a template.
-        limit: the most tokens of a text that it takes; None: `layout.max_tokens` says.
+        name: the model's name, for error messages.
+        backend: tokenizer that adds no special tokens.
+        bos_id: BOS token; None: the family has none.
+        eos_id: token that ends an answer.
+        chat: what the chat template puts before and after the message; None: no template.
+        limit: the most tokens of a text; None: as `layout.max_tokens` says.
         tail: ids that end a text that is read as a source (an encoder's [SEP]).
-        positions: tokens that the model can read at all; None: no limit.
+        positions: tokens that the model can read; None: no limit.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Checks that several config dataclasses share. Messages begin with the field's own name."""
+"""Checks that several config dataclasses share. Messages begin with the field's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from lw_jax.utils.registry import chosen
 
 
 def exactly_one(options: Any, field: str = "") -> None:
-    """Raise unless exactly one part of a choice is set."""
+    """Raises UserError unless exactly one variant of a choice is set.
+
+    Args:
+        options: the choice.
+        field: name of the field that holds it, for the message.
+    """
     names = list(chosen(options))
     if len(names) != 1:
         known = ", ".join(f.name for f in dataclasses.fields(options))
@@ -19,7 +24,7 @@ def exactly_one(options: Any, field: str = "") -> None:
 
 
 def at_least(config: Any, least: float, *fields: str) -> None:
-    """Raise if one of the fields is below `least` (null passes)."""
+    """Raises UserError if one of the fields is below `least` (null passes)."""
     for name in fields:
         value = getattr(config, name)
         if value is not None and value < least:
@@ -27,7 +32,7 @@ def at_least(config: Any, least: float, *fields: str) -> None:
 
 
 def between(config: Any, low: float, high: float, *fields: str) -> None:
-    """Raise if one of the fields is outside [low, high] (null passes)."""
+    """Raises UserError if one of the fields is outside [low, high] (null passes)."""
     for name in fields:
         value = getattr(config, name)
         if value is not None and not low <= value <= high:

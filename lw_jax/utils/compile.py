@@ -1,7 +1,7 @@
-"""Jitted programs compiled side by side, before they are first called.
+"""Compiles jitted programs in parallel, before they are first called.
 
-On a machine with more cores than the compilation of one program keeps busy. A jitted function that
-is called later on arguments of the same shapes, dtypes and shardings finds its program compiled.
+One compilation does not keep all cores busy. A jitted function that is called later, on arguments
+of the same shapes, dtypes and shardings, finds its program compiled.
 """
 
 from __future__ import annotations
@@ -18,13 +18,21 @@ from rich.console import Console
 
 @dataclass
 class AheadOfTime:
-    """Programs that will be wanted; one that is wanted twice is compiled once."""
+    """Programs to compile; one that is added twice is compiled once."""
 
     lowered: dict[Hashable, jax.stages.Lowered] = field(default_factory=dict)
 
     def add(self, program: jax.stages.Wrapped, *arguments: Any) -> Hashable:
-        """Trace a program on arguments as it will be called with: arrays, or
-        `jax.ShapeDtypeStruct`s with shardings, and its static arguments. Gives its key."""
+        """Traces a program.
+
+        Args:
+            program: a jitted function.
+            arguments: its arguments as it will be called: arrays, or `jax.ShapeDtypeStruct`s with
+                shardings, and static values.
+
+        Returns:
+            The program's key.
+        """
         leaves, tree = jax.tree.flatten(arguments)
         key = (program, tree, tuple(_kind(leaf) for leaf in leaves))
         if key not in self.lowered:
@@ -32,7 +40,11 @@ class AheadOfTime:
         return key
 
     def compile(self, console: Console) -> dict[Hashable, jax.stages.Compiled]:
-        """Compile them all, as many at a time as there are cores; gives them by key."""
+        """Compiles all programs, one for each core at a time.
+
+        Returns:
+            The compiled programs by key.
+        """
         if not self.lowered:
             return {}
         count, cores = len(self.lowered), os.cpu_count() or 1
@@ -45,7 +57,7 @@ class AheadOfTime:
 
 
 def _kind(leaf: Any) -> Hashable:
-    """What of an argument a program depends on."""
+    """What a program depends on in an argument."""
     if not hasattr(leaf, "shape"):
         return leaf
     weak = getattr(leaf, "weak_type", False)

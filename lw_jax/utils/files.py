@@ -1,6 +1,6 @@
-"""A seal on a directory: the digest of every file, so that damage is seen before anything reads it.
+"""A seal on a directory: the digest of every file, so that damage is found before anything is read.
 
-It is put on last: a directory without one was not finished.
+It is written last: a directory without a seal is not finished.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ SEAL = "files.json"
 
 
 def seal(directory: Path) -> None:
-    """Write the seal of a finished directory."""
+    """Writes the seal of a finished directory."""
     part = directory / f"{SEAL}.part"
     part.write_text(json.dumps(_digests(directory), indent=1), encoding="utf-8")
     os.replace(part, directory / SEAL)
 
 
 def check_seal(directory: Path) -> None:
-    """Whether the directory holds exactly what was sealed.
+    """Checks that the directory holds exactly what was sealed.
 
     Raises:
-        ValueError: not finished, or says which file is missing or changed.
+        ValueError: it is not finished, or a file is missing or has changed; says which.
     """
     if not (directory / SEAL).is_file():
         raise ValueError(f"{SEAL} is missing: it was not finished")
@@ -49,25 +49,25 @@ def _digests(directory: Path) -> dict[str, str]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once: a kill leaves the old one or the new one."""
+    """Replaces a file at once: a kill leaves the old one or the new one."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all; NaN and infinity become null."""
+    """Writes a JSON file completely or not at all; NaN and infinity become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, lines: Iterable[Any]) -> None:
-    """Write a JSON-lines file whole or not at all."""
+    """Writes a JSON-lines file completely or not at all."""
     write_text(path, "".join(json.dumps(_finite(x), ensure_ascii=False) + "\n" for x in lines))
 
 
 def append_line(path: Path, content: Any) -> None:
-    """Append one JSON line, in one write."""
+    """Appends one JSON line, in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_finite(content), ensure_ascii=False) + "\n")

@@ -1,8 +1,8 @@
-"""Variants of a kind of part, found by looking.
+"""The variants of each kind of part, found by looking for files.
 
 A module `lw_jax/compressors/perceiver.py` that defines a dataclass `Config` *is* the variant
 `perceiver` of the compressors: a new variant is a new file, and nothing else is edited. Variants
-may also come from outside the package:
+can also come from outside the package:
 
 * an installed package names one as an entry point, in the group of the folder:
   `[project.entry-points."lw_jax.compressors"]` with `mine = "my_package.mine"`;
@@ -29,11 +29,12 @@ from lw_jax.errors import UserError
 T = TypeVar("T")
 
 CONFIG = "Config"
-"""What a module of a variant defines."""
+"""Name of the class that a variant's module defines."""
 
 HANDLERS: dict[str, Callable[[str, Any, str], None]] = {}
-"""Parts that are no dataclass, by the name that a module defines (`METHOD`, ...): a function that
-takes the variant's name, what was defined, and where, and adds it."""
+"""Functions that add parts which are not dataclasses, by the name that a module defines (`METHOD`,
+...). A function takes the variant's name, the object, and where it was defined.
+"""
 
 
 class Choice(Generic[T]):
@@ -80,11 +81,11 @@ def chosen(options: Any) -> dict[str, Any]:
 
 
 def add_file(path: str | Path) -> None:
-    """Add the variant that a Python file defines, under the file's name.
+    """Adds the variant that a Python file defines, under the file's name.
 
     Raises:
-        UserError: there is no such file, it cannot be run, it defines no variant, or one that does
-            not keep its contract, or whose name is taken.
+        UserError: there is no such file, it cannot be run, it defines no variant or one that breaks
+            its contract, or the name is taken.
     """
     file = Path(path).expanduser().resolve()
     if file in _FILES:
@@ -111,7 +112,12 @@ def add_file(path: str | Path) -> None:
 
 
 def check_contract(config: Any, contract: type, where: str) -> None:
-    """Whether a variant's `Config` keeps the contract of its kind.
+    """Checks that a variant's `Config` keeps the contract of its kind.
+
+    Args:
+        config: the variant's `Config`.
+        contract: the base class of its kind.
+        where: where it was defined, for error messages.
 
     Raises:
         UserError: it is no frozen dataclass, derives from another class, lacks a method, or has one
@@ -145,8 +151,10 @@ def check_contract(config: Any, contract: type, where: str) -> None:
 
 
 def _variants(package: str) -> Iterator[tuple[str, type, str, str]]:
-    """Name, config, a line about it and where it stands, of every variant of a package: those of
-    its folder in alphabetical order, then those of installed packages."""
+    """Every variant of a package: name, config, a line about it, and where it was defined.
+
+    Those of the folder come first, in alphabetical order, then those of installed packages.
+    """
     home = importlib.import_module(package)
     for info in sorted(pkgutil.iter_modules(home.__path__), key=lambda m: m.name):
         module = importlib.import_module(f"{package}.{info.name}")
@@ -170,7 +178,7 @@ def _entry_points(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
 
 
 def added_entry_points(group: str) -> Iterator[tuple[str, Any, str]]:
-    """Name, object and place of what installed packages add to a group that is no choice."""
+    """Name, object and place of what installed packages add to a group that is not a choice."""
     for point in _entry_points(group):
         where = f"{point.value} (an entry point of {_distribution(point)})"
         try:
@@ -184,7 +192,7 @@ def _distribution(point: importlib.metadata.EntryPoint) -> str:
 
 
 def _add_module(name: str, module: ModuleType, where: str) -> None:
-    """Add what a module from outside the package defines."""
+    """Adds what a module from outside the package defines."""
     config = getattr(module, CONFIG, None)
     handled = {key: getattr(module, key) for key in HANDLERS if hasattr(module, key)}
     if config is None and not handled:
@@ -206,7 +214,7 @@ def _add_module(name: str, module: ModuleType, where: str) -> None:
 
 
 def _add(kind: type[Choice[Any]], name: str, config: Any, about: str, where: str) -> None:
-    """A field for one variant."""
+    """Adds a field for one variant."""
     if name in kind.__annotations__:
         raise UserError(f"{where}: the name {name!r} is taken in {kind.package}; rename it")
     check_contract(config, kind.contract, where)

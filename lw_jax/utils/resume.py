@@ -1,4 +1,4 @@
-"""What a resumed run may change."""
+"""Config keys that a resumed run may change."""
 
 from __future__ import annotations
 

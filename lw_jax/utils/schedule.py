@@ -1,4 +1,4 @@
-"""Schedules over steps: of an objective's weight, of a learning rate, of latent dropout."""
+"""Schedules over steps: for an objective's weight, a learning rate, latent dropout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 BatchKind = Literal["latent", "text"]
-"""What a step is for: the wire, or (a warm-up's other half) the receiver reading the text."""
+"""What a step trains: the wire, or (in a warm-up) the receiver that reads the text."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Schedule:
         stop: first step after which the factor is zero again; null for never.
         ramp: steps over which the factor rises linearly from 0 to 1.
         final: factor at the end of a `linear` or `cosine` decay.
-        gate: of an objective's weight only: the factor is zero for every batch whose reconstruction
-            cosine is not above this.
-        on: of an objective's weight only, in a stage with text batches: which batches it is for.
+        gate: only for an objective's weight: the factor is zero for every batch whose
+            reconstruction cosine is not above this.
+        on: only for an objective's weight, in a stage with text batches: the batches it applies to.
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
@@ -41,7 +41,12 @@ class Schedule:
     on: Literal["all", "latent", "text"] = "all"
 
     def active(self, step: int, kind: BatchKind = "latent") -> bool:
-        """Whether the factor can be non-zero at `step`: the static part of a step's plan."""
+        """Whether the factor can be non-zero at `step`: the static part of a step's plan.
+
+        Args:
+            step: the step.
+            kind: what the step trains.
+        """
         if self.on not in ("all", kind):
             return False
         return step >= self.start and (self.stop is None or step < self.stop)
@@ -51,7 +56,12 @@ class Schedule:
         return tuple(s for s in (self.start, self.stop) if s is not None and s > 0)
 
     def __call__(self, step: Array | int, steps: int) -> Array:
-        """The factor at `step` of a stage of `steps`, float32 scalar."""
+        """The factor at one step, float32 scalar.
+
+        Args:
+            step: the step.
+            steps: number of steps in the stage.
+        """
         s = jnp.asarray(step, jnp.float32)
         up = jnp.minimum(1.0, (s - self.start + 1) / self.ramp) if self.ramp else jnp.float32(1.0)
         last = self.stop if self.stop is not None else steps
@@ -69,7 +79,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Rising:
-    """A probability from `start` at the first step to `end` after `ramp` steps (0: at once)."""
+    """A probability that rises from `start` at the first step to `end`.
+
+    Args:
+        start: probability at the first step.
+        end: probability after the ramp.
+        ramp: steps of the ramp; 0: `end` from the first step on.
+    """
 
     start: float
     end: float

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def termination() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only sets a flag; the value asks for it."""
+    """While inside, SIGTERM only sets a flag; the value is a function that returns the flag."""
     asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,11 +1,11 @@
-"""Codecs of latent slots: how the floats of one latent become bytes, and what that costs.
+"""Codecs of latent slots: how the floats of one latent become bytes, and how many.
 
 `float32`, `float16` and `bfloat16` hold the value. `int8`, `int6`, `int4` hold symmetric codes of k
-bits with one bfloat16 scale per slot. All decode to float32. Coding a decoded latent again gives
-the same bytes, so what a bottleneck has already put on the grid crosses the wire unchanged.
+bits with one bfloat16 scale per slot. All decode to float32. Encoding a decoded latent gives the
+same bytes, so what a bottleneck has already rounded to the grid crosses the wire unchanged.
 
-`codes` holds the discrete codes of a slot as one number in mixed radix, in as few bits as it needs.
-How many values each code has is no part of the bytes: the bridge at both ends knows it.
+`codes` holds the discrete codes of a slot as one number in mixed radix, in as few bits as possible.
+The number of values of each code is not part of the bytes: the bridge at both ends knows it.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ CODES = "codes"
 
 @dataclass(frozen=True)
 class Codec:
-    """pack(slots [M, d]) -> bytes; unpack(bytes, M, d) -> slots; nbytes(M, d).
+    """One codec.
 
-    tag: the codec's number in the wire's header.
+    Attributes:
+        tag: the codec's number in the wire's header.
+        pack: slots [M, d] -> bytes.
+        unpack: (bytes, M, d) -> slots.
+        nbytes: (M, d) -> number of bytes.
     """
 
     tag: int
@@ -54,8 +58,11 @@ def _unpack_float(dtype: Any, data: bytes, m: int, d: int) -> Slots:
 
 
 def _truncated(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """x rounded towards zero to bfloat16: never above x, so that the largest code is the limit and
-    coding again finds the same scale."""
+    """x rounded towards zero to bfloat16.
+
+    The result is never above x, so that the largest code is the limit, and encoding again finds the
+    same scale.
+    """
     return (x.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
@@ -86,7 +93,7 @@ def _pack_codes(levels: tuple[int, ...], slots: Slots) -> bytes:
     if slots.shape[1] != len(levels) or (slots >= levels).any():
         raise UserError(f"wire: codes of {len(levels)} levels {list(levels)} were expected")
     size, bits = _code_bits(levels)
-    # A masked slot has the code -1; what stands in its place is not read.
+    # A masked slot has the code -1; the value written instead is not read.
     numbers = [
         reduce(lambda n, pair: n * pair[0] + pair[1], zip(levels, row, strict=True), 0)
         for row in np.maximum(slots, 0).tolist()
@@ -146,14 +153,14 @@ CODES_TAG = 6
 
 
 def codec(name: str, levels: tuple[int, ...] = ()) -> Codec:
-    """The codec of that name.
+    """The codec with a name.
 
     Args:
         name: one of `CODECS`, or `codes`.
-        levels: of `codes`, how many values each code of a slot has.
+        levels: for `codes`, the number of values of each code in a slot.
 
     Raises:
-        UserError: names those there are.
+        UserError: unknown name; lists the known ones.
     """
     if name == CODES:
         if not levels:

@@ -4,9 +4,9 @@
     [fingerprint of the bridge, 8] [owner of each slot, 2 M] [span, 4]
     mask, one bit per slot | slots in the codec
 
-A fingerprint, owners and a span are there only if the latent has them. Numbers are little-endian.
-A bridge with discrete codes sends those: d is then the codes of a slot, `slots` the codes, and the
-bridge at the other end makes the slots of them (`lw_jax.bridge.module.from_wire`).
+Fingerprint, owners and span are present only if the latent has them. Numbers are little-endian. A
+bridge with discrete codes sends those: d is then the number of codes in a slot, `slots` the codes,
+and the bridge at the other end makes the slots of them (`lw_jax.bridge.bridge.Bridge.from_wire`).
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ _FINGERPRINT, _OWNERS, _SPAN = 1, 2, 4
 
 
 class Message(NamedTuple):
-    """What the bytes say: a latent of one row (numpy leaves), its codec, the bridge's mark.
+    """The contents of the bytes.
 
-    With the codec `codes` the slots are codes [1, M, n] int32.
+    Attributes:
+        latent: a latent of one row, with numpy leaves; with the codec `codes` its slots are codes
+            [1, M, n] int32.
+        codec: name of the codec.
+        fingerprint: 8 bytes that name the bridge; None: it is not named.
     """
 
     latent: Latent
@@ -51,8 +55,8 @@ def to_bytes(
     Args:
         latent: slots [1, M, d] or codes [1, M, n], mask [1, M], span [1] or None.
         codec_name: one of `lw_jax.wire.codecs.CODECS`, or `codes`.
-        levels: of `codes`, how many values each code of a slot has.
-        mark: 8 bytes that name the bridge, so that another bridge's reader refuses them.
+        levels: for `codes`, the number of values of each code in a slot.
+        mark: 8 bytes that name the bridge, so that another bridge refuses them.
 
     Raises:
         UserError: the latent has more than one row, or does not fit the codec.
@@ -79,7 +83,8 @@ def from_bytes(data: bytes, levels: tuple[int, ...] = ()) -> Message:
     """The latent that `to_bytes` wrote.
 
     Args:
-        levels: of the codes that the bridge at this end has, if it has some.
+        data: the bytes.
+        levels: number of values of each code of the bridge at this end; (): it has no codes.
 
     Raises:
         UserError: the bytes are no latent, of another version, cut short or damaged, or codes that
@@ -123,15 +128,26 @@ def nbytes(
     span: bool = True,
     mark: bool = True,
 ) -> int:
-    """Bytes that `to_bytes` writes for M slots of width d (or of d codes); by default what
-    `lw_jax.api` sends."""
+    """Number of bytes that `to_bytes` writes; by default for what `lw_jax.api` sends.
+
+    Args:
+        m: number of slots.
+        d: width of a slot, or number of its codes.
+        codec_name: one of `lw_jax.wire.codecs.CODECS`, or `codes`.
+        levels: for `codes`, the number of values of each code in a slot.
+        owners: whether slots have owners.
+        span: whether the length of the source is sent.
+        mark: whether the bridge is named.
+    """
     flags = _FINGERPRINT * mark + _OWNERS * owners + _SPAN * span
     return _HEADER.size + sum(_sizes(codec_name, m, d, flags, levels))
 
 
 def sendable(latent: Latent) -> Latent:
-    """A latent of one row without what says nothing: masked slots at its end, and owners where
-    every receiver reads every slot. What a reader makes of it is the same."""
+    """Drops trailing masked slots and redundant owners from a latent of one row.
+
+    Owners are redundant if every receiver reads every slot. A reader makes the same of the result.
+    """
     real = int(np.asarray(latent.mask)[0].nonzero()[0].max(initial=-1)) + 1
     owner = latent.owner[:real]
     return dataclasses.replace(

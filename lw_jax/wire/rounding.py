@@ -1,6 +1,7 @@
-"""Slots as a codec leaves them, inside a trace: the numbers of `lw_jax.wire.codecs` on the host.
+"""Slots as a codec leaves them, inside a trace: equal to `lw_jax.wire.codecs` on the host.
 
-What is already on a codec's grid stays as it is, so a bottleneck's slots cross the wire unchanged.
+Values that are already on a codec's grid do not change, so a bottleneck's slots cross the wire
+unchanged.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from lw_jax.types import Array
 
 
 def as_sent(slots: Array, codec_name: str) -> Array:
-    """Slots [..., d] after one of `lw_jax.wire.codecs.CODECS`, in their own dtype. What a 16-bit
-    float cannot hold becomes its largest number, where the codec refuses it."""
+    """Slots [..., d] after one of `lw_jax.wire.codecs.CODECS`, in their own dtype.
+
+    A value that a 16-bit float cannot hold becomes its largest number, while the codec refuses it.
+    """
     if codec_name == "float32":
         return slots
     if codec_name.startswith("int"):

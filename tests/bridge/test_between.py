@@ -150,14 +150,14 @@ def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
         ({"private": -1}, "private: expected at least 0"),
         (
             {"private": 1, "compressor": CompressorConfig(window=window.Config(4))},
-            r"private: compressor\.window gives a text as many slots as its length asks for",
+            r"private: the number of slots of compressor\.window depends on the text",
         ),
         (
             {
                 "private": 1,
                 "compressor": CompressorConfig(perceiver=perceiver.Config(8, ratios=(2.0,))),
             },
-            r"private: compressor\.perceiver gives",
+            r"private: the number of slots of compressor\.perceiver depends",
         ),
     ],
 )

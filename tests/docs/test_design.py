@@ -25,7 +25,7 @@ def texts(*places: str) -> dict[Path, str]:
 
 def test_sections_are_numbered_and_listed() -> None:
     titles = re.findall(r"^## (\d+)\. (.+)$", DESIGN, re.MULTILINE)
-    assert [int(number) for number, _ in titles] == list(range(1, 15))
+    assert [int(number) for number, _ in titles] == list(range(1, 16))
     listed = re.findall(r"^\* \[(\d+)\. (.+)\]\(#", DESIGN, re.MULTILINE)
     assert listed == titles
 
@@ -43,3 +43,11 @@ def test_sections_that_are_cited_are_there() -> None:
 def test_nothing_refers_to_documents_that_are_elsewhere(place: str) -> None:
     found = {str(p): m[0] for p, text in texts(place).items() if (m := ELSEWHERE.search(text))}
     assert not found
+
+
+def test_the_floors_are_those_that_are_tested() -> None:
+    floors = (ROOT / "tests" / "test_floors.py").read_text().split('"""')
+    lowest_first = next(part for part in floors if part.strip().startswith("types"))
+    tested = [set(line.split()) for line in lowest_first.split("\n") if line.strip()]
+    rows = re.findall(r"^\| \d+ \| (.+?) \|", DESIGN, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == tested

@@ -53,7 +53,7 @@ def test_relay_needs_room_for_the_whole_sender(
     weights = Path(read(path, []).sender.path) / "model.safetensors"
     size = sum(4 * tensor.size for tensor in load_file(weights).values())
     assert found.level == "ok"
-    assert f"relay: {size / 2**20:.1f} MiB whole sender beside " in found.text
+    assert f"relay: {size / 2**20:.1f} MiB whole sender + " in found.text
     monkeypatch.setattr(doctor, "device_memory", lambda: size)  # fits alone, not beside the others
     found = next(f for f in findings(path, relay, memory=True) if f.key == key)
     assert found.level == "error"
@@ -78,7 +78,7 @@ def test_several_errors_are_shown_at_once(write: Write) -> None:
     }
     out = io.StringIO()
     assert report(findings(write(), *flags), Console(file=out, width=120)) == 2
-    assert "to put right" in out.getvalue()
+    assert "4 errors" in out.getvalue()
     with pytest.raises(UserError, match=r"stages.fit.train.batch_size: 8 rows"):
         check(read(write(), [("mesh.data", "3")]))
 
