@@ -14,25 +14,22 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, EvalContext, alone
-from lw_jax.evaluate.predict import options_of, write
+from lw_jax.evaluate.methods.base import Batch, EvalContext
+from lw_jax.evaluate.predict import options_of
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.pipeline import Pipeline
+from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message
-from lw_jax.receiver.pack import Segment
 from lw_jax.runs.exported import is_exported
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, config_at, load_trained
 from lw_jax.text.collate import MULTIPLE, Collate, Sources, by_key, measure
-from lw_jax.text.layout import ask_ids, ask_text
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import SHARED, Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODES
@@ -131,7 +128,8 @@ class Bridge:
         ctx, tokenizer = self._scene(name), self.pipeline.receivers[name]
         message = _deliver(ctx, _filled(sent.latent), sent.codec == CODES)
         options = options_of(self.decode, ctx.model.arch, tokenizer)
-        said = write(ctx.model, message, self._ask(tokenizer, question), jax.random.key(0), options)
+        ask = answer.question(self.pipeline.layout, tokenizer, question)
+        said = answer.write(ctx.model, message, ask, jax.random.key(0), options)
         ids = said.ids[0, : int(said.lengths[0])].tolist()
         return tokenizer.backend.decode(ids).strip()
 
@@ -151,13 +149,6 @@ class Bridge:
             raise UserError(f"answer: receiver {name!r} is not one of {', '.join(known)}")
         return name
 
-    def _ask(self, tokenizer: Tokenizer, question: str) -> Segment:
-        layout = self.pipeline.layout
-        ids = ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, question)))
-        row = np.zeros((1, _multiple(len(ids))), np.int32)
-        row[0, : len(ids)] = ids
-        return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
-
 
 @partial(jax.jit, static_argnums=2)
 def _encode(ctx: EvalContext, batch: Batch, codes: bool) -> Latent:
@@ -167,7 +158,7 @@ def _encode(ctx: EvalContext, batch: Batch, codes: bool) -> Latent:
 @partial(jax.jit, static_argnums=2)
 def _deliver(ctx: EvalContext, latent: Latent, codes: bool) -> Message:
     latent = ctx.received(latent) if codes else latent
-    return alone(ctx, ctx.deliver(latent), latent.mask.shape[0])
+    return answer.alone(ctx.model, ctx.deliver(latent), latent.mask.shape[0])
 
 
 def _filled(latent: Latent) -> Latent:

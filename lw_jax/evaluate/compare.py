@@ -218,7 +218,7 @@ class Comparison:
                 break
             placed = put_batch(self.pipeline.mesh, batch)
             seen = jax.device_get(
-                latents.inspect(ctx.bridge, ctx.receiver, ctx.bridge, ctx.frozen, placed)
+                latents.inspect(ctx.bridge, ctx.receiver, ctx.params, ctx.frozen, placed)
             )
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             found.append(seen)

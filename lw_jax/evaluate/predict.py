@@ -1,7 +1,7 @@
 """One method on a batch of rows: score the gold answers and write answers of its own.
 
 Everything but the message is the same for all methods, and scoring and decoding lay out the very
-same sequence (docs/design.md sections 3 and 8).
+same sequence (`lw_jax.receiver.answer`, docs/design.md sections 3 and 8).
 """
 
 from __future__ import annotations
@@ -11,39 +11,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from rich.console import Console
 
 from lw_jax.data.example import Example
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.arch import Arch
-from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
-from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.receiver.answer import Message, occupied
-from lw_jax.receiver.pack import Segment
-from lw_jax.receiver.read import decode, head_segment, read
+from lw_jax.receiver.answer import Message, Scored, asked, occupied, score, write
 from lw_jax.text.layout import first_word
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array
 from lw_jax.utils.compile import AheadOfTime
-
-
-@struct.dataclass
-class Scored:
-    """The gold answers of a batch of N rows, A tokens.
-
-    nll [N] summed nats; tokens [N]; ranks [N, A]; argmax [N] bool: every gold token is the argmax.
-    """
-
-    nll: Array
-    tokens: Array
-    ranks: Array
-    argmax: Array
 
 
 @struct.dataclass
@@ -64,45 +46,6 @@ def place(
     return given, occupied(given)
 
 
-# Methods whose messages have the same shapes (all texts, all latents) share the two programs below.
-
-
-@jax.jit
-def score(model: FrozenDecoder, message: Message, ask: Segment, answer: Segment) -> Scored:
-    """Teacher-forced scores of the gold answers."""
-    asked = [*_asked(model, message, ask), answer]
-    reading = read(model.arch, model.params, asked, message.delivery, attention=model.attention)
-    found = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
-    return Scored(
-        nll=jnp.sum(found.nll * reading.mask, axis=1),
-        tokens=reading.mask.sum(axis=1),
-        ranks=found.rank,
-        argmax=jnp.all(found.correct(reading.labels) | ~reading.mask, axis=1),
-    )
-
-
-@partial(jax.jit, static_argnames="options")
-def write(
-    model: FrozenDecoder, message: Message, ask: Segment, rng: Array, options: DecodeOptions
-) -> Generation:
-    """Answers of the receiver's own."""
-    asked = _asked(model, message, ask)
-    return decode(
-        model.arch,
-        model.params,
-        asked,
-        message.delivery,
-        options,
-        rng,
-        attention=model.attention,
-    )
-
-
-def _asked(model: FrozenDecoder, message: Message, ask: Segment) -> list[Segment]:
-    middle = [message.segment] if message.text is None else [message.segment, message.text]
-    return [head_segment(model.head, ask.lengths.shape[0]), *middle, ask]
-
-
 def predict(
     message: Callable[[EvalContext, Batch], Message],
     ctx: EvalContext,
@@ -110,9 +53,13 @@ def predict(
     rng: Array,
     options: DecodeOptions,
 ) -> Raw:
-    """Score and decode one batch with one method's `message`."""
+    """Score and decode one batch with one method's `message`.
+
+    Methods whose messages have the same shapes (all texts, all latents) share the programs of
+    `score` and `write`.
+    """
     given, columns = place(message, ctx, batch)
-    ask, answer = _ask_and_answer(ctx, batch)
+    ask, answer = asked(batch, ctx.receiver)
     return Raw(
         scored=score(ctx.model, given, ask, answer),
         written=write(ctx.model, given, ask, rng, options),
@@ -125,20 +72,7 @@ def rate(
 ) -> list[Scored]:
     """Score batches that differ in their answers alone, after one message; nothing is written."""
     given, _ = place(message, ctx, batches[0])
-    return [score(ctx.model, given, *_ask_and_answer(ctx, batch)) for batch in batches]
-
-
-def _ask_and_answer(ctx: EvalContext, batch: Batch) -> tuple[Segment, Segment]:
-    ask, answer = (
-        Segment(
-            batch[f"{ctx.receiver}/{role}/ids"],
-            None,
-            batch[f"{ctx.receiver}/{role}/lengths"],
-            role,
-        )
-        for role in ("ask", "answer")
-    )
-    return ask, answer
+    return [score(ctx.model, given, *asked(batch, ctx.receiver)) for batch in batches]
 
 
 @dataclass(frozen=True)
@@ -165,7 +99,7 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
         given = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
-        ask, answer = _ask_and_answer(call.ctx, call.batch)
+        ask, answer = asked(call.batch, call.ctx.receiver)
         second.add(score, call.ctx.model, given, ask, answer)
         second.add(write, call.ctx.model, given, ask, call.rng, call.options)
     second.compile(console)
@@ -175,7 +109,7 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
 def sizes(ctx: EvalContext, batch: Batch) -> tuple[Array, Array]:
     """Slots [N] of every row's latent, and the receiver columns [N] that its message takes."""
     latent = ctx.encode(batch)
-    return latent.mask.sum(axis=1), occupied(delivered(ctx, batch, ctx.deliver(latent)))
+    return latent.mask.sum(axis=1), occupied(ctx.delivered(batch, latent))
 
 
 def options_of(config: DecodeConfig, arch: Arch, tokenizer: Tokenizer) -> DecodeOptions:

@@ -16,7 +16,7 @@ from lw_jax.data.example import Example
 from lw_jax.evaluate.config import RelayConfig
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.lm import load_lm
-from lw_jax.receiver.answer import tokenizer_of, write
+from lw_jax.receiver.answer import answers, tokenizer_of
 from lw_jax.text.layout_config import LayoutConfig
 
 
@@ -64,7 +64,7 @@ def written(
         most = 1 + max(
             len(ids) for ids in tokenizer_of(lm).encode_all([e.context for e in examples])
         )
-    write(lm, own, examples, batch_size, most, only_first=True)  # compiles
+    answers(lm, own, examples, batch_size, most, only_first=True)  # compiles
     began = time.monotonic()
-    texts = write(lm, own, examples, batch_size, most)
+    texts = answers(lm, own, examples, batch_size, most)
     return Written(tuple(texts), time.monotonic() - began)

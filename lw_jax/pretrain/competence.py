@@ -1,7 +1,7 @@
 """How well a frozen model reads plain text: what a receiver must be able to do before any bridge.
 
-Prompts are laid out and decoded by the receiver's own code, so a figure here is the `text` method
-of an evaluation.
+Prompts are laid out and answers written by the one code that asks receivers
+(`lw_jax.receiver.answer`), so a figure here is the `text` method of an evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.lm import FrozenLM
 from lw_jax.pretrain.batches import REST, Tokens, pad
 from lw_jax.pretrain.step import score_tokens
-from lw_jax.receiver.answer import tokenizer_of, write
+from lw_jax.receiver.answer import answers, tokenizer_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import PyTree
 
@@ -32,7 +32,7 @@ Figure = dict[str, Any]
 def read_facts(lm: FrozenLM, examples: Sequence[Example], batch_size: int, seed: int) -> Figure:
     """Exact match of greedy answers given the text: `{"em", "ci", "n"}`."""
     longest = 2 + max(len(tokenizer_of(lm).encode(" " + e.answers[0])) for e in examples)
-    said = write(lm, LayoutConfig(), examples, batch_size, longest)
+    said = answers(lm, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
     contexts = [e.context_id for e in examples]
     low_high = interval(right, groups=contexts, seed=seed, bounds=(0, 1))
@@ -49,7 +49,7 @@ def read_back(
     longest = 1 + max(
         len(ids) for ids in tokenizer_of(lm).encode_all([e.context for e in examples])
     )
-    said = write(lm, layout, examples, batch_size, longest)
+    said = answers(lm, layout, examples, batch_size, longest)
     counts = [transferred(e.context, text) for text, e in zip(said, examples, strict=True)]
     figure: Figure = {"n": len(counts)}
     for kind, name in (("entities", "recall"), ("numbers", "numbers"), ("names", "names")):

@@ -1,7 +1,7 @@
 """The quick evaluation during training: matched against deranged, slots, gradients, alarms.
 
-What runs on the devices is in `look.py` and `gradients.py`; here its figures become metrics, lines
-and alarms.
+What runs on the devices is in `evaluate/latents.py` and `train/gradients.py`; here its figures
+become metrics, lines and alarms.
 """
 
 from __future__ import annotations
@@ -108,13 +108,14 @@ class QuickEvaluation:
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
         for name in pipeline.bridge.dims.receivers:
             given = (self.pipeline.bridge, name, params, frozen, self.batch)
-            programs.add(latents.score, *given, np.int32(0), self._starts[name])
+            programs.add(latents.quick_scores, *given, np.int32(0), self._starts[name])
             programs.add(latents.inspect, *given)
-            programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
+            programs.add(latents.quick_answers, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
-            static = pipeline.bridge, pipeline.bridge.dims
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                programs.add(objective_gradients, *static, plan, state.params, frozen, self._few)
+                programs.add(
+                    objective_gradients, pipeline.bridge, plan, state.params, frozen, self._few
+                )
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
@@ -123,7 +124,7 @@ class QuickEvaluation:
         valid = np.asarray(batch["valid"])
         matched, other = (
             jax.device_get(
-                latents.score(bridge, name, params, frozen, batch, np.int32(shift), start)
+                latents.quick_scores(bridge, name, params, frozen, batch, np.int32(shift), start)
             )
             for shift in (0, 1)
         )
@@ -228,7 +229,7 @@ class QuickEvaluation:
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
         ids, lengths = jax.device_get(
-            latents.sample(
+            latents.quick_answers(
                 self.pipeline.bridge, name, self.max_new, params, self.pipeline.frozen, self.batch
             )
         )

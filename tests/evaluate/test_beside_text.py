@@ -17,7 +17,7 @@ from lw_jax.evaluate.predict import Raw, predict, sizes
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.readers import lora, soft_tokens
-from lw_jax.receiver.answer import answer_reading
+from lw_jax.receiver import answer
 from lw_jax.text.layout_config import LayoutConfig
 from tests.evaluate.world import RECEIVER, World, make_world
 
@@ -113,8 +113,9 @@ def test_training_reads_what_is_evaluated(world: World) -> None:
     @jax.jit
     def nll(ctx: EvalContext, batch: Any) -> jax.Array:
         given = ctx.deliver(ctx.encode(batch))
-        reading = answer_reading(ctx.frozen, batch, RECEIVER, "latent", given, 1)
         model = ctx.model
+        message = answer.message_of(model, batch, RECEIVER, "latent", given)
+        reading = answer.reading(model, message, *answer.asked(batch, RECEIVER))
         scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
         return jnp.sum(scored.nll * reading.mask, axis=1)
 

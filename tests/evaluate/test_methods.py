@@ -27,6 +27,7 @@ from lw_jax.evaluate.predict import (
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
+from lw_jax.receiver import answer as asking
 from lw_jax.text.layout_config import LayoutConfig
 from tests.evaluate.world import PREFIX, RECEIVER, SLOTS, World, make_world
 
@@ -167,14 +168,14 @@ def test_the_check_is_red_when_scorer_and_decoder_differ(
 ) -> None:
     batch = _batch(world, "text")
     gold = _with_gold(batch, _raw(world, "text", batch), spoil=False)
-    right = getattr(predicting, reader)
+    right = getattr(asking, reader)
 
     def wrong(arch: Any, params: Any, asked: list[Any], *rest: Any, **more: Any) -> Any:
         return right(arch, params, fault(asked), *rest, **more)
 
-    monkeypatch.setattr(predicting, reader, wrong)
+    monkeypatch.setattr(asking, reader, wrong)
     part = {"decode": "write", "read": "score"}[reader]
-    whole = getattr(predicting, part).__wrapped__
+    whole = getattr(asking, part).__wrapped__
     # A new function, so that the right one's compiled program is not found again.
     static = (4,) if part == "write" else ()
     faulty = jax.jit(lambda *args: whole(*args), static_argnums=static)

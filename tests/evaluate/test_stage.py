@@ -29,7 +29,7 @@ from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.lm import load_lm
-from lw_jax.receiver.answer import write
+from lw_jax.receiver.answer import answers
 from lw_jax.runs import session as stage_setting
 from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
@@ -136,7 +136,7 @@ def test_the_relay_says_what_writing_and_what_reading_took(
     sender = load_lm(run.config.sender.path, run.mesh, dtype=jnp.float32)
     layout = LayoutConfig(question="", anchor="\nRepeat:")
     examples = [Example("", "", line["context"], line["question"], ("",)) for line in lines]
-    assert [line["relayed"] for line in lines] == write(sender, layout, examples, 8, 8)
+    assert [line["relayed"] for line in lines] == answers(sender, layout, examples, 8, 8)
     # What the receiver is given is that, and no more than that.
     bytes_of = [len((" " + line["relayed"]).encode()) for line in lines]
     assert found["wire_bytes"] == pytest.approx(np.mean(bytes_of))

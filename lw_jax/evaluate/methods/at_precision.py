@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from functools import cache
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, latent_bytes
 from lw_jax.receiver.answer import Message
 from lw_jax.wire.rounding import as_sent
 
@@ -17,6 +17,6 @@ def at_precision(codec_name: str) -> Method:
     def message(ctx: EvalContext, batch: Batch) -> Message:
         own = ctx.encode(batch)
         sent = dataclasses.replace(own, slots=as_sent(own.slots, codec_name))
-        return delivered(ctx, batch, ctx.deliver(sent))
+        return ctx.delivered(batch, sent)
 
     return Method(message, latent_bytes, needs_bridge=True)

@@ -10,8 +10,7 @@ from flax import struct
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
-from lw_jax.receiver.answer import Message
-from lw_jax.receiver.read import message_segment, text_after
+from lw_jax.receiver.answer import Message, delivered
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
@@ -59,24 +58,13 @@ class EvalContext:
         """What the reader makes of a latent; nothing else is seen."""
         return self.bridge.deliver(self.params, self.receiver, latent)
 
+    def delivered(self, batch: Batch, latent: Latent) -> Message:
+        """What the reader makes of a latent, as the layout has it."""
+        return delivered(self.model, self.deliver(latent), *self.context(batch))
+
     def context(self, batch: Batch) -> tuple[Array, Array]:
         """Token ids [N, T] of the text that the latent replaces, and lengths [N]."""
         return batch[f"{self.receiver}/context/ids"], batch[f"{self.receiver}/context/lengths"]
-
-
-def alone(ctx: EvalContext, delivery: Delivery, rows: int) -> Message:
-    """A reader's delivery as a message, and nothing else."""
-    width = ctx.model.params["embed"].shape[1]
-    return Message(message_segment(delivery, rows, width), delivery)
-
-
-def delivered(ctx: EvalContext, batch: Batch, delivery: Delivery) -> Message:
-    """A reader's delivery as the layout has it: alone, or beside the row's text."""
-    ids, lengths = ctx.context(batch)
-    message = alone(ctx, delivery, ids.shape[0])
-    if not ctx.model.with_text:
-        return message
-    return Message(message.segment, delivery, text_after(ids, lengths))
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, alone
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method
 from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
 from lw_jax.evaluate.methods.token_budget_first import budget
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.receiver.answer import Message
+from lw_jax.receiver.answer import Message, alone
 from lw_jax.types import Array, Delivery
 
 
@@ -52,7 +52,7 @@ def message(ctx: EvalContext, batch: Batch) -> Message:
     index, embeds = jnp.arange(ids.shape[1])[None], embed_tokens(ctx.model.params, ids)
     found = components(embeds, index < lengths[:, None]).astype(embeds.dtype)
     used = jnp.minimum(jnp.minimum(lengths, budget(ctx, batch)), embeds.shape[-1] + 1)
-    return alone(ctx, Delivery(embeds=found, mask=index < used[:, None]), ids.shape[0])
+    return alone(ctx.model, Delivery(embeds=found, mask=index < used[:, None]), ids.shape[0])
 
 
 METHOD = Method(message, wire_bytes, needs_bridge=True)

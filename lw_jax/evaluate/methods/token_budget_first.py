@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import text_message
 from lw_jax.types import Array
@@ -16,7 +16,7 @@ from lw_jax.types import Array
 
 def budget(ctx: EvalContext, batch: Batch) -> Array:
     """[N] receiver columns of the row's own latent message."""
-    return occupied(delivered(ctx, batch, ctx.deliver(ctx.encode(batch))))
+    return occupied(ctx.delivered(batch, ctx.encode(batch)))
 
 
 def message(ctx: EvalContext, batch: Batch) -> Message:
