@@ -8,6 +8,7 @@ without decoding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,11 @@ from flax import struct
 from lw_jax.bottlenecks import codes
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.evaluate import slots
+from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.receiver.answer import asked, message_of, score, write
-from lw_jax.types import Array, Latent, PyTree
+from lw_jax.types import Array, Latent, PyTree, Taps
 
 
 @struct.dataclass
@@ -69,8 +71,8 @@ def quick_scores(
     latent = _latent(bridge, params, frozen, batch)
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
     latent = jax.tree.map(lambda x: x[order], latent)
-    model, given = frozen.receivers[name], bridge.deliver(params, name, latent)
-    message = message_of(model, batch, name, "latent", given)
+    model, delivery = frozen.receivers[name], bridge.deliver(params, name, latent)
+    message = message_of(model, batch, name, "latent", delivery)
     scored = score(model, message, *asked(batch, name), each=True)
     assert scored.each is not None
     at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
@@ -87,24 +89,60 @@ def inspect(
     """The latent and what receiver `name` is given, without its reading anything.
 
     Returns:
-        scalars of `receiver.slots` (of the soft tokens where there are some, else of the slots);
-        `moved`: by how much of its length the latent before the bottleneck changes when every
-        source token is the mean of all; `codes`: of `codes.usage`; `saturation` if it is noted.
+        what `making` and `given` say.
     """
-    apply = partial(bridge.apply, params)
-    taps = bridge.extract(frozen.sender, batch, params)
-    latent, intermediates = apply(taps, method="encode")
-    given, read = apply(name, latent, method="deliver")
-    plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
+    views = bridge.extract(frozen.sender, batch, params)
+    latent, intermediates = bridge.apply(params, views, method="encode")
+    return making(bridge, params, views, intermediates) | given(
+        bridge, name, params, frozen, latent
+    )
+
+
+def making(
+    bridge: Bridge, params: PyTree, views: Mapping[str, Taps], intermediates: Intermediates
+) -> dict[str, Any]:
+    """What the sending side alone can say of a latent.
+
+    Args:
+        bridge: the bridge.
+        params: its parameters.
+        views: the frozen part of every view of the source.
+        intermediates: what the parts sowed while encoding.
+
+    Returns:
+        `moved`: by how much of its length the latent before the bottleneck changes when every
+        source token is the mean of all; `codes`: of `lw_jax.bottlenecks.codes.usage`.
+    """
+    plain, pooled = (
+        bridge.apply(params, views, p, method="compressed")[0].slots for p in (False, True)
+    )
     moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
-    found = {"moved": moved, "codes": codes.usage(intermediates)}
+    return {"moved": moved, "codes": codes.usage(intermediates)}
+
+
+def given(
+    bridge: Bridge, name: str, params: PyTree, frozen: FrozenModels, latent: Latent
+) -> dict[str, Any]:
+    """What receiver `name` is given of a latent.
+
+    Args:
+        bridge: the bridge.
+        name: the receiver's.
+        params: the bridge's.
+        frozen: the frozen models.
+        latent: as it was received.
+
+    Returns:
+        scalars of `lw_jax.evaluate.slots` (of the soft tokens where there are some, else of the
+        slots), and `saturation` if the reader says so.
+    """
+    delivery, read = bridge.apply(params, name, latent, method="deliver")
     sown = read.get("readers", {}).get(name, {}).values()
     saturation = [x["saturation"] for x in sown if "saturation" in x]
-    if saturation:
-        found["saturation"] = jnp.stack(saturation).max()
+    found = {"saturation": jnp.stack(saturation).max()} if saturation else {}
     x, mask = latent.slots, latent.mask
-    if given.embeds is not None:
-        x, mask = given.embeds, mask if given.mask is None else given.mask
+    if delivery.embeds is not None:
+        x, mask = delivery.embeds, mask if delivery.mask is None else delivery.mask
         table = frozen.receivers[name].params["embed"]
         found |= slots.against_table(x, mask, table, bridge.dims.receivers[name].embed_rms)
     return found | slots.statistics(x, mask)
@@ -116,8 +154,8 @@ def quick_answers(
 ) -> tuple[Array, Array]:
     """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
     latent = _latent(bridge, params, frozen, batch)
-    model, given = frozen.receivers[name], bridge.deliver(params, name, latent)
-    message, (ask, _) = message_of(model, batch, name, "latent", given), asked(batch, name)
+    model, delivery = frozen.receivers[name], bridge.deliver(params, name, latent)
+    message, (ask, _) = message_of(model, batch, name, "latent", delivery), asked(batch, name)
     options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
     out = write(model, message, ask, jax.random.key(0), options)
     return out.ids, out.lengths

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from flax import struct
 from rich.console import Console
 
 from lw_jax.data.example import Example
+from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
 from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.evaluate.summary import Prediction
@@ -24,7 +26,7 @@ from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.receiver.answer import Message, Scored, asked, occupied, score, write
 from lw_jax.text.layout import first_word
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import Array
+from lw_jax.types import Array, Latent
 from lw_jax.utils.compile import AheadOfTime
 
 
@@ -37,19 +39,31 @@ class Raw:
     columns: Array
 
 
+MessageOf = Callable[[EvalContext, Batch, Any], Message]
+"""Of `lw_jax.evaluate.methods.base.Method`."""
+
+
 @partial(jax.jit, static_argnames="message")
 def place(
-    message: Callable[[EvalContext, Batch], Message], ctx: EvalContext, batch: Batch
+    message: MessageOf, ctx: EvalContext, batch: Batch, sent: Latent | None
 ) -> tuple[Message, Array]:
-    """A method's message, and the receiver columns [N] that it takes."""
-    given = message(ctx, batch)
+    """A method's message, and the receiver columns [N] that it takes.
+
+    Args:
+        message: the method's.
+        ctx: the receiver.
+        batch: what it is asked.
+        sent: what crossed the wire for each row; None where nothing did.
+    """
+    given = message(ctx, batch, None if sent is None else ctx.received(sent))
     return given, occupied(given)
 
 
 def predict(
-    message: Callable[[EvalContext, Batch], Message],
+    message: MessageOf,
     ctx: EvalContext,
     batch: Batch,
+    sent: Latent | None,
     rng: Array,
     options: DecodeOptions,
 ) -> Raw:
@@ -58,7 +72,7 @@ def predict(
     Methods whose messages have the same shapes (all texts, all latents) share the programs of
     `score` and `write`.
     """
-    given, columns = place(message, ctx, batch)
+    given, columns = place(message, ctx, batch, sent)
     ask, answer = asked(batch, ctx.receiver)
     return Raw(
         scored=score(ctx.model, given, ask, answer),
@@ -68,20 +82,21 @@ def predict(
 
 
 def rate(
-    message: Callable[[EvalContext, Batch], Message], ctx: EvalContext, batches: Sequence[Batch]
+    message: MessageOf, ctx: EvalContext, batches: Sequence[Batch], sent: Latent | None
 ) -> list[Scored]:
     """Score batches that differ in their answers alone, after one message; nothing is written."""
-    given, _ = place(message, ctx, batches[0])
+    given, _ = place(message, ctx, batches[0], sent)
     return [score(ctx.model, given, *asked(batch, ctx.receiver)) for batch in batches]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A call of `predict` that will come."""
+    """A call of `predict` that will come; the fields are its arguments."""
 
-    message: Callable[[EvalContext, Batch], Message]
+    message: MessageOf
     ctx: EvalContext
     batch: Batch
+    sent: Latent | None
     rng: Array
     options: DecodeOptions
 
@@ -90,11 +105,12 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
     """Compile what `predict` needs for these calls, side by side."""
     first, keys = AheadOfTime(), []
     for call in calls:
-        keys.append(first.add(place, call.message, call.ctx, call.batch))
+        keys.append(first.add(place, call.message, call.ctx, call.batch, call.sent))
     placed = first.compile(console)
     second = AheadOfTime()
     for call, key in zip(calls, keys, strict=True):
-        shapes, _ = jax.eval_shape(partial(place, call.message), call.ctx, call.batch)
+        make = partial(place, call.message)
+        shapes, _ = jax.eval_shape(make, call.ctx, call.batch, call.sent)
         where, _ = placed[key].output_shardings
         given = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
@@ -106,10 +122,16 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
 
 
 @jax.jit
-def sizes(ctx: EvalContext, batch: Batch) -> tuple[Array, Array]:
-    """Slots [N] of every row's latent, and the receiver columns [N] that its message takes."""
-    latent = ctx.encode(batch)
-    return latent.mask.sum(axis=1), occupied(ctx.delivered(batch, latent))
+def columns(ctx: EvalContext, batch: Batch, sent: Latent) -> Array:
+    """[N] receiver columns that the message of every row's latent takes."""
+    return occupied(ctx.delivered(batch, ctx.received(sent)))
+
+
+@jax.jit
+def look(ctx: EvalContext, sent: Latent) -> dict[str, Any]:
+    """Statistics of what the receiver is given (`lw_jax.evaluate.latents.given`)."""
+    latent = ctx.received(sent)
+    return latents.given(ctx.bridge, ctx.receiver, ctx.params, ctx.frozen, latent)
 
 
 def options_of(config: DecodeConfig, arch: Arch, tokenizer: Tokenizer) -> DecodeOptions:

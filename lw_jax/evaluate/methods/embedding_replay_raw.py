@@ -13,7 +13,7 @@ from lw_jax.receiver.answer import Message, alone
 from lw_jax.types import Delivery
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
     """The embeddings of the text."""
     ids, lengths = ctx.context(batch)
     mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]

@@ -19,7 +19,7 @@ def replayed(name: str) -> Method:
     """The method `embedding_replay_raw`, with one change of `lw_jax.evaluate.replay`."""
     how = change(name)
 
-    def message(ctx: EvalContext, batch: Batch) -> Message:
+    def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
         ids, lengths = ctx.context(batch)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         embeds = embed_tokens(ctx.model.params, ids)
