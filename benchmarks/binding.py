@@ -30,9 +30,12 @@ from rich.table import Table
 
 from lw_jax.data.facts import draw_facts
 from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.decoder import embed_tokens, run
-from lw_jax.models.lm import FrozenLM, load_lm
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.params import depth
+from lw_jax.models.spec import open_model
+from lw_jax.models.tokenizer import load_tokenizer
 
 MODELS = ("zoo/tiny-llama", "zoo/tiny-mistral", "zoo/tiny-qwen")
 CONTEXTS, QUESTIONS, ROWS = 1200, 3000, 200
@@ -41,13 +44,15 @@ CLASSES, RIDGE, TRAINED = 15, 30.0, 0.7
 States = NDArray[np.float32]
 
 
-def states(lm: FrozenLM, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]) -> States:
+def states(
+    model: FrozenDecoder, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]]
+) -> States:
     """Hidden states [layers + 1, places, D] at (row, token) places."""
     ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = row
     lengths = np.asarray([len(row) for row in rows], np.int32)
-    taps = tuple(range(depth(lm.params) + 1))
+    taps = tuple(range(depth(model.params) + 1))
 
     @partial(jax.jit, static_argnums=0)
     def tapped(arch: Any, params: Any, ids: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -61,7 +66,9 @@ def states(lm: FrozenLM, rows: Sequence[Sequence[int]], at: Sequence[tuple[int, 
     found = []
     for start in range(0, len(rows), ROWS):
         here = places[(places[:, 0] >= start) & (places[:, 0] < start + ROWS)]
-        part = tapped(lm.arch, lm.params, ids[start : start + ROWS], lengths[start : start + ROWS])
+        part = tapped(
+            model.arch, model.params, ids[start : start + ROWS], lengths[start : start + ROWS]
+        )
         found.append(np.asarray(part)[:, here[:, 0] - start, here[:, 1]])
     return np.concatenate(found, axis=1)
 
@@ -82,7 +89,7 @@ def accuracies(h: States, labels: Sequence[int]) -> tuple[list[float], int]:
     return found, len(y) - split
 
 
-def contexts(lm: FrozenLM) -> tuple[list[list[int]], dict[str, list[tuple[int, int]]], list[str]]:
+def contexts(tokenizer: Any) -> tuple[list[list[int]], dict[str, list[tuple[int, int]]], list[str]]:
     """Token ids, the places looked at, and the surname of every sentence."""
     rng = random.Random(5)
     rows: list[list[int]] = []
@@ -92,7 +99,7 @@ def contexts(lm: FrozenLM) -> tuple[list[list[int]], dict[str, list[tuple[int, i
         facts = draw_facts(6, "train", rng)
         said = [rng.choice(kind.statements).format_map(values) for kind, values in facts]
         text = " ".join(said)
-        coded = lm.tokenizer(text, return_offsets_mapping=True)
+        coded = tokenizer(text, return_offsets_mapping=True)
         rows.append(coded["input_ids"])
         starts = [start for start, _ in coded["offset_mapping"]]
         begin = 0
@@ -111,7 +118,7 @@ def contexts(lm: FrozenLM) -> tuple[list[list[int]], dict[str, list[tuple[int, i
     return rows, places, surnames
 
 
-def questions(lm: FrozenLM) -> tuple[list[list[int]], list[tuple[int, int]], list[str]]:
+def questions(tokenizer: Any) -> tuple[list[list[int]], list[tuple[int, int]], list[str]]:
     """Token ids of questions without a context, their last tokens, and whom they ask about."""
     rng = random.Random(3)
     rows, surnames = [], []
@@ -120,7 +127,7 @@ def questions(lm: FrozenLM) -> tuple[list[list[int]], list[tuple[int, int]], lis
             ask = rng.choice([ask for ask in kind.asks if ask.slot != "who"])
             asker = values | {"who": values["surname"]}
             asked = rng.choice(ask.questions).format_map(asker)
-            rows.append(lm.tokenizer.encode(f"Context:\nQuestion: {asked}\nAnswer:"))
+            rows.append(tokenizer.encode(f"Context:\nQuestion: {asked}\nAnswer:"))
             surnames.append(values["surname"])
     return rows, [(i, len(row) - 1) for i, row in enumerate(rows)], surnames
 
@@ -131,13 +138,15 @@ def main() -> None:
     for heading in ("model", "where", "first piece of the surname", "last piece"):
         table.add_column(heading)
     for path in MODELS:
-        lm = load_lm(path, mesh, dtype=jnp.float32)
-        rows, places, tokenizer = contexts(lm)
-        asked, last, whom = questions(lm)
-        looked = [(f"context, {place}", rows, at, tokenizer) for place, at in places.items()]
+        model = open_model("model", ModelConfig(path, dtype="float32")).load(mesh)
+        assert isinstance(model, FrozenDecoder)
+        tokenizer = load_tokenizer(path)
+        rows, places, told = contexts(tokenizer)
+        asked, last, whom = questions(tokenizer)
+        looked = [(f"context, {place}", rows, at, told) for place, at in places.items()]
         for where, ids, at, names in [*looked, ("question, last token", asked, last, whom)]:
-            h = states(lm, ids, at)
-            pieces = [lm.tokenizer.encode(f" {n}", add_special_tokens=False) for n in names]
+            h = states(model, ids, at)
+            pieces = [tokenizer.encode(f" {n}", add_special_tokens=False) for n in names]
             cells = [accuracies(h, [p[end] for p in pieces]) for end in (0, -1)]
             table.add_row(
                 path, where, *[f"{' '.join(f'{a:.3f}' for a in found)} ({n})" for found, n in cells]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["Bridge"]
+__version__ = "0.1.0"
+__all__ = ["Bridge", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Bridge`, imported when it is first asked for: importing the package loads nothing."""
+    """`Bridge`, imported on first use: importing the package alone loads nothing."""
     if name == "Bridge":
         from lw_jax.api import Bridge
 

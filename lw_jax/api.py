@@ -124,7 +124,7 @@ class Bridge:
         message = _deliver(ctx, packets.filled([sent], _multiple(sent.mask.shape[1])))
         options = options_of(self.decode, ctx.model.arch, tokenizer)
         ask = answer.question(self.pipeline.layout, tokenizer, question)
-        said = answer.write(ctx.model, message, ask, jax.random.key(0), options)
+        said = answer.write(ctx.model, ctx.prompt, message, ask, jax.random.key(0), options)
         ids = said.ids[0, : int(said.lengths[0])].tolist()
         return tokenizer.backend.decode(ids).strip()
 

@@ -17,9 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
+from lw_jax import __version__
+from lw_jax.config import yaml_files
+from lw_jax.config.command import overview, read_command
 from lw_jax.errors import UserError
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
+CONFIG_FILE = yaml_files.RUN_CONFIG
 WIDTH = 140
 """Columns of output that goes to a file or a pipe."""
 
@@ -42,18 +46,26 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dispatch(argv: Sequence[str]) -> int:
-    # Imported here: a wrong command line is answered before jax is loaded.
-    from lw_jax.config.command import read_command
-
+    # A wrong command line, a missing or broken file are answered before jax is loaded.
     command = read_command(argv)
+    if command.action == "version":
+        print(f"lw_jax {__version__}")
+        return OK
+    if command.action == "help" and not command.target:
+        print(overview(), end="")
+        return OK
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     if command.action == "help":
         from lw_jax.config.help import print_help
 
-        print_help(command.target, console)
+        print_help("" if command.target == "all" else command.target, console)
         return OK
     if command.action == "evaluate":
+        if not (Path(command.target) / CONFIG_FILE).is_file():
+            raise UserError(f"{command.target}: no {CONFIG_FILE} there, so it is no run directory")
         return evaluate_again(Path(command.target), command.flags, console)
+    for file in (command.target, *command.over):
+        yaml_files.load(file)
     line = f"python -m lw_jax.launch {shlex.join(argv)}"
     from lw_jax.config import parse
 
@@ -80,12 +92,14 @@ def run(config: Any, console: Console, command: str) -> int:
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import check_directory, open_run
     from lw_jax.runs.doctor import check
+    from lw_jax.runs.session import Session
 
     check_directory(config)
-    check(config)
+    session = Session()
+    check(config, session)
     with (
         stoppable(console),
-        open_run(config, make_mesh(config.mesh), console, command) as this,
+        open_run(config, make_mesh(config.mesh), console, command, session) as this,
     ):
         console.print(f"run directory: {this.run_dir}", highlight=False)
         for name in config.stages:
@@ -117,6 +131,7 @@ def run_stage(this: Any, name: str) -> None:
 
     ((kind, config),) = chosen(this.config.stages[name]).items()
     began = time.monotonic()
+    this.session.begin(this.config, kind)
     stage_module(kind).run(this, name, config)
     this.finish(name, round(time.monotonic() - began, 1))
 
@@ -137,6 +152,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import open_evaluation, read_config
     from lw_jax.runs.doctor import check
+    from lw_jax.runs.session import Session
 
     raw = parse.to_dict(read_config(run_dir))
     kept = [name for name, stage in raw["stages"].items() if "evaluate" in stage]
@@ -155,8 +171,9 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
         else:
             parse.put(Config, raw, key, text)
     config = parse.from_dict(raw)
-    check(config)
-    this = open_evaluation(config, run_dir, make_mesh(config.mesh), console)
+    session = Session()
+    check(config, session)
+    this = open_evaluation(config, run_dir, make_mesh(config.mesh), console, session)
     console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
     run_stage(this, name)
     return OK

@@ -1,4 +1,4 @@
-"""The device mesh, axes `data` and `model`. There always is one: a laptop has a 1x1 mesh."""
+"""The device mesh with axes `data` and `model`. There is always one: a laptop has a 1x1 mesh."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ AXES = ("data", "model")
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int]:
-    """(data, model) on so many devices; a smaller mesh leaves devices idle.
+    """Sizes (data, model) of the mesh on a number of devices; a smaller mesh leaves devices idle.
 
     Raises:
-        UserError: more devices are asked for than there are, or they do not divide.
+        UserError: the config asks for more devices than there are, or for a size that does not
+            divide their number.
     """
     if config.model > devices:
         raise UserError(f"mesh.model: {config.model} devices asked for; there are {devices}")
@@ -54,7 +55,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -27,7 +28,10 @@ SHARED = -1
 class Taps:
     """What a frozen source gives the trainable part: no gradient goes further back.
 
-    states: [n, B, T, D] residual streams (n taps); mask: [B, T] bool, content only; ids: [B, T].
+    Attributes:
+        states: [n, B, T, D] residual streams, n taps.
+        mask: [B, T] bool, True for tokens of the content.
+        ids: [B, T] int32 tokens.
     """
 
     states: Array
@@ -41,8 +45,8 @@ class SourceTokens:
 
     Attributes:
         ids: [B, T] int32.
-        lengths: [B] int32, tokens of a row; padding stands behind.
-        skip: [B] int32, tokens at the start of a row that are no content (BOS, primer).
+        lengths: [B] int32, tokens of a row; padding comes after them.
+        skip: [B] int32, tokens at the start of a row that are not content (BOS, primer).
     """
 
     ids: Array
@@ -51,7 +55,7 @@ class SourceTokens:
 
     @property
     def content(self) -> Array:
-        """[B, T] bool: which tokens are the text's own."""
+        """[B, T] bool: the tokens of the text itself."""
         index = jnp.arange(self.ids.shape[1])[None, :]
         return (index >= self.skip[:, None]) & (index < self.lengths[:, None])
 
@@ -60,12 +64,21 @@ class SourceTokens:
 class Features:
     """What one view of the source text offers to the compressor.
 
-    x: [B, T, D] floats; mask: [B, T] bool, True where a token is real; ids: [B, T] int32 tokens.
+    Attributes:
+        x: [B, T, D] floats.
+        mask: [B, T] bool, True where a token is real.
+        ids: [B, T] int32 tokens.
     """
 
     x: Array
     mask: Array
     ids: Array
+
+    def check(self) -> None:
+        """Raises AssertionError unless shapes and dtypes are as listed above."""
+        chex.assert_rank(self.x, 3)
+        chex.assert_shape([self.mask, self.ids], self.x.shape[:2])
+        chex.assert_type(self.mask, bool)
 
 
 Views = Mapping[str, Features]
@@ -76,9 +89,13 @@ Views = Mapping[str, Features]
 class Latent:
     """All that crosses the wire. A reader sees nothing else.
 
-    slots: [B, M, d] floats; mask: [B, M] bool; span: [B] float32 or None, how long the source was
-    in sender tokens (readers may spread slot positions over it); owner: M ints, static, `SHARED`
-    or the index of the one receiver, in order of their names, that may read the slot.
+    Attributes:
+        slots: [B, M, d] floats.
+        mask: [B, M] bool, True where a slot is used.
+        span: [B] float32, length of the source in sender tokens, over which readers may spread the
+            positions of slots; or None.
+        owner: one int for each slot, static: `SHARED`, or the index (receivers sorted by name) of
+            the only receiver that may read it. Empty: all slots are shared.
     """
 
     slots: Array
@@ -86,12 +103,27 @@ class Latent:
     span: Array | None = None
     owner: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
+    def check(self) -> None:
+        """Raises AssertionError unless shapes and dtypes are as listed above."""
+        chex.assert_rank(self.slots, 3)
+        rows, count = self.slots.shape[:2]
+        chex.assert_shape(self.mask, (rows, count))
+        chex.assert_type(self.mask, bool)
+        if self.span is not None:
+            chex.assert_shape(self.span, (rows,))
+            chex.assert_type(self.span, jnp.float32)
+        assert len(self.owner) in (0, count), f"{len(self.owner)} owners of {count} slots"
+
 
 @struct.dataclass
 class KV:
-    """Keys and values of a prefix, one set per decoder layer; keys are *before* RoPE.
+    """Keys and values of a prefix, one set for each decoder layer.
 
-    k, v: [L, B, C, K, h]; mask: [B, C] bool; positions: [B, C], relative to the message's start.
+    Attributes:
+        k: [L, B, C, K, h] keys *before* RoPE.
+        v: [L, B, C, K, h] values.
+        mask: [B, C] bool.
+        positions: [B, C], relative to the start of the message.
     """
 
     k: Array
@@ -104,9 +136,14 @@ class KV:
 class Lora:
     """Low-rank edits of a decoder's projections in some layers.
 
-    a, b: per target ("q", "k", "v", "o") arrays [n, fan_in, r] and [n, r, fan_out], stacked over
-    the n edited layers (fan_in, fan_out flattened over heads); the edit added to the projection is
-    `scale * (x @ a) @ b`. layers: the n edited layers, ascending, static.
+    The edit that is added to a projection is `scale * (x @ a) @ b`. `fan_in` and `fan_out` are
+    flattened over heads.
+
+    Attributes:
+        a: for each target ("q", "k", "v", "o") an array [n, fan_in, r] over the n edited layers.
+        b: for each target an array [n, r, fan_out].
+        scale: factor of the edit.
+        layers: the n edited layers, ascending, static.
     """
 
     a: Mapping[str, Array]
@@ -117,10 +154,13 @@ class Lora:
 
 @struct.dataclass
 class Blocks:
-    """Blocks run on the residual stream after some layers (multi-depth adapters).
+    """Blocks that run on the residual stream after some layers (multi-depth adapters).
 
-    params: a tree stacked [n, ...] over the n layers; given: a tree of rows [B, ...] that all of
-    them read, or None; apply(params_of_layer, h [B, T, D], given) -> h.
+    Attributes:
+        params: parameters, a tree of arrays [n, ...] over the n layers.
+        apply: `apply(params of one layer, h [B, T, D], given) -> h`, static.
+        layers: the n layers, ascending, static.
+        given: a tree of arrays [B, ...] that all blocks read, or None.
     """
 
     params: PyTree
@@ -131,7 +171,14 @@ class Blocks:
 
 @struct.dataclass
 class Edits:
-    """Changes to a decoder's layers. kv_delta: [L, B, P, K, h] added to the slots' own K and V."""
+    """Changes to a decoder's layers; None: no change.
+
+    Attributes:
+        lora: low-rank edits of projections.
+        blocks: blocks after some layers.
+        k_delta: [L, B, P, K, h], added to the keys of the soft tokens.
+        v_delta: [L, B, P, K, h], added to the values of the soft tokens.
+    """
 
     lora: Lora | None = None
     blocks: Blocks | None = None
@@ -141,12 +188,17 @@ class Edits:
 
 @struct.dataclass
 class Delivery:
-    """What a reader hands to its frozen receiver.
+    """What a reader hands to its frozen receiver; None: the reader gives nothing of this kind.
 
-    embeds: [B, P, D] soft tokens that stand in the message's place of the sequence, with mask
-    [B, P] (real slots first) and positions [B, P], relative to the message's start (None: 0, 1,
-    ...). kv: per-layer columns in the same place. advance: [B], how many positions the message
-    takes (None: the larger of its soft tokens and its prefix columns).
+    Attributes:
+        embeds: [B, P, D] soft tokens, which take the place of the message in the sequence.
+        mask: [B, P] bool, real soft tokens first.
+        positions: [B, P] positions of the soft tokens, relative to the start of the message; None:
+            0, 1, ...
+        kv: prefix columns of every layer, in the same place.
+        advance: [B], how many positions the message takes; None: the larger of its soft tokens and
+            its prefix columns.
+        edits: changes to the receiver's layers.
     """
 
     embeds: Array | None = None
@@ -156,7 +208,26 @@ class Delivery:
     advance: Array | None = None
     edits: Edits | None = None
 
+    def check(self) -> None:
+        """Raises AssertionError unless shapes and dtypes are as listed above."""
+        if self.embeds is not None:
+            chex.assert_rank(self.embeds, 3)
+            for columns in (self.mask, self.positions):
+                if columns is not None:
+                    chex.assert_shape(columns, self.embeds.shape[:2])
+            if self.mask is not None:
+                chex.assert_type(self.mask, bool)
+        if self.kv is not None:
+            chex.assert_rank(self.kv.k, 5)
+            chex.assert_equal_shape([self.kv.k, self.kv.v])
+            chex.assert_shape([self.kv.mask, self.kv.positions], self.kv.k.shape[1:3])
+        if self.advance is not None:
+            chex.assert_rank(self.advance, 1)
+        if self.edits is not None and self.edits.k_delta is not None:
+            chex.assert_rank(self.edits.k_delta, 5)
+            chex.assert_equal_shape([self.edits.k_delta, self.edits.v_delta])
+
     def columns(self) -> int:
-        """Receiver columns that the message occupies: soft tokens plus prefix columns."""
+        """Columns that the message takes in the receiver: soft tokens plus prefix columns."""
         soft = 0 if self.embeds is None else self.embeds.shape[1]
         return soft + (0 if self.kv is None else self.kv.k.shape[2])

@@ -37,6 +37,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 MAPPINGS = 25_000
 
 LONG = (
+    "test_unchanged.py",
     "test_configs.py",
     "evaluate/test_stage.py",
     "train/test_faults_raise_alarms.py",

@@ -9,14 +9,18 @@ from typing import Any
 
 import jax
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
 
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.checkpoint import read_arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch, arch_from_hf
+from lw_jax.models.spec import FrozenSpec
 from lw_jax.runs.abstract import AbstractStep, abstract_step, size_in_bytes
 from lw_jax.runs.grid import grid
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import BatchKind
 
@@ -33,6 +37,8 @@ QUICK = ("v09", "v14", "v15a")
 SHAPES = ROOT / "configs" / "shapes"
 NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]
 GIB = 2**30
+NOT_ASKED = Tokenizer("", Backend(WordLevel({})), None, 0)
+"""Shapes need no tokenizer."""
 
 
 def arch_of(path: str) -> AnyArch:
@@ -46,13 +52,13 @@ def arch_of(path: str) -> AnyArch:
 
 def steps(config: Config, mesh: MeshConfig, kind: BatchKind = "latent") -> list[AbstractStep]:
     """The first step of that kind of each train stage."""
-    sender = arch_of(config.sender.path) if config.sender else None
-    receivers = {name: arch_of(model.path) for name, model in config.receivers.items()}
+    models = ({} if config.sender is None else {"sender": config.sender}) | config.receivers
+    specs = {n: FrozenSpec(n, m, arch_of(m.path), NOT_ASKED) for n, m in models.items()}
     lengths = {"source": 64}
-    for name in receivers:
+    for name in config.receivers:
         lengths |= {f"{name}/context": 64, f"{name}/ask": 16, f"{name}/answer": 8}
     return [
-        abstract_step(config, stage.train, sender, receivers, lengths, make_mesh(mesh), kind)
+        abstract_step(config, stage.train, specs, lengths, make_mesh(mesh), kind)
         for stage in config.stages.values()
         if stage.train is not None
     ]

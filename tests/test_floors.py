@@ -13,9 +13,10 @@ HOME = Path(lw_jax.__file__).parent
 FLOORS = """
     types errors
     utils
-    models wire
-    layers mesh data
+    data
     text
+    models wire
+    layers mesh
     sources compressors bottlenecks readers
     receiver
     bridge

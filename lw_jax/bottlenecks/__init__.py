@@ -1,4 +1,4 @@
-"""What the wire does to the latent: one file per variant.
+"""What the wire does to the latent: one file for each variant.
 
 See docs/design.md section 1, `bottleneck`.
 """

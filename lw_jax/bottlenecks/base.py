@@ -1,10 +1,11 @@
-"""What a bottleneck is: what the latent passes so that few bytes cross the wire.
+"""The contract of bottlenecks: a bottleneck changes the latent so that few bytes cross the wire.
 
-A file of this folder with a dataclass `Config(Bottleneck)` is a bottleneck; its name is the file's.
+A file of this folder with a dataclass `Config(Bottleneck)` is a bottleneck with the file's name.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,28 +15,34 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, PyTree
 
 
-class Bottleneck:
+class Bottleneck(ABC):
     """Base of every bottleneck's `Config`.
 
-    Its module is called as `module(latent, train) -> Latent`. One with codes sows `codes` and has a
-    method `slots_of(latent) -> Latent`, which takes codes [B, M, n] in the slots' place.
+    Its module is called as `module(latent, train) -> Latent`. One with codes sows `codes`, and has
+    a method `slots_of(latent) -> Latent` that gets codes [B, M, n] in place of the slots.
     """
 
     trains_itself: ClassVar[bool] = False
-    """Whether `after_step` moves parameters of its own (a codebook's dead codes)."""
+    """Whether `after_step` changes parameters of its own (a codebook's dead codes)."""
 
     levels: tuple[int, ...] = ()
-    """How many values each code of a slot has; () where slots cross the wire, not codes."""
+    """Number of values of each code in a slot; (): slots cross the wire, not codes."""
 
+    @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The linen module `(Latent, train) -> Latent`."""
-        raise NotImplementedError
 
     @property
     def codec(self) -> str:
-        """The codec (`lw_jax.wire.codecs`) that holds what leaves it exactly."""
+        """The codec (`lw_jax.wire.codecs`) that holds its result exactly."""
         return "float32"
 
     def after_step(self, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
-        """Its parameters after a training step of which it sowed `intermediates`."""
+        """Its parameters after a training step.
+
+        Args:
+            params: its parameters after the optimiser's step.
+            intermediates: what it sowed in the step.
+            rng: random key.
+        """
         return params

@@ -1,13 +1,14 @@
-"""Discrete codes of a latent: what a bottleneck notes of them, and how many of them are in use.
+"""Discrete codes of a latent: what a bottleneck sows about them, and how many are in use.
 
-A bottleneck with codes notes `codes` [B, M, n] int32 (n codes a slot; -1 where a slot is masked)
-and `counts` [B, n, L] int32, how many of a row's slots have each value of each code.
+A bottleneck with codes sows `codes` [B, M, n] int32 (n codes in a slot; -1 where a slot is masked)
+and `counts` [B, n, L] int32, the number of a row's slots that have each value of each code.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.scipy.special import entr
 
 from lw_jax.layers.intermediates import Intermediates
@@ -23,10 +24,18 @@ def masked_codes(codes: Array, mask: Array) -> Array:
 
 
 def counts_of(codes: Array, levels: tuple[int, ...]) -> Array:
-    """Codes [B, M, n] of n codes with so many values -> [B, n, L] int32, L the most values that a
-    code has. -1 marks values that a code of fewer levels does not have."""
+    """How often each value of each code occurs in a row.
+
+    Args:
+        codes: [B, M, n].
+        levels: number of values of each of the n codes.
+
+    Returns:
+        [B, n, L] int32, where L is the largest of the levels; -1 for values that a code with fewer
+        levels does not have.
+    """
     size = max(levels)
-    # A masked slot's code is put beyond the end, where nothing is counted.
+    # The code of a masked slot is set beyond the end, so that it is not counted.
     at = jnp.where(codes < 0, size, codes)
     one = jax.vmap(lambda c: jnp.zeros(size, jnp.int32).at[c].add(1, mode="drop"), in_axes=1)
     exists = jnp.arange(size)[None, None, :] < jnp.asarray(levels)[None, :, None]
@@ -34,11 +43,12 @@ def counts_of(codes: Array, levels: tuple[int, ...]) -> Array:
 
 
 def distinct(codes: Array) -> Array:
-    """How many different code tuples the real slots of codes [B, M, n] have, int32 scalar.
+    """Number of different code tuples in the real slots of codes [B, M, n], int32 scalar.
 
-    Tuples are told apart by 64 bits of hash: of a million, two fall together once in 10^7 times.
+    Tuples are compared by 64 bits of hash. Among a million tuples, the chance that two different
+    ones have the same hash is about 1 in 10^7.
     """
-    rows = codes.reshape(-1, codes.shape[-1])
+    rows = rearrange(codes, "b m n -> (b m) n")
     real = rows[:, 0] >= 0
     marks = []
     for prime, start in zip(_PRIMES, _START, strict=True):
@@ -54,17 +64,17 @@ def distinct(codes: Array) -> Array:
 
 
 def usage(intermediates: Intermediates) -> dict[str, Array]:
-    """How much of its codes a batch uses; {} where the bottleneck has none.
+    """How much of its codes a batch uses; {} if the bottleneck has none.
 
     Args:
-        notes: of a bridge, by part and name.
+        intermediates: what a bridge sowed, by part and name.
 
     Returns:
         float32 scalars. `usage`: share of a code's values that occur, mean over the n codes.
         `perplexity`: e^entropy of a code's values, mean over the n codes; 1 is collapse, the number
-        of values is even use. `distinct`: different code tuples over slots; one row's slots in
-        every row give 1 / B, one tuple in every slot 1 / (B M). `alive`, where the bottleneck
-        remembers it: share of the codes that some batch used lately.
+        of values is even use. `distinct`: different code tuples divided by the number of slots; 1 /
+        B if all rows have the same slots, 1 / (B M) if all slots are alike. `alive`, if the
+        bottleneck sows it: share of the codes that recent batches used.
     """
     held = intermediates.get("bottleneck", {})
     if "counts" not in held:

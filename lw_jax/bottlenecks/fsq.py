@@ -1,8 +1,8 @@
 """Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505).
 
-Each slot is projected to a few numbers; each is bounded and rounded to one of its L values with a
-straight-through gradient, and projected up again. An even L has its bound moved by half a step, so
-that every L gives exactly L values.
+Each slot is projected to a few numbers; each is bounded, rounded to one of its L values with a
+straight-through gradient, and projected up again. For an even L the bound is moved by half a step,
+so that every L gives exactly L values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Config(Bottleneck):
     """Finite scalar quantisation.
 
     Args:
-        levels: values of each code of a slot, e.g. [8, 8, 8, 8, 8, 8, 8, 8].
+        levels: number of values of each code in a slot, e.g. [8, 8, 8, 8, 8, 8, 8, 8].
     """
 
     levels: tuple[int, ...] = (8,) * 8
@@ -51,9 +51,15 @@ class Config(Bottleneck):
 
 
 def bound(z: Array, levels: tuple[int, ...]) -> tuple[Array, Array]:
-    """Numbers [..., n] into (-L/2, L/2) with bound(0) near 0, and the tanh [..., n] that bounds.
+    """Bounds numbers to (-L/2, L/2), with bound(0) near 0.
 
-    Rounded, the first has the values -(L // 2) .. L - 1 - L // 2 and no other.
+    Args:
+        z: [..., n] numbers.
+        levels: L of each of the n numbers.
+
+    Returns:
+        The bounded numbers [..., n]; rounded, they have exactly the values -(L // 2) to
+        L - 1 - L // 2. And the tanh [..., n] in them.
     """
     sizes = np.asarray(levels)
     half = ((sizes - 1) * (1 - _MARGIN) / 2).astype(np.float32)
@@ -66,9 +72,11 @@ def bound(z: Array, levels: tuple[int, ...]) -> tuple[Array, Array]:
 class Fsq(nn.Module):
     """Latent -> Latent; a masked slot is zero.
 
-    Notes: `codes` and `counts` (see `lw_jax.bottlenecks.codes`), `values` [B, M, n] and `bounded`
-    [B, M, n] in [-1, 1], after and before rounding, both with gradient; `saturation`,
-    share of the real slots' entries that sit where the bound is flat.
+    Sows (`lw_jax.layers.intermediates`):
+        codes, counts: see `lw_jax.bottlenecks.codes`.
+        values: [B, M, n] in [-1, 1], after rounding, with gradient.
+        bounded: [B, M, n] in [-1, 1], before rounding, with gradient.
+        saturation: share of the real slots' entries where the bound is flat.
     """
 
     config: Config
@@ -94,7 +102,7 @@ class Fsq(nn.Module):
         return self._up(latent, rounded / half)
 
     def slots_of(self, latent: Latent) -> Latent:
-        """The latent whose codes [B, M, n] int32 stand in its slots' place."""
+        """The latent whose codes [B, M, n] int32 are in place of its slots."""
         half = self._half(latent.slots.ndim)
         return self._up(latent, (latent.slots - half).astype(jnp.float32) / half)
 

@@ -23,7 +23,7 @@ class Config(Bottleneck):
     """Symmetric integers with a bfloat16 scale per slot.
 
     Args:
-        bits: of an entry on the wire.
+        bits: bits of an entry on the wire.
     """
 
     bits: Literal[4, 6, 8] = 8

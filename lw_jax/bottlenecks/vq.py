@@ -1,9 +1,9 @@
 """Vector quantisation: each slot becomes its nearest code of a learned codebook.
 
 After van den Oord et al. 2017 (arXiv:1711.00937), with unit-norm codes for the cosine distance (Yu
-et al. 2021, arXiv:2110.04627) and dead codes put onto inputs (Dhariwal et al. 2020,
-arXiv:2005.00341). The codebook learns from the objective `vq` alone: straight-through gradients
-pass it by.
+et al. 2021, arXiv:2110.04627), and dead codes replaced by inputs (Dhariwal et al. 2020,
+arXiv:2005.00341). The codebook learns only from the objective `vq`: straight-through gradients do
+not reach it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
@@ -24,7 +25,7 @@ from lw_jax.types import Array, Latent, PyTree
 from lw_jax.utils.checks import at_least
 
 LATELY = 100
-"""Steps without use after which a code does not count as alive, where none is revived."""
+"""Steps without use after which a code does not count as alive, if codes are not revived."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Config(Bottleneck):
     """Vector quantisation.
 
     Args:
-        codes: of the codebook.
-        distance: `l2`; or `cosine`: slots and codes are compared, and leave, at unit RMS.
-        revive: steps without use after which a code is put onto a slot of the batch; null for
+        codes: codes in the codebook.
+        distance: `l2`; or `cosine`: slots and codes have unit RMS when they are compared and sent.
+        revive: steps without use after which a code is replaced by a slot of the batch; null:
             never.
     """
 
@@ -53,13 +54,16 @@ class Config(Bottleneck):
         return Vq(self, dims.latent_dim)
 
     def after_step(self, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
-        """Count the steps that each code was not used, and put dead codes onto real slots of the
-        batch, each slot taken once: where fewer slots are than dead codes, the rest waits."""
+        """Counts the steps in which a code was not used, and replaces dead codes by real slots.
+
+        Each slot of the batch replaces at most one code; if there are fewer slots than dead codes,
+        the others wait.
+        """
         used = jnp.sum(intermediates["counts"], axis=(0, 1)) > 0
         idle = jnp.where(used, 0.0, params["idle"] + 1.0)
         if self.revive is None:
             return {**params, "idle": idle}
-        inputs = intermediates["inputs"].reshape(-1, intermediates["inputs"].shape[-1])
+        inputs = rearrange(intermediates["inputs"], "b m d -> (b m) d")
         real = intermediates["codes"].reshape(-1) >= 0
         order = jnp.argsort(jnp.where(real, jax.random.uniform(rng, real.shape), 2.0))
         dead = idle >= self.revive
@@ -76,17 +80,20 @@ class Config(Bottleneck):
 
     @property
     def levels(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Values of each code of a slot."""
+        """Number of values of each code in a slot."""
         return (self.codes,)
 
 
 class Vq(nn.Module):
     """Latent -> Latent; a masked slot is zero.
 
-    Notes: `codes` [B, M, 1] and `counts` [B, 1, K] (see `lw_jax.bottlenecks.codes`); `inputs`
-    [B, M, d] as they are compared, `chosen` [B, M, d] codes, `distances` [B, M, K], mean
-    squares of the differences, all three with gradient; `alive`, share of the codes used in the
-    last `revive` steps.
+    Sows (`lw_jax.layers.intermediates`):
+        codes: [B, M, 1], see `lw_jax.bottlenecks.codes`.
+        counts: [B, 1, K], see `lw_jax.bottlenecks.codes`.
+        inputs: [B, M, d] slots as they are compared, with gradient.
+        chosen: [B, M, d] nearest codes, with gradient.
+        distances: [B, M, K] mean squares of the differences, with gradient.
+        alive: share of the codes that were used in the last `revive` steps.
     """
 
     config: Config
@@ -95,7 +102,7 @@ class Vq(nn.Module):
     def setup(self) -> None:
         shape = (self.config.codes, self.width)
         self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
-        # Steps since a code was used; no gradient reaches it, `after_step` counts.
+        # Steps since a code was used; no gradient reaches it, `after_step` changes it.
         self.idle = self.param("idle", nn.initializers.zeros, shape[:1])
 
     def __call__(self, latent: Latent, train: bool = False) -> Latent:
@@ -113,7 +120,7 @@ class Vq(nn.Module):
         return self._masked(latent, straight_through(x, chosen))
 
     def slots_of(self, latent: Latent) -> Latent:
-        """The latent whose codes [B, M, 1] int32 stand in its slots' place."""
+        """The latent whose codes [B, M, 1] int32 are in place of its slots."""
         book = self._comparable(self.codebook)
         return self._masked(latent, jnp.take(book, latent.slots[..., 0], axis=0))
 

@@ -1,7 +1,7 @@
-"""A bridge: what its config says, and the sizes of the frozen models that it stands between.
+"""A bridge: its config, and the sizes of the frozen models on both sides.
 
-One object, passed wherever a bridge is needed. It is frozen and hashable, so it is a static
-argument of a jitted function; its parameters are always apart, as `params`.
+One object, passed to everything that needs a bridge. It is frozen and hashable, so it can be a
+static argument of a jitted function. Its parameters are always separate, as `params`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lw_jax.wire.packet import nbytes
 
 @dataclass(frozen=True)
 class Bridge:
-    """The trainable part between a source and the receivers.
+    """The trainable part between the sources and the receivers.
 
     Attributes:
-        config: which parts it is made of.
+        config: the parts that it is made of.
         dims: sizes of the frozen models on both sides.
     """
 
@@ -39,6 +39,10 @@ class Bridge:
 
     def init(self, rng: Array, source_tokens: int = 8) -> PyTree:
         """Fresh parameters, float32.
+
+        Args:
+            rng: random key.
+            source_tokens: tokens in the example text whose shapes the parameters are made for.
 
         Raises:
             UserError: parts that do not fit each other, or the frozen models.
@@ -57,11 +61,15 @@ class Bridge:
     def extract(
         self, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None
     ) -> dict[str, Taps]:
-        """The frozen part of every view, with the sources' edits of the sender, if they make some.
+        """The frozen part of every view, with the sources' edits of the sender, if they make any.
 
         Args:
-            batch: of `lw_jax.text.collate`.
-            params: the bridge's; None: the sender as it was found.
+            sender: the frozen sender; None: the sources need none.
+            batch: a batch of `lw_jax.text.collate`.
+            params: the bridge's parameters; None: the sender without edits.
+
+        Returns:
+            `Taps` by the name of the view (`source` if there is one source).
         """
         found = {}
         for name, source in self.config.views.items():
@@ -82,7 +90,14 @@ class Bridge:
         train: bool = False,
         rng: Array | None = None,
     ) -> Latent:
-        """The latent as it leaves the wire."""
+        """The latent after the bottleneck.
+
+        Args:
+            params: the bridge's parameters.
+            taps: what `extract` gives.
+            train: whether this is a training step.
+            rng: random key of dropout and noise; None: the noise is the same every time.
+        """
         latent, _ = self.apply(params, taps, method="encode", train=train, rng=rng)
         return cast(Latent, latent)
 
@@ -95,7 +110,15 @@ class Bridge:
         train: bool = False,
         rng: Array | None = None,
     ) -> Delivery:
-        """What one receiver is given. Nothing but the latent is seen."""
+        """What one receiver is given. Of the text it uses only the latent.
+
+        Args:
+            params: the bridge's parameters.
+            receiver: the receiver's name.
+            latent: the latent.
+            train: whether this is a training step.
+            rng: random key of dropout; None: the noise is the same every time.
+        """
         given, _ = self.apply(params, receiver, latent, method="deliver", train=train, rng=rng)
         return cast(Delivery, given)
 
@@ -107,10 +130,17 @@ class Bridge:
         train: bool = False,
         rng: Array | None = None,
     ) -> tuple[Any, Intermediates]:
-        """A method of the module, and what its parts sowed.
+        """A method of the module.
 
         Args:
-            rng: of dropout and of generated noise; without one the noise is the same every time.
+            params: the bridge's parameters.
+            arguments: arguments of the method.
+            method: its name.
+            train: whether this is a training step.
+            rng: random key of dropout and generated noise; None: the noise is the same every time.
+
+        Returns:
+            The method's result, and what the parts sowed (`Intermediates`).
         """
         key = jax.random.key(0) if rng is None else rng
         rngs = {"noise": jax.random.fold_in(key, 1)} | ({} if rng is None else {"dropout": rng})
@@ -125,10 +155,10 @@ class Bridge:
         return value, self._nested(sown.get("intermediates", {}))
 
     def at_ratio(self, ratio: float) -> Bridge:
-        """The same bridge, with another number of source tokens a slot.
+        """The same bridge with another number of source tokens in a slot.
 
         Raises:
-            UserError: its compressor has one number of slots only.
+            UserError: its compressor has only one number of slots.
         """
         return replace(self, config=self.config.at_ratio(ratio))
 
@@ -136,7 +166,7 @@ class Bridge:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """How many values each code of a slot has; () where the bottleneck has no codes."""
+        """Number of values of each code in a slot; () if the bottleneck has no codes."""
         bottleneck = self.config.chosen_bottleneck
         return () if bottleneck is None else bottleneck.levels
 
@@ -147,39 +177,52 @@ class Bridge:
         return "float32" if bottleneck is None else bottleneck.codec
 
     def nbytes(self, slots: int, codec: str | None = None) -> int:
-        """Bytes of a message of so many slots, by default in the codec that is its own."""
+        """Bytes of a message on the wire.
+
+        Args:
+            slots: number of slots.
+            codec: name of the codec; None: the bridge's own.
+        """
         name, levels = codec or self.codec, self.levels
         width = len(levels) if name == CODES else self.config.latent_dim
         return nbytes(slots, width, name, levels=levels, owners=self.config.private > 0)
 
     def to_wire(self, params: PyTree, taps: Mapping[str, Taps]) -> Latent:
-        """The latent of a bridge with codes as it is sent: codes [B, M, n] int32 in the slots'
-        place, -1 where a slot is masked."""
+        """The latent as it is sent.
+
+        For a bridge with codes, `slots` holds codes [B, M, n] int32, -1 where a slot is masked.
+        """
         latent, sown = self.apply(params, taps, method="encode")
         return replace(latent, slots=sown["bottleneck"]["codes"])
 
     def from_wire(self, params: PyTree, sent: Latent) -> Latent:
-        """The latent that codes of `to_wire` stand for, slot for slot."""
+        """The latent for the codes that `to_wire` gave, slot by slot."""
         latent, _ = self.apply(params, sent, method="slots_of")
         return cast(Latent, latent)
 
-    # What moves by itself
+    # Parameters that the bottleneck changes itself
 
     @property
     def trains_itself(self) -> bool:
-        """Whether the bottleneck moves parameters of its own after a step."""
+        """Whether the bottleneck changes parameters of its own after a step."""
         bottleneck = self.config.chosen_bottleneck
         return bottleneck is not None and bottleneck.trains_itself
 
     def after_step(self, params: PyTree, intermediates: Intermediates, rng: Array) -> PyTree:
-        """The parameters after the bottleneck has moved its own."""
+        """The parameters after the bottleneck has changed its own.
+
+        Args:
+            params: the bridge's parameters after the optimiser's step.
+            intermediates: what the parts sowed in the step.
+            rng: random key.
+        """
         bottleneck = self.config.chosen_bottleneck
         assert bottleneck is not None
         own = bottleneck.after_step(params["bottleneck"], intermediates["bottleneck"], rng)
         return {**params, "bottleneck": own}
 
     def _nested(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """A tree with linen's names as one with readable paths."""
+        """Turns a tree with linen's names into one with readable paths."""
         known: list[tuple[str, ...]] = [("sources", name) for name in self.config.sources]
         readers = chosen(self.config.reader)
         known += [("readers", r, v) for r in self.dims.receivers for v in readers]

@@ -1,4 +1,4 @@
-"""The parts that a wire is put together from; the variants come from each stage's own folder."""
+"""The config of a bridge: its parts, chosen from the variants in each stage's folder."""
 
 from __future__ import annotations
 
@@ -12,21 +12,29 @@ from lw_jax.compressors.base import Compressor
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims, ModelDims, ViewDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.readers.base import Reader
 from lw_jax.sources.base import Source
 from lw_jax.sources.normaliser import Normaliser, normaliser_of
 from lw_jax.sources.pca import Pca, pca_of
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.utils.checks import at_least, exactly_one
-from lw_jax.utils.registry import choice, chosen
+from lw_jax.utils.registry import Choice, chosen
 
-SourceConfig = choice("SourceConfig", "lw_jax.sources", "The source: exactly one is set.")
-CompressorConfig = choice(
-    "CompressorConfig", "lw_jax.compressors", "The compressor: exactly one is set."
-)
-BottleneckConfig = choice(
-    "BottleneckConfig", "lw_jax.bottlenecks", "The bottleneck: at most one is set."
-)
-ReaderConfig = choice("ReaderConfig", "lw_jax.readers", "The readers: one or several are set.")
+
+class SourceConfig(Choice[Source], package="lw_jax.sources", contract=Source):
+    """The source: exactly one is set."""
+
+
+class CompressorConfig(Choice[Compressor], package="lw_jax.compressors", contract=Compressor):
+    """The compressor: exactly one is set."""
+
+
+class BottleneckConfig(Choice[Bottleneck], package="lw_jax.bottlenecks", contract=Bottleneck):
+    """The bottleneck: at most one is set."""
+
+
+class ReaderConfig(Choice[Reader], package="lw_jax.readers", contract=Reader):
+    """The readers: one or several are set."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class RefinerConfig:
 
     Args:
         depth: layers of self-attention and MLP.
-        heads: of the attention.
+        heads: attention heads.
     """
 
     depth: int = 2
@@ -57,22 +65,22 @@ class BridgeConfig:
 
     Args:
         latent_dim: width d_z of a slot.
-        source: what the bridge reads; or `sources`.
+        source: where the features of the text come from; or `sources`.
         sources: several sources by name, each a view of the same text; the compressor says which
             it reads. Objectives that look at the source see the first.
-        compressor: makes the latent of it.
-        bottleneck: what the latent passes on the wire; at most one.
+        compressor: makes the latent from the features.
+        bottleneck: reduces what crosses the wire; at most one.
         reader: hands the latent to each receiver; one or several.
         refiner: layers over the slots before the bottleneck; null: none.
-        private: slots that one receiver alone reads, for each receiver, taken from the last ones.
+        private: slots for each receiver that only it reads, taken from the end of the latent.
     """
 
     latent_dim: int
-    source: SourceConfig = field(default_factory=SourceConfig)  # type: ignore[valid-type]
-    sources: dict[str, SourceConfig] = field(default_factory=dict)  # type: ignore[valid-type]
-    compressor: CompressorConfig  # type: ignore[valid-type]
-    reader: ReaderConfig  # type: ignore[valid-type]
-    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)  # type: ignore[valid-type]
+    source: SourceConfig = field(default_factory=SourceConfig)
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    compressor: CompressorConfig
+    reader: ReaderConfig
+    bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     refiner: RefinerConfig | None = None
     private: int = 0
 
@@ -110,7 +118,7 @@ class BridgeConfig:
 
     @property
     def views(self) -> dict[str, Source]:
-        """The sources by the names of their views; `source` is the view of the only one."""
+        """The sources by the names of their views; a single source has the name `source`."""
         found = self.sources or {SOURCE: self.source}
         return {name: next(iter(chosen(one).values())) for name, one in found.items()}
 
@@ -122,18 +130,18 @@ class BridgeConfig:
 
     @property
     def chosen_bottleneck(self) -> Bottleneck | None:
-        """The bottleneck's options; None where there is none."""
+        """The bottleneck's options; None: there is none."""
         return next(iter(chosen(self.bottleneck).values()), None)
 
     def batch_key(self, view: str) -> str:
-        """What the arrays of a view's tokens begin with in a batch."""
+        """Prefix of the keys of a view's tokens in a batch."""
         return f"{SOURCE}/{view}" if self.sources else SOURCE
 
     def at_ratio(self, ratio: float) -> BridgeConfig:
-        """The same, with another number of source tokens a slot.
+        """The same config with another number of source tokens in a slot.
 
         Raises:
-            UserError: its compressor has one number of slots only.
+            UserError: its compressor has only one number of slots.
         """
         ((kind, compressor),) = chosen(self.compressor).items()
         if not compressor.several_ratios:
@@ -144,14 +152,14 @@ class BridgeConfig:
         other = replace(self.compressor, **{kind: compressor.at_ratio(ratio)})
         return replace(self, compressor=other)
 
-    # What of the frozen models it reads
+    # What it reads of the frozen models
 
     def tokenizers(self, sender: Tokenizer | None) -> dict[str, Tokenizer | None]:
-        """In whose tokens every view is read."""
+        """The tokenizer of every view."""
         return {name: source.tokenizer(sender) for name, source in self.views.items()}
 
     def sender_layers(self, sender: AnyArch | None) -> int:
-        """How many of the sender's layers the views read together."""
+        """Number of the sender's layers that the views need together."""
         if sender is None:
             return 0
         reading = [source for source in self.views.values() if source.reads_sender]
@@ -160,12 +168,17 @@ class BridgeConfig:
     def dims(self, sender: AnyArch | None, receivers: Mapping[str, ModelDims]) -> BridgeDims:
         """The sizes of a bridge between these frozen models.
 
+        Args:
+            sender: the sender's architecture; None: there is none.
+            receivers: sizes of the receivers by name.
+
         Raises:
-            UserError: a source cannot read the sender, or there is one that nothing reads.
+            UserError: a source cannot read the sender, or no source reads it.
         """
         views: dict[str, ViewDims] = {}
         if sender is not None and not any(s.reads_sender for s in self.views.values()):
-            raise UserError(f"sender: {self._named()} read the text itself; set sender: null")
+            verb = "read" if len(self.sources) > 1 else "reads"
+            raise UserError(f"sender: {self._named()} {verb} the text itself; set sender: null")
         for name, source in self.views.items():
             reads = sender if source.reads_sender else None
             layers = 0 if reads is None else source.sender_layers(reads)
@@ -187,7 +200,7 @@ class BridgeConfig:
         return " and ".join(f"bridge.sources.{name}" for name in self.sources)
 
     def _check_sources(self) -> None:
-        """One source, or several with names."""
+        """Raises UserError unless there is one source, or several with names."""
         if not self.sources:
             exactly_one(self.source, "source")
             return
@@ -197,9 +210,16 @@ class BridgeConfig:
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9]*", name):
                 raise UserError(f"sources.{name}: a view's name has letters and digits only")
             exactly_one(one, f"sources.{name}")
+            for kind, options in chosen(one).items():
+                measured = normaliser_of(options) or pca_of(options)
+                if measured is not None:
+                    raise UserError(
+                        f"sources.{name}.{kind}: a calibrate stage measures `source` alone; leave "
+                        "normaliser and pca out of one of several sources"
+                    )
 
     def _check_views(self, kind: str, compressor: Compressor) -> None:
-        """The compressor reads views that there are, and the only one without being told."""
+        """Raises UserError if the compressor reads unknown views, or names none of several."""
         known = list(self.views)
         for name in compressor.reads:
             if name not in known:
@@ -213,7 +233,7 @@ class BridgeConfig:
             )
 
     def _check_readers(self) -> None:
-        """Readers that can stand together."""
+        """Raises UserError unless there are readers, and they can be combined."""
         readers = chosen(self.reader)
         if not readers:
             known = ", ".join(f.name for f in fields(self.reader))
@@ -230,7 +250,7 @@ class BridgeConfig:
 
 
 def normaliser(bridge: BridgeConfig) -> tuple[str, Normaliser] | None:
-    """The dotted key and the config of the source's normaliser; None where it has none."""
+    """The dotted key and the config of the source's normaliser; None: it has none."""
     for name, options in chosen(bridge.source).items():
         if (found := normaliser_of(options)) is not None:
             return f"bridge.source.{name}.normaliser", found
@@ -238,7 +258,7 @@ def normaliser(bridge: BridgeConfig) -> tuple[str, Normaliser] | None:
 
 
 def pca(bridge: BridgeConfig) -> tuple[str, Pca] | None:
-    """The dotted key and the config of the source's PCA; None where it has none."""
+    """The dotted key and the config of the source's PCA; None: it has none."""
     for name, options in chosen(bridge.source).items():
         if (found := pca_of(options)) is not None:
             return f"bridge.source.{name}.pca", found

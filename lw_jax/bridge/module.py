@@ -18,7 +18,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Delivery, Edits, Features, Latent, Taps
 from lw_jax.utils.registry import chosen
 
-T = TypeVar("T")
+T = TypeVar("T", Latent, Features, Delivery)
 
 
 class BridgeModule(nn.Module):
@@ -44,7 +44,7 @@ class BridgeModule(nn.Module):
         }
 
     def encode(self, taps: Mapping[str, Taps], train: bool = False) -> Latent:
-        """The latent as it leaves the wire, after the bottleneck."""
+        """The latent after the bottleneck."""
         latent = self.compressed(taps, False, train)
         if self.config.chosen_bottleneck is not None:
             latent = made(Latent, self.bottleneck(latent, train), "bottleneck", self.config)
@@ -56,7 +56,13 @@ class BridgeModule(nn.Module):
         return {n: made(Features, m(taps[n]), "source", self.config) for n, m in modules.items()}
 
     def compressed(self, taps: Mapping[str, Taps], pooled: bool, train: bool = False) -> Latent:
-        """The latent before the bottleneck; pooled: as if every token were the mean of all."""
+        """The latent before the bottleneck.
+
+        Args:
+            taps: what the sources read, by view.
+            pooled: whether every token is replaced by the mean of all tokens.
+            train: whether this is a training step.
+        """
         views = self.views(taps)
         if pooled:
             views = {name: _averaged(features) for name, features in views.items()}
@@ -69,32 +75,30 @@ class BridgeModule(nn.Module):
         return latent
 
     def _owners(self, slots: int) -> tuple[int, ...]:
-        """Whose each slot is: the last ones each receiver's own, in order of the names."""
+        """The owner of each slot: shared slots first, then each receiver's own, sorted by name."""
         each, receivers = self.config.private, range(len(self.dims.receivers))
         own = tuple(r for r in receivers for _ in range(each))
         return (SHARED,) * (slots - len(own)) + own
 
     def slots_of(self, latent: Latent, train: bool = False) -> Latent:
-        """The latent whose codes [B, M, n] stand in its slots' place."""
+        """The latent whose codes [B, M, n] are in place of its slots."""
         return cast(Latent, self.bottleneck.slots_of(latent))
 
     def compressor_loss(
         self, taps: Mapping[str, Taps], target: Features, train: bool = True
     ) -> Any:
-        """The loss of a compressor that learns to generate `target` (flow): no latent is made.
+        """The loss of a compressor that learns to generate `target` (flow); no latent is made.
 
         Raises:
-            UserError: the compressor does not learn so.
+            UserError: the compressor is trained in another way.
         """
         if not self.config.chosen_compressor.generates:
             (name,) = chosen(self.config.compressor)
-            raise UserError(
-                f"objectives.flow: bridge.compressor.{name} is no flow; use one that generates"
-            )
+            raise UserError(f"bridge.compressor.{name} is no flow; use one that generates")
         return self.compressor.loss(self.views(taps), target, train)
 
     def deliver(self, receiver: str, latent: Latent, train: bool = False) -> Delivery:
-        """What one receiver is given, all its readers together."""
+        """What one receiver is given, by all its readers together."""
         own = readable(latent, sorted(self.dims.receivers).index(receiver))
         given = [
             made(Delivery, reader(own, train), "reader", self.config)
@@ -108,10 +112,16 @@ class BridgeModule(nn.Module):
 
 
 def made(kind: type[T], value: Any, part: str, config: BridgeConfig) -> T:
-    """What a part has made, if it is of the kind that its contract names.
+    """A value that a part has made, if it is of the type in the part's contract.
+
+    Args:
+        kind: the type.
+        value: what the part returned.
+        part: name of the kind of part.
+        config: config of the bridge.
 
     Raises:
-        UserError: it is something else; names the part.
+        UserError: the value has another type; names the part.
     """
     if not isinstance(value, kind):
         names = ", ".join(chosen(getattr(config, part)) or config.sources)
@@ -119,20 +129,29 @@ def made(kind: type[T], value: Any, part: str, config: BridgeConfig) -> T:
             f"bridge.{part}: {names} returned a {type(value).__name__} where its contract "
             f"(lw_jax/{part}s/base.py) asks for a {kind.__name__}"
         )
+    try:
+        value.check()
+    except AssertionError as error:
+        names = ", ".join(chosen(getattr(config, part)) or config.sources)
+        line = " ".join(str(error).split())
+        raise UserError(
+            f"bridge.{part}: {names} returned a {kind.__name__} of wrong shapes: {line}"
+        ) from error
     return value
 
 
 def _averaged(features: Features) -> Features:
-    """Features as if every token were the mean of all."""
+    """Features in which every token is the mean of all."""
     weight = features.mask[..., None] / jnp.maximum(1, features.mask.sum(1))[:, None, None]
     mean = jnp.sum(features.x * weight, axis=1, keepdims=True)
     return replace(features, x=jnp.broadcast_to(mean, features.x.shape))
 
 
 def readable(latent: Latent, receiver: int) -> Latent:
-    """What one receiver may read of a latent: the shared slots and its own, others' left out.
+    """The slots that one receiver may read: shared ones and its own.
 
-    Left out, not masked: what is real of a message stands first, and takes columns.
+    The others are removed, not masked: real slots have to come first, and every slot takes a
+    column.
     """
     columns = [i for i, owner in enumerate(latent.owner) if owner in (SHARED, receiver)]
     if len(columns) == len(latent.owner):
@@ -142,7 +161,7 @@ def readable(latent: Latent, receiver: int) -> Latent:
 
 
 def merge(parts: list[Delivery]) -> Delivery:
-    """Several readers' deliveries as one: each field, and each kind of edit, is one reader's.
+    """Joins the deliveries of several readers: each field, and each kind of edit, is one reader's.
 
     The message advances by the longest `advance`.
 
@@ -161,7 +180,7 @@ def merge(parts: list[Delivery]) -> Delivery:
 
 
 def _of_one(name: str, parts: Sequence[Any]) -> Any:
-    """The field `name` of the one part that has it; None where none has."""
+    """The field `name` of the one part that sets it; None: no part does."""
     found = [value for value in (getattr(one, name) for one in parts) if value is not None]
     if len(found) > 1:
         raise UserError(

@@ -1,8 +1,8 @@
 """Names of the bridge's parts: `readers/<receiver>/<reader>` in every tree that a person sees.
 
 Linen joins the keys of nested dictionaries of modules with underscores, and derives the random keys
-of initialisation and dropout from the result. Inside the module those names stay what they always
-were, so that a seed gives the same weights; outside, trees are nested.
+of initialisation and dropout from the result. Inside the module those names stay as they were, so
+that a seed gives the same weights; outside, trees are nested.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lw_jax.errors import UserError
 from lw_jax.types import PyTree
 
 GROUPS = {"readers": 2, "sources": 1}
-"""Groups of parts, and how many levels of names are below each: receiver and reader, view."""
+"""Groups of parts, with the number of name levels below: receiver and reader, or view."""
 
 
 def components(params: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], PyTree]]:
@@ -33,7 +33,7 @@ def components(params: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], PyT
 
 
 def from_paths(parts: Mapping[tuple[str, ...], PyTree]) -> dict[str, Any]:
-    """The tree whose `components` these are."""
+    """The tree with these `components`."""
     found: dict[str, Any] = {}
     for path, tree in parts.items():
         at = found
@@ -44,10 +44,10 @@ def from_paths(parts: Mapping[tuple[str, ...], PyTree]) -> dict[str, Any]:
 
 
 def chosen_parts(params: Mapping[str, Any], names: Iterable[str]) -> dict[tuple[str, ...], PyTree]:
-    """The components of those names, or below them (`readers/qwen`).
+    """The components with these names, or below them (`readers/qwen`).
 
     Raises:
-        UserError: a name is of none.
+        UserError: no component has the name.
     """
     parts = dict(components(params))
     found: dict[tuple[str, ...], PyTree] = {}
@@ -66,13 +66,18 @@ def flat(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(tree: Mapping[str, Any], paths: Iterable[tuple[str, ...]]) -> dict[str, Any]:
-    """A tree with linen's names as one with readable paths; `paths`: of all parts."""
+    """Turns a tree with linen's names into one with readable paths.
+
+    Args:
+        tree: the tree.
+        paths: paths of all parts.
+    """
     known = {"_".join(path): path for path in paths}
     return from_paths({known.get(name, (name,)): inner for name, inner in tree.items()})
 
 
 def readable(name: str, receivers: Iterable[str]) -> str:
-    """A component, or a pattern on paths, that may have linen's name, with the readable path."""
+    """The readable path of a component, or of a pattern on paths, that may have linen's name."""
     for receiver in sorted(receivers, key=len, reverse=True):
         name = re.sub(rf"readers_{re.escape(receiver)}(?:_|\b)", f"readers/{receiver}/", name)
     return name

@@ -1,10 +1,11 @@
-"""What a compressor is: it makes the slots of the latent from the features of the text.
+"""The contract of compressors: a compressor makes the slots of the latent from the features.
 
-A file of this folder with a dataclass `Config(Compressor)` is a compressor; its name is the file's.
+A file of this folder with a dataclass `Config(Compressor)` is a compressor with the file's name.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, Self
 
 import flax.linen as nn
@@ -14,49 +15,58 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Features, Views
 
 
-class Compressor:
+class Compressor(ABC):
     """Base of every compressor's `Config`.
 
-    Its module is called as `module(views, train) -> Latent`. One that `generates` has a method
-    `loss(views, target, train)` as well, by which it learns (see `objectives.flow`).
+    Its module is called as `module(views, train) -> Latent`. If it `generates`, it also has a
+    method `loss(views, target, train)`, by which it learns (see `objectives.flow`).
     """
 
     generates: ClassVar[bool] = False
-    """It learns to generate given targets, and no latent is made while it does: nothing behind it
-    gets a gradient."""
+    """Whether it learns to generate given targets. No latent is made in training then, so no other
+    part gets a gradient.
+    """
 
+    @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The linen module `(Views, train) -> Latent`."""
-        raise NotImplementedError
 
     def check(self, latent_dim: int) -> None:
-        """Check the options against the latent's width.
+        """Checks the options against the latent's width.
 
         Raises:
-            UserError: they do not suit it; begins with the option's name.
+            UserError: they do not fit; the message begins with the option's name.
         """
+        return
 
     @property
     def fixed_slots(self) -> int | None:
-        """Slots of every text; None where a text takes as many as its length asks for."""
+        """Number of slots of every text; None: it depends on the text's length."""
         return None
 
     @property
     def several_ratios(self) -> bool:
-        """Whether it was told to learn several numbers of source tokens a slot."""
+        """Whether it learns several numbers of source tokens in a slot."""
         return False
 
     def at_ratio(self, ratio: float) -> Self:
-        """The config that gives a slot `ratio` source tokens, in training and in evaluations."""
+        """The config with `ratio` source tokens in a slot, in training and in evaluations.
+
+        Args:
+            ratio: source tokens in a slot.
+
+        Raises:
+            UserError: it was not made for several ratios.
+        """
         raise UserError("it has one number of slots")
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the views (`bridge.sources`) that it reads; (): the only one there is."""
+        """Names of the views (`bridge.sources`) that it reads; (): the only view."""
         return ()
 
 
 def only(views: Views) -> Features:
-    """The one view that a compressor of one view reads."""
+    """The view of a compressor that reads one."""
     (view,) = views.values()
     return view

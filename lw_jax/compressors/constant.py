@@ -1,7 +1,7 @@
-"""Learned slots that see nothing: a control, and prompt tuning where the text stands beside them.
+"""Learned slots that see nothing: a control, or prompt tuning if the receiver also reads the text.
 
-Lester et al. 2021. Whatever the readers make of these slots, they make of every text, so what is
-gained over an untouched receiver is gained without a wire (docs/design.md section 1).
+Lester et al. 2021. The readers make the same of these slots for every text, so any gain over an
+untouched receiver is a gain without a wire (docs/design.md section 1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Config(Compressor):
     """The same learned slots for every text.
 
     Args:
-        slots: latent slots M; 0 where the readers need none (LoRA alone).
+        slots: latent slots M; 0 if the readers need none (LoRA alone).
     """
 
     slots: int
@@ -32,7 +32,7 @@ class Config(Compressor):
 
     @property
     def fixed_slots(self) -> int:
-        """Slots of every text."""
+        """Number of slots of every text."""
         return self.slots
 
     def build(self, dims: BridgeDims) -> Constant:
@@ -41,7 +41,7 @@ class Config(Compressor):
 
 
 class Constant(nn.Module):
-    """Views -> the same Latent [B, M, d] whatever they hold. It has no span: no text was read."""
+    """Views -> the same Latent [B, M, d] for every text. It has no span, as no text was read."""
 
     config: Config
     dims: BridgeDims

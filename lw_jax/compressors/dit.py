@@ -1,8 +1,8 @@
 """DiT bridge: the slots are generated from noise by rectified flow (docs/design.md section 4).
 
-Diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, arXiv:2212.09748); it generates
-the receiver's own embeddings of a target text, conditioned on the source. What it learns by is
-`loss`, for which no latent is made.
+A diffusion transformer with adaLN-Zero blocks (Peebles & Xie 2023, arXiv:2212.09748) generates the
+receiver's own embeddings of a target text, conditioned on the source. It learns by `loss`, for
+which no latent is made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lw_jax.compressors.dit_blocks import Condition, Conditioning, Velocity
 from lw_jax.compressors.rectified_flow import SAMPLERS, Time, squared_error, times
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Features, Latent, Views
+from lw_jax.types import SHARED, Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
@@ -30,16 +30,18 @@ class Config(Compressor):
 
     Args:
         slots: latent slots M; longer targets are cut.
-        width, heads, depth: of the transformer.
+        width: width of the transformer.
+        heads: attention heads of the transformer.
+        depth: layers of the transformer.
         mlp_ratio: hidden width of the MLPs over the width.
         conditioning: `mean` adds the mean-pooled source to the timestep embedding; `cross` attends
-            to all source tokens; `attention_pool` does so and adds what a learned query reads.
+            to all source tokens; `attention_pool` does so, and adds what a learned query reads.
         sampler: `euler` (one velocity a step) or `heun` (two).
-        steps: of the sampler.
+        steps: steps of the sampler.
         time: how training draws t.
         length: `predicted` by a head, or `full`: all M slots, zero past the end of a target.
-        unit_targets: flow between noise and targets of RMS 1; false: targets as they are, so quiet
-            under unit noise that the flow is blind to its condition.
+        unit_targets: flow between noise and targets of RMS 1; false: targets as they are, so small
+            under unit noise that the flow cannot see its condition.
     """
 
     slots: int
@@ -63,7 +65,7 @@ class Config(Compressor):
 
     @property
     def fixed_slots(self) -> int:
-        """Slots of every text."""
+        """Number of slots of every text."""
         return self.slots
 
     def build(self, dims: BridgeDims) -> Dit:
@@ -73,10 +75,14 @@ class Config(Compressor):
 
 @struct.dataclass
 class FlowLoss:
-    """What a batch of targets costs, unreduced.
+    """The loss of a batch of targets, unreduced.
 
-    error: [B, M] mean squared error of the velocity, where mask [B, M] bool; still: the same of a
-    velocity of zero; length_nll: [B] nats, or None; cut: [B] bool, longer than M.
+    Attributes:
+        error: [B, M] mean squared error of the velocity.
+        mask: [B, M] bool, where the error counts.
+        still: [B, M] the same error for a velocity of zero.
+        length_nll: [B] nats, of the predicted length; None: the length is not predicted.
+        cut: [B] bool, targets longer than M.
     """
 
     error: Array
@@ -103,7 +109,7 @@ class Dit(nn.Module):
 
     @property
     def unit(self) -> float:
-        """What stands for 1 in the flow: by default the RMS of the receiver's embeddings.
+        """The scale that counts as 1 in the flow: by default the RMS of the receiver's embeddings.
 
         Raises:
             UserError: there are several receivers, each with embeddings of its own.
@@ -117,8 +123,11 @@ class Dit(nn.Module):
         return receiver.embed_rms if self.config.unit_targets else 1.0
 
     def __call__(self, views: Views, train: bool = False) -> Latent:
-        """A latent sampled from noise. Unless training, every row starts from the same noise, so
-        that the latent of a text does not depend on its place in a batch."""
+        """A latent sampled from noise.
+
+        Except in training, every row starts from the same noise, so that the latent of a text does
+        not depend on its place in a batch.
+        """
         c = self.config
         view = only(views)
         given = self.condition(view)
@@ -139,10 +148,15 @@ class Dit(nn.Module):
 
         slots = SAMPLERS[c.sampler](velocity, noise, c.steps) * self.unit * mask[..., None]
         span = view.mask.sum(axis=1).astype(jnp.float32)
-        return Latent(slots, mask, span, (-1,) * c.slots)
+        return Latent(slots, mask, span, (SHARED,) * c.slots)
 
     def loss(self, views: Views, target: Features, train: bool = True) -> FlowLoss:
-        """The flow towards targets [B, T, latent_dim] of any length, one noise and one t a row.
+        """The flow towards targets of any length, with one noise and one t for each row.
+
+        Args:
+            views: features of the source.
+            target: features [B, T, latent_dim] to generate.
+            train: whether this is a training step.
 
         Raises:
             UserError: the target is not as wide as a slot.
@@ -173,11 +187,11 @@ class Dit(nn.Module):
 
 
 def _first(lengths: Array, size: int) -> Array:
-    """[B, size] bool: the first `lengths` [B] of every row."""
+    """[B, size] bool: the first `lengths` [B] entries of every row."""
     return jnp.arange(size)[None] < lengths[:, None]
 
 
 def _resized(x: Array, size: int) -> Array:
-    """[B, T, D] -> [B, size, D], cut or filled with zeros at the end."""
+    """[B, T, D] -> [B, size, D], cut or padded with zeros at the end."""
     x = x[:, :size]
     return jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0)))

@@ -1,4 +1,4 @@
-"""The velocity of a DiT, and what it is conditioned on (Peebles & Xie 2023, arXiv:2212.09748)."""
+"""The velocity network of a DiT, and its condition (Peebles & Xie 2023, arXiv:2212.09748)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ Conditioning = Literal["mean", "cross", "attention_pool"]
 
 @struct.dataclass
 class Given:
-    """The condition: tokens [B, T, W] with mask [B, T]; added [B, W] to the timestep embedding, or
-    None; summary [B, W], the mean token, of which the length is predicted."""
+    """The condition.
+
+    Attributes:
+        tokens: [B, T, W] source tokens.
+        mask: [B, T] bool, which are real.
+        added: [B, W], added to the timestep embedding; None: nothing.
+        summary: [B, W], the mean token, from which the length is predicted.
+    """
 
     tokens: Array
     mask: Array
@@ -26,7 +32,13 @@ class Given:
 
 
 class Condition(nn.Module):
-    """Features [B, T, D] of the source -> Given, whatever t is."""
+    """Features [B, T, D] of the source -> Given, the same for every t.
+
+    Attributes:
+        width: W.
+        heads: attention heads.
+        conditioning: how the source enters, see `compressors.dit`.
+    """
 
     width: int
     heads: int
@@ -51,7 +63,16 @@ class Condition(nn.Module):
 
 
 class Velocity(nn.Module):
-    """x [B, M, D] at times t [B] -> velocity [B, M, D]; zero before training."""
+    """x [B, M, D] at times t [B] -> velocity [B, M, D]; zero before training.
+
+    Attributes:
+        width: W, width of the blocks.
+        heads: attention heads.
+        depth: number of blocks.
+        ratio: hidden width of the MLPs over the width.
+        cross: whether blocks attend to the source tokens.
+        out_dim: D.
+    """
 
     width: int
     heads: int
@@ -84,8 +105,13 @@ class Velocity(nn.Module):
 
 
 class Block(nn.Module):
-    """adaLN-Zero block: self-attention, cross-attention when `cross`, MLP, each behind a gate that
-    starts at zero."""
+    """adaLN-Zero block: self-attention, cross-attention if `cross`, MLP; gates start at zero.
+
+    Attributes:
+        heads: attention heads.
+        ratio: hidden width of the MLP over the width.
+        cross: whether it attends to the source tokens.
+    """
 
     heads: int
     ratio: int

@@ -3,8 +3,8 @@
 See docs/design.md section 4.
 
 After Jaegle et al. 2021 and Flamingo's resampler (Alayrac et al. 2022). With `anchored` queries
-each slot also starts from the mean of its own stretch of the source, so that order is given, not
-learned. With `ratios` a text takes as many slots as its length asks for, and one bridge learns
+each slot also starts from the mean of its own stretch of the source, so that the order need not be
+learned. With `ratios` the number of slots depends on the text's length, and one bridge learns
 several ratios at once.
 """
 
@@ -23,11 +23,11 @@ from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Latent, Views
+from lw_jax.types import SHARED, Array, Latent, Views
 from lw_jax.utils.checks import at_least
 
 _SLACK = 1e-3
-"""39 tokens at 1.3 are 30 slots; a quotient rounded a little above 30 must not make them 31."""
+"""39 tokens at 1.3 are 30 slots: a quotient rounded to slightly above 30 must not give 31."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,19 @@ class Config(Compressor):
     """Perceiver resampler.
 
     Args:
-        slots: latent slots M, at most.
-        ratios: source tokens a slot; several: each text draws one of them in training. Empty: all
-            slots, whatever the length.
-        ratio: the one of an evaluation; null: the first of `ratios`.
-        width, heads: of the resampler; width null: the latent's.
+        slots: the most latent slots M.
+        ratios: source tokens in a slot; several: each text draws one of them in training. Empty:
+            all slots, for texts of any length.
+        ratio: the ratio in an evaluation; null: the first of `ratios`.
+        width: width of the resampler; null: the latent's.
+        heads: attention heads of the resampler.
         encoder_layers: self-attention layers over the source before it is read.
         depth: layers of cross-attention, self-attention and MLP.
         mlp_ratio: hidden width of the MLPs over the width.
         anchored: queries start from the mean of their own stretch of the source.
-        rotary: attention sees how far apart tokens and slots are (rotary embedding), besides where
-            each is; finding "the name before this value" is then easy to learn.
-        dropout: in the MLPs.
+        rotary: rotary embedding: attention also depends on the distance between tokens and slots,
+            which makes it easy to learn to find "the name before this value".
+        dropout: dropout in the MLPs.
     """
 
     slots: int
@@ -71,21 +72,21 @@ class Config(Compressor):
             raise UserError("ratio: this bridge was given no ratios; set ratios as well")
 
     def check(self, latent_dim: int) -> None:
-        """Raises UserError where the width does not suit, which may be the latent's."""
+        """Raises UserError if the heads do not divide the width, which may be the latent's."""
         check_rotary(self.rotary, self.width or latent_dim, self.heads)
 
     @property
     def fixed_slots(self) -> int | None:
-        """Slots of every text, unless their number depends on its length."""
+        """Number of slots of every text; None: it depends on the text's length."""
         return None if self.ratios else self.slots
 
     @property
     def several_ratios(self) -> bool:
-        """Whether it was told to learn several ratios."""
+        """Whether it learns several ratios."""
         return bool(self.ratios)
 
     def at_ratio(self, ratio: float) -> Config:
-        """The self that gives a slot so many source tokens, in training and in evaluations."""
+        """The config with `ratio` source tokens in a slot, in training and in evaluations."""
         return replace(self, ratio=None, ratios=(ratio,))
 
     def build(self, dims: BridgeDims) -> Perceiver:
@@ -94,9 +95,9 @@ class Config(Compressor):
 
 
 class Perceiver(nn.Module):
-    """Views -> Latent with M slots, those masked that a row does not use.
+    """Views -> Latent with M slots; those that a row does not use are masked.
 
-    M is `slots`, or with `ratios` as many of them as the longest row of the batch's shape can take.
+    M is `slots`, or with `ratios` the number that the longest possible row of the batch can use.
     """
 
     config: Config
@@ -129,17 +130,23 @@ class Perceiver(nn.Module):
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         slots = jnp.where(mask[..., None], slots, 0.0)
-        return Latent(slots, mask, lengths.astype(jnp.float32), (-1,) * m)
+        return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * m)
 
     def ratios(self, train: bool) -> tuple[float, ...]:
-        """The ratios that texts may take; none where they take all slots, whatever the length."""
+        """The ratios that texts may take; (): they take all slots."""
         c = self.config
         if train or not c.ratios:
             return c.ratios
         return (c.ratios[0] if c.ratio is None else c.ratio,)
 
     def used(self, lengths: Array, ratios: tuple[float, ...], most: int) -> Array:
-        """Slots [B], at most so many, that texts of `lengths` [B] source tokens take."""
+        """Number of slots [B] that texts use.
+
+        Args:
+            lengths: [B] source tokens of the texts.
+            ratios: the ratios to draw from.
+            most: the most slots.
+        """
         if not ratios:
             return jnp.full(lengths.shape, most)
         drawn = jnp.zeros(lengths.shape, jnp.int32)

@@ -1,7 +1,7 @@
-"""Pool and expand: the text's few equal stretches are averaged, and each makes several slots.
+"""Pool and expand: a few equal stretches of the text are averaged, and each gives several slots.
 
-docs/design.md section 1. What a stretch says must pass one vector, so `pools`, not `slots`, bounds
-what crosses; the slots give the receiver more columns to read it from.
+docs/design.md section 1. Everything in a stretch has to pass through one vector, so `pools`, not
+`slots`, limits what crosses; more slots give the receiver more columns to read it from.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
@@ -28,11 +29,12 @@ class Config(Compressor):
     Args:
         slots: latent slots M.
         pools: stretches of the text that are averaged; each makes slots / pools of the slots.
-        width, heads: of the layers.
+        width: width of the layers.
+        heads: attention heads.
         encoder_layers: self-attention layers over the source before pooling.
         depth: self-attention layers over the slots.
         mlp_ratio: hidden width of the MLPs over the width.
-        dropout: in the MLPs.
+        dropout: dropout in the MLPs.
     """
 
     slots: int
@@ -51,7 +53,7 @@ class Config(Compressor):
 
     @property
     def fixed_slots(self) -> int:
-        """Slots of every text."""
+        """Number of slots of every text."""
         return self.slots
 
     def build(self, dims: BridgeDims) -> PoolExpand:
@@ -76,7 +78,7 @@ class PoolExpand(nn.Module):
         pooled = jnp.einsum("bpt,btw->bpw", stretch_weights(index, view.mask, pools, c.pools), x)
         each = c.slots // c.pools
         made = nn.Dense(each * c.width, name="expand")(nn.RMSNorm(name="pool_norm")(pooled))
-        z = jnp.repeat(pooled, each, axis=1) + made.reshape(-1, c.slots, c.width)
+        z = jnp.repeat(pooled, each, axis=1) + rearrange(made, "b p (e w) -> b (p e) w", e=each)
         z = z + sinusoid(
             stretch_positions(lengths, jnp.full_like(lengths, c.slots), c.slots), c.width
         )

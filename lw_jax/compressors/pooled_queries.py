@@ -1,8 +1,8 @@
-"""Learned queries pool the source by one cross-attention, each slot gated if asked for.
+"""Learned queries pool the source by one cross-attention, optionally with a gate for each slot.
 
-docs/design.md sections 1 and 4: the pooling of the ByteEncoder of LatentWire (PyTorch), behind its
-transformer layers (six of them) over the bytes. Slots do not see each other, which is what the
-perceiver adds.
+docs/design.md sections 1 and 4. It is the pooling of the ByteEncoder of LatentWire (PyTorch), after
+that encoder's six transformer layers over the bytes. Slots do not see each other; the perceiver
+adds that.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ class Config(Compressor):
 
     Args:
         slots: latent slots M.
-        width, heads: of the layers.
+        width: width of the layers.
+        heads: attention heads.
         encoder_layers: self-attention layers over the source before it is pooled.
         mlp_ratio: hidden width of the MLPs over the width.
         gate: each slot takes a learned share, between 0 and 1, of what its query reads.
-        dropout: in the MLPs.
+        dropout: dropout in the MLPs.
     """
 
     slots: int
@@ -46,7 +47,7 @@ class Config(Compressor):
 
     @property
     def fixed_slots(self) -> int:
-        """Slots of every text."""
+        """Number of slots of every text."""
         return self.slots
 
     def build(self, dims: BridgeDims) -> PooledQueries:
@@ -72,7 +73,7 @@ class PooledQueries(nn.Module):
         asking = nn.RMSNorm(name="query_norm")(z)
         read = Attention(c.heads, name="cross")(asking, y, view.mask)
         if c.gate:
-            # Of what is read, not of the slot: a reader norms its slots, and would undo that.
+            # Gates what is read, not the slot: a reader norms its slots, and would undo that.
             opened = nn.Dense(1, name="gate")(nn.LayerNorm(name="gate_norm")(z + read))
             read = nn.sigmoid(opened) * read
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z + read))

@@ -29,9 +29,18 @@ def times(rng: Array, rows: int, how: Time) -> Array:
 
 
 def squared_error(velocity: Velocity, data: Array, noise: Array, t: Array) -> Array:
-    """Squared error of the velocity on the way from noise to data, float32 [B, ..., D] -> [B, ...].
+    """Squared error of the velocity on the way from noise to data, mean over the last axis.
 
-    The point is x_t = t * data + (1 - t) * noise, the target data - noise; the mean is over D.
+    The point is x_t = t * data + (1 - t) * noise, the target data - noise.
+
+    Args:
+        velocity: the velocity.
+        data: [B, ..., D].
+        noise: [B, ..., D].
+        t: [B], 0 at the noise and 1 at the data.
+
+    Returns:
+        [B, ...] float32.
     """
     at = jnp.expand_dims(t, tuple(range(1, data.ndim)))
     x = at * data + (1.0 - at) * noise

@@ -1,7 +1,7 @@
-"""One slot for each source token: a wire that compresses a token's width, and not their number.
+"""One slot for each source token: this wire reduces the width of tokens, not their number.
 
-The per-token baseline of docs/design.md section 4 is made with it. It has as many receiver columns
-as the text has source tokens, so it is compared by bytes.
+The per-token baseline of docs/design.md section 4 uses it. It takes one receiver column for each
+source token, so it is compared by bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Config(Compressor):
 
     Args:
         linear: a learned linear map of each token to the latent's width; false: its features as
-            they are, which then are as wide as the latent.
+            they are, which must then be as wide as the latent.
     """
 
     linear: bool = True
@@ -34,7 +34,7 @@ class Config(Compressor):
 
 
 class Tokens(nn.Module):
-    """Views -> Latent [B, T, d], a text's slots first, in the order of its tokens."""
+    """Views -> Latent [B, T, d]; a text's slots come first, in the order of its tokens."""
 
     config: Config
     dims: BridgeDims
@@ -51,7 +51,7 @@ class Tokens(nn.Module):
                 f"as slots of width {width}; set bridge.latent_dim to {x.shape[-1]}, or linear "
                 "to true"
             )
-        # Tokens of the head (masked) stand first: what is real of a message does.
+        # Tokens of the head (masked) come first, but the real slots of a message have to.
         order = jnp.argsort(~view.mask, axis=1, stable=True)
         mask = jnp.take_along_axis(view.mask, order, axis=1)
         slots = jnp.take_along_axis(x, order[..., None], axis=1) * mask[..., None]

@@ -1,7 +1,7 @@
 """Window pooling: every `size` source tokens become one slot, so slots grow with the text.
 
-Pooling windows beats learned queries at equal budget in five papers (docs/design.md section 12:
-arXiv:2510.20797, arXiv:2510.20535).
+Five papers find that pooling windows beats learned queries at equal budget (docs/design.md section
+12: arXiv:2510.20797, arXiv:2510.20535).
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
+from lw_jax.layers.pooling import stretch_weights
 from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
-from lw_jax.types import Array, Latent, Views
+from lw_jax.types import SHARED, Array, Features, Latent, Views
 from lw_jax.utils.checks import at_least
 
 
@@ -28,15 +30,18 @@ class Config(Compressor):
     Args:
         size: source tokens in a window.
         mode: `mean` averages the window; `concat` puts its tokens side by side and through an MLP;
-            `conv` is a strided convolution, whose windows overlap, and an MLP; `hierarchical` puts
-            neighbours together two by two, each level as `concat` does, until a window is one.
+            `conv` is a strided convolution, whose windows overlap, and an MLP; `hierarchical`
+            merges neighbours in pairs, each level as `concat` does, until one vector is left.
         kernel: source tokens that a window of `conv` sees; null: twice its size.
-        width, heads: of the layers.
+        width: width of the layers.
+        heads: attention heads.
         encoder_layers: self-attention layers over the source before pooling.
         depth: self-attention layers over the slots.
         mlp_ratio: hidden width of the MLPs over the width.
-        rotary: attention sees how far apart tokens and windows are (rotary embedding).
-        dropout: in the MLPs.
+        rotary: rotary embedding: attention also depends on the distance between tokens and windows.
+        dropout: dropout in the MLPs.
+        views: names of the views to read, if there are several; windows are cut from the first
+            one's tokens, and each adds the mean of its own stretch of every other view.
     """
 
     size: int
@@ -49,6 +54,7 @@ class Config(Compressor):
     mlp_ratio: int = 4
     rotary: bool = False
     dropout: float = 0.0
+    views: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "size")
@@ -64,6 +70,11 @@ class Config(Compressor):
         """Source tokens that a window of `conv` sees."""
         return 2 * self.size if self.kernel is None else self.kernel
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the views that it reads."""
+        return self.views
+
     def build(self, dims: BridgeDims) -> Window:
         """The compressor."""
         return Window(self, dims)
@@ -72,17 +83,26 @@ class Config(Compressor):
 def merged(
     x: Array, real: Array, size: int, mode: str, kernel: int, mlp_ratio: int, train: bool
 ) -> tuple[Array, Array]:
-    """Tokens x [B, n * size, W], zeros where real [B, n * size] is False -> windows [B, n, W], and
-    which of them [B, n] hold a token.
+    """Windows from tokens. Called inside a compact module, which gets the parameters.
 
-    Called inside a compact module, whose parameters these are.
+    Args:
+        x: tokens [B, n * size, W], zeros where `real` is False.
+        real: [B, n * size] bool.
+        size: tokens in a window.
+        mode: how a window is pooled.
+        kernel: tokens that a window of `conv` sees.
+        mlp_ratio: hidden width of the MLPs over the width.
+        train: whether this is a training step.
+
+    Returns:
+        Windows [B, n, W], and [B, n] bool, which of them hold a token.
     """
-    rows, tokens, width = x.shape
-    windows = x.reshape(rows, tokens // size, size, width)
-    count = real.reshape(rows, tokens // size, size).sum(axis=2)
+    width = x.shape[-1]
+    windows = rearrange(x, "b (n s) w -> b n s w", s=size)
+    count = rearrange(real, "b (n s) -> b n s", s=size).sum(axis=2)
     z = windows.sum(axis=2) / jnp.maximum(1, count)[..., None]
     if mode == "concat":
-        z = z + nn.Dense(width, name="concat")(windows.reshape(*z.shape[:2], size * width))
+        z = z + nn.Dense(width, name="concat")(rearrange(windows, "b n s w -> b n (s w)"))
     elif mode == "conv":
         before = (kernel - size) // 2
         around = ((before, kernel - size - before),)
@@ -112,7 +132,7 @@ class Window(nn.Module):
     @nn.compact
     def __call__(self, views: Views, train: bool = False) -> Latent:
         c = self.config
-        view = only(views)
+        view = views[c.views[0]] if c.views else only(views)
         encoder = Stack(c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name="encoder")
         x, _, _ = entered(view, c.width, encoder, train, c.rotary)
         # Real tokens first: tokens of the head (masked) would shift the windows.
@@ -129,6 +149,8 @@ class Window(nn.Module):
                 z, mask = Halving(c.mlp_ratio, name=f"level_{level}")(z, mask, train)
         else:
             z, mask = merged(x, real, c.size, c.mode, c.seen, c.mlp_ratio, train)
+        for name in c.views[1:]:
+            z = z + self._stretches(views[name], name, windows, mask, train)
         starts = jnp.arange(windows) * c.size
         z = z + sinusoid(starts, c.width)[None]
         middles = jnp.broadcast_to(starts + (c.size - 1) / 2, mask.shape) if c.rotary else None
@@ -137,4 +159,28 @@ class Window(nn.Module):
         )
         out = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
         out = out * mask[..., None]
-        return Latent(out, mask, view.mask.sum(axis=1).astype(jnp.float32), (-1,) * windows)
+        return Latent(out, mask, view.mask.sum(axis=1).astype(jnp.float32), (SHARED,) * windows)
+
+    def _stretches(
+        self, view: Features, name: str, windows: int, mask: Array, train: bool
+    ) -> Array:
+        """[B, windows, W]: what each window reads of another view of the same text.
+
+        Args:
+            view: the other view.
+            name: its name, which is part of the names of its parameters.
+            windows: number of windows.
+            mask: [B, windows] bool, windows that hold a token of the first view.
+            train: whether this is a training step.
+        """
+        c = self.config
+        encoder = Stack(
+            c.encoder_layers, c.heads, c.mlp_ratio, dropout=c.dropout, name=f"encoder_{name}"
+        )
+        index = jnp.cumsum(view.mask, axis=1) - 1
+        x = nn.Dense(c.width, name=f"enter_{name}")(view.x) + sinusoid(index, c.width)
+        x = encoder(x, view.mask, train=train)
+        used = jnp.maximum(1, mask.sum(axis=1))
+        weights = stretch_weights(index, view.mask, used, windows)
+        read = nn.Dense(c.width, name=f"read_{name}")(jnp.einsum("bmt,btw->bmw", weights, x))
+        return read * mask[..., None]

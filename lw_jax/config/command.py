@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from lw_jax.config.parse import Flag
 from lw_jax.errors import UserError
 
-Action = Literal["run", "help", "print_config", "doctor", "evaluate"]
+Action = Literal["run", "help", "version", "print_config", "doctor", "evaluate"]
+Flag = tuple[str, str]
+"""A dotted key and the text given for it."""
 
 USAGE = """\
 usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config, or go on with it
-                               --config FILE --config OVER ...     the same, OVER's keys put over it
+                               --config FILE --config OVER ...     the same; OVER's keys override
                                --config FILE --sweep KEY=A,B ...   a run for each value, one table
                                                                    (or `sweep: {KEY: [A, B]}` in it)
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
-       python -m lw_jax.launch --help [KEY]                        every key, or those under KEY
+       python -m lw_jax.launch --help [KEY]                        this, or every key under KEY
+       python -m lw_jax.launch --help all                          every key there is
+       python -m lw_jax.launch --version
 """
+
+
+def overview() -> str:
+    """The usage and the config's first level of keys, read off the schema's text: no jax needed."""
+    text = Path(__file__).with_name("schema.py").read_text(encoding="utf-8")
+    classes = [n for n in ast.parse(text).body if isinstance(n, ast.ClassDef)]
+    (about,) = (ast.get_docstring(n) for n in classes if n.name == "Config")
+    keys = (about or "").partition("Args:\n")[2]
+    return f"{USAGE}\nKeys of a config (--help KEY for those below one):\n\n{keys}\n"
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,8 @@ def read_command(argv: Sequence[str]) -> Command:
         word = rest.pop(0)
         if word in ("-h", "--help"):
             return Command("help", rest[0].lstrip("-") if rest else "")
+        if word == "--version":
+            return Command("version", "")
         if word == "doctor":
             word = "--doctor"
         if not word.startswith("--"):

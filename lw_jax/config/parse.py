@@ -17,12 +17,11 @@ from typing import Any, get_origin
 import pydantic
 
 from lw_jax.config import tree, yaml_files
+from lw_jax.config.command import Flag
 from lw_jax.config.renamed import new_name, tell, with_new_names
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
-
-Flag = tuple[str, str]
-"""A dotted key and the text given for it."""
+from lw_jax.utils import registry
 
 
 def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path] = ()) -> Config:
@@ -68,8 +67,11 @@ def files(
 def with_flags(raw: Mapping[str, Any], flags: Sequence[Flag]) -> Config:
     """The config of plain values, which stay as they are, with flags applied."""
     said: list[str] = []
+    add_plugins(raw)
     values = with_new_names(Config, copy.deepcopy(dict(raw)), said)
     for key, text in flags:
+        if key == "plugins":
+            add_plugins({"plugins": yaml_files.loads(text, "--plugins")})
         put(Config, values, key, text, said)
     tell(said)
     return from_dict(values)
@@ -101,6 +103,8 @@ def from_dict(raw: Mapping[str, Any]) -> Config:
 
 def build(kind: type[Any], raw: Any, where: str = "") -> Any:
     """A config dataclass from plain values. `where`: dotted path that errors start with."""
+    if kind is Config:
+        add_plugins(raw)
     raw = with_new_names(kind, raw)
     _known_keys(kind, raw, where)
     try:
@@ -113,6 +117,21 @@ def build(kind: type[Any], raw: Any, where: str = "") -> Any:
         return adapter.validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         raise UserError(_explain(kind, error, where)) from None
+
+
+def add_plugins(raw: Any) -> None:
+    """Make the parts known that a config's own files define.
+
+    Raises:
+        UserError: `plugins` is no list of files, or one of them is no part.
+    """
+    named = raw.get("plugins") if isinstance(raw, Mapping) else None
+    if named is None:
+        return
+    if not isinstance(named, list) or not all(isinstance(path, str) for path in named):
+        raise UserError(f"plugins: expected a list of Python files; got {named!r}")
+    for path in named:
+        registry.add_file(path)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

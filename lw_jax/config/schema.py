@@ -76,6 +76,7 @@ class Config:
         bridge: the trainable part.
         objectives: what it is trained for; one or several.
         mesh: the device mesh.
+        plugins: Python files that define parts of your own: a variant, named as its file.
     """
 
     name: str
@@ -85,10 +86,11 @@ class Config:
     sender: ModelConfig | None = None
     receivers: dict[str, ModelConfig] = field(default_factory=dict)
     layout: LayoutConfig = LayoutConfig()
-    data: DataConfig | None = None  # type: ignore[valid-type]
+    data: DataConfig | None = None
     bridge: BridgeConfig | None = None
-    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # type: ignore[valid-type]
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     mesh: MeshConfig = MeshConfig()
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, names in (("stages", self.stages), ("receivers", self.receivers)):

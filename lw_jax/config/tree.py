@@ -113,8 +113,15 @@ def paths(kind: Any, raw: Any, before: str = "") -> Iterator[str]:
 
 
 def docs(kind: Any) -> dict[str, str]:
-    """One line per field, from the `Args:` section of the dataclass's docstring."""
-    text = inspect.cleandoc(kind.__doc__ or "").partition("Args:\n")[2]
+    """One line per field, from the `Args:` sections of the dataclass's docstring and its bases'."""
+    found: dict[str, str] = {}
+    for one in reversed(inspect.getmro(kind)):
+        found.update(_args(one.__doc__ or ""))
+    return found
+
+
+def _args(docstring: str) -> dict[str, str]:
+    text = inspect.cleandoc(docstring).partition("Args:\n")[2]
     found: dict[str, str] = {}
     names: list[str] = []
     for line in text.splitlines():

@@ -10,6 +10,9 @@ import yaml
 
 from lw_jax.errors import UserError
 
+RUN_CONFIG = "config.yaml"
+"""The resolved config in a run directory."""
+
 
 class _Loader(yaml.SafeLoader):
     """The YAML 1.2 core schema; PyYAML's own is 1.1 (`1e-3` is text, `no` is false)."""
@@ -86,7 +89,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        near = sorted(map(str, path.parent.glob("[!.]*.yaml"))) if path.parent.is_dir() else []
         raise UserError(
             f"--config: no such file: {path}"
             + (f"; there are {', '.join(near[:8])}" if near else "")

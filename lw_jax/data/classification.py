@@ -9,12 +9,12 @@ from typing import Any
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.overlap import normalised
-from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 from lw_jax.errors import UserError
 
 
 @dataclass(frozen=True)
-class Config(Source):
+class Config(FileSource):
     """Texts, each with one of a few labels (SST-2, AG News, TREC, or a file of that form).
 
     Args:
@@ -53,32 +53,31 @@ class Config(Source):
                 f"got {list(self.values)}"
             )
 
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+        """One row a text; texts that stand twice in a file share a context."""
+        meant = meaning(self)
 
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-    """One row a text; texts that stand twice in a file share a context."""
-    meant = meaning(cfg)
+        def parse(
+            where: str, record: Mapping[str, Any], reject: Reject
+        ) -> Iterator[tuple[str, Example]]:
+            text = records.text(record, self.text_field)
+            label = label_of(record, self, meant)
+            key = normalised(text) or text
+            name = f"classification-{short_hash(key)}"
+            number = short_hash(f"{text}\n{label}")
+            yield key, Example(f"{name}/{number}", name, text, self.question, (label,))
 
-    def parse(
-        where: str, record: Mapping[str, Any], reject: Reject
-    ) -> Iterator[tuple[str, Example]]:
-        text = records.text(record, cfg.text_field)
-        label = label_of(record, cfg, meant)
-        key = normalised(text) or text
-        name = f"classification-{short_hash(key)}"
-        number = short_hash(f"{text}\n{label}")
-        yield key, Example(f"{name}/{number}", name, text, cfg.question, (label,))
+        keep = None
+        if split != "eval" and self.decontaminate and self.has_eval:
+            held_out = load(replace(self, eval_rows=None), "eval", parse)
+            names = {group[0].context_id for group in held_out.groups}
+            keep = lambda example: example.context_id not in names  # noqa: E731
+        return load(self, split, parse, seed, level, keep)
 
-    keep = None
-    if split != "eval" and cfg.decontaminate and cfg.has_eval:
-        held_out = load(replace(cfg, eval_rows=None), "eval", parse)
-        names = {group[0].context_id for group in held_out.groups}
-        keep = lambda example: example.context_id not in names  # noqa: E731
-    return load(cfg, split, parse, seed, level, keep)
-
-
-def labels(cfg: Config) -> tuple[str, ...]:
-    """Every answer that a row may have."""
-    return tuple(label.strip() for label in cfg.labels)
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Every answer that a row may have."""
+        return tuple(label.strip() for label in self.labels)
 
 
 def meaning(cfg: Config) -> dict[str, str]:

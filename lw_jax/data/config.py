@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from lw_jax.utils.registry import choice
+from lw_jax.data.base import DataSet
+from lw_jax.utils.registry import Choice
 
-DataConfig = choice("DataConfig", "lw_jax.data", "The rows: exactly one is set.")
+
+class DataConfig(Choice[DataSet], package="lw_jax.data", contract=DataSet):
+    """The rows: exactly one is set."""

@@ -41,7 +41,8 @@ class Rows(Protocol):
     `malformed` names every row of the source that was left out: "file:line: what is wrong".
     """
 
-    malformed: Sequence[str]
+    @property
+    def malformed(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
 from lw_jax.data.halves import halves
@@ -42,7 +43,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(DataSet):
     """Generated facts about invented people.
 
     Args:
@@ -69,18 +70,17 @@ class Config:
             raise UserError(f"levels: expected numbers of 1 to {MAX_LEVEL}; got {self.levels}")
         at_least(self, 1, "size", "eval_size", "questions")
 
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> FactsRows:
+        """The rows of one split; other seeds give other contexts, of the same split's words.
 
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> FactsRows:
-    """The rows of one split; other seeds give other contexts, of the same split's words.
-
-    `level` stands in for the config's levels.
-    """
-    size = cfg.size if split == "train" else cfg.eval_size
-    levels = cfg.levels if level is None else replace(cfg, levels=(level,)).levels
-    named = check_split(split)
-    more = cfg.augment if named == "train" else Augment()
-    reverse = cfg.reverse or more.reverse
-    return FactsRows(named, seed, levels, size, cfg.questions, cfg.task, reverse, more.shared)
+        `level` stands in for the config's levels.
+        """
+        size = self.size if split == "train" else self.eval_size
+        levels = self.levels if level is None else replace(self, levels=(level,)).levels
+        named = check_split(split)
+        more = self.augment if named == "train" else Augment()
+        reverse = self.reverse or more.reverse
+        return FactsRows(named, seed, levels, size, self.questions, self.task, reverse, more.shared)
 
 
 class FactsRows:

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.halves import halves
 from lw_jax.data.overlap import RunIndex, normalised
 from lw_jax.data.rewritten import Augment, RewrittenRows
-from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 from lw_jax.errors import UserError
 from lw_jax.utils.checks import at_least
 
@@ -21,7 +21,7 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True)
-class Config(Source):
+class Config(FileSource):
     """GSM8K word problems.
 
     Args:
@@ -45,6 +45,8 @@ class Config(Source):
     decontaminate: int = 13
     augment: Augment = Augment()
 
+    ends_in_number: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "decontaminate")
@@ -54,42 +56,39 @@ class Config(Source):
                 f"solution); the task is {self.task}"
             )
 
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows | RewrittenRows:
+        """One row a problem; problems that stand twice in a file share a context."""
 
-def rows(
-    cfg: Config, split: str, seed: int = 0, level: int | None = None
-) -> ListRows | RewrittenRows:
-    """One row a problem; problems that stand twice in a file share a context."""
+        def parse(
+            where: str, record: Mapping[str, Any], reject: Reject
+        ) -> Iterator[tuple[str, Example]]:
+            problem = records.text(record, "question")
+            key = normalised(problem)
+            context, answer = problem, problem
+            if self.task == "continue":
+                context, answer = halves(problem)
+            elif self.task != "readback":
+                answer = solution(record, self.task == "final")
+            name = f"gsm8k-{short_hash(key)}"
+            yield key, Example(f"{name}/{Path(where).name}", name, context, "", (answer,))
 
-    def parse(
-        where: str, record: Mapping[str, Any], reject: Reject
-    ) -> Iterator[tuple[str, Example]]:
-        problem = records.text(record, "question")
-        key = normalised(problem)
-        context, answer = problem, problem
-        if cfg.task == "continue":
-            context, answer = halves(problem)
-        elif cfg.task != "readback":
-            answer = solution(record, cfg.task == "final")
-        name = f"gsm8k-{short_hash(key)}"
-        yield key, Example(f"{name}/{Path(where).name}", name, context, "", (answer,))
+        def whole(example: Example) -> str:
+            rest = example.answers if self.task == "continue" else ()
+            return " ".join((example.context, *rest))
 
-    def whole(example: Example) -> str:
-        rest = example.answers if cfg.task == "continue" else ()
-        return " ".join((example.context, *rest))
+        index = None
+        if split != "eval" and self.decontaminate:
+            held_out = load(replace(self, eval_rows=None), "eval", parse)
+            index = RunIndex((whole(group[0]) for group in held_out.groups), self.decontaminate)
 
-    index = None
-    if split != "eval" and cfg.decontaminate:
-        held_out = load(replace(cfg, eval_rows=None), "eval", parse)
-        index = RunIndex((whole(group[0]) for group in held_out.groups), cfg.decontaminate)
+        def keep(example: Example) -> bool:
+            return index is None or index.shared(whole(example)) is None
 
-    def keep(example: Example) -> bool:
-        return index is None or index.shared(whole(example)) is None
-
-    read = load(cfg, split, parse, seed, level, keep)
-    if split != "train" or not cfg.augment.rewritten:
-        return read
-    groups = [group[:1] for group in read.groups]
-    return RewrittenRows(groups, cfg.augment, seed, index, read.malformed, read.skipped)
+        read = load(self, split, parse, seed, level, keep)
+        if split != "train" or not self.augment.rewritten:
+            return read
+        groups = [group[:1] for group in read.groups]
+        return RewrittenRows(groups, self.augment, seed, index, read.malformed, read.skipped)
 
 
 def solution(record: Mapping[str, Any], final: bool = False) -> str:

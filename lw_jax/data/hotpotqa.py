@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
-from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 
 LEVELS = {"easy": 1, "medium": 2, "hard": 3}
 
 
 @dataclass(frozen=True)
-class Config(Source):
+class Config(FileSource):
     """HotpotQA questions over several paragraphs.
 
     Args:
@@ -32,28 +32,30 @@ class Config(Source):
     eval_split: str = "validation"
     paragraphs: Literal["supporting", "all"] = "supporting"
 
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+        """One row a context; `level` is 1 easy, 2 medium, 3 hard, 0 not said."""
 
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-    """One row a context; `level` is 1 easy, 2 medium, 3 hard, 0 not said."""
+        def parse(
+            where: str, record: Mapping[str, Any], reject: Reject
+        ) -> Iterator[tuple[str, Example]]:
+            question = records.text(record, "question")
+            answer = records.text(record, "answer")
+            paragraphs = _paragraphs(record.get("context"))
+            if self.paragraphs == "supporting":
+                titles = _titles(record.get("supporting_facts"))
+                paragraphs = [(t, body) for t, body in paragraphs if t in titles]
+            context = " ".join(f"{title}: {body}" for title, body in paragraphs)
+            if not context:
+                raise records.BadRowError("context: none of the supporting paragraphs is there")
+            name = f"hotpotqa-{short_hash(context)}"
+            number = record.get("_id") or record.get("id") or short_hash(question)
+            difficulty = LEVELS.get(str(record.get("level")), 0)
+            yield (
+                context,
+                Example(f"{name}/{number}", name, context, question, (answer,), difficulty),
+            )
 
-    def parse(
-        where: str, record: Mapping[str, Any], reject: Reject
-    ) -> Iterator[tuple[str, Example]]:
-        question = records.text(record, "question")
-        answer = records.text(record, "answer")
-        paragraphs = _paragraphs(record.get("context"))
-        if cfg.paragraphs == "supporting":
-            titles = _titles(record.get("supporting_facts"))
-            paragraphs = [(t, body) for t, body in paragraphs if t in titles]
-        context = " ".join(f"{title}: {body}" for title, body in paragraphs)
-        if not context:
-            raise records.BadRowError("context: none of the supporting paragraphs is there")
-        name = f"hotpotqa-{short_hash(context)}"
-        number = record.get("_id") or record.get("id") or short_hash(question)
-        difficulty = LEVELS.get(str(record.get("level")), 0)
-        yield context, Example(f"{name}/{number}", name, context, question, (answer,), difficulty)
-
-    return load(cfg, split, parse, seed, level)
+        return load(self, split, parse, seed, level)
 
 
 def _paragraphs(value: Any) -> list[tuple[str, str]]:

@@ -8,11 +8,11 @@ from typing import Any
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
-from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 
 
 @dataclass(frozen=True)
-class Config(Source):
+class Config(FileSource):
     """Rows with a context, a question and an answer, under field names of your own.
 
     Args:
@@ -33,24 +33,25 @@ class Config(Source):
     answer_field: str | None = "answer"
     level_field: str | None = None
 
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+        """One row a context, with all its questions."""
 
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-    """One row a context, with all its questions."""
+        def parse(
+            where: str, record: Mapping[str, Any], reject: Reject
+        ) -> Iterator[tuple[str, Example]]:
+            context = records.text(record, self.context_field)
+            question = records.text(record, self.question_field) if self.question_field else ""
+            answers = (
+                (context,) if self.answer_field is None else _answers(record, self.answer_field)
+            )
+            name = f"jsonl-{short_hash(context)}"
+            number = short_hash(f"{question}\n{answers[0]}")
+            yield (
+                context,
+                Example(f"{name}/{number}", name, context, question, answers, _level(record, self)),
+            )
 
-    def parse(
-        where: str, record: Mapping[str, Any], reject: Reject
-    ) -> Iterator[tuple[str, Example]]:
-        context = records.text(record, cfg.context_field)
-        question = records.text(record, cfg.question_field) if cfg.question_field else ""
-        answers = (context,) if cfg.answer_field is None else _answers(record, cfg.answer_field)
-        name = f"jsonl-{short_hash(context)}"
-        number = short_hash(f"{question}\n{answers[0]}")
-        yield (
-            context,
-            Example(f"{name}/{number}", name, context, question, answers, _level(record, cfg)),
-        )
-
-    return load(cfg, split, parse, seed, level)
+        return load(self, split, parse, seed, level)
 
 
 def _answers(record: Mapping[str, Any], field: str) -> tuple[str, ...]:

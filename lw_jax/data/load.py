@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 
+from lw_jax.data.base import DataSet
 from lw_jax.data.example import Group, Rows
 from lw_jax.errors import UserError
 from lw_jax.utils.registry import chosen
+
+
+def data_set(data: Any) -> DataSet:
+    """The one data set that is chosen."""
+    (config,) = chosen(data).values()
+    assert isinstance(config, DataSet)
+    return config
 
 
 def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Rows:
@@ -18,16 +25,12 @@ def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Row
     Raises:
         UserError: the data has no row of that level, or cannot be read.
     """
-    ((name, config),) = chosen(data).items()
-    module = importlib.import_module(f"lw_jax.data.{name}")
-    return module.rows(config, split, seed, level)
+    return data_set(data).rows(split, seed, level)
 
 
 def labels_of(data: Any) -> tuple[str, ...]:
     """Every answer that a row may have, where the data is a task of a few labels; else none."""
-    ((name, config),) = chosen(data).items()
-    known = getattr(importlib.import_module(f"lw_jax.data.{name}"), "labels", None)
-    return () if known is None else known(config)
+    return data_set(data).choices
 
 
 def sample(rows: Rows, count: int) -> list[Group]:

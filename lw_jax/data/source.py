@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lw_jax.data import records
+from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Split, check_split
 from lw_jax.errors import UserError
 from lw_jax.utils.checks import at_least, between
@@ -22,7 +23,7 @@ Parse = Callable[[str, Mapping[str, Any], Reject], Iterable[tuple[str, Example]]
 
 
 @dataclass(frozen=True)
-class Source:
+class FileSource(DataSet):
     """Where rows come from; the base of the configs of data sets that are read.
 
     Args: see the data sets' own configs.
@@ -71,7 +72,7 @@ class ListRows:
 
 
 def load(
-    source: Source,
+    source: FileSource,
     split: str,
     parse: Parse,
     seed: int = 0,
@@ -133,7 +134,7 @@ def short_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def _split_of(key: str, source: Source) -> Split:
+def _split_of(key: str, source: FileSource) -> Split:
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     held_out = 0.0 if source.has_eval else source.eval_share

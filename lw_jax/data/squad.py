@@ -8,11 +8,11 @@ from typing import Any
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
-from lw_jax.data.source import ListRows, Reject, Source, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 
 
 @dataclass(frozen=True)
-class Config(Source):
+class Config(FileSource):
     """SQuAD v1.1 or v2 passages with their questions.
 
     Args:
@@ -29,23 +29,22 @@ class Config(Source):
     eval_split: str = "validation"
     unanswerable: str | None = None
 
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
+        """One row a passage, with all its questions; articles are never torn apart by a split."""
 
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> ListRows:
-    """One row a passage, with all its questions; articles are never torn apart by a split."""
+        def parse(
+            where: str, record: Mapping[str, Any], reject: Reject
+        ) -> Iterator[tuple[str, Example]]:
+            for place, title, context, question in _questions(where, record, reject):
+                try:
+                    yield from _example(title, context, question, self.unanswerable)
+                except records.BadRowError as error:
+                    reject(place, str(error))
 
-    def parse(
-        where: str, record: Mapping[str, Any], reject: Reject
-    ) -> Iterator[tuple[str, Example]]:
-        for place, title, context, question in _questions(where, record, reject):
-            try:
-                yield from _example(title, context, question, cfg.unanswerable)
-            except records.BadRowError as error:
-                reject(place, str(error))
+        def keep(example: Example) -> bool:
+            return bool(example.answers)
 
-    def keep(example: Example) -> bool:
-        return bool(example.answers)
-
-    return load(cfg, split, parse, seed, level, keep)
+        return load(self, split, parse, seed, level, keep)
 
 
 def _questions(

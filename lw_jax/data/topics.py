@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.words import ANIMALS, FIRST_NAMES, ITEMS, JOBS, PLACES, open_word
 from lw_jax.errors import UserError
@@ -69,7 +70,7 @@ _PLURALS = {"fireman": "firemen", "knife": "knives", "scarf": "scarves"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(DataSet):
     """Generated texts, each mostly about animals, jobs, things or places.
 
     Args:
@@ -91,10 +92,20 @@ class Config:
         between(self, 0, 1, "told")
         check_sentences(self.sentences, self.own)
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Every answer that a row may have."""
+        return tuple(TOPICS)
 
-def labels(cfg: Config) -> tuple[str, ...]:
-    """Every answer that a row may have."""
-    return tuple(TOPICS)
+    def rows(self, split: str, seed: int = 0, level: int | None = None) -> TopicRows:
+        """The rows of one split; other seeds give other texts, of the same split's words.
+
+        `level` stands in for the config's number of sentences.
+        """
+        sentences = self.sentences if level is None else level
+        check_sentences(sentences, self.own)
+        size = self.size if split == "train" else self.eval_size
+        return TopicRows(check_split(split), seed, sentences, self.own, size, self.told)
 
 
 def check_sentences(sentences: int, own: int) -> None:
@@ -104,17 +115,6 @@ def check_sentences(sentences: int, own: int) -> None:
         raise UserError(
             f"sentences: {own} of a text's own topic need {own} to {most} in all; got {sentences}"
         )
-
-
-def rows(cfg: Config, split: str, seed: int = 0, level: int | None = None) -> TopicRows:
-    """The rows of one split; other seeds give other texts, of the same split's words.
-
-    `level` stands in for the config's number of sentences.
-    """
-    sentences = cfg.sentences if level is None else level
-    check_sentences(sentences, cfg.own)
-    size = cfg.size if split == "train" else cfg.eval_size
-    return TopicRows(check_split(split), seed, sentences, cfg.own, size, cfg.told)
 
 
 class TopicRows:
@@ -160,10 +160,10 @@ class TopicRows:
         fresh = [noun for noun in nouns if noun not in said] or list(nouns)
         noun = rng.choice(fresh)
         said.add(noun)
-        tokenizer = f"{rng.choice(FIRST_NAMES)} {open_word('surname', self.split, rng)}"
+        who = f"{rng.choice(FIRST_NAMES)} {open_word('surname', self.split, rng)}"
         city = open_word("city", self.split, rng)
         statements = STATEMENTS[topic] if rng.random() < self.told else NEUTRAL
-        return rng.choice(statements).format(tokenizer=tokenizer, city=city, noun=noun)
+        return rng.choice(statements).format(who=who, city=city, noun=noun)
 
 
 @cache

@@ -184,7 +184,7 @@ class EvaluateConfig:
     layout: LayoutConfig | None = None
     ratio: float | None = None
     decode: DecodeConfig = DecodeConfig()
-    data: DataConfig | None = None  # type: ignore[valid-type]
+    data: DataConfig | None = None
     seed: int = 12345
     bootstrap: int = 2000
     relay: RelayConfig = RelayConfig()

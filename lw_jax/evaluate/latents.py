@@ -71,9 +71,10 @@ def quick_scores(
     latent = _latent(bridge, params, frozen, batch)
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
     latent = jax.tree.map(lambda x: x[order], latent)
-    model, delivery = frozen.receivers[name], bridge.deliver(params, name, latent)
-    message = message_of(model, batch, name, "latent", delivery)
-    scored = score(model, message, *asked(batch, name), each=True)
+    model, prompt = frozen.receivers[name], frozen.prompt(name)
+    delivery = bridge.deliver(params, name, latent)
+    message = message_of(model, prompt, batch, name, "latent", delivery)
+    scored = score(model, prompt, message, *asked(batch, name), each=True)
     assert scored.each is not None
     at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
     each = scored.each
@@ -154,10 +155,14 @@ def quick_answers(
 ) -> tuple[Array, Array]:
     """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
     latent = _latent(bridge, params, frozen, batch)
-    model, delivery = frozen.receivers[name], bridge.deliver(params, name, latent)
-    message, (ask, _) = message_of(model, batch, name, "latent", delivery), asked(batch, name)
+    model, prompt = frozen.receivers[name], frozen.prompt(name)
+    delivery = bridge.deliver(params, name, latent)
+    message, (ask, _) = (
+        message_of(model, prompt, batch, name, "latent", delivery),
+        asked(batch, name),
+    )
     options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
-    out = write(model, message, ask, jax.random.key(0), options)
+    out = write(model, prompt, message, ask, jax.random.key(0), options)
     return out.ids, out.lengths
 
 

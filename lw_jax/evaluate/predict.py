@@ -75,8 +75,8 @@ def predict(
     given, columns = place(message, ctx, batch, sent)
     ask, answer = asked(batch, ctx.receiver)
     return Raw(
-        scored=score(ctx.model, given, ask, answer),
-        written=write(ctx.model, given, ask, rng, options),
+        scored=score(ctx.model, ctx.prompt, given, ask, answer),
+        written=write(ctx.model, ctx.prompt, given, ask, rng, options),
         columns=columns,
     )
 
@@ -86,7 +86,7 @@ def rate(
 ) -> list[Scored]:
     """Score batches that differ in their answers alone, after one message; nothing is written."""
     given, _ = place(message, ctx, batches[0], sent)
-    return [score(ctx.model, given, *asked(batch, ctx.receiver)) for batch in batches]
+    return [score(ctx.model, ctx.prompt, given, *asked(batch, ctx.receiver)) for batch in batches]
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
         ask, answer = asked(call.batch, call.ctx.receiver)
-        second.add(score, call.ctx.model, given, ask, answer)
-        second.add(write, call.ctx.model, given, ask, call.rng, call.options)
+        second.add(score, call.ctx.model, call.ctx.prompt, given, ask, answer)
+        second.add(write, call.ctx.model, call.ctx.prompt, given, ask, call.rng, call.options)
     second.compile(console)
 
 

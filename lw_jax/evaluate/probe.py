@@ -173,7 +173,9 @@ def _states(
                 batch[f"{key}/lengths"],
                 batch.get(f"{key}/skip"),
             )
-            parts[name].append(np.asarray(_means(model, ids, lengths, skip, layers[name])))
+            head = () if name == "sender" else pipeline.frozen.prompt(name).head
+            means = _means(model, ids, lengths, skip, layers[name], head)
+            parts[name].append(np.asarray(means))
     found = {}
     for name, pieces in parts.items():
         whole = np.concatenate(pieces, axis=1)[:, : len(examples)].astype(np.float64)
@@ -181,13 +183,24 @@ def _states(
     return found
 
 
-@partial(jax.jit, static_argnames="layers")
+@partial(jax.jit, static_argnames=("head", "layers"))
 def _means(
-    model: Sender, ids: Array, lengths: Array, skip: Array | None, layers: tuple[int, ...]
+    model: Sender,
+    ids: Array,
+    lengths: Array,
+    skip: Array | None,
+    layers: tuple[int, ...],
+    head: tuple[int, ...] = (),
 ) -> Array:
-    """Mean states [n, B, D] over the content of ids [B, T], which the head comes before.
+    """Mean states [n, B, D] over the content of a text, which [BOS] and primer come before.
 
-    skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
+    Args:
+        model: what reads.
+        ids: [B, T] tokens.
+        lengths: [B] how many are real.
+        skip: [B] tokens of the head at the beginning of the rows; None: it is put there.
+        layers: after how many layers.
+        head: ids of [BOS] and primer, where they are put there.
     """
     wanted = tuple(sorted(set(layers)))
     if isinstance(model, FrozenEncoder):
@@ -198,10 +211,10 @@ def _means(
         )
         return _mean(read.taps, skip, lengths - 1)
     if skip is None:
-        head = jnp.broadcast_to(jnp.asarray(model.head, jnp.int32), (ids.shape[0], len(model.head)))
-        ids = jnp.concatenate([head, ids], axis=1)
-        lengths = lengths + len(model.head)
-        skip = jnp.full_like(lengths, len(model.head))
+        first = jnp.broadcast_to(jnp.asarray(head, jnp.int32), (ids.shape[0], len(head)))
+        ids = jnp.concatenate([first, ids], axis=1)
+        lengths = lengths + len(head)
+        skip = jnp.full_like(lengths, len(head))
     index = jnp.arange(ids.shape[1])[None]
     out = run(
         model.arch,

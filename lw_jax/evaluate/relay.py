@@ -1,6 +1,7 @@
 """What the sender writes for the method `relay`: the rival that a wire of vectors must beat.
 
-The sender is loaded whole for it, all layers and the head, and let go of when it has written.
+The sender is needed whole for it, all layers and the head; what a run has not loaded of it is let
+go of when it has written.
 """
 
 from __future__ import annotations
@@ -9,15 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
 from lw_jax.data.example import Example
 from lw_jax.evaluate.config import RelayConfig
-from lw_jax.models.config import ModelConfig
-from lw_jax.models.lm import load_lm
-from lw_jax.receiver.answer import answers, tokenizer_of
+from lw_jax.models.frozen import FrozenDecoder
+from lw_jax.receiver.answer import answers
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,24 +45,25 @@ def sender_layout(config: RelayConfig, layout: LayoutConfig) -> LayoutConfig:
 def written(
     config: RelayConfig,
     layout: LayoutConfig,
-    model: ModelConfig,
-    mesh: Mesh,
+    sender: FrozenDecoder,
+    tokenizer: Tokenizer,
     examples: Sequence[Example],
     batch_size: int,
 ) -> Written:
     """The sender's greedy texts.
 
-    Raises:
-        UserError: the model cannot be loaded whole.
+    Args:
+        config: what it is asked for.
+        layout: of the evaluation.
+        sender: whole.
+        tokenizer: the sender's.
+        examples: the rows.
+        batch_size: rows at once.
     """
-    quant = None if model.quant == "none" else model.quant
-    lm = load_lm(model.path, mesh, dtype=jnp.dtype(model.dtype), quant=quant)
     own, most = sender_layout(config, layout), config.max_new_tokens
     if most is None:
-        most = 1 + max(
-            len(ids) for ids in tokenizer_of(lm).encode_all([e.context for e in examples])
-        )
-    answers(lm, own, examples, batch_size, most, only_first=True)  # compiles
+        most = 1 + max(len(ids) for ids in tokenizer.encode_all([e.context for e in examples]))
+    answers(sender, tokenizer, own, examples, batch_size, most, only_first=True)  # compiles
     began = time.monotonic()
-    texts = answers(lm, own, examples, batch_size, most)
+    texts = answers(sender, tokenizer, own, examples, batch_size, most)
     return Written(tuple(texts), time.monotonic() - began)

@@ -1,4 +1,4 @@
-"""What parts of a bridge let others see while they run: codes, inner activations."""
+"""Values that parts of a bridge show to objectives and alarms: codes, inner activations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import flax.linen as nn
 from lw_jax.types import Array
 
 Intermediates = Mapping[str, Any]
-"""By part and name: `notes["bottleneck"]["codes"]`; arrays with the batch in front."""
+"""By part and name: `intermediates["bottleneck"]["codes"]`; arrays with the batch as first axis."""
 
 
 def sow(module: nn.Module, name: str, value: Array) -> None:
-    """Let objectives and alarms see a value: nothing is stored where nobody asks for notes."""
+    """Shows a value to objectives and alarms; it is stored only if intermediates are asked for."""
     module.sow("intermediates", name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)

@@ -24,8 +24,8 @@ class LowRankConfig:
         r: rank of an edit.
         alpha: an edit is scaled by alpha / r.
         targets: the projections that are edited.
-        layers: how many layers, from the first on; null for all.
-        dropout: of the input features of an edit, the same ones for all tokens of a step.
+        layers: number of edited layers, from the first on; null: all.
+        dropout: dropout of an edit's input features, the same for all tokens of a step.
     """
 
     r: int = 8
@@ -44,7 +44,7 @@ class LowRankConfig:
 
 
 class LowRank(nn.Module):
-    """The same edits for every latent; the ups start at zero, so that nothing is edited at first.
+    """The same edits for every latent; up matrices start at zero, so nothing is edited at first.
 
     Parameters: `<target>_down` [n, fan_in, r] and `<target>_up` [n, r, fan_out] over n layers.
     """
@@ -72,7 +72,7 @@ class LowRank(nn.Module):
         return Delivery(edits=Edits(lora=Lora(down, up, c.alpha / c.r, tuple(range(count)))))
 
     def _dropped(self, a: Array, train: bool) -> Array:
-        """`a` with input features dropped: the frozen decoder takes no noise of its own."""
+        """`a` with input features dropped, because the frozen decoder itself has no dropout."""
         if not train or not self.config.dropout:
             return a
         keep = 1 - self.config.dropout

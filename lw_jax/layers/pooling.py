@@ -1,4 +1,4 @@
-"""Which stretch of the source belongs to which slot."""
+"""Which stretch of the source belongs to each slot."""
 
 from __future__ import annotations
 
@@ -8,19 +8,28 @@ from lw_jax.types import Array
 
 
 def stretch_positions(lengths: Array, used: Array, slots: int) -> Array:
-    """Middle of every slot's stretch, in source tokens: lengths, used [B] -> [B, slots] float32.
+    """[B, slots] float32: the middle of every slot's stretch, in source tokens.
 
-    used: how many of the slots share the row among them, from the first on.
+    Args:
+        lengths: [B] source tokens of the rows.
+        used: [B], number of slots, from the first on, that share the row among them.
+        slots: number of slots.
     """
     number = jnp.arange(slots, dtype=jnp.float32)[None, :] + 0.5
     return number * (lengths.astype(jnp.float32) / used.astype(jnp.float32))[:, None]
 
 
 def stretch_weights(index: Array, mask: Array, used: Array, slots: int) -> Array:
-    """Weights [B, slots, T] that average each slot's equal stretch of a row's real tokens.
+    """[B, slots, T]: weights that average each slot's equal stretch of a row's real tokens.
 
-    index: [B, T] number of the token among the real ones; mask: [B, T] bool; used: [B] as above. A
-    slot without a token of its own (more slots than tokens) takes the nearest; an unused one none.
+    A slot without a token of its own (more slots than tokens) takes the nearest token; an unused
+    slot takes none.
+
+    Args:
+        index: [B, T] index of the token among the real ones.
+        mask: [B, T] bool, which tokens are real.
+        used: [B], number of slots, from the first on, that share the row among them.
+        slots: number of slots.
     """
     share = used.astype(jnp.float32)[:, None, None]
     lengths = jnp.maximum(1, mask.sum(axis=1))[:, None, None].astype(jnp.float32)

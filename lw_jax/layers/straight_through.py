@@ -13,7 +13,7 @@ from lw_jax.types import Array
 def straight_through(x: Array, value: Array) -> Array:
     """`value`, exactly, with the gradient of x: none reaches `value`. Shapes and dtypes are equal.
 
-    `x + stop_gradient(value - x)` rounds, and what is rounded is not what a codec has sent.
+    `x + stop_gradient(value - x)` would round, and the result would differ from what a codec sends.
     """
     return value
 

@@ -12,17 +12,18 @@ from lw_jax.models.rope import rotate
 from lw_jax.types import Array
 
 LONGEST_TURN = 1000.0
-"""Tokens in which the slowest pair of a bridge's rotary channels turns by one radian."""
+"""Number of tokens over which the slowest pair of rotary channels turns by one radian."""
 
 KEPT_WEIGHTS = 2**27
-"""Attention weights of a layer (half a GiB) beyond which they are not kept for the backward pass:
-texts read byte by byte have them by the thousand times thousand."""
+"""Attention weights of a layer (half a GiB) above which they are not kept for the backward pass;
+texts that are read byte by byte have that many.
+"""
 
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def check_rotary(rotary: bool, width: int, heads: int) -> None:
-    """Raises UserError where a bridge's heads cannot be rotated."""
+    """Raises UserError if a bridge's heads cannot be rotated."""
     if rotary and width // heads % 2:
         raise UserError(
             f"rotary: turns channels in pairs, and {width} channels in {heads} heads are "
@@ -53,7 +54,7 @@ def _turned(x: Array, positions: Array) -> Array:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x [B, M, W] over y [B, T, W], keys with mask [B, T] False unseen.
+    """Multi-head attention of x [B, M, W] over y [B, T, W]; keys with mask [B, T] False are unseen.
 
     With `at`, the positions of x [B, M] and y [B, T] in tokens of the source, whole or fractional,
     queries and keys are rotated, so that scores depend on distances (head widths must be even).
@@ -90,7 +91,13 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two-layer GELU MLP, hidden width `ratio` times the width."""
+    """Two-layer GELU MLP.
+
+    Attributes:
+        ratio: hidden width over the width.
+        depth: layers of the stack, by which the output's start is scaled.
+        dropout: dropout of the hidden units.
+    """
 
     ratio: int = 4
     depth: int = 1
@@ -106,7 +113,15 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: cross-attention to y when `cross`, self-attention, MLP."""
+    """Pre-norm block: cross-attention to y if `cross`, self-attention, MLP.
+
+    Attributes:
+        heads: attention heads.
+        ratio: hidden width of the MLP over the width.
+        depth: layers of the stack, by which the start of residual outputs is scaled.
+        cross: whether it attends to y.
+        dropout: dropout in the MLP.
+    """
 
     heads: int
     ratio: int = 4
@@ -141,10 +156,16 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """`depth` blocks, scanned: parameters are stacked on a leading axis, compiled once.
 
-    With more attention weights than `KEPT_WEIGHTS` a block is computed again when it is
-    differentiated, and only its input is kept.
+    With more attention weights than `KEPT_WEIGHTS`, a block is computed again in the backward pass
+    and only its input is kept. For rotary attention it is called with `at` and `y_at`, the
+    positions [B, M] of x and [B, T] of y.
 
-    at, y_at: positions [B, M] of x and [B, T] of y, for rotary attention; none: without.
+    Attributes:
+        depth: number of blocks.
+        heads: attention heads.
+        ratio: hidden width of the MLPs over the width.
+        cross: whether blocks attend to y.
+        dropout: dropout in the MLPs.
     """
 
     depth: int

@@ -16,7 +16,14 @@ from lw_jax.models.arch_keys import FAMILIES, check_keys, number, whole
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """RoPE scaling of Llama 3.1: long wavelengths are slowed by `factor`, short ones kept."""
+    """RoPE scaling of Llama 3.1: long wavelengths are slowed, short ones kept.
+
+    Attributes:
+        factor: factor by which long wavelengths are slowed.
+        low_freq_factor: wavelengths above `original_max_positions / low_freq_factor` are long.
+        high_freq_factor: wavelengths below `original_max_positions / high_freq_factor` are short.
+        original_max_positions: context length before the scaling.
+    """
 
     factor: float
     low_freq_factor: float
@@ -26,7 +33,12 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: base `theta`, and optionally the `llama3` scaling."""
+    """Rotary positions.
+
+    Attributes:
+        theta: base of the frequencies.
+        scaling: `llama3` scaling; None: no scaling.
+    """
 
     theta: float
     scaling: Llama3Scaling | None = None
@@ -34,10 +46,27 @@ class Rope:
 
 @dataclass(frozen=True)
 class Arch:
-    """Sizes and switches of one decoder. `window`: positions a query looks back, itself included.
+    """Sizes and switches of one decoder.
 
-    bos_id: the token that begins a sequence, or None where the model knows none; eos_ids: all the
-    tokens that end one; init_std: deviation of freshly initialised matrices.
+    Attributes:
+        family: the model_type, one of `FAMILIES`.
+        vocab_size: V, entries of the vocabulary.
+        width: D, width of the residual stream.
+        layers: L, number of layers.
+        heads: H, query heads.
+        kv_heads: K, key/value heads; it divides H.
+        head_dim: h, width of a head.
+        mlp_width: F, hidden width of the MLP.
+        norm_eps: epsilon of the RMS norms.
+        rope: rotary positions.
+        window: positions that a query looks back, its own included; None: all.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys are normed.
+        tied: whether the output head is the embedding table.
+        max_positions: context length that the model was trained with.
+        bos_id: token that begins a sequence; None: the model has none.
+        eos_ids: all tokens that end a sequence.
+        init_std: standard deviation of freshly initialised matrices.
     """
 
     family: str
@@ -80,10 +109,15 @@ class Arch:
         generation_config: Mapping[str, Any] | None = None,
         where: str = "config.json",
     ) -> Arch:
-        """Reads a Hugging Face config; `where` names the file in the errors.
+        """Reads a Hugging Face config.
 
         Both spellings of RoPE are read: `rope_theta` + `rope_scaling` (hub files) and
-        `rope_parameters` (transformers 5). The EOS set is the generation config's where it has one.
+        `rope_parameters` (transformers 5).
+
+        Args:
+            config: contents of config.json.
+            generation_config: contents of generation_config.json; its EOS ids come first.
+            where: name of the file, for error messages.
 
         Raises:
             UserError: unknown model_type or RoPE type, or a key that would change the maths.
@@ -164,7 +198,7 @@ class Arch:
         return config
 
     def generation_config(self) -> dict[str, Any]:
-        """The `generation_config.json` beside `to_hf()`: where decoding begins and ends."""
+        """The `generation_config.json` that belongs to `to_hf()`: BOS and EOS ids."""
         return {"bos_token_id": self.bos_id, "eos_token_id": _unwrap(self.eos_ids)}
 
 
@@ -192,7 +226,7 @@ def _rope(config: Mapping[str, Any], where: str) -> Rope:
 
 
 def _window(config: Mapping[str, Any], family: str, layers: int, where: str) -> int | None:
-    """The sliding window, if every layer has it; a mixture of layers is refused."""
+    """The sliding window, if all layers have the same; a mixture of layers is refused."""
     window = config.get("sliding_window")
     sliding = [window is not None and family == "mistral"] * layers
     if family.startswith("qwen"):

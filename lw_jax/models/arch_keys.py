@@ -1,7 +1,7 @@
 """Which keys of a Hugging Face `config.json` this decoder understands, and what each may say.
 
-A key that would change the maths and is not listed here is an error: a model that is silently
-computed wrong is worse than one that is refused.
+A key that would change the maths and is not listed here is an error: it is better to refuse a model
+than to compute it wrong without a word.
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ from lw_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Family:
-    """What a model_type implies without saying so in its config."""
+    """What a model_type implies without saying so in its config.
+
+    Attributes:
+        architecture: the class in transformers.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys are normed.
+        kv_heads: transformers' default where the key is missing; None: the number of heads.
+        head_dim: transformers' default where the key is missing; None: width / heads.
+    """
 
     architecture: str
     qkv_bias: bool = False
     qk_norm: bool = False
-    kv_heads: int | None = None  # transformers' default where the key is missing; None: heads
-    head_dim: int | None = None  # likewise; None: width / heads
+    kv_heads: int | None = None
+    head_dim: int | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -54,9 +62,9 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 
 
 def check_keys(config: Mapping[str, Any], where: str) -> str:
-    """The family that a config names, once every key in it is known to be harmless.
+    """The family that a config names, after checking that every key in it is harmless.
 
-    A key that is not known passes where it is null, false or empty: nothing is switched on.
+    An unknown key is accepted if its value is null, false or empty: then it switches nothing on.
     """
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -75,15 +83,18 @@ def check_values(
     known: AbstractSet[str],
     must_be: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Refuses what would be computed wrong.
+    """Refuses a config that would be computed wrong.
 
     Args:
-        architectures: those that can be read; a config need not name one.
-        known: keys that are read or have no effect, beside those without effect on any model.
-        must_be: keys whose value is one of a few.
+        config: contents of config.json.
+        where: name of the file, for error messages.
+        architectures: the architectures that can be read; a config need not name one.
+        known: keys that are read, or have no effect on this model. Keys without effect on any model
+            need not be listed.
+        must_be: keys with a few accepted values.
 
     Raises:
-        UserError: another architecture or value, weights that are quantised, or unknown keys.
+        UserError: another architecture or value, quantised weights, or unknown keys.
     """
     family, named = config["model_type"], config.get("architectures")
     if named and not set(architectures) & set(named):
@@ -113,7 +124,11 @@ def check_values(
 
 
 def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    """A numeric field; a missing one takes the default, if there is one."""
+    """A numeric field; a missing one takes the default, if there is one.
+
+    Raises:
+        UserError: the field is missing and has no default, or is not a number.
+    """
     value = config.get(key)
     if value is None and default is not None:
         return default
@@ -123,7 +138,11 @@ def number(config: Mapping[str, Any], key: str, where: str, default: float | Non
 
 
 def whole(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    """A positive whole field; a missing one takes the default, if there is one."""
+    """A field that is a positive whole number; a missing one takes the default, if there is one.
+
+    Raises:
+        UserError: the field is missing and has no default, or is not a positive whole number.
+    """
     value = number(config, key, where, default)
     if value != int(value) or value < 1:
         raise UserError(f"{where}: {key} must be a positive whole number, found {config[key]!r}")

@@ -22,8 +22,10 @@ IMPLS = ("xla", "cudnn")
 class Mask:
     """Which keys a query may see.
 
-    allowed: [B, 1, T, S] bool. lengths: [B], given only where `allowed` says exactly "causal, the
-    rows packed at the left with these lengths", which cudnn computes without a mask in memory.
+    Attributes:
+        allowed: [B, 1, T, S] bool.
+        lengths: [B], given only where `allowed` is exactly "causal, rows packed at the left with
+            these lengths", which cudnn computes without a mask in memory; else None.
     """
 
     allowed: Array
@@ -48,9 +50,14 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
     """softmax(q k / sqrt(h)) v, the softmax in float32; each key/value head serves H/K query heads.
 
     Args:
-        q: [B, T, H, h]; k, v: [B, S, K, h]; a query that may see no key returns the mean of v.
+        q: [B, T, H, h] queries.
+        k: [B, S, K, h] keys.
+        v: [B, S, K, h] values.
+        mask: which keys a query sees; a query that sees none returns the mean of v.
+        impl: `xla` or `cudnn`.
 
-    Returns: [B, T, H, h] in the dtype of q.
+    Returns:
+        [B, T, H, h] in the dtype of q.
     """
     if impl == "xla" or q.shape[1] == 1:  # a decoding step takes cudnn longer
         return jax.nn.dot_product_attention(q, k, v, mask=mask.allowed, implementation="xla")
@@ -58,8 +65,8 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
 
 
 def cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    """`attention` by cudnn, whatever the number of queries; of padded ones 0."""
-    # It trains only on even T and S, so that an idle query and a masked column are added.
+    """`attention` by cudnn, for any number of queries; padded queries give 0."""
+    # It trains only on even T and S, so an idle query and a masked column are added.
     t = q.shape[1]
     q, k, v = _even(q, 1), _even(k, 1), _even(v, 1)
     if mask.lengths is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from flax import struct
 
 from lw_jax.models.arch import Arch
@@ -16,8 +17,11 @@ from lw_jax.types import KV, Array
 class Cache:
     """Keys (rotated) and values of the tokens run so far.
 
-    k, v: [L, B, S, K, h], S columns of room; positions: [B, S] float32; lengths: [B] int32, how
-    many columns of a row are filled.
+    Attributes:
+        k: [L, B, S, K, h] keys, room for S tokens in a row.
+        v: [L, B, S, K, h] values.
+        positions: [B, S] float32 positions of the tokens.
+        lengths: [B] int32, how many columns of a row are filled.
     """
 
     k: Array
@@ -27,7 +31,15 @@ class Cache:
 
 
 def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cache:
-    """An empty cache for `layers` layers, `batch` rows and `room` tokens a row."""
+    """An empty cache.
+
+    Args:
+        arch: the decoder.
+        layers: layers whose keys and values are kept.
+        batch: rows.
+        room: tokens that fit into a row.
+        dtype: dtype of keys and values.
+    """
     shape = (layers, batch, room, arch.kv_heads, arch.head_dim)
     return Cache(
         k=jnp.zeros(shape, dtype),
@@ -38,7 +50,7 @@ def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cac
 
 
 def columns(cache: Cache, lengths: Array, tokens: int) -> Array:
-    """[B, T] columns that the next tokens take; S, no column, beyond a row's `lengths`."""
+    """[B, T] columns of the next T tokens; beyond a row's `lengths` it is S, which is no column."""
     offset = jnp.arange(tokens, dtype=jnp.int32)[None]
     taken = cache.lengths[:, None] + offset
     return jnp.where(offset < lengths[:, None], taken, cache.k.shape[2])
@@ -60,9 +72,8 @@ def as_prefix(arch: Arch, cache: Cache) -> KV:
     """The cached tokens as a K/V prefix: the keys before RoPE, with their absolute positions."""
     cos, sin = angles(arch, cache.positions)
     layers = cache.k.shape[0]
-    flat = cache.k.reshape(-1, *cache.k.shape[2:])
-    spread = (layers, *cos.shape)
-    cos, sin = (jnp.broadcast_to(x[None], spread).reshape(-1, *x.shape[1:]) for x in (cos, sin))
+    flat = rearrange(cache.k, "l b ... -> (l b) ...")
+    cos, sin = (repeat(x, "b ... -> (l b) ...", l=layers) for x in (cos, sin))
     mask = jnp.arange(cache.k.shape[2])[None] < cache.lengths[:, None]
-    k = rotate(flat, cos, -sin).reshape(cache.k.shape)
+    k = rearrange(rotate(flat, cos, -sin), "(l b) ... -> l b ...", l=layers)
     return KV(k=k, v=cache.v, mask=mask, positions=cache.positions)

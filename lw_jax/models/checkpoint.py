@@ -1,10 +1,10 @@
-"""Where a model's files are: a directory, or a hub name fetched file by file."""
+"""The files of a model: in a directory, or fetched one by one from the hub."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,13 @@ _SMALL_FILES = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its directory, its arch, and the file of each tensor by name."""
+    """A checkpoint on disk.
+
+    Attributes:
+        directory: the directory of its files.
+        arch: what its config says.
+        files: the file of each tensor by name.
+    """
 
     directory: Path
     arch: AnyArch
@@ -44,6 +50,11 @@ def open_checkpoint(
     name_or_path: str | Path, layers: int | None = None, head: bool = True
 ) -> Checkpoint:
     """Finds (or fetches) the files of a model: of the weights, only those that are needed.
+
+    Args:
+        name_or_path: a directory, or a hub name.
+        layers: number of layers that are needed, from the first on; None: all.
+        head: whether the output head is needed.
 
     Raises:
         UserError: no such directory or hub model, no network, pickled weights, a bad config.
@@ -71,7 +82,7 @@ def open_checkpoint(
 
 
 def small_files(name_or_path: str | Path) -> Path:
-    """The directory of a model's files; of a hub name, all but the weights are fetched into it.
+    """The directory of a model's files; for a hub name, all but the weights are fetched first.
 
     Raises:
         UserError: no such directory or hub model, or no network.
@@ -94,7 +105,11 @@ def read_arch(directory: str | Path) -> AnyArch:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UserError where it is none."""
+    """A JSON object from a file.
+
+    Raises:
+        UserError: the file holds no JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -104,12 +119,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def fingerprint(arch: AnyArch, files: Iterable[Path]) -> str:
-    """32 hex digits that change with the arch or any byte of the weight files."""
+def fingerprint(
+    arch: AnyArch, files: Iterable[Path], known: MutableMapping[Path, bytes] | None = None
+) -> str:
+    """32 hex digits that change with the arch or any byte of the weight files.
+
+    Args:
+        arch: what the config says.
+        files: the weight files.
+        known: digests of files that were read before; digests of the others are added to it.
+    """
+    known = {} if known is None else known
     digest = hashlib.sha256(json.dumps(asdict(arch), sort_keys=True).encode())
     for path in sorted(set(files)):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        if path not in known:
+            with path.open("rb") as file:
+                known[path] = hashlib.file_digest(file, "sha256").digest()
+        digest.update(known[path])
     return digest.hexdigest()[:32]
 
 
@@ -124,7 +150,7 @@ def _fetch(name: str, files: list[str]) -> Path:
         raise UserError(
             f"model {name!r}: no such directory here, and no such model on the hub (or no access)"
         ) from error
-    except Exception as error:  # no network shows in many forms
+    except Exception as error:  # a missing network shows in many forms
         raise UserError(
             f"model {name!r}: no such directory here, and the hub cannot be reached "
             f"({type(error).__name__}); give a local model directory"

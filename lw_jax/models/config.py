@@ -1,4 +1,4 @@
-"""A frozen model as a config names it."""
+"""How a config names a frozen model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ModelConfig:
         path: directory in Hugging Face format, or hub name.
         dtype: storage and compute type.
         quant: storage of the matrices; `none` keeps `dtype`.
-        attention: `xla` anywhere, `cudnn` on NVIDIA GPUs in bfloat16.
+        attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16.
     """
 
     path: str

@@ -29,11 +29,15 @@ from lw_jax.types import KV, Array, Edits, PyTree
 class LayerInputs:
     """What enters the layers besides the stream. "Packed index" counts a row's tokens from 0.
 
-    kv: prefix columns, their positions *absolute*; message_start: [B] int, the packed index at
-    which the message begins: only queries from there on see the prefix (None: all of them).
-    edits: LoRA, blocks, K/V deltas. slot_index: [B, P] int, the packed indices of the message's
-    soft tokens, -1 where a row has none; k_delta and v_delta are added there, before RoPE.
-    gain: [B, T], per query a factor on the values of the message (prefix columns and slots).
+    Attributes:
+        kv: prefix columns, with *absolute* positions.
+        message_start: [B] int, the packed index at which the message begins; only queries from
+            there on see the prefix. None: all queries see it.
+        edits: LoRA, blocks, key and value deltas.
+        slot_index: [B, P] int, the packed indices of the message's soft tokens, -1 where a row has
+            none; k_delta and v_delta are added there, before RoPE.
+        gain: [B, T], for each query a factor on the values of the message (prefix columns and soft
+            tokens).
     """
 
     kv: KV | None = None
@@ -45,8 +49,14 @@ class LayerInputs:
 
 @struct.dataclass
 class Run:
-    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked, of the S tokens
-    of `tap_at` [n, B, S, D]; cache."""
+    """What `run` gives.
+
+    Attributes:
+        h: [B, T, D] stream after the last layer that was run.
+        taps: [n, B, T, D] streams after the layers asked for, in that order; with `tap_at`
+            [n, B, S, D], of those tokens alone. None: no taps were asked for.
+        cache: the cache with the T tokens added; None: there was none.
+    """
 
     h: Array
     taps: Array | None
@@ -54,7 +64,7 @@ class Run:
 
 
 def embed_tokens(params: PyTree, ids: Array) -> Array:
-    """[B, T, D] input embeddings of ids [B, T], in the table's dtype; NaN for an id beyond it."""
+    """[B, T, D] input embeddings of ids [B, T], in the table's dtype; NaN for an id outside it."""
     return params["embed"].at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
@@ -75,26 +85,29 @@ def run(
 ) -> Run:
     """Runs layers `start` to `stop` on the residual stream.
 
-    Attention is causal by packed index, and a sliding window looks back by position. Padding is
-    whatever lies beyond `lengths`: no real token sees it, and its outputs mean nothing. The
+    Attention is causal by packed index, and a sliding window looks back by position. Everything
+    beyond `lengths` is padding: no real token sees it, and its outputs mean nothing. The
     final norm belongs to the head (`lw_jax.models.head`).
 
     Args:
+        arch: the decoder.
         params: the tree of `params.abstract`; stacked at least up to `stop`. Weights are used in
             the dtype of h, so float32 parameters train with bf16 compute if h is bf16.
         h: [B, T, D], the stream after `start` layers (0: embeddings), rows packed at the left.
         positions: [B, T] absolute positions, whole or fractional.
         lengths: [B] int, how many of the T tokens of each row are real.
-        stop: early exit after that many layers; the weights beyond are never touched.
+        start: layers that were run before.
+        stop: number of layers after which to stop; weights beyond are never touched. None: all.
         taps: numbers of layers, between start and stop, after which the stream is also returned.
             A tap comes after the block, if any, of the layer before it.
-        tap_at: [B, S] packed indices of the tokens that are tapped; none: all T.
-        cache: with one, the T tokens follow those in the cache (a row's own next columns), see
-            them, and are added; for decoding, not for gradients.
+        tap_at: [B, S] packed indices of the tokens that are tapped; None: all T.
+        delivery: what enters the layers in addition; None: nothing.
+        cache: with one, the T tokens follow those in the cache (each row at its own next columns),
+            see them, and are added; for decoding, not for gradients.
         impl: attention implementation, see `attention.check`.
 
     Raises:
-        UserError: a tap or stop beyond the layers at hand.
+        UserError: a tap or `stop` beyond the layers that are stacked.
     """
     stop = depth(params) if stop is None else stop
     if not 0 <= start <= stop <= depth(params):
@@ -102,8 +115,8 @@ def run(
     if any(not start <= tap <= stop for tap in taps):
         raise UserError(f"taps {list(taps)} are not all between layers {start} and {stop}")
     given = delivery if delivery is not None else LayerInputs()
-    ctx = _scene(arch, positions, lengths, given, cache)
-    # Row `len(taps)` takes the writes of layers that nobody asked for.
+    ctx = _shared(arch, positions, lengths, given, cache)
+    # Row `len(taps)` takes the writes of layers that are not tapped.
     rows = jnp.asarray([taps.index(i) if i in taps else len(taps) for i in range(stop + 1)])
     width = h.shape[1] if tap_at is None else tap_at.shape[1]
     shape = (len(taps) + 1, h.shape[0], width, h.shape[2])
@@ -139,8 +152,21 @@ def run(
 
 
 @struct.dataclass
-class _Scene:
-    """What every layer of a run shares: rotations, masks, columns."""
+class _Shared:
+    """What all layers of a run share: rotations, masks, columns.
+
+    Attributes:
+        cos: [B, T, h/2] cosines of the tokens' angles.
+        sin: [B, T, h/2] sines of the tokens' angles.
+        prefix_cos: the same of the prefix columns; None: no prefix.
+        prefix_sin: the same of the prefix columns; None: no prefix.
+        mask: which keys a query sees.
+        columns: columns of the cache for the new tokens; None: no cache.
+        key_positions: positions of the keys.
+        slots: indices of the soft tokens within the T tokens of this run; None: none.
+        message: which columns belong to the message; None: no gain.
+        gain: factor on the message's values, for each query; None: no gain.
+    """
 
     cos: Array
     sin: Array
@@ -154,9 +180,9 @@ class _Scene:
     gain: Array | None
 
 
-def _scene(
+def _shared(
     arch: Arch, positions: Array, lengths: Array, given: LayerInputs, cache: Cache | None
-) -> _Scene:
+) -> _Shared:
     tokens = positions.shape[1]
     base = jnp.zeros_like(lengths) if cache is None else cache.lengths
     query = base[:, None] + jnp.arange(tokens)[None]
@@ -181,7 +207,7 @@ def _scene(
         allowed = jnp.concatenate([seen, allowed], axis=-1)
     plain = cache is None and given.kv is None and arch.window is None
     cos, sin = angles(arch, positions)
-    return _Scene(
+    return _Shared(
         cos=cos,
         sin=sin,
         prefix_cos=prefix_cos,
@@ -201,7 +227,7 @@ def _in_window(query: Array, key: Array, window: int) -> Array:
 
 
 def _local_slots(slot_index: Array | None, base: Array, tokens: int) -> Array | None:
-    """Slots' indices within the T tokens at hand; T (dropped by a scatter) where they are not."""
+    """Indices of the soft tokens within this run's T tokens; T, which a scatter drops, outside."""
     if slot_index is None:
         return None
     local = slot_index - base[:, None]
@@ -231,7 +257,7 @@ def _layer(
     kv_cache: tuple[Array, Array] | None,
     x: dict[str, Any],
     edits: Edits,
-    ctx: _Scene,
+    ctx: _Shared,
     impl: str,
 ) -> tuple[Array, tuple[Array, Array] | None]:
     """One layer with its edits: the stream after it, and the cache with its keys and values."""
@@ -275,7 +301,7 @@ def _layer(
 
 
 def _add_at(x: Array, index: Array | None, delta: Array | None) -> Array:
-    """Adds delta [B, P, K, h] to x [B, T, K, h] at tokens index [B, P]; beyond T is dropped."""
+    """Adds delta [B, P, K, h] to x [B, T, K, h] at tokens index [B, P]; index T is dropped."""
     if index is None or delta is None:
         return x
     return x.at[jnp.arange(x.shape[0])[:, None], index].add(delta.astype(x.dtype), mode="drop")

@@ -1,4 +1,4 @@
-"""What a bridge must know of its frozen neighbours: widths, and how loud they are."""
+"""What a bridge needs to know of the frozen models: sizes, and the RMS of what they compute."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from lw_jax.models.encoder_arch import AnyArch
 
 @dataclass(frozen=True)
 class ModelDims:
-    """Sizes of a frozen language model, and how loud it is.
+    """Sizes of a frozen language model, and the RMS of what it computes on real text.
 
     Attributes:
-        width: D of its hidden states.
-        layers: L.
-        kv_heads: K heads of its keys and values.
+        width: D, width of its hidden states.
+        layers: L, number of layers.
+        kv_heads: K, heads of its keys and values.
         head_dim: h, width of a head.
-        embed_rms: RMS of its embedding table's entries over real text.
-        key_rms, value_rms: per layer, RMS of its keys (before RoPE) and values on real text.
-        heads: heads of its queries; None: as many as kv_heads.
+        embed_rms: RMS of its input embeddings over real text.
+        key_rms: RMS of its keys (before RoPE) on real text, for each layer.
+        value_rms: RMS of its values on real text, for each layer.
+        heads: heads of its queries; None: kv_heads.
     """
 
     width: int
@@ -33,20 +34,25 @@ class ModelDims:
 
     @property
     def query_heads(self) -> int:
-        """Heads of its queries."""
+        """Number of query heads."""
         return self.kv_heads if self.heads is None else self.heads
 
     def key_scale(self, layer: int) -> float:
-        """RMS of the keys in a layer (1 where it was not measured)."""
+        """RMS of the keys in a layer (1 if it was not measured)."""
         return self.key_rms[layer] if self.key_rms else 1.0
 
     def value_scale(self, layer: int) -> float:
-        """RMS of the values in a layer (1 where it was not measured)."""
+        """RMS of the values in a layer (1 if it was not measured)."""
         return self.value_rms[layer] if self.value_rms else 1.0
 
 
 def sizes(arch: AnyArch, layers: int | None = None) -> ModelDims:
-    """Sizes of a frozen model, or of its first layers; nothing is measured."""
+    """Sizes of a frozen model, or of its first layers; nothing is measured.
+
+    Args:
+        arch: the model.
+        layers: number of layers, from the first on; None: all.
+    """
     count = arch.layers if layers is None else layers
     return ModelDims(arch.width, count, arch.kv_heads, arch.head_dim, heads=arch.heads)
 
@@ -55,8 +61,8 @@ class ViewDims(NamedTuple):
     """Sizes of one view of the source, where a bridge reads several.
 
     Attributes:
-        width: D of one tap.
-        taps: how many there are.
+        width: D, width of one tap.
+        taps: number of taps.
         vocab: entries of the vocabulary of its ids.
         layers: layers of the sender that it reads.
     """
@@ -72,14 +78,14 @@ class BridgeDims:
     """The frozen side of a bridge, in sizes.
 
     Attributes:
-        source_width: D of one tap of the source.
-        taps: how many taps there are.
-        latent_dim: d_z of a slot.
+        source_width: D, width of one tap of the source.
+        taps: number of taps.
+        latent_dim: d, width of a slot.
         receivers: the receivers by name.
-        source_vocab: entries of the source's vocabulary, whose ids stand in `Features.ids`.
-        sender: sizes of the layers that are run of it; None for sources that need no sender.
+        source_vocab: entries of the source's vocabulary, to which `Features.ids` belong.
+        sender: sizes of the sender's layers that are run; None: the source needs no sender.
         views: sizes of every view by name, where there are several; the fields above are then
-            those of the first.
+            those of the first view.
     """
 
     source_width: int

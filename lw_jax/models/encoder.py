@@ -1,7 +1,7 @@
 """The frozen sentence encoder: tokens in, states that have read the whole text out.
 
-BERT (Devlin et al. 2019): every token sees all others; LayerNorm comes after each residual. One
-scan over layer indices, as in the decoder. LayerNorm and the softmax compute in float32, everything
+BERT (Devlin et al. 2019): every token sees all others; a LayerNorm follows each residual. One scan
+over layer indices, as in the decoder. LayerNorm and the softmax compute in float32, everything
 else in the dtype of the embedding table.
 
 Letters: B rows, T tokens, D width, H heads, h head width, F MLP width.
@@ -35,7 +35,12 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @struct.dataclass
 class EncoderRun:
-    """h: [B, T, D] after the last layer run; taps: [n, B, T, D] in the order asked, or None."""
+    """What `run` gives.
+
+    Attributes:
+        h: [B, T, D] states after the last layer that was run.
+        taps: [n, B, T, D] states after the layers asked for, in that order; None: none.
+    """
 
     h: Array
     taps: Array | None
@@ -54,17 +59,18 @@ def run(
     """Reads texts up to layer `stop`.
 
     Args:
+        arch: the encoder.
         params: the tree of `params.abstract`; stacked at least up to `stop`.
-        ids: [B, T] int tokens, [CLS] and [SEP] among them, rows packed at the left; a token that is
+        ids: [B, T] int tokens, [CLS] and [SEP] included, rows packed at the left; a token that is
             not in the vocabulary gives NaN.
         lengths: [B] int, how many of the T tokens of each row are real, at most
-            `arch.max_positions`; no real token sees what lies beyond, whose states mean nothing.
-        stop: layers that are run; default all that are stacked, 0 none (the embeddings).
+            `arch.max_positions`. No real token sees the padding beyond, whose states mean nothing.
+        stop: number of layers to run, 0 for the embeddings alone; None: all that are stacked.
         taps: numbers of layers, 0 to `stop`, after which the states are also returned.
         impl: attention implementation, see `attention.check`.
 
     Raises:
-        UserError: a tap or stop beyond the layers at hand.
+        UserError: a tap or `stop` beyond the layers that are stacked.
     """
     there = depth(params)
     stop = there if stop is None else stop
@@ -73,7 +79,7 @@ def run(
     if any(not 0 <= tap <= stop for tap in taps):
         raise UserError(f"taps {list(taps)} are not all between layers 0 and {stop}")
     h = embeddings(arch, params, ids)
-    # A row that was left out has no token, and sees one of its padding.
+    # A row that was left out has no token; it sees one of its padding.
     seen = jnp.arange(ids.shape[1])[None] < jnp.maximum(1, lengths)[:, None]
     square = (ids.shape[0], 1, ids.shape[1], ids.shape[1])
     mask = attend.Mask(jnp.broadcast_to(seen[:, None, None], square))
@@ -90,16 +96,16 @@ def run(
 
 
 def embeddings(arch: EncoderArch, params: PyTree, ids: Array) -> Array:
-    """[B, T, D] what enters the layers: token, position 0, 1, ... and type 0, through LayerNorm."""
+    """[B, T, D] input of the layers: token, position 0, 1, ... and type 0, through LayerNorm."""
     h = params["embed"].at[ids].get(mode="fill", fill_value=jnp.nan)
-    # Columns beyond the positions hold padding alone.
+    # Columns beyond the last position hold padding only.
     at = jnp.minimum(jnp.arange(ids.shape[1]), arch.max_positions - 1)
     h = h + params["position"][at][None] + params["type"][0][None, None]
     return layer_norm(h, params["embed_norm"], params["embed_norm_bias"], arch.norm_eps)
 
 
 def layer_norm(x: Array, gain: Array, bias: Array, eps: float) -> Array:
-    """x [..., D] centred and over its deviation, times gain [D], plus bias [D]; x's dtype stays."""
+    """x [..., D] centred, divided by its deviation, times gain [D], plus bias [D]; in x's dtype."""
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     unit = centred * lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)

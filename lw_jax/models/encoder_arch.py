@@ -1,7 +1,7 @@
 """The architecture of a frozen sentence encoder: what the `config.json` of a BERT says.
 
-BERT (Devlin et al. 2019) as in MiniLM and bge: learned positions, LayerNorm after each residual, an
-MLP without a gate, every token seen by all others.
+BERT (Devlin et al. 2019) as in MiniLM and bge: learned positions, a LayerNorm after each residual,
+an MLP without a gate, and every token sees all others.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.arch_keys import ENCODERS, check_values, number, whole
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-"""Of the MLP: `gelu` is exact (erf), the next two are its tanh form."""
+"""Activations of the MLP: `gelu` is exact (erf), the next two are its tanh form."""
 
 _ARCHITECTURES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
-"""What may be named: heads beside the encoder are not read."""
+"""Architectures that a config may name; heads on top of the encoder are not read."""
 _READ = frozenset(
     """model_type vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size
     hidden_act layer_norm_eps max_position_embeddings type_vocab_size initializer_range""".split()
@@ -40,9 +40,20 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 class EncoderArch:
     """Sizes and switches of one encoder; hashable, a static argument of jitted functions.
 
-    max_positions: tokens that it has positions for, [CLS] and [SEP] among them; types: rows of the
-    token-type table, of which row 0 is read; cls_id, sep_id: what stands before and after a text,
-    as its tokenizer says (None until it is asked).
+    Attributes:
+        family: the model_type.
+        vocab_size: V, entries of the vocabulary.
+        width: D, width of the states.
+        layers: L, number of layers.
+        heads: H, attention heads.
+        mlp_width: F, hidden width of the MLP.
+        norm_eps: epsilon of the LayerNorms.
+        activation: activation of the MLP, one of `ACTIVATIONS`.
+        max_positions: longest text in tokens, [CLS] and [SEP] included.
+        types: rows of the token-type table; only row 0 is read.
+        cls_id: token before a text, taken from the tokenizer; None: not yet read.
+        sep_id: token after a text, taken from the tokenizer; None: not yet read.
+        init_std: standard deviation of freshly initialised matrices.
     """
 
     family: str
@@ -65,7 +76,7 @@ class EncoderArch:
 
     @property
     def kv_heads(self) -> int:
-        """Key/value heads: as many as there are heads."""
+        """Number of key/value heads, which is that of the query heads."""
         return self.heads
 
     @property
@@ -75,7 +86,11 @@ class EncoderArch:
 
     @staticmethod
     def from_hf(config: Mapping[str, Any], where: str = "config.json") -> EncoderArch:
-        """Reads a Hugging Face config of model_type `bert`; `where` names the file in the errors.
+        """Reads a Hugging Face config of model_type `bert`.
+
+        Args:
+            config: contents of config.json.
+            where: name of the file, for error messages.
 
         Raises:
             UserError: a key that would change the maths, or a value that is not supported.
@@ -97,7 +112,7 @@ class EncoderArch:
 
 
 AnyArch = Arch | EncoderArch
-"""A frozen model: a decoder, which can be sender and receiver, or an encoder, a sender only."""
+"""A frozen model: a decoder, which can be sender and receiver, or an encoder, only a sender."""
 
 
 def arch_from_hf(
@@ -106,6 +121,11 @@ def arch_from_hf(
     where: str = "config.json",
 ) -> AnyArch:
     """The decoder or encoder that a Hugging Face config describes.
+
+    Args:
+        config: contents of config.json.
+        generation_config: contents of generation_config.json, if there is one.
+        where: name of the file, for error messages.
 
     Raises:
         UserError: see `Arch.from_hf` and `EncoderArch.from_hf`.

@@ -1,36 +1,44 @@
-"""A frozen model as the jitted step sees it: arrays are arguments, everything else is static."""
+"""Frozen models as jitted functions see them: arrays are arguments, everything else is static."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 from flax import struct
 
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import EncoderArch
+from lw_jax.text.layout import Prompt
 
 
 @struct.dataclass
 class FrozenDecoder:
-    """A frozen decoder taking part in a step.
+    """A frozen language model; it knows nothing of layouts.
 
-    params: its weights (never donated, never differentiated); arch, attention: static; head: ids of
-    [BOS] and primer, static; with_text: it reads the text as well, right after what is delivered.
+    Attributes:
+        params: its weights on the mesh, perhaps of its first layers only, perhaps without the
+            output head; never donated, never differentiated.
+        arch: its architecture, with all of its layers; static.
+        attention: implementation, see `attention.check`; static.
     """
 
     params: Any
     arch: Arch = struct.field(pytree_node=False)
-    head: tuple[int, ...] = struct.field(pytree_node=False, default=())
     attention: str = struct.field(pytree_node=False, default="xla")
-    with_text: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass
 class FrozenEncoder:
-    """A frozen sentence encoder as the jitted step sees it; fields as in `FrozenDecoder`.
+    """A frozen sentence encoder.
 
-    Its weights lie on the mesh as a decoder's: heads, MLP columns and vocabulary over `model` where
-    that divides them, copied to every device where it does not.
+    Its weights lie on the mesh like a decoder's: heads, MLP columns and vocabulary are split over
+    `model` where that divides them, and replicated where it does not.
+
+    Attributes:
+        params: its weights on the mesh, perhaps of its first layers only.
+        arch: its architecture, with all of its layers; static.
+        attention: implementation, see `attention.check`; static.
     """
 
     params: Any
@@ -38,12 +46,36 @@ class FrozenEncoder:
     attention: str = struct.field(pytree_node=False, default="xla")
 
 
-Sender: TypeAlias = FrozenDecoder | FrozenEncoder
+Frozen: TypeAlias = FrozenDecoder | FrozenEncoder
+Sender: TypeAlias = Frozen
 
 
 @struct.dataclass
 class FrozenModels:
-    """The frozen side of a run: a sender (None for sources that need none) and the receivers."""
+    """The frozen side of a stage: the models, and what the stage's layout puts around the message.
+
+    Two layouts share the models; only `prompts` differ.
+
+    Attributes:
+        sender: the model that the sources read; None: they need none.
+        receivers: the receivers by name.
+        prompts: what the layout puts around the message, by receiver; static.
+    """
 
     sender: Sender | None
     receivers: dict[str, FrozenDecoder]
+    prompts: tuple[tuple[str, Prompt], ...] = struct.field(pytree_node=False, default=())
+
+    @classmethod
+    def of(
+        cls,
+        sender: Sender | None,
+        receivers: Mapping[str, FrozenDecoder],
+        prompts: Mapping[str, Prompt],
+    ) -> FrozenModels:
+        """The models with prompts by receiver."""
+        return cls(sender, dict(receivers), tuple(prompts.items()))
+
+    def prompt(self, receiver: str) -> Prompt:
+        """What the layout puts around the message of a receiver."""
+        return dict(self.prompts)[receiver]

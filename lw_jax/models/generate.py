@@ -26,9 +26,18 @@ from lw_jax.types import Array, Edits, PyTree
 class DecodeOptions:
     """How to decode; hashable, a static argument (docs/design.md section 8, decode controls).
 
-    temperature 0 is greedy. eos_ids are banned for the first max(min_new, eos_ban_steps) tokens.
-    The `first_token_*` fields concern the first new token alone (None: as the others). gain: per
-    step the factor on the message's values, see `LayerInputs.gain`; the last one is kept on.
+    Attributes:
+        max_new: the most new tokens.
+        eos_ids: tokens that end an answer, banned for the first max(min_new, eos_ban_steps) tokens.
+        min_new: the fewest new tokens.
+        eos_ban_steps: number of steps in which EOS is banned.
+        temperature: 0 is greedy.
+        top_p: probability that the candidate tokens hold together; 1: all tokens.
+        first_token_temperature: temperature of the first new token; None: as for the others.
+        first_token_top_p: top_p of the first new token; None: as for the others.
+        first_token_stop: tokens that may not come first.
+        gain: for each step the factor on the message's values, see `LayerInputs.gain`; the last
+            one holds for all later steps. Empty: 1.
     """
 
     max_new: int
@@ -45,10 +54,14 @@ class DecodeOptions:
 
 @struct.dataclass
 class Generation:
-    """ids: [B, max_new] int32; lengths: [B], new tokens of a row, its EOS not counted.
+    """What was written.
 
-    Beyond its length a row holds its EOS, if it was `ended` [B] bool by one, then zeros. logprobs:
-    [B, max_new] float32, of each token (EOS included) under the plain model, zeros after the end.
+    Attributes:
+        ids: [B, max_new] int32 tokens of each row, then its EOS if there was one, then zeros.
+        lengths: [B], number of new tokens of a row, without its EOS.
+        ended: [B] bool, whether an EOS ended the row.
+        logprobs: [B, max_new] float32, log-probability of each token (EOS included) under the plain
+            model; zeros after the end.
     """
 
     ids: Array
@@ -84,13 +97,20 @@ def generate(
 ) -> Generation:
     """Decodes `options.max_new` tokens after each row's prompt; call it under `jax.jit`.
 
+    A new token takes the next free column of its row, at the next whole position after the row's
+    last one.
+
     Args:
-        h: [B, T, D] prompt embeddings, rows packed at the left; positions [B, T]; lengths [B] >= 1.
-            A new token takes its row's own next column, at the next whole step after its row's
-            last position.
+        arch: the decoder.
+        params: its weights.
+        h: [B, T, D] prompt embeddings, rows packed at the left.
+        positions: [B, T] positions of the prompt.
+        lengths: [B], at least 1, tokens of each prompt.
+        options: how to decode.
         delivery: what enters the layers, as for `run`; prefix, LoRA and blocks act on the new
-            tokens too, K/V deltas on the prompt's slots.
-        rng: needed where a temperature is not 0.
+            tokens too, key and value deltas only on the soft tokens of the prompt.
+        rng: random key; needed if a temperature is not 0.
+        impl: attention implementation, see `attention.check`.
     """
     batch, prompt = h.shape[:2]
     given = delivery if delivery is not None else LayerInputs()
@@ -160,7 +180,7 @@ def _gain(options: DecodeOptions, step: Array) -> Array | None:
 def _choose(
     arch: Arch, params: PyTree, h: Array, state: _State, options: DecodeOptions, first: bool
 ) -> _State:
-    """Picks one token a row from the states h [B, D] and writes it at the current step."""
+    """Picks one token for each row from the states h [B, D] and writes it at the current step."""
     plain = head.logits(arch, params, h)
     z = plain
     if options.eos_ids:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import struct
 from jax import lax
 
@@ -26,11 +27,15 @@ LOGITS_AT_ONCE = 2**25
 
 @struct.dataclass
 class TokenScores:
-    """Per position: the label's score, and what the distribution looks like; all shaped as labels.
+    """Scores of the labels, and facts about the distributions; all arrays are shaped like labels.
 
-    nll: -log p(label), nats. argmax: int32, the most probable token. rank: int32, how many tokens
-    beat the label (0: none does). entropy: nats. margin: logit of the first minus the second.
-    uniform: mean over the vocabulary of -log p, for label smoothing.
+    Attributes:
+        nll: -log p(label), nats.
+        argmax: int32, the most probable token.
+        rank: int32, how many tokens are more probable than the label (0: none).
+        entropy: entropy of the distribution, nats.
+        margin: largest logit minus the second largest.
+        uniform: mean over the vocabulary of -log p, for label smoothing.
     """
 
     nll: Array
@@ -59,8 +64,15 @@ def chunked_cross_entropy(
 ) -> TokenScores:
     """Scores labels [...] under h [..., D], a slice of the positions at a time.
 
-    Nothing is reduced: weights and masks are the caller's. Results that go unused cost nothing
-    under jit. chunk: positions in a slice (default: as many as `LOGITS_AT_ONCE` allows).
+    Nothing is reduced: weights and masks are left to the caller. Results that are not used cost
+    nothing under jit.
+
+    Args:
+        arch: the decoder.
+        params: its weights.
+        h: [..., D] stream after the last layer.
+        labels: [...] int tokens.
+        chunk: positions in a slice; None: as `LOGITS_AT_ONCE` allows.
     """
 
     def score(h: Array, labels: Array) -> TokenScores:
@@ -89,10 +101,18 @@ def chunked_kl(
     tau: float = 1.0,
     chunk: int | None = None,
 ) -> Array:
-    """KL(teacher || student) [...] in nats at temperature tau, of states h [..., D] (Hinton 2015).
+    """KL(teacher || student) [...] in nats at a temperature (Hinton 2015).
 
     No gradient reaches the teacher. The factor tau^2 that keeps gradients comparable between
     temperatures is left to the caller.
+
+    Args:
+        arch: the decoder.
+        params: its weights.
+        h_student: [..., D] states of the student.
+        h_teacher: [..., D] states of the teacher.
+        tau: temperature.
+        chunk: positions in a slice; None: as `LOGITS_AT_ONCE` allows.
     """
 
     def divergence(student: Array, teacher: Array) -> Array:
@@ -112,7 +132,7 @@ def _by_chunks(
     shape: tuple[int, ...],
     *inputs: Array,
 ) -> Any:
-    """score(slice of each input) over all positions, put together again in `shape`."""
+    """score(slice of each input) over all positions, joined again in `shape`."""
     total = math.prod(shape)
     chunk = chunk or max(1, LOGITS_AT_ONCE // arch.vocab_size)
     slices = max(1, -(-total // chunk))
@@ -121,9 +141,9 @@ def _by_chunks(
     def split(x: Array) -> Array:
         flat = x.reshape(total, *x.shape[len(shape) :])
         padded = jnp.pad(flat, [(0, slices * chunk - total)] + [(0, 0)] * (flat.ndim - 1))
-        # Every slice takes positions from all rows: rows spread over a mesh stay spread.
-        return jnp.swapaxes(padded.reshape(chunk, slices, *flat.shape[1:]), 0, 1)
+        # Every slice takes positions from all rows, so rows that are split over a mesh stay split.
+        return rearrange(padded, "(c s) ... -> s c ...", s=slices)
 
     body = jax.checkpoint(lambda *xs: score(*xs), prevent_cse=False)
     _, found = lax.scan(lambda carry, xs: (carry, body(*xs)), None, tuple(map(split, inputs)))
-    return jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1).reshape(-1)[:total].reshape(shape), found)
+    return jax.tree.map(lambda y: rearrange(y, "s c -> (c s)")[:total].reshape(shape), found)

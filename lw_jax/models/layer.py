@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 
 from lw_jax.models.arch import Arch
@@ -25,7 +26,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def stacked_slot(layers: tuple[int, ...], depth: int, index: Array) -> Array:
-    """Where layer `index` is in a stack over `layers`; -1 where it is not in it."""
+    """The place of layer `index` in a stack over `layers`; -1 where it is not among them."""
     table = [layers.index(i) if i in layers else -1 for i in range(depth)]
     return jnp.asarray(table, jnp.int32)[index]
 
@@ -33,7 +34,7 @@ def stacked_slot(layers: tuple[int, ...], depth: int, index: Array) -> Array:
 def heads(
     arch: Arch, w: PyTree, x: Array, cos: Array, sin: Array, lora: Lora | None, slot: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Of x [B, T, D]: queries [B, T, H, h] rotated, keys [B, T, K, h] not yet rotated, values."""
+    """Queries [B, T, H, h] rotated, keys [B, T, K, h] not rotated, and values, of x [B, T, D]."""
 
     def project(name: str) -> Array:
         y = einsum("btd,dnh->btnh", x, w[name])
@@ -53,7 +54,7 @@ def output(w: PyTree, mixed: Array, lora: Lora | None, slot: Array | None) -> Ar
     """The attention's contribution [B, T, D] from its mixed values [B, T, H, h]."""
     y = einsum("btnh,nhd->btd", mixed, w["o"])
     if lora is not None and slot is not None and "o" in lora.a:
-        y = y + _low_rank(lora, "o", slot, mixed.reshape(*mixed.shape[:2], -1), y)
+        y = y + _low_rank(lora, "o", slot, rearrange(mixed, "b t h e -> b t (h e)"), y)
     return y
 
 

@@ -1,8 +1,8 @@
 """Streams a checkpoint onto the mesh, tensor by tensor, stacking the layers there.
 
-The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. All
-that is wrong with a checkpoint is collected from the files' headers and raised once, before any
-weight is read.
+The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. Errors
+of a checkpoint are collected from the headers of its files and raised together, before any weight
+is read.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
+from jax.tree_util import DictKey
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from lw_jax.errors import UserError
 from lw_jax.models.checkpoint import Checkpoint
+from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.names import FAN_IN, Part, harmless, parts
-from lw_jax.models.params import Leaf, abstract, sharding
+from lw_jax.models.params import Leaf, abstract, depth, sharding
 from lw_jax.models.quant import KINDS, QuantArray, quantise
 from lw_jax.types import Array, PyTree
 
@@ -38,18 +40,24 @@ def load_params(
     quant: str | None = None,
     layers: int | None = None,
     head: bool = True,
+    have: PyTree | None = None,
 ) -> PyTree:
-    """The parameters of a checkpoint, laid out on the mesh by `params.sharding`.
+    """The parameters of a checkpoint, laid out on the mesh as `abstract_params` says.
 
     Args:
-        dtype: of the weights on the mesh.
+        found: the checkpoint.
+        mesh: the device mesh.
+        dtype: dtype of the weights on the mesh.
         quant: "int8" or "nf4" stores the matrices of the layers and the head in fewer bits.
-        layers: stack only the first layers (a sender's, up to its highest tap; 0: its embeddings
-            alone); default all.
+        layers: number of layers to stack, from the first on (a sender's, up to its highest tap; 0:
+            its embeddings alone); None: all.
         head: False leaves the final norm and the output head in the file.
+        have: parameters of the same checkpoint, loaded in the same way but for `layers` and `head`.
+            What they hold is not read again, and is shared where it need not be copied.
 
     Raises:
-        UserError: one line with all that is missing, unexpected or of the wrong shape or dtype.
+        UserError: one line with everything that is missing, unexpected or of the wrong shape or
+            dtype.
     """
     if quant is not None and quant not in KINDS:
         raise UserError(f"weights of kind {quant!r} are not known; choose from {', '.join(KINDS)}")
@@ -57,25 +65,58 @@ def load_params(
         raise UserError(f"{found.directory}: cannot load {layers} of {found.arch.layers} layers")
     wanted = list(parts(found.arch, layers, head, found.files))
     tree = abstract(found.arch, dtype, layers, head)
+    have = {"layers": {}} if have is None else have
+    first = depth(have)
+    missing = [p for p in wanted if (p.leaf not in have if p.layer is None else p.layer >= first)]
+    loaded: dict[str, Any] = {name: x for name, x in have.items() if name in tree}
+    loaded["layers"] = {} if any(p.layer is not None for p in missing) else have["layers"]
     with ExitStack() as stack:
-        opened = _open(stack, found, {part.name for part in wanted})
-        _check(found, wanted, opened, layers, head)
-        loaded: dict[str, Any] = {"layers": {}}
-        for part in wanted:
+        opened = _open(stack, found, {part.name for part in missing})
+        _check(found, wanted, missing, opened, layers, head)
+        for part in missing:
             leaf = tree[part.leaf] if part.layer is None else tree["layers"][part.leaf]
             place = loaded if part.layer is None else loaded["layers"]
             tensor = part.from_stored(opened[found.files[part.name]].get_tensor(part.name))
             kind = quant if part.leaf in FAN_IN else None
-            one = _on_mesh(tensor, _without_stack(leaf, part), mesh)
+            one = _on_mesh(tensor, _without_stack(leaf), mesh)
             if part.layer is None:
                 place[part.leaf] = _convert(one, dtype, part.fan_in, kind)
                 continue
-            if part.layer == 0:
-                place[part.leaf] = _room(one, leaf, mesh, part.fan_in, kind)
+            if part.leaf not in place:
+                place[part.leaf] = _room(leaf, mesh, part.fan_in, kind)
+                if first:
+                    place[part.leaf] = _copy_in(place[part.leaf], have["layers"][part.leaf])
             place[part.leaf] = _stack_in(
                 place[part.leaf], one, np.int32(part.layer), dtype, part.fan_in, kind
             )
     return loaded
+
+
+def abstract_params(
+    arch: AnyArch,
+    mesh: Mesh,
+    *,
+    dtype: Any = jnp.bfloat16,
+    quant: str | None = None,
+    layers: int | None = None,
+    head: bool = True,
+) -> PyTree:
+    """What `load_params` gives, as `jax.ShapeDtypeStruct`s with shardings; no file is opened.
+
+    Args:
+        arch: the model.
+        mesh: the device mesh.
+        dtype: dtype of the weights on the mesh.
+        quant: "int8" or "nf4" for fewer bits.
+        layers: number of layers to stack, from the first on; None: all.
+        head: whether the final norm and the output head are among them.
+    """
+
+    def stored(path: tuple[DictKey, ...], leaf: Leaf) -> PyTree:
+        fan_in = FAN_IN.get(path[-1].key, 0)
+        return _stored(leaf, mesh, fan_in, quant if fan_in else None)
+
+    return jax.tree_util.tree_map_with_path(stored, abstract(arch, dtype, layers, head))
 
 
 def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, Any]:
@@ -91,14 +132,15 @@ def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, An
 def _check(
     found: Checkpoint,
     wanted: list[Part],
+    missing: list[Part],
     opened: dict[Path, Any],
     layers: int | None,
     head: bool,
 ) -> None:
-    """Raises one UserError with everything that is wrong."""
+    """Raises one UserError that lists everything that is wrong."""
     wrong: list[str] = []
     present = {path: set(file.keys()) for path, file in opened.items()}
-    for part in wanted:
+    for part in missing:
         path = found.files.get(part.name)
         if path is None or part.name not in present[path]:
             wrong.append(f"{part.name} is missing")
@@ -120,11 +162,14 @@ def _check(
         raise UserError(f"{found.directory}: {'; '.join(wrong[:_SHOWN])}{more}")
 
 
-def _without_stack(leaf: Leaf, part: Part) -> Leaf:
+def _stacked(leaf: Leaf) -> bool:
+    """Whether a leaf holds one entry per layer."""
+    return leaf.axes[:1] == ("layers",)
+
+
+def _without_stack(leaf: Leaf) -> Leaf:
     """The leaf of one layer."""
-    if part.layer is None:
-        return leaf
-    return Leaf(leaf.shape[1:], leaf.dtype, leaf.axes[1:], leaf.init)
+    return Leaf(leaf.shape[1:], leaf.dtype, leaf.axes[1:], leaf.init) if _stacked(leaf) else leaf
 
 
 def _on_mesh(tensor: NDArray, leaf: Leaf, mesh: Mesh) -> Array:
@@ -153,22 +198,40 @@ def _stack_in(
     )
 
 
-def _room(one: Array, leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
-    """A stack of zeros on the mesh, sharded like the leaf (stored weights: like their codes)."""
-    shapes = jax.eval_shape(lambda x: _convert(x, leaf.dtype, fan_in, kind), one)
-    axes = leaf.axes[1:]
+@partial(jax.jit, donate_argnums=(0,))
+def _copy_in(stack: Any, first: Any) -> Any:
+    """Writes the first layers into the stack, in place."""
+    return jax.tree.map(
+        lambda whole, x: jax.lax.dynamic_update_slice_in_dim(whole, x, 0, 0), stack, first
+    )
 
-    def place(entry: jax.ShapeDtypeStruct) -> NamedSharding:
-        # An axis that storage has folded (nf4 fan-in) or shortened is replicated.
-        outs = axes[fan_in:]
-        names = axes if entry.shape == leaf.shape[1:] else (None,) * (entry.ndim - len(outs)) + outs
-        part = sharding(Leaf(entry.shape, entry.dtype, names, "zeros"), mesh).spec
-        return NamedSharding(mesh, PartitionSpec(None, *part))
 
-    placed = jax.tree.map(place, shapes)
-    count = leaf.shape[0]
+def _room(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
+    """A stack of zeros on the mesh, laid out as it will be stored."""
+    shapes = _stored(leaf, mesh, fan_in, kind)
     make = jax.jit(
-        lambda: jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), shapes),
-        out_shardings=placed,
+        lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
+        out_shardings=jax.tree.map(lambda s: s.sharding, shapes),
     )
     return make()
+
+
+def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
+    """How a leaf is stored, and its sharding (quantised weights: like their codes)."""
+    one = _without_stack(leaf)
+    plain = jax.ShapeDtypeStruct(one.shape, leaf.dtype)
+    shapes = jax.eval_shape(lambda x: _convert(x, leaf.dtype, fan_in, kind), plain)
+    before = leaf.shape[: len(leaf.shape) - len(one.shape)]
+
+    def place(entry: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        # An axis that storage has folded (nf4 fan-in; the compiler may split it nevertheless)
+        # or shortened is replicated.
+        outs = one.axes[fan_in:]
+        names = (None,) * (entry.ndim - len(outs)) + outs
+        names = one.axes if entry.shape == one.shape else names
+        whole = Leaf(
+            (*before, *entry.shape), entry.dtype, (*leaf.axes[: len(before)], *names), "zeros"
+        )
+        return jax.ShapeDtypeStruct(whole.shape, entry.dtype, sharding=sharding(whole, mesh))
+
+    return jax.tree.map(place, shapes)

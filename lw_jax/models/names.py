@@ -1,6 +1,6 @@
-"""Hugging Face's tensor names and layouts, beside this project's.
+"""Tensor names and layouts of Hugging Face, and of this project.
 
-torch stores a projection as [out, in]; here it is [in..., out...] with the heads apart.
+torch stores a projection as [out, in]; here it is [in..., out...] with the heads as an axis.
 """
 
 from __future__ import annotations
@@ -63,22 +63,29 @@ _ENCODER_TOP = {
 _STACK = "model.layers"
 _ENCODER_STACK = "encoder.layer"
 _PREFIX = "bert."
-"""Before every name of an encoder where it was saved with a head on top."""
+"""Comes before every name of an encoder that was saved with a head on top."""
 FAN_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
 """Matrices, with the number of their leading (contracted) axes; the others keep their layout."""
 
 
 class Part(NamedTuple):
-    """One tensor of a checkpoint: its name there, the leaf it fills, and at which layer of it."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: its name in the checkpoint.
+        leaf: the leaf that it fills.
+        layer: the layer of that leaf; None: the leaf is not stacked.
+        shape: the shape in this project's layout.
+    """
 
     name: str
     leaf: str
     layer: int | None
-    shape: tuple[int, ...]  # of this part, here
+    shape: tuple[int, ...]
 
     @property
     def fan_in(self) -> int:
-        """Leading axes that are contracted; 0 for vectors and the embedding table."""
+        """Number of leading axes that are contracted; 0 for vectors and the embedding table."""
         return FAN_IN.get(self.leaf, 0)
 
     @property
@@ -109,7 +116,11 @@ def parts(
 ) -> Iterator[Part]:
     """The tensors that a checkpoint of this arch must hold, leaf by leaf, layer by layer.
 
-    present: names in the checkpoint, where it may spell them in several ways.
+    Args:
+        arch: the model.
+        layers: number of layers, from the first on; None: all.
+        head: whether the final norm and the output head are among them.
+        present: names in the checkpoint, where it may spell them in several ways.
     """
     tree = abstract(arch, layers=layers, head=head)
     encoder = isinstance(arch, EncoderArch)
@@ -130,8 +141,9 @@ def parts(
 
 
 def _spelled(name: str, present: Collection[str]) -> str:
-    """An encoder's name as a checkpoint has it: with or without prefix, LayerNorm's gain and bias
-    as gamma and beta in old files."""
+    """An encoder's name as the checkpoint spells it: with or without prefix, and in old files gamma
+    and beta for LayerNorm's gain and bias.
+    """
     old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
     old = old.replace("LayerNorm.bias", "LayerNorm.beta")
     ways = (name, _PREFIX + name, old, _PREFIX + old)
@@ -139,10 +151,10 @@ def _spelled(name: str, present: Collection[str]) -> str:
 
 
 def harmless(name: str, arch: AnyArch, layers: int | None, head: bool) -> bool:
-    """Whether a tensor that is in the checkpoint and not asked for may be there."""
+    """Whether a checkpoint may hold this tensor although it is not asked for."""
     if isinstance(arch, EncoderArch):
         name = name.removeprefix(_PREFIX)
-        # Heads on top of the encoder, and the numbers 0, 1, ... that old files keep.
+        # Heads on top of the encoder, and the position numbers 0, 1, ... that old files hold.
         if name.startswith(("pooler.", "cls.")) or name == "embeddings.position_ids":
             return True
         return _beyond(name, _ENCODER_STACK, arch.layers, layers)
@@ -154,7 +166,7 @@ def harmless(name: str, arch: AnyArch, layers: int | None, head: bool) -> bool:
 
 
 def _beyond(name: str, stack: str, count: int, layers: int | None) -> bool:
-    """Whether a tensor is of a layer that is left out."""
+    """Whether a tensor belongs to a layer that is left out."""
     first, _, rest = name.removeprefix(f"{stack}.").partition(".")
     own = name.startswith(f"{stack}.") and bool(rest) and first.isdigit()
     return own and layers is not None and layers <= int(first) < count

@@ -1,6 +1,6 @@
 """The parameters of a frozen model: one description, from which everything else follows.
 
-`abstract(arch)` names each leaf's shape, dtype, logical axes and initialiser; `init`, `shardings`
+`abstract(arch)` gives each leaf's shape, dtype, logical axes and initialiser; `init`, `shardings`
 and the checkpoint loader all read it, so they cannot disagree.
 
 Letters: V vocabulary, D width, L layers, H heads, K key/value heads, h head width, F MLP width.
@@ -28,9 +28,13 @@ SPREAD = frozenset({"heads", "kv_heads", "mlp", "vocab"})
 
 @dataclass(frozen=True)
 class Leaf:
-    """One parameter: its shape, dtype, a logical name per axis, and how it starts.
+    """One parameter.
 
-    init: the deviation of a normal draw, or "ones" / "zeros".
+    Attributes:
+        shape: sizes of its axes.
+        dtype: dtype in which it is stored.
+        axes: a logical name for each axis; None: never split.
+        init: how it starts: the deviation of a normal draw, or "ones" / "zeros".
     """
 
     shape: tuple[int, ...]
@@ -45,9 +49,10 @@ def abstract(
     """The tree of `Leaf`s of a decoder or an encoder.
 
     Args:
-        dtype: of every leaf.
-        layers: how many layers are stacked (default: all of them); a sender needs only those up
-            to its highest tap, and none for its embeddings.
+        arch: the model.
+        dtype: dtype of every leaf.
+        layers: number of layers that are stacked; None: all. A sender needs only those up to its
+            highest tap, and none for its embeddings.
         head: False leaves out the final norm and the output head, which no tap needs (an encoder
             has neither).
     """
@@ -128,7 +133,7 @@ def _encoder(std: float, n: int, leaf: Callable[..., Leaf]) -> PyTree:
 
 
 def depth(params: PyTree) -> int:
-    """How many layers are stacked in a tree of parameters."""
+    """Number of layers that are stacked in a tree of parameters."""
     return int(params["layers"]["attn_norm"].shape[0]) if params["layers"] else 0
 
 
@@ -153,7 +158,7 @@ def init(arch: AnyArch, rng: Array, dtype: Any = jnp.float32) -> PyTree:
 
 
 def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
-    """How one parameter lies on the mesh: the first of its axes in `SPREAD` that "model" divides.
+    """The sharding of one parameter: splits its first axis that is in `SPREAD` and divides evenly.
 
     An axis that the mesh does not divide evenly is replicated.
     """

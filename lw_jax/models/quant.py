@@ -47,9 +47,15 @@ NF4 = np.array(
 class QuantArray:
     """A weight W [..., *fan_in, *fan_out] kept in few bits.
 
-    codes: int8 of W's own shape, or for nf4 uint8 [..., prod(fan_in)/2, *fan_out], two codes a
-    byte. scale: float32 [..., 1s, *fan_out], or for nf4 [..., blocks, *fan_out]. fan_in: sizes of
-    the contracted axes, static. Leading axes (the layer stack) are free.
+    Leading axes (the layer stack) are free.
+
+    Attributes:
+        codes: int8 of W's own shape, or for nf4 uint8 [..., prod(fan_in)/2, *fan_out], two codes in
+            a byte.
+        scale: float32 [..., 1s, *fan_out], or for nf4 [..., blocks, *fan_out].
+        fan_in: sizes of the contracted axes, static.
+        fan_out: number of axes that are not contracted, static.
+        kind: one of `KINDS`, static.
     """
 
     codes: Array
@@ -60,7 +66,13 @@ class QuantArray:
 
 
 def quantise(w: Array, fan_in: int, kind: str) -> QuantArray:
-    """Stores w [*fan_in, *fan_out]; `fan_in` counts its leading, contracted axes."""
+    """Stores a weight in few bits.
+
+    Args:
+        w: [*fan_in, *fan_out].
+        fan_in: number of its leading, contracted axes.
+        kind: one of `KINDS`.
+    """
     ins, outs = w.shape[:fan_in], w.shape[fan_in:]
     w = w.astype(jnp.float32)
     if kind == "int8":
@@ -80,7 +92,7 @@ def quantise(w: Array, fan_in: int, kind: str) -> QuantArray:
 
 
 def block_size(fan_in: int) -> int:
-    """Values that share an nf4 scale: `BLOCK`, or the largest even divisor of fan_in below it."""
+    """Number of values that share an nf4 scale: `BLOCK`, or else the largest even divisor below."""
     fits = [size for size in range(2, BLOCK + 1, 2) if fan_in % size == 0]
     if not fits:
         raise UserError(f"a weight with {fan_in} inputs is odd and cannot be stored as nf4")
@@ -98,10 +110,16 @@ def dequantise(w: QuantArray, dtype: Any) -> Array:
 
 
 def einsum(spec: str, x: Array, w: Array | QuantArray, out: Any = None) -> Array:
-    """`jnp.einsum(spec, x, w)` for a plain or stored weight, in the dtype of x.
+    """`jnp.einsum(spec, x, w)` for a plain or stored weight.
 
-    An int8 weight is multiplied as it is stored, and the output scaled: exact for a scale per
-    output channel. out: dtype of the result (default that of x).
+    An int8 weight is multiplied as it is stored, and the output is scaled: exact, because there is
+    one scale for each output channel.
+
+    Args:
+        spec: letters of the axes.
+        x: activations.
+        w: plain or stored weight.
+        out: dtype of the result; None: the dtype of x.
     """
     if not isinstance(w, QuantArray):
         return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
@@ -113,5 +131,5 @@ def einsum(spec: str, x: Array, w: Array | QuantArray, out: Any = None) -> Array
 
 
 def take_layer(stack: Any, layer: Array) -> Any:
-    """One layer of a tree of stacked weights, stored or plain."""
+    """One layer of a tree of stacked weights, plain or quantised."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stack)

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021), with the long-context scaling of Llama 3.1.
 
-Angles are float32 whatever the model's dtype: bf16 angles are wrong from position 256 on.
-Positions may be fractions, so that latent slots can be spread over the span of a text.
+Angles are float32 for every dtype of the model: bf16 angles are wrong from position 256 on.
+Positions may be fractions, so that latent slots can be spread over the length of a text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lw_jax.types import Array
 
 
 def inverse_frequencies(arch: Arch) -> NDArray[np.float32]:
-    """[h/2] float32, radians per position of each pair of channels."""
+    """[h/2] float32, radians per position for each pair of channels."""
     exponents = np.arange(0, arch.head_dim, 2, dtype=np.float32) / np.float32(arch.head_dim)
     inverse = (1.0 / np.float32(arch.rope.theta) ** exponents).astype(np.float32)
     scaling = arch.rope.scaling

@@ -23,8 +23,10 @@ def save_pretrained(
     """Writes config.json, generation_config.json, model.safetensors (bf16) and the tokenizer.
 
     Args:
-        params: the whole model, in any float dtype; of a size that the host can hold.
-        tokenizer: a transformers tokenizer; None where its files are written by the caller.
+        directory: where the files go.
+        arch: the model.
+        params: all of its weights, in any float dtype; they must fit into the host's memory.
+        tokenizer: a transformers tokenizer; None: the caller writes its files.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,15 +10,18 @@ from typing import Any
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.text.tokenizer import Tokenizer
+
+_MESSAGE = "\u0001message\u0001"
 
 
 def load_tokenizer(directory: str | Path) -> Any:
     """The fast tokenizer in a model directory, through transformers; never remote code.
 
     Raises:
-        UserError: no tokenizer there, or one that has no fast (tokenizer.json) form.
+        UserError: there is no tokenizer, or it has no fast (tokenizer.json) form.
     """
-    from transformers import AutoTokenizer  # takes seconds to import: only where it is needed
+    from transformers import AutoTokenizer  # takes seconds to import, so only where it is needed
 
     folder = Path(directory)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
@@ -32,20 +35,20 @@ def load_tokenizer(directory: str | Path) -> Any:
         raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: only fast tokenizers (tokenizer.json) are supported")
-    # Sentence encoders ship with both switched on: texts would be cut and filled up unsaid.
+    # Sentence encoders ship with both switched on: texts would be cut and padded silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a text without special tokens; the spelling of one in it is read as plain text."""
+    """Ids of a text, no special tokens added; one that is spelled out in the text is plain text."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
     return list(ids["input_ids"])
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of ids, special tokens left out, spaces as they are."""
+    """The text of ids, without special tokens, spaces as they are."""
     return str(
         tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
@@ -55,7 +58,10 @@ def with_tokenizer_ids(arch: Arch, tokenizer: Any, where: str) -> Arch:
     """The arch with the BOS that its tokenizer really uses, checked against the vocabulary.
 
     Qwen2's config names a BOS that its tokenizer does not have and that was never trained as one,
-    so the tokenizer decides. The EOS set stays the config's, or is the tokenizer's own EOS.
+    so the tokenizer decides. The EOS set is the config's; if it is empty, the tokenizer's own EOS.
+
+    Raises:
+        UserError: no EOS is named, or a token is outside the model's vocabulary.
     """
     eos = arch.eos_ids or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
     if not eos:
@@ -69,13 +75,54 @@ def with_encoder_ids(arch: EncoderArch, tokenizer: Any, where: str) -> EncoderAr
     """The arch with the tokens that its tokenizer puts before and after a text.
 
     Raises:
-        UserError: it has no such tokens, or tokens that the model does not embed.
+        UserError: the tokenizer has no such tokens, or the model does not embed them.
     """
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     if first is None or last is None:
         raise UserError(f"{where}: the tokenizer names no [CLS] and [SEP], which a text stands in")
     _check_embedded(arch, tokenizer, (first, last), where)
     return replace(arch, cls_id=first, sep_id=last)
+
+
+def text_tokenizer(
+    name: str, hf_tokenizer: Any, bos_id: int | None, eos_ids: Sequence[int]
+) -> Tokenizer:
+    """The layout's view of a decoder's tokenizer.
+
+    An answer ends with the tokenizer's own EOS if that is one of the model's EOS ids, else with the
+    first of them.
+
+    Args:
+        name: the model's name, for error messages.
+        hf_tokenizer: a transformers tokenizer.
+        bos_id: the BOS token; None: the model has none.
+        eos_ids: the model's EOS tokens.
+    """
+    own = hf_tokenizer.eos_token_id
+    eos = own if own in eos_ids else eos_ids[0]
+    chat = None
+    if getattr(hf_tokenizer, "chat_template", None):
+        text = hf_tokenizer.apply_chat_template(
+            [{"role": "user", "content": _MESSAGE}], tokenize=False, add_generation_prompt=True
+        )
+        before, _, after = text.partition(_MESSAGE)
+        if hf_tokenizer.bos_token and before.startswith(hf_tokenizer.bos_token):
+            before = before[len(hf_tokenizer.bos_token) :]
+        chat = (before, after)
+    return Tokenizer(name, hf_tokenizer.backend_tokenizer, bos_id, int(eos), chat)
+
+
+def encoder_tokenizer(name: str, hf_tokenizer: Any, arch: EncoderArch) -> Tokenizer:
+    """How a sentence encoder reads a text: [CLS] text [SEP], up to its number of positions."""
+    assert arch.cls_id is not None and arch.sep_id is not None  # read from its tokenizer
+    return Tokenizer(
+        name,
+        hf_tokenizer.backend_tokenizer,
+        bos_id=arch.cls_id,
+        eos_id=arch.sep_id,
+        tail=(arch.sep_id,),
+        positions=arch.max_positions,
+    )
 
 
 def _check_embedded(arch: AnyArch, tokenizer: Any, ids: Sequence[int], where: str) -> None:

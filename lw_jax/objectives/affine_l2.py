@@ -13,28 +13,20 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Term
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.scale_l2 import sown
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Term, Terms
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.intermediates import of_soft_tokens
 
 
 @dataclass(frozen=True)
-class Config:
-    """Mean square of the channels' gains - 1 and biases.
-
-    Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
-    """
+class Config(Objective):
+    """Mean square of the channels' gains - 1 and biases."""
 
     at_rest: ClassVar[float] = 1e-4  # a deviation of 1 %
 
     weight: float = 1e-4
-    schedule: Schedule = Schedule()
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Once for a batch."""
-    loss = sown(context, receiver, "colour", "affine_l2", "set its colour to true")
-    return {"affine_l2": Term(loss, jnp.float32(1.0))}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Once for a batch."""
+        loss = of_soft_tokens(ctx, receiver, "colour", "set its colour to true")
+        return Terms(Term(loss, jnp.float32(1.0)))

@@ -6,29 +6,24 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.targets import answer_scores
+from lw_jax.objectives.base import Objective, Term, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.targets import answer_scores
 from lw_jax.types import Array
 from lw_jax.utils.checks import at_least, between
-from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Cross-entropy of the answer.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         first: answer tokens that count (K-token cross-entropy); null for all.
         first_tokens: answer tokens that count `first_weight` times, the mean being over weights.
         first_weight: of those tokens, against 1 for the others.
         label_smoothing: share of the target spread evenly over the vocabulary.
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     first: int | None = None
     first_tokens: int = 0
     first_weight: float = 1.0
@@ -47,15 +42,14 @@ class Config:
             weights = jnp.where(index < self.first, weights, 0.0)
         return mask * weights
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Nats per answer token."""
-    scored, labels, mask = answer_scores(context, receiver)
-    right = scored.correct(labels) | ~mask
-    whole = jnp.all(right, axis=1).astype(jnp.float32)
-    context.watched[f"{receiver}/accuracy"] = masked(whole, context.valid)
-    nll = scored.nll
-    if config.label_smoothing:
-        nll += config.label_smoothing * (scored.uniform - scored.nll)
-    weights = config.token_weights(mask)
-    return {"answer_ce": Term(jnp.sum(nll * weights), jnp.sum(weights))}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Nats per answer token."""
+        scored, labels, mask = answer_scores(ctx, receiver)
+        right = scored.correct(labels) | ~mask
+        whole = jnp.all(right, axis=1).astype(jnp.float32)
+        nll = scored.nll
+        if self.label_smoothing:
+            nll += self.label_smoothing * (scored.uniform - scored.nll)
+        weights = self.token_weights(mask)
+        loss = Term(jnp.sum(nll * weights), jnp.sum(weights))
+        return Terms(loss, watched={"accuracy": masked(whole, ctx.valid)})

@@ -12,48 +12,56 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.heads import linear, linear_head
-from lw_jax.objectives.targets import HeadInput, counted, given_slots, given_width
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.heads import linear, linear_head
+from lw_jax.objectives.common.targets import HeadInput, counted, given_slots, given_width
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.checks import at_least
-from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Binary cross-entropy over the source's vocabulary, mean over its entries.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         positive_weight: of the tokens that occur, against 1 for the many that do not.
         head_input: `delivered`, what the receiver is given, or `pre_scale`, the latent slots
             before any reader (a head can then be satisfied without moving what is delivered).
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     positive_weight: float = 1.0
     head_input: HeadInput = "delivered"
 
     def __post_init__(self) -> None:
         at_least(self, 0, "positive_weight")
 
+    def init(self, dims: BridgeDims, rng: Array) -> PyTree:
+        """A linear head to the source's vocabulary per receiver."""
+        if dims.source_vocab < 1:
+            raise UserError("the source has no vocabulary; leave it out")
+        return {
+            receiver: linear_head(
+                jax.random.fold_in(rng, i),
+                given_width(dims, receiver, self.head_input),
+                dims.source_vocab,
+            )
+            for i, receiver in enumerate(dims.receivers)
+        }
 
-def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
-    """A linear head to the source's vocabulary per receiver."""
-    if dims.source_vocab < 1:
-        raise UserError("objectives.bag_of_words: the source has no vocabulary; leave it out")
-    return {
-        receiver: linear_head(
-            jax.random.fold_in(rng, i),
-            given_width(dims, receiver, config.head_input),
-            dims.source_vocab,
-        )
-        for i, receiver in enumerate(dims.receivers)
-    }
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Nats per vocabulary entry, per context."""
+        slots, mask = given_slots(ctx, receiver, self.head_input)
+        highest = jnp.max(jnp.where(mask[..., None], slots, -jnp.inf), axis=1)
+        counts = counted(ctx, mask)
+        highest = jnp.where(counts[:, None], highest, 0.0)
+        logits = linear(ctx.heads[receiver], highest).astype(jnp.float32)
+        there = occurs(ctx.taps.ids, ctx.taps.mask, logits.shape[1])
+        missed = self.positive_weight * jax.nn.softplus(-logits)
+        entropy = jnp.where(there, missed, jax.nn.softplus(logits))
+        found = jnp.sum((logits > 0) & there, axis=1) / jnp.maximum(1, jnp.sum(there, axis=1))
+        loss = masked(jnp.mean(entropy, axis=1), counts)
+        return Terms(loss, watched={"bag_of_words_recall": masked(found, counts)})
 
 
 def occurs(ids: Array, mask: Array, vocab: int) -> Array:
@@ -61,18 +69,3 @@ def occurs(ids: Array, mask: Array, vocab: int) -> Array:
     rows = jnp.arange(ids.shape[0])[:, None]
     none = jnp.zeros((ids.shape[0], vocab), bool)
     return none.at[rows, jnp.where(mask, ids, vocab)].set(True, mode="drop")
-
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Nats per vocabulary entry, per context."""
-    slots, mask = given_slots(context, receiver, "bag_of_words", config.head_input)
-    highest = jnp.max(jnp.where(mask[..., None], slots, -jnp.inf), axis=1)
-    counts = counted(context, mask)
-    highest = jnp.where(counts[:, None], highest, 0.0)
-    logits = linear(context.heads["bag_of_words"][receiver], highest).astype(jnp.float32)
-    there = occurs(context.taps.ids, context.taps.mask, logits.shape[1])
-    missed = config.positive_weight * jax.nn.softplus(-logits)
-    entropy = jnp.where(there, missed, jax.nn.softplus(logits))
-    found = jnp.sum((logits > 0) & there, axis=1) / jnp.maximum(1, jnp.sum(there, axis=1))
-    context.watched[f"{receiver}/bag_of_words_recall"] = masked(found, counts)
-    return {"bag_of_words": masked(jnp.mean(entropy, axis=1), counts)}

@@ -10,30 +10,22 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.measures import unit
-from lw_jax.objectives.targets import counted, given_slots, others
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.measures import unit
+from lw_jax.objectives.common.targets import counted, given_slots, others
 
 
 @dataclass(frozen=True)
-class Config:
-    """Mean cosine of what two different contexts deliver.
-
-    Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
-    """
+class Config(Objective):
+    """Mean cosine of what two different contexts deliver."""
 
     weight: float = 0.1
-    schedule: Schedule = Schedule()
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """The cosine per ordered pair of contexts."""
-    slots, mask = given_slots(context, receiver, "batch_diversity")
-    flat = unit((slots * mask[..., None]).reshape(slots.shape[0], -1))
-    alike = jnp.einsum("id,jd->ij", flat, flat)
-    pairs = others(context, receiver, counted(context, mask))
-    return {"batch_diversity": masked(alike, pairs)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """The cosine per ordered pair of contexts."""
+        slots, mask = given_slots(ctx, receiver)
+        flat = unit((slots * mask[..., None]).reshape(slots.shape[0], -1))
+        alike = jnp.einsum("id,jd->ij", flat, flat)
+        pairs = others(ctx, receiver, counted(ctx, mask))
+        return Terms(masked(alike, pairs))

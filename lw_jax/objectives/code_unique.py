@@ -12,30 +12,26 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lw_jax.bottlenecks.codes import distinct
-from lw_jax.objectives.base import Term
-from lw_jax.objectives.code_notes import real_slots, sown
-from lw_jax.objectives.context import Context
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Term, Terms
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.intermediates import of_bottleneck, real_slots
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Share of different codes; its gradient is exactly zero.
 
     Args:
         weight: of this objective in the loss; it changes the loss and nothing else.
-        schedule: factor of the weight over the steps.
     """
 
     weight: float = 0.1
-    schedule: Schedule = Schedule()
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """-log(different code tuples / slots) of the batch."""
-    codes = sown(context, "codes", "code_unique", "fsq or bridge.bottleneck.vq")
-    real = real_slots(context, codes)
-    count = jnp.sum(real).astype(jnp.float32)
-    different = distinct(jnp.where(real[..., None], codes, -1)).astype(jnp.float32)
-    share = jnp.maximum(1.0, different) / jnp.maximum(1.0, count)
-    return {"code_unique": Term(-count * jnp.log(share), count)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """-log(different code tuples / slots) of the batch."""
+        codes = of_bottleneck(ctx, "codes", "set bridge.bottleneck.fsq or bridge.bottleneck.vq")
+        real = real_slots(ctx, codes)
+        count = jnp.sum(real).astype(jnp.float32)
+        different = distinct(jnp.where(real[..., None], codes, -1)).astype(jnp.float32)
+        share = jnp.maximum(1.0, different) / jnp.maximum(1.0, count)
+        return Terms(Term(-count * jnp.log(share), count))

@@ -11,36 +11,32 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from lw_jax.objectives.base import Term
-from lw_jax.objectives.code_notes import real_slots, sown
-from lw_jax.objectives.context import Context
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Term, Terms
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.intermediates import of_bottleneck, real_slots
 
 _LEAST = 1e-6  # of a variance, where all codes are the same
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Variance of the codes of the bottleneck `fsq`.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         rounded: of the codes as sent; false for those before rounding.
     """
 
     weight: float = 0.1
-    schedule: Schedule = Schedule()
     rounded: bool = True
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """-log variance of the codes, scaled to [-1, 1], over all slots of the batch."""
-    name = "values" if config.rounded else "bounded"
-    values, codes = (sown(context, n, "code_variance", "fsq") for n in (name, "codes"))
-    real = real_slots(context, codes).astype(jnp.float32)
-    count = jnp.sum(real)
-    weights = (real / jnp.maximum(1.0, count))[..., None]
-    mean = jnp.sum(values * weights, axis=(0, 1), keepdims=True)
-    variance = jnp.sum(jnp.square(values - mean) * weights, axis=(0, 1))
-    return {"code_variance": Term(-count * jnp.mean(jnp.log(variance + _LEAST)), count)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """-log variance of the codes, scaled to [-1, 1], over all slots of the batch."""
+        name = "values" if self.rounded else "bounded"
+        remedy = "set bridge.bottleneck.fsq"
+        values, codes = (of_bottleneck(ctx, n, remedy) for n in (name, "codes"))
+        real = real_slots(ctx, codes).astype(jnp.float32)
+        count = jnp.sum(real)
+        weights = (real / jnp.maximum(1.0, count))[..., None]
+        mean = jnp.sum(values * weights, axis=(0, 1), keepdims=True)
+        variance = jnp.sum(jnp.square(values - mean) * weights, axis=(0, 1))
+        return Terms(Term(-count * jnp.mean(jnp.log(variance + _LEAST)), count))

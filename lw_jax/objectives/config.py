@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lw_jax.utils.registry import choice
+from lw_jax.objectives.base import Objective
+from lw_jax.utils.registry import Choice
 
-ObjectivesConfig = choice(
-    "ObjectivesConfig", "lw_jax.objectives", "The objectives: one or several are set."
-)
+
+class ObjectivesConfig(Choice[Objective], package="lw_jax.objectives", contract=Objective):
+    """The objectives: one or several are set."""

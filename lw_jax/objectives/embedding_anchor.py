@@ -13,42 +13,36 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.measures import Distance, distance, masked_mean
-from lw_jax.objectives.targets import given_slots
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.measures import Distance, distance, masked_mean
+from lw_jax.objectives.common.targets import given_slots
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Distance of the slots' mean to a mean embedding of the receiver.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         to: `answer`, its tokens and EOS; `question`, all that the receiver is asked: question and
             anchor; or `context`, the text that the latent replaces.
         distance: `cosine` (1 - cosine), `mse`, or `relative_mse` (over the target's mean square).
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     to: Literal["answer", "question", "context"] = "answer"
     distance: Distance = "cosine"
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """The distance per question."""
-    slots = masked_mean(*given_slots(context, receiver, "embedding_anchor"))
-    segment = {"answer": "answer", "question": "ask", "context": "context"}[config.to]
-    each = context.questions if config.to == "context" else 1
-    ids, lengths = (
-        jnp.repeat(context.batch[f"{receiver}/{segment}/{part}"], each, axis=0)
-        for part in ("ids", "lengths")
-    )
-    real = jnp.arange(ids.shape[1])[None] < lengths[:, None]
-    embeds = embed_tokens(context.frozen.receivers[receiver].params, ids)
-    target = jax.lax.stop_gradient(masked_mean(embeds, real))
-    apart = distance(config.distance, jnp.repeat(slots, context.questions, axis=0), target)
-    return {"embedding_anchor": masked(apart, context.valid & jnp.any(real, axis=1))}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """The distance per question."""
+        slots = masked_mean(*given_slots(ctx, receiver))
+        segment = {"answer": "answer", "question": "ask", "context": "context"}[self.to]
+        each = ctx.questions if self.to == "context" else 1
+        ids, lengths = (
+            jnp.repeat(ctx.batch[f"{receiver}/{segment}/{part}"], each, axis=0)
+            for part in ("ids", "lengths")
+        )
+        real = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+        embeds = embed_tokens(ctx.frozen.receivers[receiver].params, ids)
+        target = jax.lax.stop_gradient(masked_mean(embeds, real))
+        apart = distance(self.distance, jnp.repeat(slots, ctx.questions, axis=0), target)
+        return Terms(masked(apart, ctx.valid & jnp.any(real, axis=1)))

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context, Pass
-from lw_jax.objectives.targets import first_token
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context, Pass
+from lw_jax.objectives.common.targets import first_token
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Minus the entropy of the distribution of the first answer token that is no space.
 
     Args:
         weight: of this objective in the loss (the earlier systems: 0.1 to 1).
-        schedule: factor of the weight over the steps.
     """
 
     weight: float = 0.1
-    schedule: Schedule = Schedule()
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Minus nats per question; the loss sinks as the entropy rises."""
-    scored, counts = first_token(context, receiver, Pass("latent"))
-    return {"entropy": masked(-scored.entropy, counts)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Minus nats per question; the loss sinks as the entropy rises."""
+        scored, counts = first_token(ctx, receiver, Pass("latent"))
+        return Terms(masked(-scored.entropy, counts))

@@ -1,12 +1,12 @@
 """Rectified flow towards the receiver's own embeddings of a text (docs/design.md section 4).
 
-Beside the loss stands the same loss with every row's condition replaced by another row's: a flow
-that does not see its condition has both alike. Only a compressor with a `loss` can have it (dit).
+The same loss with every row's condition replaced by another row's is logged with it: a flow that
+does not see its condition has both alike. Only a compressor with a `loss` can have it (dit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
 from lw_jax.types import Array, Features, Taps
-from lw_jax.utils.schedule import Schedule
 
 _PARTS = {"answer": "answer", "question": "ask", "context": "context"}
 KEY = 64
@@ -26,58 +25,56 @@ KEY = 64
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Flow to the receiver's embeddings.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         target: the text whose embeddings are generated: the `answer` with its EOS, the `question`
             with the anchor, or the `context`.
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     target: Literal["answer", "question", "context"] = "answer"
 
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Squared error of the velocity per slot, and nats of the length where it is predicted.
 
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Squared error of the velocity per slot, and nats of the length where it is predicted.
+        Shuffled is the loss under other contexts' conditions, with the same noise and the same
+        times. Watched: `flow/zero`, the loss of a velocity of zero; `flow/cut`, the share of
+        targets longer than the slots.
+        """
+        part = _PARTS[self.target]
+        ids = ctx.batch[f"{receiver}/{part}/ids"]
+        lengths = ctx.batch[f"{receiver}/{part}/lengths"]
+        valid = ctx.valid_contexts if part == "context" else ctx.valid
+        mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & valid[:, None]
+        x = embed_tokens(ctx.frozen.receivers[receiver].params, ids)
+        target = Features(x, mask, ids)
+        contexts = ctx.taps.mask.shape[0]
+        each = ids.shape[0] // contexts
 
-    Watched: `flow/shuffled`, the loss under other contexts' conditions (same noise, same t);
-    `flow/zero`, that of a velocity of zero; `flow/cut`, the share of targets longer than the slots.
-    """
-    part = _PARTS[config.target]
-    ids = context.batch[f"{receiver}/{part}/ids"]
-    lengths = context.batch[f"{receiver}/{part}/lengths"]
-    valid = context.valid_contexts if part == "context" else context.valid
-    mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & valid[:, None]
-    x = embed_tokens(context.frozen.receivers[receiver].params, ids)
-    target = Features(x, mask, ids)
-    contexts = context.taps.mask.shape[0]
-    each = ids.shape[0] // contexts
+        def loss_under(views: Mapping[str, Taps]) -> Any:
+            rows = _contexts(views, partial(jnp.repeat, repeats=each))
+            return ctx.apply(rows, target, method="compressor_loss", key=KEY)[0]
 
-    def loss_under(taps: Taps) -> Any:
-        rows = _contexts(taps, partial(jnp.repeat, repeats=each))
-        return context.apply(rows, target, method="compressor_loss", key=KEY)[0]
+        loss = loss_under(ctx.views)
+        counted = loss.mask & valid[:, None]
+        shuffled = None
+        if contexts > 1:
+            other = loss_under(_contexts(ctx.views, partial(jnp.roll, shift=1)))
+            shuffled = masked(jax.lax.stop_gradient(other).error, counted)
+        found = {"": masked(loss.error, counted)}
+        if loss.length_nll is not None:
+            found["length"] = masked(loss.length_nll, valid)
+        watched = {
+            "flow/zero": masked(loss.still, counted),
+            "flow/cut": masked(loss.cut.astype(jnp.float32), valid),
+        }
+        return Terms(found, watched, shuffled=shuffled)
 
-    loss = loss_under(context.taps)
-    counted = loss.mask & valid[:, None]
-    watched = {
-        "zero": masked(loss.still, counted),
-        "cut": masked(loss.cut.astype(jnp.float32), valid),
+
+def _contexts(views: Mapping[str, Taps], change: Callable[..., Array]) -> dict[str, Taps]:
+    """Views whose contexts are changed along their axis."""
+    return {
+        name: Taps(change(taps.states, axis=1), change(taps.mask, axis=0), change(taps.ids, axis=0))
+        for name, taps in views.items()
     }
-    if contexts > 1:
-        other = _contexts(context.taps, partial(jnp.roll, shift=1))
-        shuffled = jax.lax.stop_gradient(loss_under(other))
-        watched["shuffled"] = masked(shuffled.error, counted)
-    context.watched |= {f"{receiver}/flow/{name}": term for name, term in watched.items()}
-    found = {"flow": masked(loss.error, counted)}
-    if loss.length_nll is not None:
-        found["flow_length"] = masked(loss.length_nll, valid)
-    return found
-
-
-def _contexts(taps: Taps, change: Callable[..., Array]) -> Taps:
-    """Taps whose contexts are changed along their axis."""
-    return Taps(change(taps.states, axis=1), change(taps.mask, axis=0), change(taps.ids, axis=0))

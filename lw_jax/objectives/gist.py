@@ -14,33 +14,29 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.heads import TokenHead
-from lw_jax.objectives.measures import distance
-from lw_jax.objectives.targets import counted, given_slots, given_width, text_states
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.heads import TokenHead
+from lw_jax.objectives.common.measures import distance
+from lw_jax.objectives.common.targets import counted, given_slots, given_width, text_states
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.checks import at_least, between
-from lw_jax.utils.schedule import Schedule
 
 KEY = 65
 """Of the tokens that are left out of a step."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Reconstruction of the embeddings of the text's first tokens.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         positions: tokens that are reconstructed, from the first on.
         mask_probability: with which each of them is left out of a training step.
         width, heads: of the cross-attention.
     """
 
     weight: float = 0.02
-    schedule: Schedule = Schedule()
     positions: int = 48
     mask_probability: float = 0.0
     width: int = 256
@@ -56,28 +52,26 @@ class Config:
         """The head, to embeddings of that width."""
         return TokenHead(self.positions, self.width, self.heads, width)
 
+    def init(self, dims: BridgeDims, rng: Array) -> PyTree:
+        """A head per receiver."""
+        heads = {}
+        for i, receiver in enumerate(dims.receivers):
+            width = given_width(dims, receiver)
+            slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
+            head = self.head(width).init(jax.random.fold_in(rng, i), slots, mask)
+            heads[receiver] = head["params"]
+        return heads
 
-def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
-    """A head per receiver."""
-    heads = {}
-    for i, receiver in enumerate(dims.receivers):
-        width = given_width(dims, receiver)
-        slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
-        head = config.head(width).init(jax.random.fold_in(rng, i), slots, mask)
-        heads[receiver] = head["params"]
-    return heads
-
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Squared error per token, in units of the receiver's own loudness: embeddings that are quiet
-    give as much gradient as loud ones (fault 8 of docs/faults.md)."""
-    slots, mask = given_slots(context, receiver, "gist")
-    text, real = (x[:, : config.positions] for x in text_states(context, receiver, 0))
-    counts = counted(context, mask)[:, None] & real
-    if context.train and config.mask_probability:
-        rng = jax.random.fold_in(context.rng, KEY)
-        counts &= jax.random.bernoulli(rng, 1.0 - config.mask_probability, counts.shape)
-    params = {"params": context.heads["gist"][receiver]}
-    made = cast(Array, config.head(text.shape[-1]).apply(params, slots, mask))
-    target = text.astype(jnp.float32) / context.dims.receivers[receiver].embed_rms
-    return {"gist": masked(distance("mse", made[:, : text.shape[1]], target), counts)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Squared error per token, over the square of the RMS of the receiver's embeddings: small
+        embeddings give as much gradient as large ones (fault 8 of docs/faults.md)."""
+        slots, mask = given_slots(ctx, receiver)
+        text, real = (x[:, : self.positions] for x in text_states(ctx, receiver, 0))
+        counts = counted(ctx, mask)[:, None] & real
+        if ctx.train and self.mask_probability:
+            rng = jax.random.fold_in(ctx.rng, KEY)
+            counts &= jax.random.bernoulli(rng, 1.0 - self.mask_probability, counts.shape)
+        params = {"params": ctx.heads[receiver]}
+        made = cast(Array, self.head(text.shape[-1]).apply(params, slots, mask))
+        target = text.astype(jnp.float32) / ctx.dims.receivers[receiver].embed_rms
+        return Terms(masked(distance("mse", made[:, : text.shape[1]], target), counts))

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.heads import check_headless, linear_head, pooled
-from lw_jax.objectives.measures import masked_mean, unit
-from lw_jax.objectives.targets import (
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.heads import check_headless, linear_head, pooled
+from lw_jax.objectives.common.measures import masked_mean, unit
+from lw_jax.objectives.common.targets import (
     counted,
     given_slots,
     given_width,
@@ -30,16 +30,13 @@ from lw_jax.objectives.targets import (
 )
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.checks import at_least
-from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """InfoNCE over the contexts of a batch.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         positive: what a context's slots are to be close to: `self`, themselves (the earlier
             systems': only repulsion is left); `receiver_text`, the receiver's mean state over the
             text; `source`, the source's mean state.
@@ -50,8 +47,6 @@ class Config:
             error does not depend on how loud the sender is.
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     positive: Literal["self", "receiver_text", "source"] = "self"
     temperature: float = 0.07
     layer: int = 0
@@ -64,36 +59,34 @@ class Config:
         if self.positive == "self" and self.head == "linear":
             raise UserError("head: positive 'self' compares slots with slots; leave it at none")
 
+    def init(self, dims: BridgeDims, rng: Array) -> PyTree:
+        """A linear head per receiver, where heads are asked for."""
+        heads = {}
+        for i, receiver in enumerate(dims.receivers):
+            width = given_width(dims, receiver)
+            target = source_width(dims) if self.positive == "source" else width
+            if self.head == "linear":
+                heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
+            else:
+                check_headless(width, target)
+        return heads
 
-def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
-    """A linear head per receiver, where heads are asked for."""
-    heads = {}
-    for i, receiver in enumerate(dims.receivers):
-        width = given_width(dims, receiver)
-        target = source_width(dims, "info_nce") if config.positive == "source" else width
-        if config.head == "linear":
-            heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Nats per context."""
+        slots, mask = given_slots(ctx, receiver)
+        anchor = unit(pooled(ctx.heads.get(receiver), slots, mask))
+        counts = counted(ctx, mask)
+        if self.positive == "self":
+            positive = anchor
+        elif self.positive == "receiver_text":
+            positive = unit(masked_mean(*text_states(ctx, receiver, self.layer)))
         else:
-            check_headless("objectives.info_nce.head", width, target, "set it to linear")
-    return heads
-
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Nats per context."""
-    slots, mask = given_slots(context, receiver, "info_nce")
-    anchor = unit(pooled(context.heads["info_nce"].get(receiver), slots, mask))
-    counts = counted(context, mask)
-    if config.positive == "self":
-        positive = anchor
-    elif config.positive == "receiver_text":
-        positive = unit(masked_mean(*text_states(context, receiver, config.layer)))
-    else:
-        positive = unit(masked_mean(*source_states(context, config.source_norm)))
-    scores = jnp.einsum("id,jd->ij", anchor, positive) / config.temperature
-    own = jnp.diagonal(scores)
-    negatives = others(context, receiver, counts)
-    allowed = negatives | jnp.eye(scores.shape[0], dtype=bool)
-    loss = jax.nn.logsumexp(jnp.where(allowed, scores, -1e9), axis=1) - own
-    best = jnp.max(jnp.where(negatives, scores, -1e9), axis=1)
-    context.watched[f"{receiver}/info_nce_right"] = masked((own > best) * 1.0, counts)
-    return {"info_nce": masked(loss, counts)}
+            positive = unit(masked_mean(*source_states(ctx, self.source_norm)))
+        scores = jnp.einsum("id,jd->ij", anchor, positive) / self.temperature
+        own = jnp.diagonal(scores)
+        negatives = others(ctx, receiver, counts)
+        allowed = negatives | jnp.eye(scores.shape[0], dtype=bool)
+        loss = jax.nn.logsumexp(jnp.where(allowed, scores, -1e9), axis=1) - own
+        best = jnp.max(jnp.where(negatives, scores, -1e9), axis=1)
+        right = masked((own > best) * 1.0, counts)
+        return Terms(masked(loss, counts), watched={"info_nce_right": right})

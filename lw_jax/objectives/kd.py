@@ -12,35 +12,29 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lw_jax.models.head import chunked_kl
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context, Pass
-from lw_jax.utils.schedule import Schedule
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context, Pass
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """KL(teacher || student) of the next-token distributions.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         tau: temperature; the KL is multiplied by its square.
         first: answer tokens distilled; null for all.
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     tau: float = 1.0
     first: int | None = None
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """Nats per answer token."""
-    student = context.reading(receiver, Pass("latent"))
-    teacher = context.reading(receiver, Pass("text", gradient=False))
-    model = context.frozen.receivers[receiver]
-    kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, config.tau)
-    mask = student.mask & context.valid[:, None]
-    if config.first is not None:
-        mask = mask & (jnp.arange(mask.shape[1])[None, :] < config.first)
-    return {"kd": masked(kl * config.tau**2, mask)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """Nats per answer token."""
+        student = ctx.reading(receiver, Pass("latent"))
+        teacher = ctx.reading(receiver, Pass("text", gradient=False))
+        model = ctx.frozen.receivers[receiver]
+        kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, self.tau)
+        mask = student.mask & ctx.valid[:, None]
+        if self.first is not None:
+            mask = mask & (jnp.arange(mask.shape[1])[None, :] < self.first)
+        return Terms(masked(kl * self.tau**2, mask))

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
-from lw_jax.objectives.base import COSINE, Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.heads import TokenHead, linear_head, pooled
-from lw_jax.objectives.measures import Distance, cosine, distance, masked_mean
-from lw_jax.objectives.targets import (
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.heads import TokenHead, linear_head, pooled
+from lw_jax.objectives.common.measures import Distance, cosine, distance, masked_mean
+from lw_jax.objectives.common.targets import (
     HeadInput,
     counted,
     given_slots,
@@ -24,16 +24,13 @@ from lw_jax.objectives.targets import (
 )
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.checks import at_least
-from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Reconstruction of the source's states from what the receiver is given.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         mode: `pooled`, a linear head on the slots, their means compared; `per_token`, learned
             position queries read the slots by cross-attention, each token compared.
         distance: `mse`, `relative_mse` (over the target's mean square), `cosine` (1 - cosine).
@@ -45,8 +42,6 @@ class Config:
         width, heads: of the cross-attention (`per_token`).
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     mode: Literal["pooled", "per_token"] = "pooled"
     distance: Distance = "mse"
     head_input: HeadInput = "delivered"
@@ -64,37 +59,35 @@ class Config:
         """The head of `per_token`."""
         return TokenHead(self.positions, self.width, self.heads, source_width)
 
+    def init(self, dims: BridgeDims, rng: Array) -> PyTree:
+        """A head per receiver."""
+        heads = {}
+        target = source_width(dims)
+        for i, receiver in enumerate(dims.receivers):
+            key = jax.random.fold_in(rng, i)
+            width = given_width(dims, receiver, self.head_input)
+            if self.mode == "pooled":
+                heads[receiver] = linear_head(key, width, target)
+            else:
+                slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
+                head = self.token_head(target)
+                heads[receiver] = head.init(key, slots, mask)["params"]
+        return heads
 
-def init(config: Config, dims: BridgeDims, rng: Array) -> PyTree:
-    """A head per receiver."""
-    heads = {}
-    target = source_width(dims, "reconstruction")
-    for i, receiver in enumerate(dims.receivers):
-        key = jax.random.fold_in(rng, i)
-        width = given_width(dims, receiver, config.head_input)
-        if config.mode == "pooled":
-            heads[receiver] = linear_head(key, width, target)
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """The distance per context (`pooled`), or per source token (`per_token`)."""
+        slots, mask = given_slots(ctx, receiver, self.head_input)
+        params = ctx.heads[receiver]
+        states, real = source_states(ctx, self.source_norm)
+        counts = counted(ctx, mask)
+        if self.mode == "pooled":
+            made, target = pooled(params, slots, mask), masked_mean(states, real)
         else:
-            slots, mask = jnp.zeros((1, 1, width)), jnp.ones((1, 1), bool)
-            head = config.token_head(target)
-            heads[receiver] = head.init(key, slots, mask)["params"]
-    return heads
-
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """The distance per context (`pooled`), or per source token (`per_token`)."""
-    slots, mask = given_slots(context, receiver, "reconstruction", config.head_input)
-    params = context.heads["reconstruction"][receiver]
-    states, real = source_states(context, config.source_norm)
-    counts = counted(context, mask)
-    if config.mode == "pooled":
-        made, target = pooled(params, slots, mask), masked_mean(states, real)
-    else:
-        # Real tokens first: the source's own head (masked) is no content.
-        first = jnp.argsort(~real, axis=1, stable=True)[:, : config.positions]
-        target = jnp.take_along_axis(states, first[..., None], axis=1)
-        counts = counts[:, None] & jnp.take_along_axis(real, first, axis=1)
-        head = config.token_head(states.shape[-1])
-        made = cast(Array, head.apply({"params": params}, slots, mask))[:, : target.shape[1]]
-    context.watched[f"{receiver}/{COSINE}"] = masked(cosine(made, target), counts)
-    return {"reconstruction": masked(distance(config.distance, made, target), counts)}
+            # Real tokens first: the source's own head (masked) is no content.
+            first = jnp.argsort(~real, axis=1, stable=True)[:, : self.positions]
+            target = jnp.take_along_axis(states, first[..., None], axis=1)
+            counts = counts[:, None] & jnp.take_along_axis(real, first, axis=1)
+            head = self.token_head(states.shape[-1])
+            made = cast(Array, head.apply({"params": params}, slots, mask))[:, : target.shape[1]]
+        loss = masked(distance(self.distance, made, target), counts)
+        return Terms(loss, cosine=masked(cosine(made, target), counts))

@@ -12,29 +12,24 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lw_jax.layers.pooling import stretch_weights
-from lw_jax.objectives.base import Term, masked
-from lw_jax.objectives.context import Context
-from lw_jax.objectives.measures import Distance, cosine, distance
-from lw_jax.objectives.targets import slot_states, text_states
+from lw_jax.objectives.base import Objective, Terms, masked
+from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.measures import Distance, cosine, distance
+from lw_jax.objectives.common.targets import slot_states, text_states
 from lw_jax.utils.checks import at_least
-from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Objective):
     """Distance of each soft token to the mean of its stretch of the text.
 
     Args:
-        weight: of this objective in the loss.
-        schedule: factor of the weight over the steps.
         layer: both are taken after so many layers of the receiver; 0: its input embeddings.
         distance: `relative_mse` (over the target's mean square), `mse`, or `cosine` (1 - cosine).
         mse_weight: so many times the `mse` is added (the earlier systems' per-token PCA: `cosine`
             and 0.1).
     """
 
-    weight: float = 1.0
-    schedule: Schedule = Schedule()
     layer: int = 0
     distance: Distance = "relative_mse"
     mse_weight: float = 0.0
@@ -42,18 +37,17 @@ class Config:
     def __post_init__(self) -> None:
         at_least(self, 0, "layer", "mse_weight")
 
-
-def terms(config: Config, context: Context, receiver: str) -> dict[str, Term]:
-    """The distance per soft token."""
-    slots, mask = slot_states(context, receiver, "slot_alignment", config.layer)
-    text, real = text_states(context, receiver, config.layer)
-    index = jnp.broadcast_to(jnp.arange(real.shape[1])[None], real.shape)
-    used = jnp.maximum(1, jnp.sum(mask, axis=1))
-    weights = stretch_weights(index, real, used, slots.shape[1])
-    target = jnp.einsum("bmt,btd->bmd", weights, text.astype(jnp.float32))
-    counts = mask & context.valid_contexts[:, None] & jnp.any(real, axis=1)[:, None]
-    context.watched[f"{receiver}/slot_cosine"] = masked(cosine(slots, target), counts)
-    apart = distance(config.distance, slots, target)
-    if config.mse_weight:
-        apart = apart + config.mse_weight * distance("mse", slots, target)
-    return {"slot_alignment": masked(apart, counts)}
+    def terms(self, ctx: Context, receiver: str) -> Terms:
+        """The distance per soft token."""
+        slots, mask = slot_states(ctx, receiver, self.layer)
+        text, real = text_states(ctx, receiver, self.layer)
+        index = jnp.broadcast_to(jnp.arange(real.shape[1])[None], real.shape)
+        used = jnp.maximum(1, jnp.sum(mask, axis=1))
+        weights = stretch_weights(index, real, used, slots.shape[1])
+        target = jnp.einsum("bmt,btd->bmd", weights, text.astype(jnp.float32))
+        counts = mask & ctx.valid_contexts[:, None] & jnp.any(real, axis=1)[:, None]
+        apart = distance(self.distance, slots, target)
+        if self.mse_weight:
+            apart = apart + self.mse_weight * distance("mse", slots, target)
+        alike = masked(cosine(slots, target), counts)
+        return Terms(masked(apart, counts), watched={"slot_cosine": alike})

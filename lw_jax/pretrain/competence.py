@@ -19,20 +19,27 @@ from lw_jax.evaluate.bootstrap import interval
 from lw_jax.evaluate.metrics.entities import transferred
 from lw_jax.evaluate.metrics.squad import exact_match
 from lw_jax.models.arch import Arch
-from lw_jax.models.lm import FrozenLM
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.pretrain.batches import REST, Tokens, pad
 from lw_jax.pretrain.step import score_tokens
-from lw_jax.receiver.answer import answers, tokenizer_of
+from lw_jax.receiver.answer import answers
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import PyTree
 
 Figure = dict[str, Any]
 
 
-def read_facts(lm: FrozenLM, examples: Sequence[Example], batch_size: int, seed: int) -> Figure:
+def read_facts(
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
+    examples: Sequence[Example],
+    batch_size: int,
+    seed: int,
+) -> Figure:
     """Exact match of greedy answers given the text: `{"em", "ci", "n"}`."""
-    longest = 2 + max(len(tokenizer_of(lm).encode(" " + e.answers[0])) for e in examples)
-    said = answers(lm, LayoutConfig(), examples, batch_size, longest)
+    longest = 2 + max(len(tokenizer.encode(" " + e.answers[0])) for e in examples)
+    said = answers(model, tokenizer, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
     contexts = [e.context_id for e in examples]
     low_high = interval(right, groups=contexts, seed=seed, bounds=(0, 1))
@@ -40,16 +47,19 @@ def read_facts(lm: FrozenLM, examples: Sequence[Example], batch_size: int, seed:
 
 
 def read_back(
-    lm: FrozenLM, layout: LayoutConfig, examples: Sequence[Example], batch_size: int, seed: int
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
+    layout: LayoutConfig,
+    examples: Sequence[Example],
+    batch_size: int,
+    seed: int,
 ) -> Figure:
     """Share of a text's numbers and names in what is read back: `{"recall", "ci", "n", ...}`.
 
     layout: of the task; each example's first answer is the text itself.
     """
-    longest = 1 + max(
-        len(ids) for ids in tokenizer_of(lm).encode_all([e.context for e in examples])
-    )
-    said = answers(lm, layout, examples, batch_size, longest)
+    longest = 1 + max(len(ids) for ids in tokenizer.encode_all([e.context for e in examples]))
+    said = answers(model, tokenizer, layout, examples, batch_size, longest)
     counts = [transferred(e.context, text) for text, e in zip(said, examples, strict=True)]
     figure: Figure = {"n": len(counts)}
     for kind, name in (("entities", "recall"), ("numbers", "numbers"), ("names", "names")):
@@ -63,10 +73,14 @@ def read_back(
 
 
 def bits_per_byte(
-    lm: FrozenLM, texts: Sequence[str], batch_size: int, max_tokens: int, seed: int
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    batch_size: int,
+    max_tokens: int,
+    seed: int,
 ) -> Figure:
     """Bits per UTF-8 byte of plain texts: `{"bits", "ci", "n", "left_out"}`."""
-    tokenizer = tokenizer_of(lm)
     bos = [
         tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     ]  # a first token to predict from
@@ -77,7 +91,7 @@ def bits_per_byte(
     for begin in range(0, len(kept), batch_size):
         rows = [Tokens(ids[i], [REST] * len(ids[i])) for i in kept[begin : begin + batch_size]]
         batch = pad(rows + rows[:1] * (batch_size - len(rows)))
-        bits += jax.device_get(_bits(lm.params, batch, arch=lm.arch))[: len(rows)].tolist()
+        bits += jax.device_get(_bits(model.params, batch, arch=model.arch))[: len(rows)].tolist()
     size = [len(texts[i].encode()) for i in kept]
     return {
         "bits": float(np.sum(bits) / max(1, np.sum(size))),

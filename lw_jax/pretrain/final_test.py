@@ -6,11 +6,12 @@ from typing import Any
 
 from lw_jax.data import gsm8k
 from lw_jax.data.facts import FactsRows
-from lw_jax.models.lm import FrozenLM
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.pretrain.competence import bits_per_byte, read_back, read_facts
 from lw_jax.pretrain.config import PretrainConfig
 from lw_jax.pretrain.mixture import REPEAT
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Tokenizer
 
 LEVEL = 6
 """Sentences in a context of the facts test."""
@@ -18,21 +19,30 @@ BATCH = 64
 
 
 def final_test(
-    lm: FrozenLM, cfg: PretrainConfig, problems: gsm8k.Config | None, seed: int
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
+    cfg: PretrainConfig,
+    problems: gsm8k.Config | None,
+    seed: int,
 ) -> dict[str, Any]:
     """Facts with new words from text, GSM8K questions read back, bits per byte of both."""
+    read_by = model, tokenizer
     rows = FactsRows("eval", seed, LEVEL, cfg.eval_rows, questions=1)
     facts = [rows[i][0] for i in range(cfg.eval_rows)]
     figures: dict[str, Any] = {
-        "facts": read_facts(lm, facts, BATCH, seed),
+        "facts": read_facts(*read_by, facts, BATCH, seed),
         "bits_per_byte": {
-            "facts": bits_per_byte(lm, [e.context for e in facts], BATCH, cfg.max_tokens, seed)
+            "facts": bits_per_byte(
+                *read_by, [e.context for e in facts], BATCH, cfg.max_tokens, seed
+            )
         },
     }
     if problems is not None:
-        read = gsm8k.rows(problems, "eval", seed)
+        read = problems.rows("eval", seed)
         copies = [group[0] for group in read.groups]
-        figures["read_back"] = read_back(lm, LayoutConfig(anchor=REPEAT), copies, BATCH, seed)
+        figures["read_back"] = read_back(*read_by, LayoutConfig(anchor=REPEAT), copies, BATCH, seed)
         texts = [e.context for e in copies]
-        figures["bits_per_byte"]["gsm8k"] = bits_per_byte(lm, texts, BATCH, cfg.max_tokens, seed)
+        figures["bits_per_byte"]["gsm8k"] = bits_per_byte(
+            *read_by, texts, BATCH, cfg.max_tokens, seed
+        )
     return figures

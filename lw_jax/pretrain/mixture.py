@@ -70,7 +70,7 @@ def mixture(
     if shares.gsm8k_copy or shares.gsm8k_solve:
         if problems is None:
             raise UserError("gsm8k_train: missing; gsm8k_copy and gsm8k_solve need its rows")
-        read = gsm8k.rows(replace(problems, task="solve"), named, seed)
+        read = replace(problems, task="solve").rows(named, seed)
         texts = [(group[0].context, group[0].answers[0]) for group in read.groups]
         malformed = read.malformed
     facts = FactsRows(named, seed, levels, size, questions, shared=shared)

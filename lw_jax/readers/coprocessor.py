@@ -1,8 +1,8 @@
 """Latent coprocessor: key and value deltas from the latent, added to the soft tokens' own K and V.
 
-Every column then carries an input embedding *and* per-layer content, and costs one column (Liu et
-al. 2024, "Deliberation in latent space", and docs/design.md section 5). It needs soft tokens to add
-to.
+Every column then carries an input embedding *and* content for each layer, at the cost of one column
+(Liu et al. 2024, "Deliberation in latent space", and docs/design.md section 5). It needs soft
+tokens to add to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Config(Reader):
 
     Args:
         mlp_ratio: hidden width of the residual MLP over the latent's width; 0 for none.
-        dropout: in the MLP.
+        dropout: dropout in the MLP.
     """
 
     mlp_ratio: int = 4

@@ -1,7 +1,8 @@
-"""Deep prefix: per-layer keys and values from the latent, a column for each slot or a fixed number.
+"""Deep prefix: keys and values for every layer from the latent.
 
-Li and Liang 2021 (prefix tuning), made from the latent. Heads start at the receiver's own per-layer
-key and value RMS, which mattered (docs/design.md section 12).
+There is a column for each slot, or a fixed number of columns. Li and Liang 2021 (prefix tuning),
+made from the latent. Heads start at the receiver's own RMS of keys and values in each layer, which
+mattered (docs/design.md section 12).
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from lw_jax.types import KV, Array, Delivery, Latent
 
 @dataclass(frozen=True)
 class Config(Reader):
-    """Per-layer keys and values.
+    """Keys and values for every layer.
 
     Args:
-        length: columns; null for one per slot.
+        length: number of columns; null: one for each slot.
         mlp_ratio: hidden width of the residual MLP over the latent's width; 0 for none.
-        heads: of the cross-attention that makes a fixed `length` from the slots.
+        heads: heads of the cross-attention that makes a fixed `length` from the slots.
         positions: `columns` gives columns consecutive positions; `spread` spreads them over the
             length of the source.
-        dropout: in the MLP.
+        dropout: dropout in the MLP.
     """
 
     length: int | None = None
@@ -47,7 +48,7 @@ class Config(Reader):
 
 
 class KeyValueHeads(nn.Module):
-    """Columns [B, C, d] -> keys and values [L, B, C, K, h], kv-head shaped (GQA)."""
+    """Columns [B, C, d] -> keys and values [L, B, C, K, h], with the receiver's key/value heads."""
 
     dims: ModelDims
 
@@ -57,7 +58,7 @@ class KeyValueHeads(nn.Module):
         shape = (d.layers, z.shape[-1], d.kv_heads, d.head_dim)
         init = nn.initializers.normal(z.shape[-1] ** -0.5)
         w_k, w_v = self.param("k", init, shape), self.param("v", init, shape)
-        # Loudness is a parameter of its own, so that the matrices keep unit scale.
+        # The RMS is a parameter of its own, so that the matrices keep unit scale.
         loud_k = [math.log(d.key_scale(i)) for i in range(d.layers)]
         loud_v = [math.log(d.value_scale(i)) for i in range(d.layers)]
         s_k = jnp.exp(self.param("log_k", lambda _: jnp.asarray(loud_k, jnp.float32)))

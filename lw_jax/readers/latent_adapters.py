@@ -2,8 +2,7 @@
 
 After some layers a block reads the slots and adds to the residual stream: cross-attention to Z, an
 MLP, a learned gate (docs/design.md section 5; gated cross-attention of Flamingo, Alayrac et al.
-2022). The receiver's own weights stay as they are, and where nothing is delivered it is the clean
-receiver.
+2022). The receiver's own weights do not change, and without a delivery it is the clean receiver.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
@@ -26,10 +26,11 @@ class Config(Reader):
     """Blocks that read the latent inside the receiver.
 
     Args:
-        layers: layers after which a block stands, counted from 1; empty: all.
-        heads, head_dim: of the cross-attention.
+        layers: layers that a block follows, counted from 1; empty: all.
+        heads: heads of the cross-attention.
+        head_dim: width of a head.
         mlp_ratio: hidden width of the MLP over the receiver's width; 0 for none.
-        gate: of what a block adds, at the start; what it adds starts at zero.
+        gate: factor on what a block adds, at the start; what it adds starts at zero.
     """
 
     layers: tuple[int, ...] = ()
@@ -92,9 +93,9 @@ def _normed(x: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class _Block:
-    """One block on h [B, T, D]; equal blocks are equal, so that programs are shared.
+    """One block on h [B, T, D]; blocks with equal options compare equal, so they share programs.
 
-    What it adds is a share of the stream's own loudness, which grows from layer to layer.
+    What it adds is scaled by the RMS of the stream, which grows from layer to layer.
     """
 
     heads: int
@@ -104,14 +105,14 @@ class _Block:
         x, loud = _normed(stream)
 
         def split(y: Array) -> Array:
-            return y.reshape(*y.shape[:2], self.heads, -1)
+            return rearrange(y, "b t (h e) -> b t h e", h=self.heads)
 
         z = given["slots"]
         q, k, v = split(x @ w["query"]), split(z @ w["key"]), split(z @ w["value"])
         scores = jnp.einsum("bthe,bmhe->bhtm", q, k) * q.shape[-1] ** -0.5
         seen = jnp.where(given["mask"][:, None, None, :], scores, -1e9)
         mixed = jnp.einsum("bhtm,bmhe->bthe", nn.softmax(seen, axis=-1), v)
-        added = mixed.reshape(*mixed.shape[:2], -1) @ w["out"]
+        added = rearrange(mixed, "b t h e -> b t (h e)") @ w["out"]
         if "up" in w:
             inner, _ = _normed(x + added)
             added = added + nn.gelu(inner @ w["up"]) @ w["down"]

@@ -1,7 +1,7 @@
-"""LoRA on the receiver's first layers (Hu et al. 2021): low-rank edits that no latent decides.
+"""LoRA on the receiver's first layers (Hu et al. 2021): the same low-rank edits for every latent.
 
-They are delivered like a message, so every method that is not `latent` or a control of it reads
-with the clean receiver (fault 13 of docs/faults.md).
+They are delivered like a message, so methods other than `latent` and its controls read with the
+clean receiver (fault 13 of docs/faults.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a message's columns stand among the receiver's positions."""
+"""Positions of a message's columns in the receiver."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from lw_jax.types import Array, Latent
 
 
 def slot_positions(how: str, latent: Latent) -> tuple[Array, Array | None]:
-    """Positions [B, M] of the slots, relative to the message's start, and its advance [B] or None.
+    """Positions of the slots, relative to the message's start, and how far the message advances.
 
-    `columns`: 0, 1, ...; the message advances by its columns. `spread`: evenly over the length of
-    the source (`latent.span`), and the message advances by that length.
+    Args:
+        how: `columns`: 0, 1, ...; the message advances by its columns. `spread`: evenly over the
+            length of the source (`latent.span`), by which the message advances.
+        latent: the latent.
+
+    Returns:
+        Positions [B, M], and the advance [B] or None (the number of columns).
     """
     rows, columns = latent.mask.shape
     index = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.float32)[None], (rows, columns))

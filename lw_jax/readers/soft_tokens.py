@@ -1,4 +1,4 @@
-"""Soft tokens: each slot becomes an input embedding of the receiver, as loud as its own."""
+"""Soft tokens: each slot becomes an input embedding of the receiver, with the RMS of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALED = ("scale", "rms", "tanh", "layer_norm_tanh")
 """The conditionings that have a learned scale."""
 
 SATURATED = 0.97
-"""|tanh| beyond which next to no gradient comes through (its slope is 0.06 there)."""
+"""|tanh| beyond which almost no gradient passes (its slope is 0.06 there)."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,21 @@ class Config(Reader):
     """Soft tokens in the receiver's input embeddings.
 
     Args:
-        hidden: `linear`, `mlp` for a residual two-layer GELU MLP before it, `plain_mlp` for a GELU
-            MLP in its place, whose output is not bound to as many directions as the latent has, or
-            `none` to hand the slots over as they are (they then are as wide as the receiver).
+        hidden: `linear`; `mlp` for a residual two-layer GELU MLP before it; `plain_mlp` for a GELU
+            MLP in its place, whose output is not limited to the latent's number of directions; or
+            `none` to use the slots as they are (which must then be as wide as the receiver).
         mlp_ratio: hidden width of these MLPs over the latent's width.
         mlp_layers: linear layers of `plain_mlp`, the last one to the receiver's width.
         positions: `columns` gives slots consecutive positions; `spread` spreads them over the
             length of the source.
-        dropout: in the MLPs.
+        dropout: dropout in the MLPs.
         input_norm: RMS-norm the slots before anything else.
-        conditioning: how loud the output is: `scale` multiplies it by a learned scale; `rms` norms
-            each token, `tanh` bounds it, before it is; `layer_norm` norms with gain and bias;
-            `layer_norm_tanh` does so before tanh x scale; `none` leaves it.
-        init_scale: where that learned scale starts; null: the RMS of the receiver's own embeddings.
-        colour: a learned gain and bias per channel at the very end.
-        film: a gain and a bias per channel made from the mean of the slots, before the
+        conditioning: how the RMS of the output is set: `scale` multiplies by a learned scale; `rms`
+            norms each token first, `tanh` bounds it first; `layer_norm` norms with gain and bias;
+            `layer_norm_tanh` does so before tanh x scale; `none` changes nothing.
+        init_scale: start of the learned scale; null: the RMS of the receiver's own embeddings.
+        colour: a learned gain and bias for each channel at the very end.
+        film: a gain and a bias for each channel, made from the mean of the slots, before the
             conditioning (FiLM, Perez et al. 2018); at the start they change nothing.
     """
 
@@ -81,11 +81,13 @@ class Config(Reader):
 class SoftTokens(nn.Module):
     """Latent -> soft tokens [B, M, D].
 
-    The scale is learned (its logarithm, so that a step is a ratio), by default from the RMS of the
-    receiver's own embeddings (fault 7 of docs/faults.md).
+    The scale is learned (as its logarithm, so that a step is a ratio) and by default starts at the
+    RMS of the receiver's own embeddings (fault 7 of docs/faults.md).
 
-    Notes: `scale`, the scale over where it started; `saturation`, the share of entries whose |tanh|
-    is beyond `SATURATED` (fault 10); `colour`, the mean square of gain - 1 and bias.
+    Sows (`lw_jax.layers.intermediates`):
+        scale: the scale divided by its start.
+        saturation: share of entries with |tanh| beyond `SATURATED` (fault 10).
+        colour: mean square of gain - 1 and bias.
     """
 
     config: Config
@@ -103,7 +105,7 @@ class SoftTokens(nn.Module):
                 z = nn.gelu(nn.Dense(hidden, name=f"hidden_{i}")(z))
                 z = nn.Dropout(c.dropout, deterministic=not train)(z)
         if c.hidden != "none":
-            # A plain MLP reads centred components, say, and has to put the mean back.
+            # A plain MLP may read centred components (of a PCA), to which it must add the mean.
             z = nn.Dense(width, use_bias=c.hidden == "plain_mlp", name="out")(z)
         elif z.shape[-1] != width:
             raise UserError(
@@ -122,7 +124,7 @@ class SoftTokens(nn.Module):
         return Delivery(embeds, latent.mask, positions, advance=advance)
 
     def _modulated(self, x: Array, latent: Latent) -> Array:
-        """x [B, M, D], every channel of a row with a gain and a bias from that row's real slots."""
+        """x [B, M, D] with a gain and a bias for each channel, made from the row's real slots."""
         count = jnp.maximum(1, jnp.sum(latent.mask, axis=1))
         mean = jnp.einsum("bmd,bm->bd", latent.slots, latent.mask) / count[:, None]
         made = nn.Dense(2 * x.shape[-1], kernel_init=nn.initializers.zeros, name="film")(
@@ -132,7 +134,7 @@ class SoftTokens(nn.Module):
         return x * (1.0 + gain) + bias
 
     def _conditioned(self, x: Array, mask: Array) -> Array:
-        """x [B, M, D] as loud as the config says."""
+        """x [B, M, D] with the RMS that the config asks for."""
         c = self.config
         if c.conditioning.startswith("layer_norm"):
             x = nn.LayerNorm(name="out_norm")(x)

@@ -21,8 +21,6 @@ from lw_jax.data.example import Example
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
-from lw_jax.models.lm import FrozenLM
-from lw_jax.models.tokenizer import decode as decode_ids
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import (
     Reading,
@@ -35,9 +33,9 @@ from lw_jax.receiver.read import (
     text_message,
 )
 from lw_jax.text.collate import MULTIPLE, Collate, measure
-from lw_jax.text.layout import ask_ids, ask_text, head_ids
+from lw_jax.text.layout import Prompt, ask_ids, ask_text, head_ids
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer, text_tokenizer
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery
 
 Batch = Mapping[str, Array]
@@ -84,18 +82,19 @@ class Scored:
 
 
 def delivered(
-    model: FrozenDecoder, delivery: Delivery | None, ids: Array, lengths: Array
+    model: FrozenDecoder, prompt: Prompt, delivery: Delivery | None, ids: Array, lengths: Array
 ) -> Message:
     """A bridge's delivery as the layout has it: alone, or with the text right after it.
 
     Args:
         model: the receiver.
+        prompt: what the layout puts around its message.
         delivery: of N rows; None leaves the message empty.
         ids: [N, T] the text in the receiver's tokens.
         lengths: [N] its tokens.
     """
     message = alone(model, delivery, ids.shape[0])
-    if not model.with_text:
+    if not prompt.with_text:
         return message
     return Message(message.segment, delivery, text_after(ids, lengths))
 
@@ -108,6 +107,7 @@ def alone(model: FrozenDecoder, delivery: Delivery | None, rows: int) -> Message
 
 def message_of(
     model: FrozenDecoder,
+    prompt: Prompt,
     batch: Batch,
     receiver: str,
     kind: Kind,
@@ -118,6 +118,7 @@ def message_of(
 
     Args:
         model: the receiver.
+        prompt: what the layout puts around its message.
         batch: B contexts, N = B * questions questions.
         receiver: its name in the batch.
         kind: what stands in the message's place.
@@ -133,7 +134,7 @@ def message_of(
         ids, lengths = (jnp.repeat(x, questions, axis=0) for x in (ids, lengths))
     if kind == "text":
         return Message(text_message(ids, lengths), given)
-    return delivered(model, given, ids, lengths)
+    return delivered(model, prompt, given, ids, lengths)
 
 
 def occupied(message: Message) -> Array:
@@ -170,41 +171,49 @@ def question(layout: LayoutConfig, tokenizer: Tokenizer, text: str) -> Segment:
 
 
 def segments(
-    model: FrozenDecoder, message: Message, ask: Segment, answer: Segment | None = None
+    prompt: Prompt, message: Message, ask: Segment, answer: Segment | None = None
 ) -> list[Segment]:
     """The receiver's sequence for N questions, up to where it begins to write, or with an answer.
 
     Args:
-        model: the receiver, with its head.
+        prompt: what the layout puts around the message.
         message: of the N questions.
         ask: question and anchor.
         answer: what is read as the receiver's own words.
     """
     middle = [message.segment] if message.text is None else [message.segment, message.text]
     end = [ask] if answer is None else [ask, answer]
-    return [head_segment(model.head, ask.lengths.shape[0]), *middle, *end]
+    return [head_segment(prompt.head, ask.lengths.shape[0]), *middle, *end]
 
 
-def reading(model: FrozenDecoder, message: Message, ask: Segment, answer: Segment) -> Reading:
+def reading(
+    model: FrozenDecoder, prompt: Prompt, message: Message, ask: Segment, answer: Segment
+) -> Reading:
     """The receiver's states where it predicts the answers."""
-    laid = segments(model, message, ask, answer)
+    laid = segments(prompt, message, ask, answer)
     return read(model.arch, model.params, laid, message.delivery, attention=model.attention)
 
 
-@partial(jax.jit, static_argnames="each")
+@partial(jax.jit, static_argnames=("prompt", "each"))
 def score(
-    model: FrozenDecoder, message: Message, ask: Segment, answer: Segment, each: bool = False
+    model: FrozenDecoder,
+    prompt: Prompt,
+    message: Message,
+    ask: Segment,
+    answer: Segment,
+    each: bool = False,
 ) -> Scored:
     """Teacher-forced scores of the answers.
 
     Args:
         model: the receiver.
+        prompt: what the layout puts around the message.
         message: of the N questions.
         ask: question and anchor.
         answer: the gold answers.
         each: whether the scores of every token are wanted as well.
     """
-    found = reading(model, message, ask, answer)
+    found = reading(model, prompt, message, ask, answer)
     scores = chunked_cross_entropy(model.arch, model.params, found.hidden, found.labels)
     return Scored(
         nll=jnp.sum(scores.nll * found.mask, axis=1),
@@ -215,14 +224,20 @@ def score(
     )
 
 
-@partial(jax.jit, static_argnames="options")
+@partial(jax.jit, static_argnames=("prompt", "options"))
 def write(
-    model: FrozenDecoder, message: Message, ask: Segment, rng: Array, options: DecodeOptions
+    model: FrozenDecoder,
+    prompt: Prompt,
+    message: Message,
+    ask: Segment,
+    rng: Array,
+    options: DecodeOptions,
 ) -> Generation:
     """Answers of the receiver's own.
 
     Args:
         model: the receiver.
+        prompt: what the layout puts around the message.
         message: of the N questions.
         ask: question and anchor.
         rng: of sampling; greedy decoding does not look at it.
@@ -231,7 +246,7 @@ def write(
     return decode(
         model.arch,
         model.params,
-        segments(model, message, ask),
+        segments(prompt, message, ask),
         message.delivery,
         options,
         rng,
@@ -242,13 +257,9 @@ def write(
 # A frozen model by itself
 
 
-def tokenizer_of(lm: FrozenLM) -> Tokenizer:
-    """The layout's view of a frozen model."""
-    return text_tokenizer(lm.name, lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-
-
 def answers(
-    lm: FrozenLM,
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
     layout: LayoutConfig,
     examples: Sequence[Example],
     batch_size: int,
@@ -258,26 +269,26 @@ def answers(
     """Greedy answers of a frozen model to each example's question, given its context as text.
 
     Args:
-        lm: the model.
+        model: a whole language model.
+        tokenizer: its own.
         layout: its sequence.
         examples: contexts and questions.
         batch_size: rows at once.
         max_new: tokens written at most.
         only_first: of the first batch alone, which compiles what the others use.
     """
-    tokenizer = tokenizer_of(lm)
-    model = FrozenDecoder(lm.params, lm.arch, tuple(head_ids(layout, tokenizer)))
+    prompt = Prompt(tuple(head_ids(layout, tokenizer)))
     groups = [(example,) for example in examples]
     lengths = measure(layout, None, {"lm": tokenizer}, groups)
     collate = Collate(layout, None, {"lm": tokenizer}, lengths)
-    options = DecodeOptions(max_new=max_new, eos_ids=lm.arch.eos_ids)
+    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
     found: list[str] = []
     for begin in range(0, batch_size if only_first else len(groups), batch_size):
         rows = groups[begin : begin + batch_size]
         filled = rows + rows[:1] * (batch_size - len(rows))  # one shape, one program
         batch: Batch = collate(filled)  # type: ignore[assignment]  # of the host
-        message, (ask, _) = message_of(model, batch, "lm", "text"), asked(batch, "lm")
-        out = jax.device_get(write(model, message, ask, jax.random.key(0), options))
+        message, (ask, _) = message_of(model, prompt, batch, "lm", "text"), asked(batch, "lm")
+        out = jax.device_get(write(model, prompt, message, ask, jax.random.key(0), options))
         for ids, length in zip(out.ids[: len(rows)], out.lengths, strict=False):
-            found.append(decode_ids(lm.tokenizer, ids[:length].tolist()).strip())
+            found.append(tokenizer.backend.decode(ids[:length].tolist()).strip())
     return found

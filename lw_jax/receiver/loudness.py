@@ -1,7 +1,7 @@
-"""How loud a frozen receiver is on real text: its embeddings, and its keys and values per layer.
+"""RMS of a frozen receiver on real text: of its embeddings, and of its keys and values per layer.
 
-A bridge starts at these (docs/design.md section 12: K/V heads at the receiver's own K/V RMS; fault
-7 of docs/faults.md: soft tokens 33 to 460 times too loud).
+A bridge starts at these (docs/design.md section 12: key and value heads at the receiver's own RMS;
+fault 7 of docs/faults.md: soft tokens 33 to 460 times too loud).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.dims import ModelDims
@@ -32,7 +33,7 @@ def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, A
     cos, sin = angles(arch, index)
 
     def mean_square(x: Array) -> Array:
-        square = jnp.square(x.astype(jnp.float32)).reshape(*x.shape[:2], -1).mean(axis=-1)
+        square = rearrange(jnp.square(x.astype(jnp.float32)), "b t ... -> b t (...)").mean(axis=-1)
         return jnp.sum(square * real) / jnp.sum(real)
 
     def layer(i: Array, tap: Array) -> tuple[Array, Array]:
@@ -45,7 +46,7 @@ def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, A
 
 
 def measure_rms(model: FrozenDecoder, ids: Array, lengths: Array) -> ModelDims:
-    """Sizes and loudness of a receiver on texts ids [B, T] with lengths [B]."""
+    """Sizes and RMS of a receiver on texts ids [B, T] with lengths [B]."""
     arch = model.arch
     embed, keys, values = (np.sqrt(np.asarray(x)) for x in _squares(model, ids, lengths))
     return ModelDims(

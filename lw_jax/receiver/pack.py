@@ -12,10 +12,13 @@ from lw_jax.types import Array
 
 @struct.dataclass
 class Segment:
-    """A part of the sequence: token ids [B, S] int32, or embeddings [B, S, D]; lengths [B].
+    """A part of the sequence: token ids, or embeddings.
 
-    The first `lengths` entries of a row are real. role: `head`, `message`, `text`, `ask`
-    or `answer`.
+    Attributes:
+        ids: [B, S] int32 tokens; None: it has embeddings.
+        embeds: [B, S, D] embeddings; None: it has tokens.
+        lengths: [B], number of real entries at the start of each row.
+        role: `head`, `message`, `text`, `ask` or `answer`, static.
     """
 
     ids: Array | None
@@ -35,8 +38,11 @@ class Segment:
 class Packed:
     """Rows laid contiguously.
 
-    h: [B, T, D] embeddings (zeros beyond a row's length); lengths: [B]; starts: per role the packed
-    index [B] at which its segment begins; sizes: per role its lengths [B].
+    Attributes:
+        h: [B, T, D] embeddings, zeros beyond a row's length.
+        lengths: [B] entries of each row.
+        starts: for each role the packed index [B] at which its segment begins.
+        sizes: for each role its lengths [B].
     """
 
     h: Array
@@ -46,11 +52,11 @@ class Packed:
 
 
 def pack(table: Array, segments: Sequence[Segment]) -> Packed:
-    """Lay segments one after another in every row.
+    """Lays segments one after another in every row.
 
     Args:
         table: [V, D] embedding table; its dtype is that of the result.
-        segments: in order, roles distinct.
+        segments: the segments in order; each role occurs once.
     """
     ids, soft, is_soft, valid = [], [], [], []
     starts: dict[str, Array] = {}

@@ -1,7 +1,7 @@
 """The frozen receiver over a packed sequence: states at the answer, and answers written.
 
-Training, scoring and decoding of every method come through `lay_out`: there is no other way to
-build a receiver's sequence (faults 1-5, 13, 21, 22 of docs/faults.md).
+Training, scoring and decoding of every method use `lay_out`: there is no other way to build a
+receiver's sequence (faults 1-5, 13, 21, 22 of docs/faults.md).
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from lw_jax.types import KV, Array, Delivery, Edits
 
 @struct.dataclass
 class Laid:
-    """A receiver's sequence ready to run: packed rows, positions [B, T], per-layer inputs."""
+    """A receiver's sequence, ready to run.
+
+    Attributes:
+        packed: the packed rows.
+        positions: [B, T] positions of the tokens.
+        inputs: what enters the layers.
+    """
 
     packed: Packed
     positions: Array
@@ -33,8 +39,13 @@ class Laid:
 class Reading:
     """The receiver's states where the answer is predicted.
 
-    hidden: [B, A, D] residual stream (before the final norm) at the token before each answer token;
-    mask: [B, A] bool; labels: [B, A] int32; taps: [n, B, T, D] or None; laid: the sequence.
+    Attributes:
+        hidden: [B, A, D] residual stream (before the final norm) at the token before each answer
+            token.
+        mask: [B, A] bool, which answer tokens are real.
+        labels: [B, A] int32 answer tokens.
+        taps: [n, B, T, D] streams after the layers asked for; None: none.
+        laid: the sequence.
     """
 
     hidden: Array
@@ -56,7 +67,7 @@ def head_segment(ids: Sequence[int], rows: int) -> Segment:
 
 
 def message_segment(delivery: Delivery | None, rows: int, width: int) -> Segment:
-    """The soft tokens of a delivery; an empty segment when it has none."""
+    """The soft tokens of a delivery; an empty segment if it has none."""
     if delivery is None or delivery.embeds is None:
         empty = jnp.zeros((rows, 0, width), jnp.float32)
         return Segment(None, empty, jnp.zeros((rows,), jnp.int32), "message")
@@ -68,10 +79,16 @@ def message_segment(delivery: Delivery | None, rows: int, width: int) -> Segment
 
 
 def lay_out(params: Any, segments: Sequence[Segment], delivery: Delivery | None) -> Laid:
-    """Pack segments and give every token its position.
+    """Packs segments and gives every token its position.
 
-    Tokens after the message go on from where the message ends: `delivery.advance` positions after
-    its start (by default the larger of its soft tokens and its prefix columns).
+    Positions of tokens after the message continue from the message's end, which is
+    `delivery.advance` positions after its start (by default the larger of its soft tokens and its
+    prefix columns).
+
+    Args:
+        params: the receiver's weights.
+        segments: the segments in order.
+        delivery: what the message delivers; None: nothing.
     """
     packed = pack(params["embed"], segments)
     start = packed.starts["message"]
@@ -112,9 +129,17 @@ def read(
     taps: tuple[int, ...] = (),
     attention: str = "xla",
 ) -> Reading:
-    """Run the frozen receiver over [head][message][ask][answer].
+    """Runs the frozen receiver over [head][message][ask][answer].
 
-    The answer segment's ids are the labels; its states are gathered at the tokens before them.
+    The ids of the answer segment are the labels; states are taken at the tokens before them.
+
+    Args:
+        arch: the receiver.
+        params: its weights.
+        segments: the segments in order.
+        delivery: what the message delivers; None: nothing.
+        taps: numbers of layers after which the stream is also returned.
+        attention: implementation, see `attention.check`.
     """
     answer = next(s for s in segments if s.role == "answer")
     assert answer.ids is not None
@@ -144,7 +169,17 @@ def decode(
     *,
     attention: str = "xla",
 ) -> Generation:
-    """Write an answer after [head][message][ask], laid out by the same code as `read`."""
+    """Writes an answer after [head][message][ask], laid out by the same code as `read`.
+
+    Args:
+        arch: the receiver.
+        params: its weights.
+        segments: the segments in order.
+        delivery: what the message delivers; None: nothing.
+        options: how to decode.
+        rng: random key.
+        attention: implementation, see `attention.check`.
+    """
     laid = lay_out(params, segments, delivery)
     return generate(
         arch,
@@ -160,7 +195,7 @@ def decode(
 
 
 def expand(delivery: Delivery | None, times: int) -> Delivery | None:
-    """A delivery of B contexts for their N = B*times questions."""
+    """A delivery of B contexts, repeated for their N = B * times questions."""
     if delivery is None or times == 1:
         return delivery
 
@@ -190,10 +225,13 @@ def expand(delivery: Delivery | None, times: int) -> Delivery | None:
 
 
 def text_message(ids: Array, lengths: Array) -> Segment:
-    """The text itself in the message's place."""
+    """The text itself, in place of the message."""
     return Segment(ids, None, lengths, "message")
 
 
 def text_after(ids: Array, lengths: Array) -> Segment:
-    """The text right after what is delivered; edits reach it, the message's columns end before."""
+    """The text as a segment after the soft tokens.
+
+    LoRA and adapters apply to it; the message's columns do not include it.
+    """
     return Segment(ids, None, lengths, "text")

@@ -13,20 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
 from lw_jax.mesh import batch_sharding, replicated
-from lw_jax.models.arch import Arch
-from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import sizes
-from lw_jax.models.encoder_arch import AnyArch, EncoderArch
-from lw_jax.models.frozen import FrozenDecoder, FrozenEncoder, FrozenModels, Sender
-from lw_jax.models.names import FAN_IN
-from lw_jax.models.params import Leaf, abstract, sharding
-from lw_jax.models.quant import quantise
+from lw_jax.models.frozen import Frozen, FrozenModels
+from lw_jax.models.spec import FrozenSpec
+from lw_jax.runs.frozen import make_receivers, make_sender, sender_arch
+from lw_jax.text.layout import Prompt
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.optimiser import make_optimiser
@@ -41,7 +38,14 @@ HEAD = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class AbstractStep:
-    """A jitted step and its arguments as `jax.ShapeDtypeStruct`s with shardings."""
+    """A jitted step and its arguments as `jax.ShapeDtypeStruct`s with shardings.
+
+    Attributes:
+        step: the step.
+        state: of the training.
+        frozen: the frozen models.
+        batch: of `batch_shapes`.
+    """
 
     step: jax.stages.Wrapped
     state: TrainState
@@ -57,8 +61,7 @@ class AbstractStep:
 def abstract_step(
     config: Config,
     train: TrainConfig,
-    sender: AnyArch | None,
-    receivers: Mapping[str, Arch],
+    specs: Mapping[str, FrozenSpec],
     lengths: Mapping[str, int],
     mesh: Mesh,
     kind: BatchKind = "latent",
@@ -66,15 +69,20 @@ def abstract_step(
     """The first step of a train stage.
 
     Args:
-        sender, receivers: what the frozen models are.
-        lengths: tokens of each part of a batch, as `receiver.collate.measure` gives them.
+        config: of the run.
+        train: of the stage.
+        specs: the frozen models by name.
+        lengths: tokens of each part of a batch, as `lw_jax.text.collate.measure` gives them.
+        mesh: the device mesh.
         kind: what the step is for.
 
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
     """
     assert config.bridge is not None
-    dims = config.bridge.dims(sender, {name: sizes(arch) for name, arch in receivers.items()})
+    dims = config.bridge.dims(
+        sender_arch(specs), {name: sizes(specs[name].arch) for name in config.receivers}
+    )
     bridge = Bridge(config.bridge, dims)
     objectives = train.objectives or config.objectives
     params = jax.eval_shape(partial(_params, bridge, objectives), jax.random.key(0))
@@ -93,62 +101,23 @@ def abstract_step(
     return AbstractStep(
         maker.make(plan_at(objectives, 0, kind)),
         _put(state, replicated(mesh)),
-        abstract_parties(config, sender, receivers, mesh, train.layout or config.layout),
-        batch_shapes(train, list(receivers), lengths, mesh),
+        abstract_models(config, specs, mesh, train.layout or config.layout),
+        batch_shapes(train, list(config.receivers), lengths, mesh),
     )
 
 
-def abstract_parties(
-    config: Config,
-    sender: AnyArch | None,
-    receivers: Mapping[str, Arch],
-    mesh: Mesh,
-    layout: LayoutConfig,
+def abstract_models(
+    config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh, layout: LayoutConfig
 ) -> FrozenModels:
-    """The frozen models as a stage loads them: the sender only up to its highest tap."""
-    model: Sender | None = None
-    if sender is not None and config.sender is not None:
-        assert config.bridge is not None
-        layers = config.bridge.sender_layers(sender)
-        if isinstance(sender, EncoderArch):
-            shapes = frozen_shapes(sender, config.sender, mesh, layers)
-            model = FrozenEncoder(shapes, sender, config.sender.attention)
-        else:
-            model = _party(sender, config.sender, mesh, layers, head=False)
-    frozen = {
-        n: _party(a, config.receivers[n], mesh, with_text=layout.with_text)
-        for n, a in receivers.items()
-    }
-    return FrozenModels(model, frozen)
+    """The frozen models as a stage has them, from shapes: the sender only up to its highest tap."""
 
+    def make(spec: FrozenSpec, layers: int | None, head: bool) -> Frozen:
+        return spec.abstract(mesh, layers, head)
 
-def frozen_shapes(
-    arch: AnyArch, model: ModelConfig, mesh: Mesh, layers: int | None = None, head: bool = True
-) -> PyTree:
-    """A frozen model's parameters as the loader lays them on the mesh."""
-    dtype = jnp.dtype(model.dtype)
-    tree = abstract(arch, dtype, layers, head)
-
-    def place(path: Any, leaf: Leaf) -> Any:
-        fan_in = FAN_IN.get(path[-1].key, 0)
-        shape = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding(leaf, mesh))
-        if model.quant == "none" or not fan_in:
-            return shape
-        # What is stored is laid out as the loader lays it (`load._room`), but for nf4's fan-in.
-        stack = leaf.shape[:1] if path[0].key == "layers" else ()
-        one = jax.ShapeDtypeStruct(leaf.shape[len(stack) :], dtype)
-        stored = jax.eval_shape(partial(quantise, fan_in=fan_in, kind=model.quant), one)
-        same = NamedSharding(mesh, PartitionSpec())
-        return jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(
-                (*stack, *s.shape),
-                s.dtype,
-                sharding=sharding(leaf, mesh) if (*stack, *s.shape) == leaf.shape else same,
-            ),
-            stored,
-        )
-
-    return jax.tree_util.tree_map_with_path(place, tree)
+    prompts = dict.fromkeys(config.receivers, Prompt(HEAD, layout.with_text))
+    return FrozenModels.of(
+        make_sender(config, specs, make), make_receivers(config, specs, make), prompts
+    )
 
 
 def batch_shapes(
@@ -157,7 +126,7 @@ def batch_shapes(
     lengths: Mapping[str, int],
     mesh: Mesh,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of `receiver.collate`'s batch."""
+    """The arrays of a batch of `lw_jax.text.collate`."""
     rows, asked = train.batch_size, train.batch_size * train.questions
     where = batch_sharding(mesh)
 
@@ -194,18 +163,6 @@ def size_in_bytes(tree: PyTree) -> int:
 
 def _params(bridge: Bridge, objectives: Any, rng: Any) -> PyTree:
     return {"bridge": bridge.init(rng), "heads": init_heads(objectives, bridge.dims, rng)}
-
-
-def _party(
-    arch: Arch,
-    model: ModelConfig,
-    mesh: Mesh,
-    layers: int | None = None,
-    head: bool = True,
-    with_text: bool = False,
-) -> FrozenDecoder:
-    shapes = frozen_shapes(arch, model, mesh, layers, head)
-    return FrozenDecoder(shapes, arch, HEAD, model.attention, with_text)
 
 
 def _put(tree: PyTree, where: NamedSharding) -> PyTree:

@@ -6,7 +6,7 @@ import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from rich.console import Console
 
 from lw_jax.config.parse import differences, from_dict, to_yaml
 from lw_jax.config.schema import Config
-from lw_jax.config.yaml_files import dumps, load
+from lw_jax.config.yaml_files import RUN_CONFIG, dumps, load
 from lw_jax.errors import UserError
+from lw_jax.runs.session import Session
 from lw_jax.utils.files import write_text
 from lw_jax.utils.resume import free
 
-CONFIG, FINISHED, LOCK = "config.yaml", "finished.json", ".lock"
+CONFIG, FINISHED, LOCK = RUN_CONFIG, "finished.json", ".lock"
 _SHOWN = 4
 
 
@@ -28,13 +29,14 @@ _SHOWN = 4
 class Run:
     """What a stage is given.
 
-    Args:
+    Attributes:
         config: the resolved config.
         run_dir: the run's directory: checkpoints, diagnostics, statistics.
         mesh: the device mesh.
         console: where a person reads.
         out_dir: where an evaluation writes; `run_dir`, unless a finished run is evaluated again.
         command: the command line that started it, as a person would type it.
+        session: the frozen models, opened once for all stages.
     """
 
     config: Config
@@ -43,6 +45,7 @@ class Run:
     console: Console
     out_dir: Path
     command: str = ""
+    session: Session = field(default_factory=Session)
 
     def finished(self) -> dict[str, float]:
         """Stages that have ended, with the seconds that their last leg took."""
@@ -87,8 +90,21 @@ def check_directory(config: Config) -> None:
 
 
 @contextmanager
-def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") -> Iterator[Run]:
+def open_run(
+    config: Config,
+    mesh: Mesh,
+    console: Console,
+    command: str = "",
+    session: Session | None = None,
+) -> Iterator[Run]:
     """Make or re-open the run directory of a config that passed its checks; locked until the end.
+
+    Args:
+        config: of the run.
+        mesh: the device mesh.
+        console: where a person reads.
+        command: the command line that started it.
+        session: with the models that its checks opened; None: a new one.
 
     Raises:
         UserError: see `check_directory`; or another process is at work in it.
@@ -105,18 +121,28 @@ def open_run(config: Config, mesh: Mesh, console: Console, command: str = "") ->
                 "wait for it, or give another --run_dir"
             ) from None
         write_text(path / CONFIG, to_yaml(config))
-        yield Run(config, path, mesh, console, path, command)
+        yield Run(config, path, mesh, console, path, command, session or Session())
 
 
-def open_evaluation(config: Config, run_dir: Path, mesh: Mesh, console: Console) -> Run:
-    """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run."""
+def open_evaluation(
+    config: Config, run_dir: Path, mesh: Mesh, console: Console, session: Session | None = None
+) -> Run:
+    """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run.
+
+    Args:
+        config: with what is to be otherwise in it.
+        run_dir: of the run.
+        mesh: the device mesh.
+        console: where a person reads.
+        session: with the models that its checks opened; None: a new one.
+    """
     home = run_dir / "evaluations"
     _make(home)
     taken = [int(p.name) for p in home.iterdir() if p.name.isdigit()]
     out = home / str(max(taken, default=0) + 1)
     _make(out)
     write_text(out / CONFIG, to_yaml(config))
-    return Run(config, run_dir, mesh, console, out)
+    return Run(config, run_dir, mesh, console, out, session=session or Session())
 
 
 def read_config(run_dir: Path) -> Config:

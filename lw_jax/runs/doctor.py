@@ -24,26 +24,30 @@ from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.mesh import make_mesh, mesh_shape
 from lw_jax.models.arch import Arch
-from lw_jax.models.checkpoint import open_checkpoint, read_arch, small_files
 from lw_jax.models.config import ModelConfig
-from lw_jax.models.encoder_arch import AnyArch, EncoderArch
-from lw_jax.models.tokenizer import load_tokenizer, with_encoder_ids, with_tokenizer_ids
-from lw_jax.runs.abstract import abstract_parties, abstract_step, frozen_shapes, size_in_bytes
-from lw_jax.runs.frozen import tokenizers_of
+from lw_jax.models.encoder_arch import EncoderArch
+from lw_jax.models.spec import SENDER, FrozenSpec
+from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
+from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
-from lw_jax.runs.session import CHECKED_ROWS
+from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
 from lw_jax.text.collate import measure
 from lw_jax.text.layout import check_labels
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer, text_tokenizer
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.registry import chosen
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at (a config key), and what was found."""
+    """One thing that was looked at.
+
+    Attributes:
+        level: whether the run can go on.
+        key: of the config.
+        text: what was found.
+    """
 
     level: Literal["ok", "warning", "error"]
     key: str
@@ -52,13 +56,22 @@ class Finding:
 
 @dataclass
 class Examination:
-    """All that is found out about a config on the way."""
+    """All that is found out about a config on the way.
+
+    Attributes:
+        config: what is looked at.
+        session: opens its models.
+        findings: so far.
+        specs: the models that could be opened, by name.
+        groups: rows of the stages, to train on where there are such.
+        asked: rows of every evaluate stage.
+        sizes: static lengths that hold the rows, as `lw_jax.text.collate.measure` gives them.
+    """
 
     config: Config
+    session: Session
     findings: list[Finding] = field(default_factory=list)
-    sender: AnyArch | None = None
-    receivers: dict[str, Arch] = field(default_factory=dict)
-    tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
+    specs: dict[str, FrozenSpec] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)
     asked: dict[str, list[Any]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
@@ -81,13 +94,17 @@ class Examination:
         return all(f.level != "error" for f in self.findings)
 
 
-def check(config: Config) -> None:
+def check(config: Config, session: Session | None = None) -> None:
     """Raise what `examine` finds first, without the estimate of memory.
+
+    Args:
+        config: of the run.
+        session: of the run, which keeps the models that are opened here; None: a new one.
 
     Raises:
         UserError: anything wrong that can be known before the run.
     """
-    for finding in examine(config, memory=False):
+    for finding in examine(config, memory=False, session=session):
         if finding.level == "error":
             text = finding.text
             raise UserError(
@@ -97,20 +114,26 @@ def check(config: Config) -> None:
             )
 
 
-def examine(config: Config, memory: bool = True) -> list[Finding]:
-    """All findings; the steps are compiled to say what memory they take, if asked for."""
-    seen = Examination(config)
+def examine(config: Config, memory: bool = True, session: Session | None = None) -> list[Finding]:
+    """All findings.
+
+    Args:
+        config: of the run.
+        memory: whether the steps are compiled, to say what memory they take.
+        session: of the run, which keeps the models that are opened here; None: a new one.
+    """
+    seen = Examination(config, session or Session())
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
         seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
         _batches(seen, shape[0])
     if config.sender is not None:
-        _model(seen, "sender", config.sender)
+        _model(seen, SENDER, config.sender)
     for name, model in config.receivers.items():
-        _model(seen, f"receivers.{name}", model)
+        _model(seen, name, model)
     if config.bridge is not None:
         with seen.trying("bridge"):
-            dims = config.bridge.dims(seen.sender, {})
+            dims = config.bridge.dims(sender_arch(seen.specs), {})
             for name in config.bridge.views:
                 one = dims.of_view(name)
                 text = f"{one.taps} taps of width {one.source_width}"
@@ -150,31 +173,20 @@ def _batches(seen: Examination, rows: int) -> None:
                 )
 
 
-def _model(seen: Examination, key: str, model: ModelConfig) -> None:
+def _model(seen: Examination, name: str, model: ModelConfig) -> None:
+    """Can the model be opened, and are its weights there?"""
+    key = name if name == SENDER else f"receivers.{name}"
     with seen.trying(f"{key}.path"):
-        folder = small_files(model.path)
-        hf_tokenizer = load_tokenizer(folder)
-        arch = read_arch(folder)
+        spec = seen.session.open(name, model)
         if Path(model.path).expanduser().is_dir():
-            open_checkpoint(folder)  # are the weight files there?
-        name = key.rpartition(".")[2]
-        if isinstance(arch, EncoderArch):
-            if key != "sender":
-                raise UserError(
-                    f"{key}.path: a {arch.family} encoder reads and cannot write; "
-                    "a receiver is a language model"
-                )
-            seen.sender = arch = with_encoder_ids(arch, hf_tokenizer, str(folder))
-            seen.tokenizers[name] = encoder_tokenizer(name, hf_tokenizer, arch)
-            ends = f"encoder of at most {arch.max_positions} tokens"
-        else:
-            arch = with_tokenizer_ids(arch, hf_tokenizer, str(folder))
-            if key == "sender":
-                seen.sender = arch
-            else:
-                seen.receivers[name] = arch
-            seen.tokenizers[name] = text_tokenizer(name, hf_tokenizer, arch.bos_id, arch.eos_ids)
-            ends = f"ends at {', '.join(map(str, arch.eos_ids))}"
+            spec.files()
+        seen.specs[name] = spec
+        arch = spec.arch
+        ends = (
+            f"encoder of at most {arch.max_positions} tokens"
+            if isinstance(arch, EncoderArch)
+            else f"ends at {', '.join(map(str, arch.eos_ids))}"
+        )
         seen.note(
             "ok",
             f"{key}.path",
@@ -250,14 +262,14 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
     source = gsm8k.Config(train=cfg.gsm8k_train, eval=cfg.gsm8k_eval)
     for split in ("train", "eval"):
         with seen.trying(f"{key}.gsm8k_{split}"):
-            rows = gsm8k.rows(source, split)
+            rows = source.rows(split)
             seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
 
 
 def _layout(seen: Examination) -> None:
     """Are the labels the joint tokenisation's, and do the texts fit the models?"""
     config, examples = seen.config, [e for g in seen.groups for e in g]
-    receivers = {n: seen.tokenizers[n] for n in config.receivers}
+    receivers = {n: seen.specs[n].tokenizer for n in config.receivers}
     for name, tokenizer in receivers.items():
         with seen.trying(f"receivers.{name}"):
             count = max(check_labels(layout, tokenizer, examples) for layout in _layouts(config))
@@ -271,11 +283,12 @@ def _layout(seen: Examination) -> None:
     with seen.trying("layout"):
         limit = config.layout.max_tokens
         assert config.bridge is not None
-        sources = tokenizers_of(config.bridge, seen.tokenizers.get("sender"))
+        sources = tokenizers_of(config.bridge, seen.specs)
         seen.sizes = measure(config.layout, sources, receivers, seen.groups, limit).sizes
         views = config.bridge.views.items()
-        archs = {config.bridge.batch_key(n): seen.sender for n, s in views if s.reads_sender}
-        archs |= {f"{n}/context": a for n, a in seen.receivers.items()}
+        sender = sender_arch(seen.specs)
+        archs = {config.bridge.batch_key(n): sender for n, s in views if s.reads_sender}
+        archs |= {f"{n}/context": seen.specs[n].arch for n in receivers}
         for part, arch in archs.items():
             if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
                 name = part.partition("/")[0].replace(SOURCE, "sender")
@@ -304,9 +317,7 @@ def _memory(seen: Examination) -> None:
 def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
     config = seen.config
     with seen.trying(key):
-        step = abstract_step(
-            config, cfg, seen.sender, seen.receivers, seen.sizes, make_mesh(config.mesh)
-        )
+        step = abstract_step(config, cfg, seen.specs, seen.sizes, make_mesh(config.mesh))
         need = estimate(step)
         fits = need.total < need.room
         advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
@@ -315,11 +326,10 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
 
 def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
     config = seen.config
-    assert config.sender is not None and seen.sender is not None  # the config was checked
     with seen.trying(key):
         mesh, layout = make_mesh(config.mesh), cfg.layout or config.layout
-        frozen = abstract_parties(config, seen.sender, seen.receivers, mesh, layout)
-        whole = frozen_shapes(seen.sender, config.sender, mesh)
+        frozen = abstract_models(config, seen.specs, mesh, layout)
+        whole = seen.specs[SENDER].abstract(mesh)
         need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
         fits = need.total < need.room
         advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"

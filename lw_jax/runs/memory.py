@@ -14,7 +14,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device: frozen weights, bridge with optimiser, work space; and what there is."""
+    """Bytes on one device for a training step.
+
+    Attributes:
+        frozen: of the frozen weights.
+        state: of the bridge and its optimiser.
+        work: of what is computed.
+        room: that there are.
+    """
 
     frozen: int
     state: int
@@ -35,7 +42,13 @@ class Need:
 
 @dataclass(frozen=True)
 class RelayNeed:
-    """Bytes on one device: the frozen weights of every method, and the whole sender beside them."""
+    """Bytes on one device where the sender writes as well.
+
+    Attributes:
+        frozen: of the frozen weights of every method.
+        sender: of the whole sender; what it shares with those is counted twice.
+        room: that there are.
+    """
 
     frozen: int
     sender: int
@@ -56,7 +69,9 @@ class RelayNeed:
 def estimate(step: AbstractStep, room: int | None = None) -> Need:
     """Compile a step to see its work space, unless its arguments alone are too much.
 
-    room: bytes that a device has; by default, what the first device says.
+    Args:
+        step: of a train stage.
+        room: bytes that a device has; by default, what the first device says.
     """
     frozen, state = size_in_bytes(step.frozen), size_in_bytes(step.state)
     there = device_memory() if room is None else room

@@ -16,14 +16,21 @@ from lw_jax.data.example import Group
 from lw_jax.errors import UserError
 from lw_jax.evaluate.compare import Comparison
 from lw_jax.pipeline import Pipeline
-from lw_jax.runs.session import open_rival
+from lw_jax.runs.session import Session, open_rival
 from lw_jax.runs.trained import Trained, config_at, layout_at, load_trained
 from lw_jax.text.collate import Collate
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Another run's bridge. collate: in its own tokens and layout."""
+    """Another run's bridge.
+
+    Attributes:
+        name: of its line.
+        pipeline: its own source and layout, the host's receivers.
+        trained: its parameters.
+        collate: in its own tokens and layout.
+    """
 
     name: str
     pipeline: Pipeline
@@ -41,11 +48,17 @@ def load(
     pipeline: Pipeline,
     groups: Sequence[Group],
     which: Literal["last", "best"],
+    session: Session | None = None,
 ) -> Rival:
     """The bridge in a finished run's directory, or an exported one.
 
     Args:
-        setting: of the evaluation; groups: the rows that will be read.
+        name: of its line.
+        directory: where it is.
+        pipeline: of the evaluation.
+        groups: the rows that will be read.
+        which: of its checkpoints.
+        session: of the run that is evaluated, whose sender it may share; None: a new one.
 
     Raises:
         UserError: it is not there, is between other receivers, or writes something else.
@@ -58,6 +71,6 @@ def load(
             f"rivals.{name}: its receiver writes the {layout.target}, here the "
             f"{pipeline.layout.target}; compare bridges that write the same"
         )
-    own = open_rival(pipeline, config, layout, home)
+    own = open_rival(pipeline, config, layout, home, session)
     trained = load_trained(config, home, own, which, init_from=directory)
     return Rival(name, own, trained, own.collate(groups))

@@ -1,4 +1,4 @@
-"""What every stage of a run works with: the frozen parties, their layout, their sizes."""
+"""What every stage of a run works with: the frozen models, their layout, their sizes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,23 @@ from lw_jax.config.schema import Config
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import ModelDims
-from lw_jax.models.frozen import FrozenDecoder, FrozenModels
+from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenModels, Sender
+from lw_jax.models.spec import SENDER, FrozenSpec, open_model
 from lw_jax.pipeline import Pipeline
 from lw_jax.receiver.loudness import measure_rms
 from lw_jax.runs import receiver_rms
-from lw_jax.runs.frozen import load_receiver, load_source
+from lw_jax.runs.frozen import (
+    Make,
+    make_receivers,
+    make_sender,
+    sender_arch,
+    sender_layers,
+    tokenizers_of,
+)
 from lw_jax.text.collate import Collate, measure
-from lw_jax.text.layout import check_labels, head_ids
+from lw_jax.text.layout import check_labels, prompts_of, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
@@ -43,55 +52,124 @@ def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
     return {"config": plain, "fingerprints": pipeline.fingerprints}
 
 
+class Session:
+    """The frozen models of a run: each is opened once and loaded once, for all of its stages.
+
+    What is kept is what the first stage that asked for a model needs: a sender's layers up to the
+    highest tap, receivers whole. Whoever needs more of a model (`relay` the whole sender) is given
+    it with the missing layers read, and holds it alone.
+    """
+
+    def __init__(self) -> None:
+        self._specs: dict[tuple[str, ModelConfig], FrozenSpec] = {}
+        self._models: dict[tuple[str, ModelConfig, Mesh], Frozen] = {}
+
+    def open(self, name: str, config: ModelConfig) -> FrozenSpec:
+        """A model of the run, or the sender of another bridge; see `open_model`.
+
+        Args:
+            name: `sender`, or the receiver's name.
+
+        Raises:
+            UserError: anything wrong with the model, in one line.
+        """
+        if (name, config) not in self._specs:
+            self._specs[name, config] = open_model(name, config)
+        return self._specs[name, config]
+
+    def load(
+        self, spec: FrozenSpec, mesh: Mesh, layers: int | None = None, head: bool = True
+    ) -> Frozen:
+        """A model with at least these layers; see `FrozenSpec.load`.
+
+        Raises:
+            UserError: anything wrong with the weights, in one line.
+        """
+        key = spec.name, spec.config, mesh
+        have = self._models.get(key)
+        if have is None:
+            self._models[key] = have = spec.load(mesh, layers, head)
+        if spec.holds(have, layers, head):
+            return have
+        return spec.load(mesh, layers, head, have)
+
+    def begin(self, config: Config, kind: str) -> None:
+        """Let go of what a stage does not need.
+
+        Args:
+            config: of the run.
+            kind: of the stage. `pretrain` needs no frozen model, and may write the very one that a
+                later stage reads; the others need the config's own, no other bridge's sender.
+        """
+        own = {(name, model) for name, model in _models_of(config).items()}
+        if kind == "pretrain":
+            own = set()
+            self._specs.clear()
+        self._models = {key: model for key, model in self._models.items() if key[:2] in own}
+
+
 def open_pipeline(
-    config: Config, mesh: Mesh, run_dir: Path | None = None, rows: bool = True
+    config: Config,
+    mesh: Mesh,
+    run_dir: Path | None = None,
+    rows: bool = True,
+    session: Session | None = None,
 ) -> Pipeline:
-    """Load the frozen models, prove the labels, measure the receivers.
+    """The frozen models, loaded unless the session has them; prove the labels, measure the
+    receivers.
 
     Args:
         run_dir: of a run, which measures its receivers once.
         rows: False where no label is needed; rows are then read only to measure the receivers, if
             the run has not, and nothing is written.
+        session: of the run; None: a new one.
 
     Raises:
         UserError: a model, the data, or the labels of a receiver's tokenizer are not right.
     """
     assert config.bridge is not None
-    source = load_source(config, config.layout, mesh)
-    fingerprints = dict(source.fingerprints)
-    tokenizers: dict[str, Tokenizer] = {}
-    frozen: dict[str, FrozenDecoder] = {}
-    for name, model in config.receivers.items():
-        loaded = load_receiver(name, model, config.layout, mesh)
-        frozen[name], tokenizers[name] = loaded.model, loaded.tokenizer
-        fingerprints[name] = loaded.fingerprint
-    prints = {name: fingerprints[name] for name in frozen}
+    session = Session() if session is None else session
+    senders, sender, of_sender = _open_sender(config, config.layout, mesh, session)
+    specs = {name: session.open(name, model) for name, model in config.receivers.items()}
+    tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
+    prompts = prompts_of(config.layout, tokenizers)
+    receivers = make_receivers(config, specs, _loading(session, mesh))
+    prints = {name: spec.fingerprint() for name, spec in specs.items()}
     loud = None if run_dir is None else receiver_rms.load(run_dir, prints)
     if rows or loud is None:
         groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
         for tokenizer in tokenizers.values():
             check_labels(config.layout, tokenizer, [e for group in groups for e in group])
         if loud is None:
-            loud = _loudness(config.layout, frozen, tokenizers, groups[:LOUDNESS_ROWS])
+            loud = _loudness(config.layout, receivers, tokenizers, groups[:LOUDNESS_ROWS])
         if run_dir is not None and rows:
             receiver_rms.save(run_dir, loud, prints)
     return Pipeline(
         layout=config.layout,
-        bridge=Bridge(config.bridge, config.bridge.dims(source.arch, loud)),
-        frozen=FrozenModels(source.model, frozen),
-        sources=source.tokenizers,
+        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), loud)),
+        frozen=FrozenModels.of(sender, receivers, prompts),
+        sources=tokenizers_of(config.bridge, senders),
         receivers=tokenizers,
-        fingerprints=fingerprints,
+        fingerprints=of_sender | prints,
         mesh=mesh,
     )
 
 
-def open_rival(pipeline: Pipeline, config: Config, layout: LayoutConfig, run_dir: Path) -> Pipeline:
+def open_rival(
+    pipeline: Pipeline,
+    config: Config,
+    layout: LayoutConfig,
+    run_dir: Path,
+    session: Session | None = None,
+) -> Pipeline:
     """The pipeline of another run, or exported bridge, between the same receivers: their weights
     are those of `pipeline`, the source and all sizes its own.
 
     Args:
-        config, layout, run_dir: of the other run.
+        config: of the other run.
+        layout: that its bridge was trained with.
+        run_dir: of the other run.
+        session: of the run at hand, whose sender it may share; None: a new one.
 
     Raises:
         UserError: it trains no bridge, its receivers are others, or its sender is not right.
@@ -105,23 +183,46 @@ def open_rival(pipeline: Pipeline, config: Config, layout: LayoutConfig, run_dir
             f"{run_dir}: its receivers are not {', '.join(prints)} with the same weights, "
             "so it cannot read the same rows"
         )
-    source = load_source(config, layout, pipeline.mesh)
-    receivers = {
-        name: replace(
-            model,
-            head=tuple(head_ids(layout, pipeline.receivers[name])),
-            with_text=layout.with_text,
-        )
-        for name, model in pipeline.frozen.receivers.items()
-    }
+    session = Session() if session is None else session
+    senders, sender, of_sender = _open_sender(config, layout, pipeline.mesh, session)
+    prompts = prompts_of(layout, pipeline.receivers)
     return replace(
         pipeline,
         layout=layout,
-        bridge=Bridge(config.bridge, config.bridge.dims(source.arch, loud)),
-        frozen=FrozenModels(source.model, receivers),
-        sources=source.tokenizers,
-        fingerprints=source.fingerprints | prints,
+        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), loud)),
+        frozen=FrozenModels.of(sender, pipeline.frozen.receivers, prompts),
+        sources=tokenizers_of(config.bridge, senders),
+        fingerprints=of_sender | prints,
     )
+
+
+def _open_sender(
+    config: Config, layout: LayoutConfig, mesh: Mesh, session: Session
+) -> tuple[dict[str, FrozenSpec], Sender | None, dict[str, str]]:
+    """The sender of a run's source, if it reads one: opened, its first layers loaded, and its
+    fingerprint, each by name.
+
+    Raises:
+        UserError: the source cannot read it, or it cannot read what the layout asks for.
+    """
+    assert config.bridge is not None
+    specs = {} if config.sender is None else {SENDER: session.open(SENDER, config.sender)}
+    config.bridge.dims(sender_arch(specs), {})  # raises where a source cannot read the sender
+    prints = {}
+    for name, spec in specs.items():
+        source_head_ids(layout, spec.tokenizer)  # raises where there is no chat template
+        layers = sender_layers(config, specs)
+        prints[name] = f"{spec.fingerprint(layers, head=False)}@{layers}"
+    return specs, make_sender(config, specs, _loading(session, mesh)), prints
+
+
+def _loading(session: Session, mesh: Mesh) -> Make:
+    return lambda spec, layers, head: session.load(spec, mesh, layers, head)
+
+
+def _models_of(config: Config) -> dict[str, ModelConfig]:
+    """The frozen models that a config names."""
+    return ({} if config.sender is None else {SENDER: config.sender}) | config.receivers
 
 
 def _loudness(

@@ -1,4 +1,4 @@
-"""Where the source text's features come from: one file per variant.
+"""Sources of the features of a text: one file for each variant.
 
 See docs/design.md section 1, `source`.
 """

@@ -1,10 +1,11 @@
-"""What a source is: where the features of the text come from.
+"""The contract of sources: a source gives the features of the text.
 
-A file of this folder with a dataclass `Config(Source)` is a source; its name is the file's.
+A file of this folder with a dataclass `Config(Source)` is a source with the file's name.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -20,9 +21,9 @@ class SourceShape(NamedTuple):
     """Sizes of what a source gives.
 
     Attributes:
-        width: D of one tap.
-        taps: how many taps there are, n.
-        vocab: entries of the vocabulary that `Taps.ids` are of.
+        width: D, width of one tap.
+        taps: n, number of taps.
+        vocab: entries of the vocabulary to which `Taps.ids` belong.
     """
 
     width: int
@@ -30,40 +31,40 @@ class SourceShape(NamedTuple):
     vocab: int
 
 
-class Source:
+class Source(ABC):
     """Base of every source's `Config`."""
 
     reads_sender: ClassVar[bool] = True
     """Whether it reads the frozen sender of the run."""
     sender_writes: ClassVar[bool] = True
-    """Whether the sender that it reads is a language model, which can write too (`relay`)."""
+    """Whether the sender that it reads is a language model, which can also write (`relay`)."""
 
+    @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The trainable part, a linen module `Taps -> Features`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
-        """The frozen part: what the sender's layers make of a batch of texts.
+        """The frozen part: runs the sender's layers on a batch of texts.
 
         Args:
-            sender: the frozen sender; None where there is none.
+            sender: the frozen sender; None: there is none.
             tokens: the texts.
-            params: the source's own parameters; None leaves its edits of the sender out.
+            params: the source's own parameters; None leaves out its edits of the sender.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def shape(self, sender: AnyArch | None) -> SourceShape:
         """Sizes of the taps.
 
         Raises:
-            UserError: the sender is not one that this source can read.
+            UserError: the source cannot read this sender.
         """
-        raise NotImplementedError
 
     def sender_layers(self, sender: AnyArch) -> int:
-        """How many of the sender's layers have to be loaded."""
+        """Number of the sender's layers that have to be loaded."""
         return 0
 
     def tokenizer(self, sender: Tokenizer | None) -> Tokenizer | None:
-        """In whose tokens the text is read: the sender's, unless the source has its own."""
+        """The tokenizer of the text: the sender's, unless the source has its own."""
         return sender

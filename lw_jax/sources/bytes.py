@@ -1,7 +1,7 @@
-"""ByteEncoder: the text's own UTF-8 bytes through a trained transformer, without any sender.
+"""ByteEncoder: a trained transformer reads the UTF-8 bytes of the text; there is no sender.
 
-A byte is embedded, told its place, and read by all others in `depth` layers (docs/design.md section
-4).
+A byte is embedded, given its position, and reads all others in `depth` layers (docs/design.md
+section 4).
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class Config(Source):
 
     Args:
         max_bytes: longer texts are left out and counted.
-        width, heads, depth: of the transformer.
+        width: width of the transformer.
+        heads: attention heads of the transformer.
+        depth: layers of the transformer.
         mlp_ratio: hidden width of its MLPs over the width.
-        rotary: attention sees how far apart bytes are (rotary embedding), besides where each is.
+        rotary: rotary embedding: attention also depends on the distance between bytes.
     """
 
     max_bytes: int = 2048
@@ -65,12 +67,12 @@ class Config(Source):
         return Tokenizer("bytes", backend, bos_id=None, eos_id=-1, limit=self.max_bytes)
 
     def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
-        """The bytes of a batch; there is nothing frozen to run, and no tap."""
+        """The bytes of a batch; nothing frozen is run, and there is no tap."""
         states = jnp.zeros((0, *tokens.ids.shape, 0), jnp.float32)
         return Taps(states, tokens.content, tokens.ids)
 
     def shape(self, sender: AnyArch | None) -> SourceShape:
-        """No tap of no width, and entries of the vocabulary."""
+        """No tap (width 0), and the size of the vocabulary."""
         return SourceShape(0, 0, VOCAB)
 
 

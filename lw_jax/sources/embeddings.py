@@ -1,7 +1,7 @@
 """Token embeddings of the frozen sender: what it knows of a token before it reads its context.
 
-Only the embedding table is loaded. A tokenizer and a table are all that this sender is, so it
-shows what the sender's layers add.
+Only the embedding table is loaded. Such a sender is a tokenizer and a table, so a comparison with
+it shows what the sender's layers add.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ class Config(Source):
     """Token embeddings of the sender.
 
     Args:
-        normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
-        pca: principal directions that a `calibrate` stage fits, in the channels' place; null: none.
+        normaliser: normalises by statistics of a `calibrate` stage; null: each token by its RMS.
+        pca: replaces the channels by principal directions that a `calibrate` stage fits; null:
+            none.
     """
 
     normaliser: Normaliser | None = None
@@ -38,22 +39,22 @@ class Config(Source):
         check_alone(self.pca, self.normaliser)
 
     def build(self, dims: BridgeDims) -> hidden_states.HiddenStates:
-        """The trainable part of the source: that of one tap."""
+        """The trainable part: the same as for one hidden state."""
         one = hidden_states.Config((0,), normaliser=self.normaliser, pca=self.pca)
         return one.build(dims)
 
     def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
-        """The embeddings of a batch as its one tap [1, B, T, D]; no layer is run."""
+        """The embeddings of a batch as its only tap [1, B, T, D]; no layer is run."""
         assert isinstance(sender, FrozenDecoder)
         states = embed_tokens(sender.params, tokens.ids)[None]
         return Taps(jax.lax.stop_gradient(states), tokens.content, tokens.ids)
 
     def shape(self, sender: AnyArch | None) -> SourceShape:
-        """Width of the table, one tap, and entries of the sender's vocabulary.
+        """Width of the table, one tap, and the size of the sender's vocabulary.
 
         Raises:
-            UserError: no sender or an encoder, or its table has fewer directions than the PCA is to
-                keep.
+            UserError: there is no sender or it is an encoder, or the PCA has more directions than
+                the table has channels.
         """
         table = decoder(sender, "embeddings")
         if self.pca is not None:

@@ -1,8 +1,8 @@
 """Hidden states of the frozen sender at one, several or all layers.
 
-Last layers hold the least content, middle layers more, a gated mix the most (docs/design.md section
-12: 49.4 last, 63.9 middle, 66.6 gated). Each tap is RMS-normed, so that no layer drowns the others,
-or normed by measured statistics, or seen in its principal directions.
+The last layers hold the least content, middle layers more, a gated mix the most (docs/design.md
+section 12: 49.4 last, 63.9 middle, 66.6 gated). Each tap is RMS-normed, so that no layer dominates;
+or it is normed by measured statistics, or projected on its principal directions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from lw_jax.errors import UserError
 from lw_jax.layers.low_rank import LowRank, LowRankConfig
@@ -36,11 +37,12 @@ class Config(Source):
 
     Args:
         layers: taps, as the number of layers run before them (0: the embeddings); empty for all.
-        of: the layers are counted in a sender of so many, and taken at the same share of this one's
-            (16 of 32 is 2 of 4); null: in this one.
-        mix: `concat` puts the taps side by side; `gated` adds them by learned softmax gates.
-        normaliser: by statistics that a `calibrate` stage measures; null: each token by its RMS.
-        pca: principal directions of each tap that a `calibrate` stage fits, in the channels' place;
+        of: number of layers that `layers` counts in; taps are moved to the same relative depth of
+            the sender (16 of 32 is 2 of 4). null: the sender's own number of layers.
+        mix: `concat` puts the taps side by side; `gated` adds them with learned softmax gates.
+        normaliser: normalises by statistics of a `calibrate` stage; null: each token by its RMS.
+        pca: replaces the channels of each tap by principal directions that a `calibrate` stage
+            fits;
             null: none.
         lora: low-rank edits of the sender's first layers, trained with the bridge; null: gradients
             stop before the sender.
@@ -65,10 +67,10 @@ class Config(Source):
             raise UserError(f"lora.dropout: a sender's edits have none; got {self.lora.dropout}")
 
     def taps(self, sender: Arch) -> tuple[int, ...]:
-        """The layers tapped, ascending.
+        """The tapped layers, ascending.
 
         Raises:
-            UserError: a layer lies beyond the sender's.
+            UserError: the sender does not have such a layer.
         """
         count = self.of or sender.layers
         layers = self.layers or tuple(range(count + 1))
@@ -86,13 +88,15 @@ class Config(Source):
         return HiddenStates(self, dims.sender)
 
     def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
-        """Run the sender up to its highest tap; gradients reach its LoRA alone, if it has one.
+        """Runs the sender up to its highest tap; gradients reach only its LoRA, if it has one.
 
         Args:
-            params: of the source; None leaves the LoRA out.
+            sender: the frozen sender.
+            tokens: the texts.
+            params: the source's parameters; None leaves out the LoRA.
 
         Returns:
-            taps [n, B, T, D], mask [B, T] (False for BOS and primer, which are no content), ids.
+            Taps [n, B, T, D], mask [B, T] (False for BOS and primer, which are not content), ids.
         """
         assert isinstance(sender, FrozenDecoder)
         layers = self.taps(sender.arch)
@@ -116,11 +120,11 @@ class Config(Source):
         return Taps(states, tokens.content, tokens.ids)
 
     def shape(self, sender: AnyArch | None) -> SourceShape:
-        """Width of a tap, how many taps, and entries of the sender's vocabulary.
+        """Width of a tap, number of taps, and the size of the sender's vocabulary.
 
         Raises:
-            UserError: no sender or an encoder, a tap beyond its layers, a LoRA beyond those that
-                are run, or a PCA of more directions than there are.
+            UserError: there is no sender or it is an encoder, a tap or a LoRA is beyond the layers
+                that are run, or the PCA has more directions than there are channels.
         """
         read = decoder(sender, "hidden_states")
         deep, edited = max(self.taps(read)), self.lora and self.lora.layers
@@ -134,14 +138,14 @@ class Config(Source):
         return SourceShape(read.width, len(self.taps(read)), read.vocab_size)
 
     def sender_layers(self, sender: AnyArch) -> int:
-        """Layers of the sender that have to be loaded: up to the highest tap."""
+        """Number of the sender's layers that have to be loaded: up to the highest tap."""
         return max(1, *self.taps(decoder(sender, "hidden_states")))
 
 
 class HiddenStates(nn.Module):
     """Taps [n, B, T, D] to features [B, T, n*D] (`concat`) or [B, T, D] (`gated`).
 
-    With a PCA the C components of a tap stand in the place of its D channels.
+    With a PCA the C components of a tap replace its D channels.
     """
 
     config: Config
@@ -164,12 +168,12 @@ class HiddenStates(nn.Module):
             gates = nn.softmax(self.param("gates", nn.initializers.zeros, (taps.shape[0],)))
             x = jnp.einsum("n,nbtd->btd", gates * taps.shape[0] ** 0.5, normed)
         else:
-            x = jnp.moveaxis(normed, 0, 2).reshape(*normed.shape[1:3], -1)
+            x = rearrange(normed, "n b t d -> b t (n d)")
         return Features(x, source.mask, source.ids)
 
 
 def edits_of(config: LowRankConfig, sender: ModelDims, params: PyTree) -> Edits:
-    """The edits of a sender's layers."""
+    """The edits of the sender's layers."""
     given = LowRank(config, sender).apply({"params": params}, None)
     assert isinstance(given, Delivery) and given.edits is not None
     return given.edits

@@ -1,9 +1,9 @@
-"""StatisticalNormalizer: the sender's states whitened, then coloured like a receiver's embeddings.
+"""StatisticalNormalizer: whitens the sender's states, then gives them a receiver's statistics.
 
-Per channel, by means and deviations that a `calibrate` stage has measured (docs/design.md section
-4; sender norm 13.6 against receiver 0.029 was the earlier systems' gap). They lie among the
-bridge's parameters, so that every checkpoint and export carries them, in `statistics`, which no
-optimiser moves.
+Works per channel, with means and deviations that a `calibrate` stage has measured (docs/design.md
+section 4; in the earlier systems the sender's norm was 13.6, the receiver's 0.029). The statistics
+are among the bridge's parameters, under `statistics`, so every checkpoint and export contains them;
+no optimiser changes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from lw_jax.types import Array, PyTree
 
 SMALLEST = 1e-6
-"""Least deviation that is divided by: a channel that never moves stays at zero."""
+"""Smallest deviation to divide by: a channel that is constant stays at zero."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Normaliser:
     """Whitening and colouring by measured statistics.
 
     Args:
-        target: the receiver whose embeddings' statistics the states are given; null: the first.
+        target: the receiver whose embeddings give the statistics of the result; null: the first.
         trainable: learn a gain and a bias between the two, in the target's deviations.
     """
 
@@ -36,12 +36,12 @@ class Normaliser:
     trainable: bool = False
 
     def target_of(self, receivers: list[str]) -> str:
-        """The receiver whose embeddings give the colour."""
+        """The receiver whose embeddings give the statistics of the result."""
         return self.target if self.target is not None else receivers[0]
 
 
 class StatisticalNormaliser(nn.Module):
-    """States [n, B, T, D] -> states whose channels are spread like the target's embeddings."""
+    """States [n, B, T, D] -> states whose channels have a receiver's embedding statistics."""
 
     config: Normaliser
 
@@ -59,13 +59,13 @@ class StatisticalNormaliser(nn.Module):
 
 
 def _unfilled(rng: Array, shape: tuple[int, int]) -> dict[str, Array]:
-    """No number, so that statistics that were never filled in cannot pass for some."""
+    """NaN, so that statistics that were never measured cannot go unnoticed."""
     names = ("source_mean", "source_std", "target_mean", "target_std")
     return {name: jnp.full(shape, jnp.nan, jnp.float32) for name in names}
 
 
 def normaliser_of(source: Any) -> Normaliser | None:
-    """The normaliser among a source's options, if it has one."""
+    """The normaliser in a source's options; None: it has none."""
     found = [value for value in vars(source).values() if isinstance(value, Normaliser)]
     return found[0] if found else None
 
@@ -74,8 +74,9 @@ def fill(params: PyTree, statistics: Mapping[str, np.ndarray], target: str) -> P
     """A source's parameters with measured statistics in the normaliser.
 
     Args:
-        statistics: `source/mean`, `source/std` [n, D], and of every receiver [1, its width].
-        target: the receiver; where its width is not D, its mean and deviation over all channels.
+        params: the source's parameters.
+        statistics: `source/mean`, `source/std` [n, D], and those of every receiver [1, its width].
+        target: the receiver; if its width is not D, one mean and deviation over all its channels.
     """
     own = params["normaliser"]
     shape = own["statistics"]["source_mean"].shape

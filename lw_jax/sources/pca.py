@@ -1,8 +1,8 @@
-"""PCA: the sender's states in their principal directions, which a `calibrate` stage has fitted.
+"""PCA: the sender's states in principal directions that a `calibrate` stage has fitted.
 
 docs/design.md section 1 (token embeddings, optionally through a fitted PCA) and section 4 (PCA
-baselines). The fit lies among the bridge's parameters, so that every checkpoint and export carries
-it, in `statistics`, which no optimiser moves.
+baselines). The fit is among the bridge's parameters, under `statistics`, so every checkpoint and
+export contains it; no optimiser changes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lw_jax.types import Array, PyTree
 from lw_jax.utils.checks import at_least
 
 SMALLEST = 1e-3
-"""Least deviation, over the largest, that is divided by: float32 does not know smaller ones."""
+"""Smallest deviation to divide by, relative to the largest: float32 cannot tell smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Pca:
     """Projection on the principal directions of the states.
 
     Args:
-        components: directions kept, those of the largest variance.
-        whiten: every component has deviation 1; false: all are divided by the one number that
-            makes their RMS 1, and keep their shares of the variance.
+        components: number of directions kept, those of the largest variance.
+        whiten: every component has deviation 1; false: all are divided by the same number, so that
+            their RMS is 1 and they keep their shares of the variance.
     """
 
     components: int
@@ -41,10 +41,14 @@ class Pca:
         at_least(self, 1, "components")
 
     def check_width(self, source: str, width: int) -> None:
-        """Whether states of that width have so many directions.
+        """Checks that states of this width have enough directions.
+
+        Args:
+            source: name of the source, for the message.
+            width: width of its states.
 
         Raises:
-            UserError: they have fewer; source: its name, for this message.
+            UserError: they have fewer.
         """
         if self.components > width:
             raise UserError(
@@ -68,14 +72,14 @@ class Projection(nn.Module):
 
 
 def scale(config: Pca, deviations: Array) -> Array:
-    """What the components are divided by: deviations [n, C] -> [n, C], or [n, 1] for all alike."""
+    """The divisors of the components: deviations [n, C] -> [n, C], or [n, 1] for all alike."""
     if not config.whiten:
         return jnp.sqrt(jnp.mean(jnp.square(deviations), axis=-1, keepdims=True))
     return jnp.maximum(deviations, SMALLEST * jnp.max(deviations, axis=-1, keepdims=True))
 
 
 def _unfilled(rng: Array, shape: tuple[int, int, int]) -> dict[str, Array]:
-    """No number, so that a PCA that was never fitted cannot pass for one."""
+    """NaN, so that a PCA that was never fitted cannot go unnoticed."""
     taps, width, components = shape
     shapes = {
         "mean": (taps, width),
@@ -86,17 +90,18 @@ def _unfilled(rng: Array, shape: tuple[int, int, int]) -> dict[str, Array]:
 
 
 def pca_of(source: Any) -> Pca | None:
-    """The PCA among a source's options, if it has one."""
+    """The PCA in a source's options; None: it has none."""
     found = [value for value in vars(source).values() if isinstance(value, Pca)]
     return found[0] if found else None
 
 
 def check_alone(pca: Pca | None, normaliser: object | None) -> None:
-    """A PCA centres and scales by itself, and its components are no channels of a receiver.
+    """Checks that a PCA and a normaliser are not combined.
+
+    A PCA centres and scales by itself, and its components are not channels of a receiver.
 
     Raises:
-        UserError: a normaliser is set as well, which whitens channels and colours them as a
-            receiver's.
+        UserError: both are set.
     """
     if pca is not None and normaliser is not None:
         raise UserError(
@@ -110,10 +115,11 @@ def principal(products: np.ndarray, count: float) -> tuple[np.ndarray, np.ndarra
 
     Args:
         products: sums of products of deviations [n, D, D], float64.
+        count: number of tokens.
 
     Returns:
-        directions [n, D, D] float64, one a column, by descending variance, signed so that the
-        entry of the largest size is positive; variances [n, D] float64.
+        Directions [n, D, D] float64, as columns, by descending variance, with signs such that the
+        largest entry is positive; variances [n, D] float64.
     """
     variances, directions = np.linalg.eigh(products / count)
     variances, directions = np.maximum(variances[:, ::-1], 0.0), directions[:, :, ::-1]
@@ -122,11 +128,16 @@ def principal(products: np.ndarray, count: float) -> tuple[np.ndarray, np.ndarra
 
 
 def fit(config: Pca, products: np.ndarray, count: float) -> dict[str, np.ndarray]:
-    """What a `calibrate` stage keeps of products [n, D, D] over `count` tokens, float64.
+    """What a `calibrate` stage saves, float64.
+
+    Args:
+        config: the PCA.
+        products: sums of products of deviations [n, D, D].
+        count: number of tokens.
 
     Returns:
         `directions` [n, D, C], `variances` [n, D] of all directions, and `kept` [n], the share of
-        the variance that the C directions hold (1 where nothing varies).
+        the variance in the C directions (1 where nothing varies).
     """
     directions, variances = principal(products, count)
     total = variances.sum(axis=1)
@@ -142,6 +153,7 @@ def fill(params: PyTree, statistics: Mapping[str, np.ndarray]) -> PyTree:
     """A source's parameters with a fitted PCA.
 
     Args:
+        params: the source's parameters.
         statistics: `source/mean` [n, D], `source/directions` [n, D, C], `source/variances` [n, D].
     """
     directions = statistics["source/directions"]

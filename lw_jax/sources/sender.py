@@ -8,7 +8,7 @@ from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 
 
 def decoder(sender: AnyArch | None, source: str) -> Arch:
-    """The sender of a source that reads a language model.
+    """The sender, for a source that reads a language model.
 
     Raises:
         UserError: there is none, or it is an encoder.
@@ -24,7 +24,7 @@ def decoder(sender: AnyArch | None, source: str) -> Arch:
 
 
 def encoder(sender: AnyArch | None, source: str) -> EncoderArch:
-    """The sender of a source that reads a sentence encoder.
+    """The sender, for a source that reads a sentence encoder.
 
     Raises:
         UserError: there is none, or it is a decoder.

@@ -1,9 +1,9 @@
-"""Tokens, or the one vector, of a frozen sentence encoder such as MiniLM or bge.
+"""Token states, or one vector, of a frozen sentence encoder such as MiniLM or bge.
 
-The run's `sender` is the encoder. It reads [CLS] text [SEP] in its own tokens, all of them seen by
-each other (docs/design.md sections 1 and 4). The STQueryEncoder of LatentWire (PyTorch) is `pool:
-none` before the compressor pooled_queries (with its gates) or perceiver; its SimpleEncoder, one
-sentence vector spread over the slots, is `pool: mean` before pool_expand.
+The run's `sender` is the encoder. It reads [CLS] text [SEP] in its own tokens, and every token sees
+all others (docs/design.md sections 1 and 4). With `pool: none`, before `pooled_queries` (with
+gates) or `perceiver`, this is the STQueryEncoder of LatentWire (PyTorch); with `pool: mean`, before
+`pool_expand`, its SimpleEncoder.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from lw_jax.utils.checks import at_least
 class Config(Source):
     """States of a sentence encoder.
 
-    Every feature has unit RMS, unless a normaliser is given: a sentence vector is the normalised
-    one of sentence-transformers times the square root of its width. A text with more tokens than
+    Every feature has unit RMS, unless a normaliser is given. So a sentence vector is the normalised
+    vector of sentence-transformers times the square root of its width. A text with more tokens than
     the encoder has positions for, or than `layout.max_tokens`, is left out and counted, never cut.
     `layout.source_primer` is read before the text: "" for none, or the instruction that the
     encoder was trained with.
@@ -42,9 +42,9 @@ class Config(Source):
     Args:
         layer: layers run (0: the embeddings); null: all.
         pool: `none` gives the text's tokens; `mean` one vector, the mean over all tokens, [CLS] and
-            [SEP] among them, as sentence-transformers pools MiniLM; `cls` the state of [CLS], as it
-            pools bge. Of one vector no reader learns how long the text was.
-        normaliser: by statistics that a `calibrate` stage measures; null: each vector by its RMS.
+            [SEP] included, as sentence-transformers pools MiniLM; `cls` the state of [CLS], as it
+            pools bge. A pooled text does not show its length.
+        normaliser: normalises by statistics of a `calibrate` stage; null: each vector by its RMS.
     """
 
     layer: int | None = None
@@ -57,7 +57,7 @@ class Config(Source):
         at_least(self, 0, "layer")
 
     def layers(self, arch: EncoderArch) -> int:
-        """Layers run.
+        """Number of layers run.
 
         Raises:
             UserError: the encoder has fewer.
@@ -71,16 +71,16 @@ class Config(Source):
         return count
 
     def build(self, dims: BridgeDims) -> SentenceEncoder:
-        """The trainable part of the source: none, or a normaliser's gain and bias."""
+        """The trainable part: nothing, or a normaliser's gain and bias."""
         return SentenceEncoder(self)
 
     def extract(self, sender: Sender | None, tokens: SourceTokens, params: PyTree | None) -> Taps:
-        """Run the encoder; no gradient reaches it.
+        """Runs the encoder; no gradient reaches it.
 
         Returns:
-            one tap [1, B, T, D], in which a pooled text has its vector at every token, so that
+            One tap [1, B, T, D], in which a pooled text has its vector at every token, so that
             objectives still know its words; mask [B, T] (False for [CLS], primer and [SEP], which
-            are no content but are read); ids [B, T].
+            are read but are not content); ids [B, T].
         """
         assert isinstance(sender, FrozenEncoder)
         ids, lengths = tokens.ids, tokens.lengths
@@ -99,22 +99,22 @@ class Config(Source):
         return Taps(h[None], mask, ids)
 
     def shape(self, sender: AnyArch | None) -> SourceShape:
-        """Width of the states, one tap, and entries of the encoder's vocabulary.
+        """Width of the states, one tap, and the size of the encoder's vocabulary.
 
         Raises:
-            UserError: no sender, one that is no encoder, or one with too few layers.
+            UserError: there is no sender, it is not an encoder, or it has too few layers.
         """
         read = encoder(sender, "sentence_encoder")
         self.layers(read)
         return SourceShape(read.width, 1, read.vocab_size)
 
     def sender_layers(self, sender: AnyArch) -> int:
-        """Layers of the encoder that have to be loaded."""
+        """Number of the encoder's layers that have to be loaded."""
         return self.layers(encoder(sender, "sentence_encoder"))
 
 
 class SentenceEncoder(nn.Module):
-    """Taps [1, B, T, D] to features [B, T, D] float32, or [B, 1, D] where they are pooled."""
+    """Taps [1, B, T, D] to features [B, T, D] float32, or [B, 1, D] if they are pooled."""
 
     config: Config
 
@@ -125,7 +125,7 @@ class SentenceEncoder(nn.Module):
         features: Features = states(source)
         if self.config.pool == "none":
             return features
-        # Every token of a text holds its one vector; a text without any gives zeros, masked.
+        # Every token of a text holds the text's vector; a text without tokens gives zeros, masked.
         some = jnp.any(features.mask, axis=1, keepdims=True)
         first = jnp.argmax(features.mask, axis=1)[:, None]
         x = jnp.take_along_axis(features.x, first[..., None], axis=1) * some[..., None]

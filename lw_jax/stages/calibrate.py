@@ -47,7 +47,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
         SystemExit: code 0 after SIGTERM, with what is gathered kept.
     """
     config = run.config
-    pipeline = open_pipeline(config, run.mesh, run.run_dir)
+    pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), cfg.rows)]
     path, mine = path_of(run.run_dir, name), identity(config, name, pipeline)
     found, start = statistics.load_part(path, mine)

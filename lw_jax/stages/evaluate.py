@@ -27,6 +27,8 @@ from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.relay import Written
 from lw_jax.mesh import put_batch, replicated
+from lw_jax.models.frozen import FrozenDecoder
+from lw_jax.models.spec import SENDER
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
@@ -52,7 +54,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     """
     layout = cfg.layout or layout_at(run.config, before=name)
     config = dataclasses.replace(run.config, layout=layout)
-    pipeline = open_pipeline(config, run.mesh, run.run_dir)
+    pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     if cfg.ratio is not None:
         pipeline = dataclasses.replace(pipeline, bridge=pipeline.bridge.at_ratio(cfg.ratio))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
@@ -61,7 +63,10 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, tokenizers)
     groups: list[Group] = [(e,) for e in (*drawn, *answering(drawn, candidates))]
     collate = pipeline.collate(groups)
-    bridges = [rivals.load(n, at, pipeline, groups, cfg.checkpoint) for n, at in cfg.rivals.items()]
+    bridges = [
+        rivals.load(n, at, pipeline, groups, cfg.checkpoint, run.session)
+        for n, at in cfg.rivals.items()
+    ]
     examples = drawn
     for readers in (collate, *(other.collate for other in bridges)):
         examples = rows.usable(examples, readers)
@@ -217,7 +222,12 @@ def _relay(
     """What the sender writes, kept in case the evaluation is stopped."""
     sender, cfg = run.config.sender, compared.config
     assert sender is not None  # the config was checked
-    found = relay.written(cfg.relay, layout, sender, run.mesh, compared.examples, compared.size)
+    spec = run.session.open(SENDER, sender)
+    model = run.session.load(spec, run.mesh)  # whole; let go of when it has written
+    assert isinstance(model, FrozenDecoder)  # the config was checked
+    found = relay.written(
+        cfg.relay, layout, model, spec.tokenizer, compared.examples, compared.size
+    )
     partial.save_written(found)
     compared.say(f"sender: wrote {len(found.texts)} texts in {found.seconds:.1f} s")
     return found

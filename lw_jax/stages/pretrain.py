@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,11 @@ from lw_jax.config.parse import to_dict
 from lw_jax.data import gsm8k
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.models.lm import load_lm
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
+from lw_jax.models.spec import open_model
 from lw_jax.pretrain.batches import Texts, left_out
 from lw_jax.pretrain.config import ArchConfig, PretrainConfig
 from lw_jax.pretrain.final_test import final_test
@@ -70,13 +72,15 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     out = Path(cfg.out)
     save_pretrained(out, arch, state.params)
     save_tokenizer(hf_tokenizer, arch.family, out, arch.max_positions)
-    lm = load_lm(out, run.mesh, dtype=compute_dtype())
+    spec = open_model(name, ModelConfig(str(out), dtype=compute_dtype()))
+    model = spec.load(run.mesh)
+    assert isinstance(model, FrozenDecoder)  # it was written as one
     figures = {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "steps": cfg.steps,
         "minutes": minutes(run.run_dir / "diagnostics.jsonl", name),
         "left_out": skipped,
-        **final_test(lm, cfg, problems(cfg), seed),
+        **final_test(model, spec.tokenizer, cfg, problems(cfg), seed),
     }
     write_text(run.out_dir / "metrics.json", json.dumps({"pretrain": {name: figures}}, indent=2))
     write_text(out / "README.md", model_card(out.name, cfg, arch, figures, run.command))
@@ -115,16 +119,18 @@ def make_arch(cfg: PretrainConfig, tokenizer: Backend) -> Arch:
     )
 
 
-def compute_dtype() -> Any:
+def compute_dtype() -> Literal["float32", "bfloat16"]:
     """bfloat16 where the device multiplies it faster, else float32."""
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def _train(run: Run, name: str, cfg: PretrainConfig, arch: Arch, texts: Texts) -> TrainState:
     keys = jax.random.split(jax.random.key(run.config.seed))
     params = init(arch, keys[0])
     optimiser = make_optimiser(cfg.optimiser, params, cfg.steps)
-    step = make_step(arch, optimiser, cfg.rest_weight, cfg.written_weight, compute_dtype())
+    step = make_step(
+        arch, optimiser, cfg.rest_weight, cfg.written_weight, jnp.dtype(compute_dtype())
+    )
     ids = hashlib.sha256(texts.tokenizer.backend.to_str().encode()).hexdigest()[:32]
     return fit(
         Job(

@@ -44,7 +44,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     config = dataclasses.replace(
         config, data=cfg.data or config.data, layout=cfg.layout or config.layout
     )
-    pipeline = open_pipeline(config, run.mesh, run.run_dir)
+    pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     objectives = cfg.objectives or config.objectives
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
     params = {

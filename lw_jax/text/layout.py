@@ -10,7 +10,7 @@ are the joint tokenisation's. No jax here: worker processes prepare batches with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lw_jax.data.example import Example
@@ -35,6 +35,32 @@ def head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
     before, _ = _chat(config, tokenizer)
     bos = _bos(tokenizer) if config.bos == "start" else []
     return bos + tokenizer.encode(before + config.primer)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a layout puts around the message in one receiver's sequence; hashable, so that it is
+    static in jitted functions.
+
+    Attributes:
+        head: ids of [BOS] and primer, which come first.
+        with_text: whether the text follows what is delivered, so that the receiver reads both.
+    """
+
+    head: tuple[int, ...] = ()
+    with_text: bool = False
+
+
+def prompts_of(config: LayoutConfig, receivers: Mapping[str, Tokenizer]) -> dict[str, Prompt]:
+    """What a layout puts around the message of every receiver.
+
+    Raises:
+        UserError: the layout is a chat, and a receiver has no chat template.
+    """
+    return {
+        name: Prompt(tuple(head_ids(config, tokenizer)), config.with_text)
+        for name, tokenizer in receivers.items()
+    }
 
 
 def source_head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:

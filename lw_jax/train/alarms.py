@@ -8,7 +8,7 @@ of the stage's steps below, and at every later one while it lasts.
 |---|---|---|---|
 | `loudness` | 7 | step 1 | RMS of the soft tokens above 3 or below 1/3 of real embeddings' |
 | `dead_objective` | 8, 9 | step 1 | weighted gradient by the bridge below 1e-4 of the largest, |
-| | | | but for one that holds something which is where it should be |
+| | | | except constraints that are met (`Objective.at_rest`) |
 | `saturation` | 10 | step 1 | over a quarter of the entries lie beyond 0.97 of tanh |
 | `detached_head` | 14 | step 1 | an objective moves the latent, but nothing a receiver is given |
 | `pooled` | 16 | 10 % | slots of a text are alike (cosine above 0.98), or, with every source |

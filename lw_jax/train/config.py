@@ -71,8 +71,8 @@ class TrainConfig:
     questions: int = 1
     curriculum: tuple[Level, ...] = ()
     optimiser: OptimiserConfig = OptimiserConfig()
-    objectives: ObjectivesConfig | None = None  # type: ignore[valid-type]
-    data: DataConfig | None = None  # type: ignore[valid-type]
+    objectives: ObjectivesConfig | None = None
+    data: DataConfig | None = None
     layout: LayoutConfig | None = None
     train_only: tuple[str, ...] = ()
     init_from: str | None = None

@@ -6,8 +6,8 @@ Jacobian is pulled back row by row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,33 +18,29 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
-from lw_jax.objectives.context import Context
+from lw_jax.objectives.common.context import Context
 from lw_jax.train.step import Batch, Plan, all_terms
 from lw_jax.types import Array, Delivery, Latent, PyTree
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class _Probed(Context):
     """A context with zeros added to the latent and to the deliveries, to differentiate by."""
 
     at_latent: Array | None = None
     at_given: dict[str, list[Array]] = field(default_factory=dict)
 
-    @cached_property
-    def encoded(self) -> tuple[Latent, Intermediates]:
-        latent, intermediates = self.apply(self.views, method="encode", key=0)
+    def _encode(self) -> tuple[Latent, Intermediates]:
+        latent, intermediates = super()._encode()
         if self.at_latent is not None:
-            latent = latent.replace(slots=latent.slots + self.at_latent)
+            latent = replace(latent, slots=latent.slots + self.at_latent)
         return latent, intermediates
 
-    @cached_property
-    def given(self) -> dict[str, tuple[Delivery, Intermediates]]:
-        found = {}
-        for i, name in enumerate(self.dims.receivers):
-            delivery, intermediates = self.apply(name, self.latent, method="deliver", key=1 + i)
-            if name in self.at_given:
-                delivery = _added(delivery, self.at_given[name])
-            found[name] = delivery, intermediates
+    def _give(self) -> dict[str, tuple[Delivery, Intermediates]]:
+        found = super()._give()
+        for name, zeros in self.at_given.items():
+            delivery, sown = found[name]
+            found[name] = _added(delivery, zeros), sown
         return found
 
 
@@ -92,7 +88,6 @@ def objective_gradients(
             bridge.extract(frozen.sender, batch, own),
             jax.random.key(0),
             True,
-            params.get("heads", {}),
             at_latent=at_latent,
             at_given=at_given,
         )
@@ -108,11 +103,11 @@ def objective_gradients(
     def losses(own: PyTree, at_latent: Array, at_given: Any) -> tuple[Array, Any]:
         context = context_of(own, at_latent, at_given)
         totals = {name: jnp.float32(0.0) for name, _ in plan.objectives}
-        terms = all_terms(plan, context)
+        terms, watched = all_terms(plan, context, params["heads"])
         for (name, _), term in terms.items():
             totals[name] += mean(term) / len(bridge.dims.receivers)
-        watched = {name: mean(term) for name, term in context.watched.items()}
-        seen = watched | {name: mean(term) for (_, name), term in terms.items()}
+        seen = {name: mean(term) for name, term in watched.items()}
+        seen |= {name: mean(term) for (_, name), term in terms.items()}
         return jnp.stack(list(totals.values())), seen
 
     loss, pull, seen = jax.vjp(losses, params["bridge"], *zeros, has_aux=True)

@@ -107,15 +107,14 @@ class QuickEvaluation:
         """What evaluations after these steps will run."""
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
         for name in pipeline.bridge.dims.receivers:
-            given = (self.pipeline.bridge, name, params, frozen, self.batch)
+            given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, self.batch)
             programs.add(latents.quick_scores, *given, np.int32(0), self._starts[name])
             programs.add(latents.inspect, *given)
             programs.add(latents.quick_answers, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                programs.add(
-                    objective_gradients, pipeline.bridge, plan, state.params, frozen, self._few
-                )
+                of = pipeline.bridge, plan, state.params, frozen, self._few
+                programs.add(objective_gradients, *of)
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
@@ -194,9 +193,9 @@ class QuickEvaluation:
         }
         # An objective that waits for a gate, or has no weight yet, moves nothing by design.
         live = {n for n, c in plan.objectives if weights[n] != 0 and c.schedule.gate is None}
-        # Nor does one that holds something while that is where it should be.
-        held = zip(plan.objectives, norms["loss"], strict=True)
-        live -= {n for (n, c), loss in held if loss <= getattr(c, "at_rest", -np.inf)}
+        # Nor does a constraint that is met.
+        losses = zip(plan.objectives, norms["loss"], strict=True)
+        live -= {n for (n, c), loss in losses if loss <= c.at_rest}
         by = {
             what: {name: float(norms[what][i]) for i, (name, _) in enumerate(plan.objectives)}
             for what in ("bridge", "latent", "delivered")
@@ -206,9 +205,10 @@ class QuickEvaluation:
         raised += alarms.detached_heads(by["latent"], by["delivered"])
         seen = norms["seen"]
         for name in s.bridge.dims.receivers:
-            if f"{name}/flow/shuffled" in seen:
-                flow, shuffled = float(seen[f"{name}/flow"]), float(seen[f"{name}/flow/shuffled"])
-                raised += alarms.blind_flow(name, flow, shuffled, step / self.steps)
+            for own in (f"{name}/{objective}" for objective, _ in plan.objectives):
+                if f"{own}/shuffled" in seen:
+                    loss, shuffled = float(seen[own]), float(seen[f"{own}/shuffled"])
+                    raised += alarms.blind_flow(name, loss, shuffled, step / self.steps)
         return {f"grad_norm/objective/{n}": v for n, v in weighted.items()}, raised
 
     def _gold_top_share(self, name: str) -> float:

@@ -7,7 +7,6 @@ non-zero, so a delayed start is another plan, not a branch.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,32 +19,46 @@ from jax.sharding import Mesh
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.paths import components
+from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.mesh import replicated
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
-from lw_jax.objectives.base import Term, mean
-from lw_jax.objectives.context import Context, gated
+from lw_jax.objectives.base import (
+    Objective,
+    Term,
+    check_contract,
+    checked_terms,
+    mean,
+    naming,
+)
+from lw_jax.objectives.common.context import Context
 from lw_jax.train.state import TrainState, apply_gradients
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import BatchKind
 
 Batch = dict[str, Array]
-Terms = dict[tuple[str, str], Term]
-"""Terms by (objective, `<receiver>/<term>`)."""
-Seen = tuple[Terms, dict[str, Term], Intermediates]
-"""Of a microbatch: terms, watched terms, and what the parts noted if one of them moves itself."""
+LossTerms = dict[tuple[str, str], Term]
+"""Terms of the loss by (objective, `<receiver>/<term>`)."""
+Watched = dict[str, Term]
+"""What is logged and is no part of the loss, by `<receiver>/<name>`."""
+Seen = tuple[LossTerms, Watched, Intermediates]
+"""Of a microbatch: both, and what the parts sowed if one of them moves itself."""
+
+COSINE = "reconstruction_cosine"
+"""Name of `Terms.cosine` in the log."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is static in a step besides the shapes.
 
-    objectives: name and config of those whose weight can be non-zero, in order of name.
+    Attributes:
+        objectives: name and config of those whose weight can be non-zero, in order of name.
     """
 
-    objectives: tuple[tuple[str, Any], ...]
+    objectives: tuple[tuple[str, Objective], ...]
 
 
 def plan_at(objectives: Any, step: int, kind: BatchKind = "latent") -> Plan:
@@ -54,46 +67,114 @@ def plan_at(objectives: Any, step: int, kind: BatchKind = "latent") -> Plan:
     return Plan(tuple((n, c) for n, c in named if c.schedule.active(step, kind)))
 
 
-def objective(name: str) -> Any:
-    """An objective's module."""
-    return importlib.import_module(f"lw_jax.objectives.{name}")
-
-
 def init_heads(objectives: Any, dims: BridgeDims, rng: Array) -> dict[str, PyTree]:
-    """Fresh parameters of the objectives that have heads of their own."""
+    """Fresh parameters of the objectives that have heads of their own, by the objective's name.
+
+    Raises:
+        UserError: an objective does not keep its contract, or does not suit the bridge.
+    """
     heads = {}
     for i, (name, config) in enumerate(sorted(chosen(objectives).items())):
-        if hasattr(objective(name), "init"):
-            heads[name] = objective(name).init(config, dims, jax.random.fold_in(rng, i))
+        check_contract(name, config)
+        with naming(name, config):
+            own = config.init(dims, jax.random.fold_in(rng, i))
+        if own is not None:
+            heads[name] = own
     return heads
 
 
 def context_of(
-    bridge: Bridge, params: PyTree, frozen: FrozenModels, batch: Batch, rng: Array, train: bool
+    bridge: Bridge,
+    params: PyTree,
+    frozen: FrozenModels,
+    batch: Batch,
+    rng: Array,
+    train: bool,
+    latent_keep: Array | None = None,
+    scheduled_sampling: Array | None = None,
 ) -> Context:
     """What the objectives see of a batch.
 
     Args:
-        params: `{"bridge": ..., "heads": ...}`.
+        bridge: the bridge.
+        params: its parameters.
+        frozen: the frozen models.
+        batch: of `lw_jax.text.collate`.
+        rng: the objectives'.
+        train: whether dropout is on.
+        latent_keep: see `Context`.
+        scheduled_sampling: see `Context`.
     """
-    own = params["bridge"]
-    views = bridge.extract(frozen.sender, batch, own)
-    return Context(bridge, own, frozen, batch, views, rng, train, params.get("heads", {}))
+    return Context(
+        bridge,
+        params,
+        frozen,
+        batch,
+        bridge.extract(frozen.sender, batch, params),
+        rng,
+        train,
+        latent_keep=latent_keep,
+        scheduled_sampling=scheduled_sampling,
+    )
 
 
-def all_terms(plan: Plan, context: Context) -> Terms:
-    """Every objective's terms for every receiver."""
-    found: Terms = {}
+def all_terms(
+    plan: Plan, context: Context, heads: Mapping[str, PyTree]
+) -> tuple[LossTerms, Watched]:
+    """Every objective's terms for every receiver.
+
+    Args:
+        plan: which objectives.
+        context: what they see.
+        heads: parameters of their heads, by the objective's name.
+
+    Raises:
+        UserError: an objective does not keep its contract, or does not suit the bridge; a weight
+            is gated on a reconstruction's cosine, and no objective of the plan reconstructs.
+    """
+    loss: LossTerms = {}
+    watched: Watched = {}
+    cosines: dict[str, Term] = {}
     for name, config in plan.objectives:
+        check_contract(name, config)
+        own = context.with_heads(heads.get(name))
         for receiver in context.dims.receivers:
-            for term, value in objective(name).terms(config, context, receiver).items():
-                found[name, f"{receiver}/{term}"] = value
-    gates = {name: config.schedule.gate for name, config in plan.objectives}
-    for (name, term), value in found.items():
-        above = gates[name]
-        if above is not None:
-            found[name, term] = gated(value, context, term.split("/")[0], name, above)
-    return found
+            with naming(name, config):
+                found = checked_terms(name, config.terms(own, receiver))
+            terms = found.loss if isinstance(found.loss, Mapping) else {"": found.loss}
+            for suffix, term in terms.items():
+                loss[name, f"{receiver}/{name}_{suffix}" if suffix else f"{receiver}/{name}"] = term
+            watched |= {f"{receiver}/{key}": term for key, term in found.watched.items()}
+            if found.cosine is not None:
+                watched[f"{receiver}/{COSINE}"] = cosines[receiver] = found.cosine
+            if found.shuffled is not None:
+                watched[f"{receiver}/{name}/shuffled"] = found.shuffled
+    for name, config in plan.objectives:
+        if config.schedule.gate is None:
+            continue
+        for receiver in context.dims.receivers:
+            with naming(name, config):
+                opened = gate(cosines.get(receiver), config.schedule.gate)
+            watched[f"{receiver}/gate/{name}"] = Term(opened, jnp.float32(1.0))
+            for key, term in loss.items():
+                if key[0] == name and key[1].startswith(f"{receiver}/"):
+                    loss[key] = Term(term.total * opened, term.count)
+    return loss, watched
+
+
+def gate(cosine: Term | None, above: float) -> Array:
+    """1 while a batch's reconstruction cosine is above a threshold, else 0; no gradient goes
+    through it (docs/design.md section 6). With microbatches each has its own gate.
+
+    Raises:
+        UserError: there is no cosine.
+    """
+    if cosine is None:
+        raise UserError(
+            "schedule.gate: nothing measures a reconstruction cosine; "
+            "set objectives.cosine_reconstruction or objectives.reconstruction as well"
+        )
+    return (jax.lax.stop_gradient(mean(cosine)) > above).astype(jnp.float32)
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
@@ -142,11 +223,11 @@ class StepMaker:
         }
 
         def terms_of(params: PyTree, part: Batch, key: Array) -> Seen:
-            context = context_of(self.bridge, params, frozen, part, key, True)
-            context.keep, context.sampled = keep, sampled
-            terms = all_terms(plan, context)
-            watched = context.watched | _loudness(context, self.bridge.dims)
-            # Only what is asked for leaves the trace: notes of all microbatches take memory.
+            own = params["bridge"]
+            context = context_of(self.bridge, own, frozen, part, key, True, keep, sampled)
+            terms, watched = all_terms(plan, context, params["heads"])
+            watched |= _loudness(context, self.bridge.dims)
+            # Only what is asked for leaves the trace: values of all microbatches take memory.
             asked = self.moves and self.bridge.trains_itself and context.made
             return terms, watched, context.intermediates if asked else {}
 
@@ -207,7 +288,7 @@ class StepMaker:
 
 
 def shares(
-    terms: Terms, weights: Mapping[str, Array], loss: Array, receivers: int
+    terms: LossTerms, weights: Mapping[str, Array], loss: Array, receivers: int
 ) -> dict[str, Array]:
     """Per term its mean, and per objective its weighted share of the loss.
 

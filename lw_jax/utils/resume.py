@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FREE = frozenset(
-    "log_every eval_every eval_rows save_every keep workers run_dir out name mesh".split()
+    "log_every eval_every eval_rows save_every keep workers run_dir out name mesh plugins".split()
 )
 """Config keys that may differ between the run that saved and the run that resumes."""
 

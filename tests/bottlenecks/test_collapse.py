@@ -21,7 +21,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives import code_entropy
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
-from lw_jax.objectives.context import Context
+from lw_jax.objectives.common.context import Context
 from lw_jax.types import Latent, Taps
 from tests.bottlenecks.parts import Given
 
@@ -74,10 +74,9 @@ def _fit(config: Bottleneck, objective: Any) -> Any:
         error = jnp.mean(jnp.square(rebuilt - x))
         loss = error
         if isinstance(config, vq.Config):
-            loss += mean(vq_loss.terms(vq_loss.Config(), context, "r")["vq"])
+            loss += mean(vq_loss.Config().terms(context, "r").loss)
         if objective is not None:
-            (term,) = objective.terms(objective.Config(), context, "r").values()
-            loss += weight * mean(term)
+            loss += weight * mean(objective.Config().terms(context, "r").loss)
         return loss, (error, intermediates)
 
     optimiser = optax.adam(1e-2)

@@ -27,8 +27,8 @@ from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, kd
+from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.config import ObjectivesConfig
-from lw_jax.objectives.context import Pass
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
 from lw_jax.sources import hidden_states
 from lw_jax.text.collate import Collate, measure
@@ -38,7 +38,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
 
@@ -78,7 +78,7 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def frozen_models() -> FrozenModels:
-    return FrozenModels(model("llama"), {"r": model()})
+    return models_of(model("llama"))
 
 
 @cache  # a step is compiled once, whichever tests take it
@@ -179,13 +179,12 @@ def test_schedule_starts_late_and_ends() -> None:
 def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     """A reader that is given soft tokens as the slots are: a zeroed slot is a token of zeros."""
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
+    params = jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0))
     frozen = frozen_models()  # made outside any trace
 
     @jax.jit
     def given(keep: Any, rng: Any) -> Any:
-        context = context_of(Bridge(cfg, DIMS), params, frozen, batch(), rng, True)
-        context.keep = keep
+        context = context_of(Bridge(cfg, DIMS), params, frozen, batch(), rng, True, keep)
         return context.deliveries["r"].embeds, context.latent.mask
 
     embeds, mask = jax.device_get(given(jnp.float32(0.25), jax.random.key(3)))
@@ -201,14 +200,15 @@ def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
 
 def test_scheduled_sampling_feeds_the_receivers_own_tokens_and_keeps_the_labels() -> None:
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
+    params = jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0))
     frozen = frozen_models()  # made outside any trace
     receiver = frozen.receivers["r"]
 
     @jax.jit
     def read(rows: Any, sampled: Any) -> Any:
-        context = context_of(Bridge(cfg, DIMS), params, frozen, rows, jax.random.key(3), True)
-        context.sampled = sampled
+        context = context_of(
+            Bridge(cfg, DIMS), params, frozen, rows, jax.random.key(3), True, None, sampled
+        )
         found, teacher = context.reading("r", Pass("latent")), context.reading("r", Pass("text"))
         scored = chunked_cross_entropy(receiver.arch, receiver.params, found.hidden, found.labels)
         mask = found.mask[..., None]

@@ -32,7 +32,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, all_terms, context_of, plan_at
 from lw_jax.types import Features
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
 WIDTH, SLOTS, TOKENS = 8, 4, 6
 STEPS = 300
@@ -262,7 +262,7 @@ def frozen() -> tuple[FrozenModels, Any]:
     rows, tokenizer = groups(4), {"r": text_tokenizer()}
     lengths = measure(LAYOUT, text_tokenizer("llama"), tokenizer, rows)
     batch = Collate(LAYOUT, text_tokenizer("llama"), tokenizer, lengths)(rows)
-    return FrozenModels(model("llama"), {"r": model()}), batch
+    return models_of(model("llama")), batch
 
 
 def init(config: BridgeConfig) -> Any:
@@ -289,12 +289,10 @@ def test_what_is_logged_before_training() -> None:
         context = context_of(
             Bridge(wire(SMALL), STEP_DIMS), params, frozen_models, batch, jax.random.key(0), True
         )
-        found = all_terms(plan_at(FLOW, 0), context)
-        return {k[1]: mean(v) for k, v in found.items()}, {
-            k: mean(v) for k, v in context.watched.items()
-        }
+        found, watched = all_terms(plan_at(FLOW, 0), context, {})
+        return {k[1]: mean(v) for k, v in found.items()}, {k: mean(v) for k, v in watched.items()}
 
-    losses, watched = seen({"bridge": init(wire(SMALL))}, *frozen())
+    losses, watched = seen(init(wire(SMALL)), *frozen())
     assert set(losses) == {"r/flow", "r/flow_length"}
     assert set(watched) == {"r/flow/zero", "r/flow/shuffled", "r/flow/cut"}
     for name in ("zero", "shuffled"):  # the velocity is zero, under whatever condition

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lw_jax.compressors import pool_expand, pooled_queries
+from lw_jax.compressors.base import Compressor
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.train.optimiser import groups
@@ -27,9 +28,9 @@ def features(seed: int = 0) -> Features:
     return Features(x, mask, jnp.zeros(mask.shape, jnp.int32))
 
 
-def made(module: Any, config: Any) -> tuple[Any, Any]:
+def made(config: Compressor) -> tuple[Any, Any]:
     """params -> view -> Latent, compiled; fresh parameters."""
-    built = module.build(config, DIMS)
+    built = config.build(DIMS)
     params = jax.jit(built.init)(jax.random.key(0), {"source": features()})["params"]
     apply = jax.jit(lambda params, view: built.apply({"params": params}, {"source": view}))
     return apply, params
@@ -46,7 +47,7 @@ def at(view: Features, row: int, token: int) -> Features:
 
 
 def test_every_stretch_makes_slots_of_its_own() -> None:
-    apply, params = made(pool_expand, EXPAND)
+    apply, params = made(EXPAND)
     view = features()
     plain = apply(params, view)
     assert plain.slots.shape == (2, 6, 6)
@@ -61,7 +62,7 @@ def test_every_stretch_makes_slots_of_its_own() -> None:
 
 
 def test_queries_read_what_is_real_and_not_each_other() -> None:
-    apply, params = made(pooled_queries, QUERIES)
+    apply, params = made(QUERIES)
     view = features()
     plain = apply(params, view)
     assert plain.mask.all() and plain.owner == (-1,) * 3
@@ -74,7 +75,7 @@ def test_queries_read_what_is_real_and_not_each_other() -> None:
 
 
 def test_a_closed_gate_lets_nothing_of_the_text_through() -> None:
-    apply, params = made(pooled_queries, QUERIES)
+    apply, params = made(QUERIES)
     shut = {**params, "gate": {**params["gate"], "bias": jnp.full((1,), -30.0)}}
     assert apart(apply(shut, features(0)), apply(shut, features(1))) == []
     assert apart(apply(params, features(0)), apply(params, features(1))) == [0, 1, 2]

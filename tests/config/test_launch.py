@@ -97,7 +97,8 @@ def test_readers_that_exclude_each_other(
     write: Write, ran: Stages, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--bridge.reader.coprocessor={}", "--bridge.reader.deep_prefix={}"]
-    assert "exclude each other" in wrong(["--config", str(write()), *flags], capsys)
+    said = "bridge.reader: coprocessor and deep_prefix exclude each other; set one"
+    assert said in wrong(["--config", str(write()), *flags], capsys)
 
 
 def test_stages_run_in_order_and_once(

@@ -36,7 +36,7 @@ def every(rows):
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_a_label_is_answered_in_its_word(tmp_path, suffix):
     held_out = write(tmp_path / f"eval{suffix}", ROWS)
-    rows = classification.rows(config("none.jsonl", eval=held_out), "eval")
+    rows = config("none.jsonl", eval=held_out).rows("eval")
     assert [e.answers for e in every(rows)] == [(LABELS[i % 2],) for i in range(40)]
     assert every(rows)[1].context == "Film number 1 is long."
     assert {e.question for e in every(rows)} == {"Sentiment?"}
@@ -48,12 +48,12 @@ def test_labels_by_name(tmp_path):
     file = write(tmp_path / "eval.jsonl", named)
     options = {"text_field": "sentence", "label_field": "kind", "eval": file}
     cfg = config("none.jsonl", **options, labels=("number", "location"), values=("NUM", "LOC"))
-    assert [e.answers[0] for e in every(classification.rows(cfg, "eval"))] == [
+    assert [e.answers[0] for e in every(cfg.rows("eval"))] == [
         "number",
         "location",
     ]
     own = replace(cfg, labels=("LOC", "NUM"), values=())  # the words themselves
-    assert [e.answers[0] for e in every(classification.rows(own, "eval"))] == ["NUM", "LOC"]
+    assert [e.answers[0] for e in every(own.rows("eval"))] == ["NUM", "LOC"]
 
 
 def test_malformed_rows_are_named_by_file_and_line(tmp_path):
@@ -66,7 +66,7 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path):
         {"text": "True?", "label": True},
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")
-    rows = classification.rows(config("none.jsonl", eval=str(file)), "eval")
+    rows = config("none.jsonl", eval=str(file)).rows("eval")
     expected = "label: expected one of 0, 1, negative, positive; got"
     assert len(rows) == 1
     assert rows.malformed == [
@@ -81,7 +81,7 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path):
 def test_malformed_lines_of_csv(tmp_path):
     file = tmp_path / "eval.csv"
     file.write_text('text,label\n"Two\nlines.",1\nshort\nlong,1,2\nGood.,0\n')
-    rows = classification.rows(config("none.csv", eval=str(file)), "eval")
+    rows = config("none.csv", eval=str(file)).rows("eval")
     assert [e.context for e in every(rows)] == ["Two lines.", "Good."]
     assert rows.malformed == [
         f"{file}:4: expected 2 fields, as in the first line",
@@ -89,28 +89,27 @@ def test_malformed_lines_of_csv(tmp_path):
     ]
     file.write_bytes(b"text,label\n\xff,1\n")
     with pytest.raises(UserError, match="not UTF-8"):
-        classification.rows(config("none.csv", eval=str(file)), "eval")
+        config("none.csv", eval=str(file)).rows("eval")
     file.write_text('text,label\n"open,1\n')
     with pytest.raises(UserError, match=r"eval\.csv:2: not CSV"):
-        classification.rows(config("none.csv", eval=str(file)), "eval")
+        config("none.csv", eval=str(file)).rows("eval")
 
 
 def test_texts_of_the_evaluation_are_not_trained_on(tmp_path):
     train = write(tmp_path / "train.jsonl", [*ROWS, {"text": "FILM number 3 is long!", "label": 0}])
     held_out = write(tmp_path / "eval.jsonl", ROWS[:8])
     cfg = config(train, eval=held_out, validation_share=0.0)
-    rows = classification.rows(cfg, "train")
+    rows = cfg.rows("train")
     assert (len(rows), rows.skipped) == (32, 9)
-    assert len(classification.rows(replace(cfg, decontaminate=False), "train")) == 40
+    assert len(replace(cfg, decontaminate=False).rows("train")) == 40
     seen = {e.context for e in every(rows)}
-    assert seen.isdisjoint(e.context for e in every(classification.rows(cfg, "eval")))
+    assert seen.isdisjoint(e.context for e in every(cfg.rows("eval")))
 
 
 def test_one_file_is_split(tmp_path):
     cfg = config(write(tmp_path / "all.csv", ROWS), eval_share=0.3, validation_share=0.2)
     parts = [
-        {e.context for e in every(classification.rows(cfg, split))}
-        for split in ("train", "validation", "eval")
+        {e.context for e in every(cfg.rows(split))} for split in ("train", "validation", "eval")
     ]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 40
 

@@ -1,7 +1,6 @@
 """No held-out word and no evaluation row is in any training stream; and the check would see one."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,8 @@ from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.data.source import ListRows
 from lw_jax.pretrain.mixture import Shares, mixture
+from tests.real_data import real_file
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 EVAL_TEXT = "Weng earns 12 dollars an hour and pays 3 of them for the bus that takes her to work."
 
 
@@ -33,16 +32,16 @@ def held_out_word():
 def test_training_facts_hold_no_held_out_word(levels, task):
     cfg = facts.Config(levels=levels, task=task)
     for seed in (0, 1):
-        assert leak.find(facts.rows(cfg, "train", seed), facts.rows(cfg, "eval"), 200) == []
+        assert leak.find(cfg.rows("train", seed), cfg.rows("eval"), 200) == []
 
 
 def test_pretraining_without_problems_holds_no_held_out_word():
-    evaluation = facts.rows(facts.Config(), "eval")
+    evaluation = facts.Config().rows("eval")
     assert leak.find(mixture(Shares(1, 1, 0, 0), "train", 0), evaluation, 400) == []
 
 
 def test_evaluation_facts_are_seen_as_leaks():
-    rows = facts.rows(facts.Config(), "eval")
+    rows = facts.Config().rows("eval")
     found = leak.find(rows, rows, 3)
     assert {"word", "row"} == {one.kind for one in found}
 
@@ -68,12 +67,10 @@ def test_rows_and_near_copies_are_found():
 
 def test_gsm8k_and_the_mixture_where_the_files_are():
     """The shipped models' own training stream, against the dev file and held-out words."""
-    train, dev = SHARED / "gsm8k_train.jsonl", SHARED / "gsm8k_dev.jsonl"
-    if not (train.exists() and dev.exists()):
-        return
+    train, dev = real_file("gsm8k_train.jsonl"), real_file("gsm8k_dev.jsonl")
     cfg = gsm8k.Config(train=str(train), eval=str(dev))
-    evaluation = gsm8k.rows(cfg, "eval")
-    assert leak.find(gsm8k.rows(cfg, "train"), evaluation) == []
+    evaluation = cfg.rows("eval")
+    assert leak.find(cfg.rows("train"), evaluation) == []
     assert leak.find(mixture(Shares(), "train", 0, problems=cfg), evaluation, 2000) == []
-    undone = leak.find(gsm8k.rows(replace(cfg, decontaminate=0), "train"), evaluation)
+    undone = leak.find(replace(cfg, decontaminate=0).rows("train"), evaluation)
     assert [one.kind for one in undone] == ["run", "run"]

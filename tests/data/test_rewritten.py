@@ -39,7 +39,7 @@ def texts(rows, n=400):
 
 
 def test_share_of_rewritten_texts_and_of_excerpts(config):
-    rows = gsm8k.rows(config, "train")
+    rows = config.rows("train")
     own = {problem(n)["question"] for n in range(11, 41)}
     found = texts(rows, 1000)
     changed = [text for text in found if text not in own]
@@ -52,7 +52,7 @@ def test_share_of_rewritten_texts_and_of_excerpts(config):
 
 
 def test_a_rewritten_text_is_read_back_as_it_stands(config):
-    rows = gsm8k.rows(config, "train")
+    rows = config.rows("train")
     for i in range(200):
         (example,) = rows[i]
         assert example.answers == (example.context,)
@@ -61,7 +61,7 @@ def test_a_rewritten_text_is_read_back_as_it_stands(config):
 
 
 def test_rows_are_pure_and_follow_the_seed(config):
-    rows = [gsm8k.rows(config, "train", seed) for seed in (0, 0, 1)]
+    rows = [config.rows("train", seed) for seed in (0, 0, 1)]
     backwards = [rows[0][i] for i in reversed(range(50))][::-1]
     assert backwards == [rows[1][i] for i in range(50)]
     assert backwards != [rows[2][i] for i in range(50)]
@@ -69,12 +69,12 @@ def test_rows_are_pure_and_follow_the_seed(config):
 
 @pytest.mark.parametrize("split", ["validation", "eval"])
 def test_other_splits_stay_as_they_are(config, split):
-    plain = gsm8k.rows(replace(config, augment=Augment()), split)
-    assert gsm8k.rows(config, split).groups == plain.groups
+    plain = replace(config, augment=Augment()).rows(split)
+    assert config.rows(split).groups == plain.groups
 
 
 def test_no_held_out_word_and_no_held_out_run(config):
-    rows = gsm8k.rows(replace(config, augment=Augment(rewritten=1.0)), "train")
+    rows = replace(config, augment=Augment(rewritten=1.0)).rows("train")
     for text in texts(rows):
         assert {open_split(word) for word in text.replace(".", "").split()} <= {None, "train"}
     held_out = RunIndex(["has 45 of them"], 4)
@@ -84,7 +84,7 @@ def test_no_held_out_word_and_no_held_out_run(config):
 
 
 def test_where_every_rewriting_has_a_held_out_run_the_text_stays(config):
-    rows = gsm8k.rows(replace(config, augment=Augment(rewritten=1.0)), "train")
+    rows = replace(config, augment=Augment(rewritten=1.0)).rows("train")
     rows.held_out = RunIndex(["sells all her hens at the market"], 7)
     assert set(texts(rows, 20)) <= {problem(n)["question"] for n in range(11, 41)}
 

@@ -2,15 +2,13 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 
 from lw_jax.data import gsm8k, hotpotqa, jsonl, squad
 from lw_jax.errors import UserError
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+from tests.real_data import real_file
 
 PROBLEM = {
     "question": "Weng earns $12 an hour.  Yesterday, she did 50 minutes.\nHow much did she earn?",
@@ -75,7 +73,7 @@ def test_gsm8k_tasks(tmp_path, suffix):
         "final": "1000",
     }
     for task, answer in expected.items():
-        rows = gsm8k.rows(replace(cfg, train="other.jsonl", task=task), "eval")
+        rows = replace(cfg, train="other.jsonl", task=task).rows("eval")
         (example,) = rows[0]
         assert (len(rows), example.context, example.question) == (2, QUESTION, "")
         assert example.answers == (answer,)
@@ -96,14 +94,14 @@ def test_gsm8k_is_continued_from_its_first_half(tmp_path):
         decontaminate=7,  # "50 minutes. How much did she earn" lies across the middle
         validation_share=0.0,
     )
-    (example,) = gsm8k.rows(cfg, "eval")[0]
+    (example,) = cfg.rows("eval")[0]
     assert example.context == "Weng earns $12 an hour. Yesterday, she"
     assert example.answers == ("did 50 minutes. How much did she earn?",)
-    assert [" ".join((e.context, *e.answers)) for e in every(gsm8k.rows(cfg, "train"))] == [
+    assert [" ".join((e.context, *e.answers)) for e in every(cfg.rows("train"))] == [
         problem(3)["question"]
     ]
     write(tmp_path / "eval.jsonl", [PROBLEM | {"question": "Why?"}, PROBLEM])
-    assert "expected two words or more" in gsm8k.rows(cfg, "eval").malformed[0]
+    assert "expected two words or more" in cfg.rows("eval").malformed[0]
 
 
 def test_malformed_rows_are_named_by_file_and_line(tmp_path):
@@ -120,7 +118,7 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path):
     ]
     file.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
     cfg = gsm8k.Config(train="none.jsonl", eval=str(file), task="final")
-    rows = gsm8k.rows(cfg, "eval")
+    rows = cfg.rows("eval")
     assert len(rows) == 2
     assert rows.malformed == [
         f"{file}:2: not JSON (Expecting property name enclosed in double quotes at column 2)",
@@ -137,14 +135,14 @@ def test_training_rows_near_evaluation_rows_are_left_out(tmp_path):
     train = write(tmp_path / "train.jsonl", [copied, *map(problem, range(20))])
     held_out = write(tmp_path / "eval.jsonl", [PROBLEM])
     cfg = gsm8k.Config(train=train, eval=held_out, validation_share=0)
-    rows = gsm8k.rows(cfg, "train")
+    rows = cfg.rows("train")
     assert (len(rows), rows.skipped) == (20, 1)
-    assert len(gsm8k.rows(replace(cfg, decontaminate=0), "train")) == 21
+    assert len(replace(cfg, decontaminate=0).rows("train")) == 21
 
 
 def test_twice_the_same_problem_is_one_context(tmp_path):
     file = write(tmp_path / "eval.jsonl", [PROBLEM, problem(1), PROBLEM])
-    rows = gsm8k.rows(gsm8k.Config(train="none.jsonl", eval=file), "eval")
+    rows = gsm8k.Config(train="none.jsonl", eval=file).rows("eval")
     assert [len(rows[i]) for i in range(len(rows))] == [2, 1]
     assert len({example.id for example in every(rows)}) == 3
 
@@ -155,7 +153,7 @@ def test_splits_are_disjoint_and_complete(tmp_path, own_eval):
     held_out = write(tmp_path / "eval.jsonl", [problem(n) for n in range(1000, 1030)])
     cfg = gsm8k.Config(train=train, eval=held_out if own_eval else None, validation_share=0.1)
     found = {
-        split: {example.context for example in every(gsm8k.rows(cfg, split))}
+        split: {example.context for example in every(cfg.rows(split))}
         for split in ("train", "validation", "eval")
     }
     assert sum(map(len, found.values())) == len(set.union(*found.values()))
@@ -166,17 +164,17 @@ def test_splits_are_disjoint_and_complete(tmp_path, own_eval):
     assert 10 < len(found["eval"]) < 60
     same = replace(cfg, eval=train)
     if not own_eval:  # the same file twice is held out from, not trained on
-        assert {example.context for example in every(gsm8k.rows(same, "eval"))} == found["eval"]
+        assert {example.context for example in every(same.rows("eval"))} == found["eval"]
 
 
 def test_limits_sample_by_seed(tmp_path):
     train = write(tmp_path / "train.jsonl", list(map(problem, range(100))))
     cfg = gsm8k.Config(train=train, eval=None, train_rows=10, eval_rows=4)
-    first = [example.context for example in every(gsm8k.rows(cfg, "train", seed=1))]
+    first = [example.context for example in every(cfg.rows("train", seed=1))]
     assert len(first) == 10
-    assert first == [example.context for example in every(gsm8k.rows(cfg, "train", seed=1))]
-    assert first != [example.context for example in every(gsm8k.rows(cfg, "train", seed=2))]
-    assert len(gsm8k.rows(cfg, "eval")) == 4
+    assert first == [example.context for example in every(cfg.rows("train", seed=1))]
+    assert first != [example.context for example in every(cfg.rows("train", seed=2))]
+    assert len(cfg.rows("eval")) == 4
 
 
 def test_squad_nested_and_flat_rows_are_the_same(tmp_path):
@@ -203,7 +201,7 @@ def test_squad_nested_and_flat_rows_are_the_same(tmp_path):
         write(tmp_path / "flat.parquet", flat),
         write(tmp_path / "flat.jsonl", flat),
     ]
-    read = [every(squad.rows(squad.Config(train="none.json", eval=f), "eval")) for f in files]
+    read = [every(squad.Config(train="none.json", eval=f).rows("eval")) for f in files]
     assert read[0] == read[1] == read[2]
     assert len(read[0]) == 18
     assert read[0][0].answers == ("blue", "the sky")
@@ -215,9 +213,9 @@ def test_squad_v2_questions_without_an_answer(tmp_path):
     nested["paragraphs"][0]["qas"][1] |= {"answers": [], "is_impossible": True}
     file = write(tmp_path / "v2.json", [nested])
     cfg = squad.Config(train="none.json", eval=file)
-    rows = squad.rows(cfg, "eval")
+    rows = cfg.rows("eval")
     assert (len(every(rows)), rows.skipped, rows.malformed) == (5, 1, [])
-    said = every(squad.rows(replace(cfg, unanswerable="unanswerable"), "eval"))
+    said = every(replace(cfg, unanswerable="unanswerable").rows("eval"))
     assert [example.answers for example in said].count(("unanswerable",)) == 1
 
 
@@ -227,7 +225,7 @@ def test_squad_malformed_rows_are_named_by_place(tmp_path):
     broken["paragraphs"][0]["qas"][1]["answers"] = []
     broken["paragraphs"][1] = {"context": "No questions."}
     file = write(tmp_path / "squad.json", [broken, article(1), "text", {"title": "x"}])
-    rows = squad.rows(squad.Config(train="none.json", eval=file), "eval")
+    rows = squad.Config(train="none.json", eval=file).rows("eval")
     assert len(every(rows)) == 7
     assert rows.malformed == [
         f"{file}: [0].paragraphs[0].qas[0]: question: expected text, got nothing",
@@ -242,7 +240,7 @@ def test_squad_articles_are_not_torn_apart(tmp_path):
     file = write(tmp_path / "squad.json", [article(n, paragraphs=4) for n in range(40)])
     cfg = squad.Config(train=file, eval=None, eval_share=0.3, validation_share=0.1)
     titles = [
-        {example.context.split("-")[0] for example in every(squad.rows(cfg, split))}
+        {example.context.split("-")[0] for example in every(cfg.rows(split))}
         for split in ("train", "validation", "eval")
     ]
     assert sum(map(len, titles)) == len(set.union(*titles)) == 40
@@ -271,7 +269,7 @@ def test_hotpotqa_json_and_hub_rows_are_the_same(tmp_path):
         },
     }
     files = [write(tmp_path / "a.json", [HOTPOT]), write(tmp_path / "b.parquet", [hub])]
-    read = [every(hotpotqa.rows(hotpotqa.Config(train="n.json", eval=f), "eval")) for f in files]
+    read = [every(hotpotqa.Config(train="n.json", eval=f).rows("eval")) for f in files]
     assert read[0] == read[1]
     (example,) = read[0]
     assert example.context == (
@@ -280,7 +278,7 @@ def test_hotpotqa_json_and_hub_rows_are_the_same(tmp_path):
     )
     assert (example.answers, example.level) == (("Danube",), 2)
     cfg = hotpotqa.Config(train="n.json", eval=files[0], paragraphs="all")
-    assert "Rhine" in every(hotpotqa.rows(cfg, "eval"))[0].context
+    assert "Rhine" in every(cfg.rows("eval"))[0].context
 
 
 def test_hotpotqa_malformed_rows(tmp_path):
@@ -292,7 +290,7 @@ def test_hotpotqa_malformed_rows(tmp_path):
         HOTPOT | {"answer": ""},
     ]
     file = write(tmp_path / "h.jsonl", [HOTPOT, *wrong])
-    rows = hotpotqa.rows(hotpotqa.Config(train="n.json", eval=file), "eval")
+    rows = hotpotqa.Config(train="n.json", eval=file).rows("eval")
     assert len(rows) == 1
     starts = [
         "context: expected paragraphs, got 'text'",
@@ -322,18 +320,18 @@ def test_jsonl_under_field_names_of_ones_own(tmp_path):
         answer_field="gold",
         level_field="hard",
     )
-    rows = jsonl.rows(cfg, "eval")
+    rows = cfg.rows("eval")
     assert [len(rows[i]) for i in range(len(rows))] == [2, 1]
     assert [example.answers for example in every(rows)] == [("b", "B"), ("c",), ("7",)]
     assert rows.malformed == [
         f"{file}:4: gold: expected text or a list of texts, got []",
         f"{file}:5: hard: expected a whole number, got '1'",
     ]
-    assert {example.level for example in every(jsonl.rows(cfg, "eval", level=1))} == {1}
+    assert {example.level for example in every(cfg.rows("eval", level=1))} == {1}
     back = replace(cfg, question_field=None, answer_field=None, level_field=None)
-    assert every(jsonl.rows(back, "eval"))[0].answers == ("A b c.",)
+    assert every(back.rows("eval"))[0].answers == ("A b c.",)
     with pytest.raises(UserError, match="no row of level 9 in the split 'eval'"):
-        jsonl.rows(cfg, "eval", level=9)
+        cfg.rows("eval", level=9)
 
 
 def errors(tmp_path):
@@ -363,7 +361,7 @@ def errors(tmp_path):
 def test_what_cannot_be_read_is_one_line(tmp_path):
     for cfg, message in errors(tmp_path):
         with pytest.raises(UserError) as error:
-            gsm8k.rows(replace(cfg, decontaminate=0), "train")
+            replace(cfg, decontaminate=0).rows("train")
         assert message in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -371,7 +369,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
 def test_all_rows_malformed_names_the_first(tmp_path):
     file = write(tmp_path / "rows.jsonl", [{"text": "wrong format"}] * 3)
     with pytest.raises(UserError, match=r"3 malformed; the first: .*:1: question: expected text"):
-        gsm8k.rows(gsm8k.Config(train=file, eval=None, decontaminate=0), "train")
+        gsm8k.Config(train=file, eval=None, decontaminate=0).rows("train")
 
 
 @pytest.mark.parametrize(
@@ -383,19 +381,18 @@ def test_a_wrong_config_is_one_line(wrong):
         gsm8k.Config(**wrong)
 
 
-def test_the_real_files_where_they_are():
-    """GSM8K and XQuAD, if they lie beside the tree; the fixtures above stand for them elsewhere."""
-    train, dev = SHARED / "gsm8k_train.jsonl", SHARED / "gsm8k_dev.jsonl"
-    if train.exists() and dev.exists():
-        cfg = gsm8k.Config(train=str(train), eval=str(dev))
-        rows = {split: gsm8k.rows(cfg, split) for split in ("train", "validation", "eval")}
-        assert len(rows["eval"]) == 659
-        assert len(rows["train"]) + len(rows["validation"]) == 7473 - 2
-        assert rows["train"].skipped == 2
-        assert not any(r.malformed for r in rows.values())
-    passages = SHARED / "squad_xquad_en_dev.json"
-    if passages.exists():
-        cfg = squad.Config(train=str(passages), eval=None)
-        rows = {split: squad.rows(cfg, split) for split in ("train", "validation", "eval")}
-        assert sum(map(len, rows.values())) == 120
-        assert not any(r.malformed for r in rows.values())
+def test_the_real_gsm8k():
+    train, dev = real_file("gsm8k_train.jsonl"), real_file("gsm8k_dev.jsonl")
+    cfg = gsm8k.Config(train=str(train), eval=str(dev))
+    rows = {split: cfg.rows(split) for split in ("train", "validation", "eval")}
+    assert len(rows["eval"]) == 659
+    assert len(rows["train"]) + len(rows["validation"]) == 7473 - 2
+    assert rows["train"].skipped == 2
+    assert not any(r.malformed for r in rows.values())
+
+
+def test_the_real_xquad():
+    cfg = squad.Config(train=str(real_file("squad_xquad_en_dev.json")), eval=None)
+    rows = {split: cfg.rows(split) for split in ("train", "validation", "eval")}
+    assert sum(map(len, rows.values())) == 120
+    assert not any(r.malformed for r in rows.values())

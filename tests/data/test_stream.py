@@ -209,11 +209,3 @@ def test_rows_and_layout_need_no_jax():
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
-
-
-def test_speed():
-    stream = Stream(FactsRows("train", 0, 6, 10**8, questions=3), collate, 128, questions=3)
-    start = time.perf_counter()
-    for step in range(10):
-        stream.batch(step)
-    print(f"\nfacts, batch 128: {100 * (time.perf_counter() - start):.1f} ms a batch in process")

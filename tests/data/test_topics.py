@@ -7,14 +7,14 @@ import pytest
 
 from lw_jax.data import topics
 from lw_jax.data.leak import find
-from lw_jax.data.topics import NEUTRAL, STATEMENTS, TOPICS, Config, rows, split_nouns
+from lw_jax.data.topics import NEUTRAL, STATEMENTS, TOPICS, Config, split_nouns
 from lw_jax.errors import UserError
 
 SPLITS = ("train", "validation", "eval")
 
 
 def texts(split, count=200, **options):
-    found = rows(Config(**options), split, seed=3)
+    found = Config(**options).rows(split, seed=3)
     return [found[i][0] for i in range(count)]
 
 
@@ -46,18 +46,18 @@ def test_splits_share_no_noun_and_no_name():
         parts = [set(split_nouns(topic, split)) for split in SPLITS]
         assert all(len(part) > 3 for part in parts)
         assert sum(map(len, parts)) == len(set.union(*parts)) == len(TOPICS[topic])
-    training = rows(Config(size=300), "train")
-    assert find(training, rows(Config(eval_size=300), "eval")) == []
+    training = Config(size=300).rows("train")
+    assert find(training, Config(eval_size=300).rows("eval")) == []
 
 
 def test_rows_depend_on_seed_split_and_index_alone():
     cfg = Config()
-    again = [rows(cfg, "eval", seed=3)[i][0] for i in reversed(range(200))]
+    again = [cfg.rows("eval", seed=3)[i][0] for i in reversed(range(200))]
     assert again[::-1] == texts("eval")
-    assert rows(cfg, "eval", seed=4)[0] != rows(cfg, "eval", seed=3)[0]
-    assert rows(cfg, "eval", seed=3, level=4)[0][0].context.count(".") == 4
+    assert cfg.rows("eval", seed=4)[0] != cfg.rows("eval", seed=3)[0]
+    assert cfg.rows("eval", seed=3, level=4)[0][0].context.count(".") == 4
     with pytest.raises(IndexError):
-        rows(cfg, "eval")[cfg.eval_size]
+        cfg.rows("eval")[cfg.eval_size]
 
 
 def test_untold_sentences_say_nothing_but_the_noun():

@@ -118,8 +118,8 @@ def test_training_reads_what_is_evaluated(world: World) -> None:
     def nll(ctx: EvalContext, batch: Any) -> jax.Array:
         given = ctx.deliver(ctx.encode(batch))
         model = ctx.model
-        message = answer.message_of(model, batch, RECEIVER, "latent", given)
-        reading = answer.reading(model, message, *answer.asked(batch, RECEIVER))
+        message = answer.message_of(model, ctx.prompt, batch, RECEIVER, "latent", given)
+        reading = answer.reading(model, ctx.prompt, message, *answer.asked(batch, RECEIVER))
         scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
         return jnp.sum(scored.nll * reading.mask, axis=1)
 

@@ -123,7 +123,7 @@ def test_argmax_is_greedy_where_the_receiver_writes_question_and_answer(
     """[message][BOS], then all that follows is written: no head stands before the message."""
     other = world.with_layout(READ_BACK)
     batch = _batch(other, name)
-    assert other.ctx.model.head == ()
+    assert other.ctx.prompt.head == ()
     assert (batch[f"{RECEIVER}/ask/lengths"] == 1).all()
     said = batch[f"{RECEIVER}/answer/ids"][0][: batch[f"{RECEIVER}/answer/lengths"][0] - 1]
     example = world.examples[0]
@@ -179,7 +179,7 @@ def test_the_check_is_red_when_scorer_and_decoder_differ(
     part = {"decode": "write", "read": "score"}[reader]
     whole = getattr(asking, part).__wrapped__
     # A new function, so that the right one's compiled program is not found again.
-    static = (4,) if part == "write" else ()
+    static = (1, 5) if part == "write" else (1,)
     faulty = jax.jit(lambda *args: whole(*args), static_argnums=static)
     monkeypatch.setattr(predicting, part, faulty)
     said = _host(world, "text", _raw(world, "text", gold), gold, world.examples[:SIZE])

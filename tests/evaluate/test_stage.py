@@ -11,7 +11,6 @@ from typing import Any
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -29,7 +28,7 @@ from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models.lm import load_lm
+from lw_jax.models.spec import open_model
 from lw_jax.receiver.answer import answers
 from lw_jax.runs import session as stage_setting
 from lw_jax.runs.directory import Run
@@ -134,10 +133,13 @@ def test_the_relay_says_what_writing_and_what_reading_took(
     found = metrics["receivers"][RECEIVER]["relay"]
     assert found["seconds"] == found["seconds_writing"] + found["seconds_reading"]
     assert min(found["seconds_writing"], found["seconds_reading"]) > 0
-    sender = load_lm(run.config.sender.path, run.mesh, dtype=jnp.float32)
+    spec = open_model("sender", run.config.sender)
+    sender = spec.load(run.mesh)
     layout = LayoutConfig(question="", anchor="\nRepeat:")
     examples = [Example("", "", line["context"], line["question"], ("",)) for line in lines]
-    assert [line["relayed"] for line in lines] == answers(sender, layout, examples, 8, 8)
+    assert [line["relayed"] for line in lines] == answers(
+        sender, spec.tokenizer, layout, examples, 8, 8
+    )
     # What the receiver is given is that, and no more than that.
     bytes_of = [len((" " + line["relayed"]).encode()) for line in lines]
     assert found["wire_bytes"] == pytest.approx(np.mean(bytes_of))
@@ -461,6 +463,6 @@ def test_other_frozen_models_are_refused(
         pipeline = open_pipeline(*args)
         return replace(pipeline, fingerprints=pipeline.fingerprints | {RECEIVER: "0000"})
 
-    monkeypatch.setattr(evaluate, "set_up", other)
+    monkeypatch.setattr(evaluate, "open_pipeline", other)
     with pytest.raises(UserError, match=f"{RECEIVER}: the bridge was trained with frozen weights"):
         evaluate.run(run, "test", cfg)

@@ -25,7 +25,7 @@ from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.readers import deep_prefix, soft_tokens
 from lw_jax.sources import hidden_states
 from lw_jax.text.collate import Collate, measure
-from lw_jax.text.layout import head_ids
+from lw_jax.text.layout import prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Latent
@@ -69,9 +69,10 @@ class World:
         collate = Collate(
             layout, self.sender, readers, measure(layout, self.sender, readers, groups)
         )
-        head = tuple(head_ids(layout, self.tokenizer))
-        model = self.ctx.model.replace(head=head, with_text=layout.with_text)
-        frozen_models = FrozenModels(self.ctx.frozen.sender, {RECEIVER: model})
+        frozen = self.ctx.frozen
+        frozen_models = FrozenModels.of(
+            frozen.sender, frozen.receivers, prompts_of(layout, {RECEIVER: self.tokenizer})
+        )
         return replace(self, collate=collate, ctx=self.ctx.replace(frozen=frozen_models))
 
 
@@ -128,7 +129,7 @@ def make_party(
     )
     params = draw(jax.eval_shape(lambda: init(arch, jax.random.key(0))), seed, arch.init_std)
     tokenizer = Tokenizer(family, hf_tokenizer, bos, 0)
-    return FrozenDecoder(params, arch, tuple(head_ids(LAYOUT, tokenizer))), tokenizer
+    return FrozenDecoder(params, arch), tokenizer
 
 
 def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREFIX) -> World:
@@ -169,7 +170,7 @@ def make_world(rows: int, level: int = 1, slots: int = SLOTS, prefix: int = PREF
     lengths = measure(LAYOUT, says, {RECEIVER: reads}, groups)
     bridge = Bridge(config, dims)
     ctx = EvalContext(
-        frozen=FrozenModels(sender, {RECEIVER: receiver}),
+        frozen=FrozenModels.of(sender, {RECEIVER: receiver}, prompts_of(LAYOUT, {RECEIVER: reads})),
         params=fresh(bridge, 2),
         mean=jnp.asarray(np.random.default_rng(0).normal(size=(slots + 1, WIDTH)), jnp.float32),
         bridge=bridge,

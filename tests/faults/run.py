@@ -2,9 +2,15 @@
 
     python tests/faults/run.py [NAME ...]
 
-A fault is `tests/faults/NAME.patch`: lines of text that say what it is, one or more lines
-`test: tests/...::test_...`, then a diff against the tree. Every fault is applied to a copy of the
-tree; a patch that no longer applies, or a test that stays green, fails the run.
+A fault is `tests/faults/NAME.patch`: lines of text that say what it is, one or more pairs of lines
+
+    test: tests/...::test_...
+    fails: REGULAR EXPRESSION
+
+then a diff against the tree. Every fault is applied to a copy of the tree. The run fails for a
+patch that no longer applies, a test that stays green, and one that is red for another reason: what
+pytest says of the failure (its lines that begin with `E`) has to match the expression, and may not
+be an error of a broken program (`BROKEN`).
 """
 
 from __future__ import annotations
@@ -24,23 +30,34 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("lw_jax", "tests", "pyproject.toml")
 """What a patch may change; the rest of the tree is linked."""
 TIMEOUT = 900
+BROKEN = ("AttributeError", "NameError", "ImportError", "ModuleNotFoundError", "TypeError")
+"""Failures that show a patch which no longer fits the code, whatever it is said to show."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A patch, and the tests that must go red."""
+    """A patch, and the tests that must go red.
+
+    Attributes:
+        patch: its file.
+        tests: each with the regular expression that its failure has to match.
+    """
 
     patch: Path
-    tests: tuple[str, ...]
+    tests: tuple[tuple[str, str], ...]
 
     @staticmethod
     def read(patch: Path) -> Fault:
-        """The fault in a patch file; ValueError if it names no test."""
+        """The fault in a patch file; ValueError if it names no test, or not how one fails."""
         head = re.split(r"^(?:diff |--- )", patch.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
-        tests = tuple(re.findall(r"^test: *(\S+) *$", head, flags=re.MULTILINE))
-        if not tests:
-            raise ValueError(f"{patch.name}: no line `test: tests/...::test_...` before the diff")
-        return Fault(patch, tests)
+        named = re.findall(r"^test: *\S+ *$", head, flags=re.MULTILINE)
+        tests = re.findall(r"^test: *(\S+) *\nfails: *(.+?) *$", head, flags=re.MULTILINE)
+        if not named or len(named) != len(tests):
+            raise ValueError(
+                f"{patch.name}: expected pairs of lines `test: tests/...::test_...` and "
+                "`fails: REGULAR EXPRESSION` before the diff"
+            )
+        return Fault(patch, tuple(tests))
 
 
 def copy_tree(root: Path, to: Path) -> None:
@@ -93,18 +110,27 @@ def verdict(fault: Fault, root: Path = ROOT) -> str:
         copy_tree(root, tree)
         if wrong := apply(fault.patch, tree):
             return f"does not apply: {wrong}"
-        for test in fault.tests:
+        for test, reason in fault.tests:
             code, output = pytest_in(tree, (test,))
             if code == 0:
                 return f"{test} stays green with the fault in place"
             if code != 1 or not re.search(r"^FAILED ", output, flags=re.MULTILINE):
                 return f"{test} could not run (pytest's exit code {code}):\n{output[-2000:]}"
+            if wrong := another_reason(output, reason):
+                return f"{test} is red for another reason than {reason!r}:\n{wrong}"
     return ""
+
+
+def another_reason(output: str, reason: str) -> str:
+    """What pytest says of the failures, where it is not the reason that a patch names."""
+    said = "\n".join(re.findall(r"^E +(.*)$", output, flags=re.MULTILINE))
+    broken = re.search(rf"^(?:\w+\.)*(?:{'|'.join(BROKEN)})\b", said, flags=re.MULTILINE)
+    return said[-2000:] if broken or not re.search(reason, said) else ""
 
 
 def sound(faults: list[Fault], root: Path = ROOT) -> str:
     """What is wrong with the named tests on the tree as it is; nothing if all are green."""
-    tests = tuple(dict.fromkeys(test for fault in faults for test in fault.tests))
+    tests = tuple(dict.fromkeys(test for fault in faults for test, _ in fault.tests))
     code, output = pytest_in(root, tests, "--numprocesses", "2", "--dist", "loadfile")
     return "" if code == 0 else f"without any fault, the tests are not green:\n{output[-4000:]}"
 

@@ -13,6 +13,7 @@ TEST = "tests/test_add.py::test_add"
 PATCH = """\
 The sum is off by one.
 test: {test}
+fails: {reason}
 --- a/lw_jax/add.py
 +++ b/lw_jax/add.py
 @@ -1,2 +1,2 @@
@@ -35,9 +36,15 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fault(tree: Path, test: str = TEST, old: str = "a + b", new: str = "a + b + 1") -> Fault:
+def fault(
+    tree: Path,
+    test: str = TEST,
+    old: str = "a + b",
+    new: str = "a + b + 1",
+    reason: str = "assert 4 == 3",
+) -> Fault:
     path = tree / "tests" / "faults" / "off_by_one.patch"
-    path.write_text(PATCH.format(test=test, old=old, new=new))
+    path.write_text(PATCH.format(test=test, old=old, new=new, reason=reason))
     return Fault.read(path)
 
 
@@ -61,6 +68,11 @@ def test_a_fault_that_breaks_the_import_is_no_proof(tree: Path) -> None:
     assert "could not run" in verdict(fault(tree, new="("), tree)
 
 
+def test_a_test_that_is_red_for_another_reason(tree: Path) -> None:
+    assert "for another reason than 'assert 5'" in verdict(fault(tree, reason="assert 5"), tree)
+    assert "NameError" in verdict(fault(tree, new="c", reason="NameError"), tree)
+
+
 def test_a_test_that_is_gone(tree: Path) -> None:
     assert "could not run" in verdict(fault(tree, test="tests/test_add.py::test_sum"), tree)
 
@@ -75,7 +87,10 @@ def test_a_test_that_is_red_anyway(tree: Path, capsys: pytest.CaptureFixture[str
 def test_a_patch_without_a_test(tree: Path) -> None:
     path = tree / "x.patch"
     path.write_text("--- a/x\n+++ b/x\n")
-    with pytest.raises(ValueError, match="no line `test:"):
+    with pytest.raises(ValueError, match="expected pairs of lines `test:"):
+        Fault.read(path)
+    path.write_text(f"test: {TEST}\n--- a/x\n+++ b/x\n")
+    with pytest.raises(ValueError, match="expected pairs of lines `test:"):
         Fault.read(path)
 
 
@@ -89,6 +104,6 @@ def test_every_patch_applies_and_names_tests_that_are_there(patch: Path) -> None
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for test in Fault.read(patch).tests:
+    for test, _ in Fault.read(patch).tests:
         path, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text()

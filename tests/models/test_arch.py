@@ -3,11 +3,11 @@
 import json
 from dataclasses import replace
 
-import parity
 import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch, Llama3Scaling, Rope
+from tests.models import parity
 
 
 def hub(family: str = "llama", **changes):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 
 from lw_jax.models.arch import Arch
 from lw_jax.models.save import save_pretrained
+from tests.models import parity
 
 # The same families in other clothes: their golden values are compared always, the rest if asked.
 REPEATED = {"llama2", "qwen2_tied"}

@@ -6,7 +6,6 @@ from functools import partial
 import chex
 import jax
 import jax.numpy as jnp
-import naive
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from lw_jax.models.cache import as_prefix, new_cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.params import init
 from lw_jax.types import KV, Blocks, Edits, Lora
+from tests.models import naive
 
 ARCH = Arch("qwen2", 40, 16, 3, 4, 2, 4, 24, 1e-5, Rope(100.0), qkv_bias=True, init_std=0.3)
 WINDOW = replace(ARCH, window=4)

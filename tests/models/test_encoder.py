@@ -17,7 +17,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
@@ -25,9 +24,11 @@ from safetensors.numpy import load_file, save_file
 from lw_jax.errors import UserError
 from lw_jax.models import encoder
 from lw_jax.models.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import EncoderArch, arch_from_hf
-from lw_jax.models.lm import load_encoder, load_lm
 from lw_jax.models.load import load_params
+from lw_jax.models.spec import FrozenSpec, open_model
+from tests.models import parity
 from tests.tiny_encoder import write_encoder
 
 GOLDEN = Path(__file__).parent / "golden_encoders" / "bert"
@@ -45,6 +46,10 @@ def states(arch: EncoderArch, params: Any, ids: Any, lengths: Any) -> jax.Array:
         taps = encoder.run(arch, params, ids, lengths, taps=LAYERS).taps
     assert taps is not None
     return taps
+
+
+def opened(name: str, folder: Path) -> FrozenSpec:
+    return open_model(name, ModelConfig(str(folder), dtype="float32"))
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -248,18 +253,16 @@ def test_what_would_change_the_maths_is_refused(changes, says):
     assert "\n" not in str(caught.value)
 
 
-def test_an_encoder_is_no_language_model_and_the_reverse(tmp_path):
+def test_an_encoder_is_no_receiver(tmp_path):
     home = write_encoder(tmp_path / "encoder")
-    found = load_encoder(home, parity.one_device(), dtype=jnp.float32, layers=1)
+    found = opened("sender", home).load(parity.one_device(), layers=1)
     assert (found.arch.cls_id, found.arch.sep_id) == (2, 3)
     assert found.params["layers"]["q"].shape == (1, 16, 4, 4)
     with pytest.raises(UserError, match="a bert encoder reads and cannot write"):
-        load_lm(home, parity.one_device())
-    with pytest.raises(UserError, match="a llama decoder, and no sentence encoder"):
-        load_encoder(parity.GOLDEN / "llama", parity.one_device())
+        opened("reader", home)
     bare = write_encoder(tmp_path / "bare", special=False)
     with pytest.raises(UserError, match=r"names no \[CLS\] and \[SEP\]"):
-        load_encoder(bare, parity.one_device())
+        opened("sender", bare)
 
 
 def test_layers_that_are_not_loaded(arch, params):

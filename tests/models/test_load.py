@@ -8,7 +8,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
@@ -18,6 +17,7 @@ from lw_jax.models import load as loading
 from lw_jax.models.checkpoint import INDEX, WEIGHTS, fingerprint, open_checkpoint
 from lw_jax.models.load import load_params
 from lw_jax.models.params import abstract, shapes
+from tests.models import parity
 
 
 @pytest.fixture

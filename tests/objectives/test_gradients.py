@@ -32,8 +32,8 @@ from lw_jax.objectives import (
     state_kd,
 )
 from lw_jax.objectives.base import Term, mean
-from lw_jax.objectives.context import Pass
-from lw_jax.objectives.measures import distance
+from lw_jax.objectives.common.context import Pass
+from lw_jax.objectives.common.measures import distance
 from lw_jax.receiver.read import Reading
 from lw_jax.train.optimiser import groups
 from lw_jax.train.optimiser_config import OptimiserConfig
@@ -142,15 +142,14 @@ def test_an_anchor_by_squared_error_gives_no_gradient_at_the_seeds_scale() -> No
 
     @jax.jit
     def pulls(slots: Any) -> Any:
-        def loss(slots: Any, module: Any, config: Any) -> Any:
-            params = {"reader": jnp.eye(24), "heads": {}}
-            seen = world.context(params, {**rows, "slots": slots}, {"r": tokenizer})
-            (term,) = module.terms(config, seen, "r").values()
-            return mean(term)
+        def loss(slots: Any, config: Any) -> Any:
+            seen = world.context(
+                {"reader": jnp.eye(24)}, {**rows, "slots": slots}, {"r": tokenizer}
+            )
+            return mean(config.terms(seen, "r").loss)
 
         by: list[Any] = [embedding_anchor.Config(distance=d) for d in ("mse", "cosine")]  # type: ignore[arg-type]
-        which = [(answer_ce, answer_ce.Config()), *((embedding_anchor, c) for c in by)]
-        return [jnp.linalg.norm(jax.grad(loss)(slots, *each)) for each in which]
+        return [jnp.linalg.norm(jax.grad(loss)(slots, c)) for c in (answer_ce.Config(), *by)]
 
     answer, mse, cosine = (float(x) for x in pulls(rows["slots"]))
     assert mse < 1e-6 * answer, (answer, mse)
@@ -165,10 +164,9 @@ def test_text_itself_is_aligned_at_every_layer_and_after_it() -> None:
 
     @jax.jit
     def losses(slots: Any) -> Any:
-        seen = world.context({"reader": jnp.eye(24), "heads": {}}, {**rows, "slots": slots})
-        configs = [slot_alignment.Config(layer=n) for n in (0, 2)]
-        aligned = [mean(slot_alignment.terms(c, seen, "r")["slot_alignment"]) for c in configs]
-        return [*aligned, mean(state_kd.terms(state_kd.Config(layers=2), seen, "r")["state_kd"])]
+        seen = world.context({"reader": jnp.eye(24)}, {**rows, "slots": slots})
+        configs: list[Any] = [slot_alignment.Config(layer=n) for n in (0, 2)]
+        return [mean(c.terms(seen, "r").loss) for c in (*configs, state_kd.Config(layers=2))]
 
     assert max(float(x) for x in losses(rows["slots"])) < 1e-6
     rows["slots"][:, 0] += 1.0
@@ -183,9 +181,9 @@ def test_a_weight_gated_on_the_reconstruction(threshold: float, share: float) ->
 
     @jax.jit
     def terms(reader: Any) -> Any:
-        params = {"reader": reader, "heads": {"cosine_reconstruction": {}}}
-        seen = world.context(params, world.data())
-        return all_terms(plan, seen)["batch_diversity", "r/batch_diversity"], seen.watched
+        seen = world.context({"reader": reader}, world.data())
+        loss, watched = all_terms(plan, seen, {"cosine_reconstruction": {}})
+        return loss["batch_diversity", "r/batch_diversity"], watched
 
     term, watched = terms(world.reader())
     plain, _, _ = world.run("batch_diversity", batch_diversity.Config())
@@ -195,28 +193,28 @@ def test_a_weight_gated_on_the_reconstruction(threshold: float, share: float) ->
 
 def test_a_gate_needs_something_to_look_at() -> None:
     config = batch_diversity.Config(schedule=Schedule(gate=0.75))
-    params = {"reader": world.reader(), "heads": {}}
-    seen = world.context(params, world.data())
-    with pytest.raises(UserError, match="nothing measures a reconstruction cosine"):
-        jax.eval_shape(lambda: all_terms(Plan((("batch_diversity", config),)), seen))
+    seen = world.context({"reader": world.reader()}, world.data())
+    where = r"objectives\.batch_diversity\.schedule\.gate: nothing measures a reconstruction cosine"
+    with pytest.raises(UserError, match=where):
+        jax.eval_shape(lambda: world.terms("batch_diversity", config, seen))
     with pytest.raises(UserError, match=r"schedule\.gate"):
         OptimiserConfig(schedule=Schedule(gate=0.5))
 
 
 def test_states_of_layers_that_the_receiver_does_not_have() -> None:
-    seen = world.context({"reader": world.reader(), "heads": {}}, world.data())
-    with pytest.raises(UserError, match=r"state_kd\.layers: 3, and receiver 'r' has 2"):
-        state_kd.terms(state_kd.Config(layers=3), seen, "r")
+    seen = world.context({"reader": world.reader()}, world.data())
+    with pytest.raises(UserError, match=r"objectives\.state_kd\.layers: 3, and receiver 'r' has 2"):
+        world.terms("state_kd", state_kd.Config(layers=3), seen)
 
 
 def test_widths_that_differ_need_a_head() -> None:
     wide = dataclasses.replace(world.DIMS, source_width=32)
-    with pytest.raises(UserError, match="set it to linear"):
+    with pytest.raises(UserError, match=r"objectives\.cosine_\w+\.head: .* set it to linear"):
         world.heads("cosine_reconstruction", cosine_reconstruction.Config(), wide)
     with pytest.raises(UserError, match="set it to linear"):
         world.heads("info_nce", info_nce.Config(positive="source"), wide)
     for name, config in (("info_nce", info_nce.Config(positive="source")),):
-        with pytest.raises(UserError, match="no states to compare with"):
+        with pytest.raises(UserError, match=r"objectives\.info_nce: .* no states to compare with"):
             world.heads(name, config, dataclasses.replace(world.DIMS, taps=0, source_width=0))
     with pytest.raises(UserError, match="leave it at none"):
         info_nce.Config(head="linear")
@@ -238,13 +236,13 @@ def test_the_optimiser_knows_every_head() -> None:
     assert found["heads/reconstruction/r/cross/query/kernel"] == "muon"
 
 
-def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
+def hand_made(config: Any) -> tuple[float, np.ndarray, np.ndarray]:
     """Term of an objective on states drawn by hand; log-probabilities [N, A, V], weights' mask."""
     rows, tokenizer = world.data(), model()
     labels, lengths = (rows["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
     mask = np.arange(labels.shape[1])[None] < lengths[:, None]
     hidden = np.random.default_rng(5).normal(size=(*labels.shape, 24)).astype(np.float32)
-    seen = world.context({"reader": world.reader(), "heads": {}}, rows)
+    seen = world.context({"reader": world.reader()}, rows)
     # The receiver that reads the text knows nothing: its logits are all alike.
     for asked, states in ((Pass("latent"), hidden), (Pass("text", gradient=False), 0 * hidden)):
         seen.readings["r", asked] = Reading(
@@ -254,7 +252,7 @@ def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
             None,
             None,  # type: ignore[arg-type]
         )
-    (term,) = module.terms(config, seen, "r").values()
+    term = config.terms(seen, "r").loss
     assert isinstance(term, Term)
     z = np.asarray(logits(tokenizer.arch, tokenizer.params, jnp.asarray(hidden.reshape(-1, 24))))
     p = jax.nn.log_softmax(z.reshape(*labels.shape, -1), axis=-1)
@@ -271,7 +269,7 @@ def hand_made(config: Any, module: Any) -> tuple[float, np.ndarray, np.ndarray]:
     ],
 )
 def test_weights_of_the_answer_tokens(options: dict[str, Any]) -> None:
-    loss, p, mask = hand_made(answer_ce.Config(**options), answer_ce)
+    loss, p, mask = hand_made(answer_ce.Config(**options))
     labels = world.data()["batch"]["r/answer/ids"]
     smooth = options.get("label_smoothing", 0.0)
     total, weights = 0.0, 0.0
@@ -292,21 +290,21 @@ def at_start(x: np.ndarray) -> np.ndarray:
 
 
 def test_the_first_tokens_beside_the_answer() -> None:
-    loss, p, mask = hand_made(k_token_ce.Config(tokens=2), k_token_ce)
+    loss, p, mask = hand_made(k_token_ce.Config(tokens=2))
     labels = world.data()["batch"]["r/answer/ids"]
     nats = [-p[n, a, labels[n, a]] for n, a in zip(*np.nonzero(mask), strict=True) if a < 2]
     np.testing.assert_allclose(loss, np.mean(nats), rtol=1e-5)
 
 
 def test_entropy_of_the_first_token() -> None:
-    loss, p, _ = hand_made(entropy.Config(), entropy)
+    loss, p, _ = hand_made(entropy.Config())
     first = at_start(p)
     np.testing.assert_allclose(loss, (np.exp(first) * first).sum(-1).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("most", [1.0, 1.05, 4.0])
 def test_the_first_token_is_louder_while_it_lags_behind_the_text(most: float) -> None:
-    loss, p, _ = hand_made(first_token_ce.Config(auto_scale=most), first_token_ce)
+    loss, p, _ = hand_made(first_token_ce.Config(auto_scale=most))
     labels = at_start(world.data()["batch"]["r/answer/ids"])
     plain = -np.take_along_axis(at_start(p), labels[:, None], axis=1).mean()
     lag = plain / np.log(p.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -35,11 +36,10 @@ def test_scale_and_colour_are_held_at_their_start() -> None:
 
     @jax.jit
     def losses(params: Any) -> Any:
-        seen = world.context({"reader": None, "heads": {}}, rows)
-        seen.bridge, seen.params = bridge, params
-        held = [scale_l2.Config(of="scale"), scale_l2.Config(of="colour")]
-        beside = mean(affine_l2.terms(affine_l2.Config(), seen, "r")["affine_l2"])
-        return [*(mean(scale_l2.terms(c, seen, "r")["scale_l2"]) for c in held), beside]
+        seen = world.context({"reader": None}, rows)
+        seen = replace(seen, bridge=bridge, params=params)
+        held: list[Any] = [scale_l2.Config(of="scale"), scale_l2.Config(of="colour")]
+        return [mean(c.terms(seen, "r").loss) for c in (*held, affine_l2.Config())]
 
     np.testing.assert_allclose(losses(params), [0.0, 0.0, 0.0], atol=1e-10)
     own = dict(params["readers"]["r"]["soft_tokens"])
@@ -51,8 +51,8 @@ def test_scale_and_colour_are_held_at_their_start() -> None:
 
 
 def test_what_the_reader_does_not_have_cannot_be_held() -> None:
-    seen = world.context({"reader": world.reader(), "heads": {}}, world.data())
-    with pytest.raises(UserError, match="soft_tokens has no colour"):
-        scale_l2.terms(scale_l2.Config(of="colour"), seen, "r")
-    with pytest.raises(UserError, match=r"affine_l2: .* set its colour to true"):
-        affine_l2.terms(affine_l2.Config(), seen, "r")
+    seen = world.context({"reader": world.reader()}, world.data())
+    with pytest.raises(UserError, match=r"objectives\.scale_l2: .* soft_tokens has no colour"):
+        world.terms("scale_l2", scale_l2.Config(of="colour"), seen)
+    with pytest.raises(UserError, match=r"objectives\.affine_l2: .* set its colour to true"):
+        world.terms("affine_l2", affine_l2.Config(), seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from lw_jax.objectives import (
 )
 from lw_jax.text.collate import Collate, measure
 from tests.objectives import world
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, prompt, text_tokenizer
 
 ROWS = world.data()
 GIVEN = ROWS["slots"] @ world.reader()
@@ -234,9 +235,8 @@ def test_gist_leaves_tokens_out_at_random() -> None:
 
         @jax.jit
         def count(reader: jax.Array, train: bool = train) -> jax.Array:
-            seen = world.context({"reader": reader, "heads": heads}, ROWS)
-            seen.train = train
-            return gist.terms(config, seen, "r")["gist"].count
+            seen = dataclasses.replace(world.context({"reader": reader}, ROWS), train=train)
+            return world.terms("gist", config, seen, heads)[0].count
 
         counts.append(float(count(world.reader())))
     whole = np.minimum(4, ROWS["batch"]["r/context/lengths"]).sum()
@@ -255,7 +255,7 @@ def test_state_kd_compares_what_follows_the_message() -> None:
     def states(messages: list[np.ndarray]) -> list[np.ndarray]:
         """The stream after one layer behind the message, row by row, laid out by hand."""
         after = [np.concatenate([part("ask", n), part("answer", n)]) for n in asked]
-        before = [np.concatenate([TABLE[list(tokenizer.head)], messages[n // 2]]) for n in asked]
+        before = [np.concatenate([TABLE[list(prompt().head)], messages[n // 2]]) for n in asked]
         lengths = [len(a) + len(b) for a, b in zip(before, after, strict=True)]
         h = np.zeros((len(asked), max(lengths), world.WIDTH), np.float32)
         for n in asked:

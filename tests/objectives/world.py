@@ -6,7 +6,6 @@ one matrix to the receiver's width of 24, so that a gradient can be told to reac
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.models.dims import BridgeDims, ModelDims
-from lw_jax.models.frozen import FrozenModels
-from lw_jax.objectives.base import mean
-from lw_jax.objectives.context import Context
+from lw_jax.objectives.base import Term, mean, naming
+from lw_jax.objectives.common.context import Context
+from lw_jax.train.step import Plan, all_terms
 from lw_jax.types import Delivery, Latent, Taps
-from tests.receiver.worlds import model
+from tests.receiver.worlds import model, models_of
 
 CONTEXTS, QUESTIONS, SLOTS, TOKENS, WIDTH, VOCAB = 8, 2, 3, 6, 24, 320
 DIMS = BridgeDims(WIDTH, 2, 5, {"r": ModelDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)
@@ -65,8 +64,9 @@ def reader(seed: int = 1) -> np.ndarray:
 
 
 def heads(name: str, config: Any, dims: BridgeDims = DIMS) -> Tree:
-    module = importlib.import_module(f"lw_jax.objectives.{name}")
-    return {name: module.init(config, dims, jax.random.key(3))} if hasattr(module, "init") else {}
+    with naming(name, config):
+        own = config.init(dims, jax.random.key(3))
+    return {} if own is None else {name: own}
 
 
 @dataclass(frozen=True)
@@ -83,27 +83,31 @@ class HandMade:
 
 
 def context(params: Tree, rows: Tree, receivers: Any = None) -> Context:
-    """params: `reader` and `heads`."""
+    """What objectives see; params: `reader`."""
     return Context(
         HandMade(Latent(rows["slots"], rows["used"])),  # type: ignore[arg-type]
         {"reader": params["reader"]},
-        FrozenModels(None, {"r": RECEIVER} if receivers is None else receivers),
+        models_of(None, {"r": RECEIVER} if receivers is None else receivers),
         jax.tree.map(jnp.asarray, rows["batch"]),
         {"source": Taps(rows["states"], rows["real"], rows["ids"])},
         jax.random.key(0),
-        heads=params["heads"],
     )
+
+
+def terms(name: str, config: Any, seen: Context, heads: Tree | None = None) -> tuple[Term, Tree]:
+    """Of an objective alone: its one term of the loss, and what is watched."""
+    loss, watched = all_terms(Plan(((name, config),)), seen, heads or {})
+    (term,) = loss.values()
+    return term, watched
 
 
 @cache
 def compiled(name: str, config: Any) -> Any:
     """Of an objective alone: (loss, watched), and the gradients by `reader` and `heads`."""
-    module = importlib.import_module(f"lw_jax.objectives.{name}")
 
     def loss(params: Tree, rows: Tree) -> Any:
-        seen = context(params, rows)
-        (term,) = module.terms(config, seen, "r").values()
-        return mean(term), {k: mean(t) for k, t in seen.watched.items()}
+        term, watched = terms(name, config, context(params, rows), params["heads"])
+        return mean(term), {k: mean(t) for k, t in watched.items()}
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import time
 from collections import Counter
 
 import pytest
@@ -173,11 +172,3 @@ def test_missing_problems_and_empty_shares():
         mixture(Shares(), "train", 0)
     with pytest.raises(UserError, match=r"^facts: at least one share must be above 0"):
         Shares(0, 0, 0, 0)
-
-
-def test_speed(config):
-    rows = mixture(Shares(), "train", 0, problems=config)
-    start = time.process_time()
-    for i in range(1000):
-        rows[i]
-    print(f"\npretraining mixture: {1e3 * (time.process_time() - start):.0f} us a row")

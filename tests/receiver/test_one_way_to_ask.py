@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import logsumexp  # type: ignore[import-untyped]
-from transformers import PreTrainedTokenizerFast
 
 import lw_jax
 from lw_jax import api
@@ -27,8 +26,7 @@ from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models import head
 from lw_jax.models.decoder import run
 from lw_jax.models.frozen import FrozenDecoder
-from lw_jax.models.lm import FrozenLM
-from lw_jax.objectives.context import Context, Pass
+from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.receiver import answer
@@ -88,7 +86,7 @@ def _part(world: World, part: str, row: int) -> np.ndarray:
 
 def _prompt(world: World, row: int, message: np.ndarray) -> np.ndarray:
     """[T, D]: head, a message, the question."""
-    table, start = np.asarray(world.ctx.model.params["embed"]), list(world.ctx.model.head)
+    table, start = np.asarray(world.ctx.model.params["embed"]), list(world.ctx.prompt.head)
     return np.concatenate([table[start], message, table[_part(world, "ask", row)]])
 
 
@@ -125,11 +123,7 @@ def _nll(world: World, row: int, prompt: np.ndarray) -> np.ndarray:
 
 def _by_the_model_itself(world: World) -> list[str]:
     """Pretraining's measurements, and the relay."""
-    model = world.ctx.model
-    backend = world.tokenizer.backend
-    whole = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=backend.id_to_token(0))
-    lm = FrozenLM("reader", model.arch, model.params, whole, "")
-    return answer.answers(lm, LAYOUT, world.examples, 3, NEW)
+    return answer.answers(world.ctx.model, world.tokenizer, LAYOUT, world.examples, 3, NEW)
 
 
 def _by_the_quick_evaluation(world: World) -> list[str]:

@@ -15,7 +15,7 @@ from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.pack import Segment, gather_states, pack
 from lw_jax.receiver.read import decode, expand, head_segment, lay_out, message_segment, read
 from lw_jax.types import KV, Delivery
-from tests.receiver.worlds import model
+from tests.receiver.worlds import model, prompt
 
 WIDTH = 24
 
@@ -36,7 +36,7 @@ def segments(rows: int = 3, pad: int = 0, answer: bool = True) -> list[Segment]:
         return Segment(x, None, jnp.asarray(lengths), role)
 
     found = [
-        head_segment(model().head, rows),
+        head_segment(prompt().head, rows),
         part(1, 9, [9, 4, 6], "message"),
         part(2, 5, [3, 5, 4], "ask"),
     ]
@@ -91,7 +91,7 @@ def test_positions_go_on_after_the_message() -> None:
     parts = segments()
     parts[1] = message_segment(delivery, 3, WIDTH)
     laid = lay_out(model().params, parts, delivery)
-    head = len(model().head)
+    head = len(prompt().head)
     want = [*range(head), *[head + x for x in (0.0, 2.5, 5.0, 7.5)], *range(head + 10, head + 17)]
     np.testing.assert_allclose(laid.positions[0, : len(want)], want)
 
@@ -113,7 +113,7 @@ def test_prefix_is_unseen_before_the_message_and_where_masked() -> None:
     without = read(tokenizer.arch, tokenizer.params, parts, None, taps=(2,))
     assert with_prefix.taps is not None
     assert without.taps is not None
-    head = len(tokenizer.head)
+    head = len(prompt().head)
     chex.assert_trees_all_close(with_prefix.taps[:, :, :head], without.taps[:, :, :head], atol=1e-5)
     assert float(jnp.abs(with_prefix.hidden - without.hidden).max()) > 0.1
     masked = prefix(3, 3, jnp.zeros((3, 3), bool))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import jax
@@ -11,10 +12,10 @@ from tokenizers import Tokenizer as Backend
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.models.frozen import FrozenDecoder
+from lw_jax.models.frozen import FrozenDecoder, FrozenModels, Sender
 from lw_jax.models.params import init
 from lw_jax.pretrain.tokenizer import special_ids, train_bpe
-from lw_jax.text.layout import head_ids
+from lw_jax.text.layout import Prompt, prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
@@ -66,7 +67,20 @@ def arch(family: str = "mistral", vocab: int = 320) -> Arch:
 def model(family: str = "mistral", vocab: int = 320, seed: int = 0) -> FrozenDecoder:
     made = arch(family, vocab)
     params = init(made, jax.random.key(seed), jnp.float32)
-    return FrozenDecoder(params, made, tuple(head_ids(LAYOUT, text_tokenizer(family, vocab))))
+    return FrozenDecoder(params, made)
+
+
+def prompt(family: str = "mistral", vocab: int = 320) -> Prompt:
+    """What LAYOUT puts around the message of `model`."""
+    return prompts_of(LAYOUT, {"r": text_tokenizer(family, vocab)})["r"]
+
+
+def models_of(
+    sender: Sender | None, receivers: Mapping[str, FrozenDecoder] | None = None
+) -> FrozenModels:
+    """A sender and receivers that are asked as LAYOUT says; by default one, `r`."""
+    found = {"r": model()} if receivers is None else receivers
+    return FrozenModels.of(sender, found, dict.fromkeys(found, prompt()))
 
 
 def groups(count: int, level: int = 2, questions: int = 2) -> list[tuple[Example, ...]]:

@@ -16,8 +16,8 @@ from lw_jax.config.parse import read
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
-from lw_jax.models.checkpoint import read_arch
 from lw_jax.models.dims import BridgeDims
+from lw_jax.models.spec import open_model
 from lw_jax.runs.abstract import abstract_step
 from lw_jax.runs.doctor import examine
 from lw_jax.sources import bytes as raw
@@ -119,16 +119,15 @@ def test_no_sender_is_needed_and_none_is_taken(tmp_path: Path) -> None:
     found = examine(config, memory=False)
     assert {f.level for f in found} == {"ok"}
     said = {f.key: f.text for f in found}
-    assert said["bridge.source"] == "the text's own bytes, no sender"
+    assert said["bridge.source"] == "the text itself, no sender"
     with_sender = read(path, [("sender", f"{{path: {reader}}}")])
     assert {f.text for f in examine(with_sender, memory=False) if f.level == "error"} == {
         "sender: bridge.source.bytes reads the text itself; set sender: null"
     }
     (cfg,) = chosen(config.stages["fit"]).values()
     lengths = {"source": 64, "reader/context": 32, "reader/ask": 16, "reader/answer": 8}
-    step = abstract_step(
-        config, cfg, None, {"reader": read_arch(reader)}, lengths, make_mesh(config.mesh)
-    )
+    specs = {"reader": open_model("reader", config.receivers["reader"])}
+    step = abstract_step(config, cfg, specs, lengths, make_mesh(config.mesh))
     state, metrics = jax.eval_shape(step.step, *step.arguments)
     assert set(state.params["bridge"]["source"]) == {"byte", "encoder", "out_norm"}
     assert metrics["loss"].shape == ()

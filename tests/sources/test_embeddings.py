@@ -11,9 +11,9 @@ import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import BridgeDims
-from lw_jax.models.frozen import FrozenDecoder
-from lw_jax.models.lm import load_lm
+from lw_jax.models.spec import open_model
 from lw_jax.sources import embeddings
 from lw_jax.types import SourceTokens
 from tests.tiny_models import write_model
@@ -23,13 +23,14 @@ def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:
     home = write_model(tmp_path / "sender", "llama")
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     config = embeddings.Config()
-    whole = load_lm(home, mesh, dtype=jnp.float32)
-    depth = config.sender_layers(whole.arch)
-    lm = load_lm(home, mesh, dtype=jnp.float32, layers=depth, head=False)
+    spec = open_model("sender", ModelConfig(str(home), dtype="float32"))
+    whole = spec.load(mesh)
+    depth = config.sender_layers(spec.arch)
+    lm = spec.load(mesh, layers=depth, head=False)
     assert [x.shape for x in jax.tree.leaves(lm.params)] == [(300, 16)]
     ids = jnp.asarray([[1, 7, 8, 0], [1, 9, 0, 0]])
     tokens = SourceTokens(ids, lengths=jnp.asarray([3, 2]), skip=jnp.asarray([1, 1]))
-    taps = config.extract(FrozenDecoder(lm.params, lm.arch), tokens, None)
+    taps = config.extract(lm, tokens, None)
     assert config.shape(lm.arch) == (16, 1, 300)
     table = np.asarray(whole.params["embed"])
     np.testing.assert_array_equal(taps.states[0], table[np.asarray(ids)])

@@ -19,7 +19,6 @@ from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.layers.low_rank import LowRankConfig
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.dims import BridgeDims, sizes
-from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives import answer_ce
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import soft_tokens
@@ -32,7 +31,7 @@ from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
 from lw_jax.train.step import StepMaker, context_of, plan_at
-from tests.receiver.worlds import LAYOUT, arch, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, arch, groups, model, models_of, text_tokenizer
 
 LORA = LowRankConfig(r=2, targets=("q", "o"), layers=1)
 
@@ -97,13 +96,11 @@ def test_gradients_reach_the_lora_and_nothing_else_of_the_sender() -> None:
 
 
 def test_every_way_to_a_latent_uses_it() -> None:
-    frozen_models = FrozenModels(model("llama"), {"r": model()})
+    frozen_models = models_of(model("llama"))
     found = []
     for params in (fresh(), moved()):
         ctx = EvalContext(frozen_models, params, None, bridge(), "r")
-        context = context_of(
-            bridge(), {"bridge": params}, frozen_models, batch(), jax.random.key(0), False
-        )
+        context = context_of(bridge(), params, frozen_models, batch(), jax.random.key(0), False)
         chex.assert_trees_all_close(context.latent.slots, ctx.encode(batch()).slots, atol=1e-5)
         found.append(ctx.encode(batch()).slots)
     without = {k: v for k, v in fresh().items() if k != "source"}
@@ -114,14 +111,12 @@ def test_every_way_to_a_latent_uses_it() -> None:
 
 
 def test_the_loss_of_a_latent_reaches_it() -> None:
-    frozen_models = FrozenModels(model("llama"), {"r": model()})
+    frozen_models = models_of(model("llama"))
 
     @jax.jit
     def grad_of(params: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            seen = context_of(
-                bridge(), {"bridge": params}, frozen_models, batch(), jax.random.key(0), True
-            )
+            seen = context_of(bridge(), params, frozen_models, batch(), jax.random.key(0), True)
             return jnp.sum(seen.latent.slots**2)
 
         return jax.grad(loss)(params)["source"]["lora"]
@@ -140,7 +135,7 @@ def test_it_is_counted_and_shipped(tmp_path: Any) -> None:
 
 @pytest.mark.slow  # compiles a whole step
 def test_a_step_trains_it() -> None:
-    frozen_models = FrozenModels(model("llama"), {"r": model()})
+    frozen_models = models_of(model("llama"))
     params = {"bridge": fresh(), "heads": {}}
     made = make_optimiser(OptimiserConfig(name="muon", lr=0.01), params, 4)
     state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))

@@ -20,17 +20,18 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.probe import _means
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models import encoder
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenEncoder
-from lw_jax.models.lm import load_encoder
+from lw_jax.models.spec import open_model
 from lw_jax.runs import export
-from lw_jax.runs.abstract import abstract_parties
+from lw_jax.runs.abstract import abstract_models
 from lw_jax.runs.doctor import examine
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.sentence_encoder import Config
 from lw_jax.text.collate import Collate, Lengths, measure
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer, encoder_tokenizer
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Features, Taps
 from tests.sources.parts import source_tokens
 from tests.tiny_encoder import write_encoder
@@ -57,10 +58,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(home: Path) -> tuple[FrozenEncoder, Tokenizer]:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    found = load_encoder(home / "encoder", mesh, dtype=jnp.float32)
-    return FrozenEncoder(found.params, found.arch), encoder_tokenizer(
-        "s", found.tokenizer, found.arch
-    )
+    spec = open_model("sender", ModelConfig(str(home / "encoder"), dtype="float32"))
+    model = spec.load(mesh)
+    assert isinstance(model, FrozenEncoder)
+    return model, spec.tokenizer
 
 
 def rows(*texts: str) -> list[tuple[Example, ...]]:
@@ -298,8 +299,10 @@ def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
     assert "frozen weights" in said["stages.fit.train"]
     assert config.sender is not None
     mesh = make_mesh(config.mesh)
-    real = load_encoder(config.sender.path, mesh, dtype=jnp.float32, quant="int8", layers=1)
-    planned = abstract_parties(config, real.arch, {}, mesh, config.layout).sender
+    specs = {name: open_model(name, model) for name, model in config.receivers.items()}
+    specs["sender"] = open_model("sender", config.sender)
+    real = specs["sender"].load(mesh, layers=1)
+    planned = abstract_models(config, specs, mesh, config.layout).sender
     assert isinstance(planned, FrozenEncoder)
     sizes = (
         jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (planned.params, real.params)

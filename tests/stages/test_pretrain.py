@@ -13,7 +13,8 @@ import pytest
 
 from lw_jax import launch
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models.lm import load_lm
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.spec import open_model
 from lw_jax.pretrain.model_card import minutes
 
 PROBLEMS = [
@@ -68,16 +69,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_model_is_an_ordinary_directory(made: Path) -> None:
-    lm = load_lm(made / "model", make_mesh(MeshConfig(data=1)))
-    assert (lm.arch.family, lm.arch.width, lm.arch.tied, lm.arch.bos_id) == (
+    found = open_model("model", ModelConfig(str(made / "model")))
+    found.load(make_mesh(MeshConfig(data=1)))
+    assert (found.arch.family, found.arch.width, found.arch.tied, found.arch.bos_id) == (
         "qwen2",
         16,
         True,
         None,
     )
     text = "\nQuestion: Who?\nAnswer: Lea"
-    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert lm.tokenizer.decode(ids) == text
+    ids = found.tokenizer.encode(text)
+    assert found.tokenizer.backend.decode(ids) == text
 
 
 def test_what_it_can_do_is_measured_on_what_was_saved(made: Path) -> None:

@@ -25,7 +25,6 @@ from lw_jax.bridge.config import (
 from lw_jax.compressors import perceiver
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.dims import BridgeDims, ModelDims
-from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives import (
     answer_ce,
     bag_of_words,
@@ -48,7 +47,7 @@ from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import init_heads
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
 
 STEPS = 100
 WELL = {"usage": 1.0, "perplexity": 7.0, "distinct": 0.9}
@@ -175,7 +174,7 @@ def pipeline() -> Pipeline:
     return Pipeline(
         layout=LAYOUT,
         bridge=Bridge(CONFIG, DIMS),
-        frozen=FrozenModels(model("llama"), {"r": model()}),
+        frozen=models_of(model("llama")),
         sources=text_tokenizer("llama"),
         receivers={"r": text_tokenizer()},
         fingerprints={},

@@ -29,18 +29,18 @@ from lw_jax.bridge.config import (
 from lw_jax.compressors import window
 from lw_jax.data.example import Example
 from lw_jax.mesh import MeshConfig, make_mesh, replicated
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import BridgeDims, ModelDims, sizes
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
-from lw_jax.models.lm import load_lm
+from lw_jax.models.spec import open_model
 from lw_jax.objectives import answer_ce, embedding_anchor, reconstruction
 from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import embeddings
-from lw_jax.text.layout import head_ids
+from lw_jax.text.layout import prompts_of
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.text.tokenizer import text_tokenizer as tokenizer_of
 from lw_jax.train.alarms import EARLY, LATE
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import make_optimiser
@@ -103,9 +103,10 @@ class Training:
 @cache
 def receiver(reads: bool) -> tuple[FrozenDecoder, Tokenizer, ModelDims]:
     if reads:
-        lm = load_lm(str(ZOO), make_mesh(MeshConfig(data=1), jax.devices()[:1]), dtype=jnp.float32)
-        tokenizer = tokenizer_of("r", lm.tokenizer, lm.arch.bos_id, lm.arch.eos_ids)
-        made = FrozenDecoder(lm.params, lm.arch, tuple(head_ids(LAYOUT, tokenizer)))
+        spec = open_model("r", ModelConfig(str(ZOO), dtype="float32"))
+        loaded = spec.load(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+        assert isinstance(loaded, FrozenDecoder)
+        tokenizer, made = spec.tokenizer, loaded
     else:
         tokenizer, made = text_tokenizer(), model()
         table = made.params["embed"]
@@ -134,7 +135,8 @@ def seen(training: Training) -> Mapping[int, Mapping[str, Any]]:
     bridge = Bridge(config, BridgeDims(LATENT, 1, LATENT, {"r": loud}))
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     where = replicated(mesh)
-    frozen = jax.device_put(FrozenModels(model("llama"), {"r": made}), where)
+    models = FrozenModels.of(model("llama"), {"r": made}, prompts_of(LAYOUT, {"r": tokenizer}))
+    frozen = jax.device_put(models, where)
     layout = replace(LAYOUT, question=" {question}") if training.beside else LAYOUT
     pipeline = Pipeline(layout, bridge, frozen, text_tokenizer("llama"), {"r": tokenizer}, {}, mesh)
     auxiliary = objectives if training.distance or training.head_input else None

@@ -20,14 +20,14 @@ from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.objectives import answer_ce, text_ce
+from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.config import ObjectivesConfig
-from lw_jax.objectives.context import Pass
 from lw_jax.readers import lora, soft_tokens
 from lw_jax.train.config import TextBatches
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import new_state
-from lw_jax.train.step import StepMaker, context_of, plan_at
+from lw_jax.train.step import Plan, StepMaker, all_terms, context_of, plan_at
 from lw_jax.utils.schedule import Schedule
 from tests.bridge.test_step import batch, config, frozen_models
 
@@ -91,9 +91,7 @@ def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
 
     @jax.jit
     def nats(params: Any) -> Any:
-        context = context_of(
-            bridge, {"bridge": params}, frozen_models(), batch(), jax.random.key(0), False
-        )
+        context = context_of(bridge, params, frozen_models(), batch(), jax.random.key(0), False)
         model = context.frozen.receivers["r"]
         found = []
         for asked in (Pass("text", adapted=True), Pass("text")):
@@ -113,9 +111,8 @@ def test_without_a_lora_nothing_reads_the_text() -> None:
     bridge = Bridge(config(reader=ReaderConfig(soft_tokens=soft_tokens.Config())), DIMS)
 
     def nats(rng: Any) -> Any:
-        params = {"bridge": bridge.init(rng)}
-        context = context_of(bridge, params, frozen_models(), batch(), rng, True)
-        return text_ce.terms(text_ce.Config(), context, "r")
+        context = context_of(bridge, bridge.init(rng), frozen_models(), batch(), rng, True)
+        return all_terms(Plan((("text_ce", text_ce.Config()),)), context, {})
 
     with pytest.raises(UserError, match=r"bridge\.reader\.lora: missing; nothing that is trained"):
         jax.eval_shape(nats, jax.random.key(0))

@@ -12,6 +12,7 @@ from flax import struct
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.receiver.answer import Message, delivered
+from lw_jax.text.layout import Prompt
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
 
@@ -45,6 +46,11 @@ class EvalContext:
         """The frozen part of every view of the rows' source: here the sender runs."""
         return self.bridge.extract(self.frozen.sender, batch, self.params)
 
+    @property
+    def prompt(self) -> Prompt:
+        """What the layout puts around the receiver's message."""
+        return self.frozen.prompt(self.receiver)
+
     def encode(self, batch: Batch) -> Latent:
         """The latent of every row's source, as it leaves the wire."""
         return self.bridge.encode(self.params, self.views(batch))
@@ -61,7 +67,7 @@ class EvalContext:
 
     def delivered(self, batch: Batch, latent: Latent) -> Message:
         """What the reader makes of a latent, as the layout has it."""
-        return delivered(self.model, self.deliver(latent), *self.context(batch))
+        return delivered(self.model, self.prompt, self.deliver(latent), *self.context(batch))
 
     def context(self, batch: Batch) -> tuple[Array, Array]:
         """Token ids [N, T] of the text that the latent replaces, and lengths [N]."""

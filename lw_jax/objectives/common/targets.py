@@ -16,7 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
-from lw_jax.objectives.context import Context, Pass
+from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.receiver.answer import asked, message_of, segments
 from lw_jax.receiver.pack import Segment, gather_states
 from lw_jax.receiver.read import head_segment, lay_out, message_segment, text_message
@@ -26,41 +26,41 @@ HeadInput = Literal["delivered", "pre_scale"]
 
 
 def answer_scores(
-    context: Context, receiver: str, first: int | None = None
+    ctx: Context, receiver: str, first: int | None = None
 ) -> tuple[TokenScores, Array, Array]:
     """Scores of the answer's tokens read from the latent, their labels and the mask of those that
     count, all [N, A]; of the `first` tokens alone if a number is given."""
-    reading, model = context.reading(receiver, Pass("latent")), context.frozen.receivers[receiver]
+    reading, model = ctx.reading(receiver, Pass("latent")), ctx.frozen.receivers[receiver]
     hidden, labels, mask = (x[:, :first] for x in (reading.hidden, reading.labels, reading.mask))
     scored = chunked_cross_entropy(model.arch, model.params, hidden, labels)
-    return scored, labels, mask & context.valid[:, None]
+    return scored, labels, mask & ctx.valid[:, None]
 
 
-def first_token(context: Context, receiver: str, asked: Pass) -> tuple[TokenScores, Array]:
+def first_token(ctx: Context, receiver: str, asked: Pass) -> tuple[TokenScores, Array]:
     """Scores [N, 1] of the first answer token that is no space after one pass, and the mask [N, 1]
     of those that count. It is the token that the metrics look at as well."""
-    reading, model = context.reading(receiver, asked), context.frozen.receivers[receiver]
-    start = context.batch[f"{receiver}/answer/start"][:, None]
+    reading, model = ctx.reading(receiver, asked), ctx.frozen.receivers[receiver]
+    start = ctx.batch[f"{receiver}/answer/start"][:, None]
     hidden = jnp.take_along_axis(reading.hidden, start[..., None], axis=1)
     labels, mask = (jnp.take_along_axis(x, start, axis=1) for x in (reading.labels, reading.mask))
     scored = chunked_cross_entropy(model.arch, model.params, hidden, labels)
-    return scored, mask & context.valid[:, None]
+    return scored, mask & ctx.valid[:, None]
 
 
 def given_slots(
-    context: Context, receiver: str, name: str, head_input: HeadInput = "delivered"
+    ctx: Context, receiver: str, head_input: HeadInput = "delivered"
 ) -> tuple[Array, Array]:
     """Soft tokens (or, before scaling, the latent slots) [B, P, width] and their mask [B, P].
 
     Raises:
-        UserError: the receiver is given no soft tokens; name: of the objective, for this message.
+        UserError: the receiver is given no soft tokens.
     """
     if head_input == "pre_scale":
-        return context.latent.slots, context.latent.mask
-    delivery = context.deliveries[receiver]
+        return ctx.latent.slots, ctx.latent.mask
+    delivery = ctx.deliveries[receiver]
     if delivery.embeds is None:
         raise UserError(
-            f"objectives.{name}: reads soft tokens, and receiver {receiver!r} is given none; "
+            f"reads soft tokens, and receiver {receiver!r} is given none; "
             "set bridge.reader.soft_tokens"
         )
     mask = delivery.mask
@@ -72,69 +72,69 @@ def given_width(dims: BridgeDims, receiver: str, head_input: HeadInput = "delive
     return dims.latent_dim if head_input == "pre_scale" else dims.receivers[receiver].width
 
 
-def counted(context: Context, mask: Array) -> Array:
+def counted(ctx: Context, mask: Array) -> Array:
     """[B] bool: contexts that count and have something in mask [B, T]."""
-    return context.valid_contexts & jnp.any(mask, axis=1)
+    return ctx.valid_contexts & jnp.any(mask, axis=1)
 
 
-def source_width(dims: BridgeDims, name: str) -> int:
+def source_width(dims: BridgeDims) -> int:
     """Width of `source_states`.
 
     Raises:
-        UserError: the source is not a frozen model's states; name: of the objective.
+        UserError: the source is not a frozen model's states.
     """
     if not dims.taps:
         raise UserError(
-            f"objectives.{name}: the source has no states to compare with; "
+            "the source has no states to compare with; "
             "set bridge.source.hidden_states, embeddings or sentence_encoder, or leave it out"
         )
     return dims.source_width
 
 
-def source_states(context: Context, normed: bool) -> tuple[Array, Array]:
+def source_states(ctx: Context, normed: bool) -> tuple[Array, Array]:
     """The source's states [B, T, D] float32, averaged over its taps, and their mask [B, T].
 
     normed: every state RMS-normed first, so that no tap drowns the others.
     """
-    states = jax.lax.stop_gradient(context.taps.states).astype(jnp.float32)
+    states = jax.lax.stop_gradient(ctx.taps.states).astype(jnp.float32)
     if normed:
         states = states / jnp.sqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-6)
-    return jnp.mean(states, axis=0), context.taps.mask
+    return jnp.mean(states, axis=0), ctx.taps.mask
 
 
-def text_states(context: Context, receiver: str, layer: int) -> tuple[Array, Array]:
+def text_states(ctx: Context, receiver: str, layer: int) -> tuple[Array, Array]:
     """The context's text as the receiver reads it: [B, T, D] after `layer` layers, mask [B, T].
 
     Layer 0: its embeddings. No gradient.
     """
-    ids = context.batch[f"{receiver}/context/ids"]
-    lengths = context.batch[f"{receiver}/context/lengths"]
+    ids = ctx.batch[f"{receiver}/context/ids"]
+    lengths = ctx.batch[f"{receiver}/context/lengths"]
     mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
     if layer == 0:
-        states = embed_tokens(context.frozen.receivers[receiver].params, ids)
+        states = embed_tokens(ctx.frozen.receivers[receiver].params, ids)
     else:
-        states = _states_after(context, receiver, text_message(ids, lengths), None, layer)
+        states = _states_after(ctx, receiver, text_message(ids, lengths), None, layer)
     return jax.lax.stop_gradient(states), mask
 
 
-def slot_states(context: Context, receiver: str, name: str, layer: int) -> tuple[Array, Array]:
+def slot_states(ctx: Context, receiver: str, layer: int) -> tuple[Array, Array]:
     """The receiver's states [B, P, D] at the soft tokens after `layer` layers, mask [B, P]."""
-    embeds, mask = given_slots(context, receiver, name)
+    embeds, mask = given_slots(ctx, receiver)
     if layer == 0:
         return embeds, mask
-    delivery = context.deliveries[receiver]
+    delivery = ctx.deliveries[receiver]
     message = message_segment(delivery, embeds.shape[0], embeds.shape[2])
-    return _states_after(context, receiver, message, delivery, layer), mask
+    return _states_after(ctx, receiver, message, delivery, layer), mask
 
 
 def _states_after(
-    context: Context, receiver: str, message: Segment, delivery: Delivery | None, layer: int
+    ctx: Context, receiver: str, message: Segment, delivery: Delivery | None, layer: int
 ) -> Array:
     """The stream at the message after some layers, with the receiver's usual head before it."""
-    model = context.frozen.receivers[receiver]
-    laid = lay_out(
-        model.params, [head_segment(model.head, message.lengths.shape[0]), message], delivery
-    )
+    model = ctx.frozen.receivers[receiver]
+    head = ctx.frozen.prompt(receiver).head
+    parts = [head_segment(head, message.lengths.shape[0]), message]
+    laid = lay_out(model.params, parts, delivery)
     out = run(
         model.arch,
         model.params,
@@ -149,17 +149,17 @@ def _states_after(
 
 
 def suffix_states(
-    context: Context, receiver: str, message: Literal["latent", "text"], layers: int
+    ctx: Context, receiver: str, message: Literal["latent", "text"], layers: int
 ) -> tuple[Array, Array]:
     """The receiver's states [layers, N, S, D] after each of its first layers at what follows the
     message, question, anchor and answer, and the mask [N, S] of those that count.
 
     The EOS that ends the answer is left out: nothing is read from its state.
     """
-    model, questions = context.frozen.receivers[receiver], context.questions
-    delivery = context.deliveries[receiver] if message == "latent" else None
-    given = message_of(model, context.batch, receiver, message, delivery, questions)
-    parts = segments(model, given, *asked(context.batch, receiver))
+    model, prompt = ctx.frozen.receivers[receiver], ctx.frozen.prompt(receiver)
+    delivery = ctx.deliveries[receiver] if message == "latent" else None
+    given = message_of(model, prompt, ctx.batch, receiver, message, delivery, ctx.questions)
+    parts = segments(prompt, given, *asked(ctx.batch, receiver))
     laid = lay_out(model.params, parts, given.delivery)
     starts, sizes = laid.packed.starts, laid.packed.sizes
     index = jnp.arange(sum(s.size for s in parts if s.role in ("ask", "answer")))[None]
@@ -178,14 +178,14 @@ def suffix_states(
     )
     assert out.taps is not None
     mask = index < (sizes["ask"] + sizes["answer"] - 1)[:, None]
-    return out.taps, mask & context.valid[:, None]
+    return out.taps, mask & ctx.valid[:, None]
 
 
-def others(context: Context, receiver: str, counts: Array) -> Array:
+def others(ctx: Context, receiver: str, counts: Array) -> Array:
     """[B, B] bool: pairs of contexts that count and are not the same text; False on the diagonal.
 
     On a mesh the rows are those of the global batch; with microbatches, of one microbatch.
     """
-    ids = context.batch[f"{receiver}/context/ids"]
+    ids = ctx.batch[f"{receiver}/context/ids"]
     same = jnp.all(ids[:, None] == ids[None], axis=-1)
     return counts[:, None] & counts[None] & ~same

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lw_jax.errors import UserError
 from lw_jax.layers.transformer import Attention, Mlp, sinusoid
-from lw_jax.objectives.measures import masked_mean
+from lw_jax.objectives.common.measures import masked_mean
 from lw_jax.types import Array, PyTree
 
 
@@ -23,16 +23,16 @@ def linear(params: PyTree, x: Array) -> Array:
     return cast(Array, nn.Dense(params["kernel"].shape[1]).apply({"params": params}, x))
 
 
-def check_headless(where: str, width: int, target: int, remedy: str) -> None:
-    """Without a head both sides are equally wide.
+def check_headless(width: int, target: int) -> None:
+    """Check that both sides are equally wide, which they must be with `head: none`.
 
     Raises:
         UserError: they are not.
     """
     if width != target:
         raise UserError(
-            f"{where}: none compares slots of width {width} with a target of width {target}; "
-            f"{remedy}"
+            f"head: none compares slots of width {width} with a target of width {target}; "
+            "set it to linear"
         )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives.base import COSINE, Term, mean
 from lw_jax.receiver import answer
 from lw_jax.receiver.read import Reading
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
@@ -28,8 +27,11 @@ _DROPOUT, _SAMPLING = 63, 62
 class Pass:
     """One run of a receiver that objectives ask for; each is computed once a step.
 
-    message: what stands in the message's place; gradient: whether it is differentiated; adapted:
-    whether a receiver that is given no latent has its trained LoRA (with a latent it always has).
+    Attributes:
+        message: what stands in the message's place.
+        gradient: whether it is differentiated.
+        adapted: whether a receiver that is given no latent has its trained LoRA (with a latent it
+            always has).
     """
 
     message: Literal["latent", "text", "none"]
@@ -37,7 +39,7 @@ class Pass:
     adapted: bool = False
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Context:
     """What the objectives of one microbatch see; built inside the step's trace.
 
@@ -51,12 +53,12 @@ class Context:
         views: the frozen part of every view of the source.
         rng: the objectives'.
         train: whether dropout is on.
-        heads: parameters of objectives that have some, by the objective's name.
-        watched: terms that are logged and are no part of the loss, by name.
+        heads: parameters of the heads of the objective that looks.
+        latent_keep: probability of every slot not to be zeroed (latent dropout); None: all stay.
+        scheduled_sampling: probability of every gold answer token to give way to the receiver's
+            own; None: all stay.
         readings: what receivers have read so far, by receiver and pass.
-        keep: probability of every slot not to be zeroed (latent dropout); None: all stay.
-        sampled: probability of every gold answer token to give way to the receiver's own
-            (scheduled sampling); None: all stay.
+        computed: what was made so far, by name. All objectives of a step share both.
     """
 
     bridge: Bridge
@@ -66,19 +68,32 @@ class Context:
     views: dict[str, Taps]
     rng: Array
     train: bool = True
-    heads: dict[str, PyTree] = field(default_factory=dict)
-    watched: dict[str, Term] = field(default_factory=dict)
+    heads: PyTree = None
+    latent_keep: Array | None = None
+    scheduled_sampling: Array | None = None
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
-    keep: Array | None = None
-    sampled: Array | None = None
+    computed: dict[str, Any] = field(default_factory=dict)
 
-    @cached_property
+    def with_heads(self, heads: PyTree) -> Self:
+        """The same as another objective sees it: what is computed for one is there for all."""
+        return replace(self, heads=heads)
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self.computed:
+            self.computed[name] = make()
+        return self.computed[name]
+
+    @property
     def encoded(self) -> tuple[Latent, Intermediates]:
-        """The latent of the B contexts, and what the parts noted while making it."""
+        """The latent of the B contexts, and what the parts sowed while making it."""
+        found: tuple[Latent, Intermediates] = self._once("encoded", self._encode)
+        return found
+
+    def _encode(self) -> tuple[Latent, Intermediates]:
         latent, intermediates = self.apply(self.views, method="encode", key=0)
-        if self.keep is not None:
+        if self.latent_keep is not None:
             rng = jax.random.fold_in(self.rng, _DROPOUT)
-            stays = jax.random.bernoulli(rng, self.keep, latent.mask.shape)
+            stays = jax.random.bernoulli(rng, self.latent_keep, latent.mask.shape)
             # Zeroed, not masked: the slots that are left stay where they are.
             latent = latent.replace(slots=latent.slots * stays[..., None])
         return latent, intermediates
@@ -90,12 +105,16 @@ class Context:
 
     @property
     def intermediates(self) -> Intermediates:
-        """What the source, the compressor and the bottleneck noted."""
+        """What the source, the compressor and the bottleneck sowed."""
         return self.encoded[1]
 
-    @cached_property
+    @property
     def given(self) -> dict[str, tuple[Delivery, Intermediates]]:
-        """What each receiver is given, of the B contexts, and what its readers noted."""
+        """What each receiver is given, of the B contexts, and what its readers sowed."""
+        found: dict[str, tuple[Delivery, Intermediates]] = self._once("given", self._give)
+        return found
+
+    def _give(self) -> dict[str, tuple[Delivery, Intermediates]]:
         return {
             name: self.apply(name, self.latent, method="deliver", key=1 + i)
             for i, name in enumerate(self.dims.receivers)
@@ -107,7 +126,7 @@ class Context:
         return {name: delivery for name, (delivery, _) in self.given.items()}
 
     def reader_intermediates(self, receiver: str) -> Intermediates:
-        """What a receiver's readers noted, by variant: `["soft_tokens"]["saturation"]`."""
+        """What a receiver's readers sowed, by variant: `["soft_tokens"]["saturation"]`."""
         found: Intermediates = self.given[receiver][1].get("readers", {}).get(receiver, {})
         return found
 
@@ -124,12 +143,12 @@ class Context:
     @property
     def made(self) -> bool:
         """Whether something has asked for the latent."""
-        return "encoded" in self.__dict__
+        return "encoded" in self.computed
 
     @property
     def delivered(self) -> bool:
         """Whether something has asked for the deliveries."""
-        return "given" in self.__dict__
+        return "given" in self.computed
 
     def apply(self, *arguments: Any, method: str, key: int) -> tuple[Any, Intermediates]:
         """A method of the bridge, with randomness of its own (`key` 64 and above are free)."""
@@ -173,13 +192,13 @@ class Context:
             if asked.adapted and asked.message != "latent":
                 given = Delivery(edits=Edits(lora=self.lora(receiver)))
             batch, gold = self.batch, self.batch[f"{receiver}/answer/ids"]
-            if self.sampled is not None and asked.message == "latent" and asked.gradient:
+            if self.scheduled_sampling is not None and asked.message == "latent" and asked.gradient:
                 batch = batch | {f"{receiver}/answer/ids": self._own_tokens(receiver)}
-            model = self.frozen.receivers[receiver]
+            model, prompt = self.frozen.receivers[receiver], self.frozen.prompt(receiver)
             message = answer.message_of(
-                model, batch, receiver, asked.message, given, self.questions
+                model, prompt, batch, receiver, asked.message, given, self.questions
             )
-            reading = answer.reading(model, message, *answer.asked(batch, receiver))
+            reading = answer.reading(model, prompt, message, *answer.asked(batch, receiver))
             reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
             if not asked.gradient:
                 reading = jax.lax.stop_gradient(reading)
@@ -193,26 +212,6 @@ class Context:
         own = chunked_cross_entropy(model.arch, model.params, read.hidden, read.labels).argmax
         which = jax.random.fold_in(self.rng, _SAMPLING)
         rng = jax.random.fold_in(which, list(self.dims.receivers).index(receiver))
-        assert self.sampled is not None
-        swapped = jax.random.bernoulli(rng, self.sampled, own.shape)
+        assert self.scheduled_sampling is not None
+        swapped = jax.random.bernoulli(rng, self.scheduled_sampling, own.shape)
         return jnp.where(swapped & read.mask, own, read.labels)
-
-
-def gated(term: Term, context: Context, receiver: str, objective: str, above: float) -> Term:
-    """The term while the batch's reconstruction cosine is above a threshold, else zero.
-
-    The cosine is the one that an objective of the same step watches (docs/design.md section 6); no
-    gradient goes through the gate. With microbatches each has its own gate.
-
-    Raises:
-        UserError: no objective of the step watches it.
-    """
-    seen = context.watched.get(f"{receiver}/{COSINE}")
-    if seen is None:
-        raise UserError(
-            f"objectives.{objective}.schedule.gate: nothing measures a reconstruction cosine; "
-            "set objectives.cosine_reconstruction or objectives.reconstruction as well"
-        )
-    gate = (jax.lax.stop_gradient(mean(seen)) > above).astype(jnp.float32)
-    context.watched[f"{receiver}/gate/{objective}"] = Term(gate, jnp.float32(1.0))
-    return Term(term.total * gate, term.count)

@@ -7,17 +7,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch, Rope
-from lw_jax.models.lm import load_lm
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
+from lw_jax.models.spec import FrozenSpec, open_model
 from lw_jax.models.tokenizer import decode, encode, load_tokenizer
+from tests.models import parity
 
 ARCH = Arch(
     "llama", 300, 16, 2, 2, 1, 8, 24, 1e-5, Rope(1e4), bos_id=0, eos_ids=(1, 2), init_std=0.3
@@ -46,16 +47,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def opened(folder: Path) -> FrozenSpec:
+    return open_model("reader", ModelConfig(str(folder), dtype="float32"))
+
+
 def test_saved_model_is_loaded_again(folder):
-    lm = load_lm(folder, parity.one_device(), dtype=jnp.float32)
+    spec = opened(folder)
+    lm = spec.load(parity.one_device())
     want = jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
     as_bf16 = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), want)
     jax.tree.map(np.testing.assert_array_equal, lm.params, as_bf16)
-    assert lm.arch == ARCH
-    assert lm.name == str(folder)
-    assert len(lm.fingerprint) == 32
-    cut = load_lm(folder, parity.one_device(), layers=1, head=False)
-    assert cut.fingerprint == lm.fingerprint
+    assert lm.arch == spec.arch == ARCH
+    assert len(spec.fingerprint()) == 32
+    cut = spec.load(parity.one_device(), layers=1, head=False)
+    assert spec.fingerprint(layers=1, head=False) == spec.fingerprint()
     assert sorted(cut.params) == ["embed", "layers"]
     assert cut.params["layers"]["q"].shape[0] == 1
 
@@ -73,7 +78,7 @@ def test_tokenizer_decides_on_bos(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "model")
     bpe(bos=None).save_pretrained(other)
     assert json.loads((other / "config.json").read_text())["bos_token_id"] == 0
-    assert load_lm(other, parity.one_device()).arch.bos_id is None
+    assert opened(other).arch.bos_id is None
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -111,5 +116,5 @@ def test_bad_tokenizer_gives_one_line(damage, says, folder, tmp_path):
     damaged = shutil.copytree(folder, tmp_path / "model")
     damage(damaged)
     with pytest.raises(UserError, match=says) as caught:
-        load_lm(damaged, parity.one_device())
+        opened(damaged)
     assert "\n" not in str(caught.value)

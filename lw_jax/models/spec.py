@@ -1,0 +1,159 @@
+"""Opening a frozen model: its architecture, its tokenizer, its weight files.
+
+Every use of a frozen model begins here: the doctor looks at the spec, a run loads it, and the
+checks of shapes take its shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lw_jax.errors import UserError
+from lw_jax.models.checkpoint import (
+    Checkpoint,
+    fingerprint,
+    open_checkpoint,
+    read_arch,
+    small_files,
+)
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenEncoder
+from lw_jax.models.load import abstract_params, load_params
+from lw_jax.models.names import parts
+from lw_jax.models.params import depth
+from lw_jax.models.tokenizer import (
+    encoder_tokenizer,
+    load_tokenizer,
+    text_tokenizer,
+    with_encoder_ids,
+    with_tokenizer_ids,
+)
+from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.types import PyTree
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenSpec:
+    """A frozen model that was opened, without its weights. Made by `open_model`.
+
+    Attributes:
+        name: `sender`, or the receiver's name.
+        config: where its files are, and how its weights are stored.
+        arch: its architecture, with the special ids that its tokenizer uses.
+        tokenizer: turns texts into its tokens.
+        opened: its files, by the layers and the head that were asked for: each is looked up once.
+        digests: digests of the weight files that are in a fingerprint, so that each is read once.
+    """
+
+    name: str
+    config: ModelConfig
+    arch: AnyArch
+    tokenizer: Tokenizer
+    opened: dict[tuple[int | None, bool], Checkpoint] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    digests: dict[Path, bytes] = field(default_factory=dict, init=False, repr=False)
+
+    def files(self, layers: int | None = None, head: bool = True) -> Checkpoint:
+        """Its weight files; for a hub model, those that hold these layers are fetched.
+
+        Args:
+            layers: number of layers, from the first on; None: all.
+            head: whether the output head is needed.
+
+        Raises:
+            UserError: the files are not there.
+        """
+        asked = layers, head
+        if asked not in self.opened:
+            self.opened[asked] = open_checkpoint(self.config.path, layers, head)
+        return self.opened[asked]
+
+    def load(
+        self, mesh: Mesh, layers: int | None = None, head: bool = True, have: Frozen | None = None
+    ) -> Frozen:
+        """The model, with its weights streamed onto the mesh.
+
+        Args:
+            mesh: the device mesh.
+            layers: number of layers, from the first on (a sender's, up to its highest tap); None:
+                all.
+            head: False leaves the output head in the file.
+            have: the same model with fewer layers, or without the head: only what it lacks is read.
+
+        Raises:
+            UserError: anything wrong with the weights, in one line.
+        """
+        found = self.files(layers, head)
+        given = None if have is None else have.params
+        return self._with(
+            load_params(found, mesh, **self._storage, layers=layers, head=head, have=given)
+        )
+
+    def abstract(self, mesh: Mesh, layers: int | None = None, head: bool = True) -> Frozen:
+        """What `load` gives, as shapes with shardings; no weight is read."""
+        return self._with(
+            abstract_params(self.arch, mesh, **self._storage, layers=layers, head=head)
+        )
+
+    def fingerprint(self, layers: int | None = None, head: bool = True) -> str:
+        """32 hex digits that change with the config, or with the files that hold these layers.
+
+        The fingerprint of a sender that is cut off at its highest tap does not depend on the files
+        of the layers beyond.
+        """
+        found = self.files(layers, head)
+        wanted = parts(found.arch, layers, head, found.files)
+        return fingerprint(found.arch, {found.files[part.name] for part in wanted}, self.digests)
+
+    def holds(self, model: Frozen, layers: int | None = None, head: bool = True) -> bool:
+        """Whether a loaded model has these layers, and the head if it is needed."""
+        deep = depth(model.params) >= (self.arch.layers if layers is None else layers)
+        headless = isinstance(model, FrozenDecoder) and "final_norm" not in model.params
+        return deep and not (head and headless)
+
+    @property
+    def _storage(self) -> dict[str, Any]:
+        quant = None if self.config.quant == "none" else self.config.quant
+        return {"dtype": jnp.dtype(self.config.dtype), "quant": quant}
+
+    def _with(self, params: PyTree) -> Frozen:
+        if isinstance(self.arch, EncoderArch):
+            return FrozenEncoder(params, self.arch, self.config.attention)
+        return FrozenDecoder(params, self.arch, self.config.attention)
+
+
+SENDER = "sender"
+"""Name of the one model that need not be able to write."""
+
+
+def open_model(name: str, config: ModelConfig) -> FrozenSpec:
+    """Opens a model: reads its config and tokenizer, and checks them against each other.
+
+    Args:
+        name: `sender`, or a receiver's name. A receiver is a decoder, and so is what `load` gives.
+        config: names a directory or a hub model; of the latter the small files are fetched.
+
+    Raises:
+        UserError: anything wrong with the model, in one line.
+    """
+    folder, where = small_files(config.path), str(config.path)
+    hf_tokenizer = load_tokenizer(folder)
+    arch = read_arch(folder)
+    if isinstance(arch, EncoderArch):
+        if name != SENDER:
+            raise UserError(
+                f"receivers.{name}.path: a {arch.family} encoder reads and cannot write; "
+                "a receiver is a language model"
+            )
+        encoder = with_encoder_ids(arch, hf_tokenizer, where)
+        return FrozenSpec(name, config, encoder, encoder_tokenizer(name, hf_tokenizer, encoder))
+    decoder = with_tokenizer_ids(arch, hf_tokenizer, where)
+    tokenizer = text_tokenizer(name, hf_tokenizer, decoder.bos_id, decoder.eos_ids)
+    return FrozenSpec(name, config, decoder, tokenizer)

@@ -1,0 +1,161 @@
+"""A bridge of several sources: trained, killed, resumed and evaluated; each view has its part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.paths import components
+from lw_jax.config import parse
+from lw_jax.errors import UserError
+from lw_jax.launch import main
+from lw_jax.models.dims import ModelDims
+from lw_jax.sources import bytes as raw_bytes
+from lw_jax.text.collate import Collate, measure
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.train import loop
+from lw_jax.types import Taps
+from tests.receiver.worlds import arch, groups, text_tokenizer
+from tests.tiny_models import write_model
+
+STEPS, KILLED = 20, 12
+CONFIG = """
+name: views
+mesh: {{data: 1}}
+sender: {{path: {home}/sender, dtype: float32}}
+receivers:
+  reader: {{path: {home}/reader, dtype: float32}}
+data:
+  facts: {{levels: [2], size: 40, eval_size: 8}}
+bridge:
+  latent_dim: 8
+  sources:
+    sender: {{hidden_states: {{layers: [1]}}}}
+    bytes: {{bytes: {{width: 8, heads: 2, depth: 1}}}}
+  compressor:
+    window: {{size: 4, width: 16, heads: 2, depth: 1, views: [sender, bytes]}}
+  reader: {{soft_tokens: {{}}}}
+objectives:
+  answer_ce: {{weight: 1.0}}
+stages:
+  fit:
+    train: {{steps: 20, batch_size: 4, eval_every: 0, save_every: 6, log_every: 1}}
+  report:
+    evaluate: {{rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 20}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("views")
+    write_model(home / "sender", "llama")
+    write_model(home / "reader", "mistral", vocab=290, width=24)
+    path = home / "views.yaml"
+    path.write_text(CONFIG.format(home=home))
+    return path
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "diagnostics.jsonl").read_text().splitlines()]
+    return [line for line in found if "loss" in line]
+
+
+def test_trained_killed_resumed_and_evaluated(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["--config", str(config), f"--run_dir={whole}"]) == 0
+
+    class KilledError(Exception):
+        pass
+
+    with monkeypatch.context() as patched:
+        saved = loop.Checkpoints.save
+
+        def save(self: loop.Checkpoints, state: object, step: int, *rest: object) -> None:
+            saved(self, state, step, *rest)  # type: ignore[arg-type]
+            if step == KILLED:
+                raise KilledError
+
+        patched.setattr(loop.Checkpoints, "save", save)
+        with pytest.raises(KilledError):
+            main(["--config", str(config), f"--run_dir={killed}"])
+    assert main(["--config", str(config), f"--run_dir={killed}"]) == 0
+
+    losses = {line["step"]: line["loss"] for line in lines(whole)}
+    assert len(losses) == STEPS
+    assert {line["step"]: line["loss"] for line in lines(killed)} == losses
+    assert losses[STEPS] < losses[1]
+    for line in lines(whole):  # the sender's states have no parameters of their own
+        assert line["grad_norm/sources/bytes"] > 0
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (whole, killed)]
+    assert metrics[0]["parameters"]["digest"] == metrics[1]["parameters"]["digest"]
+    assert "sources/bytes" in metrics[0]["parameters"]["components"]
+    figures = [found["receivers"]["reader"]["latent"] for found in metrics]
+    assert figures[0]["nll"] == figures[1]["nll"]
+
+
+def test_every_view_reaches_the_latent(config: Path) -> None:
+    read = parse.read(config)
+    assert read.bridge is not None
+    dims = read.bridge.dims(arch("llama"), {"reader": ModelDims(24, 2, 2, 12)})
+    bridge = Bridge(read.bridge, dims)
+    params = bridge.init(jax.random.key(0))
+    assert ("sources", "bytes") in dict(components(params))
+    rng = np.random.default_rng(0)
+    taps = {}
+    for name in read.bridge.views:
+        dims, rows, tokens = bridge.dims.of_view(name), 2, 9
+        states = rng.normal(size=(dims.taps, rows, tokens, dims.source_width))
+        ids = rng.integers(0, 200, (rows, tokens))
+        taps[name] = Taps(
+            jnp.asarray(states, jnp.float32), jnp.ones((rows, tokens), bool), jnp.asarray(ids)
+        )
+
+    def total(states: jax.Array, params: object) -> jax.Array:
+        seen = taps | {"sender": taps["sender"].replace(states=states)}  # type: ignore[attr-defined]
+        return jnp.sum(jnp.square(bridge.encode(params, seen).slots))
+
+    by_sender, by_params = jax.grad(total, argnums=(0, 1))(taps["sender"].states, params)
+    assert float(jnp.abs(by_sender).max()) > 0
+    assert float(jnp.abs(by_params["sources"]["bytes"]["byte"]["embedding"]).max()) > 0
+    latent = bridge.encode(params, taps)
+    chex.assert_shape(latent.slots, (2, 3, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("bridge.compressor.window.views=[]", "bridge.sources: compressor.window reads one view"),
+        ("bridge.compressor.window.views=[sender, other]", "it reads the view 'other'; there are"),
+        ("bridge.source.bytes={}", "bridge.sources: source is set as well"),
+        ("bridge.sources.sender.hidden_states.pca.components=2", "measures `source` alone"),
+    ],
+)
+def test_views_that_do_not_fit(config: Path, change: str, message: str) -> None:
+    key, _, value = change.partition("=")
+    with pytest.raises(UserError, match=message):
+        parse.read(config, [(key, value)])
+
+
+def test_a_batch_has_every_view() -> None:
+    layout, rows = LayoutConfig(), groups(3)
+    sources = {
+        "source/sender": text_tokenizer("llama"),
+        "source/bytes": raw_bytes.Config().tokenizer(None),
+    }
+    readers = {"r": text_tokenizer()}
+    batch = Collate(layout, sources, readers, measure(layout, sources, readers, rows))(rows)
+    text = rows[0][0].context
+    length = int(batch["source/bytes/lengths"][0])
+    skip = int(batch["source/bytes/skip"][0])
+    assert bytes(batch["source/bytes/ids"][0, skip:length].tolist()).decode().strip() == text
+    assert batch["source/sender/ids"].shape[0] == 3
+    assert batch["valid"].all()
