@@ -8,34 +8,28 @@ bridge.answer(sent, "How many goats does Ada keep?")
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
+from lw_jax.evaluate import packets
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, EvalContext, alone
-from lw_jax.evaluate.predict import options_of, write
+from lw_jax.evaluate.methods.base import EvalContext
+from lw_jax.evaluate.predict import options_of
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.pipeline import Pipeline
+from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message
-from lw_jax.receiver.pack import Segment
 from lw_jax.runs.exported import is_exported
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, config_at, load_trained
 from lw_jax.text.collate import MULTIPLE, Collate, Sources, by_key, measure
-from lw_jax.text.layout import ask_ids, ask_text
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import SHARED, Latent
-from lw_jax.wire import packet
-from lw_jax.wire.codecs import CODES
+from lw_jax.types import Latent
 from lw_jax.wire.codecs import codec as check
 
 
@@ -105,14 +99,14 @@ class Bridge:
         batch = Collate(layout, sources, {}, lengths)([row])
         if not batch["valid"].all():
             raise UserError(f"encode: the text is longer than {_longest(layout, sources)}")
-        name, levels = codec or self.pipeline.bridge.codec, self._levels
-        check(name, levels)
+        name = codec or self.pipeline.bridge.codec
+        check(name, self.pipeline.bridge.levels)
         ctx = self._scene(next(iter(self.pipeline.receivers)))
         if ratio is not None:
             ctx = replace(ctx, bridge=ctx.bridge.at_ratio(ratio))
-        latent = _encode(ctx, batch, name == CODES)
-        sent = packet.sendable(latent)
-        return packet.to_bytes(sent, codec_name=name, levels=levels, mark=self.trained.mark)
+        sent = jax.device_get(packets.encode(ctx, batch))
+        (data,) = packets.to_packets(ctx.bridge, sent, name, self.trained.mark)
+        return data
 
     def answer(self, data: bytes, question: str, receiver: str | None = None) -> str:
         """A receiver's answer to a question about the text behind the bytes.
@@ -125,20 +119,14 @@ class Bridge:
             UserError: the bytes are no latent of this bridge, or the receiver is unknown.
         """
         name = self._receiver(receiver)
-        sent = packet.from_bytes(data, self._levels)
-        if sent.fingerprint != self.trained.mark:
-            raise UserError("answer: these bytes are of another bridge than the one loaded")
         ctx, tokenizer = self._scene(name), self.pipeline.receivers[name]
-        message = _deliver(ctx, _filled(sent.latent), sent.codec == CODES)
+        sent = packets.opened(ctx.bridge, data, self.trained.mark)
+        message = _deliver(ctx, packets.filled([sent], _multiple(sent.mask.shape[1])))
         options = options_of(self.decode, ctx.model.arch, tokenizer)
-        asked = self._ask(tokenizer, question)
-        said = write(ctx.model, ctx.prompt, message, asked, jax.random.key(0), options)
+        ask = answer.question(self.pipeline.layout, tokenizer, question)
+        said = answer.write(ctx.model, ctx.prompt, message, ask, jax.random.key(0), options)
         ids = said.ids[0, : int(said.lengths[0])].tolist()
         return tokenizer.backend.decode(ids).strip()
-
-    @property
-    def _levels(self) -> tuple[int, ...]:
-        return self.pipeline.bridge.levels
 
     def _scene(self, receiver: str) -> EvalContext:
         s = self.pipeline
@@ -152,36 +140,11 @@ class Bridge:
             raise UserError(f"answer: receiver {name!r} is not one of {', '.join(known)}")
         return name
 
-    def _ask(self, tokenizer: Tokenizer, question: str) -> Segment:
-        layout = self.pipeline.layout
-        ids = ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, question)))
-        row = np.zeros((1, _multiple(len(ids))), np.int32)
-        row[0, : len(ids)] = ids
-        return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
 
-
-@partial(jax.jit, static_argnums=2)
-def _encode(ctx: EvalContext, batch: Batch, codes: bool) -> Latent:
-    return ctx.send(batch) if codes else ctx.encode(batch)
-
-
-@partial(jax.jit, static_argnums=2)
-def _deliver(ctx: EvalContext, latent: Latent, codes: bool) -> Message:
-    latent = ctx.received(latent) if codes else latent
-    return alone(ctx, ctx.deliver(latent), latent.mask.shape[0])
-
-
-def _filled(latent: Latent) -> Latent:
-    """The latent with masked slots at its end, so that few shapes are compiled."""
-    real = latent.slots.shape[1]
-    more = _multiple(real) - real
-    owner = latent.owner or (SHARED,) * real
-    return Latent(
-        slots=jnp.pad(jnp.asarray(latent.slots), ((0, 0), (0, more), (0, 0))),
-        mask=jnp.pad(jnp.asarray(latent.mask), ((0, 0), (0, more))),
-        span=None if latent.span is None else jnp.asarray(latent.span),
-        owner=(*owner, *(SHARED,) * more),
-    )
+@jax.jit
+def _deliver(ctx: EvalContext, sent: Latent) -> Message:
+    latent = ctx.received(sent)
+    return answer.alone(ctx.model, ctx.deliver(latent), latent.mask.shape[0])
 
 
 def _longest(layout: LayoutConfig, sources: Sources) -> str:

@@ -1,4 +1,7 @@
-"""All methods on the same rows, one after the other; a finished method is never run again."""
+"""All methods on the same rows, one after the other; a finished method is never run again.
+
+The rows are collated once, and their texts cross the wire once (`lw_jax.evaluate.packets`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,20 +18,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lw_jax.data.example import Example
-from lw_jax.evaluate import latents
 from lw_jax.evaluate.candidates import answering
-from lw_jax.evaluate.config import AT_PRECISION, CONTROLS, METHODS, REPLAY, EvaluateConfig, codec_of
+from lw_jax.evaluate.config import AT_PRECISION, CONTROLS, METHODS, REPLAY, EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext, Method
+from lw_jax.evaluate.packets import Packets, encode, send
 from lw_jax.evaluate.predict import (
     Planned,
+    columns,
     compile_all,
+    look,
     on_host,
     options_of,
     predict,
     rate,
     shortened,
-    sizes,
 )
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.summary import Prediction
@@ -34,6 +40,8 @@ from lw_jax.mesh import put_batch
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.text.layout import message_text
+from lw_jax.types import Latent
+from lw_jax.utils.compile import AheadOfTime
 
 SLOT_ROWS = 256
 """Rows whose slots are looked at."""
@@ -53,20 +61,29 @@ def methods_of(config: EvaluateConfig) -> list[str]:
 class Comparison:
     """Rows that every method is given.
 
-    others: row by row an example of another context; collate: with lengths that hold them all;
-    terminated: whether to stop after the batch at hand; candidates: answers to choose from; guest:
-    the name of a line that is another bridge's `latent` (`lw_jax.runs.rivals`).
+    Attributes:
+        pipeline: the frozen models and the bridge.
+        config: of the evaluation.
+        examples: the rows.
+        others: row by row the row of another context.
+        collate: with lengths that hold them all.
+        console: for people.
+        terminated: whether to stop after the batch at hand.
+        candidates: answers to choose from.
+        other: the name of a line that is another bridge's `latent` (`lw_jax.runs.rivals`).
+        packets: what crossed the wire for every row; None before anything did.
     """
 
     pipeline: Pipeline
     config: EvaluateConfig
     examples: Sequence[Example]
-    others: Sequence[Example]
+    others: Sequence[int]
     collate: Collate
     console: Console
     terminated: Callable[[], bool]
     candidates: tuple[str, ...] = ()
     other: str | None = None
+    packets: Packets | None = None
 
     def method(self, name: str) -> Method:
         """The method of that name; the guest's is `latent`."""
@@ -82,60 +99,126 @@ class Comparison:
         """The texts that the latent replaces."""
         return [message_text(self.pipeline.layout, e) for e in self.examples]
 
-    def batches(self, other: bool = False) -> Iterator[tuple[int, Batch]]:
-        """(first row, batch) over all rows, the last batch filled up; with `other`, the sources
-        are the other contexts'."""
-        for begin in range(0, len(self.examples), self.size):
-            batch = self._collated(self.examples, begin)
-            if other:
-                swapped = self._collated(self.others, begin)
-                batch |= {k: v for k, v in swapped.items() if k.startswith("source/")}
-            yield begin, batch
+    @cached_property
+    def batches(self) -> list[tuple[int, Batch]]:
+        """(first row, arrays on the host) over all rows, the last batch filled up.
 
-    def sizes(self, ctx: EvalContext) -> tuple[list[int], list[int]]:
-        """Per row: slots of its latent, and receiver columns of its message."""
-        slots: list[int] = []
-        columns: list[int] = []
-        for _, batch in self.batches():
-            found = jax.device_get(sizes(ctx, put_batch(self.pipeline.mesh, batch)))
-            slots += found[0].tolist()
-            columns += found[1].tolist()
-        return slots[: len(self.examples)], columns[: len(self.examples)]
+        Made once, whatever the number of methods and receivers.
+        """
+        starts = range(0, len(self.examples), self.size)
+        return [(begin, self._collated(self.examples, begin)) for begin in starts]
+
+    # What crosses the wire
+
+    def sent(
+        self, ctx: EvalContext, mark: bytes, codecs: Sequence[str], look: bool = False
+    ) -> Comparison:
+        """The same rows after the sender has read each of them once.
+
+        Args:
+            ctx: of any receiver.
+            mark: names the bridge.
+            codecs: in which the latents are wanted besides the bridge's own.
+            look: whether some batches are looked at for `slots`.
+
+        Raises:
+            SystemExit: code 0 after SIGTERM.
+        """
+        looked = partial(self._looked, look)
+        place = partial(put_batch, self.pipeline.mesh)
+        programs = AheadOfTime()
+        for wanted in {looked(begin) for begin, _ in self.batches}:
+            programs.add(encode, ctx, place(self.batches[0][1]), wanted)
+        programs.compile(self.console)
+
+        def placed() -> Iterator[tuple[int, Any]]:
+            with self._bar("sender") as advance:
+                for begin, batch in self.batches:
+                    yield begin, place(batch)
+                    advance()
+                    self._stop("run the same command again")
+
+        packets = send(
+            ctx,
+            placed(),
+            rows=len(self.examples),
+            codecs=codecs,
+            mark=mark,
+            looked=looked,
+            clock=time.monotonic,
+        )
+        return replace(self, packets=packets)
+
+    def received(self, how: Method, begin: int) -> Latent | None:
+        """What the rows of a batch were sent for a method, on the mesh; None where it needs none.
+
+        Raises:
+            UserError: the bytes were damaged on the way.
+        """
+        if how.latent is None:
+            return None
+        assert self.packets is not None  # sent before any method that needs a latent
+        rows = [*range(begin, min(begin + self.size, len(self.examples)))]
+        rows += rows[:1] * (self.size - len(rows))
+        if how.latent == "other":
+            rows = [self.others[i] for i in rows]
+        latent = self.packets.received(how.codec, rows)
+        placed: Latent = put_batch(self.pipeline.mesh, latent)
+        return placed
+
+    def columns(self, ctx: EvalContext) -> list[int]:
+        """Per row the receiver columns of its latent's message."""
+        found: list[int] = []
+        for begin, batch in self.batches:
+            latent = self.received(self.method("latent"), begin)
+            assert latent is not None
+            held = columns(ctx, put_batch(self.pipeline.mesh, batch), latent)
+            found += jax.device_get(held).tolist()
+        return found[: len(self.examples)]
 
     def tokens(self, receiver: str) -> list[int]:
         """Receiver tokens of every row's text."""
         key = f"{receiver}/context/lengths"
-        held = [n for _, batch in self.batches() for n in batch[key].tolist()]
+        held = [n for _, batch in self.batches for n in batch[key].tolist()]
         return held[: len(self.examples)]
 
-    def latent_bytes(self, slots: Sequence[int], name: str) -> list[int]:
-        """Bytes on the wire of latents of so many slots, in the codec of the method `name` (the
-        bridge's own but for `latent_<codec>`); with the text where the receiver reads that as
-        well."""
-        sizes = [self.pipeline.bridge.nbytes(m, codec_of(name)) for m in slots]
+    def latent_bytes(self, codec: str | None = None) -> list[int]:
+        """Bytes on the wire of every row's latent, with the text where the receiver reads that as
+        well; 0 where nothing was sent.
+
+        Args:
+            codec: of the packets; None: the bridge's own.
+        """
+        if self.packets is None:
+            return [0] * len(self.examples)
+        sizes = self.packets.sizes(codec)
         if not self.pipeline.layout.with_text:
             return sizes
         return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
 
+    # Methods
+
     def compile(self, scenes: Sequence[tuple[EvalContext, str]]) -> None:
         """Compile what methods need, each of the receiver of its scene, side by side."""
-        placed = {
-            other: put_batch(self.pipeline.mesh, next(self.batches(other))[1])
-            for other in {self.method(name).other_source for _, name in scenes}
-        }
+        if not scenes:
+            return
+        begin, batch = self.batches[0]
+        placed = put_batch(self.pipeline.mesh, batch)
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         calls = []
         for ctx, name in scenes:
             how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
             options = options_of(self.config.decode, ctx.model.arch, tokenizer)
-            calls.append(Planned(how.message, ctx, placed[how.other_source], rng, options))
+            latent = self.received(how, begin)
+            calls.append(Planned(how.message, ctx, placed, latent, rng, options))
         compile_all(calls, self.console)
 
-    def run(
-        self, ctx: EvalContext, name: str, latent_bytes: Sequence[int]
-    ) -> tuple[list[Prediction], float]:
-        """One method on all rows of one receiver, and the seconds it took (without those of rating
-        candidates); they hold compilation unless `compile` was given this method before.
+    def run(self, ctx: EvalContext, name: str) -> tuple[list[Prediction], float]:
+        """One method on all rows of one receiver, and the seconds that it takes.
+
+        They are those of the sender and of the codec, which all methods share, and of the receiver;
+        without those of rating candidates. They hold compilation unless `compile` was given this
+        method before.
 
         Raises:
             SystemExit: code 0 after SIGTERM; what was finished before is kept.
@@ -143,14 +226,17 @@ class Comparison:
         how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
         options = options_of(self.config.decode, ctx.model.arch, tokenizer)
         texts, root = self.texts(), jax.random.key(self.config.seed)
+        sizes = self.latent_bytes(how.codec)
         said: list[Prediction] = []
         seconds = 0.0
+        if how.latent is not None and self.packets is not None:
+            seconds = self.packets.seconds[how.codec or self.packets.bridge.codec]
         with self._bar(f"{ctx.receiver} {name}") as advance:
-            for begin, whole in self.batches(how.other_source):
+            for begin, whole in self.batches:
                 rows = slice(begin, begin + self.size)
                 batch = shortened(
                     whole,
-                    latent_bytes[rows],
+                    sizes[rows],
                     method=how,
                     receiver=ctx.receiver,
                     tokenizer=tokenizer,
@@ -158,13 +244,14 @@ class Comparison:
                 placed = put_batch(self.pipeline.mesh, batch)
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
-                raw = predict(how.message, ctx, placed, rng, options)
+                latent = self.received(how, begin)
+                raw = predict(how.message, ctx, placed, latent, rng, options)
                 found = on_host(
                     raw,
                     batch,
                     self.examples[rows],
                     texts[rows],
-                    latent_bytes[rows],
+                    sizes[rows],
                     method=how,
                     ctx=ctx,
                     tokenizer=tokenizer,
@@ -173,9 +260,7 @@ class Comparison:
                 seconds += time.monotonic() - began
                 said += self._rated(found, how, ctx, batch, begin)
                 advance()
-                if self.terminated():
-                    self.say("stopped; run the same command again to go on at this method")
-                    raise SystemExit(0)
+                self._stop("run the same command again to go on at this method")
         return said, seconds
 
     def _rated(
@@ -187,18 +272,30 @@ class Comparison:
         """
         if not self.candidates:
             return said
-        key, batches = f"{ctx.receiver}/answer/", []
-        for candidate in self.candidates:
-            rows = [replace(e, answers=(candidate,)) for e in self.examples[begin:][: self.size]]
-            other = self._collated(rows, 0)
-            answers = {k: v for k, v in other.items() if k.startswith(key)}
-            batches.append(put_batch(self.pipeline.mesh, batch | answers))
-        scored = jax.device_get(rate(how.message, ctx, batches))
+        batches = [
+            put_batch(self.pipeline.mesh, batch | answers) for answers in self._answers[begin]
+        ]
+        scored = jax.device_get(rate(how.message, ctx, batches, self.received(how, begin)))
         nats = -np.stack([one.nll for one in scored], axis=1).astype(np.float64)
         return [
             replace(p, nats=dict(zip(self.candidates, row.tolist(), strict=True)))
             for p, row in zip(said, nats, strict=False)  # rows beyond are filling
         ]
+
+    @cached_property
+    def _answers(self) -> dict[int, list[Batch]]:
+        """By a batch's first row, the answers of all receivers with each candidate for gold."""
+        keys = tuple(f"{receiver}/answer/" for receiver in self.pipeline.receivers)
+        found: dict[int, list[Batch]] = {}
+        for begin, _ in self.batches:
+            found[begin] = []
+            for candidate in self.candidates:
+                rows = [
+                    replace(e, answers=(candidate,)) for e in self.examples[begin:][: self.size]
+                ]
+                other = self._collated(rows, 0)
+                found[begin].append({k: v for k, v in other.items() if k.startswith(keys)})
+        return found
 
     def relayed(self, written: Written) -> Comparison:
         """The same rows, with what the sender wrote in the place of their contexts."""
@@ -206,24 +303,32 @@ class Comparison:
         layout = replace(self.pipeline.layout, max_tokens=None)  # none is left out for its length
         every = (*self.examples, *examples, *answering(examples, self.candidates))
         groups = [(e,) for e in every]
-        return replace(self, examples=examples, collate=self.pipeline.collate(groups, layout))
+        collate = self.pipeline.collate(groups, layout)
+        return replace(self, examples=examples, collate=collate, packets=None)
 
     def slots(self, ctx: EvalContext) -> dict[str, float]:
-        """Statistics of the latent's slots (`lw_jax.evaluate.latents.inspect`): means over some
-        batches, of `texts` rows each."""
+        """Statistics of the latent's slots (`lw_jax.evaluate.latents`): means over some batches, of
+        `texts` rows each."""
+        assert self.packets is not None
         found: list[dict[str, float]] = []
-        for begin, batch in self.batches():
-            whole = begin + self.size <= len(self.examples)
-            if begin >= SLOT_ROWS or (begin and not whole):
-                break
-            placed = put_batch(self.pipeline.mesh, batch)
-            seen = jax.device_get(
-                latents.inspect(ctx.bridge, ctx.receiver, ctx.params, ctx.frozen, placed)
-            )
+        begins = (begin for begin, _ in self.batches if self._looked(True, begin))
+        for begin, made in zip(begins, self.packets.seen, strict=True):
+            latent = self.received(self.method("latent"), begin)
+            seen = dict(sorted({**made, **jax.device_get(look(ctx, latent))}.items()))
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             found.append(seen)
         means = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
         return means | {"texts": float(self.size)}
+
+    def _looked(self, look: bool, begin: int) -> bool:
+        """Whether the batch that begins there is looked at: the first, and whole ones after it."""
+        whole = begin + self.size <= len(self.examples)
+        return look and (begin == 0 or (whole and begin < SLOT_ROWS))
+
+    def _stop(self, how_to_go_on: str) -> None:
+        if self.terminated():
+            self.say(f"stopped; {how_to_go_on}")
+            raise SystemExit(0)
 
     def say(self, text: str) -> None:
         """A line for people."""

@@ -10,7 +10,7 @@ header, and the codes of a bridge that has some.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def of_texts(
     codec_name: str = "float32",
     levels: tuple[int, ...] = (),
     owners: bool = False,
+    sent: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
     """Texts against the latents that replace them: characters per slot, bytes, bits a character.
 
@@ -36,6 +37,8 @@ def of_texts(
         codec_name: in which the bridge sends its latents (`sent_as`).
         levels: of a slot's codes, where it sends those.
         owners: whether some slots are one receiver's own, which has to be said.
+        sent: by codec the bytes of the packets that were sent; in the others none was, and what it
+            would have had is counted.
     """
     characters = _mean(len(t) for t in texts)
     sizes = {
@@ -50,6 +53,7 @@ def of_texts(
         sizes["codes"] = _mean(
             packet.nbytes(m, len(levels), "codes", levels=levels, owners=owners) for m in slots
         )
+    sizes |= {name: _mean(held) for name, held in (sent or {}).items()}
     return {
         "characters": characters,
         "slots": _mean(slots),

@@ -50,8 +50,8 @@ def usable(examples: Sequence[Example], collate: Collate) -> list[Example]:
     return [e for e, ok in zip(examples, keep, strict=True) if ok]
 
 
-def others(examples: Sequence[Example]) -> list[Example]:
-    """Row by row an example of another `context_id`, of its level and about its length.
+def others(examples: Sequence[Example]) -> list[int]:
+    """Row by row the row of another `context_id`, of its level and about its length.
 
     Raises:
         UserError: all examples have one context.
@@ -61,7 +61,7 @@ def others(examples: Sequence[Example]) -> list[Example]:
         [e.level for e in examples],
         [len(e.context) for e in examples],
     )
-    return [examples[i] for i in pairs]
+    return [int(i) for i in pairs]
 
 
 def digest(examples: Sequence[Example]) -> str:

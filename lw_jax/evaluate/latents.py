@@ -1,11 +1,14 @@
 """What a quick evaluation computes on the devices: scores, samples, and a look at the latent.
 
-"All answer tokens are the argmax under teacher forcing" is exactly "greedy decoding writes the
-answer", so one scoring pass gives the exact match without decoding.
+Each is one program, from the batch to its figures; what is asked goes through
+`lw_jax.receiver.answer`, as in an evaluation. "All answer tokens are the argmax under teacher
+forcing" is exactly "greedy decoding writes the answer", so one scoring pass gives the exact match
+without decoding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,18 +19,25 @@ from flax import struct
 from lw_jax.bottlenecks import codes
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.evaluate import slots
+from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions
-from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.receiver.answer import answer_reading, segments
-from lw_jax.receiver.read import decode, expand
-from lw_jax.types import Array, Latent, PyTree
+from lw_jax.receiver.answer import asked, message_of, score, write
+from lw_jax.types import Array, Latent, PyTree, Taps
 
 
 @struct.dataclass
-class Scores:
-    """Per row of a batch, [N]: exact bool, nll mean nats; of the first token that is no space:
-    first int32 (the argmax), rank int32 of the gold one, entropy nats, margin of logits."""
+class QuickScores:
+    """How a receiver reads the answers of N rows.
+
+    Attributes:
+        exact: [N] bool, every gold token is the argmax.
+        nll: [N] mean nats a token.
+        first: [N] int32, the argmax where the first gold token that is no space stands.
+        rank: [N] int32, of that gold token.
+        entropy: [N] nats, there.
+        margin: [N] logit of the first minus the second, there.
+    """
 
     exact: Array
     nll: Array
@@ -38,7 +48,7 @@ class Scores:
 
 
 @partial(jax.jit, static_argnames=("bridge", "name"))
-def score(
+def quick_scores(
     bridge: Bridge,
     name: str,
     params: PyTree,
@@ -46,26 +56,31 @@ def score(
     batch: Any,
     shift: Array,
     start: Array,
-) -> Scores:
+) -> QuickScores:
     """How receiver `name` reads the answers from the latent of the row `shift` further on.
 
     Args:
-        params: the bridge's; batch: one question a context, all contexts different.
+        bridge: the bridge.
+        name: the receiver's.
+        params: the bridge's.
+        frozen: the frozen models.
+        batch: one question a context, all contexts different.
+        shift: 0 for each row's own latent.
         start: [N] index of the first gold token that is no space.
     """
     latent = _latent(bridge, params, frozen, batch)
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
     latent = jax.tree.map(lambda x: x[order], latent)
-    given = bridge.deliver(params, name, latent)
-    reading = answer_reading(frozen, batch, name, "latent", given, 1)
-    model = frozen.receivers[name]
-    scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
-    right = scored.correct(reading.labels) | ~reading.mask
-    tokens = jnp.maximum(1, reading.mask.sum(axis=1))
-    nll = jnp.sum(scored.nll * reading.mask, axis=1) / tokens
+    model, prompt = frozen.receivers[name], frozen.prompt(name)
+    delivery = bridge.deliver(params, name, latent)
+    message = message_of(model, prompt, batch, name, "latent", delivery)
+    scored = score(model, prompt, message, *asked(batch, name), each=True)
+    assert scored.each is not None
     at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
-    first = (scored.argmax, scored.rank, scored.entropy, scored.margin)
-    return Scores(right.all(axis=1), nll, *(at(x)[:, 0] for x in first))
+    each = scored.each
+    first = (each.argmax, each.rank, each.entropy, each.margin)
+    nll = scored.nll / jnp.maximum(1, scored.tokens)
+    return QuickScores(scored.argmax, nll, *(at(x)[:, 0] for x in first))
 
 
 @partial(jax.jit, static_argnames=("bridge", "name"))
@@ -75,47 +90,79 @@ def inspect(
     """The latent and what receiver `name` is given, without its reading anything.
 
     Returns:
-        scalars of `receiver.slots` (of the soft tokens where there are some, else of the slots);
-        `moved`: by how much of its length the latent before the bottleneck changes when every
-        source token is the mean of all; `codes`: of `codes.usage`; `saturation` if it is noted.
+        what `making` and `given` say.
     """
-    apply = partial(bridge.apply, params)
-    taps = bridge.extract(frozen.sender, batch, params)
-    latent, intermediates = apply(taps, method="encode")
-    given, read = apply(name, latent, method="deliver")
-    plain, pooled = (apply(taps, p, method="compressed")[0].slots for p in (False, True))
+    views = bridge.extract(frozen.sender, batch, params)
+    latent, intermediates = bridge.apply(params, views, method="encode")
+    return making(bridge, params, views, intermediates) | given(
+        bridge, name, params, frozen, latent
+    )
+
+
+def making(
+    bridge: Bridge, params: PyTree, views: Mapping[str, Taps], intermediates: Intermediates
+) -> dict[str, Any]:
+    """What the sending side alone can say of a latent.
+
+    Args:
+        bridge: the bridge.
+        params: its parameters.
+        views: the frozen part of every view of the source.
+        intermediates: what the parts sowed while encoding.
+
+    Returns:
+        `moved`: by how much of its length the latent before the bottleneck changes when every
+        source token is the mean of all; `codes`: of `lw_jax.bottlenecks.codes.usage`.
+    """
+    plain, pooled = (
+        bridge.apply(params, views, p, method="compressed")[0].slots for p in (False, True)
+    )
     moved = jnp.linalg.norm(pooled - plain) / jnp.maximum(1e-12, jnp.linalg.norm(plain))
-    found = {"moved": moved, "codes": codes.usage(intermediates)}
+    return {"moved": moved, "codes": codes.usage(intermediates)}
+
+
+def given(
+    bridge: Bridge, name: str, params: PyTree, frozen: FrozenModels, latent: Latent
+) -> dict[str, Any]:
+    """What receiver `name` is given of a latent.
+
+    Args:
+        bridge: the bridge.
+        name: the receiver's.
+        params: the bridge's.
+        frozen: the frozen models.
+        latent: as it was received.
+
+    Returns:
+        scalars of `lw_jax.evaluate.slots` (of the soft tokens where there are some, else of the
+        slots), and `saturation` if the reader says so.
+    """
+    delivery, read = bridge.apply(params, name, latent, method="deliver")
     sown = read.get("readers", {}).get(name, {}).values()
     saturation = [x["saturation"] for x in sown if "saturation" in x]
-    if saturation:
-        found["saturation"] = jnp.stack(saturation).max()
+    found = {"saturation": jnp.stack(saturation).max()} if saturation else {}
     x, mask = latent.slots, latent.mask
-    if given.embeds is not None:
-        x, mask = given.embeds, mask if given.mask is None else given.mask
+    if delivery.embeds is not None:
+        x, mask = delivery.embeds, mask if delivery.mask is None else delivery.mask
         table = frozen.receivers[name].params["embed"]
         found |= slots.against_table(x, mask, table, bridge.dims.receivers[name].embed_rms)
     return found | slots.statistics(x, mask)
 
 
 @partial(jax.jit, static_argnames=("bridge", "name", "max_new"))
-def sample(
+def quick_answers(
     bridge: Bridge, name: str, max_new: int, params: PyTree, frozen: FrozenModels, batch: Any
 ) -> tuple[Array, Array]:
     """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
     latent = _latent(bridge, params, frozen, batch)
-    given = bridge.deliver(params, name, latent)
-    laid = segments(frozen, batch, name, "latent", expand(given, 1), 1, answer=False)
-    model = frozen.receivers[name]
-    out = decode(
-        model.arch,
-        model.params,
-        laid,
-        given,
-        DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids),
-        jax.random.key(0),
-        attention=model.attention,
+    model, prompt = frozen.receivers[name], frozen.prompt(name)
+    delivery = bridge.deliver(params, name, latent)
+    message, (ask, _) = (
+        message_of(model, prompt, batch, name, "latent", delivery),
+        asked(batch, name),
     )
+    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
+    out = write(model, prompt, message, ask, jax.random.key(0), options)
     return out.ids, out.lengths
 
 

@@ -1,7 +1,7 @@
 """One method on a batch of rows: score the gold answers and write answers of its own.
 
 Everything but the message is the same for all methods, and scoring and decoding lay out the very
-same sequence (docs/design.md sections 3 and 8).
+same sequence (`lw_jax.receiver.answer`, docs/design.md sections 3 and 8).
 """
 
 from __future__ import annotations
@@ -9,41 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from rich.console import Console
 
 from lw_jax.data.example import Example
+from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.arch import Arch
-from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
-from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.receiver.answer import Message, occupied
-from lw_jax.receiver.pack import Segment
-from lw_jax.receiver.read import decode, head_segment, read
-from lw_jax.text.layout import Prompt, first_word
+from lw_jax.receiver.answer import Message, Scored, asked, occupied, score, write
+from lw_jax.text.layout import first_word
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import Array
+from lw_jax.types import Array, Latent
 from lw_jax.utils.compile import AheadOfTime
-
-
-@struct.dataclass
-class Scored:
-    """The gold answers of a batch of N rows, A tokens.
-
-    nll [N] summed nats; tokens [N]; ranks [N, A]; argmax [N] bool: every gold token is the argmax.
-    """
-
-    nll: Array
-    tokens: Array
-    ranks: Array
-    argmax: Array
 
 
 @struct.dataclass
@@ -55,71 +39,41 @@ class Raw:
     columns: Array
 
 
+MessageOf = Callable[[EvalContext, Batch, Any], Message]
+"""Of `lw_jax.evaluate.methods.base.Method`."""
+
+
 @partial(jax.jit, static_argnames="message")
 def place(
-    message: Callable[[EvalContext, Batch], Message], ctx: EvalContext, batch: Batch
+    message: MessageOf, ctx: EvalContext, batch: Batch, sent: Latent | None
 ) -> tuple[Message, Array]:
-    """A method's message, and the receiver columns [N] that it takes."""
-    given = message(ctx, batch)
+    """A method's message, and the receiver columns [N] that it takes.
+
+    Args:
+        message: the method's.
+        ctx: the receiver.
+        batch: what it is asked.
+        sent: what crossed the wire for each row; None where nothing did.
+    """
+    given = message(ctx, batch, None if sent is None else ctx.received(sent))
     return given, occupied(given)
 
 
-# Methods whose messages have the same shapes (all texts, all latents) share the two programs below.
-
-
-@partial(jax.jit, static_argnames="prompt")
-def score(
-    model: FrozenDecoder, prompt: Prompt, message: Message, ask: Segment, answer: Segment
-) -> Scored:
-    """Teacher-forced scores of the gold answers."""
-    asked = [*_asked(prompt, message, ask), answer]
-    reading = read(model.arch, model.params, asked, message.delivery, attention=model.attention)
-    found = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
-    return Scored(
-        nll=jnp.sum(found.nll * reading.mask, axis=1),
-        tokens=reading.mask.sum(axis=1),
-        ranks=found.rank,
-        argmax=jnp.all(found.correct(reading.labels) | ~reading.mask, axis=1),
-    )
-
-
-@partial(jax.jit, static_argnames=("prompt", "options"))
-def write(
-    model: FrozenDecoder,
-    prompt: Prompt,
-    message: Message,
-    ask: Segment,
-    rng: Array,
-    options: DecodeOptions,
-) -> Generation:
-    """Answers of the receiver's own."""
-    asked = _asked(prompt, message, ask)
-    return decode(
-        model.arch,
-        model.params,
-        asked,
-        message.delivery,
-        options,
-        rng,
-        attention=model.attention,
-    )
-
-
-def _asked(prompt: Prompt, message: Message, ask: Segment) -> list[Segment]:
-    middle = [message.segment] if message.text is None else [message.segment, message.text]
-    return [head_segment(prompt.head, ask.lengths.shape[0]), *middle, ask]
-
-
 def predict(
-    message: Callable[[EvalContext, Batch], Message],
+    message: MessageOf,
     ctx: EvalContext,
     batch: Batch,
+    sent: Latent | None,
     rng: Array,
     options: DecodeOptions,
 ) -> Raw:
-    """Score and decode one batch with one method's `message`."""
-    given, columns = place(message, ctx, batch)
-    ask, answer = _ask_and_answer(ctx, batch)
+    """Score and decode one batch with one method's `message`.
+
+    Methods whose messages have the same shapes (all texts, all latents) share the programs of
+    `score` and `write`.
+    """
+    given, columns = place(message, ctx, batch, sent)
+    ask, answer = asked(batch, ctx.receiver)
     return Raw(
         scored=score(ctx.model, ctx.prompt, given, ask, answer),
         written=write(ctx.model, ctx.prompt, given, ask, rng, options),
@@ -128,33 +82,21 @@ def predict(
 
 
 def rate(
-    message: Callable[[EvalContext, Batch], Message], ctx: EvalContext, batches: Sequence[Batch]
+    message: MessageOf, ctx: EvalContext, batches: Sequence[Batch], sent: Latent | None
 ) -> list[Scored]:
     """Score batches that differ in their answers alone, after one message; nothing is written."""
-    given, _ = place(message, ctx, batches[0])
-    return [score(ctx.model, ctx.prompt, given, *_ask_and_answer(ctx, batch)) for batch in batches]
-
-
-def _ask_and_answer(ctx: EvalContext, batch: Batch) -> tuple[Segment, Segment]:
-    ask, answer = (
-        Segment(
-            batch[f"{ctx.receiver}/{role}/ids"],
-            None,
-            batch[f"{ctx.receiver}/{role}/lengths"],
-            role,
-        )
-        for role in ("ask", "answer")
-    )
-    return ask, answer
+    given, _ = place(message, ctx, batches[0], sent)
+    return [score(ctx.model, ctx.prompt, given, *asked(batch, ctx.receiver)) for batch in batches]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A call of `predict` that will come."""
+    """A call of `predict` that will come; the fields are its arguments."""
 
-    message: Callable[[EvalContext, Batch], Message]
+    message: MessageOf
     ctx: EvalContext
     batch: Batch
+    sent: Latent | None
     rng: Array
     options: DecodeOptions
 
@@ -163,26 +105,33 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
     """Compile what `predict` needs for these calls, side by side."""
     first, keys = AheadOfTime(), []
     for call in calls:
-        keys.append(first.add(place, call.message, call.ctx, call.batch))
+        keys.append(first.add(place, call.message, call.ctx, call.batch, call.sent))
     placed = first.compile(console)
     second = AheadOfTime()
     for call, key in zip(calls, keys, strict=True):
-        shapes, _ = jax.eval_shape(partial(place, call.message), call.ctx, call.batch)
+        make = partial(place, call.message)
+        shapes, _ = jax.eval_shape(make, call.ctx, call.batch, call.sent)
         where, _ = placed[key].output_shardings
         given = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
-        ask, answer = _ask_and_answer(call.ctx, call.batch)
+        ask, answer = asked(call.batch, call.ctx.receiver)
         second.add(score, call.ctx.model, call.ctx.prompt, given, ask, answer)
         second.add(write, call.ctx.model, call.ctx.prompt, given, ask, call.rng, call.options)
     second.compile(console)
 
 
 @jax.jit
-def sizes(ctx: EvalContext, batch: Batch) -> tuple[Array, Array]:
-    """Slots [N] of every row's latent, and the receiver columns [N] that its message takes."""
-    latent = ctx.encode(batch)
-    return latent.mask.sum(axis=1), occupied(delivered(ctx, batch, ctx.deliver(latent)))
+def columns(ctx: EvalContext, batch: Batch, sent: Latent) -> Array:
+    """[N] receiver columns that the message of every row's latent takes."""
+    return occupied(ctx.delivered(batch, ctx.received(sent)))
+
+
+@jax.jit
+def look(ctx: EvalContext, sent: Latent) -> dict[str, Any]:
+    """Statistics of what the receiver is given (`lw_jax.evaluate.latents.given`)."""
+    latent = ctx.received(sent)
+    return latents.given(ctx.bridge, ctx.receiver, ctx.params, ctx.frozen, latent)
 
 
 def options_of(config: DecodeConfig, arch: Arch, tokenizer: Tokenizer) -> DecodeOptions:

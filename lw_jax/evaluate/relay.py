@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from lw_jax.data.example import Example
 from lw_jax.evaluate.config import RelayConfig
 from lw_jax.models.frozen import FrozenDecoder
-from lw_jax.receiver.answer import write
+from lw_jax.receiver.answer import answers
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def written(
     own, most = sender_layout(config, layout), config.max_new_tokens
     if most is None:
         most = 1 + max(len(ids) for ids in tokenizer.encode_all([e.context for e in examples]))
-    write(sender, tokenizer, own, examples, batch_size, most, only_first=True)  # compiles
+    answers(sender, tokenizer, own, examples, batch_size, most, only_first=True)  # compiles
     began = time.monotonic()
-    texts = write(sender, tokenizer, own, examples, batch_size, most)
+    texts = answers(sender, tokenizer, own, examples, batch_size, most)
     return Written(tuple(texts), time.monotonic() - began)

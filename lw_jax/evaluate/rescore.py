@@ -61,9 +61,10 @@ def log_probabilities(
     infinity for an empty answer, and where no token ends between question and answer.
     """
     found: list[list[float]] = [[] for _ in rows]
-    for batches in zip(*(one.batches() for one in rows), strict=True):
+    for batches in zip(*(one.batches for one in rows), strict=True):
         placed = [put_batch(rows[0].pipeline.mesh, batch) for _, batch in batches]
-        raw = jax.device_get(rate(latent.METHOD.message, ctx, placed))
+        sent = rows[0].received(latent.METHOD, batches[0][0])
+        raw = jax.device_get(rate(latent.METHOD.message, ctx, placed, sent))
         for nats, scored, (_, batch) in zip(found, raw, batches, strict=True):
             nats += np.where(batch["valid"], -scored.nll.astype(np.float64), -np.inf).tolist()
         if rows[0].terminated():

@@ -1,7 +1,7 @@
 """How well a frozen model reads plain text: what a receiver must be able to do before any bridge.
 
-The receiver's own code lays out and decodes the prompts, so a figure here equals the `text` method
-of an evaluation.
+The one code that asks receivers (`lw_jax.receiver.answer`) lays out the prompts and writes the
+answers, so a figure here equals the `text` method of an evaluation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.pretrain.batches import REST, Tokens, pad
 from lw_jax.pretrain.step import score_tokens
-from lw_jax.receiver.answer import write
+from lw_jax.receiver.answer import answers
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import PyTree
@@ -47,7 +47,7 @@ def read_facts(
         seed: seed of the bootstrap.
     """
     longest = 2 + max(len(tokenizer.encode(" " + e.answers[0])) for e in examples)
-    said = write(model, tokenizer, LayoutConfig(), examples, batch_size, longest)
+    said = answers(model, tokenizer, LayoutConfig(), examples, batch_size, longest)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
     contexts = [e.context_id for e in examples]
     low_high = interval(right, groups=contexts, seed=seed, bounds=(0, 1))
@@ -73,7 +73,7 @@ def read_back(
         seed: seed of the bootstrap.
     """
     longest = 1 + max(len(ids) for ids in tokenizer.encode_all([e.context for e in examples]))
-    said = write(model, tokenizer, layout, examples, batch_size, longest)
+    said = answers(model, tokenizer, layout, examples, batch_size, longest)
     counts = [transferred(e.context, text) for text, e in zip(said, examples, strict=True)]
     figure: Figure = {"n": len(counts)}
     for kind, name in (("entities", "recall"), ("numbers", "numbers"), ("names", "names")):

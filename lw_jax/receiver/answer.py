@@ -1,19 +1,26 @@
-"""How a receiver is asked: the segments of a question, reading its answer, writing one."""
+"""How a receiver is asked: one way to lay out a question, one scorer, one writer.
+
+Training, the quick evaluation, an evaluation, pretraining, the relay and the Python API all come
+through `segments`: what differs between them is the message that stands in the sequence.
+
+    [head] [message] [text, where it follows] [ask] [answer, where it is given]
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from lw_jax.data.example import Example
-from lw_jax.models.arch import Arch
-from lw_jax.models.frozen import FrozenDecoder, FrozenModels
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
+from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import (
     Reading,
@@ -25,71 +32,109 @@ from lw_jax.receiver.read import (
     text_after,
     text_message,
 )
-from lw_jax.text.collate import Collate, measure
-from lw_jax.text.layout import head_ids
+from lw_jax.text.collate import MULTIPLE, Collate, measure
+from lw_jax.text.layout import Prompt, ask_ids, ask_text, head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import Array, Delivery, PyTree
+from lw_jax.types import Array, Delivery
 
-
-def write(
-    model: FrozenDecoder,
-    tokenizer: Tokenizer,
-    layout: LayoutConfig,
-    examples: Sequence[Example],
-    batch_size: int,
-    max_new: int,
-    only_first: bool = False,
-) -> list[str]:
-    """Greedy answers to each example's question, given its context as text.
-
-    only_first: of the first batch alone, which compiles what the others use.
-    """
-    groups = [(example,) for example in examples]
-    collate = Collate(
-        layout, None, {"lm": tokenizer}, measure(layout, None, {"lm": tokenizer}, groups)
-    )
-    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
-    answers: list[str] = []
-    for begin in range(0, batch_size if only_first else len(groups), batch_size):
-        rows = groups[begin : begin + batch_size]
-        filled = rows + rows[:1] * (batch_size - len(rows))  # one shape, one program
-        out = jax.device_get(
-            _greedy(
-                model.params,
-                collate(filled),
-                arch=model.arch,
-                head=tuple(head_ids(layout, tokenizer)),
-                options=options,
-            )
-        )
-        for ids, length in zip(out.ids[: len(rows)], out.lengths, strict=False):
-            answers.append(tokenizer.backend.decode(ids[:length].tolist()).strip())
-    return answers
-
-
-@partial(jax.jit, static_argnames=("arch", "head", "options"))
-def _greedy(
-    params: PyTree, batch: Any, *, arch: Arch, head: tuple[int, ...], options: DecodeOptions
-) -> Generation:
-    segments = [
-        head_segment(head, batch["lm/context/ids"].shape[0]),
-        text_message(batch["lm/context/ids"], batch["lm/context/lengths"]),
-        Segment(batch["lm/ask/ids"], None, batch["lm/ask/lengths"], "ask"),
-    ]
-    return decode(arch, params, segments, None, options, jax.random.key(0))
+Batch = Mapping[str, Array]
+"""Of `lw_jax.text.collate`."""
+Kind = Literal["latent", "text", "none"]
+"""What stands in the message's place: what a bridge delivers, the text itself, or nothing."""
 
 
 @struct.dataclass
 class Message:
-    """What stands in the message's place: a segment [N, P], and what enters the layers.
+    """What stands in the message's place, and what enters the layers.
 
-    text: the text [N, T] right after it, where the receiver reads both.
+    Attributes:
+        segment: [N, P] tokens or embeddings.
+        delivery: what a bridge delivers, its soft tokens being the segment; None without a bridge.
+        text: the text [N, T] right after it, where the receiver reads both.
     """
 
     segment: Segment
     delivery: Delivery | None = None
     text: Segment | None = None
+
+
+@struct.dataclass
+class Scored:
+    """The gold answers of N questions, A tokens at most, under teacher forcing.
+
+    Attributes:
+        nll: [N] nats, summed over the answer's tokens.
+        tokens: [N] how many there are.
+        ranks: [N, A] int32, how many tokens beat the gold one.
+        argmax: [N] bool, every gold token is the argmax: greedy decoding writes the answer.
+        each: the scores [N, A] of every token; None where they were not asked for.
+    """
+
+    nll: Array
+    tokens: Array
+    ranks: Array
+    argmax: Array
+    each: TokenScores | None = None
+
+
+# Messages
+
+
+def delivered(
+    model: FrozenDecoder, prompt: Prompt, delivery: Delivery | None, ids: Array, lengths: Array
+) -> Message:
+    """A bridge's delivery as the layout has it: alone, or with the text right after it.
+
+    Args:
+        model: the receiver.
+        prompt: what the layout puts around its message.
+        delivery: of N rows; None leaves the message empty.
+        ids: [N, T] the text in the receiver's tokens.
+        lengths: [N] its tokens.
+    """
+    message = alone(model, delivery, ids.shape[0])
+    if not prompt.with_text:
+        return message
+    return Message(message.segment, delivery, text_after(ids, lengths))
+
+
+def alone(model: FrozenDecoder, delivery: Delivery | None, rows: int) -> Message:
+    """A delivery and nothing else; None: an empty message."""
+    width = model.params["embed"].shape[1]
+    return Message(message_segment(delivery, rows, width), delivery)
+
+
+def message_of(
+    model: FrozenDecoder,
+    prompt: Prompt,
+    batch: Batch,
+    receiver: str,
+    kind: Kind,
+    delivery: Delivery | None = None,
+    questions: int = 1,
+) -> Message:
+    """The message of every question of a batch.
+
+    Args:
+        model: the receiver.
+        prompt: what the layout puts around its message.
+        batch: B contexts, N = B * questions questions.
+        receiver: its name in the batch.
+        kind: what stands in the message's place.
+        delivery: of the B contexts; of `text` and `none` only what enters the layers is used.
+        questions: of a context.
+    """
+    given = expand(delivery, questions)
+    if kind == "none":
+        rows = batch[f"{receiver}/ask/ids"].shape[0]
+        return Message(alone(model, None, rows).segment, given)
+    ids, lengths = (batch[f"{receiver}/context/{part}"] for part in ("ids", "lengths"))
+    if questions > 1:
+        ids, lengths = (jnp.repeat(x, questions, axis=0) for x in (ids, lengths))
+    if kind == "text":
+        return Message(text_message(ids, lengths), given)
+    return delivered(model, prompt, given, ids, lengths)
 
 
 def occupied(message: Message) -> Array:
@@ -102,48 +147,148 @@ def occupied(message: Message) -> Array:
     return columns
 
 
+# Questions
+
+
+def asked(batch: Batch, receiver: str) -> tuple[Segment, Segment]:
+    """What a receiver is asked in a batch, and the gold answers: `ask` and `answer`."""
+    ask, answer = (
+        Segment(batch[f"{receiver}/{role}/ids"], None, batch[f"{receiver}/{role}/lengths"], role)
+        for role in ("ask", "answer")
+    )
+    return ask, answer
+
+
+def question(layout: LayoutConfig, tokenizer: Tokenizer, text: str) -> Segment:
+    """One question whose answer nobody knows yet, padded so that few shapes are compiled."""
+    ids = ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, text)))
+    row = np.zeros((1, max(1, -(-len(ids) // MULTIPLE)) * MULTIPLE), np.int32)
+    row[0, : len(ids)] = ids
+    return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
+
+
+# Asking
+
+
 def segments(
-    frozen: FrozenModels,
-    batch: dict[str, Array],
-    receiver: str,
-    message: str,
-    delivery: Delivery | None,
-    questions: int,
-    answer: bool = True,
+    prompt: Prompt, message: Message, ask: Segment, answer: Segment | None = None
 ) -> list[Segment]:
-    """The receiver's segments for N questions; the delivery is already expanded to N rows."""
-    model, prompt = frozen.receivers[receiver], frozen.prompt(receiver)
-    rows = batch[f"{receiver}/ask/ids"].shape[0]
-    width = model.params["embed"].shape[1]
-    if message == "text":
-        middle = text_message(*_repeated(batch, receiver, questions))
-    else:
-        middle = message_segment(delivery if message == "latent" else None, rows, width)
-    parts = [head_segment(prompt.head, rows), middle]
-    if message == "latent" and prompt.with_text:
-        parts.append(text_after(*_repeated(batch, receiver, questions)))
-    for role in ("ask", "answer") if answer else ("ask",):
-        ids, lengths = batch[f"{receiver}/{role}/ids"], batch[f"{receiver}/{role}/lengths"]
-        parts.append(Segment(ids, None, lengths, role))
-    return parts
+    """The receiver's sequence for N questions, up to where it begins to write, or with an answer.
+
+    Args:
+        prompt: what the layout puts around the message.
+        message: of the N questions.
+        ask: question and anchor.
+        answer: what is read as the receiver's own words.
+    """
+    middle = [message.segment] if message.text is None else [message.segment, message.text]
+    end = [ask] if answer is None else [ask, answer]
+    return [head_segment(prompt.head, ask.lengths.shape[0]), *middle, *end]
 
 
-def _repeated(batch: dict[str, Array], receiver: str, questions: int) -> tuple[Array, Array]:
-    """Ids and lengths of every question's context."""
-    ids, lengths = (batch[f"{receiver}/context/{part}"] for part in ("ids", "lengths"))
-    return jnp.repeat(ids, questions, axis=0), jnp.repeat(lengths, questions, axis=0)
-
-
-def answer_reading(
-    frozen: FrozenModels,
-    batch: dict[str, Array],
-    receiver: str,
-    message: str,
-    delivery: Delivery | None,
-    questions: int,
+def reading(
+    model: FrozenDecoder, prompt: Prompt, message: Message, ask: Segment, answer: Segment
 ) -> Reading:
-    """Read the answers of a batch; `delivery` is per context."""
-    model = frozen.receivers[receiver]
-    given = expand(delivery, questions)
-    laid = segments(frozen, batch, receiver, message, given, questions)
-    return read(model.arch, model.params, laid, given, attention=model.attention)
+    """The receiver's states where it predicts the answers."""
+    laid = segments(prompt, message, ask, answer)
+    return read(model.arch, model.params, laid, message.delivery, attention=model.attention)
+
+
+@partial(jax.jit, static_argnames=("prompt", "each"))
+def score(
+    model: FrozenDecoder,
+    prompt: Prompt,
+    message: Message,
+    ask: Segment,
+    answer: Segment,
+    each: bool = False,
+) -> Scored:
+    """Teacher-forced scores of the answers.
+
+    Args:
+        model: the receiver.
+        prompt: what the layout puts around the message.
+        message: of the N questions.
+        ask: question and anchor.
+        answer: the gold answers.
+        each: whether the scores of every token are wanted as well.
+    """
+    found = reading(model, prompt, message, ask, answer)
+    scores = chunked_cross_entropy(model.arch, model.params, found.hidden, found.labels)
+    return Scored(
+        nll=jnp.sum(scores.nll * found.mask, axis=1),
+        tokens=found.mask.sum(axis=1),
+        ranks=scores.rank,
+        argmax=jnp.all(scores.correct(found.labels) | ~found.mask, axis=1),
+        each=scores if each else None,
+    )
+
+
+@partial(jax.jit, static_argnames=("prompt", "options"))
+def write(
+    model: FrozenDecoder,
+    prompt: Prompt,
+    message: Message,
+    ask: Segment,
+    rng: Array,
+    options: DecodeOptions,
+) -> Generation:
+    """Answers of the receiver's own.
+
+    Args:
+        model: the receiver.
+        prompt: what the layout puts around the message.
+        message: of the N questions.
+        ask: question and anchor.
+        rng: of sampling; greedy decoding does not look at it.
+        options: of decoding.
+    """
+    return decode(
+        model.arch,
+        model.params,
+        segments(prompt, message, ask),
+        message.delivery,
+        options,
+        rng,
+        attention=model.attention,
+    )
+
+
+# A frozen model by itself
+
+
+def answers(
+    model: FrozenDecoder,
+    tokenizer: Tokenizer,
+    layout: LayoutConfig,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_new: int,
+    only_first: bool = False,
+) -> list[str]:
+    """Greedy answers of a frozen model to each example's question, given its context as text.
+
+    Args:
+        model: a whole language model.
+        tokenizer: its own.
+        layout: its sequence.
+        examples: contexts and questions.
+        batch_size: rows at once.
+        max_new: tokens written at most.
+        only_first: of the first batch alone, which compiles what the others use.
+    """
+    prompt = Prompt(tuple(head_ids(layout, tokenizer)))
+    groups = [(example,) for example in examples]
+    lengths = measure(layout, None, {"lm": tokenizer}, groups)
+    collate = Collate(layout, None, {"lm": tokenizer}, lengths)
+    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
+    found: list[str] = []
+    for begin in range(0, batch_size if only_first else len(groups), batch_size):
+        rows = groups[begin : begin + batch_size]
+        filled = rows + rows[:1] * (batch_size - len(rows))  # one shape, one program
+        batch: Batch = collate(filled)  # type: ignore[assignment]  # of the host
+        message, (ask, _) = message_of(model, prompt, batch, "lm", "text"), asked(batch, "lm")
+        out = jax.device_get(write(model, prompt, message, ask, jax.random.key(0), options))
+        for ids, length in zip(out.ids[: len(rows)], out.lengths, strict=False):
+            found.append(tokenizer.backend.decode(ids[:length].tolist()).strip())
+    return found

@@ -76,7 +76,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         trained = load_trained(
             run.config, run.run_dir, pipeline, cfg.checkpoint, before=name, init_from=cfg.init_from
         )
-    others = rows.others(examples) if any(m.other_source for m in wanted) else []
+    other = rows.others(examples) if any(m.latent == "other" for m in wanted) else []
+    others = [examples[i] for i in other]
     key = key_of(
         asdict(cfg.decode),
         [cfg.seed, cfg.ratio, rows.digest(examples), candidates],
@@ -92,8 +93,13 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
     with termination() as terminated, jax.default_matmul_precision("highest"):
         compared = Comparison(
-            pipeline, cfg, examples, others, collate, run.console, terminated, candidates
+            pipeline, cfg, examples, other, collate, run.console, terminated, candidates
         )
+        if trained is not None:
+            first, codecs = next(iter(pipeline.receivers)), [m.codec for m in wanted if m.codec]
+            compared = compared.sent(
+                _scene(compared, trained, first), trained.mark, codecs, look="latent" in cfg.methods
+            )
         mean = None
         if trained is not None and "mean" in methods_of(cfg):
             mean = _mean(run, compared, trained, cfg)
@@ -260,19 +266,23 @@ def _compare(
 
     kept = {(r, n): partial.load(r, n) for r in scenes for n in places}
     todo = [(others.get((r, n), scenes[r]), n) for (r, n), found in kept.items() if found is None]
+    for g in bridges:
+        mine = [ctx for ctx, name in todo if name == g.name]
+        if mine:
+            places[g.name] = places[g.name].sent(mine[0], g.trained.mark, [])
     for one in {id(place): place for place in places.values()}.values():
         one.compile([(ctx, name) for ctx, name in todo if places[name] is one])
     for receiver, ctx in scenes.items():
-        slots = [0] * len(texts)
-        if trained is not None:
-            slots, columns = compared.sizes(ctx)
+        if compared.packets is not None:
+            columns = compared.columns(ctx)
             packed["latent"] = compression.of_texts(
                 texts,
-                slots,
+                compared.packets.counts,
                 bridged.config.latent_dim,
                 bridged.codec,
                 bridged.levels,
                 bridged.config.private > 0,
+                {codec: compared.packets.sizes(codec) for codec in compared.packets.by_codec},
             )
             packed.setdefault("receivers", {})[receiver] = compression.of_columns(
                 texts, compared.tokens(receiver), columns, ctx.model.arch
@@ -281,10 +291,7 @@ def _compare(
         for name, place in places.items():
             found, when = kept[receiver, name], ", before it was stopped"
             if found is None:
-                its, count = others.get((receiver, name), ctx), slots
-                if place.other is not None:
-                    count, _ = place.sizes(its)
-                found = place.run(its, name, place.latent_bytes(count, name))
+                found = place.run(others.get((receiver, name), ctx), name)
                 when = ""
                 partial.save(receiver, name, *found)
             said[receiver][name] = found

@@ -1,7 +1,7 @@
 """The quick evaluation during training: matched against deranged, slots, gradients, alarms.
 
-What runs on the devices is in `look.py` and `gradients.py`; here its figures become metrics, lines
-and alarms.
+What runs on the devices is in `evaluate/latents.py` and `train/gradients.py`; here its figures
+become metrics, lines and alarms.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ class QuickEvaluation:
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
         for name in pipeline.bridge.dims.receivers:
             given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, self.batch)
-            programs.add(latents.score, *given, np.int32(0), self._starts[name])
+            programs.add(latents.quick_scores, *given, np.int32(0), self._starts[name])
             programs.add(latents.inspect, *given)
-            programs.add(latents.sample, *given[:2], self.max_new, *given[2:])
+            programs.add(latents.quick_answers, *given[:2], self.max_new, *given[2:])
         if self.objectives is not None:
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
                 of = pipeline.bridge, plan, state.params, frozen, self._few
@@ -123,7 +123,7 @@ class QuickEvaluation:
         valid = np.asarray(batch["valid"])
         matched, other = (
             jax.device_get(
-                latents.score(bridge, name, params, frozen, batch, np.int32(shift), start)
+                latents.quick_scores(bridge, name, params, frozen, batch, np.int32(shift), start)
             )
             for shift in (0, 1)
         )
@@ -229,7 +229,7 @@ class QuickEvaluation:
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
         ids, lengths = jax.device_get(
-            latents.sample(
+            latents.quick_answers(
                 self.pipeline.bridge, name, self.max_new, params, self.pipeline.frozen, self.batch
             )
         )

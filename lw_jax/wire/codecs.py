@@ -72,8 +72,12 @@ def _pack_int(bits: int, slots: Slots) -> bytes:
         raise UserError("wire: a slot is not finite; integer codecs cannot hold it")
     limit = 2 ** (bits - 1) - 1
     scale = _truncated(np.abs(x).max(1, initial=0.0) / np.float32(limit))
+    # In float32 and by the reciprocal, as XLA divides: halves round as `lw_jax.wire.rounding` does.
+    normal = (scale >= np.finfo(np.float32).tiny)[:, None]
+    once = np.float32(1) / np.where(normal, scale[:, None], np.float32(1))
     step = np.where(scale > 0, scale, 1.0).astype(np.float64)[:, None]
-    codes = np.clip(np.rint(x / step), -limit, limit).astype(np.int64) + limit
+    exact = np.where(normal, x * once, x / step)
+    codes = np.clip(np.rint(exact), -limit, limit).astype(np.int64) + limit
     codes[scale == 0] = limit
     planes = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
     return (scale.view(np.uint32) >> 16).astype("<u2").tobytes() + np.packbits(

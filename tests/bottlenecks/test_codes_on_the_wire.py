@@ -33,7 +33,7 @@ from lw_jax.types import Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import codec
 from tests.evaluate.run_world import make_models, make_run, raw_config
-from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, make_world
+from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, make_world, received
 
 LEVELS = (8, 5, 2, 9)  # 720 tuples: 10 bits
 
@@ -133,9 +133,10 @@ def test_the_latent_at_another_precision_is_what_its_bytes_say() -> None:
     batch = jax.tree.map(jnp.asarray, world.batch(0, 1))
     whole = packet.from_bytes(wired.encode(world.examples[0].context, codec="float32")).latent
     coarse = packet.from_bytes(packet.to_bytes(whole, codec_name="int4")).latent
-    ways = (method(f"latent_{name}").message for name in ("float32", "int4"))
-    for way, latent in zip(ways, (whole, coarse), strict=True):
-        given, _ = place(way, world.ctx, batch)
+    ways = (method(f"latent_{name}") for name in ("float32", "int4"))
+    for how, latent in zip(ways, (whole, coarse), strict=True):
+        sent = received(world.ctx, how, world.batch(0, 1))
+        given, _ = place(how.message, world.ctx, batch, sent)
         told = jax.jit(lambda s, z: s.deliver(z))(world.ctx, jax.tree.map(jnp.asarray, latent))
         np.testing.assert_allclose(given.delivery.embeds, told.embeds, atol=1e-6)
     assert np.abs(coarse.slots - whole.slots).max() > 0.01

@@ -51,3 +51,11 @@ def test_the_gradient_passes_straight_through(config: integer.Config) -> None:
     weights = jnp.asarray(draw(1, 24, 9, seed=2))
     grad = jax.grad(lambda x: jnp.sum(weights * part(latent(x))[0].slots))(draw(1, 24, 9))
     np.testing.assert_array_equal(grad, weights)
+
+
+@pytest.mark.parametrize("name", ["int8", "int6", "int4"])
+def test_halves_are_rounded_alike_on_the_host_and_in_a_trace(name: str) -> None:
+    """Of slots that were rounded to 16 bits before, many lie halfway between two codes."""
+    x = np.random.default_rng(2).normal(size=(500, 256)).astype(np.float16).astype(np.float32)
+    sent = CODECS[name].unpack(CODECS[name].pack(x), *x.shape)
+    np.testing.assert_array_equal(jax.jit(as_sent, static_argnums=1)(x, name), sent)

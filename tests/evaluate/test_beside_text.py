@@ -13,13 +13,13 @@ from lw_jax.bridge.config import CompressorConfig
 from lw_jax.compressors import constant
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext
-from lw_jax.evaluate.predict import Raw, predict, sizes
+from lw_jax.evaluate.predict import Raw, columns, predict
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.readers import lora, soft_tokens
-from lw_jax.receiver.answer import answer_reading
+from lw_jax.receiver import answer
 from lw_jax.text.layout_config import LayoutConfig
-from tests.evaluate.world import RECEIVER, World, make_world
+from tests.evaluate.world import RECEIVER, World, make_world, received
 
 ROWS, SLOTS = 8, 3
 PLAIN = LayoutConfig()
@@ -40,7 +40,9 @@ def rival(world: World, slots: int, layout: LayoutConfig, **readers: Any) -> Wor
 
 def asked(world: World, name: str, batch: Any = None) -> Raw:
     batch = world.batch(0, ROWS) if batch is None else batch
-    out = predict(method(name).message, world.ctx, batch, jax.random.key(0), OPTIONS)
+    how = method(name)
+    sent = received(world.ctx, how, batch)
+    out = predict(how.message, world.ctx, batch, sent, jax.random.key(0), OPTIONS)
     return jax.device_get(out)
 
 
@@ -78,9 +80,11 @@ def test_prompt_tuning_reads_soft_tokens_and_the_text(world: World) -> None:
     np.testing.assert_array_equal(alone.columns, [SLOTS] * ROWS)
     assert np.abs(both.scored.nll - alone.scored.nll).max() > 0.01  # the text is read
     assert np.abs(both.scored.nll - text.scored.nll).max() > 0.01  # and so are the soft tokens
-    slots, columns = sizes(beside.ctx, beside.batch(0, ROWS))
-    np.testing.assert_array_equal(slots, [SLOTS] * ROWS)
-    np.testing.assert_array_equal(columns, both.columns)
+    sent = received(beside.ctx, method("latent"), beside.batch(0, ROWS))
+    assert sent is not None
+    np.testing.assert_array_equal(sent.mask.sum(axis=1), [SLOTS] * ROWS)
+    held = columns(beside.ctx, beside.batch(0, ROWS), sent)
+    np.testing.assert_array_equal(held, both.columns)
     # No latent is seen: another text's is the same one.
     other = beside.batch(0, ROWS)
     other |= {k: v for k, v in beside.other(0, ROWS).items() if k.startswith("source/")}
@@ -113,8 +117,9 @@ def test_training_reads_what_is_evaluated(world: World) -> None:
     @jax.jit
     def nll(ctx: EvalContext, batch: Any) -> jax.Array:
         given = ctx.deliver(ctx.encode(batch))
-        reading = answer_reading(ctx.frozen, batch, RECEIVER, "latent", given, 1)
         model = ctx.model
+        message = answer.message_of(model, ctx.prompt, batch, RECEIVER, "latent", given)
+        reading = answer.reading(model, ctx.prompt, message, *answer.asked(batch, RECEIVER))
         scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
         return jnp.sum(scored.nll * reading.mask, axis=1)
 

@@ -58,7 +58,7 @@ def test_longer_texts_get_the_mean_of_all_slots_beyond(world: World) -> None:
     places = np.minimum(np.arange(mine.shape[1]), len(mean) - 1)
     given = jnp.asarray(mean[places][None] * mine[..., None])
     ctx = world.ctx.replace(mean=jnp.asarray(mean))
-    said = method("mean").message(ctx, batch)
+    said = method("mean").message(ctx, batch, own)
     expected = ctx.deliver(dataclasses.replace(own, slots=given))
     alike = jax.tree.map(np.allclose, said.delivery, expected)
     assert all(jax.tree.leaves(alike))

@@ -16,19 +16,20 @@ from lw_jax.evaluate.config import METHODS, DecodeConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.predict import (
     Raw,
+    columns,
     on_host,
     options_of,
     place,
     plain,
     predict,
     shortened,
-    sizes,
 )
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
+from lw_jax.receiver import answer as asking
 from lw_jax.text.layout_config import LayoutConfig
-from tests.evaluate.world import PREFIX, RECEIVER, SLOTS, World, make_world
+from tests.evaluate.world import PREFIX, RECEIVER, SLOTS, World, make_world, received
 
 SIZE = 128
 Arrays = dict[str, np.ndarray]
@@ -40,7 +41,7 @@ def _options(world: World) -> DecodeOptions:
 
 def _batch(world: World, name: str, start: int = 0) -> Arrays:
     batch = world.batch(start, SIZE)
-    if method(name).other_source:
+    if method(name).latent == "other":
         other = world.other(start, SIZE)
         batch |= {k: v for k, v in other.items() if k.startswith("source/")}
     return batch
@@ -48,7 +49,9 @@ def _batch(world: World, name: str, start: int = 0) -> Arrays:
 
 def _raw(world: World, name: str, batch: Arrays, ctx: Any = None) -> Raw:
     ctx = world.ctx if ctx is None else ctx
-    out = predict(method(name).message, ctx, batch, jax.random.key(0), _options(world))
+    how = method(name)
+    sent = received(ctx, how, batch)
+    out = predict(how.message, ctx, batch, sent, jax.random.key(0), _options(world))
     return jax.device_get(out)
 
 
@@ -167,14 +170,14 @@ def test_the_check_is_red_when_scorer_and_decoder_differ(
 ) -> None:
     batch = _batch(world, "text")
     gold = _with_gold(batch, _raw(world, "text", batch), spoil=False)
-    right = getattr(predicting, reader)
+    right = getattr(asking, reader)
 
     def wrong(arch: Any, params: Any, asked: list[Any], *rest: Any, **more: Any) -> Any:
         return right(arch, params, fault(asked), *rest, **more)
 
-    monkeypatch.setattr(predicting, reader, wrong)
+    monkeypatch.setattr(asking, reader, wrong)
     part = {"decode": "write", "read": "score"}[reader]
-    whole = getattr(predicting, part).__wrapped__
+    whole = getattr(asking, part).__wrapped__
     # A new function, so that the right one's compiled program is not found again.
     static = (1, 5) if part == "write" else (1,)
     faulty = jax.jit(lambda *args: whole(*args), static_argnums=static)
@@ -249,12 +252,12 @@ def test_a_budget_cuts_only_the_text_that_the_latent_replaces(world: World) -> N
 def test_a_budget_is_all_columns_16_soft_tokens_and_100_of_a_prefix() -> None:
     long = make_world(4, level=4, slots=16, prefix=100)
     batch = long.batch(0, 4)
-    _, columns = sizes(long.ctx, batch)
-    assert np.asarray(columns).tolist() == [116] * 4
+    sent = received(long.ctx, method("latent"), batch)
+    assert np.asarray(columns(long.ctx, batch, sent)).tolist() == [116] * 4
     ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
     assert (lengths > 116).all()
-    first, _ = place(method("token_budget_first").message, long.ctx, batch)
-    last, _ = place(method("token_budget_last").message, long.ctx, batch)
+    first, _ = place(method("token_budget_first").message, long.ctx, batch, sent)
+    last, _ = place(method("token_budget_last").message, long.ctx, batch, sent)
     for message in (first, last):
         assert message.delivery is None
         assert np.asarray(message.segment.lengths).tolist() == [116] * 4
@@ -278,10 +281,10 @@ def _components(world: World, rows: int, **changed: Any) -> None:
     more than tokens or directions. changed: arrays of the text."""
     batch = world.batch(0, rows) | {f"{RECEIVER}/context/{k}": v for k, v in changed.items()}
     ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
-    found, held = jax.device_get(place(method("pca").message, world.ctx, batch))
-    _, columns = jax.device_get(sizes(world.ctx, batch))
+    sent = received(world.ctx, method("pca"), batch)
+    found, held = jax.device_get(place(method("pca").message, world.ctx, batch, sent))
     table = np.asarray(world.ctx.model.params["embed"], np.float64)
-    most = np.minimum(columns, table.shape[1] + 1)
+    most = np.minimum(columns(world.ctx, batch, sent), table.shape[1] + 1)
     np.testing.assert_array_equal(held, np.minimum(lengths, most))
     np.testing.assert_array_equal(found.segment.lengths, held)
     for i in range(rows):
@@ -325,16 +328,18 @@ def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> N
 
 
 @pytest.mark.parametrize(
-    ("readers", "columns"),
+    ("readers", "count"),
     [
         ({"soft_tokens": soft_tokens.Config()}, SLOTS),
         ({"deep_prefix": deep_prefix.Config(length=5, heads=2, mlp_ratio=0)}, 5),
     ],
 )
-def test_columns_of_a_message(world: World, readers: Any, columns: int) -> None:
-    slots, held = sizes(world.with_reader(**readers).ctx, _batch(world, "latent"))
-    assert np.asarray(held).tolist() == [columns] * SIZE
-    assert np.asarray(slots).tolist() == [SLOTS] * SIZE
+def test_columns_of_a_message(world: World, readers: Any, count: int) -> None:
+    ctx, batch = world.with_reader(**readers).ctx, _batch(world, "latent")
+    sent = received(ctx, method("latent"), batch)
+    assert sent is not None
+    assert np.asarray(columns(ctx, batch, sent)).tolist() == [count] * SIZE
+    assert sent.mask.sum(axis=1).tolist() == [SLOTS] * SIZE
 
 
 def test_controls_say_nothing_of_the_text_and_deranged_says_another(world: World) -> None:

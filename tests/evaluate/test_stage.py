@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from lw_jax import api
+from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.data import load
 from lw_jax.data.example import Example
@@ -28,7 +29,7 @@ from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.spec import open_model
-from lw_jax.receiver.answer import write
+from lw_jax.receiver.answer import answers
 from lw_jax.runs import session as stage_setting
 from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
@@ -136,7 +137,7 @@ def test_the_relay_says_what_writing_and_what_reading_took(
     sender = spec.load(run.mesh)
     layout = LayoutConfig(question="", anchor="\nRepeat:")
     examples = [Example("", "", line["context"], line["question"], ("",)) for line in lines]
-    assert [line["relayed"] for line in lines] == write(
+    assert [line["relayed"] for line in lines] == answers(
         sender, spec.tokenizer, layout, examples, 8, 8
     )
     # What the receiver is given is that, and no more than that.
@@ -283,13 +284,28 @@ def test_on_two_devices_with_other_methods(
         )
 
 
-def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_path: Path) -> None:
-    config = raw_config(models, tmp_path / "two", methods=["latent"])
+def test_two_receivers_choose_an_answer_together(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the sender reads each text once, whatever receivers, codecs and controls there are."""
+    config = raw_config(models, tmp_path / "two", methods=["latent"], wire=["int8", "int4"])
     config["receivers"]["twin"] = config["receivers"][RECEIVER]
     run = make_run(from_dict(config), Console(file=io.StringIO(), width=200))
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
-    evaluate.run(run, "test", cfg)
+    read: list[int] = []
+    right = Bridge.extract
+
+    def counted(self: Bridge, sender: Any, batch: Any, params: Any) -> Any:
+        jax.debug.callback(lambda ids: read.append(len(ids)), batch["source/ids"])
+        return right(self, sender, batch, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bridge, "extract", counted)
+        evaluate.run(run, "test", cfg)
+        jax.effects_barrier()
+    # 22 rows in three batches of 8, and of the training texts for `mean` two whole batches.
+    assert read == [8] * 5
     found = json.loads((run.run_dir / "metrics.json").read_text())["joint"]
     text = (run.run_dir / "predictions.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
@@ -311,10 +327,11 @@ def test_two_receivers_choose_an_answer_together(models: dict[str, Path], tmp_pa
     silent = Console(file=io.StringIO())
     compared = compare.Comparison(pipeline, cfg, drawn, [], collate, silent, lambda: False)
     ctx = EvalContext(pipeline.frozen, trained.params, None, pipeline.bridge, "twin")
+    compared = compared.sent(ctx, trained.mark, [])
     gold = [e.answers[0] for e in drawn]
     with jax.default_matmul_precision("highest"):
         (nats,) = rescore.log_probabilities([compared], ctx, [[*gold[:-1], " "]])
-    lengths = [n for _, b in compared.batches() for n in b["twin/answer/lengths"].tolist()]
+    lengths = [n for _, b in compared.batches for n in b["twin/answer/lengths"].tolist()]
     said = [line["receivers"]["twin"]["latent"]["nll"] for line in lines]
     np.testing.assert_allclose(-nats[:-1], (np.array(said) * lengths[:22])[:-1], rtol=1e-4)
     assert nats[-1] == -np.inf  # an empty answer is no candidate

@@ -15,7 +15,8 @@ from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, S
 from lw_jax.compressors import perceiver
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
-from lw_jax.evaluate.methods.base import EvalContext
+from lw_jax.evaluate import packets
+from lw_jax.evaluate.methods.base import EvalContext, Method
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
@@ -27,10 +28,12 @@ from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.types import Latent
 
 LAYOUT = LayoutConfig()
 SLOTS, WIDTH, PREFIX = 4, 12, 6
 RECEIVER = "reader"
+MARK = b"01234567"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class World:
             frozen.sender, frozen.receivers, prompts_of(layout, {RECEIVER: self.tokenizer})
         )
         return replace(self, collate=collate, ctx=self.ctx.replace(frozen=frozen_models))
+
+
+def received(ctx: EvalContext, how: Method, batch: dict[str, np.ndarray]) -> Latent | None:
+    """What a method is given of a batch: the latents as their bytes say them."""
+    if how.latent is None:
+        return None
+    sent = jax.device_get(packets.encode(ctx, batch))
+    rows = packets.to_packets(ctx.bridge, sent, how.codec, MARK, fit=True)
+    opened = [packets.opened(ctx.bridge, data, MARK) for data in rows]
+    return packets.filled(opened, sent.latent.mask.shape[1])
 
 
 def fresh(bridge: Bridge, seed: int) -> Any:

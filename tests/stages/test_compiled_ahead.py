@@ -35,7 +35,7 @@ stages:
       eval_rows: 4
       curriculum: [{{share: 0.4, ratio: 4}}, {{share: 0.6}}]
 """
-PROGRAMS = {"score", "inspect", "sample"}
+PROGRAMS = {"quick_scores", "inspect", "quick_answers"}
 
 
 def test_no_program_is_compiled_between_steps(

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
-from lw_jax.receiver.answer import Message
-from lw_jax.wire.rounding import as_sent
+from lw_jax.evaluate.methods.base import Method, latent_bytes
+from lw_jax.evaluate.methods.latent import message
 
 
-@cache  # a message is a static argument of the jitted step
+@cache
 def at_precision(codec_name: str) -> Method:
-    """The method `latent`, with the slots as one of `lw_jax.wire.codecs.CODECS` leaves them."""
-
-    def message(ctx: EvalContext, batch: Batch) -> Message:
-        own = ctx.encode(batch)
-        sent = dataclasses.replace(own, slots=as_sent(own.slots, codec_name))
-        return delivered(ctx, batch, ctx.deliver(sent))
-
-    return Method(message, latent_bytes, needs_bridge=True)
+    """The method `latent`, read from packets in one of `lw_jax.wire.codecs.CODECS`."""
+    return Method(message, latent_bytes, latent="own", codec=codec_name)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import jax.numpy as jnp
 from flax import struct
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
-from lw_jax.receiver.answer import Message
-from lw_jax.receiver.read import message_segment, text_after
+from lw_jax.receiver.answer import Message, delivered
 from lw_jax.text.layout import Prompt
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import Array, Delivery, Latent, PyTree
+from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
 
 Batch = Mapping[str, Array]
 
@@ -42,6 +42,10 @@ class EvalContext:
         """The receiver."""
         return self.frozen.receivers[self.receiver]
 
+    def views(self, batch: Batch) -> dict[str, Taps]:
+        """The frozen part of every view of the rows' source: here the sender runs."""
+        return self.bridge.extract(self.frozen.sender, batch, self.params)
+
     @property
     def prompt(self) -> Prompt:
         """What the layout puts around the receiver's message."""
@@ -49,45 +53,39 @@ class EvalContext:
 
     def encode(self, batch: Batch) -> Latent:
         """The latent of every row's source, as it leaves the wire."""
-        taps = self.bridge.extract(self.frozen.sender, batch, self.params)
-        return self.bridge.encode(self.params, taps)
-
-    def send(self, batch: Batch) -> Latent:
-        """The same, with the bottleneck's codes in the slots' place."""
-        taps = self.bridge.extract(self.frozen.sender, batch, self.params)
-        return self.bridge.to_wire(self.params, taps)
+        return self.bridge.encode(self.params, self.views(batch))
 
     def received(self, sent: Latent) -> Latent:
-        """The latent that codes stand for."""
+        """The latent that was sent: codes become slots again, slots stay as they are."""
+        if not jnp.issubdtype(sent.slots.dtype, jnp.integer):
+            return sent
         return self.bridge.from_wire(self.params, sent)
 
     def deliver(self, latent: Latent) -> Delivery:
         """What the reader makes of a latent; nothing else is seen."""
         return self.bridge.deliver(self.params, self.receiver, latent)
 
+    def delivered(self, batch: Batch, latent: Latent) -> Message:
+        """What the reader makes of a latent, as the layout has it."""
+        return delivered(self.model, self.prompt, self.deliver(latent), *self.context(batch))
+
     def context(self, batch: Batch) -> tuple[Array, Array]:
         """Token ids [N, T] of the text that the latent replaces, and lengths [N]."""
         return batch[f"{self.receiver}/context/ids"], batch[f"{self.receiver}/context/lengths"]
 
 
-def alone(ctx: EvalContext, delivery: Delivery, rows: int) -> Message:
-    """A reader's delivery as a message, and nothing else."""
-    width = ctx.model.params["embed"].shape[1]
-    return Message(message_segment(delivery, rows, width), delivery)
-
-
-def delivered(ctx: EvalContext, batch: Batch, delivery: Delivery) -> Message:
-    """A reader's delivery as the layout has it: alone, or beside the row's text."""
-    ids, lengths = ctx.context(batch)
-    message = alone(ctx, delivery, ids.shape[0])
-    if not ctx.prompt.with_text:
-        return message
-    return Message(message.segment, delivery, text_after(ids, lengths))
-
-
 @dataclass(frozen=True)
 class Sent:
-    """One row's message on the host: its text, its ids in the receiver's tokens, its columns."""
+    """One row's message on the host.
+
+    Attributes:
+        text: that the latent replaces.
+        ids: its ids in the receiver's tokens.
+        columns: receiver columns of the message.
+        tokenizer: the receiver's.
+        latent_bytes: of the row's latent on the wire, in the codec of the method.
+        embedding_bytes: of one embedding of the receiver.
+    """
 
     text: str
     ids: list[int]
@@ -101,19 +99,28 @@ class Sent:
 class Method:
     """One line of the table.
 
-    message: traced; from a batch to what stands in the message's place. wire_bytes: what had to
-    cross the wire for one row. other_source: the sources of the batch are other contexts'.
-    needs_bridge: it cannot run without trained parameters. relayed: the rows' contexts are what the
-    sender wrote. kept: from the receiver's speaker, a text's tokens and the bytes of its latent to
-    how many of the tokens stay; None: all.
+    Attributes:
+        message: traced; from a batch, and the latent that its row was sent (None where `latent`
+            says so), to what stands in the message's place.
+        wire_bytes: what had to cross the wire for one row.
+        latent: whose latent each row is given: its `own`, that of an `other` context, or None.
+        codec: in which it was sent; None: the bridge's own.
+        relayed: whether the rows' contexts are what the sender wrote.
+        kept: from the receiver's tokenizer, a text's tokens and the bytes of its latent to how many
+            of the tokens stay; None: all.
     """
 
-    message: Callable[[EvalContext, Batch], Message]
+    message: Callable[[EvalContext, Batch, Any], Message]
     wire_bytes: Callable[[Sent], int]
-    other_source: bool = False
-    needs_bridge: bool = False
+    latent: Literal["own", "other"] | None = None
+    codec: str | None = None
     relayed: bool = False
     kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
+
+    @property
+    def needs_bridge(self) -> bool:
+        """Whether it cannot run without trained parameters."""
+        return self.latent is not None or self.kept is not None
 
 
 def text_bytes(sent: Sent) -> int:
@@ -122,10 +129,10 @@ def text_bytes(sent: Sent) -> int:
 
 
 def latent_bytes(sent: Sent) -> int:
-    """A latent in float32, header included."""
+    """The latent's packet, header included."""
     return sent.latent_bytes
 
 
-def nothing(sent: Any) -> int:
+def nothing(sent: Sent) -> int:
     """No byte."""
     return 0

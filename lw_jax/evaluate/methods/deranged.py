@@ -5,4 +5,4 @@ from __future__ import annotations
 from lw_jax.evaluate.methods import latent
 from lw_jax.evaluate.methods.base import Method, latent_bytes
 
-METHOD = Method(latent.message, latent_bytes, other_source=True, needs_bridge=True)
+METHOD = Method(latent.message, latent_bytes, latent="other")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, latent_bytes
 from lw_jax.receiver.answer import Message
+from lw_jax.types import Latent
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
-    """What the reader makes of the latent of the row's own text."""
-    return delivered(ctx, batch, ctx.deliver(ctx.encode(batch)))
+def message(ctx: EvalContext, batch: Batch, latent: Latent) -> Message:
+    """What the reader makes of the latent that the row was sent."""
+    return ctx.delivered(batch, latent)
 
 
-METHOD = Method(message, latent_bytes, needs_bridge=True)
+METHOD = Method(message, latent_bytes, latent="own")

@@ -9,7 +9,7 @@ from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
     """A text of no token: nothing stands between the primer and the question."""
     ids, lengths = ctx.context(batch)
     return Message(text_message(ids, jnp.zeros_like(lengths)))

@@ -16,12 +16,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, alone
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method
 from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
 from lw_jax.evaluate.methods.token_budget_first import budget
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.receiver.answer import Message
-from lw_jax.types import Array, Delivery
+from lw_jax.receiver.answer import Message, alone
+from lw_jax.types import Array, Delivery, Latent
 
 
 def components(embeds: Array, mask: Array) -> Array:
@@ -46,13 +46,13 @@ def components(embeds: Array, mask: Array) -> Array:
     return jnp.concatenate([mean, scaled[:, :-1]], axis=1) * keep
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     """The components of the text, as many as the row's own latent message has columns."""
     ids, lengths = ctx.context(batch)
     index, embeds = jnp.arange(ids.shape[1])[None], embed_tokens(ctx.model.params, ids)
     found = components(embeds, index < lengths[:, None]).astype(embeds.dtype)
-    used = jnp.minimum(jnp.minimum(lengths, budget(ctx, batch)), embeds.shape[-1] + 1)
-    return alone(ctx, Delivery(embeds=found, mask=index < used[:, None]), ids.shape[0])
+    used = jnp.minimum(jnp.minimum(lengths, budget(ctx, batch, own)), embeds.shape[-1] + 1)
+    return alone(ctx.model, Delivery(embeds=found, mask=index < used[:, None]), ids.shape[0])
 
 
-METHOD = Method(message, wire_bytes, needs_bridge=True)
+METHOD = Method(message, wire_bytes, latent="own")

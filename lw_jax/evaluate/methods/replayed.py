@@ -6,11 +6,11 @@ from functools import cache
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, alone
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method
 from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
 from lw_jax.evaluate.replay import change
 from lw_jax.models.decoder import embed_tokens
-from lw_jax.receiver.answer import Message
+from lw_jax.receiver.answer import Message, alone
 from lw_jax.types import Delivery
 
 
@@ -19,12 +19,12 @@ def replayed(name: str) -> Method:
     """The method `embedding_replay_raw`, with one change of `lw_jax.evaluate.replay`."""
     how = change(name)
 
-    def message(ctx: EvalContext, batch: Batch) -> Message:
+    def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
         ids, lengths = ctx.context(batch)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         embeds = embed_tokens(ctx.model.params, ids)
         table, rms = ctx.model.params["embed"], ctx.bridge.dims.receivers[ctx.receiver].embed_rms
         changed = how(embeds.astype(jnp.float32), mask, table, rms).astype(embeds.dtype)
-        return alone(ctx, Delivery(embeds=changed, mask=mask), ids.shape[0])
+        return alone(ctx.model, Delivery(embeds=changed, mask=mask), ids.shape[0])
 
     return Method(message, wire_bytes)

@@ -7,7 +7,7 @@ from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
     """The text's own tokens."""
     return Message(text_message(*ctx.context(batch)))
 

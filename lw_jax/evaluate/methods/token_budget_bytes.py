@@ -30,4 +30,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids).encode())
 
 
-METHOD = Method(text.message, wire_bytes, needs_bridge=True, kept=kept)
+METHOD = Method(text.message, wire_bytes, kept=kept)

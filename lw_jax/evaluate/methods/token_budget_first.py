@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, delivered
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import text_message
-from lw_jax.types import Array
+from lw_jax.types import Array, Latent
 
 
-def budget(ctx: EvalContext, batch: Batch) -> Array:
+def budget(ctx: EvalContext, batch: Batch, own: Latent) -> Array:
     """[N] receiver columns of the row's own latent message."""
-    return occupied(delivered(ctx, batch, ctx.deliver(ctx.encode(batch))))
+    return occupied(ctx.delivered(batch, own))
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     """The first tokens of the text."""
     ids, lengths = ctx.context(batch)
-    return Message(text_message(ids, jnp.minimum(lengths, budget(ctx, batch))))
+    return Message(text_message(ids, jnp.minimum(lengths, budget(ctx, batch, own))))
 
 
 def wire_bytes(sent: Sent) -> int:
@@ -30,4 +30,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids[: sent.columns]).encode())
 
 
-METHOD = Method(message, wire_bytes, needs_bridge=True)
+METHOD = Method(message, wire_bytes, latent="own")

@@ -6,15 +6,15 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, delivered, latent_bytes
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, latent_bytes
 from lw_jax.receiver.answer import Message
+from lw_jax.types import Latent
 
 
-def message(ctx: EvalContext, batch: Batch) -> Message:
+def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     """The row's own mask and span, no content."""
-    own = ctx.encode(batch)
     empty = dataclasses.replace(own, slots=jnp.zeros_like(own.slots))
-    return delivered(ctx, batch, ctx.deliver(empty))
+    return ctx.delivered(batch, empty)
 
 
-METHOD = Method(message, latent_bytes, needs_bridge=True)
+METHOD = Method(message, latent_bytes, latent="own")

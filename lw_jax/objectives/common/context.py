@@ -15,7 +15,7 @@ from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.receiver.answer import answer_reading
+from lw_jax.receiver import answer
 from lw_jax.receiver.read import Reading
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
 
@@ -194,9 +194,11 @@ class Context:
             batch, gold = self.batch, self.batch[f"{receiver}/answer/ids"]
             if self.scheduled_sampling is not None and asked.message == "latent" and asked.gradient:
                 batch = batch | {f"{receiver}/answer/ids": self._own_tokens(receiver)}
-            reading = answer_reading(
-                self.frozen, batch, receiver, asked.message, given, self.questions
+            model, prompt = self.frozen.receivers[receiver], self.frozen.prompt(receiver)
+            message = answer.message_of(
+                model, prompt, batch, receiver, asked.message, given, self.questions
             )
+            reading = answer.reading(model, prompt, message, *answer.asked(batch, receiver))
             reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
             if not asked.gradient:
                 reading = jax.lax.stop_gradient(reading)

@@ -17,9 +17,9 @@ from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.objectives.common.context import Context, Pass
-from lw_jax.receiver.answer import segments
+from lw_jax.receiver.answer import asked, message_of, segments
 from lw_jax.receiver.pack import Segment, gather_states
-from lw_jax.receiver.read import expand, head_segment, lay_out, message_segment, text_message
+from lw_jax.receiver.read import head_segment, lay_out, message_segment, text_message
 from lw_jax.types import Array, Delivery
 
 HeadInput = Literal["delivered", "pre_scale"]
@@ -156,10 +156,11 @@ def suffix_states(
 
     The EOS that ends the answer is left out: nothing is read from its state.
     """
-    model, questions = ctx.frozen.receivers[receiver], ctx.questions
-    delivery = expand(ctx.deliveries[receiver], questions) if message == "latent" else None
-    parts = segments(ctx.frozen, ctx.batch, receiver, message, delivery, questions)
-    laid = lay_out(model.params, parts, delivery)
+    model, prompt = ctx.frozen.receivers[receiver], ctx.frozen.prompt(receiver)
+    delivery = ctx.deliveries[receiver] if message == "latent" else None
+    given = message_of(model, prompt, ctx.batch, receiver, message, delivery, ctx.questions)
+    parts = segments(prompt, given, *asked(ctx.batch, receiver))
+    laid = lay_out(model.params, parts, given.delivery)
     starts, sizes = laid.packed.starts, laid.packed.sizes
     index = jnp.arange(sum(s.size for s in parts if s.role in ("ask", "answer")))[None]
     at = jnp.minimum(starts["ask"][:, None] + index, laid.positions.shape[1] - 1)
