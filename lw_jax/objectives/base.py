@@ -6,9 +6,9 @@ A file of this folder with a dataclass `Config(Objective)` is an objective; its 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,7 +69,7 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(ABC):
     """Base of every objective's `Config`.
 
     Args:
@@ -91,6 +91,7 @@ class Objective:
         """Fresh parameters of its heads, which `terms` finds as `ctx.heads`; None: it has none."""
         return None
 
+    @abstractmethod
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Its terms for one receiver.
 
@@ -98,50 +99,6 @@ class Objective:
             UserError: it does not suit this bridge. The line begins with the option that is wrong
                 ("head: ..."), if it is one of its own; the objective's name is put before it.
         """
-        raise NotImplementedError
-
-
-_METHODS = {"init": ("dims", "rng"), "terms": ("ctx", "receiver")}
-_GIVES = {"init": "PyTree | None", "terms": "Terms"}
-
-
-def check_contract(name: str, config: Any) -> None:
-    """Check that an objective's `Config` is one.
-
-    Args:
-        name: the objective's.
-        config: the class, or one of its instances.
-
-    Raises:
-        UserError: it is not; says what would be right.
-    """
-    kind = config if isinstance(config, type) else type(config)
-    where = f"objectives.{name}"
-    if not issubclass(kind, Objective):
-        raise UserError(
-            f"{where}: its {kind.__name__} is no objective; derive it from "
-            "lw_jax.objectives.base.Objective"
-        )
-    if "__dataclass_fields__" not in vars(kind):
-        raise UserError(
-            f"{where}: its {kind.__name__} is no dataclass; write @dataclass(frozen=True) above it"
-        )
-    if kind.terms is Objective.terms:
-        raise UserError(
-            f"{where}: its {kind.__name__} has no method terms; "
-            "define terms(self, ctx, receiver) -> Terms"
-        )
-    for method, arguments in _METHODS.items():
-        try:
-            signature = inspect.signature(getattr(kind, method))
-            signature.bind(None, *arguments)
-        except TypeError:
-            got = getattr(kind, method)
-            found = f"{method}{inspect.signature(got)}" if callable(got) else f"{method} = {got!r}"
-            raise UserError(
-                f"{where}: found {found}; expected {method}(self, {', '.join(arguments)}) -> "
-                f"{_GIVES[method]}"
-            ) from None
 
 
 def checked_terms(name: str, found: Any) -> Terms:

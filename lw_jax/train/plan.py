@@ -20,7 +20,6 @@ from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import (
     Objective,
     Term,
-    check_contract,
     checked_terms,
     mean,
     naming,
@@ -61,11 +60,10 @@ def init_heads(objectives: Any, dims: BridgeDims, rng: Array) -> dict[str, PyTre
     """Fresh parameters of the objectives that have heads of their own, by the objective's name.
 
     Raises:
-        UserError: an objective does not keep its contract, or does not suit the bridge.
+        UserError: an objective does not suit the bridge.
     """
     heads = {}
     for i, (name, config) in enumerate(sorted(chosen(objectives).items())):
-        check_contract(name, config)
         with naming(name, config):
             own = config.init(dims, jax.random.fold_in(rng, i))
         if own is not None:
@@ -129,7 +127,6 @@ def all_terms(
     watched: Watched = {}
     cosines: dict[str, Term] = {}
     for name, config in plan.objectives:
-        check_contract(name, config)
         own = context.with_heads(heads.get(name))
         for receiver in context.dims.receivers:
             with naming(name, config):

@@ -27,7 +27,7 @@ def of_bottleneck(ctx: Context, name: str, remedy: str) -> Array:
 
 
 def of_soft_tokens(ctx: Context, receiver: str, name: str, remedy: str) -> Array:
-    """A value that the reader of a receiver's soft tokens sowed.
+    """A value that a reader of soft tokens sowed, for one receiver.
 
     Args:
         ctx: of the step.
@@ -36,12 +36,12 @@ def of_soft_tokens(ctx: Context, receiver: str, name: str, remedy: str) -> Array
         remedy: what would have it sown, for the message.
 
     Raises:
-        UserError: it sows no such value.
+        UserError: no reader sows such a value.
     """
-    found = ctx.reader_intermediates(receiver).get("soft_tokens", {})
-    if name not in found:
-        raise UserError(f"the reader soft_tokens has no {name}; {remedy}")
-    return cast(Array, found[name])
+    for found in ctx.reader_intermediates(receiver).values():
+        if name in found:
+            return cast(Array, found[name])
+    raise UserError(f"no reader of {receiver} has a {name}; {remedy}")
 
 
 def real_slots(ctx: Context, codes: Array) -> Array:
