@@ -446,6 +446,6 @@ def test_other_frozen_models_are_refused(
         pipeline = open_pipeline(*args)
         return replace(pipeline, fingerprints=pipeline.fingerprints | {RECEIVER: "0000"})
 
-    monkeypatch.setattr(evaluate, "set_up", other)
+    monkeypatch.setattr(evaluate, "open_pipeline", other)
     with pytest.raises(UserError, match=f"{RECEIVER}: the bridge was trained with frozen weights"):
         evaluate.run(run, "test", cfg)

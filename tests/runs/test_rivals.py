@@ -69,8 +69,8 @@ def test_each_line_is_what_its_own_evaluation_says(models: dict[str, Path], tmp_
     twin = made(raw_config(models, tmp_path / "twin", **FEW))  # the host's very parameters
     open_pipeline(twin.config, twin.mesh, twin.run_dir)
     screen = io.StringIO()
-    beside = {"rival": str(tmp_path / "other"), "twin": str(tmp_path / "twin")}
-    found = evaluated(made(raw_config(models, tmp_path / "host", **FEW, rivals=beside), screen))
+    rivals = {"rival": str(tmp_path / "other"), "twin": str(tmp_path / "twin")}
+    found = evaluated(made(raw_config(models, tmp_path / "host", **FEW, rivals=rivals), screen))
     for name, own in (("rival", other), ("twin", found)):
         assert figures(found, name) == figures(own, "latent")
         assert said(found, name) == said(own, "latent")
@@ -83,9 +83,9 @@ def test_each_line_is_what_its_own_evaluation_says(models: dict[str, Path], tmp_
 
 
 def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"beside\.text: a line's name"):
-        from_dict(raw_config(models, tmp_path / "host", beside={"text": "runs/x"}))
-    gone = from_dict(raw_config(models, tmp_path / "host", beside={"rival": "runs/gone"}))
+    with pytest.raises(UserError, match=r"rivals\.text: a line's name"):
+        from_dict(raw_config(models, tmp_path / "host", rivals={"text": "runs/x"}))
+    gone = from_dict(raw_config(models, tmp_path / "host", rivals={"rival": "runs/gone"}))
     found = [f for f in doctor.examine(gone, memory=False) if f.level == "error"]
     assert [f.key for f in found] == ["stages.test.evaluate.rivals.rival"]
     assert "runs/gone has no checkpoints" in found[0].text
@@ -93,9 +93,9 @@ def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: 
     asks = other_raw(models, tmp_path / "asks")
     asks["layout"] = {"question_in": "latent", "target": "question_answer"}
     made(asks)
-    beside = {"asks": str(tmp_path / "asks")}
-    with pytest.raises(UserError, match=r"beside\.asks: its receiver writes the question_answer"):
-        evaluated(made(raw_config(models, tmp_path / "a", **FEW, rivals=beside)))
+    rivals = {"asks": str(tmp_path / "asks")}
+    with pytest.raises(UserError, match=r"rivals\.asks: its receiver writes the question_answer"):
+        evaluated(made(raw_config(models, tmp_path / "a", **FEW, rivals=rivals)))
 
     elsewhere = other_raw(models, tmp_path / "elsewhere")
     elsewhere["receivers"][RECEIVER]["path"] = elsewhere["receivers"][RECEIVER]["path"].replace(
@@ -103,7 +103,7 @@ def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: 
     )
     run = made(elsewhere)
     open_pipeline(run.config, run.mesh, run.run_dir)
-    beside = {"else": str(tmp_path / "elsewhere")}
+    rivals = {"else": str(tmp_path / "elsewhere")}
     with pytest.raises(UserError, match="elsewhere: its receivers are not"):
-        evaluated(made(raw_config(models, tmp_path / "b", **FEW, rivals=beside)))
+        evaluated(made(raw_config(models, tmp_path / "b", **FEW, rivals=rivals)))
     assert not (tmp_path / "b" / "metrics.json").exists()
