@@ -459,8 +459,8 @@ def test_other_frozen_models_are_refused(
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
 
-    def other(*args: Any) -> Any:
-        pipeline = open_pipeline(*args)
+    def other(*args: Any, **more: Any) -> Any:
+        pipeline = open_pipeline(*args, **more)
         return replace(pipeline, fingerprints=pipeline.fingerprints | {RECEIVER: "0000"})
 
     monkeypatch.setattr(evaluate, "open_pipeline", other)
