@@ -22,7 +22,6 @@ from lw_jax.data import load
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
-from lw_jax.evaluate.config import METHODS
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
@@ -40,7 +39,7 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import Journal
 from lw_jax.wire import packet
 from tests.compilations import compilations
-from tests.evaluate.run_world import STEP, make_models, make_run, raw_config
+from tests.evaluate.run_world import METHODS, STEP, make_models, make_run, raw_config
 from tests.evaluate.world import RECEIVER
 
 
