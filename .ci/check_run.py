@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from lw_jax.evaluate.methods import controls
+from lw_jax.evaluate.metrics import metrics
 from lw_jax.runs.directory import read_config
 
 FILES = ("config.yaml", "diagnostics.jsonl", "metrics.json", "predictions.jsonl")
-FIGURES = ("em", "f1", "nll", "first_top1", "first_top5", "distinct", "n", "seconds", "ci")
+FIGURES = (*(name for name, m in metrics().items() if m.always), "n", "seconds", "ci")
 
 
 def check(run_dir: Path) -> list[str]:

@@ -22,6 +22,7 @@ from lw_jax.evaluate.candidates import answering
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext, Method
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.packets import Packets, encode, send
 from lw_jax.evaluate.predict import (
     Planned,
@@ -35,7 +36,6 @@ from lw_jax.evaluate.predict import (
     shortened,
 )
 from lw_jax.evaluate.relay import Written
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.collate import Batch, Collate

@@ -21,7 +21,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
 from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
-from lw_jax.evaluate.summary import Prediction
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.receiver.answer import Message, Scored, asked, occupied, score, write

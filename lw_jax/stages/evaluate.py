@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Group
-from lw_jax.data.load import load_rows, sample
+from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.evaluate import compression, examples, mean_latent, probe, relay, report, rescore
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.candidates import answering, candidates_of
@@ -114,10 +114,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
             slots = {r: compared.slots(ctx) for r, ctx in scenes.items()}
             answers = {r: [p.text for p in said[r]["latent"][0]] for r in scenes}
             rescored = rescore.together(compared, scenes, answers)
-    probed = _probe(run, pipeline, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
+    how = cfg.seed, cfg.bootstrap, data_set(cfg.data or run.config.data).ends_in_number
+    probed = _probe(run, pipeline, cfg, Asked(examples, others, *how))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
-    asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
+    asked = Asked(examples, others, *how)
     measured = figures(asked, said, rescored, tuple(cfg.rivals))
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:

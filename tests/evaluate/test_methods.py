@@ -14,6 +14,7 @@ from lw_jax.data.example import Example
 from lw_jax.evaluate import predict as predicting
 from lw_jax.evaluate.config import DecodeConfig
 from lw_jax.evaluate.methods import method, methods
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.predict import (
     Raw,
     columns,
@@ -24,7 +25,6 @@ from lw_jax.evaluate.predict import (
     predict,
     shortened,
 )
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
 from lw_jax.receiver import answer as asking

@@ -24,8 +24,8 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.spec import open_model
 from lw_jax.receiver.answer import answers
