@@ -6,11 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-from lw_jax.evaluate.config import CONTROLS
+from lw_jax.evaluate.methods import controls
+from lw_jax.evaluate.metrics import metrics
 from lw_jax.runs.directory import read_config
 
 FILES = ("config.yaml", "diagnostics.jsonl", "metrics.json", "predictions.jsonl")
-FIGURES = ("em", "f1", "nll", "first_top1", "first_top5", "distinct", "n", "seconds", "ci")
+FIGURES = (*(name for name, m in metrics().items() if m.always), "n", "seconds", "ci")
 
 
 def check(run_dir: Path) -> list[str]:
@@ -23,7 +24,7 @@ def check(run_dir: Path) -> list[str]:
     metrics = json.loads((run_dir / "metrics.json").read_text())
     config = read_config(run_dir)
     last = [stage.evaluate for stage in config.stages.values() if stage.evaluate is not None][-1]
-    methods = {*last.methods, *CONTROLS}
+    methods = {*last.methods, *controls()}
     for name in config.receivers:
         found = metrics["receivers"].get(name, {})
         missing += [f"receivers.{name}.{m} is missing" for m in methods - set(found)]

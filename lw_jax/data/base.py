@@ -6,16 +6,12 @@ A file of this folder with a dataclass `Config(DataSet)` is a data set with the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from lw_jax.data.example import Rows
 
 
 class DataSet(ABC):
     """Base of every data set's `Config`."""
-
-    ends_in_number: ClassVar[bool] = False
-    """Whether an answer is a worked solution that ends in its number ("#### 42"), as in GSM8K."""
 
     @abstractmethod
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> Rows:
@@ -29,6 +25,12 @@ class DataSet(ABC):
         Raises:
             UserError: the data cannot be read, or has no row of that level.
         """
+
+    @property
+    def ends_in_number(self) -> bool:
+        """Whether an answer is a worked solution that ends in its number ("#### 42"), as GSM8K's:
+        then the number is scored by itself."""
+        return False
 
     @property
     def choices(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
@@ -45,8 +45,6 @@ class Config(FileSource):
     decontaminate: int = 13
     augment: Augment = Augment()
 
-    ends_in_number: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 0, "decontaminate")
@@ -55,6 +53,11 @@ class Config(FileSource):
                 f"augment.rewritten: only for task readback (a rewritten problem has another "
                 f"solution); the task is {self.task}"
             )
+
+    @property
+    def ends_in_number(self) -> bool:
+        """Only a worked solution does."""
+        return self.task == "solve"
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows | RewrittenRows:
         """One row for each problem; problems that occur twice in a file share a context."""

@@ -26,12 +26,15 @@ class Config(FileSource):
         answer_field: text, or a list of texts that all count as right; null: the context is read
             back.
         level_field: a whole number, the curriculum level; null: all 0.
+        ends_in_number: whether answers are worked solutions that end in `#### NUMBER`, as GSM8K's;
+            then the number is scored by itself.
     """
 
     context_field: str = "context"
     question_field: str | None = "question"
     answer_field: str | None = "answer"
     level_field: str | None = None
+    ends_in_number: bool = False
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each context, with all its questions."""

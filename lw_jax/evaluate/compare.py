@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lw_jax.data.example import Example
 from lw_jax.evaluate.candidates import answering
-from lw_jax.evaluate.config import AT_PRECISION, CONTROLS, METHODS, REPLAY, EvaluateConfig
+from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext, Method
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.packets import Packets, encode, send
 from lw_jax.evaluate.predict import (
     Planned,
@@ -35,7 +36,6 @@ from lw_jax.evaluate.predict import (
     shortened,
 )
 from lw_jax.evaluate.relay import Written
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import put_batch
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.collate import Batch, Collate
@@ -45,16 +45,6 @@ from lw_jax.utils.compile import AheadOfTime
 
 SLOT_ROWS = 256
 """Rows whose slots are looked at."""
-
-
-def methods_of(config: EvaluateConfig) -> list[str]:
-    """The methods to run, in the order of the table; the controls come with `latent`."""
-    wanted = {*config.methods, *(CONTROLS if "latent" in config.methods else ())}
-    named = [name for name in METHODS if name in wanted]
-    after = named.index("latent") + 1 if "latent" in named else len(named)
-    sent = [AT_PRECISION + codec for codec in config.wire]
-    changed = [REPLAY + change for change in config.replay]
-    return [*named[:after], *sent, *named[after:], *changed]
 
 
 @dataclass(frozen=True)

@@ -8,46 +8,16 @@ from typing import Literal
 
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
-from lw_jax.evaluate.replay import change
+from lw_jax.evaluate.methods import (
+    controls,
+    default_methods,
+    in_order,
+    is_method,
+    method,
+    methods,
+)
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.utils.checks import at_least, between
-from lw_jax.wire.codecs import codec
-
-METHODS = (
-    "text",
-    "latent",
-    "token_budget_first",
-    "token_budget_last",
-    "token_budget_bytes",
-    "pca",
-    "relay",
-    "embedding_replay_raw",
-    "no_message",
-    "zero",
-    "mean",
-    "deranged",
-)
-"""Methods and controls of an evaluation (docs/design.md section 8), in the order of the table."""
-
-DEFAULT_METHODS = tuple(n for n in METHODS if n not in ("relay", "token_budget_bytes", "pca"))
-"""Run where none is named: all but what needs the whole sender, what leaves a text whole that is
-shorter than its latent, and principal components, which are a baseline of the earlier systems."""
-
-CONTROLS = ("no_message", "zero", "mean", "deranged")
-"""Always run: without them a figure for `latent` says nothing."""
-
-AT_PRECISION = "latent_"
-REPLAY = "embedding_replay_"
-
-
-def codec_of(method: str) -> str | None:
-    """The codec of a method `latent_<codec>`; None for all other methods."""
-    return method.removeprefix(AT_PRECISION) if method.startswith(AT_PRECISION) else None
-
-
-def change_of(method: str) -> str | None:
-    """The change of a method `embedding_replay_<change>`; None for all other methods."""
-    return method.removeprefix(REPLAY) if method.startswith(REPLAY) else None
 
 
 @dataclass(frozen=True)
@@ -150,7 +120,7 @@ class EvaluateConfig:
             the bridge was trained for: methods `latent_float16`, ...
         replay: changes of the text's own embeddings that are read as well: methods
             `embedding_replay_rms`, ... (`rms`, `batch`, `scale_0.5`, `nearest_4`, `offset_0.5`,
-            `codebook_0.1`; see `lw_jax/evaluate/replay.py`).
+            `codebook_0.1`; see `lw_jax/evaluate/methods/embedding_replay.py`).
         rows: rows (questions) evaluated; 0 for all.
         batch_size: rows at once.
         checkpoint: `last` or `best` of the stage before.
@@ -173,7 +143,7 @@ class EvaluateConfig:
             (`topics`, `classification`); []: nothing is chosen.
     """
 
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = field(default_factory=default_methods)
     wire: tuple[str, ...] = ()
     replay: tuple[str, ...] = ()
     rows: int = 1000
@@ -195,23 +165,29 @@ class EvaluateConfig:
         at_least(self, 0, "rows")
         at_least(self, 1, "batch_size", "bootstrap", "ratio")
         if not self.methods:
-            raise UserError(f"methods: none is given; name some of {', '.join(METHODS)}")
-        unknown = [m for m in self.methods if m not in METHODS]
-        if unknown:
-            raise UserError(f"methods: unknown {unknown[0]!r}; one of {', '.join(METHODS)}")
+            raise UserError(f"methods: none is given; name some of {', '.join(methods())}")
+        for name in (*self.methods, *self.changed):
+            method(name)
         for name in self.rivals:
-            known = name in METHODS or codec_of(name) is not None or change_of(name) is not None
-            if known or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            if is_method(name) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
                 raise UserError(
                     f"rivals.{name}: a line's name has letters, digits, - and _ only, and is no "
                     "method's"
                 )
-        for name in self.wire:
-            codec(name)
-        for name in self.replay:
-            change(name)
         words = [word.strip() for word in self.candidates or ()]
         if self.candidates and (len(set(words)) < max(2, len(words)) or not all(words)):
             raise UserError(
                 f"candidates: expected two or more different answers; got {list(words)}"
             )
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The methods that `wire` and `replay` ask for."""
+        sent = (f"latent_{codec}" for codec in self.wire)
+        return (*sent, *(f"embedding_replay_{change}" for change in self.replay))
+
+    @property
+    def all_methods(self) -> tuple[str, ...]:
+        """The methods to run, in the order of the table; the controls come with `latent`."""
+        always = controls() if "latent" in self.methods else ()
+        return tuple(in_order((*self.methods, *always, *self.changed)))

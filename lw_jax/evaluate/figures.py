@@ -11,7 +11,8 @@ import numpy as np
 from lw_jax.data.example import Example
 from lw_jax.evaluate import bootstrap, summary
 from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.summary import CHOICE, Prediction, Settings
+from lw_jax.evaluate.metrics.base import Prediction, Rows
+from lw_jax.evaluate.summary import CHOICE, Settings
 from lw_jax.evaluate.verdict import METRIC, judge
 
 Said = Mapping[str, Mapping[str, tuple[Sequence[Prediction], float]]]
@@ -20,18 +21,26 @@ Said = Mapping[str, Mapping[str, tuple[Sequence[Prediction], float]]]
 
 @dataclass(frozen=True)
 class Asked:
-    """The rows of an evaluation. others: for each an example of another context, or none."""
+    """The rows of an evaluation.
+
+    Attributes:
+        examples: the rows.
+        others: for each an example of another context, or none.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        ends_in_number: whether final numbers are scored, as the data set says.
+    """
 
     examples: Sequence[Example]
     others: Sequence[Example]
     seed: int
     resamples: int
+    ends_in_number: bool = False
 
     @property
     def settings(self) -> Settings:
-        """Final numbers are scored where all answers have one, marked as GSM8K marks it."""
-        marked = all("####" in e.answers[0] for e in self.examples)
-        return Settings(self.seed, self.resamples, gsm8k=marked)
+        """How figures of these rows are made."""
+        return Settings(self.seed, self.resamples, self.ends_in_number)
 
     @property
     def groups(self) -> list[str]:
@@ -114,7 +123,7 @@ def data(
         return float(np.mean([candidate in summary.golds(e) for e in asked.examples]))
 
     if asked.others:
-        floors = summary.floors(asked.examples, asked.others, asked.settings.gsm8k)
+        floors = summary.floors(asked.examples, asked.others, asked.ends_in_number)
     return {
         "split": "eval",
         "rows": len(asked.examples),
@@ -140,8 +149,7 @@ def _verdict(
     an answer's form, which a trained latent teaches and `no_message` cannot know, counts nothing.
     """
     every = {
-        name: summary.per_row(asked.examples, said, gsm8k=False)
-        for name, (said, _) in methods.items()
+        name: summary.per_row(Rows(asked.examples, said)) for name, (said, _) in methods.items()
     }
 
     def judged(metric: str) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from flax import struct
 from rich.console import Console
 
 from lw_jax.data.example import Example
+from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
 from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
-from lw_jax.evaluate.summary import Prediction
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.receiver.answer import Message, Scored, asked, occupied, score, write
@@ -56,6 +57,11 @@ def place(
         sent: what crossed the wire for each row; None where nothing did.
     """
     given = message(ctx, batch, None if sent is None else ctx.received(sent))
+    if not isinstance(given, Message):
+        raise UserError(
+            f"{message.__module__}: message gives a {type(given).__name__}; it has to give a "
+            "lw_jax.receiver.answer.Message (lw_jax/evaluate/methods/base.py)"
+        )
     return given, occupied(given)
 
 
@@ -218,6 +224,12 @@ def on_host(
             latent_bytes=latent_bytes[i],
             embedding_bytes=table.shape[1] * table.dtype.itemsize,
         )
+        wire_bytes = method.wire_bytes(sent)
+        if not isinstance(wire_bytes, int):
+            raise UserError(
+                f"{method.wire_bytes.__module__}: wire_bytes gives {wire_bytes!r}; it has to give "
+                "a whole number of bytes (lw_jax/evaluate/methods/base.py)"
+            )
         comparable = plain(options) and len(gold) <= options.max_new
         found.append(
             Prediction(
@@ -228,7 +240,7 @@ def on_host(
                 argmax=bool(scored.argmax[i]),
                 same=said == gold if comparable else None,
                 columns=sent.columns,
-                wire_bytes=method.wire_bytes(sent),
+                wire_bytes=wire_bytes,
             )
         )
     return found

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.relay import Written
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.utils.files import write_text
 
 

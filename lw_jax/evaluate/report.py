@@ -12,26 +12,10 @@ from rich.table import Table
 
 from lw_jax.data.example import Example
 from lw_jax.evaluate.figures import Said
-from lw_jax.evaluate.metrics import squad
-from lw_jax.evaluate.summary import CHOICE, Prediction
-
-COLUMNS = (
-    "em",
-    "f1",
-    "choice",
-    "entities",
-    "nouns",
-    "source_entities",
-    "final",
-    "partial",
-    "nll",
-    "first_top1",
-    "first_top5",
-    "distinct",
-)
-"""Of the table, where the rows have them; all figures are in metrics.json."""
-WITH_INTERVAL = frozenset({"em", "f1", "choice", "entities", "final"})
-
+from lw_jax.evaluate.metrics import columns, squad
+from lw_jax.evaluate.metrics import metrics as all_metrics
+from lw_jax.evaluate.metrics.base import Prediction
+from lw_jax.evaluate.summary import CHOICE
 
 _WIDEST = 400
 
@@ -39,12 +23,13 @@ _WIDEST = 400
 def table(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> Table:
     """One receiver's methods, a line each; intervals where they matter most."""
     first = next(iter(methods.values()))
-    names = [c for c in COLUMNS if c in first]
+    names = [metric.name for metric in columns() if metric.name in first]
     title = f"receiver {receiver}: {first['n']} rows, 95 % intervals"
     shown = Table(title=title, box=None, padding=(0, 2, 0, 0))
     shown.add_column("method", no_wrap=True)
-    for name in (*names, "columns", "seconds"):
-        shown.add_column(name.replace("first_top", "top-"), justify="right", no_wrap=True)
+    headings = [all_metrics()[name].heading or name for name in names]
+    for heading in (*headings, "columns", "seconds"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     for method, figures in methods.items():
         shown.add_row(
             method,
@@ -180,6 +165,7 @@ def predictions(
 
 def history(run: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The line of metrics_history.jsonl: one for each finished evaluation of any run."""
+    kept = [name for name, metric in all_metrics().items() if metric.history]
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run,
@@ -187,7 +173,7 @@ def history(run: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "step": metrics["parameters"].get("step"),
         "rows": metrics["data"]["rows"],
         "receivers": {
-            receiver: {name: {k: m[k] for k in ("em", "f1", "nll")} for name, m in methods.items()}
+            receiver: {name: {k: m[k] for k in kept if k in m} for name, m in methods.items()}
             for receiver, methods in metrics["receivers"].items()
         },
         "carries": {receiver: v["carries"] for receiver, v in metrics["verdict"].items()},
@@ -196,7 +182,7 @@ def history(run: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _figure(figures: Mapping[str, Any], name: str) -> str:
     value = f"{figures[name]:.3f}"
-    if name not in WITH_INTERVAL:
+    if not all_metrics()[name].interval:
         return value
     low, high = figures["ci"][name]
     return f"{value} [{_short(low)} {_short(high)}]"

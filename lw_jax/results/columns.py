@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lw_jax.evaluate.metrics import metrics
 from lw_jax.results.row import Figure, Row, Seed, combine
 
 BUDGETS = ("token_budget_first", "token_budget_last")
@@ -33,8 +34,25 @@ class Column:
         return self.cell(row)
 
 
-def _of(method: str, metric: str, heading: str) -> Column:
+def _of(method: str, metric: str, heading: str = "") -> Column:
+    """A metric of a method; by default called by both."""
+    heading = heading or f"{method.replace('_', ' ')} {metrics()[metric].title or metric}"
     return Column(heading, lambda row: _text(row.figure(method, metric)))
+
+
+def _own(metric: str) -> Column:
+    """A metric of the row's own method."""
+    heading = metrics()[metric].title or metric
+    return Column(heading, lambda row: _text(row.figure(row.method, metric)))
+
+
+def column(name: str) -> Column | None:
+    """The column of that name in `COLUMNS`, or `METHOD.METRIC` of any method and metric there is;
+    None: there is none."""
+    if name in COLUMNS:
+        return COLUMNS[name]
+    method, _, metric = name.partition(".")
+    return _of(method, metric) if method and metric in metrics() else None
 
 
 def _text(figure: Figure | None) -> str:
@@ -227,23 +245,23 @@ def _seconds(method: str, part: str, heading: str) -> Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "em": Column("EM", lambda row: _text(row.figure(row.method, "em"))),
-    "method_nll": Column("NLL", lambda row: _text(row.figure(row.method, "nll"))),
-    "text": _of("text", "em", "text EM"),
-    "latent": _of("latent", "em", "latent EM"),
+    "em": _own("em"),
+    "method_nll": _own("nll"),
+    "text": _of("text", "em"),
+    "latent": _of("latent", "em"),
     "share": Column("of text", _share),
     "budget": Column("better token budget EM", lambda row: _text(best_budget(row))),
     "budget_bytes": _of("token_budget_bytes", "em", "EM of as many bytes of text"),
     "int8": _of("latent_int8", "em", "at int8"),
     "int6": _of("latent_int6", "em", "at int6"),
     "int4": _of("latent_int4", "em", "at int4"),
-    "deranged": _of("deranged", "em", "deranged EM"),
-    "no_message": _of("no_message", "em", "no message EM"),
-    "f1": _of("latent", "f1", "latent F1"),
-    "text_f1": _of("text", "f1", "text F1"),
-    "deranged_f1": _of("deranged", "f1", "deranged F1"),
-    "nll": _of("latent", "nll", "latent NLL"),
-    "deranged_nll": _of("deranged", "nll", "deranged NLL"),
+    "deranged": _of("deranged", "em"),
+    "no_message": _of("no_message", "em"),
+    "f1": _of("latent", "f1"),
+    "text_f1": _of("text", "f1"),
+    "deranged_f1": _of("deranged", "f1"),
+    "nll": _of("latent", "nll"),
+    "deranged_nll": _of("deranged", "nll"),
     "entities": _of("latent", "entities", "entities"),
     "text_entities": _of("text", "entities", "entities from text"),
     "deranged_entities": _of("deranged", "entities", "entities, deranged"),
@@ -278,7 +296,7 @@ COLUMNS: dict[str, Column] = {
     "code_distinct": _code("distinct", "different codes over slots", "{:.3f}"),
     "probe_sender": _probe("sender", "linear probe, sender"),
     "probe_receiver": _probe("receiver", "linear probe, receiver"),
-    "relay": _of("relay", "em", "relay EM"),
+    "relay": _of("relay", "em"),
     "choice": _of("latent", "choice", "latent, choice"),
     "text_choice": _of("text", "choice", "text, choice"),
     "budget_choice": Column(

@@ -10,7 +10,7 @@ from typing import Any
 
 from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
-from lw_jax.results.columns import COLUMNS, Column
+from lw_jax.results.columns import COLUMNS, Column, column
 from lw_jax.results.figures import fill
 from lw_jax.results.picture import draw
 from lw_jax.results.record import read_records
@@ -119,18 +119,19 @@ def _line(cells: Sequence[str]) -> str:
 def _column(title: str, name: str) -> Column:
     """A column by its name; `facts/latent` is `latent` of the row's companion `facts`."""
     beside, _, plain = name.rpartition("/")
-    if plain not in COLUMNS:
-        raise UserError(f"{title}: unknown column {plain!r}; one of {', '.join(COLUMNS)}")
-    column = COLUMNS[plain]
+    found = column(plain)
+    if found is None:
+        known = ", ".join([*COLUMNS, "METHOD.METRIC"])
+        raise UserError(f"{title}: unknown column {plain!r}; one of {known}")
     if not beside:
-        return column
+        return found
 
     def cell(row: Row) -> str:
         if beside not in row.beside:
             raise UserError(f"{title}: {row.label} has nothing beside it called {beside!r}")
-        return column.text(row.beside[beside])
+        return found.text(row.beside[beside])
 
-    return Column(f"{beside}: {column.heading}", cell, training=True)
+    return Column(f"{beside}: {found.heading}", cell, training=True)
 
 
 def _row(records: Records, one: Mapping[str, Any] | str) -> Row:

@@ -18,20 +18,8 @@ from statistics import median
 from typing import Any
 
 from lw_jax.errors import UserError
+from lw_jax.evaluate.metrics import metrics
 
-METRICS = (
-    "em",
-    "f1",
-    "nll",
-    "choice",
-    "final",
-    "partial",
-    "entities",
-    "source_entities",
-    "distinct",
-    "loops",
-)
-"""Metrics of a method, each with its interval if it has one."""
 COUNTS = ("n", "compared", "columns", "wire_bytes", "seconds", "seconds_writing", "seconds_reading")
 SLOTS = ("rms_ratio", "codes_perplexity", "codes_distinct")
 _ALARM = "/alarm/"
@@ -144,8 +132,9 @@ def evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _method(held: Mapping[str, Any]) -> dict[str, Any]:
-    found = _only(held, METRICS + COUNTS)
-    for name, keys in (("ci", METRICS), ("slots", SLOTS)):
+    kept = tuple(name for name, metric in metrics().items() if metric.recorded)
+    found = _only(held, kept + COUNTS)
+    for name, keys in (("ci", kept), ("slots", SLOTS)):
         if part := _only(held.get(name, {}), keys):
             found[name] = part
     return found

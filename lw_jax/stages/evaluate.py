@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Group
-from lw_jax.data.load import load_rows, sample
+from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.evaluate import compression, examples, mean_latent, probe, relay, report, rescore
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.candidates import answering, candidates_of
-from lw_jax.evaluate.compare import Comparison, methods_of
+from lw_jax.evaluate.compare import Comparison
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.figures import Asked, Said, data, figures
 from lw_jax.evaluate.methods import method
@@ -70,7 +70,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     examples = drawn
     for readers in (collate, *(other.collate for other in bridges)):
         examples = rows.usable(examples, readers)
-    wanted = [method(n) for n in methods_of(cfg)]
+    wanted = [method(n) for n in cfg.all_methods]
     trained = None
     if any(m.needs_bridge for m in wanted):
         trained = load_trained(
@@ -101,7 +101,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
                 _scene(compared, trained, first), trained.mark, codecs, look="latent" in cfg.methods
             )
         mean = None
-        if trained is not None and "mean" in methods_of(cfg):
+        if trained is not None and any(m.mean for m in wanted):
             mean = _mean(run, compared, trained, cfg)
         relayed = None
         if any(m.relayed for m in wanted):
@@ -109,22 +109,25 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
             relayed = compared.relayed(written_by)
         said, packed = _compare(compared, trained, mean, partial, relayed, bridges)
         slots, rescored = {}, None
-        if trained is not None and "latent" in methods_of(cfg):
+        if trained is not None and "latent" in cfg.methods:
             scenes = {r: _scene(compared, trained, r) for r in pipeline.receivers}
             slots = {r: compared.slots(ctx) for r, ctx in scenes.items()}
             answers = {r: [p.text for p in said[r]["latent"][0]] for r in scenes}
             rescored = rescore.together(compared, scenes, answers)
-    probed = _probe(run, pipeline, cfg, Asked(examples, others, cfg.seed, cfg.bootstrap))
+    how = cfg.seed, cfg.bootstrap, data_set(cfg.data or run.config.data).ends_in_number
+    probed = _probe(run, pipeline, cfg, Asked(examples, others, *how))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
-    asked = Asked(examples, others, cfg.seed, cfg.bootstrap)
+    asked = Asked(examples, others, *how)
     measured = figures(asked, said, rescored, tuple(cfg.rivals))
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:
             methods["latent"]["slots"] = slots[receiver]
-        if "relay" in methods:
-            reading = methods["relay"]["seconds"]
-            methods["relay"] |= {
+        for name in methods:
+            if name in cfg.rivals or not method(name).relayed:
+                continue
+            reading = methods[name]["seconds"]
+            methods[name] |= {
                 "seconds_writing": written_by.seconds,
                 "seconds_reading": reading,
                 "seconds": written_by.seconds + reading,
@@ -259,7 +262,7 @@ def _compare(
     packed: dict[str, Any] = {}
     texts, bridged = compared.texts(), compared.pipeline.bridge
     scenes = {r: _scene(compared, trained, r, mean) for r in compared.pipeline.receivers}
-    own = methods_of(compared.config)
+    own = compared.config.all_methods
     places = {n: relayed if relayed and method(n).relayed else compared for n in own}
     places |= {g.name: g.comparison(compared) for g in bridges}
     others = {(r, g.name): _scene(places[g.name], g.trained, r) for r in scenes for g in bridges}

@@ -20,9 +20,8 @@ from lw_jax.bridge.config import BottleneckConfig, ReaderConfig
 from lw_jax.config.parse import from_dict
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compression
-from lw_jax.evaluate.compare import methods_of
-from lw_jax.evaluate.config import CONTROLS, DecodeConfig, EvaluateConfig
-from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.config import DecodeConfig, EvaluateConfig
+from lw_jax.evaluate.methods import controls, method
 from lw_jax.evaluate.predict import place
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.pipeline import Pipeline
@@ -173,8 +172,8 @@ def test_the_evaluate_stage_sends_at_other_precisions_as_well(tmp_path: Path) ->
 
 
 def test_methods_at_other_precisions_come_after_the_latent() -> None:
-    named = methods_of(EvaluateConfig(methods=("text", "latent"), wire=("int8", "int4")))
-    assert named[:4] == ["text", "latent", "latent_int8", "latent_int4"]
-    assert set(named[4:]) == set(CONTROLS)
+    named = EvaluateConfig(methods=("text", "latent"), wire=("int8", "int4")).all_methods
+    assert named[:4] == ("text", "latent", "latent_int8", "latent_int4")
+    assert set(named[4:]) == set(controls())
     with pytest.raises(UserError, match="unknown codec 'int5'"):
         EvaluateConfig(wire=("int5",))

@@ -13,7 +13,7 @@ from rich.console import Console
 from lw_jax.config.parse import to_dict, to_yaml
 from lw_jax.config.schema import Config
 from lw_jax.data.facts import FactsRows
-from lw_jax.evaluate.config import METHODS
+from lw_jax.evaluate.methods import methods
 from lw_jax.mesh import make_mesh
 from lw_jax.models.save import save_pretrained
 from lw_jax.pretrain.tokenizer import save_tokenizer
@@ -26,6 +26,7 @@ from lw_jax.train.state import new_state
 from tests.evaluate.world import RECEIVER, fresh, make_party
 
 STEP = 7
+METHODS = tuple(methods())
 
 
 def make_models(home: Path) -> dict[str, Path]:

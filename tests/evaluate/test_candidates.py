@@ -14,7 +14,8 @@ from lw_jax.evaluate import summary
 from lw_jax.evaluate.candidates import answering, candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.figures import Asked, figures
-from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.evaluate.metrics.base import Prediction
+from lw_jax.evaluate.summary import Settings
 from lw_jax.text.layout_config import LayoutConfig
 
 LAYOUT = LayoutConfig()

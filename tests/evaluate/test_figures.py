@@ -14,7 +14,8 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import examples, report, summary
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.figures import Asked, figures
-from lw_jax.evaluate.summary import Prediction, Settings
+from lw_jax.evaluate.metrics.base import Prediction
+from lw_jax.evaluate.summary import Settings
 from lw_jax.utils import files
 
 SETTINGS = Settings(seed=0, resamples=100)
@@ -67,7 +68,7 @@ def test_identical_outputs_are_no_entity_transfer() -> None:
     found = summary.of_method(examples, said, 1.0, SETTINGS)
     assert found["entities"] == pytest.approx((3 + 0 + 1) / 9)
     assert found["distinct"] == pytest.approx(1 / 3)
-    found = summary.floors(examples, [examples[1], examples[2], examples[0]], gsm8k=False)
+    found = summary.floors(examples, [examples[1], examples[2], examples[0]], ends_in_number=False)
     assert found["entities"]["entities"] == pytest.approx(1 / 9)
     assert found["entities"]["numbers"] == 0
     assert "answers" not in found
@@ -80,11 +81,13 @@ def _problem(i: int, answer: str, context: str) -> Example:
 def test_gsm8k_is_right_partial_or_failed() -> None:
     examples = [_problem(i, "3 + 4 = 7 #### 7", "Ann has 3 pens and 4 hats.") for i in range(4)]
     rows = [_said(t) for t in ("4 #### 7", "so #### 8", "of 3, #### 8", "")]
-    found = figures(Asked(examples, [], 0, 50), {"reader": {"text": (rows, 1.0)}})
+    found = figures(
+        Asked(examples, [], 0, 50, ends_in_number=True), {"reader": {"text": (rows, 1.0)}}
+    )
     found = found["receivers"]["reader"]["text"]
     assert (found["final"], found["partial"], found["failed"]) == (0.25, 0.25, 0.5)
     other = _problem(9, "2 + 3 = 5 #### 5", "Bob has 2 and 3.")
-    floor = summary.floors(examples[:1], [other], gsm8k=True)
+    floor = summary.floors(examples[:1], [other], ends_in_number=True)
     assert floor["answers"] == {"final": 0, "partial": 1, "failed": 0}
     assert floor["entities"]["source_numbers"] == 0.5  # the 3
     assert floor["entities"]["numbers"] == pytest.approx(1 / 3)

@@ -12,8 +12,9 @@ import pytest
 
 from lw_jax.data.example import Example
 from lw_jax.evaluate import predict as predicting
-from lw_jax.evaluate.config import METHODS, DecodeConfig
-from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.config import DecodeConfig
+from lw_jax.evaluate.methods import method, methods
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.predict import (
     Raw,
     columns,
@@ -24,7 +25,6 @@ from lw_jax.evaluate.predict import (
     predict,
     shortened,
 )
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
 from lw_jax.receiver import answer as asking
@@ -91,7 +91,7 @@ ALIKE = ("zero", "mean", "token_budget_last", "relay", "pca")
     "name",
     [
         pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else [])
-        for n in METHODS
+        for n in methods()
         if n != "token_budget_bytes"
     ],
 )
@@ -210,7 +210,7 @@ def test_text_methods_never_see_the_bridge(world: World) -> None:
 
 def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
     bare = world.ctx.replace(params=None, mean=None)
-    free = [name for name in METHODS if not method(name).needs_bridge]
+    free = [name for name in methods() if not method(name).needs_bridge]
     assert free == ["text", "relay", "embedding_replay_raw", "no_message"]
     for name in free:
         _raw(world, name, _batch(world, name), bare)

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.evaluate.compare import methods_of
-from lw_jax.evaluate.config import METHODS, EvaluateConfig
-from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.evaluate.methods import method, methods
+from lw_jax.evaluate.methods.embedding_replay import change
 from lw_jax.evaluate.methods.embedding_replay_raw import METHOD as RAW
-from lw_jax.evaluate.replay import change
 
 ROWS, TOKENS, WIDTH, VOCAB, RMS = 3, 6, 8, 40, 0.25
 DRAW = np.random.default_rng(0)
@@ -65,12 +64,12 @@ def test_neighbours_are_by_cosine() -> None:
 
 def test_they_are_methods_after_the_others() -> None:
     config = EvaluateConfig(methods=("text", "latent"), wire=("int8",), replay=("rms", "nearest_4"))
-    names = methods_of(config)
-    assert names[:3] == ["text", "latent", "latent_int8"]
-    assert names[-2:] == ["embedding_replay_rms", "embedding_replay_nearest_4"]
+    names = config.all_methods
+    assert names[:3] == ("text", "latent", "latent_int8")
+    assert names[-2:] == ("embedding_replay_rms", "embedding_replay_nearest_4")
     assert method(names[-1]) is method(names[-1])  # one program for all batches
     assert method("embedding_replay_raw") is RAW
-    assert not any(name.startswith("embedding_replay_rms") for name in METHODS)
+    assert not any(name.startswith("embedding_replay_rms") for name in methods())
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,10 @@ from lw_jax.data import load
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
-from lw_jax.evaluate.config import METHODS
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.spec import open_model
 from lw_jax.receiver.answer import answers
@@ -40,7 +39,7 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import Journal
 from lw_jax.wire import packet
 from tests.compilations import compilations
-from tests.evaluate.run_world import STEP, make_models, make_run, raw_config
+from tests.evaluate.run_world import METHODS, STEP, make_models, make_run, raw_config
 from tests.evaluate.world import RECEIVER
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from lw_jax.config.parse import from_dict
 from lw_jax.data.topics import TOPICS
 from lw_jax.evaluate import compare
+from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.report import lines
-from lw_jax.evaluate.summary import Prediction
 from lw_jax.runs.directory import Run
 from lw_jax.stages import evaluate
 from tests.evaluate.run_world import make_models, make_run, raw_config

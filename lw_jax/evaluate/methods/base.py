@@ -1,4 +1,9 @@
-"""What a method sees, and what it puts in the message's place."""
+"""What an evaluation method is, and what it sees.
+
+A file of this folder with `METHOD = Method(...)` is a method; its name is the file's. A file with
+`FAMILY = Family(...)` makes a method of every name that begins with its prefix. Nothing else lists
+them: the table, the defaults and the controls are what the methods say of themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,8 @@ from flax import struct
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
-from lw_jax.receiver.answer import Message, delivered
+from lw_jax.receiver.answer import Message, delivered, occupied
+from lw_jax.receiver.read import text_message
 from lw_jax.text.layout import Prompt
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
@@ -103,24 +109,65 @@ class Method:
         message: traced; from a batch, and the latent that its row was sent (None where `latent`
             says so), to what stands in the message's place.
         wire_bytes: what had to cross the wire for one row.
+        order: of the line in the table, from the top; those alike in the order of their names.
         latent: whose latent each row is given: its `own`, that of an `other` context, or None.
         codec: in which it was sent; None: the bridge's own.
+        mean: whether it reads the training set's mean slots (`EvalContext.mean`).
         relayed: whether the rows' contexts are what the sender wrote.
         kept: from the receiver's tokenizer, a text's tokens and the bytes of its latent to how many
             of the tokens stay; None: all.
+        default: whether it is run where no methods are named.
+        control: whether it is always run with `latent`, which says nothing without it.
     """
 
     message: Callable[[EvalContext, Batch, Any], Message]
     wire_bytes: Callable[[Sent], int]
+    order: int
     latent: Literal["own", "other"] | None = None
     codec: str | None = None
+    mean: bool = False
     relayed: bool = False
     kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
+    default: bool = True
+    control: bool = False
 
     @property
     def needs_bridge(self) -> bool:
         """Whether it cannot run without trained parameters."""
         return self.latent is not None or self.kept is not None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Methods whose names end in what they are made of: `latent_int8`, `latent_int4`, ...
+
+    Attributes:
+        prefix: how the names begin.
+        make: from the rest of the name to the method; UserError if there is none of that name.
+        ends: what may follow the prefix, for people.
+    """
+
+    prefix: str
+    make: Callable[[str], Method]
+    ends: str
+
+
+# What methods have in common
+
+
+def reads_text(ctx: EvalContext, batch: Batch, latent: Any) -> Message:
+    """The row's text stands in the message's place, as the clean receiver's own tokens."""
+    return Message(text_message(*ctx.context(batch)))
+
+
+def reads_latent(ctx: EvalContext, batch: Batch, latent: Latent) -> Message:
+    """What the reader makes of the latent that the row was sent."""
+    return ctx.delivered(batch, latent)
+
+
+def budget(ctx: EvalContext, batch: Batch, own: Latent) -> Array:
+    """[N] receiver columns of the row's own latent message."""
+    return occupied(ctx.delivered(batch, own))
 
 
 def text_bytes(sent: Sent) -> int:
@@ -136,3 +183,8 @@ def latent_bytes(sent: Sent) -> int:
 def nothing(sent: Sent) -> int:
     """No byte."""
     return 0
+
+
+def embedding_bytes(sent: Sent) -> int:
+    """One embedding a column, in the receiver's dtype."""
+    return sent.columns * sent.embedding_bytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods import latent
-from lw_jax.evaluate.methods.base import Method, latent_bytes
+from lw_jax.evaluate.methods.base import Method, latent_bytes, reads_latent
 
-METHOD = Method(latent.message, latent_bytes, latent="other")
+METHOD = Method(reads_latent, latent_bytes, order=120, latent="other", control=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, embedding_bytes
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.receiver.answer import Message, alone
 from lw_jax.types import Delivery
@@ -21,9 +21,4 @@ def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
     return alone(ctx.model, given, ids.shape[0])
 
 
-def wire_bytes(sent: Sent) -> int:
-    """One embedding a token, in the receiver's dtype."""
-    return sent.columns * sent.embedding_bytes
-
-
-METHOD = Method(message, wire_bytes)
+METHOD = Method(message, embedding_bytes, order=80)

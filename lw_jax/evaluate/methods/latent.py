@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, latent_bytes
-from lw_jax.receiver.answer import Message
-from lw_jax.types import Latent
+from lw_jax.evaluate.methods.base import Method, latent_bytes, reads_latent
 
-
-def message(ctx: EvalContext, batch: Batch, latent: Latent) -> Message:
-    """What the reader makes of the latent that the row was sent."""
-    return ctx.delivered(batch, latent)
-
-
-METHOD = Method(message, latent_bytes, latent="own")
+METHOD = Method(reads_latent, latent_bytes, order=20, latent="own")

@@ -20,4 +20,4 @@ def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     return ctx.delivered(batch, dataclasses.replace(own, slots=slots))
 
 
-METHOD = Method(message, latent_bytes, latent="own")
+METHOD = Method(message, latent_bytes, order=110, latent="own", mean=True, control=True)

@@ -16,9 +16,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method
-from lw_jax.evaluate.methods.embedding_replay_raw import wire_bytes
-from lw_jax.evaluate.methods.token_budget_first import budget
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, budget, embedding_bytes
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.receiver.answer import Message, alone
 from lw_jax.types import Array, Delivery, Latent
@@ -55,4 +53,4 @@ def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     return alone(ctx.model, Delivery(embeds=found, mask=index < used[:, None]), ids.shape[0])
 
 
-METHOD = Method(message, wire_bytes, latent="own")
+METHOD = Method(message, embedding_bytes, order=60, latent="own", default=False)

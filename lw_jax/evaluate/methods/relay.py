@@ -6,7 +6,6 @@ text, which stands in the message's place like any other.
 
 from __future__ import annotations
 
-from lw_jax.evaluate.methods import text
-from lw_jax.evaluate.methods.base import Method, text_bytes
+from lw_jax.evaluate.methods.base import Method, reads_text, text_bytes
 
-METHOD = Method(text.message, text_bytes, relayed=True)
+METHOD = Method(reads_text, text_bytes, order=70, relayed=True, default=False)

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lw_jax.evaluate.methods import text
-from lw_jax.evaluate.methods.base import Method, Sent
+from lw_jax.evaluate.methods.base import Method, Sent, reads_text
 from lw_jax.text.tokenizer import Tokenizer
 
 
@@ -30,4 +29,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids).encode())
 
 
-METHOD = Method(text.message, wire_bytes, kept=kept)
+METHOD = Method(reads_text, wire_bytes, order=50, kept=kept, default=False)

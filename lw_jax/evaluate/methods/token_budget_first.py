@@ -8,15 +8,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
-from lw_jax.receiver.answer import Message, occupied
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, budget
+from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
-from lw_jax.types import Array, Latent
-
-
-def budget(ctx: EvalContext, batch: Batch, own: Latent) -> Array:
-    """[N] receiver columns of the row's own latent message."""
-    return occupied(ctx.delivered(batch, own))
+from lw_jax.types import Latent
 
 
 def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
@@ -30,4 +25,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids[: sent.columns]).encode())
 
 
-METHOD = Method(message, wire_bytes, latent="own")
+METHOD = Method(message, wire_bytes, order=30, latent="own")

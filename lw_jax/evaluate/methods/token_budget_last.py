@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
-from lw_jax.evaluate.methods.token_budget_first import budget
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent, budget
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.read import text_message
 from lw_jax.types import Latent
@@ -25,4 +24,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids[-sent.columns :]).encode())
 
 
-METHOD = Method(message, wire_bytes, latent="own")
+METHOD = Method(message, wire_bytes, order=40, latent="own")

@@ -17,4 +17,4 @@ def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     return ctx.delivered(batch, empty)
 
 
-METHOD = Method(message, latent_bytes, latent="own")
+METHOD = Method(message, latent_bytes, order=100, latent="own", control=True)

@@ -1,4 +1,6 @@
-"""Changes made to real token embeddings before the receiver reads them (docs/design.md section 8).
+"""`embedding_replay_<change>`: the text's own embeddings, changed, as soft tokens.
+
+See docs/design.md section 8.
 
 A reader's soft tokens are unlike embeddings in loudness, in distribution, or in lying beside the
 table's rows. Each change does one of these to the text's own embeddings, and nothing else: what the
@@ -17,13 +19,17 @@ receiver then still reads is what that unlikeness costs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Family, Method, embedding_bytes
+from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.head import LOGITS_AT_ONCE
-from lw_jax.types import Array
+from lw_jax.receiver.answer import Message, alone
+from lw_jax.types import Array, Delivery
 
 Change = Callable[[Array, Array, Array, float], Array]
 """(embeddings [N, T, D] float32, mask [N, T], table [V, D], RMS of real embeddings) -> the same."""
@@ -116,3 +122,30 @@ def _by_cosine(x: Array, table: Array, mix: Callable[[Array], Array]) -> Array:
 
 _PLAIN: dict[str, Change] = {"rms": _rms, "batch": _batch}
 _NUMBERED = {"scale": _scale, "nearest": _nearest, "offset": _offset, "codebook": _codebook}
+
+
+@cache  # a message is a static argument of the jitted step
+def replayed(name: str) -> Method:
+    """The method that reads the text's own embeddings after one change.
+
+    Raises:
+        UserError: there is no such change.
+    """
+    how = change(name)
+
+    def message(ctx: EvalContext, batch: Batch, latent: None) -> Message:
+        ids, lengths = ctx.context(batch)
+        mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
+        embeds = embed_tokens(ctx.model.params, ids)
+        table, rms = ctx.model.params["embed"], ctx.bridge.dims.receivers[ctx.receiver].embed_rms
+        changed = how(embeds.astype(jnp.float32), mask, table, rms).astype(embeds.dtype)
+        return alone(ctx.model, Delivery(embeds=changed, mask=mask), ids.shape[0])
+
+    return Method(message, embedding_bytes, order=200, default=False)
+
+
+FAMILY = Family(
+    "embedding_replay_",
+    replayed,
+    ends=", ".join([*_PLAIN, *(f"{kind}_<number>" for kind in _NUMBERED)]),
+)
