@@ -24,6 +24,7 @@ from lw_jax.objectives import (
     slot_alignment,
     state_kd,
 )
+from lw_jax.objectives.common.targets import given_slots
 from lw_jax.text.collate import Collate, measure
 from tests.objectives import world
 from tests.receiver.worlds import LAYOUT, groups, model, prompt, text_tokenizer
@@ -114,6 +115,12 @@ def test_pooled_reconstruction(head_input: str) -> None:
     slots = SLOTS if head_input == "delivered" else pool(ROWS["slots"], ROWS["used"])
     expected = ((slots @ head["kernel"] + head["bias"] - SOURCE) ** 2).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_heads_read_what_the_receiver_is_given() -> None:
+    slots, mask = given_slots(world.context({"reader": world.reader()}, ROWS), "r", "delivered")
+    np.testing.assert_allclose(slots, GIVEN, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(mask, ROWS["used"])
 
 
 def test_reconstruction_of_every_token_begins_at_the_first_real_one() -> None:
