@@ -56,7 +56,7 @@ def test_every_patch_is_named_where_its_test_is() -> None:
     for title, section in SECTIONS.items():
         tests = set(named(section, "Test"))
         for name in named(section, "Patch"):
-            asked = {test.partition("[")[0] for test in Fault.read(PATCHES[name]).tests}
+            asked = {test.partition("[")[0] for test, _ in Fault.read(PATCHES[name]).tests}
             assert asked <= tests, (title, name, asked)
             number = re.search(r"_(\d\d)_", name)
             own = title.partition(".")[0]
