@@ -31,8 +31,8 @@ from lw_jax.stages import evaluate
 from lw_jax.types import Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import codec
-from tests.evaluate.run_world import make_models, make_run, raw_config
-from tests.evaluate.world import LAYOUT, RECEIVER, SLOTS, WIDTH, World, make_world, received
+from tests.tiny.evaluation import LAYOUT, RECEIVER, SLOTS, WIDTH, World, make_world, received
+from tests.tiny.run import make_models, make_run, raw_config
 
 LEVELS = (8, 5, 2, 9)  # 720 tuples: 10 bits
 

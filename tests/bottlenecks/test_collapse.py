@@ -23,7 +23,7 @@ from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Context
 from lw_jax.types import Latent, Taps
-from tests.bottlenecks.parts import Given
+from tests.tiny.bottlenecks import Given
 
 WIDTH, CLUSTERS, ROWS, STEPS = 8, 16, 64, 300
 CENTRES = np.random.default_rng(0).normal(0, 1, (CLUSTERS, WIDTH)).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 from lw_jax.bottlenecks import codes, fsq
 from lw_jax.errors import UserError
 from lw_jax.layers.straight_through import straight_through
-from tests.bottlenecks.parts import Part, draw, latent, usage
+from tests.tiny.bottlenecks import Part, draw, latent, usage
 
 LEVELS = tuple(range(2, 10))
 

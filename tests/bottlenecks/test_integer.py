@@ -12,7 +12,7 @@ import pytest
 from lw_jax.bottlenecks import integer, rounded
 from lw_jax.wire.codecs import CODECS
 from lw_jax.wire.rounding import as_sent
-from tests.bottlenecks.parts import Part, draw, latent
+from tests.tiny.bottlenecks import Part, draw, latent
 
 
 def hard_slots() -> np.ndarray:

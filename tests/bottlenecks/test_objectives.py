@@ -16,7 +16,7 @@ from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Context
 from lw_jax.types import Latent, Taps
-from tests.bottlenecks.parts import Given, Part, draw, latent
+from tests.tiny.bottlenecks import Given, Part, draw, latent
 
 ROWS, SLOTS, WIDTH = 4, 5, 6
 VALID = np.array([True, True, False, True])

@@ -12,7 +12,7 @@ import pytest
 
 from lw_jax.bottlenecks import vq
 from lw_jax.models.dims import BridgeDims
-from tests.bottlenecks.parts import Part, draw, latent, usage
+from tests.tiny.bottlenecks import Part, draw, latent, usage
 
 
 def unit(x: np.ndarray) -> np.ndarray:

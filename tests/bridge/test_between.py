@@ -32,7 +32,7 @@ from lw_jax.sources import hidden_states
 from lw_jax.train.optimiser import groups
 from lw_jax.types import SHARED, Latent, Taps
 from lw_jax.wire import packet
-from tests.evaluate.world import draw
+from tests.tiny.evaluation import draw
 
 DIMS = BridgeDims(8, 1, 6, {n: ModelDims(10, 2, 1, 4) for n in ("second", "first")})
 """Not in the order of their names."""

@@ -31,8 +31,8 @@ from lw_jax.runs.trained import load_trained
 from lw_jax.train.checkpoint import Checkpoints, load_params, read_meta
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.train.state import TrainState, new_state
-from tests.evaluate.run_world import STEP, make_models, make_run, raw_config, save_bridge
-from tests.evaluate.world import RECEIVER
+from tests.tiny.evaluation import RECEIVER
+from tests.tiny.run import STEP, make_models, make_run, raw_config, save_bridge
 
 OTHER = f"{RECEIVER}2"
 """A receiver whose name begins like the other's."""

@@ -39,7 +39,7 @@ from lw_jax.train.plan import context_of, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
+from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
 

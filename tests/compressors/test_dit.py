@@ -34,7 +34,7 @@ from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import Features
-from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
+from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 WIDTH, SLOTS, TOKENS = 8, 4, 6
 STEPS = 300

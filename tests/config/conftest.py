@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lw_jax.config.yaml_files import dumps
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 Write = Callable[..., Path]
 

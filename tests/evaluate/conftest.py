@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.evaluate.world import World, make_world
+from tests.tiny.evaluation import World, make_world
 
 ROWS = 256
 

@@ -19,7 +19,7 @@ from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.readers import lora, soft_tokens
 from lw_jax.receiver import answer
 from lw_jax.text.layout_config import LayoutConfig
-from tests.evaluate.world import RECEIVER, World, make_world, received
+from tests.tiny.evaluation import RECEIVER, World, make_world, received
 
 ROWS, SLOTS = 8, 3
 PLAIN = LayoutConfig()

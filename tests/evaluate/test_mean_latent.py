@@ -15,7 +15,7 @@ from lw_jax.data.facts import FactsRows
 from lw_jax.evaluate import mean_latent
 from lw_jax.evaluate.methods import method
 from lw_jax.text.collate import Collate, measure
-from tests.evaluate.world import LAYOUT, RECEIVER, WIDTH, World, make_world
+from tests.tiny.evaluation import LAYOUT, RECEIVER, WIDTH, World, make_world
 
 SIZE = 8
 

@@ -17,7 +17,7 @@ from lw_jax.evaluate.methods import controls, default_methods, method, methods
 from lw_jax.evaluate.methods.base import Family, Method, latent_bytes, reads_latent, reads_text
 from lw_jax.evaluate.predict import options_of, predict
 from lw_jax.utils.registry import add_file
-from tests.evaluate.world import World, received
+from tests.tiny.evaluation import World, received
 
 RIGHT = """
 from lw_jax.evaluate.methods.base import Method, latent_bytes

@@ -29,7 +29,7 @@ from lw_jax.models.generate import DecodeOptions
 from lw_jax.readers import deep_prefix, soft_tokens
 from lw_jax.receiver import answer as asking
 from lw_jax.text.layout_config import LayoutConfig
-from tests.evaluate.world import PREFIX, RECEIVER, SLOTS, World, make_world, received
+from tests.tiny.evaluation import PREFIX, RECEIVER, SLOTS, World, make_world, received
 
 SIZE = 128
 Arrays = dict[str, np.ndarray]

@@ -22,7 +22,7 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.text.collate import Collate
 from lw_jax.types import SHARED, Latent
-from tests.evaluate.world import LAYOUT, MARK, RECEIVER, SLOTS, World, make_world
+from tests.tiny.evaluation import LAYOUT, MARK, RECEIVER, SLOTS, World, make_world
 
 ROWS, SIZE = 6, 4
 READER = ReaderConfig(soft_tokens=soft_tokens.Config())

@@ -16,7 +16,7 @@ from lw_jax.evaluate.figures import Asked
 from lw_jax.evaluate.probe import fit_linear, probe
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.text.collate import Collate, measure
-from tests.evaluate.world import LAYOUT, RECEIVER, World, make_world
+from tests.tiny.evaluation import LAYOUT, RECEIVER, World, make_world
 
 WORDS = ("cat", "dog")
 

@@ -38,9 +38,9 @@ from lw_jax.stages.train import start_params
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import Journal
 from lw_jax.wire import packet
-from tests.compilations import compilations
-from tests.evaluate.run_world import METHODS, STEP, make_models, make_run, raw_config
-from tests.evaluate.world import RECEIVER
+from tests.tiny.compilations import compilations
+from tests.tiny.evaluation import RECEIVER
+from tests.tiny.run import METHODS, STEP, make_models, make_run, raw_config
 
 
 @pytest.fixture(scope="module")

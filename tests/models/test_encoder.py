@@ -29,7 +29,7 @@ from lw_jax.models.encoder_arch import EncoderArch, arch_from_hf
 from lw_jax.models.load import load_params
 from lw_jax.models.spec import FrozenSpec, open_model
 from tests.models import parity
-from tests.tiny_encoder import write_encoder
+from tests.tiny.encoder import write_encoder
 
 GOLDEN = Path(__file__).parent / "golden_encoders" / "bert"
 LENGTHS = parity.LENGTHS

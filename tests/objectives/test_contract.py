@@ -18,7 +18,7 @@ from lw_jax.train.plan import Plan, all_terms
 from lw_jax.types import Array
 from lw_jax.utils.registry import check_contract
 from lw_jax.utils.schedule import Schedule
-from tests.objectives import world
+from tests.tiny import objectives as world
 
 
 @dataclass(frozen=True)

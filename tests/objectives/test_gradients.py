@@ -39,8 +39,8 @@ from lw_jax.train.optimiser import groups
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.plan import Plan, all_terms
 from lw_jax.utils.schedule import Schedule
-from tests.objectives import world
-from tests.receiver.worlds import model
+from tests.tiny import objectives as world
+from tests.tiny.receiver import model
 
 PER_TOKEN = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
 GIST = gist.Config(positions=4, width=8, heads=2)

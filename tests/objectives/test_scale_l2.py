@@ -17,7 +17,7 @@ from lw_jax.objectives import affine_l2, scale_l2
 from lw_jax.objectives.base import mean
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import hidden_states
-from tests.objectives import world
+from tests.tiny import objectives as world
 
 
 def config(**reader: Any) -> BridgeConfig:

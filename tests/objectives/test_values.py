@@ -26,8 +26,8 @@ from lw_jax.objectives import (
 )
 from lw_jax.objectives.common.targets import given_slots
 from lw_jax.text.collate import Collate, measure
-from tests.objectives import world
-from tests.receiver.worlds import LAYOUT, groups, model, prompt, text_tokenizer
+from tests.tiny import objectives as world
+from tests.tiny.receiver import LAYOUT, groups, model, prompt, text_tokenizer
 
 ROWS = world.data()
 GIVEN = ROWS["slots"] @ world.reader()

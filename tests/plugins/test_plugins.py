@@ -16,7 +16,7 @@ import yaml
 
 from lw_jax.config import parse
 from lw_jax.errors import UserError
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 ROOT = Path(__file__).parents[2]
 PARTS = Path(__file__).parent / "parts"

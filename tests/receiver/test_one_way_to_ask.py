@@ -31,7 +31,7 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.receiver import answer
 from lw_jax.runs.trained import Trained
-from tests.evaluate.world import LAYOUT, RECEIVER, World, make_world
+from tests.tiny.evaluation import LAYOUT, RECEIVER, World, make_world
 
 ROWS, NEW, ROOM = 4, 5, 256
 HOME = Path(lw_jax.__file__).parent

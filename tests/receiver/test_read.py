@@ -15,7 +15,7 @@ from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver.pack import Segment, gather_states, pack
 from lw_jax.receiver.read import decode, expand, head_segment, lay_out, message_segment, read
 from lw_jax.types import KV, Delivery
-from tests.receiver.worlds import model, prompt
+from tests.tiny.receiver import model, prompt
 
 WIDTH = 24
 

@@ -16,8 +16,8 @@ from lw_jax.runs import doctor
 from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
 from lw_jax.stages import evaluate
-from tests.evaluate.run_world import make_models, make_run, raw_config
-from tests.evaluate.world import RECEIVER
+from tests.tiny.evaluation import RECEIVER
+from tests.tiny.run import make_models, make_run, raw_config
 
 FEW = {"methods": ["latent"], "rows": 10, "bootstrap": 20}
 

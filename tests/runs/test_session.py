@@ -32,7 +32,7 @@ from lw_jax.models.frozen import Frozen
 from lw_jax.models.spec import FrozenSpec, open_model
 from lw_jax.runs.session import Session, open_pipeline
 from lw_jax.text.layout import head_ids
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -25,10 +25,10 @@ from lw_jax.text.collate import Collate, measure
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Taps
 from lw_jax.utils.registry import chosen
-from tests.receiver.worlds import LAYOUT
-from tests.receiver.worlds import text_tokenizer as receiver
 from tests.sources.parts import source_tokens
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
+from tests.tiny.receiver import LAYOUT
+from tests.tiny.receiver import text_tokenizer as receiver
 
 SMALL = raw.Config(width=8, heads=2, depth=1)
 

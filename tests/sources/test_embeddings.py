@@ -16,7 +16,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.models.spec import open_model
 from lw_jax.sources import embeddings
 from lw_jax.types import SourceTokens
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 
 def test_only_the_table_is_loaded_and_read(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.sources import hidden_states
-from tests.receiver.worlds import arch
+from tests.tiny.receiver import arch
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.plan import context_of, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
-from tests.receiver.worlds import LAYOUT, arch, groups, model, models_of, text_tokenizer
+from tests.tiny.receiver import LAYOUT, arch, groups, model, models_of, text_tokenizer
 
 LORA = LowRankConfig(r=2, targets=("q", "o"), layers=1)
 

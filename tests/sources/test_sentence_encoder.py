@@ -34,8 +34,8 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Features, Taps
 from tests.sources.parts import source_tokens
-from tests.tiny_encoder import write_encoder
-from tests.tiny_models import write_model
+from tests.tiny.encoder import write_encoder
+from tests.tiny.models import write_model
 
 CLS, SEP = 2, 3
 PLAIN = LayoutConfig(source_primer="")

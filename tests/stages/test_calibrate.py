@@ -30,7 +30,7 @@ from lw_jax.stages import train
 from lw_jax.stages.calibrate import combine, moments, path_of
 from lw_jax.train.checkpoint import load_params
 from lw_jax.utils.registry import chosen
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 CONFIG = """
 name: tiny

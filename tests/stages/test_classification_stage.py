@@ -16,8 +16,8 @@ from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.report import lines
 from lw_jax.runs.directory import Run
 from lw_jax.stages import evaluate
-from tests.evaluate.run_world import make_models, make_run, raw_config
-from tests.evaluate.world import RECEIVER
+from tests.tiny.evaluation import RECEIVER
+from tests.tiny.run import make_models, make_run, raw_config
 
 OPTIONS = {
     "methods": ["latent", "relay", "token_budget_bytes"],  # other sources, other texts, cut texts

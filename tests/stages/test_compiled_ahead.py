@@ -7,8 +7,8 @@ import pytest
 
 from lw_jax.launch import main
 from lw_jax.train.progress import Display
-from tests.compilations import compilations
-from tests.tiny_models import write_model
+from tests.tiny.compilations import compilations
+from tests.tiny.models import write_model
 
 CONFIG = """
 name: tiny

@@ -22,7 +22,7 @@ from lw_jax.runs.session import open_pipeline
 from lw_jax.stages.calibrate import path_of
 from lw_jax.train.checkpoint import load_params
 from lw_jax.train.loop import checkpoint_root
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 WIDTH = 16
 TWO_TAPS = f"{{hidden_states: {{layers: [0, 2], pca: {{components: {WIDTH}, whiten: true}}}}}}"

@@ -17,7 +17,7 @@ import pytest
 
 from lw_jax.train.checkpoint import read_meta, steps
 from lw_jax.train.diagnostics import TIMES
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -22,8 +22,8 @@ from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train import loop
 from lw_jax.types import Taps
-from tests.receiver.worlds import arch, groups, text_tokenizer
-from tests.tiny_models import write_model
+from tests.tiny.models import write_model
+from tests.tiny.receiver import arch, groups, text_tokenizer
 
 STEPS, KILLED = 20, 12
 CONFIG = """

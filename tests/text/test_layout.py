@@ -23,7 +23,7 @@ from lw_jax.text.layout import (
     target_text,
 )
 from lw_jax.text.layout_config import LayoutConfig
-from tests.receiver.worlds import LAYOUT, groups, text_tokenizer
+from tests.tiny.receiver import LAYOUT, groups, text_tokenizer
 
 
 def whole(layout: LayoutConfig, example: Example) -> str:

@@ -47,7 +47,7 @@ from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.plan import init_heads
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, model, models_of, text_tokenizer
+from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 STEPS = 100
 WELL = {"usage": 1.0, "perplexity": 7.0, "distinct": 0.9}

@@ -21,7 +21,7 @@ from lw_jax.train.optimiser import make_optimiser, trained_leaves
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import TrainState, apply_gradients, new_state
 from lw_jax.utils.schedule import Schedule
-from tests.train.toy import fresh
+from tests.tiny.training import fresh
 
 IDENTITY: dict[str, Any] = {
     "config": {"stages": {"wire": {"lr": 0.05, "log_every": 5}}, "betas": (0.9, 0.95)},

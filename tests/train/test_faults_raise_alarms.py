@@ -50,7 +50,7 @@ from lw_jax.train.plan import init_heads, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
 from lw_jax.utils.schedule import Schedule
-from tests.receiver.worlds import LAYOUT, groups, model, text_tokenizer
+from tests.tiny.receiver import LAYOUT, groups, model, text_tokenizer
 
 QUIET = 0.0027
 """RMS of the embeddings of the earlier systems' receiver."""

@@ -21,7 +21,7 @@ from lw_jax.train.diagnostics import Journal, Window
 from lw_jax.train.loop import Evaluation, fit
 from lw_jax.train.progress import headline
 from lw_jax.train.state import TrainState, apply_gradients, decay_at
-from tests.train.toy import EMA, WIDTH, batch, batches, fresh, job, make_step
+from tests.tiny.training import EMA, WIDTH, batch, batches, fresh, job, make_step
 
 
 def diagnostics(directory: Path, kind: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lw_jax.mesh import MeshConfig, batch_sharding, make_mesh
 from lw_jax.utils.compile import AheadOfTime
-from tests.compilations import compilations
+from tests.tiny.compilations import compilations
 
 SCREEN = Console(file=io.StringIO())
 

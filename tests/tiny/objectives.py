@@ -19,7 +19,7 @@ from lw_jax.objectives.base import Term, mean, naming
 from lw_jax.objectives.common.context import Context
 from lw_jax.train.plan import Plan, all_terms
 from lw_jax.types import Delivery, Latent, Taps
-from tests.receiver.worlds import model, models_of
+from tests.tiny.receiver import model, models_of
 
 CONTEXTS, QUESTIONS, SLOTS, TOKENS, WIDTH, VOCAB = 8, 2, 3, 6, 24, 320
 DIMS = BridgeDims(WIDTH, 2, 5, {"r": ModelDims(WIDTH, 2, 2, 6, 0.3)}, source_vocab=40)

@@ -23,7 +23,7 @@ from lw_jax.train.checkpoint import Checkpoints
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.train.plan import init_heads
 from lw_jax.train.state import new_state
-from tests.evaluate.world import RECEIVER, fresh, make_party
+from tests.tiny.evaluation import RECEIVER, fresh, make_party
 
 STEP = 7
 METHODS = tuple(methods())
