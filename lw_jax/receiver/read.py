@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -53,6 +54,14 @@ class Reading:
     labels: Array
     taps: Array | None
     laid: Laid
+
+    def check(self) -> None:
+        """AssertionError unless shapes and dtypes are those above."""
+        chex.assert_rank(self.hidden, 3)
+        chex.assert_shape([self.mask, self.labels], self.hidden.shape[:2])
+        chex.assert_type([self.mask, self.labels], [bool, jnp.int32])
+        if self.taps is not None:
+            chex.assert_rank(self.taps, 4)
 
 
 def head_segment(ids: Sequence[int], rows: int) -> Segment:
@@ -156,7 +165,9 @@ def read(
     )
     hidden = gather_states(out.h, laid.packed.starts["answer"] - 1, answer.size)
     mask = jnp.arange(answer.size)[None, :] < answer.lengths[:, None]
-    return Reading(hidden, mask, answer.ids, out.taps if taps else None, laid)
+    reading = Reading(hidden, mask, answer.ids, out.taps if taps else None, laid)
+    reading.check()
+    return reading
 
 
 def decode(

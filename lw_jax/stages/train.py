@@ -76,7 +76,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         return step_of(plan(step), phase.ratio)
 
     streams = [_stream(pipeline, cfg, config.data, config.seed, name, p) for p in parts]
-    watch = _watch(pipeline, objectives, config, cfg) if cfg.eval_every else None
+    quick = _quick_evaluation(pipeline, objectives, config, cfg) if cfg.eval_every else None
 
     def prepare(state: TrainState, start: int) -> None:
         programs = AheadOfTime()
@@ -87,9 +87,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             batch = put_batch(run.mesh, stream.batch(0))
             for ahead_plan in {plan(step) for step in ahead}:
                 programs.add(compiled(ahead_plan, phase.ratio), state, pipeline.frozen, batch)
-        if watch is not None:
+        if quick is not None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
-            watch.add_programs(programs, state, (step for step in done if step > start))
+            quick.add_programs(programs, state, (step for step in done if step > start))
         programs.compile(run.console)
 
     job = Job(
@@ -105,7 +105,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         eval_every=cfg.eval_every,
         keep=cfg.keep,
         prepare=prepare,
-        evaluate=watch,
+        evaluate=quick,
     )
     fit(job)
 
@@ -171,7 +171,7 @@ def _batches(
                 yield put_batch(pipeline.mesh, batch)
 
 
-def _watch(
+def _quick_evaluation(
     pipeline: Pipeline, objectives: Any, config: Config, cfg: TrainConfig
 ) -> QuickEvaluation:
     rows = load_rows(config.data, "validation", config.seed)
