@@ -121,6 +121,7 @@ def test_metrics_json_has_the_promised_keys(metrics: dict[str, Any]) -> None:
             assert low <= figures[name] + 1e-9 <= high + 1e-6
         assert figures["compared"] > 0
         assert figures["disagreements"] == 0
+    assert metrics["stage"] == "test"
     assert set(metrics["fingerprints"]) == {"sender", RECEIVER}
     assert metrics["config"]["data"] == {"facts": metrics["config"]["data"]["facts"]}
     assert metrics["data"]["contexts"] == 22  # one question of every context comes first
@@ -458,8 +459,8 @@ def test_other_frozen_models_are_refused(
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
 
-    def other(*args: Any) -> Any:
-        pipeline = open_pipeline(*args)
+    def other(*args: Any, **more: Any) -> Any:
+        pipeline = open_pipeline(*args, **more)
         return replace(pipeline, fingerprints=pipeline.fingerprints | {RECEIVER: "0000"})
 
     monkeypatch.setattr(evaluate, "open_pipeline", other)
