@@ -123,11 +123,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:
             methods["latent"]["slots"] = slots[receiver]
-        for name in methods:
-            if name in cfg.rivals or not method(name).relayed:
+        for line, found in methods.items():
+            if line in cfg.rivals or not method(line).relayed:
                 continue
-            reading = methods[name]["seconds"]
-            methods[name] |= {
+            reading = found["seconds"]
+            found |= {
                 "seconds_writing": written_by.seconds,
                 "seconds_reading": reading,
                 "seconds": written_by.seconds + reading,

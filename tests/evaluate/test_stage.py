@@ -121,6 +121,7 @@ def test_metrics_json_has_the_promised_keys(metrics: dict[str, Any]) -> None:
             assert low <= figures[name] + 1e-9 <= high + 1e-6
         assert figures["compared"] > 0
         assert figures["disagreements"] == 0
+    assert metrics["stage"] == "test"
     assert set(metrics["fingerprints"]) == {"sender", RECEIVER}
     assert metrics["config"]["data"] == {"facts": metrics["config"]["data"]["facts"]}
     assert metrics["data"]["contexts"] == 22  # one question of every context comes first

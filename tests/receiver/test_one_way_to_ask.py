@@ -33,7 +33,7 @@ from lw_jax.receiver import answer
 from lw_jax.runs.trained import Trained
 from tests.tiny.evaluation import LAYOUT, RECEIVER, World, make_world
 
-ROWS, NEW, ROOM = 4, 5, 256
+ROWS, NEW, ROOM = 12, 6, 256
 HOME = Path(lw_jax.__file__).parent
 
 
