@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from lw_jax.evaluate import compression
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.types import Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODECS
+from tests.tiny.arch import decoder
 
 
 def test_bytes_by_hand() -> None:
@@ -40,7 +40,7 @@ def test_texts_against_slots() -> None:
 
 
 def test_columns_count_soft_tokens_and_prefix() -> None:
-    arch = Arch("llama", 300, 24, 4, 4, 2, 6, 32, 1e-5, Rope(1e4))
+    arch = decoder("llama", 300, 24, 4, 4, 2, 6, 32)
     out = compression.of_columns(["x" * 400, "x" * 200], [80, 60], [116, 116], arch)
     assert out["tokens_per_column"] == pytest.approx(70 / 116)
     assert out["characters_per_column"] == pytest.approx(300 / 116)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.cache import as_prefix, new_cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.params import init
 from lw_jax.types import KV, Blocks, Edits, Lora
 from tests.models import naive
+from tests.tiny.arch import decoder
 
-ARCH = Arch("qwen2", 40, 16, 3, 4, 2, 4, 24, 1e-5, Rope(100.0), qkv_bias=True, init_std=0.3)
+ARCH = decoder("qwen2", 40, 16, 3, 4, 2, 4, 24, theta=100.0, qkv_bias=True, init_std=0.3)
 WINDOW = replace(ARCH, window=4)
 ROWS, TOKENS, SLOTS, COLUMNS = 3, 9, 3, 4
 LENGTHS = np.array([9, 6, 8], np.int32)
@@ -300,7 +300,7 @@ def test_gradients_equal_finite_differences(params, h):
 @pytest.mark.parametrize("taps", [(), (2, 16)])
 def test_the_frozen_stack_is_never_copied(taps):
     """Compiled temporaries stay far below the size of the stacked weights, gradient included."""
-    arch = Arch("llama", 32, 128, 16, 4, 2, 32, 512, 1e-5, Rope(1e4))
+    arch = decoder("llama", 32, 128, 16, 4, 2, 32, 512)
     weights = jax.eval_shape(lambda: init(arch, jax.random.key(0)))
     stack = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights["layers"]))
 

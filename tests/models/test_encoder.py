@@ -261,7 +261,7 @@ def test_an_encoder_is_no_receiver(tmp_path):
     with pytest.raises(UserError, match="a bert encoder reads and cannot write"):
         opened("reader", home)
     bare = write_encoder(tmp_path / "bare", special=False)
-    with pytest.raises(UserError, match=r"names no \[CLS\] and \[SEP\]"):
+    with pytest.raises(UserError, match=r"has no \[CLS\] and \[SEP\]"):
         opened("sender", bare)
 
 

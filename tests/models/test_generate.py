@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from lw_jax.models import head
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.generate import DecodeOptions, generate
 from lw_jax.models.params import init
 from lw_jax.types import KV, Edits, Lora
+from tests.tiny.arch import decoder
 
-ARCH = Arch("mistral", 24, 16, 2, 4, 2, 4, 24, 1e-5, Rope(100.0), window=8, init_std=0.5)
+ARCH = decoder("mistral", 24, 16, 2, 4, 2, 4, 24, theta=100.0, window=8, init_std=0.5)
 ROWS, TOKENS, NEW = 64, 7, 5
 PROMPTS = np.random.default_rng(0).integers(3, TOKENS + 1, ROWS).astype(np.int32)
 EOS = (3, 5)

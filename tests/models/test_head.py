@@ -7,11 +7,11 @@ import optax
 import pytest
 
 from lw_jax.models import head
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.params import init
+from tests.tiny.arch import decoder
 
-UNTIED = Arch("llama", 29, 12, 1, 2, 1, 4, 8, 1e-5, Rope(1e4), init_std=0.5)
-TIED = Arch("qwen2", 29, 12, 1, 2, 1, 4, 8, 1e-5, Rope(1e4), tied=True, init_std=0.5)
+UNTIED = decoder("llama", 29, 12, 1, 2, 1, 4, 8, init_std=0.5)
+TIED = decoder("qwen2", 29, 12, 1, 2, 1, 4, 8, tied=True, init_std=0.5)
 
 
 def states(seed: int, *shape: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_gradients_equal_the_plain_ones(model):
 
 def test_memory_holds_one_slice_of_logits():
     """Forward and backward, far below positions x vocabulary."""
-    arch = Arch("llama", 4096, 16, 1, 2, 1, 8, 8, 1e-5, Rope(1e4))
+    arch = decoder("llama", 4096, 16, 1, 2, 1, 8, 8)
     weights = jax.eval_shape(lambda: init(arch, jax.random.key(0)))
 
     def loss(h, params):

@@ -12,17 +12,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lw_jax.errors import UserError
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
 from lw_jax.models.spec import FrozenSpec, open_model
 from lw_jax.models.tokenizer import decode, encode, load_tokenizer
 from tests.models import parity
+from tests.tiny.arch import decoder
 
-ARCH = Arch(
-    "llama", 300, 16, 2, 2, 1, 8, 24, 1e-5, Rope(1e4), bos_id=0, eos_ids=(1, 2), init_std=0.3
-)
+ARCH = decoder("llama", 300, 16, 2, 2, 1, 8, 24, bos_id=0, eos_ids=(1, 2), init_std=0.3)
 
 
 def bpe(bos: str | None = "<s>") -> PreTrainedTokenizerFast:

@@ -52,7 +52,7 @@ def test_scale_and_colour_are_held_at_their_start() -> None:
 
 def test_what_the_reader_does_not_have_cannot_be_held() -> None:
     seen = world.context({"reader": world.reader()}, world.data())
-    with pytest.raises(UserError, match=r"objectives\.scale_l2: .* soft_tokens has no colour"):
+    with pytest.raises(UserError, match=r"objectives\.scale_l2: no reader of r has a colour"):
         world.terms("scale_l2", scale_l2.Config(of="colour"), seen)
     with pytest.raises(UserError, match=r"objectives\.affine_l2: .* set its colour to true"):
         world.terms("affine_l2", affine_l2.Config(), seen)

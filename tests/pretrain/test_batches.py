@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from lw_jax.models import head
-from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.params import init
 from lw_jax.pretrain import batches as kinds
@@ -26,6 +26,7 @@ from lw_jax.text.layout import head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.state import new_state
+from tests.tiny.arch import decoder
 
 LONGEST = 320
 
@@ -115,7 +116,7 @@ def test_texts_that_are_too_long_are_counted(rows: MixtureRows, tokenizer: Token
         Texts(rows, tokenizer, 4, 8).group(0)
 
 
-ARCH = Arch("mistral", 300, 16, 2, 4, 2, 4, 24, 1e-5, Rope(1e4), init_std=0.3)
+ARCH = decoder("mistral", 300, 16, 2, 4, 2, 4, 24, init_std=0.3)
 SGD = optax.sgd(1.0)
 
 

@@ -11,15 +11,15 @@ import pytest
 from lw_jax.bridge.module import merge
 from lw_jax.errors import UserError
 from lw_jax.layers.low_rank import LowRank
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.params import init
 from lw_jax.readers import lora
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Delivery, Edits, Latent
+from tests.tiny.arch import decoder
 
-ARCH = Arch(
+ARCH = decoder(
     family="mistral",
     vocab_size=20,
     width=12,
@@ -28,8 +28,6 @@ ARCH = Arch(
     kv_heads=2,
     head_dim=6,
     mlp_width=16,
-    norm_eps=1e-5,
-    rope=Rope(10000.0),
     bos_id=1,
     eos_ids=(2,),
     init_std=0.3,

@@ -17,7 +17,6 @@ from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.evaluate import packets
 from lw_jax.evaluate.methods.base import EvalContext, Method
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.models.params import init
@@ -29,6 +28,7 @@ from lw_jax.text.layout import prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Latent
+from tests.tiny.arch import decoder
 
 LAYOUT = LayoutConfig()
 SLOTS, WIDTH, PREFIX = 4, 12, 6
@@ -112,7 +112,7 @@ def make_party(
     """
     hf_tokenizer = train_bpe(texts, vocab, family=family, single_digits=family == "mistral")
     bos = special_ids(hf_tokenizer, family)["bos_token_id"]
-    arch = Arch(
+    arch = decoder(
         family=family,
         vocab_size=vocab,
         width=24,
@@ -121,8 +121,6 @@ def make_party(
         kv_heads=2,
         head_dim=6,
         mlp_width=32,
-        norm_eps=1e-5,
-        rope=Rope(10000.0),
         bos_id=bos,
         eos_ids=(0, *range(vocab - 24, vocab)),
         init_std=0.35,

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 
 from lw_jax.data.facts import FactsRows
-from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
 from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
+from tests.tiny.arch import decoder
 
 
 def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16) -> Path:
@@ -19,7 +19,7 @@ def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16)
     texts = [e.context for i in range(len(rows)) for e in rows[i][:1]]
     tokenizer = train_bpe(texts, vocab, family=family, single_digits=family == "mistral")
     ids = special_ids(tokenizer, family)
-    arch = Arch(
+    arch = decoder(
         family=family,
         vocab_size=vocab,
         width=width,
@@ -28,8 +28,6 @@ def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16)
         kv_heads=2,
         head_dim=4,
         mlp_width=2 * width,
-        norm_eps=1e-5,
-        rope=Rope(10000.0),
         qkv_bias=family == "qwen2",
         max_positions=512,
         bos_id=ids["bos_token_id"],

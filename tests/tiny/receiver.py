@@ -11,13 +11,14 @@ from tokenizers import Tokenizer as Backend
 
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
-from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.arch import Arch
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels, Sender
 from lw_jax.models.params import init
 from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.text.layout import Prompt, prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
+from tests.tiny.arch import decoder
 
 LAYOUT = LayoutConfig()
 
@@ -45,7 +46,7 @@ def text_tokenizer(family: str = "mistral", vocab: int = 320) -> Tokenizer:
 @cache
 def arch(family: str = "mistral", vocab: int = 320) -> Arch:
     tokenizer = text_tokenizer(family, vocab)
-    return Arch(
+    return decoder(
         family=family,
         vocab_size=vocab,
         width=24,
@@ -54,8 +55,6 @@ def arch(family: str = "mistral", vocab: int = 320) -> Arch:
         kv_heads=2,
         head_dim=6,
         mlp_width=32,
-        norm_eps=1e-5,
-        rope=Rope(10000.0),
         qkv_bias=family == "qwen2",
         bos_id=tokenizer.bos_id,
         eos_ids=(tokenizer.eos_id,),

@@ -1,6 +1,6 @@
 """A run of two stages on a toy model: small enough to be killed many times.
 
-    python tests/train/toy.py DIRECTORY [--steps N] [--pause SECONDS] [--workers N]
+    python tests/tiny/training.py DIRECTORY [--steps N] [--pause SECONDS] [--workers N]
         [--kill WHEN]
 
 WHEN is a place where the process kills itself: `save:N`, in the middle of writing the checkpoint

@@ -16,8 +16,7 @@ from lw_jax.bridge.config import BridgeConfig
 from lw_jax.compressors import perceiver
 from lw_jax.config.parse import build
 from lw_jax.errors import UserError
-from lw_jax.models import params as decoder
-from lw_jax.models.arch import Arch, Rope
+from lw_jax.models import params as frozen_params
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.objectives import gist
 from lw_jax.objectives.config import ObjectivesConfig
@@ -32,8 +31,9 @@ from lw_jax.train.optimiser import (
 )
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.utils.schedule import Schedule
+from tests.tiny.arch import decoder
 
-ARCH = Arch("qwen2", 20, 16, 3, 4, 2, 4, 24, 1e-5, Rope(1e4), qkv_bias=True, qk_norm=True)
+ARCH = decoder("qwen2", 20, 16, 3, 4, 2, 4, 24, qkv_bias=True, qk_norm=True)
 CONSTANT = Schedule()
 MUON = OptimiserConfig(name="muon", lr=0.02, clip=0.0, schedule=CONSTANT)
 MATRICES = {"q", "k", "v", "o", "gate", "up", "down"}
@@ -48,7 +48,7 @@ def random_like(shapes: Any, seed: int) -> Any:
 
 
 def decoder_params(seed: int = 0) -> Any:
-    return random_like(decoder.shapes(decoder.abstract(ARCH)), seed)
+    return random_like(frozen_params.shapes(frozen_params.abstract(ARCH)), seed)
 
 
 DIMS = BridgeDims(20, 2, 8, {"a": ModelDims(24, 3, 2, 4)})
@@ -80,7 +80,7 @@ def update(config: OptimiserConfig, params: Any, grads: Any) -> Any:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_leaf_of_a_decoder(tied: bool) -> None:
-    found = groups(decoder.shapes(decoder.abstract(replace(ARCH, tied=tied))))
+    found = groups(frozen_params.shapes(frozen_params.abstract(replace(ARCH, tied=tied))))
     assert set(found.values()) == {"muon", "adam"}
     for path, group in found.items():
         assert group == ("muon" if path.removeprefix("layers/") in MATRICES else "adam"), path

@@ -22,7 +22,14 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
     """The toy run in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, "-W", "error", str(ROOT / "tests/train/toy.py"), str(directory), *flags],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            str(ROOT / "tests/tiny/training.py"),
+            str(directory),
+            *flags,
+        ],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
