@@ -16,6 +16,7 @@ import pytest
 from lw_jax.train.diagnostics import TIMES
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests" / "tiny" / "training.py"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 
 
