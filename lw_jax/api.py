@@ -101,7 +101,7 @@ class Bridge:
             raise UserError(f"encode: the text is longer than {_longest(layout, sources)}")
         name = codec or self.pipeline.bridge.codec
         check(name, self.pipeline.bridge.levels)
-        ctx = self._scene(next(iter(self.pipeline.receivers)))
+        ctx = self._context(next(iter(self.pipeline.receivers)))
         if ratio is not None:
             ctx = replace(ctx, bridge=ctx.bridge.at_ratio(ratio))
         sent = jax.device_get(packets.encode(ctx, batch))
@@ -119,7 +119,7 @@ class Bridge:
             UserError: the bytes are no latent of this bridge, or the receiver is unknown.
         """
         name = self._receiver(receiver)
-        ctx, tokenizer = self._scene(name), self.pipeline.receivers[name]
+        ctx, tokenizer = self._context(name), self.pipeline.receivers[name]
         sent = packets.opened(ctx.bridge, data, self.trained.mark)
         message = _deliver(ctx, packets.filled([sent], _multiple(sent.mask.shape[1])))
         options = options_of(self.decode, ctx.model.arch, tokenizer)
@@ -128,7 +128,7 @@ class Bridge:
         ids = said.ids[0, : int(said.lengths[0])].tolist()
         return tokenizer.backend.decode(ids).strip()
 
-    def _scene(self, receiver: str) -> EvalContext:
+    def _context(self, receiver: str) -> EvalContext:
         s = self.pipeline
         return EvalContext(s.frozen, self.trained.params, None, s.bridge, receiver)
 

@@ -66,8 +66,9 @@ def steps(config: Config, mesh: MeshConfig, kind: BatchKind = "latent") -> list[
     """The first step of that kind of each train stage."""
     models = ({} if config.sender is None else {"sender": config.sender}) | config.receivers
     specs = {n: FrozenSpec(n, m, arch_of(m.path), NOT_ASKED) for n, m in models.items()}
-    assert config.bridge is not None
-    lengths = {config.bridge.batch_key(view): 64 for view in config.bridge.views}
+    lengths = {}
+    if config.bridge is not None:
+        lengths = {config.bridge.batch_key(view): 64 for view in config.bridge.views}
     for name in config.receivers:
         lengths |= {f"{name}/context": 64, f"{name}/ask": 16, f"{name}/answer": 8}
     return [

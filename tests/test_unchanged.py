@@ -33,6 +33,8 @@ from lw_jax.launch import main
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "unchanged.json"
 STEPS = 5
+LONG = ("facts_two_receivers", "latentwire_smoke", "telepathy_v12")
+"""Starts that take 20 seconds and more."""
 LOSS_TOLERANCE = 1e-6
 MEASURED = "statistics"
 """A part of the paths of what is computed from models and texts, not drawn."""
@@ -330,7 +332,9 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the configs name the models from there
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in CASES]
+)
 def test_a_stage_starts_as_before(name: str, tmp_path: Path) -> None:
     found = differences(golden("starts")[name], described(start(name, tmp_path)))
     assert not found, "\n".join(found)

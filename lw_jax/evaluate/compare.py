@@ -188,15 +188,15 @@ class Comparison:
 
     # Methods
 
-    def compile(self, scenes: Sequence[tuple[EvalContext, str]]) -> None:
+    def compile(self, ctxs: Sequence[tuple[EvalContext, str]]) -> None:
         """Compile what methods need, each of the receiver of its scene, side by side."""
-        if not scenes:
+        if not ctxs:
             return
         begin, batch = self.batches[0]
         placed = put_batch(self.pipeline.mesh, batch)
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         calls = []
-        for ctx, name in scenes:
+        for ctx, name in ctxs:
             how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
             options = options_of(self.config.decode, ctx.model.arch, tokenizer)
             latent = self.received(how, begin)

@@ -27,7 +27,7 @@ Candidates = Mapping[str, Sequence[str]]
 
 
 def together(
-    compared: Comparison, scenes: Mapping[str, EvalContext], candidates: Candidates
+    compared: Comparison, ctxs: Mapping[str, EvalContext], candidates: Candidates
 ) -> list[str] | None:
     """Row by row the answer that the receivers choose; None where there is nothing to choose: one
     receiver, or one that writes more than an answer (`layout.target`).
@@ -38,7 +38,7 @@ def together(
     if len(candidates) < 2 or compared.pipeline.layout.target != "answer":
         return None
     rows, texts = _answering(compared, candidates), list(candidates.values())
-    scores = sum(log_probabilities(rows, ctx, texts) for ctx in scenes.values())
+    scores = sum(log_probabilities(rows, ctx, texts) for ctx in ctxs.values())
     return pick(texts, np.asarray(scores))
 
 

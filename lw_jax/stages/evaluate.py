@@ -98,7 +98,10 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         if trained is not None:
             first, codecs = next(iter(pipeline.receivers)), [m.codec for m in wanted if m.codec]
             compared = compared.sent(
-                _scene(compared, trained, first), trained.mark, codecs, look="latent" in cfg.methods
+                _context(compared, trained, first),
+                trained.mark,
+                codecs,
+                look="latent" in cfg.methods,
             )
         mean = None
         if trained is not None and any(m.mean for m in wanted):
@@ -110,10 +113,10 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         said, packed = _compare(compared, trained, mean, partial, relayed, bridges)
         slots, rescored = {}, None
         if trained is not None and "latent" in cfg.methods:
-            scenes = {r: _scene(compared, trained, r) for r in pipeline.receivers}
-            slots = {r: compared.slots(ctx) for r, ctx in scenes.items()}
-            answers = {r: [p.text for p in said[r]["latent"][0]] for r in scenes}
-            rescored = rescore.together(compared, scenes, answers)
+            ctxs = {r: _context(compared, trained, r) for r in pipeline.receivers}
+            slots = {r: compared.slots(ctx) for r, ctx in ctxs.items()}
+            answers = {r: [p.text for p in said[r]["latent"][0]] for r in ctxs}
+            rescored = rescore.together(compared, ctxs, answers)
     how = cfg.seed, cfg.bootstrap, data_set(cfg.data or run.config.data).ends_in_number
     probed = _probe(run, pipeline, cfg, Asked(examples, others, *how))
     # What the receiver is to write is what its output is held against.
@@ -178,7 +181,7 @@ def _directory(run: Run, name: str) -> Path:
     return run.out_dir if name == kept[-1] else run.out_dir / name
 
 
-def _scene(
+def _context(
     compared: Comparison, trained: Trained | None, receiver: str, mean: Any = None
 ) -> EvalContext:
     pipeline = compared.pipeline
@@ -209,7 +212,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
         groups = sample(load_rows(run.config.data, "train", run.config.seed), count)
         receiver = next(iter(pipeline.receivers))
         slots = mean_latent.measure(
-            _scene(compared, trained, receiver),
+            _context(compared, trained, receiver),
             groups,
             pipeline.collate(groups),
             lambda batch: put_batch(pipeline.mesh, batch),
@@ -261,21 +264,21 @@ def _compare(
     said: dict[str, dict[str, Any]] = {}
     packed: dict[str, Any] = {}
     texts, bridged = compared.texts(), compared.pipeline.bridge
-    scenes = {r: _scene(compared, trained, r, mean) for r in compared.pipeline.receivers}
+    ctxs = {r: _context(compared, trained, r, mean) for r in compared.pipeline.receivers}
     own = compared.config.all_methods
     places = {n: relayed if relayed and method(n).relayed else compared for n in own}
     places |= {g.name: g.comparison(compared) for g in bridges}
-    others = {(r, g.name): _scene(places[g.name], g.trained, r) for r in scenes for g in bridges}
+    others = {(r, g.name): _context(places[g.name], g.trained, r) for r in ctxs for g in bridges}
 
-    kept = {(r, n): partial.load(r, n) for r in scenes for n in places}
-    todo = [(others.get((r, n), scenes[r]), n) for (r, n), found in kept.items() if found is None]
+    kept = {(r, n): partial.load(r, n) for r in ctxs for n in places}
+    todo = [(others.get((r, n), ctxs[r]), n) for (r, n), found in kept.items() if found is None]
     for g in bridges:
         mine = [ctx for ctx, name in todo if name == g.name]
         if mine:
             places[g.name] = places[g.name].sent(mine[0], g.trained.mark, [])
     for one in {id(place): place for place in places.values()}.values():
         one.compile([(ctx, name) for ctx, name in todo if places[name] is one])
-    for receiver, ctx in scenes.items():
+    for receiver, ctx in ctxs.items():
         if compared.packets is not None:
             columns = compared.columns(ctx)
             packed["latent"] = compression.of_texts(

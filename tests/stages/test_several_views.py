@@ -107,7 +107,7 @@ def test_every_view_reaches_the_latent(config: Path) -> None:
     assert read.bridge is not None
     dims = read.bridge.dims(arch("llama"), {"reader": ModelDims(24, 2, 2, 12)})
     bridge = Bridge(read.bridge, dims)
-    params = bridge.init(jax.random.key(0))
+    params = jax.jit(bridge.init)(jax.random.key(0))
     assert ("sources", "bytes") in dict(components(params))
     rng = np.random.default_rng(0)
     taps = {}
@@ -123,10 +123,11 @@ def test_every_view_reaches_the_latent(config: Path) -> None:
         seen = taps | {"sender": taps["sender"].replace(states=states)}  # type: ignore[attr-defined]
         return jnp.sum(jnp.square(bridge.encode(params, seen).slots))
 
-    by_sender, by_params = jax.grad(total, argnums=(0, 1))(taps["sender"].states, params)
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))
+    by_sender, by_params = gradients(taps["sender"].states, params)
     assert float(jnp.abs(by_sender).max()) > 0
     assert float(jnp.abs(by_params["sources"]["bytes"]["byte"]["embedding"]).max()) > 0
-    latent = bridge.encode(params, taps)
+    latent = jax.eval_shape(bridge.encode, params, taps)
     chex.assert_shape(latent.slots, (2, 3, 8))
 
 
