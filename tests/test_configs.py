@@ -228,8 +228,10 @@ def test_a_version_compiles_at_the_seeds_size_on_four_devices(path: Path) -> Non
     assert source.taps(arch_of("llama-3.1-8b-instruct")) == source.layers  # 16 or 20, not scaled
     memory = step.step.lower(*step.arguments).compile().memory_analysis()
     assert memory is not None
-    # 16 or 20 layers of the sender and the whole receiver in bfloat16, in halves
-    assert 9 * GIB < size_in_bytes(step.frozen) < 13 * GIB
+    # 16 or 20 layers of the sender (4 of today's default) and the whole receiver in bfloat16, in
+    # halves
+    least, most = (9, 13) if max(source.layers) >= 16 else (7, 9)
+    assert least * GIB < size_in_bytes(step.frozen) < most * GIB
     assert memory.temp_size_in_bytes < 40 * GIB
 
 
