@@ -102,7 +102,7 @@ class _Block:
 
     def __call__(self, w: PyTree, h: Array, given: PyTree) -> Array:
         stream = h.astype(jnp.float32)
-        x, loud = _normed(stream)
+        x, rms = _normed(stream)
 
         def split(y: Array) -> Array:
             return rearrange(y, "b t (h e) -> b t h e", h=self.heads)
@@ -116,4 +116,4 @@ class _Block:
         if "up" in w:
             inner, _ = _normed(x + added)
             added = added + nn.gelu(inner @ w["up"]) @ w["down"]
-        return stream + w["gate"] * jax.lax.stop_gradient(loud) * added
+        return stream + w["gate"] * jax.lax.stop_gradient(rms) * added

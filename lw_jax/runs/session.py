@@ -21,7 +21,7 @@ from lw_jax.models.dims import ModelDims
 from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenModels, Sender
 from lw_jax.models.spec import SENDER, FrozenSpec, open_model
 from lw_jax.pipeline import Pipeline
-from lw_jax.receiver.loudness import measure_rms
+from lw_jax.receiver.rms import measure_rms
 from lw_jax.runs import receiver_rms
 from lw_jax.runs.frozen import (
     Make,
@@ -38,7 +38,7 @@ from lw_jax.text.tokenizer import Tokenizer
 
 MEASURED_ROWS = 2048
 """Number of contexts whose token lengths decide the static lengths of a batch."""
-LOUDNESS_ROWS = 32
+RMS_ROWS = 32
 """Number of contexts on which the receivers' RMS is measured."""
 CHECKED_ROWS = 64
 """Number of contexts whose labels are checked at start-up."""
@@ -144,18 +144,18 @@ def open_pipeline(
     prompts = prompts_of(config.layout, tokenizers)
     receivers = make_receivers(config, specs, _loading(session, mesh))
     prints = {name: spec.fingerprint() for name, spec in specs.items()}
-    loud = None if run_dir is None else receiver_rms.load(run_dir, prints)
-    if rows or loud is None:
+    measured = None if run_dir is None else receiver_rms.load(run_dir, prints)
+    if rows or measured is None:
         groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
         for tokenizer in tokenizers.values():
             check_labels(config.layout, tokenizer, [e for group in groups for e in group])
-        if loud is None:
-            loud = _loudness(config.layout, receivers, tokenizers, groups[:LOUDNESS_ROWS])
+        if measured is None:
+            measured = _receiver_rms(config.layout, receivers, tokenizers, groups[:RMS_ROWS])
         if run_dir is not None and rows:
-            receiver_rms.save(run_dir, loud, prints)
+            receiver_rms.save(run_dir, measured, prints)
     return Pipeline(
         layout=config.layout,
-        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), loud)),
+        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
         frozen=FrozenModels.of(sender, receivers, prompts),
         sources=tokenizers_of(config.bridge, senders),
         receivers=tokenizers,
@@ -188,8 +188,8 @@ def open_rival(
     if config.bridge is None:
         raise UserError(f"{run_dir}: that run has no bridge")
     prints = {name: pipeline.fingerprints[name] for name in pipeline.receivers}
-    loud = receiver_rms.load(run_dir, prints)
-    if loud is None:
+    measured = receiver_rms.load(run_dir, prints)
+    if measured is None:
         raise UserError(
             f"{run_dir}: its receivers are not {', '.join(prints)} with the same weights, "
             "so it cannot read the same rows"
@@ -200,7 +200,7 @@ def open_rival(
     return replace(
         pipeline,
         layout=layout,
-        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), loud)),
+        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
         frozen=FrozenModels.of(sender, pipeline.frozen.receivers, prompts),
         sources=tokenizers_of(config.bridge, senders),
         fingerprints=of_sender | prints,
@@ -238,7 +238,7 @@ def _models_of(config: Config) -> dict[str, ModelConfig]:
     return ({} if config.sender is None else {SENDER: config.sender}) | config.receivers
 
 
-def _loudness(
+def _receiver_rms(
     layout: LayoutConfig,
     frozen: dict[str, FrozenDecoder],
     tokenizers: dict[str, Tokenizer],

@@ -21,7 +21,7 @@ from lw_jax.bridge.paths import chosen_parts, components, from_paths, nested
 from lw_jax.errors import UserError
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
-from lw_jax.utils.files import check_seal, seal
+from lw_jax.utils.files import check_manifest, write_manifest
 from lw_jax.utils.resume import FREE
 
 
@@ -58,7 +58,7 @@ class Checkpoints:
         }
         path = self.root.absolute() / str(step)
         ocp.save_checkpointables(path, parts, custom_metadata=meta)
-        seal(path)
+        write_manifest(path)
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
             if old != best:
@@ -120,7 +120,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint is damaged, or was not finished.
     """
-    check_seal(path)
+    check_manifest(path)
     meta = ocp.metadata(path.absolute(), checkpointable_name="params").custom_metadata
     assert isinstance(meta, dict)
     return meta

@@ -1,6 +1,7 @@
-"""A seal on a directory: the digest of every file, so that damage is found before anything is read.
+"""Files written whole, and the manifest of a directory: the digest of every file in it, so that
+damage is found before anything is read.
 
-It is written last: a directory without a seal is not finished.
+A manifest is written last: a directory without one is not finished.
 """
 
 from __future__ import annotations
@@ -12,26 +13,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-SEAL = "files.json"
+MANIFEST = "files.json"
 
 
-def seal(directory: Path) -> None:
-    """Writes the seal of a finished directory."""
-    part = directory / f"{SEAL}.part"
+def write_manifest(directory: Path) -> None:
+    """Writes the manifest of a finished directory."""
+    part = directory / f"{MANIFEST}.part"
     part.write_text(json.dumps(_digests(directory), indent=1), encoding="utf-8")
-    os.replace(part, directory / SEAL)
+    os.replace(part, directory / MANIFEST)
 
 
-def check_seal(directory: Path) -> None:
-    """Checks that the directory holds exactly what was sealed.
+def check_manifest(directory: Path) -> None:
+    """Checks that the directory holds exactly what its manifest says.
 
     Raises:
         ValueError: it is not finished, or a file is missing or has changed; says which.
     """
-    if not (directory / SEAL).is_file():
-        raise ValueError(f"{SEAL} is missing: it was not finished")
-    sealed, here = json.loads((directory / SEAL).read_text(encoding="utf-8")), _digests(directory)
-    for name, digest in sealed.items():
+    if not (directory / MANIFEST).is_file():
+        raise ValueError(f"{MANIFEST} is missing: it was not finished")
+    written = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    here = _digests(directory)
+    for name, digest in written.items():
         if name not in here:
             raise ValueError(f"{name} is missing")
         if here[name] != digest:
@@ -42,7 +44,7 @@ def _digests(directory: Path) -> dict[str, str]:
     found = {}
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.is_file() and name not in (SEAL, f"{SEAL}.part"):
+        if path.is_file() and name not in (MANIFEST, f"{MANIFEST}.part"):
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
