@@ -35,7 +35,13 @@ from lw_jax.wire.codecs import codec as check
 
 @dataclass(frozen=True)
 class Bridge:
-    """A trained bridge with its frozen models. Make one with `Bridge.load`."""
+    """A trained bridge with its frozen models. Make one with `Bridge.load`.
+
+    Attributes:
+        pipeline: the frozen models, their tokenizers and the bridge.
+        trained: the bridge's parameters, and where they come from.
+        decode: how answers are decoded.
+    """
 
     pipeline: Pipeline
     trained: Trained

@@ -33,7 +33,13 @@ from lw_jax.utils.compile import AheadOfTime
 
 @struct.dataclass
 class Raw:
-    """One batch: the gold answers scored, G tokens written, columns [N] of the message."""
+    """What a receiver says of one batch.
+
+    Attributes:
+        scored: the gold answers, scored.
+        written: what it writes, G tokens at most.
+        columns: [N] receiver columns of the message.
+    """
 
     scored: Scored
     written: Generation
@@ -97,7 +103,11 @@ def rate(
 
 @dataclass(frozen=True)
 class Planned:
-    """A call of `predict` that will come; the fields are its arguments."""
+    """A call of `predict` that will come.
+
+    Attributes:
+        message, ctx, batch, sent, rng, options: its arguments.
+    """
 
     message: MessageOf
     ctx: EvalContext

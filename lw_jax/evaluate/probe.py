@@ -42,7 +42,13 @@ OPTIONS = {"maxiter": 100}
 
 @dataclass(frozen=True)
 class Linear:
-    """logits = (x - mean) / std @ weights + bias: mean, std [D], weights [D, C], bias [C]."""
+    """A linear classifier: logits = (x - mean) / std @ weights + bias.
+
+    Attributes:
+        mean, std: [D] of the features.
+        weights: [D, C] for C classes.
+        bias: [C].
+    """
 
     mean: Floats
     std: Floats

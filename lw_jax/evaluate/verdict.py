@@ -23,7 +23,13 @@ BYTES = "token_budget_bytes"
 
 @dataclass(frozen=True)
 class Difference:
-    """latent - other in the verdict's metric, over the same rows, with its 95 % interval."""
+    """latent - other in the verdict's metric, over the same rows.
+
+    Attributes:
+        other: the other method.
+        mean: the difference.
+        low, high: its 95 % interval.
+    """
 
     other: str
     mean: float
@@ -36,9 +42,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """carries: the rule above; share: (matched - deranged) / (matched - none), None when the
-    interval of matched - none does not exclude 0; words: the sentences for people; metric: of the
-    rows."""
+    """Whether a wire carries content.
+
+    Attributes:
+        carries: the rule above.
+        share: (matched - deranged) / (matched - none); None when the interval of matched - none
+            does not exclude 0.
+        differences: of the latent and the other methods, by the other's name.
+        words: the verdict in sentences.
+        metric: the metric that is compared.
+    """
 
     carries: bool
     share: float | None

@@ -27,7 +27,13 @@ from lw_jax.utils.resume import FREE
 
 @dataclass(frozen=True)
 class Restored:
-    """A state read back, with the JSON that was saved beside it."""
+    """A state read back.
+
+    Attributes:
+        state: the state.
+        step: after which it was saved.
+        progress: the JSON that was saved with it.
+    """
 
     state: TrainState
     step: int
@@ -38,8 +44,11 @@ class Restored:
 class Checkpoints:
     """The checkpoints of a stage.
 
-    root: their directory; keep: latest ones kept beside the best; identity: JSON tree
-    (`config`, `fingerprints`, ...) that must be the same, but for `FREE` keys, on resuming.
+    Attributes:
+        root: their directory.
+        keep: number of latest checkpoints that are kept, besides the best.
+        identity: JSON tree (`config`, `fingerprints`, ...) that must be the same on resuming, but
+            for `FREE` keys.
     """
 
     root: Path

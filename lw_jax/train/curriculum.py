@@ -10,8 +10,15 @@ from lw_jax.train.config import Level
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps `start` to `stop` (not included), with rows of `level` (None: as the data says), the
-    bridge at `ratio` (None: at any of its own)."""
+    """A run of steps with the same rows and the same ratio.
+
+    Attributes:
+        index: its number.
+        level: of the rows; None: as the data says.
+        start: its first step.
+        stop: the step after its last.
+        ratio: of the bridge; None: any of its own.
+    """
 
     index: int
     level: int | None

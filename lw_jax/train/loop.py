@@ -30,7 +30,13 @@ StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A quick evaluation. score: higher is better, None where there is none; samples: lines."""
+    """A quick evaluation.
+
+    Attributes:
+        metrics: its figures.
+        score: higher is better; None: it has none.
+        samples: lines for people.
+    """
 
     metrics: Metrics
     score: float | None = None
@@ -83,7 +89,13 @@ def checkpoint_root(run: Path, stage: str) -> Path:
 
 @dataclass
 class _Progress:
-    """What the host remembers between steps; JSON in every checkpoint."""
+    """What the host remembers between steps; JSON in every checkpoint.
+
+    Attributes:
+        window: sums since the last log line.
+        smoothed: average of the scores so far.
+        best: step and score of the best checkpoint.
+    """
 
     window: Window
     smoothed: float | None = None

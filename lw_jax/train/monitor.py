@@ -36,8 +36,13 @@ FIRST_TOKENS = 5
 class QuickEvaluation:
     """Watches a stage on a fixed set of validation rows, one question a context.
 
-    objectives: the stage's, None where only what is written matters; steps: of the stage;
-    microbatch: contexts that the gradients per objective are taken on.
+    Attributes:
+        pipeline: the frozen models and the bridge.
+        groups: the rows.
+        objectives: the stage's; None: only what is written matters.
+        steps: of the stage.
+        microbatch: number of contexts that the gradients of each objective are taken on.
+        max_new: number of tokens that are written.
     """
 
     pipeline: Pipeline

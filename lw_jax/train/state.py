@@ -14,8 +14,12 @@ from lw_jax.types import Array, PyTree
 class TrainState:
     """All that a checkpoint holds of a stage.
 
-    params: trained leaves; opt_state: optax's; step: int32 scalar, steps taken; rng: typed key of
-    the stage (a step folds its number in, so the key never changes); ema: averaged params or None.
+    Attributes:
+        params: the parameters.
+        opt_state: optax's state.
+        step: int32 scalar, steps taken.
+        rng: typed key of the stage. A step folds its number in, so the key never changes.
+        ema: averaged parameters; None: the stage keeps none.
     """
 
     params: PyTree

@@ -37,7 +37,14 @@ def check_headless(width: int, target: int) -> None:
 
 
 class TokenHead(nn.Module):
-    """Slots [B, P, width] -> states [B, positions, out]: one learned query for every position."""
+    """Slots [B, P, D] -> states [B, positions, out]: one learned query for every position.
+
+    Attributes:
+        positions: how many positions are predicted.
+        width: of the attention.
+        heads: of the attention.
+        out: width of a state.
+    """
 
     positions: int
     width: int
