@@ -34,7 +34,7 @@ class Config(Objective):
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats that the entropy falls short of even use, log K - H, over the slots of the batch."""
-        remedy = "set bridge.bottleneck.vq"
+        remedy = "set a bottleneck with a codebook"
         distances, codes = (of_bottleneck(ctx, n, remedy) for n in ("distances", "codes"))
         real = real_slots(ctx, codes).astype(jnp.float32)
         count = jnp.sum(real)

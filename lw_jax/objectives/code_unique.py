@@ -29,7 +29,7 @@ class Config(Objective):
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """-log(different code tuples / slots) of the batch."""
-        codes = of_bottleneck(ctx, "codes", "set bridge.bottleneck.fsq or bridge.bottleneck.vq")
+        codes = of_bottleneck(ctx, "codes", "set a bottleneck with codes")
         real = real_slots(ctx, codes)
         count = jnp.sum(real).astype(jnp.float32)
         different = distinct(jnp.where(real[..., None], codes, -1)).astype(jnp.float32)

@@ -32,7 +32,7 @@ class Config(Objective):
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """-log variance of the codes, scaled to [-1, 1], over all slots of the batch."""
         name = "values" if self.rounded else "bounded"
-        remedy = "set bridge.bottleneck.fsq"
+        remedy = "set a bottleneck that rounds each number to levels"
         values, codes = (of_bottleneck(ctx, n, remedy) for n in (name, "codes"))
         real = real_slots(ctx, codes).astype(jnp.float32)
         count = jnp.sum(real)

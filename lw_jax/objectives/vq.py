@@ -28,7 +28,7 @@ class Config(Objective):
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Mean squared difference of a slot's entries, per slot."""
-        remedy = "set bridge.bottleneck.vq"
+        remedy = "set a bottleneck with a codebook"
         x, chosen, codes = (of_bottleneck(ctx, n, remedy) for n in ("inputs", "chosen", "codes"))
         real = real_slots(ctx, codes)
         codebook = jnp.mean(jnp.square(jax.lax.stop_gradient(x) - chosen), axis=-1)

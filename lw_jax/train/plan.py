@@ -162,6 +162,6 @@ def gate(cosine: Term | None, above: float) -> Array:
     if cosine is None:
         raise UserError(
             "schedule.gate: nothing measures a reconstruction cosine; "
-            "set objectives.cosine_reconstruction or objectives.reconstruction as well"
+            "set an objective that reconstructs the source as well"
         )
     return (jax.lax.stop_gradient(mean(cosine)) > above).astype(jnp.float32)

@@ -120,10 +120,15 @@ def test_a_count_of_codes_has_no_gradient(config: Any) -> None:
 
 @pytest.mark.parametrize(
     ("objective", "named"),
-    [(vq_loss, "vq"), (code_entropy, "vq"), (code_variance, "fsq"), (code_unique, "fsq or ")],
+    [
+        (vq_loss, "with a codebook"),
+        (code_entropy, "with a codebook"),
+        (code_variance, "that rounds each number to levels"),
+        (code_unique, "with codes"),
+    ],
 )
 def test_objectives_of_codes_that_the_bottleneck_does_not_have(objective: Any, named: str) -> None:
     part = Part(integer.Config(), WIDTH)
     seen = context(part, {}, latent(draw(ROWS, SLOTS, WIDTH)))
-    with pytest.raises(UserError, match=rf"has no \w+; set bridge\.bottleneck\.{named}"):
+    with pytest.raises(UserError, match=rf"has no \w+; set a bottleneck {named}"):
         objective.Config().terms(seen, "r")

@@ -116,7 +116,9 @@ def test_without_a_lora_nothing_reads_the_text() -> None:
         context = context_of(bridge, bridge.init(rng), frozen_models(), batch(), rng, True)
         return all_terms(Plan((("text_ce", text_ce.Config()),)), context, {})
 
-    with pytest.raises(UserError, match=r"bridge\.reader\.lora: missing; nothing that is trained"):
+    with pytest.raises(
+        UserError, match=r"bridge\.reader: no low-rank edits; nothing that is trained"
+    ):
         jax.eval_shape(nats, jax.random.key(0))
 
 

@@ -179,8 +179,8 @@ class Context:
         edits = self.deliveries[receiver].edits
         if edits is None or edits.lora is None:
             raise UserError(
-                f"bridge.reader.lora: missing; nothing that is trained reads the text for receiver "
-                f"{receiver!r}"
+                f"bridge.reader: no low-rank edits; nothing that is trained reads the text for "
+                f"receiver {receiver!r}"
             )
         return edits.lora
 

@@ -61,7 +61,7 @@ def given_slots(
     if delivery.embeds is None:
         raise UserError(
             f"reads soft tokens, and receiver {receiver!r} is given none; "
-            "set bridge.reader.soft_tokens"
+            "set a reader that delivers some"
         )
     mask = delivery.mask
     return delivery.embeds, jnp.ones(delivery.embeds.shape[:2], bool) if mask is None else mask
@@ -86,7 +86,7 @@ def source_width(dims: BridgeDims) -> int:
     if not dims.taps:
         raise UserError(
             "the source has no states to compare with; "
-            "set bridge.source.hidden_states, embeddings or sentence_encoder, or leave it out"
+            "set a source that reads the sender, or leave it out"
         )
     return dims.source_width
 
