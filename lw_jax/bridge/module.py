@@ -47,13 +47,18 @@ class BridgeModule(nn.Module):
         """The latent after the bottleneck."""
         latent = self.compressed(taps, False, train)
         if self.config.chosen_bottleneck is not None:
-            latent = made(Latent, self.bottleneck(latent, train), "bottleneck", self.config)
+            latent = made(
+                Latent,
+                self.bottleneck(latent, train),
+                "bottleneck",
+                *chosen(self.config.bottleneck),
+            )
         return latent
 
     def views(self, taps: Mapping[str, Taps]) -> dict[str, Features]:
         """The features of every view."""
         modules = self.sources if self.config.sources else {SOURCE: self.source}
-        return {n: made(Features, m(taps[n]), "source", self.config) for n, m in modules.items()}
+        return {n: made(Features, m(taps[n]), "source", n) for n, m in modules.items()}
 
     def compressed(self, taps: Mapping[str, Taps], pooled: bool, train: bool = False) -> Latent:
         """The latent before the bottleneck.
@@ -66,7 +71,9 @@ class BridgeModule(nn.Module):
         views = self.views(taps)
         if pooled:
             views = {name: _averaged(features) for name, features in views.items()}
-        latent = made(Latent, self.compressor(views, train), "compressor", self.config)
+        latent = made(
+            Latent, self.compressor(views, train), "compressor", *chosen(self.config.compressor)
+        )
         if self.config.refiner is not None:
             slots = self.refiner(latent.slots, latent.mask, train=train)
             latent = replace(latent, slots=jnp.where(latent.mask[..., None], slots, 0.0))
@@ -101,8 +108,8 @@ class BridgeModule(nn.Module):
         """What one receiver is given, by all its readers together."""
         own = readable(latent, sorted(self.dims.receivers).index(receiver))
         given = [
-            made(Delivery, reader(own, train), "reader", self.config)
-            for reader in self.readers[receiver].values()
+            made(Delivery, reader(own, train), "reader", name)
+            for name, reader in self.readers[receiver].items()
         ]
         return merge(given)
 
@@ -111,32 +118,29 @@ class BridgeModule(nn.Module):
         return {name: self.deliver(name, latent) for name in self.dims.receivers}
 
 
-def made(kind: type[T], value: Any, part: str, config: BridgeConfig) -> T:
-    """A value that a part has made, if it is of the type in the part's contract.
+def made(kind: type[T], value: Any, part: str, name: str) -> T:
+    """A value that a part has made, if it is what the part's contract asks for.
 
     Args:
-        kind: the type.
+        kind: the type that is asked for.
         value: what the part returned.
-        part: name of the kind of part.
-        config: config of the bridge.
+        part: kind of part.
+        name: name of the part, or of its view.
 
     Raises:
-        UserError: the value has another type; names the part.
+        UserError: the value has another type, or wrong shapes; names the part.
     """
+    where = f"bridge.{part}: {name} returned a"
     if not isinstance(value, kind):
-        names = ", ".join(chosen(getattr(config, part)) or config.sources)
         raise UserError(
-            f"bridge.{part}: {names} returned a {type(value).__name__} where its contract "
-            f"(lw_jax/{part}s/base.py) asks for a {kind.__name__}"
+            f"{where} {type(value).__name__} where its contract (lw_jax/{part}s/base.py) asks for "
+            f"a {kind.__name__}"
         )
     try:
         value.check()
     except AssertionError as error:
-        names = ", ".join(chosen(getattr(config, part)) or config.sources)
         line = " ".join(str(error).split())
-        raise UserError(
-            f"bridge.{part}: {names} returned a {kind.__name__} of wrong shapes: {line}"
-        ) from error
+        raise UserError(f"{where} {kind.__name__} of wrong shapes: {line}") from error
     return value
 
 

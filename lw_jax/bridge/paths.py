@@ -52,7 +52,9 @@ def chosen_parts(params: Mapping[str, Any], names: Iterable[str]) -> dict[tuple[
     parts = dict(components(params))
     found: dict[tuple[str, ...], PyTree] = {}
     for name in names:
-        below = {p: x for p, x in parts.items() if f"{'/'.join(p)}/".startswith(f"{name}/")}
+        below = {
+            p: x for p, x in parts.items() if f"{'/'.join(p)}/".startswith(f"{name.rstrip('/')}/")
+        }
         if not below:
             known = ", ".join("/".join(path) for path in parts)
             raise UserError(f"init_only: no component {name!r} here; there are {known}")
