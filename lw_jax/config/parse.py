@@ -21,7 +21,7 @@ from lw_jax.config.command import Flag
 from lw_jax.config.renamed import new_name, tell, with_new_names
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
-from lw_jax.utils import registry
+from lw_jax.utils import kinds, registry
 
 
 def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path] = ()) -> Config:
@@ -100,7 +100,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _named_left(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
     """Plain values without the stages and receivers that are null."""
     found = dict(raw)
-    for key, inner in tree.fields(kind).items():
+    for key, inner in kinds.fields(kind).items():
         if tree.named(inner) is not None and isinstance(raw.get(key), dict):
             found[key] = {name: value for name, value in raw[key].items() if value is not None}
     return found
@@ -203,7 +203,7 @@ def put(kind: Any, raw: dict[str, Any], key: str, text: str, said: list[str] | N
             here[name] = {}
         here = here[name]
         if not isinstance(here, dict):
-            raise UserError(f"{name}: expected {tree.describe(at)}; got {here!r}")
+            raise UserError(f"{name}: expected {kinds.describe(at)}; got {here!r}")
     last = last if tree.named(at) else new_name(at, last)
     new = ".".join([*names, last])
     if new != key and said is not None:
@@ -220,7 +220,7 @@ def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: s
     if dataclasses.is_dataclass(value) and name not in here:
         known = f"the config has {', '.join(here)}" if here else "the config has none"
         raise UserError(f"--{key}: no {name!r} there, and a flag cannot add one; {known}")
-    child = value or tree.fields(at).get(name)
+    child = value or kinds.fields(at).get(name)
     if child is None:
         known_keys = sorted(tree.paths(kind, raw), key=lambda k: not _holds(raw, k))
         raise UserError(f"--{key}: unknown key; {_near(key, known_keys, kind)}")
@@ -237,17 +237,17 @@ def _holds(raw: Any, key: str) -> bool:
 def _value(kind: Any, text: str, where: str) -> Any:
     """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros)."""
     value = yaml_files.loads(text, where)
-    wants_text = tree.bare(kind) is str and not (value is None and tree.optional(kind))
+    wants_text = kinds.bare(kind) is str and not (value is None and kinds.optional(kind))
     return text if wants_text else value
 
 
 def _known_keys(kind: Any, raw: Any, where: str) -> None:
-    if isinstance(raw, list) and get_origin(tree.bare(kind)) is tuple:
+    if isinstance(raw, list) and get_origin(kinds.bare(kind)) is tuple:
         for i, value in enumerate(raw):
             _known_keys(tree.at(kind, (i,)), value, f"{where}.{i}")
     if not isinstance(raw, Mapping):
         return
-    value, fields = tree.named(kind), tree.fields(kind)
+    value, fields = tree.named(kind), kinds.fields(kind)
     for name, below in raw.items():
         key = f"{where}.{name}" if where else str(name)
         if value is None and fields and name not in fields:
@@ -265,7 +265,7 @@ def _near(key: str, known: list[str], kind: Any) -> str:
     if not close:
         ends = {k.rpartition(".")[2]: k for k in reversed(known)}
         close = [ends[k] for k in difflib.get_close_matches(last, list(ends), 1)]
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(tree.fields(kind))}"
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(kinds.fields(kind))}"
 
 
 def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
@@ -278,14 +278,16 @@ def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
     if isinstance(own, UserError):
         line = " ".join(str(own).split())
         name = line.partition(":")[0].split(".")[0]
-        inside = name in tree.fields(tree.at(kind, path))
+        inside = name in kinds.fields(tree.at(kind, path))
         return f"{key}{'.' if inside else ': '}{line}" if key else line
-    wanted = tree.describe(tree.at(kind, path))
+    at = tree.at(kind, path)
+    complaint = kinds.wrong(at, first["input"])
     if first["type"] == "missing":
-        line = f"{key}: missing; expected {wanted}"
+        line = f"{key}: missing; expected {kinds.describe(at)}"
+    elif complaint is not None:
+        line = f"{'.'.join([key, *map(str, complaint[0])])}: {complaint[1]}"
     else:
-        got = json.dumps(first["input"], ensure_ascii=False)
-        line = f"{key}: expected {wanted}; got {got if len(got) < 60 else got[:57] + '...'}"
+        line = f"{key}: expected {kinds.describe(at)}; got {kinds.shown(first['input'])}"
     return line + (f" (and {more} more)" if more else "")
 
 
