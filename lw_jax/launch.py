@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _dispatch(argv)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(

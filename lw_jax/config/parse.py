@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 import pydantic
 
@@ -121,18 +122,19 @@ def build(kind: type[Any], raw: Any, where: str = "") -> Any:
     """
     if kind is Config:
         add_plugins(raw)
-    raw = with_new_names(kind, raw)
-    _known_keys(kind, raw, where)
+    raw = _prepared(kind, with_new_names(kind, raw), where)
     try:
-        text = json.dumps(raw)
-    except TypeError as error:
-        raise UserError(f"{where or 'config'}: {error}") from None
-    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(kind)
-    try:
-        # JSON in strict mode: a list becomes a tuple, but "3", 3.0 and true are no whole numbers.
-        return adapter.validate_json(text, strict=True)
+        # JSON in strict mode: a list becomes a tuple, but "3" and true are no whole numbers.
+        reader = _adapter(cast(Any, kind), registry.number_added())
+        return reader.validate_json(json.dumps(raw), strict=True)
     except pydantic.ValidationError as error:
         raise UserError(_explain(kind, error, where)) from None
+
+
+@cache
+def _adapter(kind: Any, added: int) -> pydantic.TypeAdapter[Any]:
+    """What reads a dataclass, while so many parts have been added to those of the package."""
+    return pydantic.TypeAdapter(kind)
 
 
 def add_plugins(raw: Any) -> None:
@@ -144,8 +146,8 @@ def add_plugins(raw: Any) -> None:
     named = raw.get("plugins") if isinstance(raw, Mapping) else None
     if named is None:
         return
-    if not isinstance(named, list) or not all(isinstance(path, str) for path in named):
-        raise UserError(f"plugins: expected a list of Python files; got {named!r}")
+    if found := kinds.wrong(kinds.fields(Config)["plugins"], named):
+        raise UserError(f"{'.'.join(map(str, ('plugins', *found[0])))}: {found[1]}")
     for path in named:
         registry.add_file(path)
 
@@ -194,11 +196,15 @@ def put(kind: Any, raw: dict[str, Any], key: str, text: str, said: list[str] | N
     """
     here, at = raw, kind
     *above, last = key.split(".")
+    if not all((*above, last)):
+        raise UserError(f"--{key}: unknown key; a key looks like bridge.latent_dim")
     names = []
     for name in above:
         name = name if tree.named(at) else new_name(at, name)
         names.append(name)
         at = _child(kind, raw, key, at, here, name)
+        if not kinds.fields(at) and tree.named(at) is None:
+            raise UserError(f"--{key}: unknown key; {'.'.join(names)} has none below it")
         if here.get(name) is None:
             here[name] = {}
         here = here[name]
@@ -236,25 +242,34 @@ def _holds(raw: Any, key: str) -> bool:
 
 def _value(kind: Any, text: str, where: str) -> Any:
     """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros)."""
-    value = yaml_files.loads(text, where)
-    wants_text = kinds.bare(kind) is str and not (value is None and kinds.optional(kind))
-    return text if wants_text else value
+    if kinds.bare(kind) is not str:
+        return yaml_files.loads(text, where)
+    return None if kinds.optional(kind) and text.strip() in yaml_files.NULL else text
 
 
-def _known_keys(kind: Any, raw: Any, where: str) -> None:
+def _prepared(kind: Any, raw: Any, where: str) -> Any:
+    """Plain values with known keys only, and with whole numbers where they are wanted (`1e3`).
+
+    Raises:
+        UserError: an unknown key, or a text that is no Unicode.
+    """
     if isinstance(raw, list) and get_origin(kinds.bare(kind)) is tuple:
-        for i, value in enumerate(raw):
-            _known_keys(tree.at(kind, (i,)), value, f"{where}.{i}")
+        return [_prepared(tree.at(kind, (i,)), v, f"{where}.{i}") for i, v in enumerate(raw)]
+    if isinstance(raw, str) and any("\ud800" <= c <= "\udfff" for c in raw):
+        raise UserError(f"{where}: expected text of Unicode characters; got {kinds.shown(raw)}")
+    if isinstance(raw, float) and raw.is_integer() and kinds.wants_whole(kind):
+        return int(raw)
     if not isinstance(raw, Mapping):
-        return
+        return raw
     value, fields = tree.named(kind), kinds.fields(kind)
+    found: dict[str, Any] = {}
     for name, below in raw.items():
         key = f"{where}.{name}" if where else str(name)
         if value is None and fields and name not in fields:
             raise UserError(f"{key}: unknown key; {_near(str(name), list(fields), kind)}")
         child = value or fields.get(str(name))
-        if child is not None:
-            _known_keys(child, below, key)
+        found[name] = below if child is None else _prepared(child, below, key)
+    return found
 
 
 def _near(key: str, known: list[str], kind: Any) -> str:
@@ -276,7 +291,7 @@ def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
     key = ".".join([*([where] if where else []), *(str(p) for p in path)])
     own = first.get("ctx", {}).get("error")
     if isinstance(own, UserError):
-        line = " ".join(str(own).split())
+        line = str(own)
         name = line.partition(":")[0].split(".")[0]
         inside = name in kinds.fields(tree.at(kind, path))
         return f"{key}{'.' if inside else ': '}{line}" if key else line

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral, Real
@@ -14,12 +14,15 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
 
+from lw_jax.errors import one_line
+
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _SHORT = {int: "int", float: "number", str: "text", bool: "true|false"}
 _LONGEST = 60
 """Characters of a wrong value that a message shows."""
 
 
+@cache
 def bare(kind: Any) -> Any:
     """The type without `| None` and without bounds."""
     while True:
@@ -41,13 +44,28 @@ def optional(kind: Any) -> bool:
     return kind is type(None) or type(None) in get_args(kind)
 
 
+def wants_whole(kind: Any) -> bool:
+    """Whether a number of the type is whole."""
+    inner = bare(kind)
+    return inner is int or (
+        get_origin(inner) is Literal and all(type(a) is int for a in get_args(inner))
+    )
+
+
 def fields(kind: Any) -> dict[str, Any]:
     """Types of a config dataclass's fields with bounds, in order; {} for any other type."""
     kind = bare(kind)
-    if not dataclasses.is_dataclass(kind):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return {}
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    made = kind.__dataclass_fields__
+    if kind not in _SEEN or _SEEN[kind][0] is not made:  # a choice may get further variants
+        hints = typing.get_type_hints(kind, include_extras=True)
+        _SEEN[kind] = made, {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+    return dict(_SEEN[kind][1])
+
+
+_SEEN: dict[type, tuple[Any, dict[str, Any]]] = {}
+"""What `fields` found, by class and the fields that it had."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,7 @@ class Bounds:
         return ", ".join(parts)
 
 
+@cache
 def bounds(kind: Any) -> Bounds:
     """The bounds that are written on a type."""
     found: dict[str, Any] = {}
@@ -189,6 +208,9 @@ def wrong(kind: Any, value: Any) -> tuple[tuple[str | int, ...], str] | None:
         return _first_wrong((key, (parts[1], below)) for key, below in value.items())
     if isinstance(inner, type) and dataclasses.is_dataclass(inner):
         return None if isinstance(value, inner) else ((), f"{_expected(kind)}; got {shown(value)}")
+    if isinstance(value, tuple | list | dict):
+        parts_of = value.items() if isinstance(value, dict) else enumerate(value)
+        return _first_wrong((key, (Any, below)) for key, below in parts_of)
     if isinstance(value, float) and not math.isfinite(value):
         return (), f"expected a finite number; got {shown(value)}"
     return None
@@ -246,15 +268,14 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1:,} digits"
     if isinstance(value, str):
-        text = '"' + value[: 2 * _LONGEST].encode("unicode_escape").decode() + '"'
-        if value.isprintable():
-            text = f'"{value}"'
+        text = f'"{value}"'
     elif isinstance(value, dict):
         text = f"a mapping of {', '.join(map(str, value)) or 'nothing'}"
     elif isinstance(value, tuple | list):
         text = "[" + ", ".join(shown(v) for v in value[:_LONGEST]) + "]"
     else:
-        text = " ".join(str(value).split())
+        text = str(value)
+    text = one_line(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
@@ -303,15 +324,9 @@ def between(kind: Any) -> str:
     return str(bounds(kind))
 
 
-@cache
-def _hints(kind: Hashable) -> tuple[tuple[str, Any], ...]:
-    return tuple(fields(kind).items())
-
-
 def first_wrong(config: Any) -> str | None:
     """What is wrong with the first wrong field of a dataclass: `name: complaint`; None: nothing."""
-    made_by: Any = type(config)
-    for name, kind in _hints(made_by):
+    for name, kind in fields(type(config)).items():
         if found := wrong(kind, getattr(config, name)):
             return f"{'.'.join(map(str, (name, *found[0])))}: {found[1]}"
     return None
