@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of a line."""
+
 
 class UserError(ValueError):
     """Bad input: one line that says what is wrong, where, and what would be right.
 
     Raised in the `__post_init__` of a config dataclass, the line begins with the field's name
     ("accumulate: 3 does not divide batch_size 32"); the parser puts the dotted path before it.
+
+    Args:
+        line: the line; line breaks become spaces, and characters that cannot be printed their
+            escapes, so that it is one line whatever a file holds.
     """
+
+    def __init__(self, line: str) -> None:
+        super().__init__(one_line(line))
+
+
+def one_line(text: str) -> str:
+    """A text as one line of characters that can be printed, cut to `LONGEST`."""
+    text = "".join(c if c.isprintable() else " " if c in "\n\r\t" else _escape(c) for c in text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -21,6 +21,7 @@ from lw_jax import __version__
 from lw_jax.config import yaml_files
 from lw_jax.config.command import overview, read_command
 from lw_jax.errors import UserError
+from lw_jax.utils import kinds
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 CONFIG_FILE = yaml_files.RUN_CONFIG
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _dispatch(argv)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(
@@ -158,7 +159,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     Returns:
         The exit code.
     """
-    from lw_jax.config import parse, tree
+    from lw_jax.config import parse
     from lw_jax.config.schema import Config
     from lw_jax.evaluate.config import EvaluateConfig
     from lw_jax.mesh import make_mesh
@@ -178,7 +179,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
             # fields that are not given are those of the run's own rows, if of the same kind
             own, variant = raw["data"], rest.partition(".")[0]
             stage["data"] = copy.deepcopy(own) if variant in own else {}
-        if first in tree.fields(EvaluateConfig):
+        if first in kinds.fields(EvaluateConfig):
             parse.put(EvaluateConfig, stage, key, text)
         else:
             parse.put(Config, raw, key, text)

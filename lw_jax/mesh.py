@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+from annotated_types import Ge, Le
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lw_jax.errors import UserError
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Checked
 
 AXES = ("data", "model")
 
@@ -65,7 +66,7 @@ def put_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """The device mesh, axes `data` and `model`.
 
     Args:
@@ -73,10 +74,9 @@ class MeshConfig:
         model: devices over which heads and MLP columns are split.
     """
 
-    data: int = -1
-    model: int = 1
+    data: Annotated[int, Ge(-1), Le(2**16)] = -1
+    model: Annotated[int, Ge(1), Le(2**16)] = 1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "model")
-        if self.data != -1:
-            at_least(self, 1, "data")
+        if self.data == 0:
+            raise UserError("data: expected at least 1, or -1 for the rest; got 0")

@@ -14,9 +14,10 @@ import flax.linen as nn
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.bounds import Checked
 
 
-class Bottleneck(ABC):
+class Bottleneck(Checked, ABC):
     """Base of every bottleneck's `Config`.
 
     Its module is called as `module(latent, train) -> Latent`. One with codes sows `codes`, and has

@@ -8,18 +8,20 @@ so that every L gives exactly L values.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Le, MinLen
 
 from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.bottlenecks.codes import counts_of, masked_codes
-from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import sow
 from lw_jax.layers.straight_through import straight_through
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Latent
+from lw_jax.utils.bounds import FEW
 
 _MARGIN = 1e-3  # keeps a saturated tanh off the rounding boundary beyond the last value
 SATURATED = 0.95
@@ -34,11 +36,7 @@ class Config(Bottleneck):
         levels: number of values of each code in a slot, e.g. [8, 8, 8, 8, 8, 8, 8, 8].
     """
 
-    levels: tuple[int, ...] = (8,) * 8
-
-    def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 2:
-            raise UserError(f"levels: expected one or more, each 2 or above; got {self.levels}")
+    levels: Annotated[tuple[Annotated[int, Ge(2), Le(2**15)], ...], MinLen(1), FEW] = (8,) * 8
 
     def build(self, dims: BridgeDims) -> Fsq:
         """The bottleneck."""

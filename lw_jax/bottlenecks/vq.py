@@ -9,11 +9,12 @@ not reach it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from einops import rearrange
 
 from lw_jax.bottlenecks.base import Bottleneck
@@ -22,7 +23,7 @@ from lw_jax.layers.intermediates import Intermediates, sow
 from lw_jax.layers.straight_through import straight_through
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Array, Latent, PyTree
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Steps
 
 LATELY = 100
 """Steps without use after which a code does not count as alive, if codes are not revived."""
@@ -39,15 +40,11 @@ class Config(Bottleneck):
             never.
     """
 
-    codes: int = 4096
+    codes: Annotated[int, Ge(2), Le(2**20)] = 4096
     distance: Literal["l2", "cosine"] = "l2"
-    revive: int | None = 100
+    revive: Steps | None = 100
 
     trains_itself: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        at_least(self, 2, "codes")
-        at_least(self, 1, "revive")
 
     def build(self, dims: BridgeDims) -> Vq:
         """The bottleneck."""

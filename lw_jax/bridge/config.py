@@ -6,6 +6,9 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.compressors.base import Compressor
@@ -17,7 +20,8 @@ from lw_jax.sources.base import Source
 from lw_jax.sources.normaliser import Normaliser, normaliser_of
 from lw_jax.sources.pca import Pca, pca_of
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.utils.checks import at_least, exactly_one
+from lw_jax.utils.bounds import FEW, Checked, Heads, Layers, Name, Width
+from lw_jax.utils.checks import exactly_one
 from lw_jax.utils.registry import Choice, chosen
 
 
@@ -38,7 +42,7 @@ class ReaderConfig(Choice[Reader], package="lw_jax.readers", contract=Reader):
 
 
 @dataclass(frozen=True)
-class RefinerConfig:
+class RefinerConfig(Checked):
     """Transformer layers over the slots, between compressor and bottleneck.
 
     See docs/design.md section 4.
@@ -48,11 +52,8 @@ class RefinerConfig:
         heads: attention heads.
     """
 
-    depth: int = 2
-    heads: int = 8
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "depth", "heads")
+    depth: Layers = 2
+    heads: Heads = 8
 
 
 SOURCE = "source"
@@ -60,7 +61,7 @@ SOURCE = "source"
 
 
 @dataclass(frozen=True, kw_only=True)
-class BridgeConfig:
+class BridgeConfig(Checked):
     """The trainable bridge: compressor, bottleneck and readers over a source.
 
     Args:
@@ -75,18 +76,16 @@ class BridgeConfig:
         private: slots for each receiver that only it reads, taken from the end of the latent.
     """
 
-    latent_dim: int
+    latent_dim: Width
     source: SourceConfig = field(default_factory=SourceConfig)
-    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    sources: Annotated[dict[Name, SourceConfig], FEW] = field(default_factory=dict)
     compressor: CompressorConfig
     reader: ReaderConfig
     bottleneck: BottleneckConfig = field(default_factory=BottleneckConfig)
     refiner: RefinerConfig | None = None
-    private: int = 0
+    private: Annotated[int, Ge(0), Le(2**14)] = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "latent_dim")
-        at_least(self, 0, "private")
         self._check_sources()
         exactly_one(self.compressor, "compressor")
         self._check_readers()

@@ -14,9 +14,10 @@ import flax.linen as nn
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Features, Views
+from lw_jax.utils.bounds import Checked
 
 
-class Compressor(ABC):
+class Compressor(Checked, ABC):
     """Base of every compressor's `Config`.
 
     Its module is called as `module(views, train) -> Latent`. If it `generates`, it also has a

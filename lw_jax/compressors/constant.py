@@ -7,14 +7,15 @@ untouched receiver is a gain without a wire (docs/design.md section 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
-from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,7 @@ class Config(Compressor):
         slots: latent slots M; 0 if the readers need none (LoRA alone).
     """
 
-    slots: int
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "slots")
+    slots: Annotated[int, Ge(0), Le(2**14)]
 
     @property
     def fixed_slots(self) -> int:

@@ -8,11 +8,12 @@ which no latent is made.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from flax import struct
 
 from lw_jax.compressors.base import Compressor, only
@@ -21,7 +22,7 @@ from lw_jax.compressors.rectified_flow import SAMPLERS, Time, squared_error, tim
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Array, Features, Latent, Views
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Heads, Layers, MlpRatio, Slots, Width
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Config(Compressor):
             under unit noise that the flow cannot see its condition.
     """
 
-    slots: int
-    width: int = 512
-    heads: int = 8
-    depth: int = 4
-    mlp_ratio: int = 4
+    slots: Slots
+    width: Width = 512
+    heads: Heads = 8
+    depth: Layers = 4
+    mlp_ratio: MlpRatio = 4
     conditioning: Conditioning = "cross"
     sampler: Literal["euler", "heun"] = "euler"
-    steps: int = 10
+    steps: Annotated[int, Ge(1), Le(10_000)] = 10
     time: Time = "uniform"
     length: Literal["predicted", "full"] = "predicted"
     unit_targets: bool = True
@@ -59,7 +60,6 @@ class Config(Compressor):
     generates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "slots", "width", "heads", "depth", "mlp_ratio", "steps")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} does not divide width {self.width}")
 

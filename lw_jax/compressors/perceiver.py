@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Array, Latent, Views
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import FEW, Dropout, Heads, LayersOrNone, MlpRatio, Ratio, Slots, Width
 
 _SLACK = 1e-3
 """39 tokens at 1.3 are 30 slots: a quotient rounded to slightly above 30 must not give 31."""
@@ -50,24 +51,21 @@ class Config(Compressor):
         dropout: dropout in the MLPs.
     """
 
-    slots: int
-    ratios: tuple[float, ...] = ()
-    ratio: float | None = None
-    width: int | None = 256
-    heads: int = 8
-    encoder_layers: int = 0
-    depth: int = 2
-    mlp_ratio: int = 4
+    slots: Slots
+    ratios: Annotated[tuple[Ratio, ...], FEW] = ()
+    ratio: Ratio | None = None
+    width: Width | None = 256
+    heads: Heads = 8
+    encoder_layers: LayersOrNone = 0
+    depth: LayersOrNone = 2
+    mlp_ratio: MlpRatio = 4
     anchored: bool = True
     rotary: bool = False
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "slots", "width", "heads", "ratio")
         if self.width is not None:
             self.check(self.width)
-        if any(ratio < 1 for ratio in self.ratios):
-            raise UserError(f"ratios: source tokens a slot, 1 or more each; got {self.ratios}")
         if self.ratio is not None and not self.ratios:
             raise UserError("ratio: this bridge was given no ratios; set ratios as well")
 

@@ -19,7 +19,7 @@ from lw_jax.layers.pooling import stretch_positions, stretch_weights
 from lw_jax.layers.transformer import Stack, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Dropout, Heads, LayersOrNone, MlpRatio, Slots, Width
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,16 @@ class Config(Compressor):
         dropout: dropout in the MLPs.
     """
 
-    slots: int
-    pools: int
-    width: int = 256
-    heads: int = 8
-    encoder_layers: int = 0
-    depth: int = 2
-    mlp_ratio: int = 4
-    dropout: float = 0.0
+    slots: Slots
+    pools: Slots
+    width: Width = 256
+    heads: Heads = 8
+    encoder_layers: LayersOrNone = 0
+    depth: LayersOrNone = 2
+    mlp_ratio: MlpRatio = 4
+    dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "slots", "pools")
         if self.slots % self.pools:
             raise UserError(f"pools: {self.pools} do not divide the {self.slots} slots")
 

@@ -17,7 +17,7 @@ from lw_jax.layers.entry import entered
 from lw_jax.layers.transformer import Attention, Stack
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Dropout, Heads, LayersOrNone, MlpRatio, Slots, Width
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,13 @@ class Config(Compressor):
         dropout: dropout in the MLPs.
     """
 
-    slots: int
-    width: int = 256
-    heads: int = 8
-    encoder_layers: int = 0
-    mlp_ratio: int = 4
+    slots: Slots
+    width: Width = 256
+    heads: Heads = 8
+    encoder_layers: LayersOrNone = 0
+    mlp_ratio: MlpRatio = 4
     gate: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "slots", "width", "heads")
+    dropout: Dropout = 0.0
 
     @property
     def fixed_slots(self) -> int:

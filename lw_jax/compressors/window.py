@@ -7,10 +7,11 @@ Five papers find that pooling windows beats learned queries at equal budget (doc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from einops import rearrange
 
 from lw_jax.compressors.base import Compressor, only
@@ -20,7 +21,15 @@ from lw_jax.layers.pooling import stretch_weights
 from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Array, Features, Latent, Views
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import (
+    Dropout,
+    Heads,
+    LayersOrNone,
+    MlpRatio,
+    Names,
+    Slots,
+    Width,
+)
 
 
 @dataclass(frozen=True)
@@ -44,21 +53,21 @@ class Config(Compressor):
             one's tokens, and each adds the mean of its own stretch of every other view.
     """
 
-    size: int
+    size: Slots
     mode: Literal["mean", "concat", "conv", "hierarchical"] = "concat"
-    kernel: int | None = None
-    width: int = 256
-    heads: int = 8
-    encoder_layers: int = 0
-    depth: int = 2
-    mlp_ratio: int = 4
+    kernel: Annotated[int, Ge(1), Le(2**14)] | None = None
+    width: Width = 256
+    heads: Heads = 8
+    encoder_layers: LayersOrNone = 0
+    depth: LayersOrNone = 2
+    mlp_ratio: MlpRatio = 4
     rotary: bool = False
-    dropout: float = 0.0
-    views: tuple[str, ...] = ()
+    dropout: Dropout = 0.0
+    views: Names = ()
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "size")
-        at_least(self, self.size, "kernel")
+        if self.kernel is not None and self.kernel < self.size:
+            raise UserError(f"kernel: expected at least the size {self.size}; got {self.kernel}")
         check_rotary(self.rotary, self.width, self.heads)
         if self.kernel is not None and self.mode != "conv":
             raise UserError(f"kernel: mode {self.mode!r} has none; leave it out, or use conv")

@@ -16,6 +16,7 @@ from lw_jax.config import tree, yaml_files
 from lw_jax.config.command import USAGE
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
+from lw_jax.utils import kinds
 
 INTRODUCTION = """\
 Keys are nested YAML in the file; a flag --a.b.c=VALUE overrides the key a.b.c.
@@ -51,23 +52,25 @@ def sections(
         seen: where each dataclass was first shown; it is shown in full only there. None:
             everywhere.
     """
-    docs, hints = tree.docs(tree.bare(kind)), tree.fields(kind)
+    docs, hints = tree.docs(kinds.bare(kind)), kinds.fields(kind)
     here = Section(key, doc)
     below: list[tuple[bool, Any, str, str]] = []
     if seen is not None and key:
-        before = seen.setdefault(tree.bare(kind), key)
+        before = seen.setdefault(kinds.bare(kind), key)
         if before != key:
             yield Section(key, f"{doc} (keys as under {before})")
             return
-    for one in dataclasses.fields(tree.bare(kind)):
+    for one in dataclasses.fields(kinds.bare(kind)):
         inner = hints[one.name]
         value = tree.named(inner)
         about = docs.get(one.name, "")
-        if tree.fields(value or inner):
+        if kinds.fields(value or inner):
             path = f"{key}.{one.name}".lstrip(".") + (".NAME" if value else "")
             below.append((value is not None, value or inner, path, about))
         else:
-            here.leaves.append((one.name, tree.short(inner) + _default(one), about))
+            ends = kinds.between(inner)
+            kind_of = kinds.short(inner) + _default(one) + (f" ({ends})" if ends else "")
+            here.leaves.append((one.name, kind_of, about))
     yield here
     for _, part, where, text in sorted(
         below, key=lambda b: b[0]

@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 import pydantic
 
@@ -21,7 +22,7 @@ from lw_jax.config.command import Flag
 from lw_jax.config.renamed import new_name, tell, with_new_names
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
-from lw_jax.utils import registry
+from lw_jax.utils import kinds, registry
 
 
 def read(path: str | Path, flags: Sequence[Flag] = (), over: Sequence[str | Path] = ()) -> Config:
@@ -100,7 +101,7 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _named_left(kind: Any, raw: dict[str, Any]) -> dict[str, Any]:
     """Plain values without the stages and receivers that are null."""
     found = dict(raw)
-    for key, inner in tree.fields(kind).items():
+    for key, inner in kinds.fields(kind).items():
         if tree.named(inner) is not None and isinstance(raw.get(key), dict):
             found[key] = {name: value for name, value in raw[key].items() if value is not None}
     return found
@@ -121,18 +122,19 @@ def build(kind: type[Any], raw: Any, where: str = "") -> Any:
     """
     if kind is Config:
         add_plugins(raw)
-    raw = with_new_names(kind, raw)
-    _known_keys(kind, raw, where)
+    raw = _prepared(kind, with_new_names(kind, raw), where)
     try:
-        text = json.dumps(raw)
-    except TypeError as error:
-        raise UserError(f"{where or 'config'}: {error}") from None
-    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(kind)
-    try:
-        # JSON in strict mode: a list becomes a tuple, but "3", 3.0 and true are no whole numbers.
-        return adapter.validate_json(text, strict=True)
+        # JSON in strict mode: a list becomes a tuple, but "3" and true are no whole numbers.
+        reader = _adapter(cast(Any, kind), registry.number_added())
+        return reader.validate_json(json.dumps(raw), strict=True)
     except pydantic.ValidationError as error:
         raise UserError(_explain(kind, error, where)) from None
+
+
+@cache
+def _adapter(kind: Any, added: int) -> pydantic.TypeAdapter[Any]:
+    """What reads a dataclass, while so many parts have been added to those of the package."""
+    return pydantic.TypeAdapter(kind)
 
 
 def add_plugins(raw: Any) -> None:
@@ -144,8 +146,8 @@ def add_plugins(raw: Any) -> None:
     named = raw.get("plugins") if isinstance(raw, Mapping) else None
     if named is None:
         return
-    if not isinstance(named, list) or not all(isinstance(path, str) for path in named):
-        raise UserError(f"plugins: expected a list of Python files; got {named!r}")
+    if found := kinds.wrong(kinds.fields(Config)["plugins"], named):
+        raise UserError(f"{'.'.join(map(str, ('plugins', *found[0])))}: {found[1]}")
     for path in named:
         registry.add_file(path)
 
@@ -194,16 +196,20 @@ def put(kind: Any, raw: dict[str, Any], key: str, text: str, said: list[str] | N
     """
     here, at = raw, kind
     *above, last = key.split(".")
+    if not all((*above, last)):
+        raise UserError(f"--{key}: unknown key; a key looks like bridge.latent_dim")
     names = []
     for name in above:
         name = name if tree.named(at) else new_name(at, name)
         names.append(name)
         at = _child(kind, raw, key, at, here, name)
+        if not kinds.fields(at) and tree.named(at) is None:
+            raise UserError(f"--{key}: unknown key; {'.'.join(names)} has none below it")
         if here.get(name) is None:
             here[name] = {}
         here = here[name]
         if not isinstance(here, dict):
-            raise UserError(f"{name}: expected {tree.describe(at)}; got {here!r}")
+            raise UserError(f"{name}: expected {kinds.describe(at)}; got {here!r}")
     last = last if tree.named(at) else new_name(at, last)
     new = ".".join([*names, last])
     if new != key and said is not None:
@@ -220,7 +226,7 @@ def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: s
     if dataclasses.is_dataclass(value) and name not in here:
         known = f"the config has {', '.join(here)}" if here else "the config has none"
         raise UserError(f"--{key}: no {name!r} there, and a flag cannot add one; {known}")
-    child = value or tree.fields(at).get(name)
+    child = value or kinds.fields(at).get(name)
     if child is None:
         known_keys = sorted(tree.paths(kind, raw), key=lambda k: not _holds(raw, k))
         raise UserError(f"--{key}: unknown key; {_near(key, known_keys, kind)}")
@@ -236,25 +242,34 @@ def _holds(raw: Any, key: str) -> bool:
 
 def _value(kind: Any, text: str, where: str) -> Any:
     """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros)."""
-    value = yaml_files.loads(text, where)
-    wants_text = tree.bare(kind) is str and not (value is None and tree.optional(kind))
-    return text if wants_text else value
+    if kinds.bare(kind) is not str:
+        return yaml_files.loads(text, where)
+    return None if kinds.optional(kind) and text.strip() in yaml_files.NULL else text
 
 
-def _known_keys(kind: Any, raw: Any, where: str) -> None:
-    if isinstance(raw, list) and get_origin(tree.bare(kind)) is tuple:
-        for i, value in enumerate(raw):
-            _known_keys(tree.at(kind, (i,)), value, f"{where}.{i}")
+def _prepared(kind: Any, raw: Any, where: str) -> Any:
+    """Plain values with known keys only, and with whole numbers where they are wanted (`1e3`).
+
+    Raises:
+        UserError: an unknown key, or a text that is no Unicode.
+    """
+    if isinstance(raw, list) and get_origin(kinds.bare(kind)) is tuple:
+        return [_prepared(tree.at(kind, (i,)), v, f"{where}.{i}") for i, v in enumerate(raw)]
+    if isinstance(raw, str) and any("\ud800" <= c <= "\udfff" for c in raw):
+        raise UserError(f"{where}: expected text of Unicode characters; got {kinds.shown(raw)}")
+    if isinstance(raw, float) and raw.is_integer() and kinds.wants_whole(kind):
+        return int(raw)
     if not isinstance(raw, Mapping):
-        return
-    value, fields = tree.named(kind), tree.fields(kind)
+        return raw
+    value, fields = tree.named(kind), kinds.fields(kind)
+    found: dict[str, Any] = {}
     for name, below in raw.items():
         key = f"{where}.{name}" if where else str(name)
         if value is None and fields and name not in fields:
             raise UserError(f"{key}: unknown key; {_near(str(name), list(fields), kind)}")
         child = value or fields.get(str(name))
-        if child is not None:
-            _known_keys(child, below, key)
+        found[name] = below if child is None else _prepared(child, below, key)
+    return found
 
 
 def _near(key: str, known: list[str], kind: Any) -> str:
@@ -265,7 +280,7 @@ def _near(key: str, known: list[str], kind: Any) -> str:
     if not close:
         ends = {k.rpartition(".")[2]: k for k in reversed(known)}
         close = [ends[k] for k in difflib.get_close_matches(last, list(ends), 1)]
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(tree.fields(kind))}"
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(kinds.fields(kind))}"
 
 
 def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
@@ -276,16 +291,18 @@ def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
     key = ".".join([*([where] if where else []), *(str(p) for p in path)])
     own = first.get("ctx", {}).get("error")
     if isinstance(own, UserError):
-        line = " ".join(str(own).split())
+        line = str(own)
         name = line.partition(":")[0].split(".")[0]
-        inside = name in tree.fields(tree.at(kind, path))
+        inside = name in kinds.fields(tree.at(kind, path))
         return f"{key}{'.' if inside else ': '}{line}" if key else line
-    wanted = tree.describe(tree.at(kind, path))
+    at = tree.at(kind, path)
+    complaint = kinds.wrong(at, first["input"])
     if first["type"] == "missing":
-        line = f"{key}: missing; expected {wanted}"
+        line = f"{key}: missing; expected {kinds.describe(at)}"
+    elif complaint is not None:
+        line = f"{'.'.join([key, *map(str, complaint[0])])}: {complaint[1]}"
     else:
-        got = json.dumps(first["input"], ensure_ascii=False)
-        line = f"{key}: expected {wanted}; got {got if len(got) < 60 else got[:57] + '...'}"
+        line = f"{key}: expected {kinds.describe(at)}; got {kinds.shown(first['input'])}"
     return line + (f" (and {more} more)" if more else "")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, get_origin
 
 from lw_jax.config import tree
+from lw_jax.utils import kinds
 
 RENAMED: dict[str, dict[str, str]] = {
     "LayoutConfig": {"beside_text": "with_text"},
@@ -17,7 +18,7 @@ RENAMED: dict[str, dict[str, str]] = {
 
 def new_name(kind: Any, name: str) -> str:
     """The present name of a key of a config dataclass."""
-    return RENAMED.get(getattr(tree.bare(kind), "__name__", ""), {}).get(name, name)
+    return RENAMED.get(getattr(kinds.bare(kind), "__name__", ""), {}).get(name, name)
 
 
 def with_new_names(kind: Any, raw: Any, said: list[str] | None = None, where: str = "") -> Any:
@@ -29,12 +30,12 @@ def with_new_names(kind: Any, raw: Any, said: list[str] | None = None, where: st
         said: gets a line for each key that had its old name.
         where: dotted path of `kind`.
     """
-    if isinstance(raw, list) and get_origin(tree.bare(kind)) is tuple:
+    if isinstance(raw, list) and get_origin(kinds.bare(kind)) is tuple:
         inner = (tree.at(kind, (i,)) for i in range(len(raw)))
         return [with_new_names(k, v, said, where) for k, v in zip(inner, raw, strict=True)]
     if not isinstance(raw, Mapping):
         return raw
-    value, fields = tree.named(kind), tree.fields(kind)
+    value, fields = tree.named(kind), kinds.fields(kind)
     found: dict[Any, Any] = {}
     for name, below in raw.items():
         new = str(name) if value is not None else new_name(kind, str(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from lw_jax.bridge.config import BridgeConfig, normaliser, pca
 from lw_jax.data.config import DataConfig
@@ -17,14 +18,15 @@ from lw_jax.pretrain.config import PretrainConfig
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
-from lw_jax.utils.checks import at_least, exactly_one
+from lw_jax.utils.bounds import FEW, BatchSize, Checked, Location, Name, Rows, Seed
+from lw_jax.utils.checks import exactly_one
 from lw_jax.utils.registry import chosen
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
 
 @dataclass(frozen=True)
-class CalibrateConfig:
+class CalibrateConfig(Checked):
     """A stage that measures statistics of the frozen models (docs/design.md section 4).
 
     Args:
@@ -32,15 +34,12 @@ class CalibrateConfig:
         batch_size: rows in a step.
     """
 
-    rows: int = 500
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "rows", "batch_size")
+    rows: Rows = 500
+    batch_size: BatchSize = 32
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Checked):
     """One stage: exactly one of the four kinds is set.
 
     Args:
@@ -60,7 +59,7 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """A run.
 
     Args:
@@ -79,18 +78,18 @@ class Config:
         plugins: Python files that define parts of your own: a variant, named like its file.
     """
 
-    name: str
-    stages: dict[str, StageConfig]
-    seed: int = 42
-    run_dir: str | None = None
+    name: Name
+    stages: Annotated[dict[Name, StageConfig], FEW]
+    seed: Seed = 42
+    run_dir: Location | None = None
     sender: ModelConfig | None = None
-    receivers: dict[str, ModelConfig] = field(default_factory=dict)
+    receivers: Annotated[dict[Name, ModelConfig], FEW] = field(default_factory=dict)
     layout: LayoutConfig = LayoutConfig()
     data: DataConfig | None = None
     bridge: BridgeConfig | None = None
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     mesh: MeshConfig = MeshConfig()
-    plugins: tuple[str, ...] = ()
+    plugins: Annotated[tuple[Location, ...], FEW] = ()
 
     def __post_init__(self) -> None:
         for what, names in (("stages", self.stages), ("receivers", self.receivers)):

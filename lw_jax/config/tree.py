@@ -5,32 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import types
-import typing
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-
-def bare(kind: Any) -> Any:
-    """The type without `| None`."""
-    if get_origin(kind) in (Union, types.UnionType):
-        others = [a for a in get_args(kind) if a is not type(None)]
-        return others[0] if len(others) == 1 else kind
-    return kind
-
-
-def optional(kind: Any) -> bool:
-    """Whether null is a value of the type."""
-    return kind is type(None) or type(None) in get_args(kind)
-
-
-def fields(kind: Any) -> dict[str, Any]:
-    """Types of a config dataclass's fields, by name, in order; {} for any other type."""
-    kind = bare(kind)
-    if not dataclasses.is_dataclass(kind):
-        return {}
-    hints = typing.get_type_hints(kind)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+from lw_jax.utils.kinds import bare, fields, optional
 
 
 def named(kind: Any) -> Any | None:
@@ -61,44 +39,6 @@ def at(kind: Any, path: tuple[str | int, ...]) -> Any:
         else:
             kind = named(kind) or fields(kind)[key]
     return kind
-
-
-def describe(kind: Any) -> str:
-    """What a value of the type looks like, in words."""
-    text = _describe(bare(kind))
-    return f"{text}, or null" if optional(kind) else text
-
-
-def _describe(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    if kind in words:
-        return words[kind]
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(str(a) for a in get_args(kind))
-    if get_origin(kind) in (tuple, list):
-        inner = get_args(kind)
-        if len(inner) == 2 and inner[1] is ...:
-            return f"a list, each {describe(inner[0])}"
-        return "a list of " + ", ".join(describe(k) for k in inner)
-    if get_origin(kind) is dict:
-        return "a mapping of names to their settings"
-    if dataclasses.is_dataclass(kind):
-        return "a mapping with keys of " + ", ".join(fields(kind))
-    return str(kind)
-
-
-def short(kind: Any) -> str:
-    """The type in one or two words, for `--help`."""
-    inner = bare(kind)
-    words = {int: "int", float: "number", str: "text", bool: "true|false"}
-    text = words.get(inner, "")
-    if get_origin(inner) is Literal:
-        text = "|".join(str(a) for a in get_args(inner))
-    elif get_origin(inner) in (tuple, list):
-        text = f"[{short(get_args(inner)[0])}, ...]"
-    elif dataclasses.is_dataclass(inner):
-        text = "{" + ", ".join(fields(inner)) + "}"
-    return (text or str(inner)) + ("|null" if optional(kind) else "")
 
 
 def paths(kind: Any, raw: Any, before: str = "") -> Iterator[str]:

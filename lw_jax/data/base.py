@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from lw_jax.data.example import Rows
+from lw_jax.utils.bounds import Checked
 
 
-class DataSet(ABC):
+class DataSet(Checked, ABC):
     """Base of every data set's `Config`."""
 
     @abstractmethod

@@ -11,6 +11,7 @@ from lw_jax.data.example import Example
 from lw_jax.data.overlap import normalised
 from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 from lw_jax.errors import UserError
+from lw_jax.utils.bounds import Name, Text, Words
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Config(FileSource):
             punctuation differ.
     """
 
-    labels: tuple[str, ...] = ()
-    values: tuple[str, ...] = ()
-    text_field: str = "text"
-    label_field: str = "label"
-    question: str = "Label?"
+    labels: Words = ()
+    values: Words = ()
+    text_field: Name = "text"
+    label_field: Name = "label"
+    question: Text = "Label?"
     decontaminate: bool = True
 
     def __post_init__(self) -> None:

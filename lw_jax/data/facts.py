@@ -10,15 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MinLen
 
 from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.fact_kinds import KINDS, NAME, AnswerType, Ask, Kind
 from lw_jax.data.halves import halves
 from lw_jax.data.words import CLOSED, Role, open_word
-from lw_jax.errors import UserError
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import FEW, Checked, Probability, Questions, Rows
 
 MAX_LEVEL = 48  # two facts a person: 24 people, each with an animal, a job, an item of their own
 
@@ -26,7 +27,7 @@ Values = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Checked):
     """Training contexts and questions that force a bridge to bind values to people.
 
     Args:
@@ -35,11 +36,8 @@ class Augment:
         reverse: also ask for the person, as `reverse` of the data does in every split.
     """
 
-    shared: float = 0.0
+    shared: Probability = 0.0
     reverse: bool = False
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "shared")
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,13 @@ class Config(DataSet):
         augment: additions to the training split.
     """
 
-    levels: tuple[int, ...] = (6,)
-    size: int = 100_000_000
-    eval_size: int = 1000
-    questions: int | None = None
+    levels: Annotated[tuple[Annotated[int, Ge(1), Le(MAX_LEVEL)], ...], MinLen(1), FEW] = (6,)
+    size: Rows = 100_000_000
+    eval_size: Rows = 1000
+    questions: Questions | None = None
     task: Literal["answer", "readback", "continue"] = "answer"
     reverse: bool = False
     augment: Augment = Augment()
-
-    def __post_init__(self) -> None:
-        if not self.levels or any(not 1 <= level <= MAX_LEVEL for level in self.levels):
-            raise UserError(f"levels: expected numbers of 1 to {MAX_LEVEL}; got {self.levels}")
-        at_least(self, 1, "size", "eval_size", "questions")
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> FactsRows:
         """The rows of one split; other seeds give other contexts, with the same split's words.

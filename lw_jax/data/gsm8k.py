@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
@@ -15,7 +17,7 @@ from lw_jax.data.overlap import RunIndex, normalised
 from lw_jax.data.rewritten import Augment, RewrittenRows
 from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
 from lw_jax.errors import UserError
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Location, Name
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -38,16 +40,15 @@ class Config(FileSource):
         augment: other names and numbers, only in the training split; for `readback`.
     """
 
-    train: str = "openai/gsm8k"
-    eval: str | None = "openai/gsm8k"
-    subset: str | None = "main"
+    train: Location = "openai/gsm8k"
+    eval: Location | None = "openai/gsm8k"
+    subset: Name | None = "main"
     task: Literal["readback", "solve", "final", "continue"] = "readback"
-    decontaminate: int = 13
+    decontaminate: Annotated[int, Ge(0), Le(1000)] = 13
     augment: Augment = Augment()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 0, "decontaminate")
         if self.augment.rewritten and self.task != "readback":
             raise UserError(
                 f"augment.rewritten: only for task readback (a rewritten problem has another "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
+from lw_jax.utils.bounds import Location, Name
 
 LEVELS = {"easy": 1, "medium": 2, "hard": 3}
 
@@ -26,10 +27,10 @@ class Config(FileSource):
         paragraphs: the context: the two `supporting` paragraphs, or `all` (with distractors).
     """
 
-    train: str = "hotpotqa/hotpot_qa"
-    eval: str | None = "hotpotqa/hotpot_qa"
-    subset: str | None = "distractor"
-    eval_split: str = "validation"
+    train: Location = "hotpotqa/hotpot_qa"
+    eval: Location | None = "hotpotqa/hotpot_qa"
+    subset: Name | None = "distractor"
+    eval_split: Name = "validation"
     paragraphs: Literal["supporting", "all"] = "supporting"
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:

@@ -9,6 +9,7 @@ from typing import Any
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
+from lw_jax.utils.bounds import Name
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,10 @@ class Config(FileSource):
             then the number is scored by itself.
     """
 
-    context_field: str = "context"
-    question_field: str | None = "question"
-    answer_field: str | None = "answer"
-    level_field: str | None = None
+    context_field: Name = "context"
+    question_field: Name | None = "question"
+    answer_field: Name | None = "answer"
+    level_field: Name | None = None
     ends_in_number: bool = False
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:

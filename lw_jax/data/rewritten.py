@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from lw_jax.data.augment import excerpt, pieces, proper_names, rewrite
 from lw_jax.data.example import Example, rng_of
 from lw_jax.data.overlap import RunIndex
-from lw_jax.utils.checks import between
+from lw_jax.utils.bounds import Checked, Share
 
 SIZE = 100_000_000
 TRIES = 100
 
 
 @dataclass(frozen=True)
-class Augment:
+class Augment(Checked):
     """Training texts that cannot be learned by heart.
 
     Args:
@@ -24,11 +24,8 @@ class Augment:
         excerpts: share of those that are cut to some of their consecutive sentences.
     """
 
-    rewritten: float = 0.0
-    excerpts: float = 0.0
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "rewritten", "excerpts")
+    rewritten: Share = 0.0
+    excerpts: Share = 0.0
 
 
 class RewrittenRows:

@@ -6,13 +6,15 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, MaxLen
 
 from lw_jax.data import records
 from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Split, check_split
 from lw_jax.errors import UserError
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import Location, Name, Rows
 
 Reject = Callable[[str, str], None]
 """Called with the place of a malformed row, and what is wrong."""
@@ -40,21 +42,19 @@ class FileSource(DataSet):
         eval_rows: maximum number of evaluation rows, sampled by the seed; null for all.
     """
 
-    train: str = ""
-    eval: str | None = None
-    subset: str | None = None
-    train_split: str = "train"
-    eval_split: str = "test"
-    eval_share: float = 0.1
-    validation_share: float = 0.02
-    train_rows: int | None = None
-    eval_rows: int | None = None
+    train: Annotated[str, MaxLen(4096)] = ""
+    eval: Location | None = None
+    subset: Name | None = None
+    train_split: Name = "train"
+    eval_split: Name = "test"
+    eval_share: Annotated[float, Ge(0), Le(0.5)] = 0.1
+    validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.02
+    train_rows: Rows | None = None
+    eval_rows: Rows | None = None
 
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("train: missing; give a local file or a hub name")
-        between(self, 0, 0.5, "eval_share", "validation_share")
-        at_least(self, 1, "train_rows", "eval_rows")
 
     @property
     def has_eval(self) -> bool:

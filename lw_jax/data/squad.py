@@ -9,6 +9,7 @@ from typing import Any
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
+from lw_jax.utils.bounds import Location, Name, Word
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Config(FileSource):
         unanswerable: the answer to v2's questions without one; null leaves them out.
     """
 
-    train: str = "rajpurkar/squad"
-    eval: str | None = "rajpurkar/squad"
-    eval_split: str = "validation"
-    unanswerable: str | None = None
+    train: Location = "rajpurkar/squad"
+    eval: Location | None = "rajpurkar/squad"
+    eval_split: Name = "validation"
+    unanswerable: Word | None = None
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each passage, with all its questions; a split never divides an article."""

@@ -13,12 +13,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Split, check_split, rng_of
 from lw_jax.data.words import ANIMALS, FIRST_NAMES, ITEMS, JOBS, PLACES, open_word
 from lw_jax.errors import UserError
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import Probability, Rows
 
 TOPICS: dict[str, tuple[str, ...]] = {
     "animals": ANIMALS,
@@ -81,15 +84,13 @@ class Config(DataSet):
         eval_size: texts in the validation and in the evaluation split.
     """
 
-    sentences: int = 5
-    own: int = 3
-    told: float = 0.8
-    size: int = 1_000_000
-    eval_size: int = 1000
+    sentences: Annotated[int, Ge(1), Le(100)] = 5
+    own: Annotated[int, Ge(1), Le(100)] = 3
+    told: Probability = 0.8
+    size: Rows = 1_000_000
+    eval_size: Rows = 1000
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "sentences", "own", "size", "eval_size")
-        between(self, 0, 1, "told")
         check_sentences(self.sentences, self.own)
 
     @property

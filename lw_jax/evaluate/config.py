@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MaxLen, MinLen
 
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
@@ -14,14 +16,28 @@ from lw_jax.evaluate.methods import (
     in_order,
     is_method,
     method,
-    methods,
 )
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import (
+    FEW,
+    BatchSize,
+    Checked,
+    LayersOrNone,
+    Location,
+    Name,
+    Names,
+    Probability,
+    Ratio,
+    RowsOrNone,
+    Seed,
+    Tokens,
+    TokensOrNone,
+    Words,
+)
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(Checked):
     """Decoding (docs/design.md section 8, decode controls). Greedy unless a temperature is given.
 
     Args:
@@ -35,32 +51,26 @@ class DecodeConfig:
         prefix_gain: gain on what is delivered, per decode step; the last one holds.
     """
 
-    max_new_tokens: int = 12
-    min_new_tokens: int = 0
-    eos_ban_steps: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    first_token_temperature: float | None = None
-    first_token_top_p: float | None = None
-    first_token_stop_list: tuple[str, ...] = ()
-    prefix_gain: tuple[float, ...] = (1.0,)
+    max_new_tokens: Tokens = 12
+    min_new_tokens: TokensOrNone = 0
+    eos_ban_steps: TokensOrNone = 0
+    temperature: Annotated[float, Ge(0), Le(100)] = 0.0
+    top_p: Probability = 1.0
+    first_token_temperature: Annotated[float, Ge(0), Le(100)] | None = None
+    first_token_top_p: Probability | None = None
+    first_token_stop_list: Words = ()
+    prefix_gain: Annotated[tuple[Annotated[float, Ge(0), Le(1000)], ...], MinLen(1), FEW] = (1.0,)
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "max_new_tokens")
-        at_least(self, 0, "min_new_tokens", "eos_ban_steps")
-        at_least(self, 0, "temperature", "first_token_temperature")
-        between(self, 0, 1, "top_p", "first_token_top_p")
         if self.min_new_tokens > self.max_new_tokens:
             raise UserError(
                 f"min_new_tokens: {self.min_new_tokens} is above max_new_tokens "
                 f"{self.max_new_tokens}"
             )
-        if not self.prefix_gain:
-            raise UserError("prefix_gain: none is given; [1.0] leaves the message as it is")
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Checked):
     """Linear probes of the frozen models: the label read off the mean hidden state of a text.
 
     Layer and regularisation are chosen on a fifth of the training rows, held out; the probe is then
@@ -73,20 +83,17 @@ class ProbeConfig:
         l2: regularisation strengths tried.
     """
 
-    rows: int = 2000
-    layers: tuple[int, ...] = ()
-    l2: tuple[float, ...] = (0.001, 0.01, 0.1)
-
-    def __post_init__(self) -> None:
-        at_least(self, 10, "rows")
-        if any(layer < 0 for layer in self.layers):
-            raise UserError(f"layers: expected numbers of layers from 0 on; got {self.layers}")
-        if not self.l2 or min(self.l2) < 0:
-            raise UserError(f"l2: expected one or more strengths of at least 0; got {self.l2}")
+    rows: Annotated[int, Ge(10), Le(10**7)] = 2000
+    layers: Annotated[tuple[LayersOrNone, ...], FEW] = ()
+    l2: Annotated[tuple[Annotated[float, Ge(0), Le(10**6)], ...], MinLen(1), FEW] = (
+        0.001,
+        0.01,
+        0.1,
+    )
 
 
 @dataclass(frozen=True)
-class RelayConfig:
+class RelayConfig(Checked):
     """What the sender is asked for in the method `relay`: the receiver then reads what it wrote.
 
     Args:
@@ -96,21 +103,19 @@ class RelayConfig:
         max_new_tokens: written at most; null: as many as the longest text has.
     """
 
-    prompt: str = "\nRepeat:"
+    prompt: Annotated[str, MinLen(1), MaxLen(100_000)] = "\nRepeat:"
     with_question: bool = False
-    max_new_tokens: int | None = None
+    max_new_tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
-        if not self.prompt or self.prompt != self.prompt.rstrip():
+        if self.prompt != self.prompt.rstrip():
             raise UserError(
                 f"prompt: expected a literal without trailing space; got {self.prompt!r}"
             )
-        if self.max_new_tokens is not None:
-            at_least(self, 1, "max_new_tokens")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """A stage that compares methods on the same held-out rows (docs/design.md section 8).
 
     Args:
@@ -143,29 +148,25 @@ class EvaluateConfig:
             (`topics`, `classification`); []: nothing is chosen.
     """
 
-    methods: tuple[str, ...] = field(default_factory=default_methods)
-    wire: tuple[str, ...] = ()
-    replay: tuple[str, ...] = ()
-    rows: int = 1000
-    batch_size: int = 64
+    methods: Annotated[tuple[Name, ...], MinLen(1), FEW] = field(default_factory=default_methods)
+    wire: Names = ()
+    replay: Names = ()
+    rows: RowsOrNone = 1000
+    batch_size: BatchSize = 64
     checkpoint: Literal["last", "best"] = "last"
-    init_from: str | None = None
-    rivals: dict[str, str] = field(default_factory=dict)
+    init_from: Location | None = None
+    rivals: Annotated[dict[Name, Location], FEW] = field(default_factory=dict)
     layout: LayoutConfig | None = None
-    ratio: float | None = None
+    ratio: Ratio | None = None
     decode: DecodeConfig = DecodeConfig()
     data: DataConfig | None = None
-    seed: int = 12345
-    bootstrap: int = 2000
+    seed: Seed = 12345
+    bootstrap: Annotated[int, Ge(1), Le(10**6)] = 2000
     relay: RelayConfig = RelayConfig()
     probe: ProbeConfig | None = None
-    candidates: tuple[str, ...] | None = None
+    candidates: Words | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "rows")
-        at_least(self, 1, "batch_size", "bootstrap", "ratio")
-        if not self.methods:
-            raise UserError(f"methods: none is given; name some of {', '.join(methods())}")
         for name in (*self.methods, *self.changed):
             method(name)
         for name in self.rivals:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
+from annotated_types import Ge, Le, MinLen
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import FEW, Checked, Dropout, Layers, Width
 
 Target = Literal["q", "k", "v", "o"]
 
 
 @dataclass(frozen=True)
-class LowRankConfig:
+class LowRankConfig(Checked):
     """LoRA on the attention of the receiver.
 
     Args:
@@ -28,15 +29,13 @@ class LowRankConfig:
         dropout: dropout of an edit's input features, the same for all tokens of a step.
     """
 
-    r: int = 8
-    alpha: float = 16.0
-    targets: tuple[Target, ...] = ("q", "k", "v", "o")
-    layers: int | None = None
-    dropout: float = 0.0
+    r: Width = 8
+    alpha: Annotated[float, Ge(0), Le(10**6)] = 16.0
+    targets: Annotated[tuple[Target, ...], MinLen(1), FEW] = ("q", "k", "v", "o")
+    layers: Layers | None = None
+    dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "r", "layers")
-        between(self, 0, 0.99, "dropout")
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise UserError(
                 f"targets: expected different ones of q, k, v, o; got {list(self.targets)}"

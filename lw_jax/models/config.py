@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lw_jax.utils.bounds import Checked, Location
+
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A frozen language model, or the sentence encoder that a source reads.
 
     Args:
@@ -17,7 +19,7 @@ class ModelConfig:
         attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16.
     """
 
-    path: str
+    path: Location
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quant: Literal["none", "int8", "nf4"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from lw_jax.objectives.base import Objective, Term, Terms
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.intermediates import of_soft_tokens
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Config(Objective):
 
     at_rest: ClassVar[float] = 1e-4  # a deviation of 1 %
 
-    weight: float = 1e-4
+    weight: Weight = 1e-4
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Once for a batch."""

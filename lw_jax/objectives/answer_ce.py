@@ -10,7 +10,7 @@ from lw_jax.objectives.base import Objective, Term, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.targets import answer_scores
 from lw_jax.types import Array
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import Share, Tokens, TokensOrNone, Weight
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,10 @@ class Config(Objective):
         label_smoothing: share of the target spread evenly over the vocabulary.
     """
 
-    first: int | None = None
-    first_tokens: int = 0
-    first_weight: float = 1.0
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "first")
-        at_least(self, 0, "first_tokens", "first_weight")
-        between(self, 0, 1, "label_smoothing")
+    first: Tokens | None = None
+    first_tokens: TokensOrNone = 0
+    first_weight: Weight = 1.0
+    label_smoothing: Share = 0.0
 
     def token_weights(self, mask: Array) -> Array:
         """Weights [N, A] float32 of the answer tokens in mask [N, A]."""

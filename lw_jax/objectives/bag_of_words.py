@@ -17,7 +17,7 @@ from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.heads import linear, linear_head
 from lw_jax.objectives.common.targets import HeadInput, counted, given_slots, given_width
 from lw_jax.types import Array, PyTree
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,8 @@ class Config(Objective):
             before any reader (a head can then be satisfied without moving what is delivered).
     """
 
-    positive_weight: float = 1.0
+    positive_weight: Weight = 1.0
     head_input: HeadInput = "delivered"
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "positive_weight")
 
     def init(self, dims: BridgeDims, rng: Array) -> PyTree:
         """A linear head to the source's vocabulary per receiver."""

@@ -21,6 +21,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.common.context import Context
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.bounds import Checked, Weight
 from lw_jax.utils.schedule import Schedule
 
 
@@ -69,7 +70,7 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective(ABC):
+class Objective(Checked, ABC):
     """Base of every objective's `Config`.
 
     Args:
@@ -84,7 +85,7 @@ class Objective(ABC):
     "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
     is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
-    weight: float = 1.0
+    weight: Weight = 1.0
     schedule: Schedule = Schedule()
 
     def init(self, dims: BridgeDims, rng: Array) -> PyTree | None:

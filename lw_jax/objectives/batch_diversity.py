@@ -14,13 +14,14 @@ from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.measures import unit
 from lw_jax.objectives.common.targets import counted, given_slots, others
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
 class Config(Objective):
     """Mean cosine of what two different contexts deliver."""
 
-    weight: float = 0.1
+    weight: Weight = 0.1
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """The cosine per ordered pair of contexts."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lw_jax.errors import UserError
 from lw_jax.objectives.base import Objective, Term, Terms
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.intermediates import of_bottleneck, real_slots
+from lw_jax.utils.bounds import Temperature, Weight
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,8 @@ class Config(Objective):
         temperature: of the soft assignment; distances are mean squares of differences.
     """
 
-    weight: float = 0.1
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UserError(f"temperature: expected above 0; got {self.temperature}")
+    weight: Weight = 0.1
+    temperature: Temperature = 0.1
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats that the entropy falls short of even use, log K - H, over the slots of the batch."""

@@ -15,6 +15,7 @@ from lw_jax.bottlenecks.codes import distinct
 from lw_jax.objectives.base import Objective, Term, Terms
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.intermediates import of_bottleneck, real_slots
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Config(Objective):
         weight: of this objective in the loss; it changes the loss and nothing else.
     """
 
-    weight: float = 0.1
+    weight: Weight = 0.1
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """-log(different code tuples / slots) of the batch."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lw_jax.objectives.base import Objective, Term, Terms
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.intermediates import of_bottleneck, real_slots
+from lw_jax.utils.bounds import Weight
 
 _LEAST = 1e-6  # of a variance, where all codes are the same
 
@@ -26,7 +27,7 @@ class Config(Objective):
         rounded: of the codes as sent; false for those before rounding.
     """
 
-    weight: float = 0.1
+    weight: Weight = 0.1
     rounded: bool = True
 
     def terms(self, ctx: Context, receiver: str) -> Terms:

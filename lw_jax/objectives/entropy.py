@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.objectives.common.targets import first_token
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Config(Objective):
         weight: of this objective in the loss (the earlier systems: 0.1 to 1).
     """
 
-    weight: float = 0.1
+    weight: Weight = 0.1
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Minus nats per question; the loss sinks as the entropy rises."""

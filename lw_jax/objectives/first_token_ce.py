@@ -7,14 +7,15 @@ LatentWire's stages weighted it 3 to 11 beside the answer).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 
 from lw_jax.objectives.base import Objective, Term, Terms, masked, mean
 from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.objectives.common.targets import first_token
-from lw_jax.utils.checks import at_least
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,7 @@ class Config(Objective):
             receiver that reads the text, in each batch. 1: never, and the text is not read for it.
     """
 
-    auto_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "auto_scale")
+    auto_scale: Annotated[float, Ge(1), Le(1000)] = 1.0
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats per question, times the scale; no gradient goes through that."""

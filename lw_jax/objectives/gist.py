@@ -20,7 +20,7 @@ from lw_jax.objectives.common.heads import TokenHead
 from lw_jax.objectives.common.measures import distance
 from lw_jax.objectives.common.targets import counted, given_slots, given_width, text_states
 from lw_jax.types import Array, PyTree
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import Dropout, Heads, Tokens, Weight, Width
 
 KEY = 65
 """Of the tokens that are left out of a step."""
@@ -36,15 +36,13 @@ class Config(Objective):
         width, heads: of the cross-attention.
     """
 
-    weight: float = 0.02
-    positions: int = 48
-    mask_probability: float = 0.0
-    width: int = 256
-    heads: int = 8
+    weight: Weight = 0.02
+    positions: Tokens = 48
+    mask_probability: Dropout = 0.0
+    width: Width = 256
+    heads: Heads = 8
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "positions", "width", "heads")
-        between(self, 0, 0.99, "mask_probability")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
 

@@ -29,7 +29,7 @@ from lw_jax.objectives.common.targets import (
     text_states,
 )
 from lw_jax.types import Array, PyTree
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import LayersOrNone, Temperature
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,12 @@ class Config(Objective):
     """
 
     positive: Literal["self", "receiver_text", "source"] = "self"
-    temperature: float = 0.07
-    layer: int = 0
+    temperature: Temperature = 0.07
+    layer: LayersOrNone = 0
     head: Literal["none", "linear"] = "none"
     source_norm: bool = True
 
     def __post_init__(self) -> None:
-        at_least(self, 1e-6, "temperature")
-        at_least(self, 0, "layer")
         if self.positive == "self" and self.head == "linear":
             raise UserError("head: positive 'self' compares slots with slots; leave it at none")
 

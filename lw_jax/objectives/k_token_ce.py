@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.targets import answer_scores
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Tokens, Weight
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,8 @@ class Config(Objective):
         tokens: K, how many of the answer's tokens count (EOS where it is among them).
     """
 
-    weight: float = 0.5
-    tokens: int = 4
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "tokens")
+    weight: Weight = 0.5
+    tokens: Tokens = 4
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats per token among the first K."""

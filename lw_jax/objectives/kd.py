@@ -8,12 +8,15 @@ for compressors).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 
 from lw_jax.models.head import chunked_kl
 from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context, Pass
+from lw_jax.utils.bounds import Tokens
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Config(Objective):
         first: answer tokens distilled; null for all.
     """
 
-    tau: float = 1.0
-    first: int | None = None
+    tau: Annotated[float, Ge(0.01), Le(100)] = 1.0
+    first: Tokens | None = None
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats per answer token."""

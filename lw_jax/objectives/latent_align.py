@@ -18,7 +18,7 @@ from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.measures import Distance, distance
 from lw_jax.objectives.common.targets import given_slots
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Tokens
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,8 @@ class Config(Objective):
         distance: `cosine` (1 - cosine), `relative_mse` (over the target's mean square), or `mse`.
     """
 
-    tokens: int = 1
+    tokens: Tokens = 1
     distance: Distance = "cosine"
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "tokens")
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """The distance per token, of every question; an answer's EOS is no target."""

@@ -23,7 +23,7 @@ from lw_jax.objectives.common.targets import (
     source_width,
 )
 from lw_jax.types import Array, PyTree
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Heads, Tokens, Width
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,11 @@ class Config(Objective):
     distance: Distance = "mse"
     head_input: HeadInput = "delivered"
     source_norm: bool = True
-    positions: int = 256
-    width: int = 256
-    heads: int = 8
+    positions: Tokens = 256
+    width: Width = 256
+    heads: Heads = 8
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "positions", "width", "heads")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
 

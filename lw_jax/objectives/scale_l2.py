@@ -11,6 +11,7 @@ from lw_jax.objectives.base import Objective, Term, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.intermediates import of_soft_tokens
 from lw_jax.objectives.common.targets import given_slots
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Config(Objective):
 
     at_rest: ClassVar[float] = 1e-4  # a deviation of 1 %
 
-    weight: float = 0.05
+    weight: Weight = 0.05
     of: Literal["rms", "scale", "colour"] = "rms"
 
     def terms(self, ctx: Context, receiver: str) -> Terms:

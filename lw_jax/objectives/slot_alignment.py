@@ -16,7 +16,7 @@ from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.measures import Distance, cosine, distance
 from lw_jax.objectives.common.targets import slot_states, text_states
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import LayersOrNone, Weight
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,9 @@ class Config(Objective):
             and 0.1).
     """
 
-    layer: int = 0
+    layer: LayersOrNone = 0
     distance: Distance = "relative_mse"
-    mse_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "layer", "mse_weight")
+    mse_weight: Weight = 0.0
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """The distance per soft token."""

@@ -17,7 +17,7 @@ from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.measures import Distance, distance
 from lw_jax.objectives.common.targets import suffix_states
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Layers, Weight
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,9 @@ class Config(Objective):
         distance: `relative_mse` (over the target's mean square), `mse`, or `cosine` (1 - cosine).
     """
 
-    weight: float = 0.1
-    layers: int = 4
+    weight: Weight = 0.1
+    layers: Layers = 4
     distance: Distance = "relative_mse"
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "layers")
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """The distance per token, a mean over the layers."""

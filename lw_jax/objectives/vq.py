@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.intermediates import of_bottleneck, real_slots
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Weight
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,7 @@ class Config(Objective):
         beta: of the commitment loss.
     """
 
-    beta: float = 0.25
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "beta")
+    beta: Weight = 0.25
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Mean squared difference of a slot's entries, per slot."""

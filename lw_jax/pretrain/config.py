@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from lw_jax.errors import UserError
 from lw_jax.train.optimiser_config import OptimiserConfig
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import (
+    BatchSize,
+    Checked,
+    Heads,
+    Layers,
+    Location,
+    Questions,
+    RowsOrNone,
+    Share,
+    Steps,
+    Tokens,
+    Weight,
+    Width,
+    Workers,
+)
 
 
 @dataclass(frozen=True)
-class ArchConfig:
+class ArchConfig(Checked):
     """Shape of a model to pretrain.
 
     Args:
@@ -29,30 +45,28 @@ class ArchConfig:
     """
 
     family: Literal["llama", "mistral", "qwen2"]
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    rope_theta: float = 10000.0
-    window: int | None = None
+    width: Width
+    layers: Layers
+    heads: Heads
+    kv_heads: Heads
+    head_dim: Annotated[int, Ge(2), Le(1024)]
+    mlp_width: Annotated[int, Ge(1), Le(2**18)]
+    rope_theta: Annotated[float, Ge(1), Le(10**9)] = 10000.0
+    window: Tokens | None = None
     tied: bool = False
-    max_positions: int = 1024
+    max_positions: Tokens = 1024
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "width", "layers", "heads", "kv_heads", "mlp_width", "max_positions")
-        at_least(self, 1, "rope_theta", "window")
         if self.heads % self.kv_heads:
             raise UserError(f"kv_heads: {self.kv_heads} does not divide heads {self.heads}")
-        if self.head_dim < 2 or self.head_dim % 2:
+        if self.head_dim % 2:
             raise UserError(f"head_dim: RoPE turns pairs, so it must be even; got {self.head_dim}")
         if self.window is not None and self.family != "mistral":
             raise UserError(f"window: only mistral has one; the family is {self.family}")
 
 
 @dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
     """A byte-level BPE to train.
 
     Args:
@@ -61,17 +75,13 @@ class TokenizerConfig:
         samples: number of texts of the mixture that it is trained on.
     """
 
-    vocab_size: int
+    vocab_size: Annotated[int, Ge(260), Le(2**20)]
     single_digits: bool = False
-    samples: int = 20000
-
-    def __post_init__(self) -> None:
-        at_least(self, 260, "vocab_size")  # 256 bytes and the special tokens
-        at_least(self, 1, "samples")
+    samples: Annotated[int, Ge(1), Le(10**7)] = 20000
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Checked):
     """A stage that trains one of the small models that ship, and writes a Hugging Face directory.
 
     Args:
@@ -91,34 +101,29 @@ class PretrainConfig:
         eval_rows: facts questions (6 sentences, held-out words) in the final test.
     """
 
-    out: str
+    out: Location
     arch: ArchConfig
     tokenizer: TokenizerConfig
-    steps: int
-    batch_size: int = 128
-    max_tokens: int = 512
+    steps: Steps
+    batch_size: BatchSize = 128
+    max_tokens: Tokens = 512
     optimiser: OptimiserConfig = OptimiserConfig(name="muon", lr=0.02)
-    facts: float = 0.6
-    facts_copy: float = 0.1
-    gsm8k_copy: float = 0.2
-    gsm8k_solve: float = 0.1
-    gsm8k_train: str | None = None
-    gsm8k_eval: str | None = None
-    questions: int = 6
-    shared: float = 0.6
-    rest_weight: float = 0.1
-    written_weight: float = 0.3
-    log_every: int = 50
-    save_every: int = 1000
-    eval_rows: int = 1000
-    workers: int = 0
+    facts: Share = 0.6
+    facts_copy: Share = 0.1
+    gsm8k_copy: Share = 0.2
+    gsm8k_solve: Share = 0.1
+    gsm8k_train: Location | None = None
+    gsm8k_eval: Location | None = None
+    questions: Questions = 6
+    shared: Share = 0.6
+    rest_weight: Weight = 0.1
+    written_weight: Weight = 0.3
+    log_every: Steps = 50
+    save_every: Steps = 1000
+    eval_rows: RowsOrNone = 1000
+    workers: Workers = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "max_tokens", "questions")
-        at_least(self, 1, "log_every", "save_every")
-        at_least(self, 0, "workers", "rest_weight", "written_weight", "eval_rows")
-        between(self, 0, 1, "facts", "facts_copy", "gsm8k_copy", "gsm8k_solve")
-        between(self, 0, 1, "shared")
         total = self.facts + self.facts_copy + self.gsm8k_copy + self.gsm8k_solve
         if abs(total - 1) > 1e-6:
             raise UserError(

@@ -12,9 +12,10 @@ from typing import ClassVar
 import flax.linen as nn
 
 from lw_jax.models.dims import ModelDims
+from lw_jax.utils.bounds import Checked
 
 
-class Reader(ABC):
+class Reader(Checked, ABC):
     """Base of every reader's `Config`.
 
     Its module is called as `module(latent, train) -> Delivery`.

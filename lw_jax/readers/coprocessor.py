@@ -17,6 +17,7 @@ from lw_jax.models.dims import ModelDims
 from lw_jax.readers.base import Reader
 from lw_jax.readers.deep_prefix import KeyValueHeads
 from lw_jax.types import Delivery, Edits, Latent
+from lw_jax.utils.bounds import Dropout, MlpRatioOrNone
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Config(Reader):
         dropout: dropout in the MLP.
     """
 
-    mlp_ratio: int = 4
-    dropout: float = 0.0
+    mlp_ratio: MlpRatioOrNone = 4
+    dropout: Dropout = 0.0
 
     excludes: ClassVar[frozenset[str]] = frozenset({"keys and values of its own in every layer"})
     needs_embeds: ClassVar[bool] = True

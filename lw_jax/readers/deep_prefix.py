@@ -19,6 +19,7 @@ from lw_jax.models.dims import ModelDims
 from lw_jax.readers.base import Reader
 from lw_jax.readers.positions import slot_positions
 from lw_jax.types import KV, Array, Delivery, Latent
+from lw_jax.utils.bounds import Dropout, Heads, MlpRatioOrNone, Slots
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Config(Reader):
         dropout: dropout in the MLP.
     """
 
-    length: int | None = None
-    mlp_ratio: int = 4
-    heads: int = 8
+    length: Slots | None = None
+    mlp_ratio: MlpRatioOrNone = 4
+    heads: Heads = 8
     positions: Literal["columns", "spread"] = "columns"
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
 
     excludes: ClassVar[frozenset[str]] = frozenset({"keys and values of its own in every layer"})
 

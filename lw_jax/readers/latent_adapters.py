@@ -8,17 +8,19 @@ MLP, a learned gate (docs/design.md section 5; gated cross-attention of Flamingo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 from einops import rearrange
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
 from lw_jax.readers.base import Reader
 from lw_jax.types import Array, Blocks, Delivery, Edits, Latent, PyTree
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import FEW, Heads, Layers, MlpRatioOrNone
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,11 @@ class Config(Reader):
         gate: factor on what a block adds, at the start; what it adds starts at zero.
     """
 
-    layers: tuple[int, ...] = ()
-    heads: int = 8
-    head_dim: int = 32
-    mlp_ratio: int = 4
-    gate: float = 0.5
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "heads", "head_dim")
-        at_least(self, 0, "mlp_ratio")
+    layers: Annotated[tuple[Layers, ...], FEW] = ()
+    heads: Heads = 8
+    head_dim: Annotated[int, Ge(1), Le(1024)] = 32
+    mlp_ratio: MlpRatioOrNone = 4
+    gate: Annotated[float, Ge(-100), Le(100)] = 0.5
 
     def build(self, dims: ModelDims) -> LatentAdapters:
         """The reader of one receiver."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 
 from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import sow
@@ -17,7 +18,7 @@ from lw_jax.models.dims import ModelDims
 from lw_jax.readers.base import Reader
 from lw_jax.readers.positions import slot_positions
 from lw_jax.types import Array, Delivery, Latent
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Dropout, MlpRatio
 
 SCALED = ("scale", "rms", "tanh", "layer_norm_tanh")
 """The conditionings that have a learned scale."""
@@ -50,23 +51,21 @@ class Config(Reader):
     """
 
     hidden: Literal["none", "linear", "mlp", "plain_mlp"] = "linear"
-    mlp_ratio: int = 4
-    mlp_layers: int = 3
+    mlp_ratio: MlpRatio = 4
+    mlp_layers: Annotated[int, Ge(1), Le(64)] = 3
     positions: Literal["columns", "spread"] = "columns"
-    dropout: float = 0.0
+    dropout: Dropout = 0.0
     input_norm: bool = True
     conditioning: Literal["scale", "rms", "tanh", "layer_norm", "layer_norm_tanh", "none"] = "rms"
-    init_scale: float | None = None
+    init_scale: Annotated[float, Ge(1e-12), Le(10_000)] | None = None
     colour: bool = False
     film: bool = False
 
     gives_embeds: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "mlp_layers")
         if self.init_scale is None:
             return
-        at_least(self, 1e-12, "init_scale")
         if self.conditioning not in SCALED:
             raise UserError(
                 f"init_scale: conditioning {self.conditioning!r} has no scale; leave it out, "

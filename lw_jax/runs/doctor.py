@@ -86,7 +86,7 @@ class Examination:
         try:
             yield
         except UserError as error:
-            self.note("error", key, " ".join(str(error).split()))
+            self.note("error", key, str(error))
 
     @property
     def sound(self) -> bool:

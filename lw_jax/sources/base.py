@@ -16,6 +16,7 @@ from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import PyTree, SourceTokens, Taps
+from lw_jax.utils.bounds import Checked
 
 
 class SourceShape(NamedTuple):
@@ -32,7 +33,7 @@ class SourceShape(NamedTuple):
     vocab: int
 
 
-class Source(ABC):
+class Source(Checked, ABC):
     """Base of every source's `Config`."""
 
     reads_sender: ClassVar[bool] = True

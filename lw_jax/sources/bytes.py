@@ -22,7 +22,7 @@ from lw_jax.models.frozen import Sender
 from lw_jax.sources.base import Source, SourceShape
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Features, PyTree, SourceTokens, Taps
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Heads, Layers, MlpRatio, Tokens, Width
 
 VOCAB = 256
 
@@ -40,17 +40,16 @@ class Config(Source):
         rotary: rotary embedding: attention also depends on the distance between bytes.
     """
 
-    max_bytes: int = 2048
-    width: int = 256
-    heads: int = 8
-    depth: int = 6
-    mlp_ratio: int = 4
+    max_bytes: Tokens = 2048
+    width: Width = 256
+    heads: Heads = 8
+    depth: Layers = 6
+    mlp_ratio: MlpRatio = 4
     rotary: bool = False
 
     reads_sender: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "max_bytes", "width", "heads", "depth", "mlp_ratio")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
         check_rotary(self.rotary, self.width, self.heads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,7 @@ from lw_jax.sources.normaliser import Normaliser, StatisticalNormaliser
 from lw_jax.sources.pca import Pca, Projection, check_alone
 from lw_jax.sources.sender import decoder
 from lw_jax.types import Delivery, Edits, Features, PyTree, SourceTokens, Taps
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import FEW, Layers, LayersOrNone
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,14 @@ class Config(Source):
             stop before the sender.
     """
 
-    layers: tuple[int, ...] = ()
-    of: int | None = None
+    layers: Annotated[tuple[LayersOrNone, ...], FEW] = ()
+    of: Layers | None = None
     mix: Literal["concat", "gated"] = "concat"
     normaliser: Normaliser | None = None
     pca: Pca | None = None
     lora: LowRankConfig | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "of")
         check_alone(self.pca, self.normaliser)
         if self.pca is not None and self.mix == "gated":
             raise UserError(

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.bounds import Checked, Name
 
 SMALLEST = 1e-6
 """Smallest deviation to divide by: a channel that is constant stays at zero."""
 
 
 @dataclass(frozen=True)
-class Normaliser:
+class Normaliser(Checked):
     """Whitening and colouring by measured statistics.
 
     Args:
@@ -32,7 +33,7 @@ class Normaliser:
         trainable: learn a gain and a bias between the two, in the target's deviations.
     """
 
-    target: str | None = None
+    target: Name | None = None
     trainable: bool = False
 
     def target_of(self, receivers: list[str]) -> str:

@@ -18,14 +18,14 @@ import numpy as np
 
 from lw_jax.errors import UserError
 from lw_jax.types import Array, PyTree
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import Checked, Width
 
 SMALLEST = 1e-3
 """Smallest deviation to divide by, relative to the largest: float32 cannot tell smaller ones."""
 
 
 @dataclass(frozen=True)
-class Pca:
+class Pca(Checked):
     """Projection on the principal directions of the states.
 
     Args:
@@ -34,11 +34,8 @@ class Pca:
             their RMS is 1 and they keep their shares of the variance.
     """
 
-    components: int
+    components: Width
     whiten: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(self, 1, "components")
 
     def check_width(self, source: str, width: int) -> None:
         """Checks that states of this width have enough directions.

@@ -26,7 +26,7 @@ from lw_jax.sources.hidden_states import HiddenStates
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.sender import encoder
 from lw_jax.types import Features, PyTree, SourceTokens, Taps
-from lw_jax.utils.checks import at_least
+from lw_jax.utils.bounds import LayersOrNone
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,11 @@ class Config(Source):
         normaliser: normalises by statistics of a `calibrate` stage; null: each vector by its RMS.
     """
 
-    layer: int | None = None
+    layer: LayersOrNone | None = None
     pool: Literal["none", "mean", "cls"] = "none"
     normaliser: Normaliser | None = None
 
     sender_writes: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "layer")
 
     def layers(self, arch: EncoderArch) -> int:
         """Number of layers run.

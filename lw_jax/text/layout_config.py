@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from lw_jax.errors import UserError
+from lw_jax.utils.bounds import Checked, Text, Tokens
 
 
 @dataclass(frozen=True)
-class LayoutConfig:
+class LayoutConfig(Checked):
     """The receiver's sequence, the same for training, scoring and decoding.
 
     See docs/design.md section 3.
@@ -33,10 +34,10 @@ class LayoutConfig:
         max_tokens: contexts with more tokens (in any model) are left out and counted; null: none.
     """
 
-    primer: str = "Context:"
-    source_primer: str | None = None
-    question: str = "\nQuestion: {question}"
-    anchor: str = "\nAnswer:"
+    primer: Text = "Context:"
+    source_primer: Text | None = None
+    question: Text = "\nQuestion: {question}"
+    anchor: Text = "\nAnswer:"
     anchor_mode: Literal["text", "chat", "none"] = "text"
     question_in: Literal["receiver", "latent"] = "receiver"
     encoder_use_chat_template: bool = False
@@ -44,7 +45,7 @@ class LayoutConfig:
     bos_after_anchor: bool = False
     target: Literal["answer", "question_answer"] = "answer"
     with_text: bool = False
-    max_tokens: int | None = None
+    max_tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
         for name, owner in (("anchor", "answer"), ("primer", "text"), ("source_primer", "text")):

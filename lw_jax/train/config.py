@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.optimiser_config import OptimiserConfig
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import (
+    FEW,
+    BatchSize,
+    Checked,
+    Decay,
+    Location,
+    Names,
+    Pattern,
+    Probability,
+    Questions,
+    Ratio,
+    Share,
+    Step,
+    Steps,
+    Workers,
+)
 from lw_jax.utils.schedule import BatchKind, Rising
 
 
 @dataclass(frozen=True)
-class Level:
+class Level(Checked):
     """A part of a curriculum.
 
     Args:
@@ -26,17 +43,13 @@ class Level:
         ratio: source tokens a slot, of a bridge with several ratios; null: any of them.
     """
 
-    share: float
-    level: int | None = None
-    ratio: float | None = None
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "share")
-        at_least(self, 1, "ratio")
+    share: Share
+    level: Annotated[int, Ge(0), Le(10**6)] | None = None
+    ratio: Ratio | None = None
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A stage that trains the bridge.
 
     Args:
@@ -66,34 +79,30 @@ class TrainConfig:
         workers: processes that prepare batches; 0: in process.
     """
 
-    steps: int
-    batch_size: int = 32
-    accumulate: int = 1
-    questions: int = 1
-    curriculum: tuple[Level, ...] = ()
+    steps: Steps
+    batch_size: BatchSize = 32
+    accumulate: BatchSize = 1
+    questions: Questions = 1
+    curriculum: Annotated[tuple[Level, ...], FEW] = ()
     optimiser: OptimiserConfig = OptimiserConfig()
     objectives: ObjectivesConfig | None = None
     data: DataConfig | None = None
     layout: LayoutConfig | None = None
-    train_only: tuple[str, ...] = ()
-    init_from: str | None = None
-    init_only: tuple[str, ...] = ()
+    train_only: Annotated[tuple[Pattern, ...], FEW] = ()
+    init_from: Location | None = None
+    init_only: Names = ()
     latent_keep: LatentKeep | None = None
     scheduled_sampling: ScheduledSampling | None = None
     text_batches: TextBatches | None = None
-    ema: float | None = None
-    log_every: int = 20
-    eval_every: int = 200
-    save_every: int = 200
-    eval_rows: int = 128
-    keep: int = 2
-    workers: int = 0
+    ema: Decay | None = None
+    log_every: Steps = 20
+    eval_every: Step = 200
+    save_every: Steps = 200
+    eval_rows: Annotated[int, Ge(1), Le(10**6)] = 128
+    keep: Annotated[int, Ge(1), Le(10_000)] = 2
+    workers: Workers = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "steps", "batch_size", "accumulate", "questions")
-        at_least(self, 1, "log_every", "save_every", "eval_rows", "keep")
-        at_least(self, 0, "eval_every", "workers")
-        between(self, 0, 1, "ema")
         if self.init_only and self.init_from is None:
             raise UserError("init_only: it names components of init_from, which is not given")
         total = sum(c.share for c in self.curriculum)
@@ -118,8 +127,8 @@ class LatentKeep(Rising):
         ramp: steps of the linear rise; 0: `end` at once.
     """
 
-    start: float = 0.5
-    end: float = 0.85
+    start: Probability = 0.5
+    end: Probability = 0.85
 
 
 @dataclass(frozen=True)
@@ -136,12 +145,12 @@ class ScheduledSampling(Rising):
         ramp: steps of the linear rise; 0: `end` at once.
     """
 
-    start: float = 0.0
-    end: float = 0.25
+    start: Probability = 0.0
+    end: Probability = 0.25
 
 
 @dataclass(frozen=True)
-class TextBatches:
+class TextBatches(Checked):
     """Steps whose objectives are those for text (`schedule.on`), among those for the wire.
 
     The earlier systems warm up on batches of both kinds in turn, and go on with a few text batches
@@ -153,12 +162,8 @@ class TextBatches:
         tail: probability of a later step to be for text.
     """
 
-    steps: int
-    tail: float = 0.0
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "steps")
-        between(self, 0, 1, "tail")
+    steps: Step
+    tail: Probability = 0.0
 
     def kind(self, seed: int, stage: str, step: int) -> BatchKind:
         """What a step (0-based) is for."""

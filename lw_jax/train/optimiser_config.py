@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from lw_jax.errors import UserError
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import Checked, Decay, LearningRate
 from lw_jax.utils.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimiserConfig(Checked):
     """The optax chain: clip, AdamW or Muon with Adam for what is no matrix, schedule.
 
     Args:
@@ -25,17 +27,15 @@ class OptimiserConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-3
-    adam_lr: float | None = None
-    b1: float = 0.9
-    b2: float = 0.98
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    lr: LearningRate = 1e-3
+    adam_lr: Annotated[float, Ge(0), Le(10)] | None = None
+    b1: Decay = 0.9
+    b2: Decay = 0.98
+    weight_decay: Annotated[float, Ge(0), Le(100)] = 0.0
+    clip: Annotated[float, Ge(0), Le(10**6)] = 1.0
     schedule: Schedule = Schedule(shape="cosine", ramp=100, final=0.05)
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "lr", "adam_lr", "weight_decay", "clip")
-        between(self, 0, 1, "b1", "b2")
         for key, none in (("gate", None), ("on", "all")):
             if getattr(self.schedule, key) != none:
                 raise UserError(

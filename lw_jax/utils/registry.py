@@ -111,6 +111,11 @@ def add_file(path: str | Path) -> None:
     _FILES[file] = module
 
 
+def number_added() -> int:
+    """Number of Python files whose parts were added."""
+    return len(_FILES)
+
+
 def check_contract(config: Any, contract: type, where: str) -> None:
     """Checks that a variant's `Config` keeps the contract of its kind.
 

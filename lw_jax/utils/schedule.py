@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Le
 
-from lw_jax.utils.checks import at_least, between
+from lw_jax.utils.bounds import Checked, Probability, Share, Step
 
 Array = jax.Array
 
@@ -18,7 +19,7 @@ BatchKind = Literal["latent", "text"]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """A factor over the steps of a stage (docs/design.md section 6, weight schedules).
 
     Args:
@@ -33,11 +34,11 @@ class Schedule:
     """
 
     shape: Literal["constant", "linear", "cosine"] = "constant"
-    start: int = 0
-    stop: int | None = None
-    ramp: int = 0
-    final: float = 0.0
-    gate: float | None = None
+    start: Step = 0
+    stop: Step | None = None
+    ramp: Step = 0
+    final: Share = 0.0
+    gate: Annotated[float, Ge(-1), Le(1)] | None = None
     on: Literal["all", "latent", "text"] = "all"
 
     def active(self, step: int, kind: BatchKind = "latent") -> bool:
@@ -78,7 +79,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Rising:
+class Rising(Checked):
     """A probability that rises from `start` at the first step to `end`.
 
     Args:
@@ -87,13 +88,9 @@ class Rising:
         ramp: steps of the ramp; 0: `end` from the first step on.
     """
 
-    start: float
-    end: float
-    ramp: int = 0
-
-    def __post_init__(self) -> None:
-        between(self, 0, 1, "start", "end")
-        at_least(self, 0, "ramp")
+    start: Probability
+    end: Probability
+    ramp: Step = 0
 
     def __call__(self, step: Array | int) -> Array:
         """The probability at a step, float32 scalar."""

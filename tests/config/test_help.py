@@ -12,6 +12,7 @@ from lw_jax.config import tree
 from lw_jax.config.help import print_help, sections
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
+from lw_jax.utils import kinds
 
 
 def shown(key: str) -> str:
@@ -42,14 +43,14 @@ def test_every_key_that_a_flag_may_set_is_in_the_help() -> None:
 
 def _is_part(path: str) -> bool:
     kind = tree.at(Config, tuple(path.split(".")))
-    return bool(tree.fields(kind)) or dataclasses.is_dataclass(tree.named(kind))
+    return bool(kinds.fields(kind)) or dataclasses.is_dataclass(tree.named(kind))
 
 
 def test_help_shows_types_and_defaults() -> None:
     text = shown("")
     assert "--config FILE" in text
     assert "stages.NAME.train" in text
-    assert "int, required" in text
+    assert "int, required (1 to 65,536)" in text
     assert "float32|bfloat16 = bfloat16" in text
 
 
@@ -57,7 +58,7 @@ def test_help_of_one_part_and_of_one_key() -> None:
     part, key = shown("stages.fit.train.optimiser"), shown("stages.fit.train.optimiser.lr")
     assert "weight_decay" in part
     assert "latent_dim" not in part
-    assert "number = 0.001" in key
+    assert "number = 0.001 (above 0, at" in key
     assert "weight_decay" not in key
     assert "text, required" in shown("name")
 

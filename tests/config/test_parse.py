@@ -108,7 +108,7 @@ def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path:
         ("stages.fit.train.step=3", "did you mean stages.fit.train.steps?"),
         ("bridge.compressor.percever.slots=3", "did you mean bridge.compressor.perceiver.slots?"),
         ("bridge.latent_dim=wide", 'bridge.latent_dim: expected a whole number; got "wide"'),
-        ("bridge.latent_dim=3.0", "bridge.latent_dim: expected a whole number; got 3.0"),
+        ("bridge.latent_dim=3.5", "bridge.latent_dim: expected a whole number; got 3.5"),
         ("bridge.latent_dim=true", "bridge.latent_dim: expected a whole number; got true"),
         ("bridge.latent_dim=0", "bridge.latent_dim: expected at least 1; got 0"),
         ("bridge=null", "bridge: missing; a train, calibrate or evaluate stage needs it"),
