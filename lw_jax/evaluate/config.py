@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,9 +25,17 @@ from lw_jax.utils.checks import at_least, between
 class DecodeConfig:
     """Decoding (docs/design.md section 8, decode controls). Greedy unless a temperature is given.
 
+    `max_new_tokens`, `stop`, `temperature` and `top_p` are of every method. All others are meant
+    for the wire: they act on what is read over a bridge (`latent`, `latent_<codec>`, `rivals`) and
+    on the controls that it is held against (`no_message`, `zero`, `mean`, `deranged`), which are
+    decoded as the latent is; never on `text`, token budgets, `pca`, `relay` or replayed embeddings.
+
     Args:
         max_new_tokens: tokens decoded at most.
-        min_new_tokens: EOS is forbidden before so many.
+        stop: strings at the first of which an answer ends, as it does at EOS; null: by the task (a
+            line break where answers are short; none where a text is read back or continued, a
+            problem solved, or the question written before the answer); []: none.
+        min_new_tokens: neither EOS nor a token that holds a stop before so many.
         eos_ban_steps: steps from the start in which EOS is forbidden.
         temperature, top_p: sampling; temperature 0 is greedy.
         first_token_temperature, first_token_top_p: the same, for the first token alone; null: as
@@ -36,6 +45,7 @@ class DecodeConfig:
     """
 
     max_new_tokens: int = 12
+    stop: tuple[str, ...] | None = None
     min_new_tokens: int = 0
     eos_ban_steps: int = 0
     temperature: float = 0.0
@@ -55,6 +65,7 @@ class DecodeConfig:
                 f"min_new_tokens: {self.min_new_tokens} is above max_new_tokens "
                 f"{self.max_new_tokens}"
             )
+        _check_stop(self.stop or ())
         if not self.prefix_gain:
             raise UserError("prefix_gain: none is given; [1.0] leaves the message as it is")
 
@@ -94,11 +105,14 @@ class RelayConfig:
         with_question: the sender is shown the question before it; with the prompt `Answer:` it
             answers, and the receiver has the answer for a text.
         max_new_tokens: written at most; null: as many as the longest text has.
+        stop: strings at the first of which its text ends, as it does at EOS; []: none. (What the
+            receiver then writes ends as `decode.stop` says.)
     """
 
     prompt: str = "\nRepeat:"
     with_question: bool = False
     max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt or self.prompt != self.prompt.rstrip():
@@ -107,6 +121,7 @@ class RelayConfig:
             )
         if self.max_new_tokens is not None:
             at_least(self, 1, "max_new_tokens")
+        _check_stop(self.stop)
 
 
 @dataclass(frozen=True)
@@ -191,3 +206,13 @@ class EvaluateConfig:
         """The methods to run, in the order of the table; the controls come with `latent`."""
         always = controls() if "latent" in self.methods else ()
         return tuple(in_order((*self.methods, *always, *self.changed)))
+
+
+def _check_stop(stop: Sequence[str]) -> None:
+    """Raises UserError if a stop would end every answer before it begins."""
+    for text in stop:
+        if not text.strip(" "):
+            raise UserError(
+                f"stop: {text!r} would end every answer before it begins (a space comes first); "
+                r'give strings such as "\n", or [] for none'
+            )
