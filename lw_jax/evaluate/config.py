@@ -21,6 +21,16 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.utils.checks import at_least, between
 
 
+def _check_stop(stop: Sequence[str]) -> None:
+    """Raises UserError if a stop would end every answer before it begins."""
+    for text in stop:
+        if not text.strip(" "):
+            raise UserError(
+                f"stop: {text!r} would end every answer before it begins (a space comes first); "
+                r'give strings such as "\n", or [] for none'
+            )
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """Decoding (docs/design.md section 8, decode controls). Greedy unless a temperature is given.
@@ -206,13 +216,3 @@ class EvaluateConfig:
         """The methods to run, in the order of the table; the controls come with `latent`."""
         always = controls() if "latent" in self.methods else ()
         return tuple(in_order((*self.methods, *always, *self.changed)))
-
-
-def _check_stop(stop: Sequence[str]) -> None:
-    """Raises UserError if a stop would end every answer before it begins."""
-    for text in stop:
-        if not text.strip(" "):
-            raise UserError(
-                f"stop: {text!r} would end every answer before it begins (a space comes first); "
-                r'give strings such as "\n", or [] for none'
-            )

@@ -99,10 +99,15 @@ def predict(
     given, columns = place(message, ctx, batch, sent)
     ask, answer = asked(batch, ctx.receiver)
     return Raw(
-        scored=score(ctx.model, ctx.prompt, given, ask, answer, False, stops),
+        scored=score(ctx.model, ctx.prompt, given, ask, answer, *_scoring(stops)),
         written=write(ctx.model, ctx.prompt, given, ask, rng, options),
         columns=columns,
     )
+
+
+def _scoring(stops: tuple[int, ...]) -> tuple[Any, ...]:
+    """The arguments of `score` after the answer: none where no stop is scored."""
+    return (False, stops) if stops else ()
 
 
 def rate(
@@ -118,7 +123,7 @@ def rate(
     """
     given, _ = place(message, ctx, batches[0], sent)
     return [
-        score(ctx.model, ctx.prompt, given, *asked(batch, ctx.receiver), False, stops)
+        score(ctx.model, ctx.prompt, given, *asked(batch, ctx.receiver), *_scoring(stops))
         for batch in batches
     ]
 
@@ -155,7 +160,9 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
         ask, answer = asked(call.batch, call.ctx.receiver)
-        second.add(score, call.ctx.model, call.ctx.prompt, given, ask, answer, False, call.stops)
+        second.add(
+            score, call.ctx.model, call.ctx.prompt, given, ask, answer, *_scoring(call.stops)
+        )
         second.add(write, call.ctx.model, call.ctx.prompt, given, ask, call.rng, call.options)
     second.compile(console)
 

@@ -112,12 +112,13 @@ def judge(
     if BYTES in rows:
         words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
     words += [_budget(apart[m], f"{m}, another bridge", name) for m in rivals]
-    late = {m: s for m, s in (ran_on or {}).items() if m in rows and s > RAN_ON}
+    compared = ("latent", "text", "no_message", "deranged", *BUDGETS, BYTES, *rivals)
+    late = {m: s for m, s in (ran_on or {}).items() if m in compared and s > RAN_ON}
     if late:
         of = ", ".join(f"{s:.0%} of the answers of {m}" for m, s in late.items())
         words.append(
-            f"Not judged by whole answers: {of} ran into decode.max_new_tokens, which makes their "
-            f"{name} too low."
+            f"Not compared by whole answers: {of} ran into decode.max_new_tokens, so that their "
+            f"{name} may be too low."
         )
     return Verdict(carries, share, apart, tuple(words), metric)
 

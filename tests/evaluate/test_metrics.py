@@ -39,7 +39,7 @@ def test_numbers_are_compared_by_value() -> None:
         ("so 3*4=12\n#### 12", "12"),
         ("#### 1,200.00 dollars", "1200"),
         ("#### -10", "-10"),
-        ("#### 4 or rather #### 5", "5"),
+        ("#### 4 or rather #### 5", "4"),
         ("he has 3 and then 7 apples", "7"),
         ("none", None),
     ],
