@@ -305,7 +305,6 @@ def on_host(
     for i in range(len(examples)):
         gold = batch[f"{name}/answer/ids"][i][: batch[f"{name}/answer/lengths"][i]].tolist()
         said = written.ids[i][: written.lengths[i] + written.ended[i]].tolist()
-        text, ended = _text(tokenizer, stop, written, i)
         sent = Sent(
             text=texts[i],
             ids=batch[f"{name}/context/ids"][i][: batch[f"{name}/context/lengths"][i]].tolist(),
@@ -320,6 +319,10 @@ def on_host(
                 f"{method.wire_bytes.__module__}: wire_bytes gives {wire_bytes!r}; it has to give "
                 "a whole number of bytes (lw_jax/evaluate/methods/base.py)"
             )
+        length, stopped = int(written.lengths[i]), bool(written.stopped[i])
+        text = stop.text(tokenizer, said, length, stopped)
+        cut = stopped or stop.held(tokenizer.backend.decode(said[:length]))
+        ended: Ended = "stop" if cut else "eos" if written.ended[i] else "limit"
         comparable = (
             plain(options)
             and len(gold) <= options.max_new
@@ -341,12 +344,3 @@ def on_host(
             )
         )
     return found
-
-
-def _text(tokenizer: Tokenizer, stop: Stop, written: Generation, i: int) -> tuple[str, Ended]:
-    """What row i says, and what ended it."""
-    length, stopped = int(written.lengths[i]), bool(written.stopped[i])
-    ids = written.ids[i].tolist()
-    cut = stopped or stop.held(tokenizer.backend.decode(ids[:length]))
-    ended: Ended = "stop" if cut else "eos" if written.ended[i] else "limit"
-    return stop.text(tokenizer, ids, length, stopped), ended

@@ -186,11 +186,11 @@ def _quick_evaluation(
             seen.add(group[0].context_id)
             groups.append(group)
     microbatch = cfg.batch_size // cfg.accumulate
-    stop = _stop(config, cfg)
+    stop = answer_stop(config, cfg)
     return QuickEvaluation(pipeline, groups, objectives, cfg.steps, microbatch, stop=stop)
 
 
-def _stop(config: Config, cfg: TrainConfig) -> tuple[str, ...]:
+def answer_stop(config: Config, cfg: TrainConfig) -> tuple[str, ...]:
     """Where answers end in the quick evaluation of a stage: as in the run's last evaluation of the
     same rows, else as the task says.
 

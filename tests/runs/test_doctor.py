@@ -68,6 +68,15 @@ def test_candidates_that_no_row_has_for_an_answer(write: Write) -> None:
         check(read(path, [(f"{key}.candidates", "[yes, no]")]))
 
 
+def test_gold_answers_that_decoding_cannot_write(write: Write) -> None:
+    path, key = write(), "stages.report.evaluate.decode"
+    (found,) = (f for f in findings(path, f"{key}.max_new_tokens=1") if f.key == key)
+    assert found.level == "warning"
+    assert "gold answers are longer than decode.max_new_tokens 1 (up to " in found.text
+    assert "tokens of reader); raise it" in found.text
+    assert not [f for f in findings(path, f"{key}.max_new_tokens=40") if f.key == key]
+
+
 def test_several_errors_are_shown_at_once(write: Write) -> None:
     flags = ("sender.path=no/where", "mesh.data=3")
     found = errors(write(), *flags)
