@@ -175,6 +175,10 @@ class Comparison:
         )
         return Held(columns, keys, found[0].layers, entries)  # type: ignore[arg-type]
 
+    def columns(self, ctx: EvalContext) -> list[int]:
+        """Per row the receiver columns of its latent's message."""
+        return [int(n) for n in self.held(ctx).columns]
+
     def tokens(self, receiver: str) -> list[int]:
         """Receiver tokens of every row's text."""
         key = f"{receiver}/context/lengths"

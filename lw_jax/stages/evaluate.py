@@ -100,8 +100,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         for n, one in short.items()
         if one.count
     ]
-    warnings += cannot
-    for line in cannot:
+    for line in cannot:  # at once, and again beside the figures
         run.console.print(line, markup=False, highlight=False, soft_wrap=True)
     out = _directory(run, name)
     partial = PredictionCache(out / "partial", key)
@@ -179,7 +178,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
     )
     report.show(run.console, metrics)
-    for line in warnings:
+    for line in (*warnings, *cannot):
         compared.say(line)
     partial.remove()
 

@@ -125,6 +125,7 @@ def test_metrics_json_has_the_promised_keys(metrics: dict[str, Any]) -> None:
         assert sum(figures["ended"].values()) == pytest.approx(1)
     assert metrics["decode"]["stop"] == ["\n"]
     assert metrics["decode"]["max_new_tokens"] == 6
+    assert metrics["decode"]["unwritable"] == {RECEIVER: 5}
     assert metrics["stage"] == "test"
     assert set(metrics["fingerprints"]) == {"sender", RECEIVER}
     assert metrics["config"]["data"] == {"facts": metrics["config"]["data"]["facts"]}
@@ -204,6 +205,7 @@ def test_the_end_is_shown_in_words_and_kept_in_the_history(run: Run) -> None:
         "Bridge:",
         "token budget",
         "before it was stopped",
+        f"WARNING {RECEIVER}: 5 of 22 gold answers are longer than decode.max_new_tokens 6",
     ):
         assert word in shown
     history = (run.run_dir.parent / "metrics_history.jsonl").read_text().splitlines()
