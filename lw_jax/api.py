@@ -15,6 +15,7 @@ import jax
 
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example
+from lw_jax.data.load import data_set
 from lw_jax.errors import UserError
 from lw_jax.evaluate import packets
 from lw_jax.evaluate.config import DecodeConfig
@@ -29,6 +30,7 @@ from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, config_at, load_trained
 from lw_jax.text.collate import MULTIPLE, Collate, Sources, by_key, measure
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.stop import stop_of, stop_strings
 from lw_jax.types import Latent
 from lw_jax.wire.codecs import codec as check
 
@@ -131,8 +133,9 @@ class Bridge:
         options = options_of(self.decode, ctx.model.arch, tokenizer)
         ask = answer.question(self.pipeline.layout, tokenizer, question)
         said = answer.write(ctx.model, ctx.prompt, message, ask, jax.random.key(0), options)
-        ids = said.ids[0, : int(said.lengths[0])].tolist()
-        return tokenizer.backend.decode(ids).strip()
+        length, stopped = int(said.lengths[0]), bool(said.stopped[0])
+        stop = stop_of(tokenizer, self.decode.stop or ())
+        return stop.text(tokenizer, said.ids[0].tolist(), length, stopped)
 
     def _context(self, receiver: str) -> EvalContext:
         s = self.pipeline
@@ -170,5 +173,9 @@ def _multiple(count: int) -> int:
 
 
 def _decoding(config: Config) -> DecodeConfig:
-    found = [s.evaluate.decode for s in config.stages.values() if s.evaluate is not None]
-    return found[-1] if found else DecodeConfig()
+    """As the last evaluation decodes; where it leaves stops to the task, with the task's."""
+    found = [s.evaluate for s in config.stages.values() if s.evaluate is not None]
+    decode, data = DecodeConfig(), config.data
+    if found:
+        decode, data = found[-1].decode, found[-1].data or data
+    return replace(decode, stop=stop_strings(decode.stop, data_set(data), config.layout))

@@ -161,12 +161,17 @@ class Blocks:
         apply: `apply(params of one layer, h [B, T, D], given) -> h`, static.
         layers: the n layers, ascending, static.
         given: a tree of arrays [B, ...] that all blocks read, or None.
+        keys: [B] int32, how many keys of `given` each block attends to, for the account of what a
+            message costs; None: none.
+        heads: that attend to them, static.
     """
 
     params: PyTree
     apply: Callable[[PyTree, Array, PyTree], Array] = struct.field(pytree_node=False)
     layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
     given: PyTree = None
+    keys: Array | None = None
+    heads: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass

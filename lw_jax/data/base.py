@@ -34,6 +34,12 @@ class DataSet(Checked, ABC):
         return False
 
     @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings at which an answer ends: a line break where answers are short, none where they
+        are texts or worked solutions (`decode.stop` of an evaluation says otherwise)."""
+        return () if self.ends_in_number else ("\n",)
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """All answers that a row can have, if the data is a task with a few labels; else ()."""
         return ()

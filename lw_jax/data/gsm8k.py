@@ -60,6 +60,12 @@ class Config(FileSource):
         """Only a worked solution does."""
         return self.task == "solve"
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """A final number is short; a text that is read back, its second half and a worked solution
+        go over lines."""
+        return super().stop if self.task == "final" else ()
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows | RewrittenRows:
         """One row for each problem; problems that occur twice in a file share a context."""
 

@@ -37,6 +37,11 @@ class Config(FileSource):
     level_field: Name | None = None
     ends_in_number: bool = False
 
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """A context that is read back may go over lines."""
+        return () if self.answer_field is None else super().stop
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each context, with all its questions."""
 

@@ -25,9 +25,10 @@ from lw_jax.evaluate.methods.base import EvalContext, Method
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.packets import Packets, encode, send
 from lw_jax.evaluate.predict import (
+    Held,
     Planned,
-    columns,
     compile_all,
+    held,
     look,
     on_host,
     options_of,
@@ -37,9 +38,11 @@ from lw_jax.evaluate.predict import (
 )
 from lw_jax.evaluate.relay import Written
 from lw_jax.mesh import put_batch
+from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.text.layout import message_text
+from lw_jax.text.stop import Stop, stop_of
 from lw_jax.types import Latent
 from lw_jax.utils.compile import AheadOfTime
 
@@ -62,6 +65,7 @@ class Comparison:
         candidates: answers to choose from.
         other: the name of a line that is another bridge's `latent` (`lw_jax.runs.rivals`).
         packets: what crossed the wire for every row; None before anything did.
+        stop: strings at which an answer ends, of every method.
     """
 
     pipeline: Pipeline
@@ -74,6 +78,7 @@ class Comparison:
     candidates: tuple[str, ...] = ()
     other: str | None = None
     packets: Packets | None = None
+    stop: tuple[str, ...] = ()
 
     def method(self, name: str) -> Method:
         """The method of that name; the guest's is `latent`."""
@@ -156,15 +161,23 @@ class Comparison:
         placed: Latent = put_batch(self.pipeline.mesh, latent)
         return placed
 
-    def columns(self, ctx: EvalContext) -> list[int]:
-        """Per row the receiver columns of its latent's message."""
-        found: list[int] = []
+    def held(self, ctx: EvalContext) -> Held:
+        """Columns and keys that each row's latent takes in its receiver, on the host."""
+        found: list[Held] = []
         for begin, batch in self.batches:
             latent = self.received(self.method("latent"), begin)
             assert latent is not None
-            held = columns(ctx, put_batch(self.pipeline.mesh, batch), latent)
-            found += jax.device_get(held).tolist()
-        return found[: len(self.examples)]
+            found.append(jax.device_get(held(ctx, put_batch(self.pipeline.mesh, batch), latent)))
+        rows = len(self.examples)
+        columns, keys, entries = (
+            np.concatenate([getattr(one, part) for one in found])[:rows]
+            for part in ("columns", "keys", "entries")
+        )
+        return Held(columns, keys, found[0].layers, entries)  # type: ignore[arg-type]
+
+    def columns(self, ctx: EvalContext) -> list[int]:
+        """Per row the receiver columns of its latent's message."""
+        return [int(n) for n in self.held(ctx).columns]
 
     def tokens(self, receiver: str) -> list[int]:
         """Receiver tokens of every row's text."""
@@ -198,9 +211,10 @@ class Comparison:
         calls = []
         for ctx, name in ctxs:
             how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
-            options = options_of(self.config.decode, ctx.model.arch, tokenizer)
+            stop = stop_of(tokenizer, self.stop)
+            options = self._options(how, ctx, stop)
             latent = self.received(how, begin)
-            calls.append(Planned(how.message, ctx, placed, latent, rng, options))
+            calls.append(Planned(how.message, ctx, placed, latent, rng, options, stop.clean))
         compile_all(calls, self.console)
 
     def run(self, ctx: EvalContext, name: str) -> tuple[list[Prediction], float]:
@@ -214,7 +228,8 @@ class Comparison:
             SystemExit: code 0 after SIGTERM; what was finished before is kept.
         """
         how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
-        options = options_of(self.config.decode, ctx.model.arch, tokenizer)
+        stop = stop_of(tokenizer, self.stop)
+        options = self._options(how, ctx, stop)
         texts, root = self.texts(), jax.random.key(self.config.seed)
         sizes = self.latent_bytes(how.codec)
         said: list[Prediction] = []
@@ -235,7 +250,7 @@ class Comparison:
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
                 latent = self.received(how, begin)
-                raw = predict(how.message, ctx, placed, latent, rng, options)
+                raw = predict(how.message, ctx, placed, latent, rng, options, stop.clean)
                 found = on_host(
                     raw,
                     batch,
@@ -246,26 +261,40 @@ class Comparison:
                     ctx=ctx,
                     tokenizer=tokenizer,
                     options=options,
+                    stop=stop,
                 )
                 seconds += time.monotonic() - began
-                said += self._rated(found, how, ctx, batch, begin)
+                said += self._rated(found, how, ctx, batch, begin, stop.clean)
                 advance()
                 self._stop("run the same command again to go on at this method")
         return said, seconds
 
+    def _options(self, how: Method, ctx: EvalContext, stop: Stop) -> DecodeOptions:
+        """How a method's answers are decoded: the wire's controls act on the wire's methods."""
+        tokenizer = self.pipeline.receivers[ctx.receiver]
+        arch = ctx.model.arch
+        return options_of(self.config.decode, arch, tokenizer, stop, how.of_the_wire)
+
     def _rated(
-        self, said: list[Prediction], how: Method, ctx: EvalContext, batch: Batch, begin: int
+        self,
+        said: list[Prediction],
+        how: Method,
+        ctx: EvalContext,
+        batch: Batch,
+        begin: int,
+        stops: tuple[int, ...],
     ) -> list[Prediction]:
         """A batch's predictions with the log-probability of every candidate after the same message.
 
-        batch: as the method was given it; only its answers are other ones here.
+        batch: as the method was given it; only its answers are other ones here. stops: of `rate`.
         """
         if not self.candidates:
             return said
         batches = [
             put_batch(self.pipeline.mesh, batch | answers) for answers in self._answers[begin]
         ]
-        scored = jax.device_get(rate(how.message, ctx, batches, self.received(how, begin)))
+        latent = self.received(how, begin)
+        scored = jax.device_get(rate(how.message, ctx, batches, latent, stops))
         nats = -np.stack([one.nll for one in scored], axis=1).astype(np.float64)
         return [
             replace(p, nats=dict(zip(self.candidates, row.tolist(), strict=True)))

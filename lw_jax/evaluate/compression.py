@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,21 @@ import numpy as np
 from lw_jax.models.arch import Arch
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODECS
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Keys of a message that adapters read in a receiver's layers, besides its columns.
+
+    Attributes:
+        keys: in each of those layers, one entry per text.
+        layers: how many layers those are.
+        entries: over all those layers and the adapters' heads, one entry per text.
+    """
+
+    keys: Sequence[int]
+    layers: int
+    entries: Sequence[int]
 
 
 def of_texts(
@@ -66,21 +82,34 @@ def of_texts(
 
 
 def of_columns(
-    texts: Sequence[str], tokens: Sequence[int], columns: Sequence[int], arch: Arch
+    texts: Sequence[str],
+    tokens: Sequence[int],
+    columns: Sequence[int],
+    arch: Arch,
+    adapters: Adapters | None = None,
 ) -> dict[str, Any]:
     """Receiver tokens of the texts against the columns that the message occupies instead.
+
+    Token budgets are matched to `columns` alone. `keys` is all that the receiver holds of the
+    message: a key, with its value, for every column in every layer, and those that adapters read
+    (`adapter_keys` in each of `adapter_layers` layers); `kv_entries` the same over all heads.
 
     Args:
         texts, tokens, columns: one entry per text.
         arch: the receiver's; a column is one key and one value per layer and key/value head.
+        adapters: what is read besides the columns; None: nothing.
     """
     characters, held = _mean(len(t) for t in texts), _mean(columns)
+    more = adapters or Adapters([0] * len(texts), 0, [0] * len(texts))
     return {
         "receiver_tokens": _mean(tokens),
         "columns": held,
         "tokens_per_column": _per(_mean(tokens), held),
         "characters_per_column": _per(characters, held),
-        "kv_entries": held * arch.layers * arch.kv_heads,
+        "adapter_keys": _mean(more.keys),
+        "adapter_layers": more.layers,
+        "keys": held * arch.layers + _mean(more.keys) * more.layers,
+        "kv_entries": held * arch.layers * arch.kv_heads + _mean(more.entries),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -36,13 +37,31 @@ from lw_jax.utils.bounds import (
 )
 
 
+def _check_stop(stop: Sequence[str]) -> None:
+    """Raises UserError if a stop would end every answer before it begins."""
+    for text in stop:
+        if not text.strip(" "):
+            raise UserError(
+                f"stop: {text!r} would end every answer before it begins (a space comes first); "
+                r'give strings such as "\n", or [] for none'
+            )
+
+
 @dataclass(frozen=True)
 class DecodeConfig(Checked):
     """Decoding (docs/design.md section 8, decode controls). Greedy unless a temperature is given.
 
+    `max_new_tokens`, `stop`, `temperature` and `top_p` are of every method. All others are meant
+    for the wire: they act on what is read over a bridge (`latent`, `latent_<codec>`, `rivals`) and
+    on the controls that it is held against (`no_message`, `zero`, `mean`, `deranged`), which are
+    decoded as the latent is; never on `text`, token budgets, `pca`, `relay` or replayed embeddings.
+
     Args:
         max_new_tokens: tokens decoded at most.
-        min_new_tokens: EOS is forbidden before so many.
+        stop: strings at the first of which an answer ends, as it does at EOS; null: by the task (a
+            line break where answers are short; none where a text is read back or continued, a
+            problem solved, or the question written before the answer); []: none.
+        min_new_tokens: neither EOS nor a token that holds a stop before so many.
         eos_ban_steps: steps from the start in which EOS is forbidden.
         temperature, top_p: sampling; temperature 0 is greedy.
         first_token_temperature, first_token_top_p: the same, for the first token alone; null: as
@@ -52,6 +71,7 @@ class DecodeConfig(Checked):
     """
 
     max_new_tokens: Tokens = 12
+    stop: Words | None = None
     min_new_tokens: TokensOrNone = 0
     eos_ban_steps: TokensOrNone = 0
     temperature: Annotated[float, Ge(0), Le(100)] = 0.0
@@ -67,6 +87,7 @@ class DecodeConfig(Checked):
                 f"min_new_tokens: {self.min_new_tokens} is above max_new_tokens "
                 f"{self.max_new_tokens}"
             )
+        _check_stop(self.stop or ())
 
 
 @dataclass(frozen=True)
@@ -101,17 +122,21 @@ class RelayConfig(Checked):
         with_question: the sender is shown the question before it; with the prompt `Answer:` it
             answers, and the receiver has the answer for a text.
         max_new_tokens: written at most; null: as many as the longest text has.
+        stop: strings at the first of which its text ends, as it does at EOS; []: none. (What the
+            receiver then writes ends as `decode.stop` says.)
     """
 
     prompt: Annotated[str, MinLen(1), MaxLen(100_000)] = "\nRepeat:"
     with_question: bool = False
     max_new_tokens: Tokens | None = None
+    stop: Words = ()
 
     def __post_init__(self) -> None:
         if self.prompt != self.prompt.rstrip():
             raise UserError(
                 f"prompt: expected a literal without trailing space; got {self.prompt!r}"
             )
+        _check_stop(self.stop)
 
 
 @dataclass(frozen=True)

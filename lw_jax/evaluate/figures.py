@@ -152,9 +152,15 @@ def _verdict(
         name: summary.per_row(Rows(asked.examples, said)) for name, (said, _) in methods.items()
     }
 
+    ran_on = {
+        name: float(np.mean([p.ended == "limit" for p in said]))
+        for name, (said, _) in methods.items()
+    }
+
     def judged(metric: str) -> dict[str, Any]:
         rows = {name: values[metric][0] for name, values in every.items()}
-        return judge(rows, asked.groups, columns, asked.settings, metric, rivals).to_json()
+        late = ran_on if metric == METRIC else None
+        return judge(rows, asked.groups, columns, asked.settings, metric, rivals, late).to_json()
 
     chosen = all(CHOICE in values for values in every.values())
     return judged(METRIC) | ({CHOICE: judged(CHOICE)} if chosen else {})

@@ -47,7 +47,7 @@ class QuickScores:
     margin: Array
 
 
-@partial(jax.jit, static_argnames=("bridge", "name"))
+@partial(jax.jit, static_argnames=("bridge", "name", "stops"))
 def quick_scores(
     bridge: Bridge,
     name: str,
@@ -56,6 +56,7 @@ def quick_scores(
     batch: Any,
     shift: Array,
     start: Array,
+    stops: tuple[int, ...] = (),
 ) -> QuickScores:
     """How receiver `name` reads the answers from the latent of the row `shift` further on.
 
@@ -67,6 +68,7 @@ def quick_scores(
         batch: one question a context, all contexts different.
         shift: 0 for each row's own latent.
         start: [N] index of the first gold token that is no space.
+        stops: tokens that end an answer as well as its EOS does.
     """
     latent = _latent(bridge, params, frozen, batch)
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
@@ -74,7 +76,7 @@ def quick_scores(
     model, prompt = frozen.receivers[name], frozen.prompt(name)
     delivery = bridge.deliver(params, name, latent)
     message = message_of(model, prompt, batch, name, "latent", delivery)
-    scored = score(model, prompt, message, *asked(batch, name), each=True)
+    scored = score(model, prompt, message, *asked(batch, name), each=True, stops=stops)
     assert scored.each is not None
     at = partial(jnp.take_along_axis, indices=start[:, None], axis=1)
     each = scored.each
@@ -149,11 +151,27 @@ def given(
     return found | slots.statistics(x, mask)
 
 
-@partial(jax.jit, static_argnames=("bridge", "name", "max_new"))
+@partial(jax.jit, static_argnames=("bridge", "name", "max_new", "stops"))
 def quick_answers(
-    bridge: Bridge, name: str, max_new: int, params: PyTree, frozen: FrozenModels, batch: Any
+    bridge: Bridge,
+    name: str,
+    max_new: int,
+    params: PyTree,
+    frozen: FrozenModels,
+    batch: Any,
+    stops: tuple[int, ...] = (),
 ) -> tuple[Array, Array]:
-    """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N]."""
+    """Greedy answers of receiver `name`: ids [N, max_new] and lengths [N].
+
+    Args:
+        bridge: the bridge.
+        name: the receiver's.
+        max_new: tokens written at most.
+        params: the bridge's.
+        frozen: the frozen models.
+        batch: one question a context.
+        stops: tokens that hold a stop, the first of which ends an answer and is its last token.
+    """
     latent = _latent(bridge, params, frozen, batch)
     model, prompt = frozen.receivers[name], frozen.prompt(name)
     delivery = bridge.deliver(params, name, latent)
@@ -161,9 +179,9 @@ def quick_answers(
         message_of(model, prompt, batch, name, "latent", delivery),
         asked(batch, name),
     )
-    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
+    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids, stop_ids=stops)
     out = write(model, prompt, message, ask, jax.random.key(0), options)
-    return out.ids, out.lengths
+    return out.ids, out.lengths + out.stopped
 
 
 def _latent(bridge: Bridge, params: PyTree, frozen: FrozenModels, batch: Any) -> Latent:

@@ -7,7 +7,7 @@ same sequence (`lw_jax.receiver.answer`, docs/design.md sections 3 and 8).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,20 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
 from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
-from lw_jax.evaluate.metrics.base import Prediction
+from lw_jax.evaluate.metrics.base import Ended, Prediction
 from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
-from lw_jax.receiver.answer import Message, Scored, asked, occupied, score, write
+from lw_jax.receiver.answer import (
+    Message,
+    Scored,
+    adapter_keys,
+    asked,
+    occupied,
+    score,
+    write,
+)
 from lw_jax.text.layout import first_word
+from lw_jax.text.stop import NO_STOP, Stop, stop_of
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Latent
 from lw_jax.utils.compile import AheadOfTime
@@ -78,8 +87,11 @@ def predict(
     sent: Latent | None,
     rng: Array,
     options: DecodeOptions,
+    stops: tuple[int, ...] = (),
 ) -> Raw:
     """Score and decode one batch with one method's `message`.
+
+    stops: tokens that end a gold answer as well as its EOS does.
 
     Methods whose messages have the same shapes (all texts, all latents) share the programs of
     `score` and `write`.
@@ -87,18 +99,33 @@ def predict(
     given, columns = place(message, ctx, batch, sent)
     ask, answer = asked(batch, ctx.receiver)
     return Raw(
-        scored=score(ctx.model, ctx.prompt, given, ask, answer),
+        scored=score(ctx.model, ctx.prompt, given, ask, answer, *_scoring(stops)),
         written=write(ctx.model, ctx.prompt, given, ask, rng, options),
         columns=columns,
     )
 
 
+def _scoring(stops: tuple[int, ...]) -> tuple[Any, ...]:
+    """The arguments of `score` after the answer: none where no stop is scored."""
+    return (False, stops) if stops else ()
+
+
 def rate(
-    message: MessageOf, ctx: EvalContext, batches: Sequence[Batch], sent: Latent | None
+    message: MessageOf,
+    ctx: EvalContext,
+    batches: Sequence[Batch],
+    sent: Latent | None,
+    stops: tuple[int, ...] = (),
 ) -> list[Scored]:
-    """Score batches that differ in their answers alone, after one message; nothing is written."""
+    """Score batches that differ in their answers alone, after one message; nothing is written.
+
+    stops: as `predict` is given them, so that both use one program.
+    """
     given, _ = place(message, ctx, batches[0], sent)
-    return [score(ctx.model, ctx.prompt, given, *asked(batch, ctx.receiver)) for batch in batches]
+    return [
+        score(ctx.model, ctx.prompt, given, *asked(batch, ctx.receiver), *_scoring(stops))
+        for batch in batches
+    ]
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,7 @@ class Planned:
     """A call of `predict` that will come.
 
     Attributes:
-        message, ctx, batch, sent, rng, options: its arguments.
+        message, ctx, batch, sent, rng, options, stops: its arguments.
     """
 
     message: MessageOf
@@ -115,6 +142,7 @@ class Planned:
     sent: Latent | None
     rng: Array
     options: DecodeOptions
+    stops: tuple[int, ...] = ()
 
 
 def compile_all(calls: Sequence[Planned], console: Console) -> None:
@@ -132,7 +160,9 @@ def compile_all(calls: Sequence[Planned], console: Console) -> None:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
         )
         ask, answer = asked(call.batch, call.ctx.receiver)
-        second.add(score, call.ctx.model, call.ctx.prompt, given, ask, answer)
+        second.add(
+            score, call.ctx.model, call.ctx.prompt, given, ask, answer, *_scoring(call.stops)
+        )
         second.add(write, call.ctx.model, call.ctx.prompt, given, ask, call.rng, call.options)
     second.compile(console)
 
@@ -143,6 +173,30 @@ def columns(ctx: EvalContext, batch: Batch, sent: Latent) -> Array:
     return occupied(ctx.delivered(batch, ctx.received(sent)))
 
 
+@struct.dataclass
+class Held:
+    """What the message of N latents takes in a receiver.
+
+    Attributes:
+        columns: [N] receiver columns.
+        keys: [N] keys that adapters read, in each of their layers, besides the columns.
+        layers: of the receiver that have such adapters.
+        entries: [N] those keys over all layers and heads.
+    """
+
+    columns: Array
+    keys: Array
+    layers: Array
+    entries: Array
+
+
+@jax.jit
+def held(ctx: EvalContext, batch: Batch, sent: Latent) -> Held:
+    """Columns and keys that the message of every row's latent takes."""
+    message = ctx.delivered(batch, ctx.received(sent))
+    return Held(occupied(message), *adapter_keys(message))
+
+
 @jax.jit
 def look(ctx: EvalContext, sent: Latent) -> dict[str, Any]:
     """Statistics of what the receiver is given (`lw_jax.evaluate.latents.given`)."""
@@ -150,22 +204,45 @@ def look(ctx: EvalContext, sent: Latent) -> dict[str, Any]:
     return latents.given(ctx.bridge, ctx.receiver, ctx.params, ctx.frozen, latent)
 
 
-def options_of(config: DecodeConfig, arch: Arch, tokenizer: Tokenizer) -> DecodeOptions:
-    """The decoder's options. A string of the stop list bans the token that it begins with, alone
-    and after a space (but never a bare space)."""
+def options_of(
+    config: DecodeConfig,
+    arch: Arch,
+    tokenizer: Tokenizer,
+    stop: Stop | None = None,
+    wire: bool = True,
+) -> DecodeOptions:
+    """The decoder's options.
+
+    A string of the stop list for the first token bans the token that it begins with, alone and
+    after a space (but never a bare space).
+
+    Args:
+        config: of decoding.
+        arch: the receiver's.
+        tokenizer: the receiver's.
+        stop: where answers end; None: where `config` says, which may leave it to the task.
+        wire: whether the controls meant for the wire act (`Method.of_the_wire`).
+    """
+    stop = stop_of(tokenizer, config.stop or ()) if stop is None else stop
+    every = DecodeOptions(
+        max_new=config.max_new_tokens,
+        eos_ids=tuple(sorted({*arch.eos_ids, tokenizer.eos_id})),
+        stop_ids=stop.ids,
+        temperature=config.temperature,
+        top_p=config.top_p,
+    )
+    if not wire:
+        return every
     starts = {
         ids[0]
         for text in config.first_token_stop_list
         for ids in tokenizer.encode_all([text.strip(), " " + text.strip()])
         if ids and tokenizer.backend.decode(ids[:1]).strip()
     }
-    return DecodeOptions(
-        max_new=config.max_new_tokens,
-        eos_ids=tuple(sorted({*arch.eos_ids, tokenizer.eos_id})),
+    return replace(
+        every,
         min_new=config.min_new_tokens,
         eos_ban_steps=config.eos_ban_steps,
-        temperature=config.temperature,
-        top_p=config.top_p,
         first_token_temperature=config.first_token_temperature,
         first_token_top_p=config.first_token_top_p,
         first_token_stop=tuple(sorted(starts)),
@@ -214,11 +291,13 @@ def on_host(
     ctx: EvalContext,
     tokenizer: Tokenizer,
     options: DecodeOptions,
+    stop: Stop = NO_STOP,
 ) -> list[Prediction]:
     """The rows of a batch (as many as there are examples; the rest is filling) in words.
 
     Args:
         batch: the host's arrays; texts: the messages; latent_bytes: what each row's latent costs.
+        stop: where answers end.
     """
     scored, written, columns = jax.device_get((raw.scored, raw.written, raw.columns))
     name, table = ctx.receiver, ctx.model.params["embed"]
@@ -240,10 +319,20 @@ def on_host(
                 f"{method.wire_bytes.__module__}: wire_bytes gives {wire_bytes!r}; it has to give "
                 "a whole number of bytes (lw_jax/evaluate/methods/base.py)"
             )
-        comparable = plain(options) and len(gold) <= options.max_new
+        length, stopped = int(written.lengths[i]), bool(written.stopped[i])
+        text = stop.text(tokenizer, said, length, stopped)
+        cut = stopped or stop.held(tokenizer.backend.decode(said[:length]))
+        ended: Ended = "stop" if cut else "eos" if written.ended[i] else "limit"
+        comparable = (
+            plain(options)
+            and len(gold) <= options.max_new
+            and not set(gold) & set(options.stop_ids)
+        )
+        if said and said[-1] in stop.clean and gold[-1] in options.eos_ids:
+            said[-1] = gold[-1]  # the answer has ended, one way or the other
         found.append(
             Prediction(
-                text=tokenizer.backend.decode(said[: written.lengths[i]]).strip(),
+                text=text,
                 nll=float(scored.nll[i]),
                 tokens=int(scored.tokens[i]),
                 first_rank=int(scored.ranks[i][first_word(tokenizer, gold)]),
@@ -251,6 +340,7 @@ def on_host(
                 same=said == gold if comparable else None,
                 columns=sent.columns,
                 wire_bytes=wire_bytes,
+                ended=ended,
             )
         )
     return found

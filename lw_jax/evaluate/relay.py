@@ -63,7 +63,8 @@ def written(
     own, most = sender_layout(config, layout), config.max_new_tokens
     if most is None:
         most = 1 + max(len(ids) for ids in tokenizer.encode_all([e.context for e in examples]))
-    answers(sender, tokenizer, own, examples, batch_size, most, only_first=True)  # compiles
+    how = (sender, tokenizer, own, examples, batch_size, most)
+    answers(*how, only_first=True, stop=config.stop)  # compiles
     began = time.monotonic()
-    texts = answers(sender, tokenizer, own, examples, batch_size, most)
+    texts = answers(*how, stop=config.stop)
     return Written(tuple(texts), time.monotonic() - began)

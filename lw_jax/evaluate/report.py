@@ -16,6 +16,7 @@ from lw_jax.evaluate.metrics import columns, squad
 from lw_jax.evaluate.metrics import metrics as all_metrics
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.summary import CHOICE
+from lw_jax.evaluate.verdict import RAN_ON
 
 _WIDEST = 400
 
@@ -47,7 +48,11 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
         # A figure is never cut off: a narrow terminal wraps the lines.
         wide = Measurement.get(console, console.options.update(width=_WIDEST), shown).maximum
         Console(file=console.file, width=max(wide, console.width)).print(shown)
-        for line in [*lines(receiver, metrics), *alarms(receiver, methods)]:
+        for line in [
+            *lines(receiver, metrics),
+            *notes(receiver, methods),
+            *alarms(receiver, methods),
+        ]:
             style = "bold red" if line.startswith("ALARM") else None
             console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     said = [together(metrics["joint"])] if metrics["joint"] else []
@@ -74,12 +79,18 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
         at, size = packed["receivers"][receiver], packed["latent"]["bytes"]
         slot, sent = packed["latent"]["characters_per_slot"], packed["latent"]["sent_as"]
         a_slot = f", {slot:.1f} characters a slot" if packed["latent"]["slots"] else ""
+        more, matched = "", ""
+        if at.get("adapter_keys"):
+            keys, layers = at["adapter_keys"], at["adapter_layers"]
+            more = f", and {keys * layers:.1f} keys in {layers} layers (adapters: {keys:.1f} each),"
+            matched = f" Token budgets are matched to the {at['columns']:.1f} columns alone."
         found.append(
-            f"{at['columns']:.1f} columns stand for {at['receiver_tokens']:.1f} receiver tokens: "
+            f"{at['columns']:.1f} columns{more} stand for {at['receiver_tokens']:.1f} receiver "
+            "tokens: "
             f"{at['tokens_per_column']:.2f} tokens and {at['characters_per_column']:.1f} "
             f"characters a column{a_slot}. Bytes: text {size['utf8']:.0f}, "
             f"zlib {size['zlib']:.0f}, latent {size[sent]:.0f} as sent ({sent}), "
-            f"{size['float16']:.0f} at float16, {size['int4']:.0f} at int4."
+            f"{size['float16']:.0f} at float16, {size['int4']:.0f} at int4.{matched}"
         )
     if candidates := metrics["data"]["candidates"]:
         found.append(
@@ -128,13 +139,41 @@ def _when(alarm: Mapping[str, Any]) -> str:
     return f"{alarm['times']} times from step {alarm['first']} to {alarm['last']}"
 
 
+def notes(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines about methods whose outputs did not end by themselves, or say nothing."""
+    found = []
+    for method, figures in methods.items():
+        late, empty = figures.get("ended", {}).get("limit", 0.0), figures.get("empty", 0.0)
+        if late > RAN_ON:
+            found.append(
+                f"NOTE {receiver}, {method}: {late:.0%} of its answers ended neither at EOS nor at "
+                "a stop, they ran into decode.max_new_tokens: its figures are of answers cut off "
+                "or run on (raise it, or see decode.stop)."
+            )
+        if empty > RAN_ON:
+            found.append(
+                f"NOTE {receiver}, {method}: {empty:.0%} of its answers are empty, they begin with "
+                "a stop (decode.stop)."
+            )
+    return found
+
+
 def alarms(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Lines to shout under the table: scorer and decoder that disagree."""
+    """Lines to shout under the table: scorer and decoder that disagree, or were not compared."""
+    blind = [method for method, figures in methods.items() if not figures["compared"]]
+    unknown = [
+        f"ALARM {receiver}: of {', '.join(blind)} scorer and decoder were compared in no row, so "
+        "nothing says that they saw the same sequence: decoding is not plain greedy (decode), or "
+        "no gold answer can be written (decode.max_new_tokens, decode.stop)"
+    ]
     return [
-        f"ALARM {receiver}, {method}: in {figures['disagreements']} of {figures['compared']} rows "
-        "the argmax of the scorer and the greedy output are not the same answer"
-        for method, figures in methods.items()
-        if figures["disagreements"]
+        *(unknown if blind else []),
+        *(
+            f"ALARM {receiver}, {method}: in {figures['disagreements']} of {figures['compared']} "
+            "rows the argmax of the scorer and the greedy output are not the same answer"
+            for method, figures in methods.items()
+            if figures["disagreements"]
+        ),
     ]
 
 
@@ -199,5 +238,6 @@ def _said(example: Example, p: Prediction) -> dict[str, Any]:
         "f1": squad.f1(p.text, example.answers),
         "nll": p.nll / max(1, p.tokens),
         "first_rank": p.first_rank,
+        "ended": p.ended,
         **({"choice": p.choice, "nats": dict(p.nats)} if p.nats else {}),
     }

@@ -21,6 +21,7 @@ from lw_jax.evaluate.methods import latent
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.predict import rate
 from lw_jax.mesh import put_batch
+from lw_jax.text.stop import stop_of
 
 Candidates = Mapping[str, Sequence[str]]
 """Per receiver its answer to every row."""
@@ -61,10 +62,12 @@ def log_probabilities(
     infinity for an empty answer, and where no token ends between question and answer.
     """
     found: list[list[float]] = [[] for _ in rows]
+    # They change no log-probability: with them the evaluation's program can be used again.
+    stops = stop_of(rows[0].pipeline.receivers[ctx.receiver], rows[0].stop).clean
     for batches in zip(*(one.batches for one in rows), strict=True):
         placed = [put_batch(rows[0].pipeline.mesh, batch) for _, batch in batches]
         sent = rows[0].received(latent.METHOD, batches[0][0])
-        raw = jax.device_get(rate(latent.METHOD.message, ctx, placed, sent))
+        raw = jax.device_get(rate(latent.METHOD.message, ctx, placed, sent, stops))
         for nats, scored, (_, batch) in zip(found, raw, batches, strict=True):
             nats += np.where(batch["valid"], -scored.nll.astype(np.float64), -np.inf).tolist()
         if rows[0].terminated():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import bootstrap
 from lw_jax.evaluate.metrics import metrics
-from lw_jax.evaluate.metrics.base import Metric, Prediction, Rows
+from lw_jax.evaluate.metrics.base import Ended, Metric, Prediction, Rows
 
 BOUNDS = (0.0, 1.0)
 """Of every figure that is a share."""
@@ -75,7 +75,9 @@ def of_method(
 
     `disagreements` counts the rows where "all gold tokens are the argmax" and "greedy decoding
     writes the gold answer" differ, of `compared`: anything but 0 means that the scorer and the
-    decoder saw different sequences (docs/design.md section 8).
+    decoder saw different sequences (docs/design.md section 8). Of `compared` 0 nothing is known.
+    `ended` has the share of outputs that ended at EOS, at a stop, or in neither way (`limit`: they
+    ran into the most tokens), `empty` that of outputs before whose stop nothing stands.
     """
     seen = Rows(examples, said, settings.ends_in_number)
     rows = per_row(seen)
@@ -95,6 +97,8 @@ def of_method(
         "wire_bytes": float(np.mean([p.wire_bytes for p in said])),
         "compared": len(compared),
         "disagreements": sum(p.same != p.argmax for p in compared),
+        "ended": {how: _share(p.ended == how for p in said) for how in get_args(Ended)},
+        "empty": _share(p.ended == "stop" and not p.text for p in said),
         "ci": {
             name: list(
                 bootstrap.interval(
@@ -109,6 +113,10 @@ def of_method(
             for name, (total, count) in rows.items()
         },
     }
+
+
+def _share(rows: Iterable[bool]) -> float:
+    return float(np.mean(list(rows)))
 
 
 def floors(

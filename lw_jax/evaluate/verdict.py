@@ -19,6 +19,8 @@ SHARE = 0.8
 METRIC = "f1"
 BUDGETS = ("token_budget_first", "token_budget_last")
 BYTES = "token_budget_bytes"
+RAN_ON = 0.05
+"""Share of a method's outputs that run into the most tokens from which that is said."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def judge(
     settings: Settings,
     metric: str = METRIC,
     rivals: Sequence[str] = (),
+    ran_on: Mapping[str, float] | None = None,
 ) -> Verdict:
     """The verdict of one receiver.
 
@@ -79,6 +82,8 @@ def judge(
         groups: n context ids, resampled together.
         columns: receiver columns that the latent's message occupies.
         rivals: methods that are another bridge's.
+        ran_on: per method the share of its outputs that neither EOS nor a stop ended; None: the
+            metric does not depend on what is written.
     """
 
     def against(other: str) -> Difference:
@@ -107,6 +112,14 @@ def judge(
     if BYTES in rows:
         words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
     words += [_budget(apart[m], f"{m}, another bridge", name) for m in rivals]
+    compared = ("latent", "text", "no_message", "deranged", *BUDGETS, BYTES, *rivals)
+    late = {m: s for m, s in (ran_on or {}).items() if m in compared and s > RAN_ON}
+    if late:
+        of = ", ".join(f"{s:.0%} of the answers of {m}" for m, s in late.items())
+        words.append(
+            f"Not compared by whole answers: {of} ran into decode.max_new_tokens, so that their "
+            f"{name} may be too low."
+        )
     return Verdict(carries, share, apart, tuple(words), metric)
 
 

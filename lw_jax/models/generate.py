@@ -29,6 +29,8 @@ class DecodeOptions:
     Attributes:
         max_new: the most new tokens.
         eos_ids: tokens that end an answer, banned for the first max(min_new, eos_ban_steps) tokens.
+        stop_ids: tokens whose text holds a stop: they end an answer as well, and are banned for the
+            first min_new tokens.
         min_new: the fewest new tokens.
         eos_ban_steps: number of steps in which EOS is banned.
         temperature: 0 is greedy.
@@ -42,6 +44,7 @@ class DecodeOptions:
 
     max_new: int
     eos_ids: tuple[int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
     min_new: int = 0
     eos_ban_steps: int = 0
     temperature: float = 0.0
@@ -57,16 +60,19 @@ class Generation:
     """What was written.
 
     Attributes:
-        ids: [B, max_new] int32 tokens of each row, then its EOS if there was one, then zeros.
-        lengths: [B], number of new tokens of a row, without its EOS.
-        ended: [B] bool, whether an EOS ended the row.
-        logprobs: [B, max_new] float32, log-probability of each token (EOS included) under the plain
-            model; zeros after the end.
+        ids: [B, max_new] int32 tokens of each row, then the one that ended it (EOS, or a token that
+            holds a stop) if there was one, then zeros.
+        lengths: [B], number of new tokens of a row, without the one that ended it.
+        ended: [B] bool, whether such a token ended the row; if not, it ran into max_new.
+        stopped: [B] bool, whether that token holds a stop, and is no EOS.
+        logprobs: [B, max_new] float32, log-probability of each token (the last one included) under
+            the plain model; zeros after the end.
     """
 
     ids: Array
     lengths: Array
     ended: Array
+    stopped: Array
     logprobs: Array
 
     @property
@@ -149,6 +155,7 @@ def generate(
         ids=jnp.zeros((batch, options.max_new), jnp.int32),
         lengths=jnp.zeros((batch,), jnp.int32),
         ended=jnp.zeros((batch,), bool),
+        stopped=jnp.zeros((batch,), bool),
         logprobs=jnp.zeros((batch, options.max_new), jnp.float32),
     )
     state = _State(jnp.zeros((), jnp.int32), done.cache, blank, rng)
@@ -195,6 +202,8 @@ def _choose(
     if options.eos_ids:
         barred = state.step < max(options.min_new, options.eos_ban_steps)
         z = jnp.where(barred, _without(z, options.eos_ids), z)
+    if options.stop_ids and options.min_new:
+        z = jnp.where(state.step < options.min_new, _without(z, options.stop_ids), z)
     if first and options.first_token_stop:
         z = _without(z, options.first_token_stop)
     here = options
@@ -205,11 +214,13 @@ def _choose(
     token = _pick(z, here, jax.random.fold_in(state.rng, state.step))
     out, live = state.out, ~state.out.ended
     logprob = jnp.take_along_axis(jax.nn.log_softmax(plain), token[:, None], axis=1)[:, 0]
-    is_eos = jnp.isin(token, jnp.asarray(options.eos_ids, jnp.int32)) & live
+    is_eos = _is_one_of(token, options.eos_ids) & live
+    is_stop = _is_one_of(token, options.stop_ids) & live & ~is_eos
     out = Generation(
         ids=_write(out.ids, jnp.where(live, token, 0), state.step),
-        lengths=out.lengths + (live & ~is_eos),
-        ended=out.ended | is_eos,
+        lengths=out.lengths + (live & ~is_eos & ~is_stop),
+        ended=out.ended | is_eos | is_stop,
+        stopped=out.stopped | is_stop,
         logprobs=_write(out.logprobs, jnp.where(live, logprob, 0.0), state.step),
     )
     return replace(state, step=state.step + 1, out=out)
@@ -228,6 +239,10 @@ def _pick(z: Array, options: DecodeOptions, rng: Array) -> Array:
         least = jnp.take_along_axis(ordered, kept[:, None], axis=-1)
         z = jnp.where(z < least, -jnp.inf, z)
     return jax.random.categorical(rng, z, axis=-1).astype(jnp.int32)
+
+
+def _is_one_of(token: Array, ids: tuple[int, ...]) -> Array:
+    return jnp.isin(token, jnp.asarray(ids, jnp.int32))
 
 
 def _without(z: Array, ids: tuple[int, ...]) -> Array:

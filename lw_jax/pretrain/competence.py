@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lw_jax.data import facts
 from lw_jax.data.example import Example
 from lw_jax.evaluate.bootstrap import interval
 from lw_jax.evaluate.metrics.entities import transferred
@@ -47,7 +48,8 @@ def read_facts(
         seed: seed of the bootstrap.
     """
     longest = 2 + max(len(tokenizer.encode(" " + e.answers[0])) for e in examples)
-    said = answers(model, tokenizer, LayoutConfig(), examples, batch_size, longest)
+    stop = facts.Config().stop
+    said = answers(model, tokenizer, LayoutConfig(), examples, batch_size, longest, stop=stop)
     right = [exact_match(text, e.answers) for text, e in zip(said, examples, strict=True)]
     contexts = [e.context_id for e in examples]
     low_high = interval(right, groups=contexts, seed=seed, bounds=(0, 1))

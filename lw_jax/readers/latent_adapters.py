@@ -76,7 +76,9 @@ class LatentAdapters(nn.Module):
             params["down"] = self._matrix("down", len(layers), hidden, d.width, zero=True)
         given = {"slots": z, "mask": latent.mask}
         after = tuple(i - 1 for i in layers)
-        return Delivery(edits=Edits(blocks=Blocks(params, _Block(c.heads), after, given)))
+        keys = latent.mask.sum(axis=1, dtype=jnp.int32)
+        blocks = Blocks(params, _Block(c.heads), after, given, keys, c.heads)
+        return Delivery(edits=Edits(blocks=blocks))
 
     def _matrix(self, name: str, n: int, fan_in: int, out: int, zero: bool = False) -> Array:
         init = nn.initializers.zeros if zero else nn.initializers.normal(fan_in**-0.5)

@@ -35,6 +35,7 @@ from lw_jax.receiver.read import (
 from lw_jax.text.collate import MULTIPLE, Collate, measure
 from lw_jax.text.layout import Prompt, ask_ids, ask_text, head_ids
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.stop import stop_of
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery
 
@@ -67,7 +68,8 @@ class Scored:
         nll: [N] nats, summed over the answer's tokens.
         tokens: [N] how many there are.
         ranks: [N, A] int32, how many tokens beat the gold one.
-        argmax: [N] bool, every gold token is the argmax: greedy decoding writes the answer.
+        argmax: [N] bool, every gold token is the argmax, at the last one EOS or a token with which
+            an answer stops as well: greedy decoding writes the answer.
         each: the scores [N, A] of every token; None where they were not asked for.
     """
 
@@ -147,6 +149,23 @@ def occupied(message: Message) -> Array:
     return columns
 
 
+def adapter_keys(message: Message) -> tuple[Array, Array, Array]:
+    """Keys, each with its value, that a question reads of the message besides its columns: those of
+    adapters in the receiver's layers.
+
+    Returns:
+        keys [N] in each of those layers, the number of the layers, and keys [N] over all layers and
+        heads; zeros where no reader has adapters.
+    """
+    edits = None if message.delivery is None else message.delivery.edits
+    blocks = None if edits is None else edits.blocks
+    if blocks is None or blocks.keys is None:
+        none = jnp.zeros_like(message.segment.lengths)
+        return none, jnp.zeros((), jnp.int32), none
+    layers = len(blocks.layers)
+    return blocks.keys, jnp.asarray(layers, jnp.int32), blocks.keys * layers * blocks.heads
+
+
 # Questions
 
 
@@ -194,7 +213,7 @@ def reading(
     return read(model.arch, model.params, laid, message.delivery, attention=model.attention)
 
 
-@partial(jax.jit, static_argnames=("prompt", "each"))
+@partial(jax.jit, static_argnames=("prompt", "each", "stops"))
 def score(
     model: FrozenDecoder,
     prompt: Prompt,
@@ -202,6 +221,7 @@ def score(
     ask: Segment,
     answer: Segment,
     each: bool = False,
+    stops: tuple[int, ...] = (),
 ) -> Scored:
     """Teacher-forced scores of the answers.
 
@@ -212,14 +232,20 @@ def score(
         ask: question and anchor.
         answer: the gold answers.
         each: whether the scores of every token are wanted as well.
+        stops: tokens that end an answer as well as its EOS does (`lw_jax.text.stop.Stop.clean`).
     """
     found = reading(model, prompt, message, ask, answer)
     scores = chunked_cross_entropy(model.arch, model.params, found.hidden, found.labels)
+    right = scores.correct(found.labels)
+    if stops:
+        ends = jnp.isin(found.labels, jnp.asarray(model.arch.eos_ids, jnp.int32))
+        last = jnp.arange(found.labels.shape[1])[None] == answer.lengths[:, None] - 1
+        right |= last & ends & jnp.isin(scores.argmax, jnp.asarray(stops, jnp.int32))
     return Scored(
         nll=jnp.sum(scores.nll * found.mask, axis=1),
         tokens=found.mask.sum(axis=1),
         ranks=scores.rank,
-        argmax=jnp.all(scores.correct(found.labels) | ~found.mask, axis=1),
+        argmax=jnp.all(right | ~found.mask, axis=1),
         each=scores if each else None,
     )
 
@@ -265,6 +291,7 @@ def answers(
     batch_size: int,
     max_new: int,
     only_first: bool = False,
+    stop: tuple[str, ...] = (),
 ) -> list[str]:
     """Greedy answers of a frozen model to each example's question, given its context as text.
 
@@ -276,12 +303,14 @@ def answers(
         batch_size: rows at once.
         max_new: tokens written at most.
         only_first: of the first batch alone, which compiles what the others use.
+        stop: strings at which an answer ends.
     """
     prompt = Prompt(tuple(head_ids(layout, tokenizer)))
     groups = [(example,) for example in examples]
     lengths = measure(layout, None, {"lm": tokenizer}, groups)
     collate = Collate(layout, None, {"lm": tokenizer}, lengths)
-    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids)
+    ends = stop_of(tokenizer, stop)
+    options = DecodeOptions(max_new=max_new, eos_ids=model.arch.eos_ids, stop_ids=ends.ids)
     found: list[str] = []
     for begin in range(0, batch_size if only_first else len(groups), batch_size):
         rows = groups[begin : begin + batch_size]
@@ -289,6 +318,6 @@ def answers(
         batch: Batch = collate(filled)  # type: ignore[assignment]  # of the host
         message, (ask, _) = message_of(model, prompt, batch, "lm", "text"), asked(batch, "lm")
         out = jax.device_get(write(model, prompt, message, ask, jax.random.key(0), options))
-        for ids, length in zip(out.ids[: len(rows)], out.lengths, strict=False):
-            found.append(tokenizer.backend.decode(ids[:length].tolist()).strip())
+        each = zip(out.ids[: len(rows)].tolist(), out.lengths, out.stopped, strict=False)
+        found += [ends.text(tokenizer, ids, int(n), bool(stopped)) for ids, n, stopped in each]
     return found

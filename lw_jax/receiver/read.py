@@ -223,7 +223,7 @@ def expand(delivery: Delivery | None, times: int) -> Delivery | None:
         blocks = edits.blocks
         if blocks is not None:
             given = jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), blocks.given)
-            blocks = blocks.replace(given=given)  # type: ignore[attr-defined]
+            blocks = blocks.replace(given=given, keys=rows(blocks.keys, 0))  # type: ignore[attr-defined]
         edits = Edits(edits.lora, blocks, k_delta, v_delta)
     return Delivery(
         rows(delivery.embeds, 0),

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
-from lw_jax.data.load import load_rows, sample
+from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
@@ -35,6 +35,7 @@ from lw_jax.runs.trained import layout_at
 from lw_jax.text.collate import measure
 from lw_jax.text.layout import check_labels
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.stop import stop_strings, unwritable
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.registry import chosen
 
@@ -286,6 +287,7 @@ def _layout(seen: Examination) -> None:
         with seen.trying(f"stages.{name}.evaluate"):
             layout = cfg.layout or layout_at(config, before=name)
             candidates_of(cfg, cfg.data or config.data, layout, asked, receivers.values())
+            _gold_answers(seen, f"stages.{name}.evaluate", cfg, layout, asked)
     with seen.trying("layout"):
         limit = config.layout.max_tokens
         assert config.bridge is not None
@@ -304,6 +306,18 @@ def _layout(seen: Examination) -> None:
                     f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
                     f"{arch.max_positions}: set a limit",
                 )
+
+
+def _gold_answers(
+    seen: Examination, key: str, cfg: EvaluateConfig, layout: LayoutConfig, asked: list[Any]
+) -> None:
+    """Warns of gold answers that an evaluation's decoding cannot write."""
+    most = cfg.decode.max_new_tokens
+    stop = stop_strings(cfg.decode.stop, data_set(cfg.data or seen.config.data), layout)
+    for name in seen.config.receivers:
+        found = unwritable(layout, seen.specs[name].tokenizer, asked, most, stop)
+        if found.count:
+            seen.note("warning", f"{key}.decode", found.words(name, most, stop))
 
 
 def _layouts(config: Config) -> list[LayoutConfig]:

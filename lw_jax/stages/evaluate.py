@@ -36,6 +36,7 @@ from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.layout import written
 from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.stop import stop_strings, unwritable
 from lw_jax.train.diagnostics import fired
 from lw_jax.utils import files
 from lw_jax.utils.signals import termination
@@ -78,9 +79,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         )
     other = rows.others(examples) if any(m.latent == "other" for m in wanted) else []
     others = [examples[i] for i in other]
+    data_config = data_set(cfg.data or run.config.data)
+    stop = stop_strings(cfg.decode.stop, data_config, layout)
     key = key_of(
         asdict(cfg.decode),
-        [cfg.seed, cfg.ratio, rows.digest(examples), candidates],
+        [cfg.seed, cfg.ratio, rows.digest(examples), candidates, stop],
         asdict(layout),
         asdict(cfg.relay),
         pipeline.fingerprints,
@@ -88,12 +91,23 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         {g.name: [g.trained.digest, asdict(g.pipeline.layout)] for g in bridges},
     )
     warnings = _unlike_training(layout, trained)
+    short = {
+        n: unwritable(layout, t, examples, cfg.decode.max_new_tokens, stop)
+        for n, t in pipeline.receivers.items()
+    }
+    cannot = [
+        f"WARNING {n}: {one.words(n, cfg.decode.max_new_tokens, stop)}"
+        for n, one in short.items()
+        if one.count
+    ]
+    for line in cannot:  # at once, and again beside the figures
+        run.console.print(line, markup=False, highlight=False, soft_wrap=True)
     out = _directory(run, name)
     partial = PredictionCache(out / "partial", key)
     # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
     with termination() as terminated, jax.default_matmul_precision("highest"):
         compared = Comparison(
-            pipeline, cfg, examples, other, collate, run.console, terminated, candidates
+            pipeline, cfg, examples, other, collate, run.console, terminated, candidates, stop=stop
         )
         if trained is not None:
             first, codecs = next(iter(pipeline.receivers)), [m.codec for m in wanted if m.codec]
@@ -117,7 +131,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
             slots = {r: compared.slots(ctx) for r, ctx in ctxs.items()}
             answers = {r: [p.text for p in said[r]["latent"][0]] for r in ctxs}
             rescored = rescore.together(compared, ctxs, answers)
-    how = cfg.seed, cfg.bootstrap, data_set(cfg.data or run.config.data).ends_in_number
+    how = cfg.seed, cfg.bootstrap, data_config.ends_in_number
     probed = _probe(run, pipeline, cfg, Asked(examples, others, *how))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
@@ -148,6 +162,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "stage": name,
         "versions": versions(),
         "data": data(asked, len(drawn) - len(examples), source.malformed, candidates),
+        "decode": {
+            "max_new_tokens": cfg.decode.max_new_tokens,
+            "stop": list(stop),
+            "unwritable": {n: one.count for n, one in short.items()},
+        },
         "fingerprints": pipeline.fingerprints,
     }
     texts = () if relayed is None else written_by.texts
@@ -159,7 +178,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
     )
     report.show(run.console, metrics)
-    for line in warnings:
+    for line in (*warnings, *cannot):
         compared.say(line)
     partial.remove()
 
@@ -280,7 +299,10 @@ def _compare(
         one.compile([(ctx, name) for ctx, name in todo if places[name] is one])
     for receiver, ctx in ctxs.items():
         if compared.packets is not None:
-            columns = compared.columns(ctx)
+            held = compared.held(ctx)
+            adapters = compression.Adapters(
+                held.keys.tolist(), int(held.layers), held.entries.tolist()
+            )
             packed["latent"] = compression.of_texts(
                 texts,
                 compared.packets.counts,
@@ -291,7 +313,11 @@ def _compare(
                 {codec: compared.packets.sizes(codec) for codec in compared.packets.by_codec},
             )
             packed.setdefault("receivers", {})[receiver] = compression.of_columns(
-                texts, compared.tokens(receiver), columns, ctx.model.arch
+                texts,
+                compared.tokens(receiver),
+                held.columns.tolist(),
+                ctx.model.arch,
+                adapters,
             )
         said[receiver] = {}
         for name, place in places.items():

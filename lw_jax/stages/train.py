@@ -14,7 +14,7 @@ from lw_jax.bridge.config import normaliser, pca
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.data.example import Example
-from lw_jax.data.load import load_rows, sample
+from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.data.stream import Stream
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.pipeline import Pipeline
@@ -25,6 +25,7 @@ from lw_jax.runs.trained import load_trained
 from lw_jax.sources.normaliser import fill as fill_normaliser
 from lw_jax.sources.pca import fill as fill_pca
 from lw_jax.stages import calibrate
+from lw_jax.text.stop import stop_strings
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
 from lw_jax.train.loop import Job, StepFn, fit
@@ -184,6 +185,19 @@ def _quick_evaluation(
         if group[0].context_id not in seen and len(groups) < count:
             seen.add(group[0].context_id)
             groups.append(group)
-    return QuickEvaluation(
-        pipeline, groups, objectives, cfg.steps, cfg.batch_size // cfg.accumulate
-    )
+    microbatch = cfg.batch_size // cfg.accumulate
+    stop = answer_stop(config, cfg)
+    return QuickEvaluation(pipeline, groups, objectives, cfg.steps, microbatch, stop=stop)
+
+
+def answer_stop(config: Config, cfg: TrainConfig) -> tuple[str, ...]:
+    """Where answers end in the quick evaluation of a stage: as in the run's last evaluation of the
+    same rows, else as the task says.
+
+    config: with the stage's own rows and layout.
+    """
+    evaluated = [s.evaluate for s in config.stages.values() if s.evaluate is not None]
+    given = None
+    if evaluated and cfg.data is None and evaluated[-1].data is None:
+        given = evaluated[-1].decode.stop
+    return stop_strings(given, data_set(config.data), config.layout)

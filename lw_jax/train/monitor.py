@@ -19,6 +19,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.mesh import put_batch
 from lw_jax.pipeline import Pipeline
+from lw_jax.text.stop import Stop, stop_of
 from lw_jax.train import alarms
 from lw_jax.train.alarms import Alarm
 from lw_jax.train.gradients import objective_gradients
@@ -43,6 +44,7 @@ class QuickEvaluation:
         steps: of the stage.
         microbatch: number of contexts that the gradients of each objective are taken on.
         max_new: number of tokens that are written.
+        stop: strings at which an answer ends.
     """
 
     pipeline: Pipeline
@@ -51,6 +53,7 @@ class QuickEvaluation:
     steps: int = 1
     microbatch: int = 8
     max_new: int = 16
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         contexts = [group[0].context_id for group in self.groups]
@@ -113,9 +116,10 @@ class QuickEvaluation:
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
         for name in pipeline.bridge.dims.receivers:
             given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, self.batch)
-            programs.add(latents.quick_scores, *given, np.int32(0), self._starts[name])
+            stop = self._stop(name)
+            programs.add(latents.quick_scores, *given, np.int32(0), self._starts[name], stop.clean)
             programs.add(latents.inspect, *given)
-            programs.add(latents.quick_answers, *given[:2], self.max_new, *given[2:])
+            programs.add(latents.quick_answers, *given[:2], self.max_new, *given[2:], stop.ids)
         if self.objectives is not None:
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
                 of = pipeline.bridge, plan, state.params, frozen, self._few
@@ -124,11 +128,13 @@ class QuickEvaluation:
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
         bridge, frozen = self.pipeline.bridge, self.pipeline.frozen
-        batch, start = self.batch, self._starts[name]
+        batch, start, stops = self.batch, self._starts[name], self._stop(name).clean
         valid = np.asarray(batch["valid"])
         matched, other = (
             jax.device_get(
-                latents.quick_scores(bridge, name, params, frozen, batch, np.int32(shift), start)
+                latents.quick_scores(
+                    bridge, name, params, frozen, batch, np.int32(shift), start, stops
+                )
             )
             for shift in (0, 1)
         )
@@ -222,6 +228,10 @@ class QuickEvaluation:
         first = ids[np.arange(len(ids)), self._starts[name]]
         return _top_share(first[np.asarray(self.batch["valid"])])
 
+    def _stop(self, name: str) -> Stop:
+        """Where a receiver's answers end, as in an evaluation."""
+        return stop_of(self.pipeline.receivers[name], self.stop)
+
     def _first_tokens(self, name: str, first: np.ndarray) -> list[list[Any]]:
         ids, counts = np.unique(first, return_counts=True)
         top = sorted(zip(counts.tolist(), ids.tolist(), strict=True), reverse=True)[:FIRST_TOKENS]
@@ -233,10 +243,9 @@ class QuickEvaluation:
 
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
+        bridge, frozen, stops = self.pipeline.bridge, self.pipeline.frozen, self._stop(name).ids
         ids, lengths = jax.device_get(
-            latents.quick_answers(
-                self.pipeline.bridge, name, self.max_new, params, self.pipeline.frozen, self.batch
-            )
+            latents.quick_answers(bridge, name, self.max_new, params, frozen, self.batch, stops)
         )
         rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
@@ -246,7 +255,8 @@ class QuickEvaluation:
         rows = [group for group, counts in zip(self.groups, valid, strict=False) if counts]
         lines = []
         for ids, group in zip(written[:SAMPLES], rows, strict=False):
-            text = self.pipeline.receivers[name].backend.decode(list(ids))
+            tokenizer = self.pipeline.receivers[name]
+            text = self._stop(name).cut(tokenizer.backend.decode(list(ids)))
             asked = group[0].question or "(read back)"
             lines.append(f"  {asked} -> {text.strip()!r} ({group[0].answers[0][:80]!r})")
         return lines

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 
-from lw_jax.evaluate import compression
+from lw_jax.evaluate import compression, report
 from lw_jax.types import Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODECS
@@ -45,6 +45,31 @@ def test_columns_count_soft_tokens_and_prefix() -> None:
     assert out["tokens_per_column"] == pytest.approx(70 / 116)
     assert out["characters_per_column"] == pytest.approx(300 / 116)
     assert out["kv_entries"] == 116 * 4 * 2
+    assert (out["keys"], out["adapter_keys"], out["adapter_layers"]) == (116 * 4, 0, 0)
+
+
+def test_keys_that_adapters_read_are_counted_besides_the_columns() -> None:
+    """32 columns in four layers, and 32 keys in three of them under 8 heads."""
+    arch = decoder("llama", 300, 24, 4, 4, 2, 6, 32)
+    more = compression.Adapters([32, 16], 3, [32 * 3 * 8, 16 * 3 * 8])
+    out = compression.of_columns(["x" * 400, "x" * 200], [80, 60], [32, 16], arch, more)
+    assert out["columns"] == 24  # what budgets are matched to
+    assert (out["adapter_keys"], out["adapter_layers"]) == (24, 3)
+    assert out["keys"] == 24 * 4 + 24 * 3
+    assert out["kv_entries"] == 24 * 4 * 2 + 24 * 3 * 8
+    sizes = dict.fromkeys(("utf8", "zlib", "float32", "float16", "int4"), 1.0)
+    latent = {"bytes": sizes, "sent_as": "float32", "characters_per_slot": 1.0, "slots": 24}
+    metrics = {
+        "verdict": {},
+        "compression": {"latent": latent, "receivers": {"reader": out}},
+        "data": {"candidates": [], "entity_floor": {}},
+        "receivers": {"reader": {}},
+        "alarms": [],
+        "parameters": {},
+    }
+    (line,) = report.lines("reader", metrics)
+    assert line.startswith("24.0 columns, and 72.0 keys in 3 layers (adapters: 24.0 each), stand")
+    assert line.endswith("Token budgets are matched to the 24.0 columns alone.")
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 
 from lw_jax.evaluate.metrics import degenerate, entities, nouns, numbers, squad
+from tests.real_data import real_file
 
 
 @pytest.mark.parametrize(
@@ -34,18 +38,91 @@ def test_numbers_are_compared_by_value() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a pack costs $.25 each, 3 for $.75", ["0.25", "3", "0.75"]),
+        (".5", ["0.5"]),
+        ("(.5), -.5, =.50", ["0.5", "0.5", "0.5"]),
+        ("so ...42", ["42"]),
+        ("No.5 and p.7", ["5", "7"]),
+        ("done.5 left (see 2).5", ["5", "2", "5"]),
+        ("1,2,3", ["1", "2", "3"]),
+        ("1,2,345", ["1", "2", "345"]),
+        ("1,234,567 and 12,3456", ["1234567", "12", "3456"]),
+        ("a,5", ["5"]),
+        ("3.14.15", ["3.14", "15"]),
+        ("1/16, 50% and 18.", ["1", "16", "50", "18"]),
+    ],
+)
+def test_numbers_wherever_they_stand(text: str, found: list[str]) -> None:
+    assert numbers.numbers(text) == found
+
+
+@pytest.mark.parametrize(("name", "count"), [("gsm8k_dev", 9), ("gsm8k_train", 67)])
+def test_no_number_of_a_gsm8k_question_is_lost(name: str, count: int) -> None:
+    """Every digit belongs to one number, and those that begin with a point are whole."""
+    begun = 0
+    with real_file(f"{name}.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            question = json.loads(line)["question"]
+            found = numbers.numbers(question)
+            pointed = re.findall(r"(?<![\w.])\.\d+", question)
+            begun += len(pointed)
+            assert not {numbers.canonical(n) for n in pointed} - set(found)
+            # A number has the digits that stand together, but for commas and a point.
+            runs = re.findall(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)?|\.\d+", question)
+            assert len(found) == len(runs)
+    assert begun == count
+
+
+@pytest.mark.parametrize(
     ("text", "number"),
     [
         ("so 3*4=12\n#### 12", "12"),
         ("#### 1,200.00 dollars", "1200"),
         ("#### -10", "-10"),
-        ("#### 4 or rather #### 5", "5"),
+        ("#### 4 or rather #### 5", "4"),
+        ("#### 18\n\nQuestion: 7 hats?\n#### 25", "18"),  # the first mark
+        ("#### none\n#### 25", "25"),
+        ("#### .5", "0.5"),
+        ("#### $.50", "0.5"),
+        ("#### -$5", "-5"),
+        ("#### $-5", "-5"),
+        ("#### −5", "-5"),
+        ("#### - 5", "-5"),
+        ("#### +5", "5"),
+        ("#### -0", "0"),
+        ("####18", "18"),
+        ("#### 70,000", "70000"),
         ("he has 3 and then 7 apples", "7"),
+        ("so it is -$5", "-5"),
+        ("that leaves −5.", "-5"),
+        ("x = -.5", "-0.5"),
+        ("10 -5", "5"),  # a difference
+        ("pages 3-5", "5"),
         ("none", None),
     ],
 )
 def test_final_number(text: str, number: str | None) -> None:
     assert numbers.final_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("said", "gold"),
+    [
+        ("72, altogether.", "72"),
+        ("It costs $29.00.", "29"),
+        ("70,000", "70000"),
+        ("18.00", "18"),
+        ("50%", "50"),
+        ("-$5", "-5"),
+        ("−5", "-5"),
+        ("#### 18", "18.0"),
+    ],
+)
+def test_final_numbers_that_are_right(said: str, gold: str) -> None:
+    assert numbers.final_correct(said, f"so much\n#### {gold}") == 1
+    assert numbers.final_correct(f"... #### {said}", f"so much\n#### {gold}") == 1
 
 
 def test_gsm8k_scores_need_the_number_and_the_format() -> None:

@@ -18,7 +18,8 @@ from rich.console import Console
 from lw_jax import api
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
-from lw_jax.data import load
+from lw_jax.data import facts, load
+from lw_jax.data.config import DataConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
@@ -34,7 +35,7 @@ from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import load_trained
 from lw_jax.stages import evaluate
-from lw_jax.stages.train import start_params
+from lw_jax.stages.train import answer_stop, start_params
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import Journal
 from lw_jax.wire import packet
@@ -121,6 +122,10 @@ def test_metrics_json_has_the_promised_keys(metrics: dict[str, Any]) -> None:
             assert low <= figures[name] + 1e-9 <= high + 1e-6
         assert figures["compared"] > 0
         assert figures["disagreements"] == 0
+        assert sum(figures["ended"].values()) == pytest.approx(1)
+    assert metrics["decode"]["stop"] == ["\n"]
+    assert metrics["decode"]["max_new_tokens"] == 6
+    assert metrics["decode"]["unwritable"] == {RECEIVER: 5}
     assert metrics["stage"] == "test"
     assert set(metrics["fingerprints"]) == {"sender", RECEIVER}
     assert metrics["config"]["data"] == {"facts": metrics["config"]["data"]["facts"]}
@@ -200,12 +205,28 @@ def test_the_end_is_shown_in_words_and_kept_in_the_history(run: Run) -> None:
         "Bridge:",
         "token budget",
         "before it was stopped",
+        f"WARNING {RECEIVER}: 5 of 22 gold answers are longer than decode.max_new_tokens 6",
     ):
         assert word in shown
     history = (run.run_dir.parent / "metrics_history.jsonl").read_text().splitlines()
     assert len(history) == 1
     assert json.loads(history[0])["run"] == "tiny"
     assert not (run.run_dir / "partial").exists()
+
+
+def test_training_ends_answers_where_the_evaluation_does(run: Run) -> None:
+    train = run.config.stages["wire"].train
+    assert train is not None
+    assert answer_stop(run.config, train) == ("\n",)
+    stages = dict(run.config.stages)
+    test = stages["test"].evaluate
+    assert test is not None
+    own = replace(test, decode=replace(test.decode, stop=("END",)))
+    asked = replace(run.config, stages=stages | {"test": replace(stages["test"], evaluate=own)})
+    assert answer_stop(asked, train) == ("END",)
+    # A stage of other rows is another task.
+    data = DataConfig(facts=facts.Config(task="readback"))  # type: ignore[call-arg]
+    assert answer_stop(replace(asked, data=data), replace(train, data=data)) == ()
 
 
 def test_a_narrow_terminal_cuts_no_figure_off(metrics: dict[str, Any]) -> None:
@@ -236,6 +257,7 @@ def test_bytes_read_like_the_direct_path(
 
     monkeypatch.setattr(stage_setting, "load_rows", absent)  # a finished run needs no rows
     bridge = api.Bridge.load(run.run_dir)
+    assert bridge.decode.stop == ("\n",)  # the task's
     assert bridge.pipeline.bridge.dims.receivers[RECEIVER].embed_rms != 1.0
     for line in lines[:6]:
         sent = bridge.encode(line["context"])
@@ -282,6 +304,57 @@ def test_on_two_devices_with_other_methods(
         assert (
             one["receivers"][RECEIVER]["text"]["text"] == two["receivers"][RECEIVER]["text"]["text"]
         )
+
+
+def test_controls_of_the_wire_leave_text_and_budgets_as_they_were(
+    run: Run, tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
+    """The wire and what it is held against are decoded alike, and then no row can be compared with
+    the scorer, which is said."""
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    screen = io.StringIO()
+    other = replace(run, out_dir=tmp_path, console=Console(file=screen, width=400))
+    decode = replace(cfg.decode, min_new_tokens=6, eos_ban_steps=6)
+    methods = ("text", "latent", "token_budget_first")
+    evaluate.run(other, "test", replace(cfg, methods=methods, decode=decode))
+    found = json.loads((tmp_path / "metrics.json").read_text())["receivers"][RECEIVER]
+    wire = ["latent", "no_message", "zero", "mean", "deranged"]
+    again = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for name in ("text", "token_budget_first"):
+        for one, two in zip(lines, again, strict=True):
+            assert one["receivers"][RECEIVER][name] == two["receivers"][RECEIVER][name]
+        assert found[name]["compared"] > 0
+    for name in wire:
+        assert found[name]["ended"] == {"eos": 0, "stop": 0, "limit": 1}
+        assert found[name]["compared"] == 0
+    assert f"ALARM {RECEIVER}: of {', '.join(wire)} scorer and decoder were compared in no row" in (
+        screen.getvalue()
+    )
+    assert f"NOTE {RECEIVER}, latent: 100% of its answers" in screen.getvalue()
+
+
+def test_an_answer_ends_where_the_config_says(
+    run: Run, tmp_path: Path, lines: list[dict[str, Any]]
+) -> None:
+    """The same stop for every method, in metrics and in the Python API."""
+    cfg = run.config.stages["test"].evaluate
+    assert cfg is not None
+    texts = [line["receivers"][RECEIVER]["text"]["text"] for line in lines]
+    stop = max("aeinorst", key="".join(text[1:] for text in texts).count)
+    other = replace(run, out_dir=tmp_path, console=Console(file=io.StringIO(), width=400))
+    evaluate.run(
+        other,
+        "test",
+        replace(cfg, methods=("text",), decode=replace(cfg.decode, stop=(stop,))),
+    )
+    again = [json.loads(x) for x in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    said = [line["receivers"][RECEIVER]["text"] for line in again]
+    assert [one["text"] for one in said] == [text.partition(stop)[0].strip() for text in texts]
+    assert [one["ended"] == "stop" for one in said] == [stop in text for text in texts]
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["decode"]["stop"] == [stop]
+    assert found["receivers"][RECEIVER]["text"]["disagreements"] == 0
 
 
 def test_two_receivers_choose_an_answer_together(

@@ -152,6 +152,29 @@ def test_end_is_banned_as_long_as_asked(params):
     assert int(decode(params, GREEDY).lengths.min()) < 3
 
 
+def test_a_token_that_holds_a_stop_ends_a_row(params):
+    usual = decode(params, GREEDY)
+    said = np.asarray(usual.ids)
+    written = np.arange(NEW)[None] < np.asarray(usual.lengths)[:, None]
+    stops = tuple(np.unique(said[:, 1:][written[:, 1:]]).tolist()[:6])
+    made = decode(params, replace(GREEDY, stop_ids=stops))
+    holds = np.isin(said, stops) & written
+    cut = holds.any(axis=1)
+    assert cut.sum() > 5
+    assert (~cut).sum() > 5
+    first = np.where(cut, holds.argmax(axis=1), np.asarray(usual.lengths))
+    np.testing.assert_array_equal(made.lengths, first)
+    np.testing.assert_array_equal(made.stopped, cut)
+    np.testing.assert_array_equal(made.ended, cut | np.asarray(usual.ended))
+    # The same tokens up to the stop, which is the last; nothing after it.
+    kept = np.arange(NEW)[None] < (first + np.asarray(made.ended))[:, None]
+    np.testing.assert_array_equal(np.where(kept, said, 0), made.ids)
+    assert not np.asarray(made.logprobs)[~kept].any()
+    barred = decode(params, replace(GREEDY, stop_ids=stops, min_new=2))
+    assert int(barred.lengths.min()) == 2
+    assert not np.isin(np.asarray(barred.ids[:, :2]), (*EOS, *stops)).any()
+
+
 def test_first_token_stop_list(params):
     usual = np.asarray(decode(params, GREEDY).ids)
     stop = tuple(np.unique(usual[:, 0]).tolist()[:4])

@@ -11,8 +11,10 @@ import pytest
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
 from lw_jax.readers import latent_adapters
+from lw_jax.receiver.answer import Message, adapter_keys
+from lw_jax.receiver.pack import Segment
 from lw_jax.receiver.read import expand
-from lw_jax.types import Blocks, Delivery, Latent
+from lw_jax.types import Blocks, Delivery, Edits, Latent
 
 DIMS = ModelDims(width=12, layers=3, kv_heads=2, head_dim=4)
 CONFIG = latent_adapters.Config(layers=(1, 3), heads=2, head_dim=4, mlp_ratio=2)
@@ -36,6 +38,21 @@ def blocks_of(given: Latent, *, trained: bool) -> Blocks:
     assert delivery.edits is not None
     assert delivery.edits.blocks is not None
     return delivery.edits.blocks
+
+
+def test_the_keys_that_blocks_read_are_counted() -> None:
+    given = latent()
+    blocks = blocks_of(given, trained=False)
+    real = given.mask.sum(axis=1)
+    delivery = expand(Delivery(edits=Edits(blocks=blocks)), 3)
+    segment = Segment(None, jnp.zeros((6, 0, 12)), jnp.zeros((6,), jnp.int32), "message")
+    keys, layers, entries = adapter_keys(Message(segment, delivery))
+    np.testing.assert_array_equal(keys, jnp.repeat(real, 3))
+    assert int(layers) == len(blocks.layers) == 2
+    np.testing.assert_array_equal(entries, keys * 2 * blocks.heads)
+    for none in (None, Delivery(), Delivery(edits=Edits())):
+        keys, layers, entries = adapter_keys(Message(segment, none))
+        assert (keys.tolist(), int(layers), entries.tolist()) == ([0] * 6, 0, [0] * 6)
 
 
 def through(blocks: Blocks, layer: int = 0) -> jax.Array:

@@ -68,6 +68,15 @@ def test_candidates_that_no_row_has_for_an_answer(write: Write) -> None:
         check(read(path, [(f"{key}.candidates", "[yes, no]")]))
 
 
+def test_gold_answers_that_decoding_cannot_write(write: Write) -> None:
+    path, key = write(), "stages.report.evaluate.decode"
+    (found,) = (f for f in findings(path, f"{key}.max_new_tokens=1") if f.key == key)
+    assert found.level == "warning"
+    assert "gold answers are longer than decode.max_new_tokens 1 (up to " in found.text
+    assert "tokens of reader); raise it" in found.text
+    assert not [f for f in findings(path, f"{key}.max_new_tokens=40") if f.key == key]
+
+
 def test_several_errors_are_shown_at_once(write: Write) -> None:
     flags = ("sender.path=no/where", "mesh.data=3")
     found = errors(write(), *flags)
@@ -126,7 +135,7 @@ def test_malformed_rows_are_counted(write: Write, tmp_path: Path) -> None:
     file.write_text("\n".join([*lines[:3], "{broken", *lines[3:]]) + "\n")
     data = f"data={{gsm8k: {{train: {file}, eval: null, eval_share: 0.3}}}}"
     found = findings(write(), data, "stages.fit.train.eval_every=0")
-    warned = [f.text for f in found if f.level == "warning"]
+    warned = [f.text for f in found if f.level == "warning" and f.key == "data"]
     assert warned
     assert all("1 malformed rows left out" in text and "rows.jsonl:4" in text for text in warned)
 

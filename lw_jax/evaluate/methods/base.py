@@ -118,6 +118,8 @@ class Method:
             of the tokens stay; None: all.
         default: whether it is run where no methods are named.
         control: whether it is always run with `latent`, which says nothing without it.
+        wire: whether the decode controls that are meant for the wire act on it; None: where it is
+            given a latent or is a control, which must be decoded as the latent is.
     """
 
     message: Callable[[EvalContext, Batch, Any], Message]
@@ -130,6 +132,12 @@ class Method:
     kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
     default: bool = True
     control: bool = False
+    wire: bool | None = None
+
+    @property
+    def of_the_wire(self) -> bool:
+        """Whether it is decoded as the latent is (docs/design.md section 8, decoding)."""
+        return self.latent is not None or self.control if self.wire is None else self.wire
 
     @property
     def needs_bridge(self) -> bool:

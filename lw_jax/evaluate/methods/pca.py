@@ -53,4 +53,4 @@ def message(ctx: EvalContext, batch: Batch, own: Latent) -> Message:
     return alone(ctx.model, Delivery(embeds=found, mask=index < used[:, None]), ids.shape[0])
 
 
-METHOD = Method(message, embedding_bytes, order=60, latent="own", default=False)
+METHOD = Method(message, embedding_bytes, order=60, latent="own", default=False, wire=False)

@@ -25,4 +25,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids[: sent.columns]).encode())
 
 
-METHOD = Method(message, wire_bytes, order=30, latent="own")
+METHOD = Method(message, wire_bytes, order=30, latent="own", wire=False)

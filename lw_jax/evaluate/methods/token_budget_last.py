@@ -24,4 +24,4 @@ def wire_bytes(sent: Sent) -> int:
     return len(sent.tokenizer.backend.decode(sent.ids[-sent.columns :]).encode())
 
 
-METHOD = Method(message, wire_bytes, order=40, latent="own")
+METHOD = Method(message, wire_bytes, order=40, latent="own", wire=False)

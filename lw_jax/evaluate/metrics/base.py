@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lw_jax.data.example import Example
 
@@ -17,21 +17,27 @@ Values = tuple[Sequence[float], Sequence[float]]
 """Per row: the sum over the row's parts, and how many parts it has (0: the row does not count)."""
 
 
+Ended = Literal["eos", "stop", "limit"]
+"""What ended an answer: EOS, a stop string, or neither: it ran into the most tokens."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What one method says about one example, and how it scores the gold answer.
 
     Attributes:
-        text: decoded output.
+        text: decoded output, up to the first stop.
         nll: summed over the gold tokens (EOS included), nats.
         tokens: how many gold tokens there are.
         first_rank: rank of the first gold token that is no space (0: the argmax).
-        argmax: every gold token is the argmax when the gold ones before it are given.
-        same: the decoded ids are the gold ids; None where decoding could not have written them (too
-            few tokens, or not plain greedy).
+        argmax: every gold token is the argmax when the gold ones before it are given; in EOS's
+            place a token with which an answer stops is as good.
+        same: the decoded ids are the gold ids, to the same end; None where decoding could not have
+            written them (too few tokens, a stop in them, or not plain greedy).
         columns: receiver columns of the message.
         wire_bytes: what the message costs on the wire.
         nats: log-probability of each answer to choose from, EOS included; empty: nothing is chosen.
+        ended: what ended the output.
     """
 
     text: str
@@ -43,6 +49,7 @@ class Prediction:
     columns: int
     wire_bytes: int
     nats: Mapping[str, float] = field(default_factory=dict)
+    ended: Ended = "eos"
 
     @property
     def choice(self) -> str | None:

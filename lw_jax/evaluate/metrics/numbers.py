@@ -5,8 +5,15 @@ from __future__ import annotations
 
 import re
 
-_NUMBER = re.compile(r"(?<![\d.,])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-_FINAL = re.compile(r"####\s*([-−]?)\s*\$?\s*(" + _NUMBER.pattern + ")")
+# A point begins a number (`$.25`), unless it ends a word, a sentence or an ellipsis (`No.5`,
+# `...42`); a comma within one parts thousands, unless it parts the numbers of a list (`1,2,345`).
+_NUMBER = re.compile(r"(?:(?<!\d,)\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.)\]}%!?…])\.\d+")
+_CURRENCY = "[$€£¥]"
+_FINAL = re.compile(
+    rf"####\s*(?:{_CURRENCY}\s*)?([-−–‐‑﹣－+]?)\s*(?:{_CURRENCY}\s*)?({_NUMBER.pattern})"
+)
+# A minus before the last number of a text, unless it stands between two numbers (`10 -5`) or words.
+_MINUS = re.compile(rf"(?:^|[^\w\s)\]%]|[^\d\s)\]%]\s+|^\s+)[-−－]{_CURRENCY}?$")
 
 
 def canonical(number: str) -> str:
@@ -17,19 +24,27 @@ def canonical(number: str) -> str:
 
 
 def numbers(text: str) -> list[str]:
-    """The unsigned numbers of a text in order, canonical: `1,500`, `$2.50`, `3/4` give 1500, 2.5,
-    3 and 4. Digits glued to letters count (`5kg`)."""
+    """The unsigned numbers of a text in order, canonical: `1,500`, `$2.50`, `$.25`, `3/4`, `1,2`
+    give 1500, 2.5, 0.25, 3 and 4, 1 and 2. Digits glued to letters count (`5kg`)."""
     return [canonical(n) for n in _NUMBER.findall(text)]
 
 
 def final_number(text: str) -> str | None:
-    """The number after the last `####`, with its sign; without one, the last number of the text."""
-    marked = _FINAL.findall(text)
+    """The number after the first `####` that has one, with its sign: a model that goes on after its
+    solution writes more of them. Without one, the last number of the text, with its sign."""
+    marked = _FINAL.search(text)
     if marked:
-        sign, number = marked[-1]
-        return ("-" if sign else "") + canonical(number)
-    found = numbers(text)
-    return found[-1] if found else None
+        sign, number = marked.groups()
+        return _signed(sign not in ("", "+"), number)
+    found = list(_NUMBER.finditer(text))
+    if not found:
+        return None
+    return _signed(_MINUS.search(text[: found[-1].start()]) is not None, found[-1].group())
+
+
+def _signed(negative: bool, number: str) -> str:
+    value = canonical(number)
+    return f"-{value}" if negative and value != "0" else value
 
 
 def final_correct(prediction: str, answer: str) -> float:
