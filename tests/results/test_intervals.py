@@ -98,7 +98,7 @@ def coverage(share: float, n: int, spread: float, seeds: int, repeats: int, comm
         assert found.low is not None
         assert found.high is not None
         held += found.low <= truth <= found.high
-    return held / repeats
+    return float(held / repeats)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,15 @@ def test_the_interval_over_seeds_holds(share: float, spread: float, seeds: int) 
     assert coverage(share, 300, spread, seeds, 800, common=True) >= 0.94 - 0.015
 
 
-@pytest.mark.slow  # a minute or two
+@pytest.mark.slow  # some minutes
 @pytest.mark.parametrize("common", [True, False])
 @pytest.mark.parametrize("n", [300, 1000])
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.95])
 def test_coverage_of_three_to_five_seeds(share: float, n: int, common: bool) -> None:
-    """At least 0.94, less two deviations of 4,000 repeats (0.0075)."""
+    """At least 0.94, less two deviations of 3,000 repeats (0.0087)."""
     found = {
-        (seeds, spread): coverage(share, n, spread, seeds, 4000, common)
+        (seeds, spread): coverage(share, n, spread, seeds, 3000, common)
         for seeds in (3, 4, 5)
-        for spread in (0.0, 0.01, 0.02, 0.04, 0.06)
+        for spread in (0.0, 0.02, 0.06)
     }
-    assert min(found.values()) >= 0.94 - 0.0075, found
+    assert min(found.values()) >= 0.94 - 0.0087, found
