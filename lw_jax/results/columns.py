@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from lw_jax.evaluate.metrics import metrics
-from lw_jax.results.row import Figure, Row, Seed, combine
+from lw_jax.results.row import SHARE, Figure, Row, Seed, combine
 
 BUDGETS = ("token_budget_first", "token_budget_last")
 MISSING = "–"
@@ -127,7 +128,7 @@ def _probe(tokenizer: str, heading: str) -> Column:
         found = [_probed(seed, tokenizer) for seed in row.seeds]
         held = [p for p in found if p is not None]
         return (
-            str(combine([p["accuracy"] for p in held], [p["ci"] for p in held]))
+            str(combine([p["accuracy"] for p in held], [p["ci"] for p in held], SHARE))
             if held
             else MISSING
         )
@@ -175,7 +176,7 @@ def _joint(which: str, heading: str) -> Column:
         held = [f for s in row.seeds if (f := s.evaluation.get("joint", {}).get(which)) is not None]
         if len(held) < len(row.seeds):
             return MISSING
-        return str(combine([f["em"] for f in held], [f["ci"]["em"] for f in held]))
+        return str(combine([f["em"] for f in held], [f["ci"]["em"] for f in held], SHARE))
 
     return Column(heading, cell)
 
@@ -183,14 +184,23 @@ def _joint(which: str, heading: str) -> Column:
 def _content(row: Row) -> str:
     """Whether the wire carries content, and the share that decides it.
 
-    The share is (matched - deranged) / (matched - none), the mean over the seeds that have one
-    (`lw_jax.evaluate.verdict`).
+    The share is (matched - deranged) / (matched - none), of both of two seeds, of more their mean.
+    A seed has one where the interval of matched - none excludes 0 (`lw_jax.evaluate.verdict`); if
+    only some have, it is said of how many.
     """
     verdicts = [seed.evaluation["verdict"][seed.receiver] for seed in row.seeds]
     shares = [v["share"] for v in verdicts if v["share"] is not None]
     carrying = sum(v["carries"] for v in verdicts)
     said = {0: "no", len(verdicts): "yes"}.get(carrying, f"{carrying} of {len(verdicts)} seeds")
-    return f"{said} ({sum(shares) / len(shares):.2f})" if shares else said
+    if not shares:
+        return said
+    shown = shares if len(verdicts) == 2 else [fmean(shares)]
+    text = ", ".join(f"{share:.2f}" for share in shown)
+    return f"{said} ({text}{'' if len(shares) == len(verdicts) else _of_some(len(shares))})"
+
+
+def _of_some(seeds: int) -> str:
+    return f" of {seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def _floor(key: str) -> Callable[[Row], str]:

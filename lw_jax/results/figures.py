@@ -2,7 +2,8 @@
 
 Outside code, braces in a page's text hold a figure and its format (Python's):
 
-    {NAME.METHOD.METRIC:.3f}         of a method; also .low and .high of its interval
+    {NAME.METHOD.METRIC:.3f}         of a method; also .low and .high of its interval (over several
+                                     seeds: `lw_jax.results.row.combine`; two have none)
     {NAME.METHOD.slots.rms_ratio}    of the slots of a method
     {NAME.training.STAGE.steps}      of a train stage; .loss.200 is the loss logged at step 200
     {NAME.evaluation.data.rows}      anything else of the evaluation
@@ -87,12 +88,26 @@ def _row(
 
 def _value(row: Row, path: Sequence[str]) -> Any:
     """The mean over the seeds; a value that is no number must be the same in all."""
+    if len(row.seeds) > 1 and path[-1] in ("low", "high"):
+        return _end(row, path)
     found = [_of(seed, row, path) for seed in row.seeds]
     if all(isinstance(value, int | float) for value in found):
-        return found[0] if len(found) == 1 else sum(found) / len(found)
+        return found[0] if len(set(found)) == 1 else sum(found) / len(found)
     if any(value != found[0] for value in found):
         raise UserError("not the same in all seeds")
     return found[0]
+
+
+def _end(row: Row, path: Sequence[str]) -> float:
+    """An end of the interval over several seeds."""
+    method, metric = (path[0], path[1]) if len(path) == 3 else ("", "")
+    figure = row.figure(row.method if method == "method" else method, metric)
+    if figure is None or len(figure.values) == 2:
+        raise UserError("two seeds have no interval" if figure else "the records have no such")
+    end = figure.low if path[-1] == "low" else figure.high
+    if end is None:
+        raise UserError("the records have no interval of it")
+    return end
 
 
 def _of(seed: Seed, row: Row, path: Sequence[str]) -> Any:

@@ -69,8 +69,10 @@ def _line(
     x = [_tokens(r) for r, _ in held]
     y = [f.mean for _, f in held]
     axes.plot(x, y, style, color=colour, label=label, markersize=4)
-    low = [f.mean if f.low is None else f.low for _, f in held]
-    high = [f.mean if f.high is None else f.high for _, f in held]
+    # two seeds have no interval of their mean
+    ends = [(f.mean, f.mean) if len(f.values) == 2 else (f.low, f.high) for _, f in held]
+    low = [f.mean if end is None else end for (_, f), (end, _) in zip(held, ends, strict=True)]
+    high = [f.mean if end is None else end for (_, f), (_, end) in zip(held, ends, strict=True)]
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import sqrt
+from math import asin, hypot, pi, sin, sqrt
+from statistics import fmean, stdev
 from typing import Any
 
+from scipy.special import stdtrit  # type: ignore[import-untyped]
+
 from lw_jax.errors import UserError
+from lw_jax.evaluate.metrics import metrics
+
+SHARE = (0.0, 1.0)
+"""Bounds of a share."""
+Z = 1.959964
+"""Of 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,12 @@ class Row:
         held = [m for m in found if m is not None and metric in m]
         if len(held) < len(self.seeds):
             return None
-        return combine([m[metric] for m in held], [m.get("ci", {}).get(metric) for m in held])
+        known = metrics().get(metric)
+        return combine(
+            [m[metric] for m in held],
+            [m.get("ci", {}).get(metric) for m in held],
+            SHARE if known is not None and known.share else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,43 +87,112 @@ class Figure:
     """A figure.
 
     Attributes:
-        mean: mean over the seeds.
-        low: lower end of the 95 % interval of that mean; None: there is none.
+        values: of each seed.
+        low: lower end of the 95 % interval; None: there is none. Of two seeds it is the interval
+            of the first one's rows, of more that of the seeds' mean (`combine`).
         high: upper end; None: there is none.
     """
 
-    mean: float
+    values: tuple[float, ...]
     low: float | None = None
     high: float | None = None
 
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; of equal values this very value."""
+        return self.values[0] if len(set(self.values)) == 1 else fmean(self.values)
+
     def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.mean:.3f}"
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        shown, others = (
+            (self.mean, ()) if len(self.values) != 2 else (self.values[0], self.values[1:])
+        )
+        ends = (
+            ""
+            if self.low is None or self.high is None
+            else f" [{_plain(self.low)}, {_plain(self.high)}]"
+        )
+        return ", ".join([f"{_plain(shown)}{ends}", *map(_plain, others)])
 
 
-def combine(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> Figure:
-    """The mean of the seeds' values.
+def _plain(value: float) -> str:
+    return f"{value:.3f}"
 
-    The half-width of its interval adds two parts in squares: the sampling of rows (each seed's
-    half-widths, added in squares) and the spread between seeds (standard error of the mean, times
-    1.96).
+
+def combine(
+    values: Sequence[float],
+    intervals: Sequence[Sequence[float] | None],
+    bounds: tuple[float, float] | None = None,
+) -> Figure:
+    """The seeds' values as one figure, with the interval that so many seeds allow.
+
+    One seed: its own, of its rows. Two: both values, and the first one's interval of rows; two
+    values say too little of the spread between seeds for an interval of their mean (Student's t is
+    12.7). More: the interval of the mean. Its half-width adds two parts in squares:
+
+    * rows: the mean of the seeds' half-widths. All seeds answer the same rows, so more seeds do not
+      make this part smaller.
+    * seeds: the standard error of the mean, times Student's t for so many seeds.
+
+    Near 0 and 1 both parts of a share are too small and symmetric. There the rows' is at least
+    Wilson's (1927), and the seeds' at least that of the values' arcsines, whose spread does not
+    depend on the share. (`tests/results/test_intervals.py` has the simulated coverage.)
+
+    Args:
+        values: of each seed.
+        intervals: 95 % over rows, of each seed; None: it has none.
+        bounds: (0, 1) of a share; None: any value is possible.
     """
-    mean = sum(values) / len(values)
+    found = tuple(values)
     if any(i is None for i in intervals):
-        return Figure(mean)
-    if len(values) == 1:
-        assert intervals[0] is not None
-        return Figure(mean, intervals[0][0], intervals[0][1])
-    spread = sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
-    below = [v - i[0] for v, i in zip(values, intervals, strict=True) if i is not None]
-    above = [i[1] - v for v, i in zip(values, intervals, strict=True) if i is not None]
+        return Figure(found)
+    low_high = [(i[0], i[1]) for i in intervals if i is not None]
+    if len(found) < 3:
+        return Figure(found, *low_high[0])
+    mean = fmean(found)
+    below = fmean(v - low for v, (low, _) in zip(found, low_high, strict=True))
+    above = fmean(high - v for v, (_, high) in zip(found, low_high, strict=True))
+    rows, seeds = (below, above), _of_mean(found)
+    if bounds == SHARE:
+        rows = _wider(rows, _wilson(mean, (below + above) / 2))
+        seeds = _wider(seeds, _of_arcsines(found))
+    low, high = mean - hypot(rows[0], seeds[0]), mean + hypot(rows[1], seeds[1])
+    if bounds is not None:
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    return Figure(found, low, high)
 
-    def half(widths: Sequence[float]) -> float:
-        rows = sqrt(sum(w * w for w in widths)) / len(widths)
-        return sqrt(rows * rows + (1.96 * spread) ** 2)
 
-    return Figure(mean, mean - half(below), mean + half(above))
+Reach = tuple[float, float]
+"""How far an interval reaches below and above its middle."""
+
+
+def _wider(one: Reach, other: Reach) -> Reach:
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def _of_mean(values: Sequence[float]) -> Reach:
+    """Student's interval of the mean."""
+    t = float(stdtrit(len(values) - 1, 0.975))
+    reach = t * stdev(values) / sqrt(len(values))
+    return reach, reach
+
+
+def _of_arcsines(shares: Sequence[float]) -> Reach:
+    """Student's interval of the mean arcsine of the shares' roots, as shares again."""
+    angles = [asin(sqrt(min(1.0, max(0.0, share)))) for share in shares]
+    mean, angle, (reach, _) = fmean(shares), fmean(angles), _of_mean(angles)
+    low, high = sin(max(0.0, angle - reach)) ** 2, sin(min(pi / 2, angle + reach)) ** 2
+    return mean - low, high - mean
+
+
+def _wilson(share: float, half: float) -> Reach:
+    """Wilson's interval of a share, of as many rows as give it this half-width by the normal
+    approximation."""
+    if not 0 < share < 1 or half <= 0:
+        return 0.0, 0.0
+    n = Z * Z * share * (1 - share) / (half * half)
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    reach = Z / (1 + Z * Z / n) * sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return share - (middle - reach), middle + reach - share
 
 
 def read_row(records: Mapping[str, Mapping[str, Any]], spec: Mapping[str, Any]) -> Row:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lw_jax.bottlenecks import rounded
@@ -26,7 +28,7 @@ from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives import answer_ce, kd
+from lw_jax.objectives import answer_ce, kd, scale_l2
 from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
@@ -35,10 +37,12 @@ from lw_jax.text.collate import Collate, measure
 from lw_jax.train.config import LatentKeep, ScheduledSampling, TrainConfig
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
-from lw_jax.train.plan import context_of, plan_at
+from lw_jax.train.plan import Plan, context_of, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import make_step
+from lw_jax.train.step import make_step, train_step
+from lw_jax.types import Latent, Taps
 from lw_jax.utils.schedule import Schedule
+from tests.tiny import objectives as by_hand
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
@@ -230,3 +234,45 @@ def test_scheduled_sampling_feeds_the_receivers_own_tokens_and_keeps_the_labels(
     half, *_ = jax.device_get(read(batch(), jnp.float32(0.5)))
     assert (half != gold).any() and (half != want).any()
     assert float(ScheduledSampling(0, 0.25, ramp=10)(5)) == pytest.approx(0.125)
+
+
+class _ByHand(by_hand.HandMade):
+    """A latent that is given, for two receivers whose embeddings are not as loud."""
+
+    trains_itself: ClassVar[bool] = False
+
+    def extract(self, *_: Any) -> dict[str, Taps]:
+        rows = by_hand.data()
+        return {"source": Taps(rows["states"], rows["real"], rows["ids"])}
+
+
+def test_the_loss_is_a_mean_over_the_receivers() -> None:
+    rows = by_hand.data()
+    one = by_hand.DIMS.receivers["r"]
+    dims = dataclasses.replace(
+        by_hand.DIMS, receivers={"r": one, "s": dataclasses.replace(one, embed_rms=0.9)}
+    )
+    made = _ByHand(Latent(rows["slots"], rows["used"]), dims)
+    params = {"bridge": {"reader": by_hand.reader()}, "heads": {}}
+    optimiser = optax.sgd(0.0)
+    batch = rows["batch"] | {k.replace("r/", "s/", 1): v for k, v in rows["batch"].items()}
+
+    def losses(names: tuple[str, ...]) -> dict[str, float]:
+        only = dataclasses.replace(made, dims=dataclasses.replace(
+            dims, receivers={name: dims.receivers[name] for name in names}
+        ))  # fmt: skip
+        _, metrics = train_step(
+            new_state(params, optimiser, jax.random.key(0)),
+            models_of(None, dict.fromkeys(names, model())),
+            batch,
+            plan=Plan((("scale_l2", scale_l2.Config(weight=2.0)),)),
+            cfg=TrainConfig(20),
+            bridge=only,  # type: ignore[arg-type]
+            optimiser=optimiser,
+        )
+        return {key: float(value) for key, value in metrics.items()}
+
+    both, first, second = losses(("r", "s")), losses(("r",)), losses(("s",))
+    assert first["loss"] != pytest.approx(second["loss"], rel=0.1)  # the case
+    assert both["loss"] == pytest.approx((first["loss"] + second["loss"]) / 2, rel=1e-5)
+    assert both["share/scale_l2"] == pytest.approx(1.0, rel=1e-5)

@@ -209,3 +209,17 @@ def test_rows_and_layout_need_no_jax():
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("in_memory", [0, 1000])
+def test_the_order_of_rows_is_the_seeds_and_the_stages(in_memory, monkeypatch):
+    """Rows apart from the questions that are chosen of them."""
+    monkeypatch.setattr("lw_jax.data.stream.IN_MEMORY", in_memory)
+
+    def order(seed, stage):
+        stream = Stream(some_rows(24), collate, 4, seed, stage)
+        return [stream.indices(step) for step in range(6)]
+
+    assert order(1, "fit") == order(1, "fit")
+    assert order(1, "fit") != order(2, "fit")
+    assert order(1, "fit") != order(1, "read")

@@ -11,7 +11,7 @@ import pytest
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
-from lw_jax.evaluate import examples, report, summary
+from lw_jax.evaluate import bootstrap, examples, report, summary
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.figures import Asked, figures
 from lw_jax.evaluate.metrics.base import Prediction
@@ -168,3 +168,33 @@ def test_deranged_rows_have_another_context() -> None:
     assert rows.digest(examples) == rows.digest(list(examples))
     assert rows.digest(examples) != rows.digest(other)
     assert np.mean([len(e.id) for e in other]) > 0
+
+
+def _asked_twice(
+    questions: int,
+) -> tuple[list[Example], dict[str, tuple[list[Prediction], float]]]:
+    """Thirty contexts with so many questions each, all of a context answered alike."""
+    rows, said = [], {"latent": [], "no_message": [], "deranged": []}
+    for context in range(30):
+        for question in range(questions):
+            rows.append(replace(_example(context, "dog"), id=f"q{context}/{question}"))
+            said["latent"].append(_said("cat" if context % 3 == 0 else "dog"))
+            said["no_message"].append(_said("dog" if context % 7 == 0 else "cat"))
+            said["deranged"].append(_said("dog" if context % 5 == 0 else "cat"))
+    return rows, {name: (predictions, 1.0) for name, predictions in said.items()}
+
+
+def test_questions_of_one_context_are_no_more_contexts() -> None:
+    """Every interval is of contexts resampled whole: four questions answered alike add nothing."""
+    right = np.array([context % 3 != 0 for context in range(30)], float)
+    expected = bootstrap.interval(right, seed=0, resamples=200, bounds=(0, 1))
+    found = {}
+    for questions in (1, 4):
+        rows, methods = _asked_twice(questions)
+        made = figures(Asked(rows, [], 0, 200), {"a": methods, "b": methods}, ["dog"] * len(rows))
+        assert made["receivers"]["a"]["latent"]["ci"]["em"] == pytest.approx(list(expected))
+        assert made["joint"]["oracle"]["ci"]["em"] == pytest.approx(list(expected))
+        found[questions] = made
+    assert found[4]["verdict"]["a"] == found[1]["verdict"]["a"]
+    for which in ("oracle", "rescored"):
+        assert found[4]["joint"][which]["ci"] == found[1]["joint"][which]["ci"]

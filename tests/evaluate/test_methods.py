@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.bridge.config import CompressorConfig, ReaderConfig
+from lw_jax.compressors import perceiver
 from lw_jax.data.example import Example
 from lw_jax.evaluate import predict as predicting
 from lw_jax.evaluate.config import DecodeConfig
@@ -401,3 +404,30 @@ def test_decode_options(world: World) -> None:
         DecodeConfig(prefix_gain=(1.25, 1.0)),
     ):
         assert not plain(options_of(changed, arch, tokenizer))
+
+
+def test_nothing_drops_out_in_an_evaluation(world: World) -> None:
+    """With dropout 0.5 latent and delivery are, bit for bit, what they are without dropout."""
+    batch = world.batch(0, 4)
+
+    def made(dropout: float) -> Any:
+        parts = world.with_parts(
+            3,
+            compressor=CompressorConfig(
+                perceiver=perceiver.Config(slots=2, width=16, heads=2, depth=1, dropout=dropout)
+            ),
+            reader=ReaderConfig(
+                soft_tokens=soft_tokens.Config(dropout=dropout),
+                deep_prefix=deep_prefix.Config(length=2, heads=2, mlp_ratio=1, dropout=dropout),
+            ),
+        )
+
+        @jax.jit
+        def both(params: Any) -> Any:
+            ctx = parts.ctx.replace(params=params)
+            latent = ctx.encode(batch)
+            return latent, ctx.deliver(latent)
+
+        return both(parts.ctx.params)
+
+    chex.assert_trees_all_equal(made(0.5), made(0.0))

@@ -43,6 +43,9 @@ from tests.tiny.compilations import compilations
 from tests.tiny.evaluation import RECEIVER
 from tests.tiny.run import METHODS, STEP, make_models, make_run, raw_config
 
+MEASURED: list[tuple[Example, ...]] = []
+"""What the control `mean` of the fixture `run` was measured on."""
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -62,8 +65,12 @@ def run(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ru
         )
     cfg = made.config.stages["test"].evaluate
     assert cfg is not None
-    right = compare.Comparison.run
+    right, measure = compare.Comparison.run, mean_latent.measure
     ran: list[str] = []
+
+    def measured_on(ctx: Any, groups: Any, *rest: Any) -> Any:
+        MEASURED.extend(groups)
+        return measure(ctx, groups, *rest)
 
     def watched(self: Any, ctx: Any, name: str, *rest: Any) -> Any:
         if len(ran) == 3:
@@ -73,6 +80,7 @@ def run(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Ru
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare.Comparison, "run", watched)
+        patch.setattr(mean_latent, "measure", measured_on)
         with pytest.raises(KeyboardInterrupt):
             evaluate.run(made, "test", cfg)
     assert not (home / "metrics.json").exists()
@@ -450,6 +458,15 @@ def test_the_mean_belongs_to_the_parameters_it_was_measured_with(
     assert held.shape == (6 + 1, 12)
     assert np.abs(held).max() > 0
     assert mean_latent.load(run.run_dir, "another") is None
+
+
+def test_the_mean_is_one_of_training_texts(run: Run, lines: list[dict[str, Any]]) -> None:
+    rows = load.load_rows(run.config.data, "train", run.config.seed)
+    training = {rows[i][0].context for i in range(len(rows))}
+    measured = {group[0].context for group in MEASURED}
+    assert len(measured) == 22
+    assert measured <= training
+    assert not measured & {line["context"] for line in lines}
 
 
 def test_another_runs_bridge_under_another_layout_says_so(

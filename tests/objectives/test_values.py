@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lw_jax.models.decoder import run
+from lw_jax.models.head import logits
 from lw_jax.objectives import (
     bag_of_words,
     batch_diversity,
@@ -18,12 +19,14 @@ from lw_jax.objectives import (
     embedding_anchor,
     gist,
     info_nce,
+    kd,
     latent_align,
     reconstruction,
     scale_l2,
     slot_alignment,
     state_kd,
 )
+from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.common.targets import given_slots
 from lw_jax.text.collate import Collate, measure
 from tests.tiny import objectives as world
@@ -283,3 +286,34 @@ def test_state_kd_compares_what_follows_the_message() -> None:
     text = states([part("context", i) for i in range(world.CONTEXTS)])
     errors = [((a - b) ** 2).mean(-1) for a, b in zip(latent, text, strict=True)]
     np.testing.assert_allclose(loss, np.concatenate(errors).mean(), rtol=1e-4)
+
+
+def test_kd_is_the_divergence_of_the_latent_from_the_text_at_a_temperature() -> None:
+    """tau^2 KL(teacher || student), by numpy; the bridge is what it moves."""
+    tau, receiver = 2.0, model()
+    loss, _, grads = world.run("kd", kd.Config(tau=tau))
+
+    @jax.jit
+    def scores(rows: world.Tree) -> Any:
+        seen = world.context({"reader": world.reader()}, rows)
+        read = [seen.reading("r", Pass(message)) for message in ("latent", "text")]
+        width = read[0].hidden.shape[-1]
+        return [
+            logits(receiver.arch, receiver.params, one.hidden.reshape(-1, width)) for one in read
+        ], read[0].mask
+
+    (student, teacher), mask = jax.device_get(scores(ROWS))
+
+    def log_probabilities(x: np.ndarray) -> np.ndarray:
+        x = x[mask.reshape(-1)] / tau
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    student, teacher = log_probabilities(student), log_probabilities(teacher)
+
+    def divergence(of: np.ndarray, to: np.ndarray) -> float:
+        return float((np.exp(of) * (of - to)).sum(-1).mean())
+
+    right, swapped = divergence(teacher, student), divergence(student, teacher)
+    assert abs(right / swapped - 1) > 0.01  # the case tells the two directions apart
+    np.testing.assert_allclose(loss, tau**2 * right, rtol=1e-4)
+    assert np.abs(grads["reader"]).max() > 1e-6
