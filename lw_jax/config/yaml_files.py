@@ -187,7 +187,7 @@ def loads(text: str, where: str) -> Any:
         number = text.count("\n", 0, error.position) + 1
         raise UserError(
             f"{where}, line {number}: not valid YAML: the character "
-            f"{error.character!r} has no place in a text file"
+            f"#x{error.character:04x} has no place in a text file"
         ) from None
     finally:
         if loader is not None:
