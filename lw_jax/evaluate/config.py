@@ -34,6 +34,7 @@ from lw_jax.utils.bounds import (
     TokensOrNone,
     Words,
 )
+from lw_jax.utils.checks import distinct
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ class EvaluateConfig(Checked):
     candidates: Words | None = None
 
     def __post_init__(self) -> None:
+        distinct(self, "methods", "wire", "replay")
         for name in (*self.methods, *self.changed):
             method(name)
         for name in self.rivals:
