@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,7 +63,9 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command.action == "help":
         from lw_jax.config.help import print_help
 
-        print_help("" if command.target == "all" else command.target, console)
+        everything = command.target == "all"
+        with console.pager() if everything and console.is_terminal else nullcontext():
+            print_help("" if everything else command.target, console)
         return OK
     if command.action == "evaluate":
         if not (Path(command.target) / CONFIG_FILE).is_file():

@@ -228,6 +228,9 @@ def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: s
         raise UserError(f"--{key}: no {name!r} there, and a flag cannot add one; {known}")
     child = value or kinds.fields(at).get(name)
     if child is None:
+        held = [k for k in tree.paths(kind, raw) if _holds(raw, k) and k.endswith(f".{key}")]
+        if held and "." not in key:
+            raise UserError(f"--{key}: unknown key; did you mean {' or '.join(held[:4])}?")
         known_keys = sorted(tree.paths(kind, raw), key=lambda k: not _holds(raw, k))
         raise UserError(f"--{key}: unknown key; {_near(key, known_keys, kind)}")
     return child

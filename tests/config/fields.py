@@ -52,9 +52,9 @@ class Field:
         """The dotted key."""
         return ".".join((*self.path, self.name))
 
-    def within(self, value: Any) -> dict[str, Any]:
+    def within(self, value: Any, base: dict[str, Any] = BASE) -> dict[str, Any]:
         """A config's plain values with this field, and what is required beside it."""
-        raw = copy.deepcopy(BASE)
+        raw = copy.deepcopy(base)
         here, at = raw, Config
         for key in self.path:
             at = tree.named(at) or kinds.fields(at)[key]
