@@ -209,7 +209,7 @@ def _taps(seen: Examination, key: str, view: str) -> None:
     if arch is None or not source.reads_sender:
         return
     highest = source.sender_layers(arch)
-    if (highest or hasattr(source, "layers")) and highest < arch.layers / 4:
+    if 0 < highest < arch.layers / 4:
         seen.note(
             "warning",
             key,
@@ -347,6 +347,14 @@ def _rows(seen: Examination) -> None:
                     seen.groups += groups if split == "train" or not seen.groups else []
                     if kind == "evaluate":
                         seen.asked[name] = [example for group in groups for example in group]
+                    most = max(map(len, groups), default=0)
+                    if split == "train" and kind == "train" and 0 < most < cfg.questions:
+                        seen.note(
+                            "warning",
+                            f"stages.{name}.train.questions",
+                            f"{cfg.questions} of each context, and none of the first {len(groups)} "
+                            f"has more than {most}",
+                        )
                     of = "" if level is None else f" of level {level}"
                     seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
                     if split == "validation" and len(rows) < 2:

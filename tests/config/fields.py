@@ -72,8 +72,8 @@ def every_field() -> Iterator[Field]:
 
     def walk(kind: Any, path: tuple[str, ...]) -> Iterator[Field]:
         kind = kinds.bare(kind)
-        if kind in seen:
-            return
+        if kind in seen or not kind.__module__.startswith("lw_jax."):
+            return  # the second: a part that another test has added
         seen.add(kind)
         for name, inner in kinds.fields(kind).items():
             yield Field(kind, path, name, inner)

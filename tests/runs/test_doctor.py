@@ -229,12 +229,15 @@ def test_one_cause_is_said_once(write: Write) -> None:
     assert [f.text for f in found if f.level == "error"] == ["no.json: no such file"]
 
 
-def test_taps_of_the_first_layers_alone(write: Write) -> None:
-    key = "bridge.source.hidden_states.layers"
-    warned = [f for f in findings(write(), f"{key}=[0]") if f.level == "warning"]
+def test_taps_of_the_first_layers_alone(
+    write: Write, models: dict[str, str], tmp_path: Path
+) -> None:
+    deep = edited(models["sender"], tmp_path / "deep", num_hidden_layers=8)
+    flags = f"sender.path={deep}", "bridge.source.hidden_states.layers"
+    warned = [f for f in findings(write(), flags[0], f"{flags[1]}=[1]") if f.level == "warning"]
     assert [f.key for f in warned] == ["bridge.source"]
-    assert "the highest tap is after 0 of the sender's 2 layers" in warned[0].text
-    assert all(f.level == "ok" for f in findings(write(), f"{key}=[1]"))
+    assert "the highest tap is after 1 of the sender's 8 layers" in warned[0].text
+    assert all(f.level == "ok" for f in findings(write(), flags[0], f"{flags[1]}=[2]"))
 
 
 def test_a_ramp_that_is_longer_than_its_stage(write: Write) -> None:
@@ -243,6 +246,13 @@ def test_a_ramp_that_is_longer_than_its_stage(write: Write) -> None:
         (warned,) = [f for f in found if f.level == "warning"]
         assert warned.key == f"{key}.schedule.ramp"
         assert warned.text.startswith("100 steps in a stage of 4: the factor rises to 0.04")
+
+
+def test_more_questions_than_contexts_have(write: Write) -> None:
+    found = findings(write(), f"{FIT}.questions=100")
+    (warned,) = [f for f in found if f.level == "warning"]
+    assert warned.key == f"{FIT}.questions"
+    assert "has more than" in warned.text
 
 
 def test_an_evaluation_without_a_trained_bridge(write: Write) -> None:
