@@ -9,8 +9,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,7 +63,9 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command.action == "help":
         from lw_jax.config.help import print_help
 
-        print_help("" if command.target == "all" else command.target, console)
+        everything = command.target == "all"
+        with console.pager() if everything and console.is_terminal else nullcontext():
+            print_help("" if everything else command.target, console)
         return OK
     if command.action == "evaluate":
         if not (Path(command.target) / CONFIG_FILE).is_file():
@@ -88,7 +90,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command.action == "doctor":
         from lw_jax.runs.doctor import examine, report
 
-        return report(examine(config), console)
+        return report(examine(config, directory=True), console)
     return run(config, console, line)
 
 
@@ -101,7 +103,7 @@ def run(config: Any, console: Console, command: str) -> int:
 
     check_directory(config)
     session = Session()
-    check(config, session)
+    warn(check(config, session))
     with (
         stoppable(console),
         open_run(config, make_mesh(config.mesh), console, command, session) as this,
@@ -113,6 +115,13 @@ def run(config: Any, console: Console, command: str) -> int:
             else:
                 run_stage(this, name)
     return OK
+
+
+def warn(findings: Iterable[Any]) -> None:
+    """Prints the warnings among the findings about a config, a line each."""
+    for found in findings:
+        if found.level == "warning":
+            print(f"warning: {found.key}: {found.text}", file=sys.stderr)
 
 
 @contextmanager
@@ -185,7 +194,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
             parse.put(Config, raw, key, text)
     config = parse.from_dict(raw)
     session = Session()
-    check(config, session)
+    warn(check(config, session))
     this = open_evaluation(config, run_dir, make_mesh(config.mesh), console, session)
     console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
     run_stage(this, name)

@@ -22,7 +22,7 @@ from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
-from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
+from lw_jax.layers.transformer import Stack, check_heads, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Array, Latent, Views
 from lw_jax.utils.bounds import FEW, Dropout, Heads, LayersOrNone, MlpRatio, Ratio, Slots, Width
@@ -66,12 +66,14 @@ class Config(Compressor):
     def __post_init__(self) -> None:
         if self.width is not None:
             self.check(self.width)
+        if not self.depth and not self.anchored:
+            raise UserError("depth: at 0 the source is read by anchored queries alone")
         if self.ratio is not None and not self.ratios:
             raise UserError("ratio: this bridge was given no ratios; set ratios as well")
 
     def check(self, latent_dim: int) -> None:
         """Raises UserError if the heads do not divide the width, which may be the latent's."""
-        check_rotary(self.rotary, self.width or latent_dim, self.heads)
+        check_heads(self.width or latent_dim, self.heads, self.rotary)
 
     @property
     def fixed_slots(self) -> int | None:

@@ -16,7 +16,7 @@ from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_positions, stretch_weights
-from lw_jax.layers.transformer import Stack, sinusoid
+from lw_jax.layers.transformer import Stack, check_heads, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
 from lw_jax.utils.bounds import Dropout, Heads, LayersOrNone, MlpRatio, Slots, Width
@@ -47,6 +47,7 @@ class Config(Compressor):
     dropout: Dropout = 0.0
 
     def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
         if self.slots % self.pools:
             raise UserError(f"pools: {self.pools} do not divide the {self.slots} slots")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lw_jax.compressors.base import Compressor, only
 from lw_jax.layers.entry import entered
-from lw_jax.layers.transformer import Attention, Stack
+from lw_jax.layers.transformer import Attention, Stack, check_heads
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
 from lw_jax.utils.bounds import Dropout, Heads, LayersOrNone, MlpRatio, Slots, Width
@@ -41,6 +41,9 @@ class Config(Compressor):
     mlp_ratio: MlpRatio = 4
     gate: bool = False
     dropout: Dropout = 0.0
+
+    def __post_init__(self) -> None:
+        check_heads(self.width, self.heads)
 
     @property
     def fixed_slots(self) -> int:

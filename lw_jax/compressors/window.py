@@ -18,7 +18,7 @@ from lw_jax.compressors.base import Compressor, only
 from lw_jax.errors import UserError
 from lw_jax.layers.entry import entered
 from lw_jax.layers.pooling import stretch_weights
-from lw_jax.layers.transformer import Mlp, Stack, check_rotary, sinusoid
+from lw_jax.layers.transformer import Mlp, Stack, check_heads, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Array, Features, Latent, Views
 from lw_jax.utils.bounds import (
@@ -30,6 +30,7 @@ from lw_jax.utils.bounds import (
     Slots,
     Width,
 )
+from lw_jax.utils.checks import distinct
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Config(Compressor):
     def __post_init__(self) -> None:
         if self.kernel is not None and self.kernel < self.size:
             raise UserError(f"kernel: expected at least the size {self.size}; got {self.kernel}")
-        check_rotary(self.rotary, self.width, self.heads)
+        distinct(self, "views")
+        check_heads(self.width, self.heads, self.rotary)
         if self.kernel is not None and self.mode != "conv":
             raise UserError(f"kernel: mode {self.mode!r} has none; leave it out, or use conv")
         if self.mode == "hierarchical" and self.size.bit_count() != 1:

@@ -77,7 +77,8 @@ def read_command(argv: Sequence[str]) -> Command:
         if word == "doctor":
             word = "--doctor"
         if not word.startswith("--"):
-            raise UserError(f"unexpected {word!r}: flags look like --key=value (see --help)")
+            near = f"; did you mean -{word}?" if word.startswith("-") and len(word) > 2 else ""
+            raise UserError(f"unexpected {word!r}: flags look like --key=value (see --help){near}")
         key, equals, value = word[2:].partition("=")
         if key in ("doctor", "print_config") and not equals:
             actions.add(key)  # type: ignore[arg-type]

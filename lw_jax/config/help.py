@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,10 +89,13 @@ def print_help(key: str, console: Console) -> None:
     found = [s for s in sections(seen=None if key else {}) if _under(s.key, wanted)]
     if not found:  # a single key
         above = [s for s in sections() if _same(s.key, wanted[:-1])]
-        found = [Section("", "", [x for s in above for x in s.leaves if x[0] == wanted[-1]])]
+        found = [
+            Section("", "", [(key, *x[1:]) for s in above for x in s.leaves if x[0] == wanted[-1]])
+        ]
     if not any(s.leaves for s in found):
         keys = [f"{s.key}.{leaf[0]}".lstrip(".") for s in sections() for leaf in s.leaves]
-        near = difflib.get_close_matches(key, keys, 1)
+        parts = [s.key for s in sections() if s.key]
+        near = difflib.get_close_matches(key, [*parts, *keys], 1)
         guess = f"; did you mean {near[0]}?" if near else "; --help alone shows all"
         raise UserError(f"--help {key}: no such key{guess}")
     if not key:
@@ -125,5 +129,7 @@ def _default(one: dataclasses.Field[Any]) -> str:
     value = tree.default(one)
     if value is dataclasses.MISSING:
         return ", required"
+    if isinstance(value, str) and not value.isprintable():
+        return f" = {json.dumps(value, ensure_ascii=False)}"  # line breaks as \\n
     text = yaml_files.dumps(list(value) if isinstance(value, tuple) else value, flow=True)
     return f" = {text}"

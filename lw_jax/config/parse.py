@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import pydantic
 
@@ -228,6 +228,9 @@ def _child(kind: Any, raw: Any, key: str, at: Any, here: dict[str, Any], name: s
         raise UserError(f"--{key}: no {name!r} there, and a flag cannot add one; {known}")
     child = value or kinds.fields(at).get(name)
     if child is None:
+        held = [k for k in tree.paths(kind, raw) if _holds(raw, k) and k.endswith(f".{key}")]
+        if held and "." not in key:
+            raise UserError(f"--{key}: unknown key; did you mean {' or '.join(held[:4])}?")
         known_keys = sorted(tree.paths(kind, raw), key=lambda k: not _holds(raw, k))
         raise UserError(f"--{key}: unknown key; {_near(key, known_keys, kind)}")
     return child
@@ -264,7 +267,7 @@ def _prepared(kind: Any, raw: Any, where: str) -> Any:
     value, fields = tree.named(kind), kinds.fields(kind)
     found: dict[str, Any] = {}
     for name, below in raw.items():
-        key = f"{where}.{name}" if where else str(name)
+        key = f"{where}.{name}" if where else str(name) or '""'
         if value is None and fields and name not in fields:
             raise UserError(f"{key}: unknown key; {_near(str(name), list(fields), kind)}")
         child = value or fields.get(str(name))
@@ -288,6 +291,11 @@ def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
     found = error.errors(include_url=False)
     first, more = found[0], len(found) - 1
     path = first["loc"]
+    if path[-1:] == ("[key]",):  # of a name that the user chooses
+        name = path[-2]
+        complaint = kinds.wrong(get_args(kinds.bare(tree.at(kind, path[:-2])))[0], name)
+        above = ".".join([*([where] if where else []), *(str(p) for p in path[:-2])])
+        return f"{above}: the name {kinds.shown(name)}: {complaint[1] if complaint else 'is wrong'}"
     key = ".".join([*([where] if where else []), *(str(p) for p in path)])
     own = first.get("ctx", {}).get("error")
     if isinstance(own, UserError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -21,6 +21,7 @@ from lw_jax.train.config import TrainConfig
 from lw_jax.utils.bounds import FEW, BatchSize, Checked, Location, Name, Rows, Seed
 from lw_jax.utils.checks import exactly_one
 from lw_jax.utils.registry import chosen
+from lw_jax.utils.schedule import Schedule
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
@@ -122,6 +123,9 @@ class Config(Checked):
                 raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
             if stage.train:
                 self._check_kinds(name, stage.train)
+                self._check_trains(name, stage.train)
+            if stage.pretrain and not stage.pretrain.optimiser.schedule.ever(stage.pretrain.steps):
+                raise UserError(_never(f"stages.{name}.pretrain", stage.pretrain.steps))
             if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
                 raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
             if stage.evaluate and "relay" in stage.evaluate.methods and self.bridge is not None:
@@ -148,6 +152,38 @@ class Config(Checked):
                     f"objectives.{name}.schedule.on: stages.{stage}.train has no text batches; "
                     "set its text_batches, or on to latent or all"
                 )
+
+    def _check_trains(self, stage: str, train: TrainConfig) -> None:
+        """Checks that some objective has a weight, and the rate a factor, in some step."""
+        where = f"stages.{stage}.train"
+        named = chosen(train.objectives or self.objectives)
+        key = f"{where}.objectives" if train.objectives else "objectives"
+        if not train.optimiser.schedule.ever(train.steps):
+            raise UserError(_never(where, train.steps))
+        weighed = {n: c for n, c in named.items() if c.weight and c.has_gradient}
+        if not weighed:
+            raise UserError(
+                f"{key}: {_all_of(named)} of weight 0 or without a gradient, so {where} would "
+                "train nothing"
+            )
+        if not any(self._on(c.schedule, train) for c in weighed.values()):
+            raise UserError(
+                f"{key}: {_all_of(weighed)} off in all {train.steps} steps of {where} (schedule), "
+                "so it would train nothing"
+            )
+
+    def _on(self, schedule: Schedule, train: TrainConfig) -> bool:
+        """Whether an objective's factor can be non-zero in some step of a stage."""
+        other = train.text_batches
+        last = train.steps if schedule.stop is None else min(train.steps, schedule.stop)
+        steps = range(schedule.start, last)
+        if other is None or schedule.on == "all":
+            return bool(steps)
+        warm = range(schedule.start, min(last, other.steps))
+        later = last > max(other.steps, schedule.start)
+        if schedule.on == "text":
+            return any(s % 2 == 0 for s in warm[:2]) or (later and other.tail > 0)
+        return any(s % 2 for s in warm[:2]) or (later and other.tail < 1)
 
     def _check_private(self, bridge: BridgeConfig) -> None:
         """Checks that there are enough slots for the private ones of all receivers."""
@@ -176,6 +212,18 @@ class Config(Checked):
                             f"stages.{name}.{key}: bridge.compressor.{kind} has one number of "
                             "slots; give it `ratios`, if it can have some, or leave this out"
                         )
+
+
+def _never(where: str, steps: int) -> str:
+    return (
+        f"{where}.optimiser.schedule.start: the learning rate is 0 in all {steps} steps, so "
+        "nothing would be trained"
+    )
+
+
+def _all_of(names: Iterable[str]) -> str:
+    found = list(names)
+    return f"{found[0]} is" if len(found) == 1 else f"{', '.join(found)} are all"
 
 
 def calibrate_before(stages: Mapping[str, StageConfig], name: str) -> str | None:

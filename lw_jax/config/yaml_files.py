@@ -187,15 +187,19 @@ def loads(text: str, where: str) -> Any:
         number = text.count("\n", 0, error.position) + 1
         raise UserError(
             f"{where}, line {number}: not valid YAML: the character "
-            f"{error.character!r} has no place in a text file"
+            f"#x{error.character:04x} has no place in a text file"
         ) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path, asked_by: str = "--config") -> dict[str, Any]:
     """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        asked_by: what names the file, for error messages.
 
     Raises:
         UserError: no such file, not valid YAML, or not a mapping.
@@ -203,7 +207,7 @@ def load(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if not path.is_file():
-            raise UserError(_no_file(path))
+            raise UserError(f"{asked_by}: {_no_file(path)}")
         if path.stat().st_size > 4 * LONGEST:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes; a config is a small text file")
         data = path.read_bytes()
@@ -225,7 +229,6 @@ def _no_file(path: Path) -> str:
     home = path if path.is_dir() else path.parent
     near = sorted(map(str, home.glob("[!.]*.yaml"))) if home.is_dir() else []
     said = f"{path} is a directory, not a file" if path.is_dir() else f"no such file: {path}"
-    said = f"--config: {said}"
     return said + (f"; there are {', '.join(near[:8])}" if near else "")
 
 

@@ -35,6 +35,7 @@ from lw_jax.utils.bounds import (
     TokensOrNone,
     Words,
 )
+from lw_jax.utils.checks import distinct
 
 
 def _check_stop(stop: Sequence[str]) -> None:
@@ -192,6 +193,7 @@ class EvaluateConfig(Checked):
     candidates: Words | None = None
 
     def __post_init__(self) -> None:
+        distinct(self, "methods", "wire", "replay")
         for name in (*self.methods, *self.changed):
             method(name)
         for name in self.rivals:

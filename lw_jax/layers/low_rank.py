@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Gt, Le, MinLen
 
 from lw_jax.errors import UserError
 from lw_jax.models.dims import ModelDims
@@ -30,7 +30,7 @@ class LowRankConfig(Checked):
     """
 
     r: Width = 8
-    alpha: Annotated[float, Ge(0), Le(10**6)] = 16.0
+    alpha: Annotated[float, Gt(0), Le(10**6)] = 16.0
     targets: Annotated[tuple[Target, ...], MinLen(1), FEW] = ("q", "k", "v", "o")
     layers: Layers | None = None
     dropout: Dropout = 0.0

@@ -22,8 +22,10 @@ texts that are read byte by byte have that many.
 _INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def check_rotary(rotary: bool, width: int, heads: int) -> None:
-    """Raises UserError if a bridge's heads cannot be rotated."""
+def check_heads(width: int, heads: int, rotary: bool = False) -> None:
+    """Raises UserError if a width cannot be split into heads, or the heads cannot be rotated."""
+    if heads > width:
+        raise UserError(f"heads: {heads} are more than the width {width}")
     if rotary and width // heads % 2:
         raise UserError(
             f"rotary: turns channels in pairs, and {width} channels in {heads} heads are "
@@ -77,6 +79,7 @@ class Attention(nn.Module):
         at: tuple[Array, Array] | None = None,
     ) -> Array:
         width = x.shape[-1]
+        check_heads(width, self.heads)
         shape = (self.heads, width // self.heads)
         q = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="query")(x)
         k = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="key")(y)

@@ -92,6 +92,24 @@ def load_params(
     return loaded
 
 
+def check_headers(found: Checkpoint, layers: int | None = None, head: bool = True) -> None:
+    """Checks the tensors of a checkpoint by the headers of its files; no weight is read.
+
+    Args:
+        found: the checkpoint.
+        layers: number of layers that are needed, from the first on; None: all.
+        head: whether the output head is needed.
+
+    Raises:
+        UserError: one line with everything that is missing, unexpected or of the wrong shape or
+            dtype.
+    """
+    wanted = list(parts(found.arch, layers, head, found.files))
+    with ExitStack() as stack:
+        opened = _open(stack, found, {part.name for part in wanted})
+        _check(found, wanted, wanted, opened, layers, head)
+
+
 def abstract_params(
     arch: AnyArch,
     mesh: Mesh,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from lw_jax.errors import UserError
 from lw_jax.objectives.base import Objective, Term, Terms, masked
 from lw_jax.objectives.common.context import Context
 from lw_jax.objectives.common.targets import answer_scores
@@ -28,6 +29,13 @@ class Config(Objective):
     first_tokens: TokensOrNone = 0
     first_weight: Weight = 1.0
     label_smoothing: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.first is not None and self.first <= self.first_tokens and not self.first_weight:
+            raise UserError(
+                f"first_weight: at 0 none of the first {self.first} tokens counts; nothing is "
+                "trained"
+            )
 
     def token_weights(self, mask: Array) -> Array:
         """Weights [N, A] float32 of the answer tokens in mask [N, A]."""

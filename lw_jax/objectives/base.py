@@ -80,6 +80,8 @@ class Objective(Checked, ABC):
 
     at_rest: ClassVar[float] = -math.inf
     """Of a constraint: the loss at or below which it is met, and needs no gradient."""
+    has_gradient: ClassVar[bool] = True
+    """Whether it trains anything; False for what is only there to be looked at."""
     optimizer_rules: ClassVar[Mapping[str, str]] = {}
     """What its leaves are to the optimiser, by regular expressions on their paths below it:
     "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which

@@ -8,6 +8,7 @@ gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -25,6 +26,8 @@ class Config(Objective):
     Args:
         weight: of this objective in the loss; it changes the loss and nothing else.
     """
+
+    has_gradient: ClassVar[bool] = False
 
     weight: Weight = 0.1
 

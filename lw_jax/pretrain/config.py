@@ -124,6 +124,8 @@ class PretrainConfig(Checked):
     workers: Workers = 0
 
     def __post_init__(self) -> None:
+        if not (self.facts or self.rest_weight or self.written_weight):
+            raise UserError("facts: nothing is trained without facts, rest_weight, written_weight")
         total = self.facts + self.facts_copy + self.gsm8k_copy + self.gsm8k_solve
         if abs(total - 1) > 1e-6:
             raise UserError(

@@ -21,6 +21,7 @@ from lw_jax.models.dims import ModelDims
 from lw_jax.readers.base import Reader
 from lw_jax.types import Array, Blocks, Delivery, Edits, Latent, PyTree
 from lw_jax.utils.bounds import FEW, Heads, Layers, MlpRatioOrNone
+from lw_jax.utils.checks import distinct
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Config(Reader):
     head_dim: Annotated[int, Ge(1), Le(1024)] = 32
     mlp_ratio: MlpRatioOrNone = 4
     gate: Annotated[float, Ge(-100), Le(100)] = 0.5
+
+    def __post_init__(self) -> None:
+        distinct(self, "layers")
+        if self.gate == 0:
+            raise UserError("gate: at 0 a block never learns, as what it adds starts at 0 as well")
 
     def build(self, dims: ModelDims) -> LatentAdapters:
         """The reader of one receiver."""

@@ -34,8 +34,13 @@ def main(argv: Sequence[str]) -> int:
                     print(path)
             case ["tensorboard", run]:
                 print(write_events(Path(run)))
+            case ["-h" | "--help"]:
+                print(__doc__)
             case _:
-                raise UserError(f"results: usage\n{__doc__}")
+                raise UserError(
+                    "results: expected record RUN_DIR... FILE, write DIR or tensorboard RUN_DIR "
+                    "(--help says more)"
+                )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,14 +22,17 @@ from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.evaluate.methods import method
 from lw_jax.mesh import make_mesh, mesh_shape
 from lw_jax.models.arch import Arch
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
+from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
+from lw_jax.runs.ready import check_free, check_start, check_weights, traced
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
 from lw_jax.text.collate import measure
@@ -78,8 +81,10 @@ class Examination:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(level, key, text))
+        """Adds a finding, once: several stages may find the same."""
+        text = text.removeprefix(f"{key}: ")
+        if Finding(level, key, text) not in self.findings:
+            self.findings.append(Finding(level, key, text))
 
     @contextmanager
     def trying(self, key: str) -> Iterator[None]:
@@ -95,17 +100,21 @@ class Examination:
         return all(f.level != "error" for f in self.findings)
 
 
-def check(config: Config, session: Session | None = None) -> None:
+def check(config: Config, session: Session | None = None) -> list[Finding]:
     """Raises the first error that `examine` finds, without the estimate of memory.
 
     Args:
         config: config of the run.
         session: session of the run, which keeps the models that are opened here; None: a new one.
 
+    Returns:
+        All findings.
+
     Raises:
         UserError: anything wrong that can be known before the run.
     """
-    for finding in examine(config, memory=False, session=session):
+    findings = examine(config, memory=False, session=session)
+    for finding in findings:
         if finding.level == "error":
             text = finding.text
             raise UserError(
@@ -113,17 +122,28 @@ def check(config: Config, session: Session | None = None) -> None:
                 if text.startswith((f"{finding.key}:", f"{finding.key}."))
                 else f"{finding.key}: {text}"
             )
+    return findings
 
 
-def examine(config: Config, memory: bool = True, session: Session | None = None) -> list[Finding]:
+def examine(
+    config: Config,
+    memory: bool = True,
+    session: Session | None = None,
+    directory: bool = False,
+) -> list[Finding]:
     """All findings.
 
     Args:
         config: config of the run.
         memory: whether the steps are compiled, to say how much memory they need.
         session: session of the run, which keeps the models that are opened here; None: a new one.
+        directory: whether the run directory is looked at.
     """
     seen = Examination(config, session or Session())
+    if directory:
+        with seen.trying("run_dir"):
+            check_free(config)
+            seen.note("ok", "run_dir", str(run_directory(config)))
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
         seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
@@ -132,7 +152,8 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
         _model(seen, SENDER, config.sender)
     for name, model in config.receivers.items():
         _model(seen, name, model)
-    if config.bridge is not None:
+    _schedules(seen)
+    if config.bridge is not None and (config.sender is None or SENDER in seen.specs):
         with seen.trying("bridge"):
             dims = config.bridge.dims(sender_arch(seen.specs), {})
             for name in config.bridge.views:
@@ -140,9 +161,17 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
                 text = f"{one.taps} taps of width {one.source_width}"
                 key = f"bridge.sources.{name}" if config.bridge.sources else "bridge.source"
                 seen.note("ok", key, text if one.taps else "the text itself, no sender")
+                _taps(seen, key, name)
+        if seen.sound:
+            with seen.trying("sender.path"):
+                check_weights(config, seen.specs, any(map(_relays, config.stages.values())))
     _rows(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
+        if seen.sound:
+            _shapes(seen, steps=not memory)
+        if seen.sound:
+            _starts(seen)
         if memory and seen.sound:
             _memory(seen)
     return seen.findings
@@ -156,6 +185,9 @@ def report(findings: list[Finding], console: Console) -> int:
     """
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for found in findings:
         table.add_row(Text(found.level, colours[found.level]), Text(found.key), Text(found.text))
     console.print(table)
@@ -164,6 +196,87 @@ def report(findings: list[Finding], console: Console) -> int:
         Text(f"{errors} error{'s' * (errors != 1)}" if errors else "ready to run", "bold")
     )
     return 2 if errors else 0
+
+
+def _relays(stage: Any) -> bool:
+    return stage.evaluate is not None and "relay" in stage.evaluate.methods
+
+
+def _taps(seen: Examination, key: str, view: str) -> None:
+    """Warns of a source that reads only the first layers of a deep sender."""
+    arch = sender_arch(seen.specs)
+    assert seen.config.bridge is not None
+    source = seen.config.bridge.views[view]
+    if arch is None or not source.reads_sender:
+        return
+    highest = source.sender_layers(arch)
+    if 0 < highest < arch.layers / 4:
+        seen.note(
+            "warning",
+            key,
+            f"the highest tap is after {highest} of the sender's {arch.layers} layers; higher ones "
+            "usually carry more: name others, or set `of` to the depth that `layers` is meant for",
+        )
+
+
+def _schedules(seen: Examination) -> None:
+    """Warns of ramps that are longer than their stage."""
+    for name, stage in seen.config.stages.items():
+        for kind in ("train", "pretrain"):
+            cfg = getattr(stage, kind)
+            if cfg is None:
+                continue
+            named = {f"stages.{name}.{kind}.optimiser": cfg.optimiser.schedule}
+            if kind == "train":
+                key = f"stages.{name}.train.objectives" if cfg.objectives else "objectives"
+                parts = chosen(cfg.objectives or seen.config.objectives)
+                named |= {f"{key}.{n}": c.schedule for n, c in parts.items()}
+            for key, schedule in named.items():
+                if schedule.ramp > cfg.steps:
+                    seen.note(
+                        "warning",
+                        f"{key}.schedule.ramp",
+                        f"{schedule.ramp} steps in a stage of {cfg.steps}: the factor rises to "
+                        f"{schedule.highest(cfg.steps):.2g} and no higher",
+                    )
+
+
+def _shapes(seen: Examination, steps: bool) -> None:
+    """Checks that the bridge's parts, objectives and optimiser of every train stage fit.
+
+    Args:
+        seen: the examination.
+        steps: whether the steps of stages that do not come first are traced as well; the first
+            stage's own step comes soon enough, and a compiled step is traced anyway.
+    """
+    for i, (name, stage) in enumerate(seen.config.stages.items()):
+        if stage.train is not None:
+            key = f"stages.{name}.train"
+            mesh = make_mesh(seen.config.mesh)
+            with seen.trying(key):
+                traced(seen.config, stage.train, seen.specs, seen.sizes, mesh, steps and i > 0)
+
+
+def _starts(seen: Examination) -> None:
+    """Checks the bridges that stages start from, and that evaluations have one."""
+    config, trained = seen.config, False
+    mesh = make_mesh(config.mesh)
+    for name, stage in config.stages.items():
+        for kind, cfg in chosen(stage).items():
+            start = getattr(cfg, "init_from", None)
+            if start is not None:
+                key = f"stages.{name}.{kind}.init_from"
+                with seen.trying(key):
+                    only = getattr(cfg, "init_only", ())
+                    check_start(config, start, only, seen.specs, mesh)
+            trained = trained or kind == "train"
+            if kind == "evaluate" and start is None and not trained:
+                later = next((s.train for s in config.stages.values() if s.train), None)
+                if any(method(n).needs_bridge for n in cfg.all_methods) and (
+                    later is None or later.init_from is None
+                ):
+                    text = "no train stage before it, and `latent` needs a trained bridge"
+                    seen.note("error", f"stages.{name}.evaluate", text)
 
 
 def _batches(seen: Examination, rows: int) -> None:
@@ -235,8 +348,21 @@ def _rows(seen: Examination) -> None:
                     seen.groups += groups if split == "train" or not seen.groups else []
                     if kind == "evaluate":
                         seen.asked[name] = [example for group in groups for example in group]
+                    most = max(map(len, groups), default=0)
+                    if split == "train" and kind == "train" and 0 < most < cfg.questions:
+                        seen.note(
+                            "warning",
+                            f"stages.{name}.train.questions",
+                            f"{cfg.questions} of each context, and none of the first {len(groups)} "
+                            f"has more than {most}",
+                        )
                     of = "" if level is None else f" of level {level}"
                     seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
+                    if split == "validation" and len(rows) < 2:
+                        raise UserError(
+                            f"{len(rows)} context in the split 'validation', and the quick "
+                            f"evaluation of stages.{name} needs two; set its eval_every to 0"
+                        )
                     if rows.malformed:
                         text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
                         seen.note("warning", key, text)
@@ -340,8 +466,10 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
         step = abstract_step(config, cfg, seen.specs, seen.sizes, make_mesh(config.mesh))
         need = estimate(step)
         fits = need.total < need.room
-        advice = "" if fits else "; lower batch_size, accumulate more, or set quant"
-        seen.note("ok" if fits else "error", key, f"{need}{advice}")
+        advice = "; lower batch_size, accumulate more, or set quant"
+        if need.state > max(need.frozen, need.work):
+            advice = "; the bridge is too large: lower latent_dim, slots, widths or depths"
+        seen.note("ok" if fits else "error", key, f"{need}{'' if fits else advice}")
 
 
 def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 
 from lw_jax.errors import UserError
-from lw_jax.layers.transformer import Stack, check_rotary, sinusoid
+from lw_jax.layers.transformer import Stack, check_heads, sinusoid
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
@@ -52,7 +52,7 @@ class Config(Source):
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} do not divide the width {self.width}")
-        check_rotary(self.rotary, self.width, self.heads)
+        check_heads(self.width, self.heads, self.rotary)
 
     def build(self, dims: BridgeDims) -> ByteEncoder:
         """The source; all of it is trainable."""

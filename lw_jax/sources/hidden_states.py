@@ -29,6 +29,7 @@ from lw_jax.sources.pca import Pca, Projection, check_alone
 from lw_jax.sources.sender import decoder
 from lw_jax.types import Delivery, Edits, Features, PyTree, SourceTokens, Taps
 from lw_jax.utils.bounds import FEW, Layers, LayersOrNone
+from lw_jax.utils.checks import distinct
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Config(Source):
     lora: LowRankConfig | None = None
 
     def __post_init__(self) -> None:
+        distinct(self, "layers")
         check_alone(self.pca, self.normaliser)
         if self.pca is not None and self.mix == "gated":
             raise UserError(

@@ -229,7 +229,8 @@ def check_same(here: Mapping[str, int], trained: Mapping[str, int]) -> None:
         if here.get(name) != trained.get(name):
             raise UserError(
                 f"component {name}: {trained.get(name, 0)} parameters were trained, "
-                f"{here.get(name, 0)} would be loaded; evaluate with the config of the run"
+                f"{here.get(name, 0)} would be loaded; the bridge and the receivers have to be "
+                "those of the config that trained it"
             )
 
 

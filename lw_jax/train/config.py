@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Annotated
@@ -103,6 +104,15 @@ class TrainConfig(Checked):
     workers: Workers = 0
 
     def __post_init__(self) -> None:
+        for i, pattern in enumerate(self.train_only):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"train_only.{i}: {pattern!r} is no regular expression: {error}"
+                ) from None
+        if self.eval_every and self.eval_rows < 2:
+            raise UserError("eval_rows: the quick evaluation needs 2 or more; or set eval_every 0")
         if self.init_only and self.init_from is None:
             raise UserError("init_only: it names components of init_from, which is not given")
         total = sum(c.share for c in self.curriculum)
@@ -129,6 +139,10 @@ class LatentKeep(Rising):
 
     start: Probability = 0.5
     end: Probability = 0.85
+
+    def __post_init__(self) -> None:
+        if self.end == 0 and (self.start == 0 or self.ramp == 0):
+            raise UserError("end: at 0 every slot is dropped in every step; nothing is trained")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 
 from lw_jax.errors import UserError
 from lw_jax.utils.kinds import first_wrong
@@ -41,8 +41,8 @@ Ratio = Annotated[float, Ge(1), Le(10_000)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 Dropout = Annotated[float, Ge(0), Le(0.99)]
-Decay = Annotated[float, Ge(0), Lt(1)]
-"""Of a running average: at 1 it would never move."""
+Decay = Annotated[float, Ge(0), Le(0.999999)]
+"""Of a running average: at 1 (which 0.99999999 is in float32) it would never move."""
 Weight = Annotated[float, Ge(0), Le(10**6)]
 LearningRate = Annotated[float, Gt(0), Le(10)]
 Temperature = Annotated[float, Ge(0.0001), Le(10_000)]

@@ -23,6 +23,15 @@ def exactly_one(options: Any, field: str = "") -> None:
         raise UserError(f"{field}{': ' if field else ''}{got}; set exactly one of {known}")
 
 
+def distinct(config: Any, *fields: str) -> None:
+    """Raises UserError if an entry of one of the fields, which are lists, is there twice."""
+    for name in fields:
+        entries = list(getattr(config, name))
+        twice = [x for i, x in enumerate(entries) if x in entries[:i]]
+        if twice:
+            raise UserError(f"{name}: {twice[0]!r} is given twice")
+
+
 def at_least(config: Any, least: float, *fields: str) -> None:
     """Raises UserError if one of the fields is below `least` (null passes)."""
     for name in fields:

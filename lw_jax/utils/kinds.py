@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types as at
 
-from lw_jax.errors import one_line
+from lw_jax.errors import UserError, one_line
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _SHORT = {int: "int", float: "number", str: "text", bool: "true|false"}
@@ -53,13 +53,21 @@ def wants_whole(kind: Any) -> bool:
 
 
 def fields(kind: Any) -> dict[str, Any]:
-    """Types of a config dataclass's fields with bounds, in order; {} for any other type."""
+    """Types of a config dataclass's fields with bounds, in order; {} for any other type.
+
+    Raises:
+        UserError: a type names something that its module does not have.
+    """
     kind = bare(kind)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         return {}
     made = kind.__dataclass_fields__
     if kind not in _SEEN or _SEEN[kind][0] is not made:  # a choice may get further variants
-        hints = typing.get_type_hints(kind, include_extras=True)
+        try:
+            hints = typing.get_type_hints(kind, include_extras=True)
+        except (NameError, TypeError) as error:
+            home = f"{kind.__module__}.{kind.__qualname__}"
+            raise UserError(f"{home}: the type of a field cannot be read: {error}") from error
         _SEEN[kind] = made, {f.name: hints[f.name] for f in dataclasses.fields(kind)}
     return dict(_SEEN[kind][1])
 

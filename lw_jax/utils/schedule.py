@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge, Le
 
+from lw_jax.errors import UserError
 from lw_jax.utils.bounds import Checked, Probability, Share, Step
 
 Array = jax.Array
@@ -40,6 +41,21 @@ class Schedule(Checked):
     final: Share = 0.0
     gate: Annotated[float, Ge(-1), Le(1)] | None = None
     on: Literal["all", "latent", "text"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.stop is not None and self.stop <= self.start:
+            raise UserError(
+                f"stop: {self.stop} is not after start {self.start}, so the factor is always 0"
+            )
+
+    def ever(self, steps: int) -> bool:
+        """Whether the factor can be non-zero in a stage of so many steps."""
+        return self.start < steps
+
+    def highest(self, steps: int) -> float:
+        """The share of its peak that the ramp reaches in a stage of so many steps."""
+        last = steps if self.stop is None else min(steps, self.stop)
+        return min(1.0, max(0, last - self.start) / self.ramp) if self.ramp else 1.0
 
     def active(self, step: int, kind: BatchKind = "latent") -> bool:
         """Whether the factor can be non-zero at `step`: the static part of a step's plan.

@@ -42,7 +42,14 @@ def raw(models: dict[str, str]) -> dict[str, Any]:
         },
         "objectives": {"answer_ce": {}},
         "stages": {
-            "fit": {"train": {"steps": 4, "batch_size": 8, "eval_rows": 4}},
+            "fit": {
+                "train": {
+                    "steps": 4,
+                    "batch_size": 8,
+                    "eval_rows": 4,
+                    "optimiser": {"schedule": {"ramp": 2}},
+                }
+            },
             "report": {"evaluate": {"rows": 8, "batch_size": 8}},
         },
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -66,3 +68,33 @@ def test_help_of_one_part_and_of_one_key() -> None:
 def test_help_of_an_unknown_key() -> None:
     with pytest.raises(UserError, match=r"did you mean bridge.latent_dim\?"):
         print_help("bridge.latent_dmi", Console(file=io.StringIO()))
+
+
+def test_help_of_one_key_has_its_path_and_its_default_on_one_line() -> None:
+    lines = [line.strip() for line in shown("stages.fit.train.steps").splitlines() if line.strip()]
+    assert lines[0].startswith("stages.fit.train.steps")
+    assert 'text = "\\nAnswer:"' in shown("layout.anchor")
+
+
+@pytest.mark.parametrize(
+    ("key", "guess"),
+    [
+        ("bridge.compresor", "bridge.compressor"),
+        ("bridge.compressor.percever", "bridge.compressor.perceiver"),
+        ("stages.NAME.train.step", "stages.NAME.train.steps"),
+    ],
+)
+def test_help_guesses_parts_and_keys(key: str, guess: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean {guess}[?]"):
+        print_help(key, Console(file=io.StringIO()))
+
+
+def test_help_cites_what_is_there() -> None:
+    text = shown("")
+    assert "SPEC" not in text
+    sections_of = {
+        int(n) for n in re.findall(r"docs/design\.md section (\d+)", " ".join(text.split()))
+    }
+    design = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    assert sections_of
+    assert sections_of <= {int(n) for n in re.findall(r"^## (\d+)\.", design, re.MULTILINE)}

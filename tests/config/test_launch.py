@@ -52,6 +52,10 @@ def wrong(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["--config"], "--config: needs a value"),
         (["--config", "nowhere.yaml"], "--config: no such file: nowhere.yaml"),
         (["run"], "unexpected 'run'"),
+        (
+            ["-config", "a.yaml"],
+            "unexpected '-config': flags look like --key=value (see --help); did",
+        ),
         (["--config", "a.yaml", "--evaluate", "b"], "give either --config FILE or --evaluate"),
         (["--evaluate", "nowhere"], "nowhere: no config.yaml there"),
         (["--doctor", "--print_config", "--config", "a.yaml"], "give one of --doctor"),

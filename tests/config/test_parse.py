@@ -105,6 +105,10 @@ def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path:
         ("stages={}", "--stages.NAME.KEY"),
         ("bridge.latent_dmi=3", "did you mean bridge.latent_dim?"),
         ("steps=3", "did you mean stages.fit.train.steps?"),
+        (
+            "batch_size=3",
+            "did you mean stages.fit.train.batch_size or stages.report.evaluate.batch_size?",
+        ),
         ("stages.fit.train.step=3", "did you mean stages.fit.train.steps?"),
         ("bridge.compressor.percever.slots=3", "did you mean bridge.compressor.perceiver.slots?"),
         ("bridge.latent_dim=wide", 'bridge.latent_dim: expected a whole number; got "wide"'),

@@ -87,7 +87,7 @@ def test_several_errors_are_shown_at_once(write: Write) -> None:
     }
     out = io.StringIO()
     assert report(findings(write(), *flags), Console(file=out, width=120)) == 2
-    assert "4 errors" in out.getvalue()
+    assert "3 errors" in out.getvalue()
     with pytest.raises(UserError, match=r"stages.fit.train.batch_size: 8 rows"):
         check(read(write(), [("mesh.data", "3")]))
 
@@ -166,3 +166,126 @@ def test_a_leaf_that_the_optimiser_does_not_know_is_a_line(
     assert wrong.key == key
     assert wrong.text.startswith("optimiser: no rule covers the parameter bridge/compressor/")
     assert "optimizer_rules" in wrong.text and "\n" not in wrong.text
+
+
+ZOO = Path(__file__).parents[2] / "zoo"
+FIT = "stages.fit.train"
+
+
+def test_a_bridge_of_another_architecture(write: Write) -> None:
+    start = f"{FIT}.init_from={ZOO / 'bridges' / 'facts'}"
+    found = errors(write(), start)
+    assert list(found) == [f"{FIT}.init_from"]
+    assert "parameters were trained" in found[f"{FIT}.init_from"]
+    assert "evaluate" not in found[f"{FIT}.init_from"]
+    only = errors(write(), start, f"{FIT}.init_only=[foo]")
+    assert "foo" in only[f"{FIT}.init_from"]
+    with pytest.raises(UserError, match=rf"^{FIT}.init_from: component "):
+        check(read(write(), [tuple(start.split("=", 1))]))  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        (f"{FIT}.train_only=[nothing_matches]", "train_only: 'nothing_matches' matches no"),
+        ("bridge.reader.soft_tokens.hidden=none", "as wide as the receiver"),
+        ("objectives.state_kd.layers=4", "layers: 4, and receiver 'reader' has 2"),
+    ],
+)
+def test_what_does_not_fit_is_known_before_a_calibrate_stage(
+    write: Write, flag: str, said: str
+) -> None:
+    path = write(
+        stages={
+            "measure": {"calibrate": {"rows": 8, "batch_size": 8}},
+            "fit": {"train": {"steps": 4, "batch_size": 8, "eval_rows": 4}},
+        }
+    )
+    with pytest.raises(UserError, match=f"^{FIT}: .*{said}"):
+        check(read(path, [tuple(flag.split("=", 1))]))  # type: ignore[list-item]
+
+
+def test_weights_of_another_shape(write: Write, models: dict[str, str], tmp_path: Path) -> None:
+    for name, key in (("sender", "sender.path"), ("receiver", "receivers.reader.path")):
+        other = edited(models[name], tmp_path / name, intermediate_size=48)
+        text = "; ".join(errors(write(), f"{key}={other}").values())
+        assert "has shape" in text and "config.json implies" in text
+
+
+def test_run_directories(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "here" / "other").mkdir()
+    (tmp_path / "here" / "other" / "thesis.tex").touch()
+    before = sorted(tmp_path.rglob("*"))
+    path = write()
+    for where, said in (
+        ("/proc/x/y", "cannot write in /proc/x/y"),
+        (str(path), "is a file"),
+        (f"{path}/run", "cannot write"),
+        ("other", "is no run directory"),
+        ("x" * 300, "File name too long"),
+    ):
+        found = examine(read(path, [("run_dir", where)]), memory=False, directory=True)
+        texts = {f.key: f.text for f in found if f.level == "error"}
+        assert list(texts) == ["run_dir"], where
+        assert said in texts["run_dir"]
+    fine = examine(read(path, [("run_dir", "a/b/c")]), memory=False, directory=True)
+    assert {f.level for f in fine} == {"ok"}
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, path])
+
+
+def test_one_cause_is_said_once(write: Write) -> None:
+    found = findings(write(), "data={squad: {train: no.json, eval: no.json}}")
+    assert [f.text for f in found if f.level == "error"] == ["no.json: no such file"]
+
+
+def test_taps_of_the_first_layers_alone(
+    write: Write, models: dict[str, str], tmp_path: Path
+) -> None:
+    deep = edited(models["sender"], tmp_path / "deep", num_hidden_layers=8)
+    flags = f"sender.path={deep}", "bridge.source.hidden_states.layers"
+    warned = [f for f in findings(write(), flags[0], f"{flags[1]}=[1]") if f.level == "warning"]
+    assert [f.key for f in warned] == ["bridge.source"]
+    assert "the highest tap is after 1 of the sender's 8 layers" in warned[0].text
+    assert all(f.level == "ok" for f in findings(write(), flags[0], f"{flags[1]}=[2]"))
+
+
+def test_a_ramp_that_is_longer_than_its_stage(write: Write) -> None:
+    for key in (f"{FIT}.optimiser", "objectives.answer_ce"):
+        found = findings(write(), f"{key}.schedule.ramp=100")
+        (warned,) = [f for f in found if f.level == "warning"]
+        assert warned.key == f"{key}.schedule.ramp"
+        assert warned.text.startswith("100 steps in a stage of 4: the factor rises to 0.04")
+
+
+def test_more_questions_than_contexts_have(write: Write) -> None:
+    found = findings(write(), f"{FIT}.questions=100")
+    (warned,) = [f for f in found if f.level == "warning"]
+    assert warned.key == f"{FIT}.questions"
+    assert "has more than" in warned.text
+
+
+def test_an_evaluation_without_a_trained_bridge(write: Write) -> None:
+    path = write(stages={"report": {"evaluate": {"rows": 8, "batch_size": 8}}})
+    assert "no train stage before it" in errors(path)["stages.report.evaluate"]
+    assert errors(path, "stages.report.evaluate.methods=[text]") == {}
+
+
+def test_a_bridge_that_is_too_large_is_what_is_said(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "estimate", lambda step: Need(GIB, 30 * GIB, 2 * GIB, 16 * GIB))
+    (found,) = [f for f in findings(write(), memory=True) if f.level == "error"]
+    assert "lower latent_dim, slots, widths or depths" in found.text
+    assert "quant" not in found.text
+
+
+def test_a_report_breaks_no_word() -> None:
+    key = "stages.a_stage_with_a_long_name.train.optimiser.schedule.ramp"
+    words = "a message of several words that does not fit into one line of a narrow terminal"
+    out = io.StringIO()
+    report(
+        [Finding("warning", key, words), Finding("ok", "mesh", words)], Console(file=out, width=90)
+    )
+    shown = out.getvalue().split()
+    assert key in shown
+    assert [word for word in words.split() if word not in shown] == []

@@ -1,0 +1,153 @@
+"""What a run needs before its first step: shapes that fit, bridges to start from, a directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+from lw_jax.models.dims import sizes
+from lw_jax.models.load import check_headers
+from lw_jax.models.spec import SENDER, FrozenSpec
+from lw_jax.pipeline import Pipeline
+from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step
+from lw_jax.runs.directory import check_directory, run_directory
+from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
+from lw_jax.runs.trained import load_trained
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.train.config import TrainConfig
+
+
+def check_free(config: Config) -> None:
+    """Checks that the run directory is there for this config, or can be made; nothing is left.
+
+    Raises:
+        UserError: it holds something else, or it cannot be made.
+    """
+    check_directory(config)
+    path = run_directory(config).absolute()
+    made: list[Path] = []
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.exists():
+                folder.mkdir()
+                made.append(folder)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(None, "not writable")
+    except OSError as error:
+        raise UserError(
+            f"run_dir: cannot write in {run_directory(config)}: {error.strerror}; "
+            "give another --run_dir"
+        ) from None
+    finally:
+        for folder in reversed(made):
+            folder.rmdir()
+
+
+def check_weights(config: Config, specs: Mapping[str, FrozenSpec], whole_sender: bool) -> None:
+    """Checks the tensors of local models by the headers of their files; no weight is read.
+
+    Args:
+        config: config of the run.
+        specs: the models that could be opened, by name.
+        whole_sender: whether the sender also writes; otherwise it is read up to its highest tap.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, or of another shape than config.json implies.
+    """
+    for name, spec in specs.items():
+        if Path(spec.config.path).expanduser().is_dir():
+            part = name == SENDER and not whole_sender
+            layers = sender_layers(config, specs) if part else None
+            check_headers(spec.files(layers, not part), layers, not part)
+
+
+def traced(
+    config: Config,
+    train: TrainConfig,
+    specs: Mapping[str, FrozenSpec],
+    lengths: Mapping[str, int],
+    mesh: Mesh,
+    step: bool,
+) -> AbstractStep:
+    """A train stage's step from shapes.
+
+    Args:
+        config: config of the run.
+        train: config of the stage.
+        specs: the frozen models by name.
+        lengths: tokens of each part of a batch.
+        mesh: the device mesh.
+        step: whether the whole step is traced, or its parameters and optimiser alone.
+
+    Raises:
+        UserError: parts do not fit each other, or `train_only` matches nothing.
+    """
+    try:
+        found = abstract_step(config, train, specs, lengths, mesh)
+        if step:
+            jax.eval_shape(found.step, *found.arguments)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"its parts do not fit: {type(error).__name__}: {error}") from error
+    return found
+
+
+def abstract_pipeline(
+    config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh, layout: LayoutConfig
+) -> Pipeline:
+    """The pipeline of a stage from shapes: its models have no weights, and are not measured.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+        mesh: the device mesh.
+        layout: layout of the stage.
+    """
+    assert config.bridge is not None
+    receivers = {name: specs[name] for name in config.receivers}
+    prints = {name: spec.fingerprint() for name, spec in receivers.items()}
+    if SENDER in specs:
+        layers = sender_layers(config, specs)
+        prints[SENDER] = f"{specs[SENDER].fingerprint(layers, head=False)}@{layers}"
+    of_receivers = {name: sizes(spec.arch) for name, spec in receivers.items()}
+    return Pipeline(
+        layout=layout,
+        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(specs), of_receivers)),
+        frozen=abstract_models(config, specs, mesh, layout),
+        sources=tokenizers_of(config.bridge, specs),
+        receivers={name: spec.tokenizer for name, spec in receivers.items()},
+        fingerprints=prints,
+        mesh=mesh,
+    )
+
+
+def check_start(
+    config: Config,
+    init_from: str,
+    only: tuple[str, ...],
+    specs: Mapping[str, FrozenSpec],
+    mesh: Mesh,
+) -> None:
+    """Checks that a stage can start from another run's bridge, or from an exported one.
+
+    Args:
+        config: config of the run.
+        init_from: where the bridge is.
+        only: components to start from; empty: all.
+        specs: the frozen models by name.
+        mesh: the device mesh.
+
+    Raises:
+        UserError: it is of another architecture, between other models, lacks a component, or is
+            damaged.
+    """
+    pipeline = abstract_pipeline(config, specs, mesh, config.layout)
+    load_trained(config, run_directory(config), pipeline, init_from=init_from, only=only)
