@@ -63,7 +63,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((at for at in map(text.find, stops) if at >= 0), default=len(text))]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def stop_of(tokenizer: Tokenizer, strings: tuple[str, ...]) -> Stop:
     """Stop strings, and the tokens of a vocabulary whose text holds one of them."""
     if not strings:

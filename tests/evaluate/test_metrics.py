@@ -84,6 +84,10 @@ def test_no_number_of_a_gsm8k_question_is_lost(name: str, count: int) -> None:
         ("#### 4 or rather #### 5", "4"),
         ("#### 18\n\nQuestion: 7 hats?\n#### 25", "18"),  # the first mark
         ("#### none\n#### 25", "25"),
+        ("#### **18**\n#### 25", "18"),
+        ("#### The answer is 18 of 20.\n\nQuestion: 3?\n#### 25", "18"),
+        ("#### **-18**", "-18"),
+        ("####\n18\n#### 25", "18"),
         ("#### .5", "0.5"),
         ("#### $.50", "0.5"),
         ("#### -$5", "-5"),

@@ -10,10 +10,12 @@ import re
 _NUMBER = re.compile(r"(?:(?<!\d,)\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.)\]}%!?…])\.\d+")
 _CURRENCY = "[$€£¥]"
 _FINAL = re.compile(
-    rf"####\s*(?:{_CURRENCY}\s*)?([-−–‐‑﹣－+]?)\s*(?:{_CURRENCY}\s*)?({_NUMBER.pattern})"
+    rf"####\s*(?:{_CURRENCY}\s*)?[-−–‐‑﹣－+]?\s*(?:{_CURRENCY}\s*)?{_NUMBER.pattern}"
 )
-# A minus before the last number of a text, unless it stands between two numbers (`10 -5`) or words.
+# A minus before a number, unless it stands between two numbers (`10 -5`) or words; right after the
+# mark any dash is one.
 _MINUS = re.compile(rf"(?:^|[^\w\s)\]%]|[^\d\s)\]%]\s+|^\s+)[-−－]{_CURRENCY}?$")
+_DASH = re.compile(rf"(?:{_CURRENCY}\s*)?[-−–‐‑﹣－]\s*(?:{_CURRENCY}\s*)?")
 
 
 def canonical(number: str) -> str:
@@ -30,21 +32,23 @@ def numbers(text: str) -> list[str]:
 
 
 def final_number(text: str) -> str | None:
-    """The number after the first `####` that has one, with its sign: a model that goes on after its
-    solution writes more of them. Without one, the last number of the text, with its sign."""
-    marked = _FINAL.search(text)
-    if marked:
-        sign, number = marked.groups()
-        return _signed(sign not in ("", "+"), number)
-    found = list(_NUMBER.finditer(text))
-    if not found:
-        return None
-    return _signed(_MINUS.search(text[: found[-1].start()]) is not None, found[-1].group())
+    """The first number on the line of the first `####` that has one, with its sign: a model that
+    goes on after its solution writes more marks. Without one, the last number of the text, with its
+    sign."""
+    for part in text.split("####")[1:]:
+        line = part.lstrip().partition("\n")[0]
+        found = _NUMBER.search(line)
+        if found:
+            return _signed(line[: found.start()], found.group(), marked=True)
+    every = list(_NUMBER.finditer(text))
+    return _signed(text[: every[-1].start()], every[-1].group()) if every else None
 
 
-def _signed(negative: bool, number: str) -> str:
+def _signed(before: str, number: str, marked: bool = False) -> str:
+    """A number, canonical, with the sign that the text before it gives it."""
     value = canonical(number)
-    return f"-{value}" if negative and value != "0" else value
+    minus = _MINUS.search(before) or (marked and _DASH.fullmatch(before))
+    return f"-{value}" if minus and value != "0" else value
 
 
 def final_correct(prediction: str, answer: str) -> float:
