@@ -103,11 +103,11 @@ class EncoderArch:
             layers=whole(config, "num_hidden_layers", where),
             heads=whole(config, "num_attention_heads", where),
             mlp_width=whole(config, "intermediate_size", where),
-            norm_eps=number(config, "layer_norm_eps", where, 1e-12),
+            norm_eps=number(config, "layer_norm_eps", where, 1e-12, least=0.0, most=1.0),
             activation=str(config.get("hidden_act") or "gelu"),
             max_positions=whole(config, "max_position_embeddings", where, 512),
             types=whole(config, "type_vocab_size", where, 2),
-            init_std=number(config, "initializer_range", where, 0.02),
+            init_std=number(config, "initializer_range", where, 0.02, least=0.0),
         )
 
 

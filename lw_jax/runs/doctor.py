@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
+from lw_jax.data.example import Example
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
@@ -32,8 +33,8 @@ from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
-from lw_jax.text.collate import measure
-from lw_jax.text.layout import check_labels
+from lw_jax.text.collate import by_key, measure
+from lw_jax.text.layout import check_labels, check_reading
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.registry import chosen
@@ -131,7 +132,7 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
         _model(seen, SENDER, config.sender)
     for name, model in config.receivers.items():
         _model(seen, name, model)
-    if config.bridge is not None:
+    if config.bridge is not None and (config.sender is None or SENDER in seen.specs):
         with seen.trying("bridge"):
             dims = config.bridge.dims(sender_arch(seen.specs), {})
             for name in config.bridge.views:
@@ -185,7 +186,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
         if Path(model.path).expanduser().is_dir():
-            spec.files()
+            spec.check_files(head=name != SENDER)
         seen.specs[name] = spec
         arch = spec.arch
         ends = (
@@ -280,6 +281,7 @@ def _layout(seen: Examination) -> None:
         with seen.trying(f"receivers.{name}"):
             count = max(check_labels(layout, tokenizer, examples) for layout in _layouts(config))
             seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
+    _reading(seen, examples)
     for name, asked in seen.asked.items():
         cfg = config.stages[name].evaluate
         assert cfg is not None
@@ -304,6 +306,15 @@ def _layout(seen: Examination) -> None:
                     f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
                     f"{arch.max_positions}: set a limit",
                 )
+
+
+def _reading(seen: Examination, examples: list[Example]) -> None:
+    """Checks that what the sources read is the text."""
+    assert seen.config.bridge is not None
+    for key, tokenizer in by_key(tokenizers_of(seen.config.bridge, seen.specs)).items():
+        with seen.trying(f"bridge.{key}"):
+            for layout in _layouts(seen.config):
+                check_reading(layout, tokenizer, examples)
 
 
 def _layouts(config: Config) -> list[LayoutConfig]:
