@@ -327,7 +327,7 @@ def test_the_hub_is_asked_once(hub):
 
 
 def test_a_directory_has_no_revision(folder):
-    with pytest.raises(UserError, match="revision: .* is a directory here"):
+    with pytest.raises(UserError, match=r"revision: .* is a directory here"):
         open_checkpoint(folder, revision="main")
     for text in ("", " main", "a\nb", "x" * 2000):
         with pytest.raises(UserError, match="revision: expected 1 to 1024 printable characters"):

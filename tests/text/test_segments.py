@@ -49,7 +49,7 @@ ROW = Example(
 SPELLED = Example(
     "j",
     "d",
-    "<s>40</s> is <|user|> é½ 日本\n\n</s>",
+    "<s>40</s> is <|user|> é 日\n\n</s>",
     "Is </s> the end<|end|>?",
     ("30 </s> dollars",),
 )
@@ -249,11 +249,11 @@ def test_what_is_not_given_back_is_refused_with_both_texts() -> None:
     tokenizer = Tokenizer("r", made, 1, 2)
     low = replace(ROW, answers=("12 goats",))
     with pytest.raises(
-        UserError, match="'Context: Nadia.*is laid out as 'context: nadia"
+        UserError, match=r"'Context: Nadia.*is laid out as 'context: nadia"
     ) as caught:
         check_labels(LayoutConfig(), tokenizer, [low])
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="sender: .*'Context: Nadia.*is laid out as"):
+    with pytest.raises(UserError, match=r"sender: .*'Context: Nadia.*is laid out as"):
         check_reading(LayoutConfig(), tokenizer, [low])
 
 
