@@ -186,7 +186,7 @@ def _as_path(name_or_path: str | Path) -> Path | None:
         path.exists()
     except (OSError, ValueError, RuntimeError):
         return None
-    return path
+    return path if "\0" not in str(path) else None
 
 
 def _begins_with(path: Path, mark: bytes) -> bool:

@@ -130,6 +130,13 @@ def arch_from_hf(
     Raises:
         UserError: see `Arch.from_hf` and `EncoderArch.from_hf`.
     """
-    if config.get("model_type") in ENCODERS:
-        return EncoderArch.from_hf(config, where)
-    return Arch.from_hf(config, generation_config, where)
+    kind = config.get("model_type")
+    try:
+        if isinstance(kind, str) and kind in ENCODERS:
+            return EncoderArch.from_hf(config, where)
+        return Arch.from_hf(config, generation_config, where)
+    except UserError as error:
+        files = where, where.replace("config.json", "generation_config.json")
+        if str(error).startswith(files):
+            raise
+        raise UserError(f"{where}: {error}") from error  # sizes that do not go together
