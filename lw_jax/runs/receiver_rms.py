@@ -46,6 +46,11 @@ def write(run_dir: Path, receivers: Mapping[str, ModelDims], prints: Mapping[str
     write_text(run_dir / FILE, json.dumps(plain, indent=2) + "\n")
 
 
+def known(run_dir: Path) -> bool:
+    """Whether a run has measured its receivers."""
+    return (run_dir / FILE).is_file()
+
+
 def load(
     run_dir: Path, prints: Mapping[str, str], weights: Mapping[str, str]
 ) -> dict[str, ModelDims] | None:

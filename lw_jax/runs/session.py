@@ -148,10 +148,15 @@ def open_pipeline(
     specs = {name: session.open(name, model) for name, model in config.receivers.items()}
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
     prompts = prompts_of(config.layout, tokenizers)
-    receivers = make_receivers(config, specs, _loading(session, mesh))
     own = {name: spec.fingerprint() for name, spec in specs.items()}
     bare = {name: spec.weights_print() for name, spec in specs.items()}
     measured = None if run_dir is None else receiver_rms.load(run_dir, own, bare)
+    if measured is None and not rows and run_dir is not None and receiver_rms.known(run_dir):
+        raise UserError(
+            f"{run_dir}: its bridge belongs to other receivers than {', '.join(own)} with these "
+            "weights, tokenizers and chat templates; use the models of the run"
+        )
+    receivers = make_receivers(config, specs, _loading(session, mesh))
     if rows or measured is None:
         groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
         checked = [e for group in groups for e in group]
