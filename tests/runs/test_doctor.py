@@ -68,6 +68,18 @@ def test_candidates_that_no_row_has_for_an_answer(write: Write) -> None:
         check(read(path, [(f"{key}.candidates", "[yes, no]")]))
 
 
+def test_wrong_shapes_are_found_before_the_run(write: Write, tmp_path: Path) -> None:
+    """From the headers of the weight files: three tensors are named, and the rest counted."""
+    path = write()
+    model = shutil.copytree(read(path, []).sender.path, tmp_path / "model")  # type: ignore[union-attr]
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+    found = errors(path, f"sender.path={model}")
+    assert set(found) == {"sender.path"}
+    assert found["sender.path"].count("has shape") == 3
+    assert found["sender.path"].endswith("; and 3 more")
+
+
 def test_several_errors_are_shown_at_once(write: Write) -> None:
     flags = ("sender.path=no/where", "mesh.data=3")
     found = errors(write(), *flags)
