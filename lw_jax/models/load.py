@@ -157,6 +157,28 @@ def check_headers(found: Checkpoint, layers: int | None = None, head: bool = Tru
         _check(found, wanted, wanted, opened, layers, head)
 
 
+def check_weights(
+    found: Checkpoint, layers: int | None = None, head: bool = True, dtype: Any = jnp.bfloat16
+) -> None:
+    """Reads all weights that `load_params` would load, one tensor at a time; keeps none.
+
+    Args:
+        found: the checkpoint; its headers are right (`check_headers`).
+        layers: number of layers that are needed, from the first on; None: all.
+        head: whether the final norm and the output head are needed.
+        dtype: dtype in which they would be stored.
+
+    Raises:
+        UserError: a tensor cannot be read, or is not finite.
+    """
+    wanted = list(parts(found.arch, layers, head, found.files))
+    with ExitStack() as stack:
+        opened = _open(stack, found, {part.name for part in wanted})
+        for part in wanted:
+            stored = _read(opened[found.files[part.name]], found, part.name)
+            _check_finite(found, part.name, stored, dtype)
+
+
 def _check(
     found: Checkpoint,
     wanted: list[Part],

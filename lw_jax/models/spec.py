@@ -28,7 +28,7 @@ from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.fingerprint import meaning, whole
 from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenEncoder
-from lw_jax.models.load import abstract_params, check_headers, load_params
+from lw_jax.models.load import abstract_params, check_headers, check_weights, load_params
 from lw_jax.models.names import parts
 from lw_jax.models.params import depth
 from lw_jax.models.tokenizer import (
@@ -123,6 +123,18 @@ class FrozenSpec:
                 the wrong shape.
         """
         check_headers(self.files(layers, head), layers, head)
+
+    def check_weights(self, layers: int | None = None, head: bool = True) -> None:
+        """Reads its weights once, to see that all are finite; the model is not kept.
+
+        Args:
+            layers: number of layers that are needed, from the first on; None: all.
+            head: whether the output head is needed.
+
+        Raises:
+            UserError: names the tensor that is not finite, or cannot be read.
+        """
+        check_weights(self.files(layers, head), layers, head, self._storage["dtype"])
 
     def fingerprint(self, layers: int | None = None, head: bool = True) -> str:
         """32 hex digits that change with whatever changes the model's maths or meaning.

@@ -145,6 +145,8 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
         _layout(seen)
         if memory and seen.sound:
             _memory(seen)
+    if memory:
+        _weights(seen)
     return seen.findings
 
 
@@ -216,6 +218,15 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
             f"{key}.attention",
             "cudnn needs an NVIDIA GPU and dtype bfloat16; use xla",
         )
+
+
+def _weights(seen: Examination) -> None:
+    """Checks that the weights of local models are finite; a run checks it while it loads them."""
+    for name, spec in seen.specs.items():
+        key = name if name == SENDER else f"receivers.{name}"
+        if Path(spec.config.path).expanduser().is_dir():
+            with seen.trying(f"{key}.path"):
+                spec.check_weights(head=name != SENDER)
 
 
 def _rows(seen: Examination) -> None:

@@ -47,9 +47,7 @@ CHANGES = {
     "another normalizer": edited(
         "tokenizer.json", lambda t: t.update(normalizer={"type": "Lowercase"})
     ),
-    "a token is special": edited(
-        "tokenizer.json", lambda t: t["added_tokens"][1].update(special=False)
-    ),
+    "another decoder": edited("tokenizer.json", lambda t: t.update(decoder={"type": "Fuse"})),
     "another EOS": edited("tokenizer_config.json", lambda c: c.update(eos_token="<unk>")),
     "no tokenizer_config.json": lambda folder: (folder / "tokenizer_config.json").unlink(),
     "a chat template": template("{{ messages[0]['content'] }}"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lw_jax.config.parse import read
 from lw_jax.errors import UserError
@@ -26,8 +26,8 @@ def findings(path: Path, *flags: str, memory: bool = False) -> list[Finding]:
     return examine(read(path, pairs), memory=memory)  # type: ignore[arg-type]
 
 
-def errors(path: Path, *flags: str) -> dict[str, str]:
-    return {f.key: f.text for f in findings(path, *flags) if f.level == "error"}
+def errors(path: Path, *flags: str, memory: bool = False) -> dict[str, str]:
+    return {f.key: f.text for f in findings(path, *flags, memory=memory) if f.level == "error"}
 
 
 def test_a_sound_config(write: Write) -> None:
@@ -78,6 +78,16 @@ def test_wrong_shapes_are_found_before_the_run(write: Write, tmp_path: Path) -> 
     assert set(found) == {"sender.path"}
     assert found["sender.path"].count("has shape") == 3
     assert found["sender.path"].endswith("; and 3 more")
+
+
+def test_weights_that_are_not_finite_are_found(write: Write, tmp_path: Path) -> None:
+    path = write()
+    model = shutil.copytree(read(path, []).receivers["reader"].path, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors")
+    found = errors(path, f"receivers.reader.path={model}", "mesh.data=3", memory=True)
+    assert "layers.1.mlp.up_proj.weight: 1 of its" in found["receivers.reader.path"]
 
 
 def test_several_errors_are_shown_at_once(write: Write) -> None:
