@@ -12,6 +12,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.text.tokenizer import Tokenizer
 
+_PROBE = "a"
 _MESSAGE = "\u0001message\u0001"
 
 
@@ -30,7 +31,10 @@ def load_tokenizer(directory: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # transformers raises many kinds for a bad file
+        tokenizer(_PROBE, verbose=False)  # some faults show only here
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many kinds for a bad file; a panic is no Exception
         reason = " ".join((str(error) or type(error).__name__).split())
         reason = reason if reason.isprintable() else ascii(reason)
         raise UserError(f"{folder}: the tokenizer cannot be read: {reason[:300]}") from error
@@ -119,7 +123,7 @@ def text_tokenizer(
 def _bos_put(hf_tokenizer: Any) -> int | None:
     """The BOS that a tokenizer puts before a text; None: it puts none, whatever it names."""
     bos = hf_tokenizer.bos_token_id
-    ids = hf_tokenizer("a", verbose=False)["input_ids"]
+    ids = hf_tokenizer(_PROBE, verbose=False)["input_ids"]
     return bos if bos is not None and list(ids[:1]) == [bos] else None
 
 

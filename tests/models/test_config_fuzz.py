@@ -14,9 +14,12 @@ from safetensors.numpy import load_file
 
 from lw_jax.errors import UserError
 from lw_jax.models.checkpoint import INDEX, WEIGHTS, open_checkpoint
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.load import check_headers
+from lw_jax.models.spec import open_model
 from tests.models import parity
 
+ZOO = Path(__file__).parents[2] / "zoo/tiny-mistral"
 DEEP: Any = []
 for _ in range(50):
     DEEP = [DEEP]
@@ -102,6 +105,45 @@ def tried(family: str, folder: Path, share: float) -> int:
 
 def test_a_twentieth_of_all_edits(tmp_path: Path) -> None:
     assert tried("llama", tmp_path, 0.05) > 40
+
+
+def tokenizer_edits(file: str) -> Iterator[dict[str, Any] | str]:
+    whole = json.loads((ZOO / file).read_text())
+    for key in sorted(whole):
+        for value in VALUES:
+            yield whole | {key: value}
+        yield {k: v for k, v in whole.items() if k != key}
+    if "model" in whole:
+        for key in sorted(whole["model"]):
+            yield from (whole | {"model": whole["model"] | {key: value}} for value in VALUES)
+    yield from ("", "[]", "null", "{", "[" * 10**5)
+
+
+def opened_or_refused(folder: Path, share: float) -> int:
+    """How many edits of a tokenizer's and of generate's files were tried: opened, or one line."""
+    shutil.copytree(ZOO, folder)
+    rng, count, lines = random.Random(23), 0, []
+    for file in ("tokenizer_config.json", "tokenizer.json", "generation_config.json"):
+        kept = (folder / file).read_bytes()
+        for edit in [edit for edit in tokenizer_edits(file) if rng.random() < share]:
+            (folder / file).write_text(edit if isinstance(edit, str) else json.dumps(edit))
+            try:
+                open_model("r", ModelConfig(str(folder))).fingerprint()
+            except UserError as error:
+                lines.append(str(error))
+            count += 1
+        (folder / file).write_bytes(kept)
+    assert all(str(folder) in line and line.isprintable() for line in lines), lines
+    return count
+
+
+def test_some_edits_of_a_tokenizers_files(tmp_path: Path) -> None:
+    assert opened_or_refused(tmp_path / "model", 0.03) > 10
+
+
+@pytest.mark.slow
+def test_all_edits_of_a_tokenizers_files(tmp_path: Path) -> None:
+    assert opened_or_refused(tmp_path / "model", 1.0) > 500
 
 
 @pytest.mark.slow
