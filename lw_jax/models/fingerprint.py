@@ -113,11 +113,3 @@ def as_saved(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path | str
         return now
     rest = {key: value for key, value in now.items() if key not in ("format", "weights")}
     return rest | {"fingerprints": dict(prints)}
-
-
-def difference(
-    saved: Mapping[str, Any], now: Mapping[str, str], weights: Mapping[str, str], name: str
-) -> str:
-    """What of a model is another than in a file: its weights, or only how its ids are read."""
-    same = saved.get("weights", {}).get(name) == weights.get(name) and name in weights
-    return "tokenizer or chat template" if same and name in now else "frozen weights"

@@ -14,7 +14,7 @@ from lw_jax.config.parse import build, from_dict
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
-from lw_jax.models.fingerprint import comparable, difference
+from lw_jax.models.fingerprint import comparable
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs.directory import read_config
 from lw_jax.runs.exported import ABOUT, is_exported, load_bridge, trained_config
@@ -216,8 +216,11 @@ def _check_frozen(saved: Mapping[str, Any], pipeline: Pipeline, home: Path, some
     names = trained.keys() & here.keys() if some else trained.keys() | here.keys()
     for name in sorted(names):
         if trained.get(name) != here.get(name):
-            what = difference(saved, pipeline.fingerprints, pipeline.weights, name)
+            same = saved.get("weights", {}).get(name) == pipeline.weights.get(name)
+            only = same and name in pipeline.weights
             raise UserError(
-                f"{name}: the bridge was trained with {what} {trained.get(name, 'absent')},"
-                f" these are {here.get(name, 'absent')}; use the models of the run"
+                f"{name}: the bridge was trained with frozen weights and tokenizer "
+                f"{trained.get(name, 'absent')}, these are {here.get(name, 'absent')}"
+                f"{' (only its tokenizer or chat template is another)' if only else ''}; "
+                "use the models of the run"
             )

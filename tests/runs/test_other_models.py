@@ -43,10 +43,18 @@ SAVED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("prints", "weights", "says"),
     [
-        ({"sender": "2x@4"}, {}, "sender: .* trained with tokenizer or chat template 2a@4"),
-        ({"sender": "2x@4"}, {"sender": "1x@4"}, "sender: .* trained with frozen weights 2a@4"),
-        ({"mistral": "2x"}, {}, "mistral: .* trained with tokenizer or chat template 2b"),
-        ({"another": "2c"}, {"another": "1c"}, "another: .* frozen weights absent"),
+        (
+            {"sender": "2x@4"},
+            {},
+            "sender: .* tokenizer 2a@4, .*only its tokenizer or chat template is",
+        ),
+        (
+            {"sender": "2x@4"},
+            {"sender": "1x@4"},
+            "sender: .* trained with frozen weights and tokenizer 2a@4, these are 2x@4;",
+        ),
+        ({"mistral": "2x"}, {}, "mistral: .* 2b, .*only its tokenizer or chat template"),
+        ({"another": "2c"}, {"another": "1c"}, "another: .* absent, these are 2c;"),
         ({}, {}, None),
     ],
 )
@@ -69,5 +77,5 @@ def test_format_1_is_compared_by_weights_alone(
     here: Any = SimpleNamespace(fingerprints={"sender": "2x@4"}, weights={"sender": "1a@4"})
     _check_frozen({"fingerprints": {"sender": "1a@4"}}, here, tmp_path, some=False)
     assert capsys.readouterr().err.count("format 1") == 1
-    with pytest.raises(UserError, match=r"sender: .* frozen weights 1b@4"):
+    with pytest.raises(UserError, match=r"sender: .* frozen weights and tokenizer 1b@4"):
         _check_frozen({"fingerprints": {"sender": "1b@4"}}, here, tmp_path, some=False)
