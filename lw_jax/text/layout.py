@@ -42,11 +42,16 @@ def _head(config: LayoutConfig, tokenizer: Tokenizer) -> Pieces:
     return (*tokenizer.literal(_chat(config, tokenizer)[0]), config.primer)
 
 
+def _empty(pieces: Pieces) -> bool:
+    """Whether there is neither text nor a control token."""
+    return all(one == "" for one in pieces)
+
+
 def message_ids(
     config: LayoutConfig, tokenizer: Tokenizer, messages: Sequence[str]
 ) -> list[list[int]]:
     """Ids of messages in words, as they follow the head."""
-    return tokenizer.encode_all(messages, start=not any(_head(config, tokenizer)))
+    return tokenizer.encode_all(messages, start=_empty(_head(config, tokenizer)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def source_head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
 
 def source_ids(config: LayoutConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of the texts that the sender reads, as they follow its head."""
-    return tokenizer.encode_all(texts, start=not any(_source_head(config, tokenizer)))
+    return tokenizer.encode_all(texts, start=_empty(_source_head(config, tokenizer)))
 
 
 def _source_head(config: LayoutConfig, tokenizer: Tokenizer) -> Pieces:
@@ -237,7 +242,7 @@ def split_joint(
     """
     asks = [_ask(config, tokenizer, q) for q, _ in pairs]
     first = config.bos == "after_message"
-    answers = [answer_text(a, first and not any(x)) for x, (_, a) in zip(asks, pairs, strict=True)]
+    answers = [answer_text(a, first and _empty(x)) for x, (_, a) in zip(asks, pairs, strict=True)]
     apart = tokenizer.encode_all(asks)
     if config.bos_after_anchor:
         return [
@@ -308,7 +313,7 @@ def check_labels(config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[
         after = len(_bos(tokenizer)) if config.bos_after_anchor else 0
         before = len(_bos(tokenizer)) if first else 0
         body = asked.ask[before : len(asked.ask) - after]
-        said = answer_text(answer, first and not any(ask))
+        said = answer_text(answer, first and _empty(ask))
         _check_text(
             f"receivers.{tokenizer.name}",
             tokenizer,

@@ -73,8 +73,10 @@ class Tokenizer:
 
     def literal(self, text: str) -> tuple[str | int, ...]:
         """A chat template's text with its control tokens as ids."""
+        if not text:
+            return ()
         if not any(content in text for content in self._control.values()):
-            return (text,) if text else ()
+            return (text,)
         self.backend.encode_special_tokens = False
         try:
             found = self.backend.encode(text, add_special_tokens=False)
