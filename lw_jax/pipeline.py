@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jax.sharding import Mesh
 
@@ -25,8 +25,9 @@ class Pipeline:
         frozen: the frozen models.
         sources: tokenizers of the source (raw bytes have their own).
         receivers: the receivers' tokenizers by name.
-        fingerprints: fingerprints of the frozen models by name.
+        fingerprints: fingerprints of the frozen models by name (`lw_jax.models.fingerprint`).
         mesh: the device mesh.
+        weights: fingerprints of the frozen models' weights and architectures alone, by name.
     """
 
     layout: LayoutConfig
@@ -36,6 +37,7 @@ class Pipeline:
     receivers: dict[str, Tokenizer]
     fingerprints: dict[str, str]
     mesh: Mesh
+    weights: dict[str, str] = field(default_factory=dict)
 
     def collate(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Collate:
         """A collator whose static lengths hold these rows."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,38 @@ def key_of(digest: str, ratio: float | None, layout: LayoutConfig, count: int) -
     return f"{digest}@{ratio}@{layout}@{count}"
 
 
-def save(directory: Path, key: str, slots: Slots) -> None:
-    """Write `mean_latent.npz`. key: see `key_of`."""
+def save(directory: Path, key: str, slots: Slots, prints: Mapping[str, str] | None = None) -> None:
+    """Write `mean_latent.npz`.
+
+    Args:
+        directory: of the run.
+        key: see `key_of`.
+        slots: what was measured.
+        prints: fingerprints of the frozen models that it was measured with; None: not named.
+    """
     fresh = directory / (FILE + ".part")
     with fresh.open("wb") as file:
-        np.savez(file, slots=slots, key=key)
+        np.savez(file, slots=slots, key=key, prints=_text(prints))
     os.replace(fresh, directory / FILE)
 
 
-def load(directory: Path, key: str) -> Slots | None:
-    """The mean measured with these very parameters, or None."""
+def load(directory: Path, key: str, prints: Mapping[str, str] | None = None) -> Slots | None:
+    """The mean measured with these very parameters, or None.
+
+    Args:
+        directory: of the run.
+        key: see `key_of`.
+        prints: fingerprints of the frozen models; None: any.
+    """
     path = directory / FILE
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as held:
-        return np.asarray(held["slots"]) if str(held["key"]) == key else None
+        same = str(held["key"]) == key
+        if prints is not None:
+            same = same and "prints" in held and str(held["prints"]) == _text(prints)
+        return np.asarray(held["slots"]) if same else None
+
+
+def _text(prints: Mapping[str, str] | None) -> str:
+    return json.dumps(dict(prints or {}), sort_keys=True)

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lw_jax.errors import UserError
-from lw_jax.models.arch_keys import FAMILIES, check_keys, number, whole
+from lw_jax.models.arch_keys import (
+    FAMILIES,
+    check_keys,
+    named,
+    number,
+    shown,
+    switch,
+    token_ids,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -129,26 +138,35 @@ class Arch:
             whole(config, "num_attention_heads", where),
         )
         layers = whole(config, "num_hidden_layers", where)
+        kv_heads, head_dim = facts.kv_heads or heads, facts.head_dim or max(1, width // heads)
+        if config.get("num_key_value_heads", kv_heads) is None:
+            config, kv_heads = _without(config, "num_key_value_heads"), heads
+        if config.get("head_dim", head_dim) is None:
+            config, head_dim = _without(config, "head_dim"), max(1, width // heads)
         generation = generation_config or {}
+        beside = where.replace("config.json", "generation_config.json")
+        own = token_ids(generation, "eos_token_id", beside)
+        starts = token_ids(config, "bos_token_id", where)
+        starts = starts or token_ids(generation, "bos_token_id", beside)
         return Arch(
             family=family,
             vocab_size=whole(config, "vocab_size", where),
             width=width,
             layers=layers,
             heads=heads,
-            kv_heads=whole(config, "num_key_value_heads", where, facts.kv_heads or heads),
-            head_dim=whole(config, "head_dim", where, facts.head_dim or width // heads),
+            kv_heads=whole(config, "num_key_value_heads", where, kv_heads),
+            head_dim=whole(config, "head_dim", where, head_dim),
             mlp_width=whole(config, "intermediate_size", where),
-            norm_eps=number(config, "rms_norm_eps", where, 1e-6),
+            norm_eps=number(config, "rms_norm_eps", where, 1e-6, least=0.0, most=1.0),
             rope=_rope(config, where),
             window=_window(config, family, layers, where),
             qkv_bias=facts.qkv_bias,
             qk_norm=facts.qk_norm,
-            tied=bool(config.get("tie_word_embeddings") or False),
-            max_positions=whole(config, "max_position_embeddings", where, 2048),
-            bos_id=_first(config.get("bos_token_id"), generation.get("bos_token_id")),
-            eos_ids=_ids(_first(generation.get("eos_token_id"), config.get("eos_token_id"))),
-            init_std=number(config, "initializer_range", where, 0.02),
+            tied=switch(config, "tie_word_embeddings", where),
+            max_positions=whole(config, "max_position_embeddings", where, facts.max_positions),
+            bos_id=starts[0] if starts else None,
+            eos_ids=own or token_ids(config, "eos_token_id", where),
+            init_std=number(config, "initializer_range", where, 0.02, least=0.0),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -204,56 +222,107 @@ class Arch:
 
 def _rope(config: Mapping[str, Any], where: str) -> Rope:
     """RoPE from either spelling; a missing base is the families' common default, 10000."""
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    top, inner = config.get("rope_theta"), given.get("rope_theta")
-    if top is not None and inner is not None and float(top) != float(inner):
-        raise UserError(f"{where}: rope_theta is {top} but its rope parameters say {inner}")
-    theta = float(_first(inner, top, 10000.0))
+    spelled = [config[k] for k in ("rope_scaling", "rope_parameters") if config.get(k) is not None]
+    if any(not isinstance(given, Mapping) for given in spelled):
+        raise UserError(
+            f"{where}: rope_scaling and rope_parameters must be JSON objects, "
+            f"found {shown(next(x for x in spelled if not isinstance(x, Mapping)))}"
+        )
+    full = [given for given in spelled if given]
+    theta, stated = 10000.0, config.get("rope_theta") is not None
+    if stated:
+        theta = number(config, "rope_theta", where)
+    for given in full:
+        if given.get("rope_theta") is not None:
+            inner = number(given, "rope_theta", f"{where}, rope")
+            if stated and inner != theta:
+                raise UserError(
+                    f"{where}: rope_theta is {theta} but its rope parameters say {inner}"
+                )
+            theta = inner
+    if theta <= 0:
+        raise UserError(f"{where}: rope_theta must be greater than 0, found {theta}")
+    if len(full) == 2 and dict(full[0]) != dict(full[1]):
+        raise UserError(f"{where}: rope_scaling and rope_parameters disagree; keep one of them")
+    given = full[0] if full else {}
+    nested = sorted(key for key, value in given.items() if isinstance(value, (Mapping, list)))
+    nested = [key for key in nested if key != "mrope_section"]
+    if nested:
+        raise UserError(
+            f"{where}: rope parameters of their own for {shown(nested[0])} are not supported; "
+            "all layers must share them"
+        )
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ("default", "llama3"):
-        raise UserError(f"{where}: rope type {kind!r} is not supported; known: default, llama3")
-    if float(given.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError(
+            f"{where}: rope type {shown(kind)} is not supported; known: default, llama3"
+        )
+    if given.get("partial_rotary_factor") is not None and (
+        number(given, "partial_rotary_factor", f"{where}, rope") != 1.0
+    ):
         raise UserError(f"{where}: partial_rotary_factor must be 1.0 (whole heads are rotated)")
     known = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
     if kind == "default":
         return Rope(theta)
-    fields = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    unknown = sorted(set(given) - known - set(fields))
+    fields = ("factor", "low_freq_factor", "high_freq_factor")
+    positions = "original_max_position_embeddings"
+    unknown = sorted(set(given) - known - {*fields, positions})
     if unknown:
-        raise UserError(f"{where}: rope parameters {', '.join(unknown)} are not known for llama3")
-    factor, low, high, original = (number(given, key, f"{where}, rope") for key in fields)
-    return Rope(theta, Llama3Scaling(factor, low, high, int(original)))
+        names = ", ".join(named(name) for name in unknown[:5])
+        raise UserError(f"{where}: rope parameters {names} are not known for llama3")
+    factor, low, high = (number(given, key, f"{where}, rope") for key in fields)
+    if min(factor, low, high) <= 0:
+        raise UserError(f"{where}: the factors of llama3's rope parameters must be greater than 0")
+    # As in transformers: the config's own key, then the rope's, then the context length.
+    sources = [x for x in (config, given) if x.get(positions) is not None]
+    if sources:
+        return Rope(theta, Llama3Scaling(factor, low, high, whole(sources[0], positions, where)))
+    longest = whole(config, "max_position_embeddings", where, 2048)
+    return Rope(theta, Llama3Scaling(factor, low, high, longest))
 
 
 def _window(config: Mapping[str, Any], family: str, layers: int, where: str) -> int | None:
-    """The sliding window, if all layers have the same; a mixture of layers is refused."""
-    window = config.get("sliding_window")
-    sliding = [window is not None and family == "mistral"] * layers
+    """The sliding window, if all layers have the same; a mixture of layers is refused.
+
+    A missing key is the family's default, null is no window. Llama has none, whatever the key says.
+    """
+    facts = FAMILIES[family]
+    missing = "sliding_window" not in config
+    window = facts.window if missing else config["sliding_window"]
+    if window is not None:
+        window = whole({"sliding_window": window}, "sliding_window", where)
+    on = switch(config, "use_sliding_window", where)
+    first = int(number(config, "max_window_layers", where, 28, least=0))
+    if family == "llama":
+        window = None
+    if family.startswith("qwen") and not on:
+        window = None
+    sliding = [window is not None] * layers
     if family.startswith("qwen"):
-        on = bool(config.get("use_sliding_window")) and window is not None
-        first = int(config.get("max_window_layers", 28))
-        sliding = [on and i >= first for i in range(layers)]
-    if config.get("layer_types"):
-        unknown = set(config["layer_types"]) - {"full_attention", "sliding_attention"}
+        sliding = [window is not None and i >= first for i in range(layers)]
+    if kinds := config.get("layer_types"):
+        if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+            raise UserError(f"{where}: layer_types must be a list of names, found {shown(kinds)}")
+        unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
         if unknown:
-            raise UserError(f"{where}: layer_types {', '.join(sorted(unknown))} are not supported")
-        sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+            raise UserError(f"{where}: layer_types {shown(unknown[0])} are not supported")
+        if len(kinds) != layers:
+            raise UserError(f"{where}: layer_types names {len(kinds)} layers of {layers}")
+        named = [kind == "sliding_attention" for kind in kinds]
+        if all(named) and window is None:
+            raise UserError(
+                f"{where}: layer_types has sliding_attention, but no sliding_window is switched on"
+            )
+        if family == "mistral" and len(set(named)) == 1 and named != sliding:
+            raise UserError(f"{where}: layer_types and sliding_window disagree")
+        sliding = named
     if any(sliding) != all(sliding):
         raise UserError(f"{where}: some layers have a sliding window and some none; all must agree")
-    if sliding and all(sliding) and window is None:
-        raise UserError(f"{where}: layers are of sliding_attention but sliding_window is missing")
-    return int(window) if window is not None and all(sliding) else None
+    return window if all(sliding) else None
 
 
-def _first(*values: Any) -> Any:
-    """The first value that is not None."""
-    return next((value for value in values if value is not None), None)
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(int(i) for i in value) if isinstance(value, (list, tuple)) else (int(value),)
+def _without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != key}
 
 
 def _unwrap(ids: tuple[int, ...]) -> int | list[int] | None:

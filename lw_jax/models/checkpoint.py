@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
+from lw_jax.models.arch_keys import shown
 from lw_jax.models.encoder_arch import AnyArch, arch_from_hf
 from lw_jax.models.names import parts
+from lw_jax.utils.hub import HubUnreachableError, ask_once
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_GGUF = "a GGUF file, not supported for now; give the model's Hugging Face directory (safetensors)"
 _SMALL_FILES = [
     "config.json",
     "generation_config.json",
     INDEX,
+    ADAPTER,
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -47,7 +52,10 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    name_or_path: str | Path, layers: int | None = None, head: bool = True
+    name_or_path: str | Path,
+    layers: int | None = None,
+    head: bool = True,
+    revision: str | None = None,
 ) -> Checkpoint:
     """Finds (or fetches) the files of a model: of the weights, only those that are needed.
 
@@ -55,23 +63,22 @@ def open_checkpoint(
         name_or_path: a directory, or a hub name.
         layers: number of layers that are needed, from the first on; None: all.
         head: whether the output head is needed.
+        revision: branch, tag or commit of a hub model; None: its main branch.
 
     Raises:
         UserError: no such directory or hub model, no network, pickled weights, a bad config.
     """
-    folder = small_files(name_or_path)
-    hub = None if Path(name_or_path).expanduser().is_dir() else str(name_or_path)
+    folder = small_files(name_or_path, revision)
+    hub = None if folder == _as_path(name_or_path) else str(name_or_path)
     arch = read_arch(folder)
     if (folder / INDEX).is_file():
-        where = dict(read_json(folder / INDEX).get("weight_map", {}))
+        where = _weight_map(folder / INDEX)
         wanted = {part.name for part in parts(arch, layers, head, where)}
         shards = sorted({file for name, file in where.items() if name in wanted})
-        if any(Path(file).name != file for file in shards):
-            raise UserError(f"{folder / INDEX}: a weight file lies outside the model directory")
     else:
         shards, where = [WEIGHTS], {}
     if hub is not None:
-        folder = _fetch(hub, shards)
+        folder = _fetch(hub, shards, revision)
     missing = [file for file in shards if not (folder / file).is_file()]
     if missing or not shards:
         raise UserError(_no_weights(folder, missing))
@@ -81,24 +88,50 @@ def open_checkpoint(
     )
 
 
-def small_files(name_or_path: str | Path) -> Path:
+def small_files(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The directory of a model's files; for a hub name, all but the weights are fetched first.
+
+    Args:
+        name_or_path: a directory, or a hub name.
+        revision: branch, tag or commit of a hub model; None: its main branch.
 
     Raises:
         UserError: no such directory or hub model, or no network.
     """
-    folder = Path(name_or_path).expanduser()
-    return folder if folder.is_dir() else _fetch(str(name_or_path), _SMALL_FILES)
+    folder = _as_path(name_or_path)
+    if folder is not None and folder.is_dir():
+        if revision is not None:
+            raise UserError(f"revision: {name_or_path} is a directory here; leave revision out")
+        return folder
+    if folder is not None and folder.exists():
+        if folder.suffix.lower() == ".gguf" or _begins_with(folder, b"GGUF"):
+            raise UserError(f"{name_or_path}: {_GGUF}")
+        raise UserError(f"{name_or_path} is a file; give the model's Hugging Face directory")
+    if folder is None or str(name_or_path).startswith(("/", ".", "~")):
+        raise UserError(f"model {shown(str(name_or_path))}: no such directory here")
+    return _fetch(str(name_or_path), _SMALL_FILES, revision)
 
 
 def read_arch(directory: str | Path) -> AnyArch:
-    """The arch of a model directory, from config.json and generation_config.json."""
+    """The arch of a model directory, from config.json and generation_config.json.
+
+    Raises:
+        UserError: there is no config.json, or it cannot be read or computed right.
+    """
     folder = Path(directory)
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER).is_file():
+            raise UserError(f"{folder}: {_adapter(folder)}")
+        if any(folder.glob("*.gguf")):
+            raise UserError(f"{folder}: {_GGUF}")
         raise UserError(f"{folder}: no config.json; a Hugging Face model directory has one")
+    config = read_json(folder / "config.json")
+    auto_map = config.get("auto_map")
+    if isinstance(auto_map, dict) and not _code_of(auto_map, folder):
+        config.pop("auto_map")
     generation = folder / "generation_config.json"
     return arch_from_hf(
-        read_json(folder / "config.json"),
+        config,
         read_json(generation) if generation.is_file() else None,
         where=str(folder / "config.json"),
     )
@@ -112,11 +145,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: must be a JSON object, found a {type(value).__name__}")
     return value
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one short line; its type where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def fingerprint(
@@ -139,22 +179,96 @@ def fingerprint(
     return digest.hexdigest()[:32]
 
 
-def _fetch(name: str, files: list[str]) -> Path:
+def _as_path(name_or_path: str | Path) -> Path | None:
+    """The path that is meant; None: it can be none here (too long, or a strange character)."""
+    try:
+        path = Path(name_or_path).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path if "\0" not in str(path) else None
+
+
+def _begins_with(path: Path, mark: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(mark)) == mark
+    except OSError:
+        return False
+
+
+def _adapter(folder: Path) -> str:
+    """What to do with a PEFT adapter."""
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    named = f" ({shown(base)})" if base else ""
+    return f"a PEFT adapter; merge it into its base model{named} first (peft: merge_and_unload)"
+
+
+def _code_of(auto_map: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the code that an `auto_map` names could be there: in the directory, or elsewhere."""
+    values = [x for v in auto_map.values() for x in (v if isinstance(v, list) else [v])]
+    if any(not isinstance(value, str) or "--" in value for value in values if value is not None):
+        return True
+    return any(folder.glob("*.py"))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as the index of a sharded checkpoint says.
+
+    Raises:
+        UserError: it says something else.
+    """
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise UserError(
+            f"{index}: weight_map must name the file of each tensor, found {shown(found)}"
+        )
+    for name, file in found.items():
+        if not isinstance(file, str):
+            raise UserError(
+                f"{index}: weight_map: {shown(name)} must name a file, found {shown(file)}"
+            )
+        if Path(file).name != file:
+            raise UserError(
+                f"{index}: weight_map: {shown(file)}: a weight file lies outside the model "
+                "directory"
+            )
+        if not file.endswith(".safetensors") or len(file) > 200 or not file.isprintable():
+            raise UserError(f"{index}: weight_map: {shown(file)} is no safetensors file's name")
+    return found
+
+
+def _fetch(name: str, files: list[str], revision: str | None) -> Path:
     """The hub's snapshot directory with those of `files` that exist there."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=files))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"model {name!r}: no such directory here, and no such model on the hub (or no access)"
-        ) from error
-    except Exception as error:  # a missing network shows in many forms
-        raise UserError(
-            f"model {name!r}: no such directory here, and the hub cannot be reached "
-            f"({type(error).__name__}); give a local model directory"
-        ) from error
+    def ask(offline: bool) -> Path:
+        try:
+            found = snapshot_download(
+                name, revision=revision, allow_patterns=files, local_files_only=offline
+            )
+        except RevisionNotFoundError as error:
+            raise UserError(
+                f"model {name!r}: the hub has no revision {revision!r} of it"
+            ) from error
+        except (RepositoryNotFoundError, HFValidationError) as error:
+            raise UserError(
+                f"model {shown(name)}: no such directory here, and no such model on the hub "
+                "(or no access)"
+            ) from error
+        except Exception as error:  # a missing network shows in many forms
+            raise HubUnreachableError(
+                f"model {shown(name)}: no such directory here, and the hub cannot be reached "
+                f"({type(error).__name__}); give a local model directory"
+            ) from error
+        return Path(found)
+
+    return ask_once(f"model {name} @{revision} {' '.join(files)}", ask)
 
 
 def _names(path: Path) -> list[str]:
@@ -164,10 +278,18 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is no readable safetensors file: {error}") from error
+        raise UserError(f"{path}: is no readable safetensors file: {one_line(error)}") from error
 
 
 def _no_weights(folder: Path, missing: list[str]) -> str:
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
-        return f"{folder}: only pickled weights; never loaded: convert them to {WEIGHTS}"
+        return (
+            f"{folder}: only pickled weights; never loaded: convert them to {WEIGHTS}, where torch "
+            f'is, with python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        )
+    if (folder / ADAPTER).is_file():
+        return f"{folder}: {_adapter(folder)}"
+    if list(folder.glob("*.gguf")):
+        return f"{folder}: {_GGUF}"
     return f"{folder}: weight files missing: {', '.join(missing) or WEIGHTS}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lw_jax.utils.bounds import Checked, Location
+from lw_jax.errors import UserError
+from lw_jax.utils.bounds import Checked, Location, Name
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class ModelConfig(Checked):
 
     Args:
         path: directory in Hugging Face format, or hub name.
+        revision: branch, tag or commit of a hub model; null: its main branch.
         dtype: storage and compute type.
         quant: storage of the matrices; `none` keeps `dtype`.
         attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16.
@@ -23,3 +25,13 @@ class ModelConfig(Checked):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quant: Literal["none", "int8", "nf4"] = "none"
     attention: Literal["xla", "cudnn"] = "xla"
+    revision: Name | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("path", "revision"):
+            text = getattr(self, name)
+            if text is not None and not (text.isprintable() and text.strip() == text):
+                raise UserError(
+                    f"{name}: expected printable characters without spaces around them; "
+                    f"got {text[:60]!a}"
+                )

@@ -103,11 +103,11 @@ class EncoderArch:
             layers=whole(config, "num_hidden_layers", where),
             heads=whole(config, "num_attention_heads", where),
             mlp_width=whole(config, "intermediate_size", where),
-            norm_eps=number(config, "layer_norm_eps", where, 1e-12),
+            norm_eps=number(config, "layer_norm_eps", where, 1e-12, least=0.0, most=1.0),
             activation=str(config.get("hidden_act") or "gelu"),
             max_positions=whole(config, "max_position_embeddings", where, 512),
             types=whole(config, "type_vocab_size", where, 2),
-            init_std=number(config, "initializer_range", where, 0.02),
+            init_std=number(config, "initializer_range", where, 0.02, least=0.0),
         )
 
 
@@ -130,6 +130,13 @@ def arch_from_hf(
     Raises:
         UserError: see `Arch.from_hf` and `EncoderArch.from_hf`.
     """
-    if config.get("model_type") in ENCODERS:
-        return EncoderArch.from_hf(config, where)
-    return Arch.from_hf(config, generation_config, where)
+    kind = config.get("model_type")
+    try:
+        if isinstance(kind, str) and kind in ENCODERS:
+            return EncoderArch.from_hf(config, where)
+        return Arch.from_hf(config, generation_config, where)
+    except UserError as error:
+        files = where, where.replace("config.json", "generation_config.json")
+        if str(error).startswith(files):
+            raise
+        raise UserError(f"{where}: {error}") from error  # sizes that do not go together

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from lw_jax.errors import UserError
-from lw_jax.models.checkpoint import Checkpoint
+from lw_jax.models.arch_keys import named
+from lw_jax.models.checkpoint import Checkpoint, one_line
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.names import FAN_IN, Part, harmless, parts
 from lw_jax.models.params import Leaf, abstract, depth, sharding
@@ -29,7 +30,13 @@ from lw_jax.models.quant import KINDS, QuantArray, quantise
 from lw_jax.types import Array, PyTree
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_SHOWN = 5
+_SHOWN, _SHAPES_SHOWN = 5, 3
+_INFINITE = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+"""Bits of infinity; larger ones, the sign aside, are NaN."""
+_ROUNDS_TO_INFINITY = 0x7F7F8000
+"""Bits of the smallest float32 that is infinite as bfloat16."""
+_BLOCK = 1 << 17
+"""Numbers that are looked at together when weights are checked."""
 
 
 def load_params(
@@ -57,7 +64,7 @@ def load_params(
 
     Raises:
         UserError: one line with everything that is missing, unexpected or of the wrong shape or
-            dtype.
+            dtype; or the first tensor that is not finite.
     """
     if quant is not None and quant not in KINDS:
         raise UserError(f"weights of kind {quant!r} are not known; choose from {', '.join(KINDS)}")
@@ -76,7 +83,9 @@ def load_params(
         for part in missing:
             leaf = tree[part.leaf] if part.layer is None else tree["layers"][part.leaf]
             place = loaded if part.layer is None else loaded["layers"]
-            tensor = part.from_stored(opened[found.files[part.name]].get_tensor(part.name))
+            stored = _read(opened[found.files[part.name]], found, part.name)
+            _check_finite(found, part.name, stored, dtype)
+            tensor = part.from_stored(stored)
             kind = quant if part.leaf in FAN_IN else None
             one = _on_mesh(tensor, _without_stack(leaf), mesh)
             if part.layer is None:
@@ -90,24 +99,6 @@ def load_params(
                 place[part.leaf], one, np.int32(part.layer), dtype, part.fan_in, kind
             )
     return loaded
-
-
-def check_headers(found: Checkpoint, layers: int | None = None, head: bool = True) -> None:
-    """Checks the tensors of a checkpoint by the headers of its files; no weight is read.
-
-    Args:
-        found: the checkpoint.
-        layers: number of layers that are needed, from the first on; None: all.
-        head: whether the output head is needed.
-
-    Raises:
-        UserError: one line with everything that is missing, unexpected or of the wrong shape or
-            dtype.
-    """
-    wanted = list(parts(found.arch, layers, head, found.files))
-    with ExitStack() as stack:
-        opened = _open(stack, found, {part.name for part in wanted})
-        _check(found, wanted, wanted, opened, layers, head)
 
 
 def abstract_params(
@@ -143,8 +134,49 @@ def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, An
         try:
             opened[path] = stack.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: is no readable safetensors file: {error}") from error
+            raise UserError(
+                f"{path}: is no readable safetensors file: {one_line(error)}"
+            ) from error
     return opened
+
+
+def check_headers(found: Checkpoint, layers: int | None = None, head: bool = True) -> None:
+    """Compares the headers of a checkpoint's files with its config; no weight is read.
+
+    Args:
+        found: the checkpoint.
+        layers: number of layers that are needed, from the first on; None: all.
+        head: whether the final norm and the output head are needed.
+
+    Raises:
+        UserError: one line with what is missing, unexpected or of the wrong shape or dtype.
+    """
+    wanted = list(parts(found.arch, layers, head, found.files))
+    with ExitStack() as stack:
+        opened = _open(stack, found, {part.name for part in wanted})
+        _check(found, wanted, wanted, opened, layers, head)
+
+
+def check_weights(
+    found: Checkpoint, layers: int | None = None, head: bool = True, dtype: Any = jnp.bfloat16
+) -> None:
+    """Reads all weights that `load_params` would load, one tensor at a time; keeps none.
+
+    Args:
+        found: the checkpoint; its headers are right (`check_headers`).
+        layers: number of layers that are needed, from the first on; None: all.
+        head: whether the final norm and the output head are needed.
+        dtype: dtype in which they would be stored.
+
+    Raises:
+        UserError: a tensor cannot be read, or is not finite.
+    """
+    wanted = list(parts(found.arch, layers, head, found.files))
+    with ExitStack() as stack:
+        opened = _open(stack, found, {part.name for part in wanted})
+        for part in wanted:
+            stored = _read(opened[found.files[part.name]], found, part.name)
+            _check_finite(found, part.name, stored, dtype)
 
 
 def _check(
@@ -157,6 +189,7 @@ def _check(
 ) -> None:
     """Raises one UserError that lists everything that is wrong."""
     wrong: list[str] = []
+    shapes: list[str] = []
     present = {path: set(file.keys()) for path, file in opened.items()}
     for part in missing:
         path = found.files.get(part.name)
@@ -166,18 +199,62 @@ def _check(
         entry = opened[path].get_slice(part.name)
         shape, kind = tuple(entry.get_shape()), entry.get_dtype()
         if shape != part.stored_shape:
-            wrong.append(f"{part.name} has shape {shape}, config.json implies {part.stored_shape}")
+            shapes.append(f"{part.name} has shape {shape}, config.json implies {part.stored_shape}")
         if kind not in _FLOATS:
             wrong.append(f"{part.name} is {kind}, not floating point")
     names = {part.name for part in wanted}
     wrong += [
-        f"{name} is unexpected"
+        f"{named(name)} is unexpected"
         for name in sorted(set(found.files) | set().union(*present.values()))
         if name not in names and not harmless(name, found.arch, layers, head)
     ]
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise UserError(f"{found.directory}: {'; '.join(wrong[:_SHOWN])}{more}")
+    if wrong or shapes:
+        lines = [*_first(shapes, _SHAPES_SHOWN), *_first(wrong, _SHOWN)]
+        raise UserError(f"{found.directory}: {'; '.join(lines)}")
+
+
+def _first(lines: list[str], count: int) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = len(lines) - count
+    return lines[:count] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _check_finite(found: Checkpoint, name: str, tensor: NDArray, dtype: Any) -> None:
+    """Refuses a tensor with NaN or infinity, or with what becomes infinite in `dtype`.
+
+    The bits are compared as integers, block by block, so that the copies stay in the cache: a
+    number is finite if its exponent is not all ones.
+
+    Raises:
+        UserError: names the model and the tensor.
+    """
+    bits = np.ascontiguousarray(tensor).reshape(-1).view(f"u{tensor.dtype.itemsize}")
+    unsigned = bits.dtype.type((1 << (8 * tensor.dtype.itemsize - 1)) - 1)
+    limit = _INFINITE[jnp.dtype(tensor.dtype).name]
+    if tensor.dtype == np.float32 and jnp.dtype(dtype) == jnp.bfloat16:
+        limit = _ROUNDS_TO_INFINITY
+    bad = 0
+    for begin in range(0, bits.size, _BLOCK):
+        block = bits[begin : begin + _BLOCK] & unsigned
+        if block.max() >= limit:
+            bad += int((block >= limit).sum())
+    if bad:
+        raise UserError(
+            f"{found.directory}: {name}: {bad} of its {bits.size} weights are not finite (NaN or "
+            "infinity); the checkpoint is damaged or was saved from a run that diverged"
+        )
+
+
+def _read(file: Any, found: Checkpoint, name: str) -> NDArray:
+    """One tensor of an open file; float64 becomes float32."""
+    try:
+        tensor: NDArray = file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{found.files[name]}: {name} cannot be read: {one_line(error)}") from error
+    if tensor.dtype == np.float64:
+        with np.errstate(over="ignore"):  # what overflows is found to be infinite
+            tensor = tensor.astype(np.float32)
+    return tensor
 
 
 def _stacked(leaf: Leaf) -> bool:
@@ -192,8 +269,6 @@ def _without_stack(leaf: Leaf) -> Leaf:
 
 def _on_mesh(tensor: NDArray, leaf: Leaf, mesh: Mesh) -> Array:
     """One tensor on the mesh in its file's dtype; each device is sent its own part."""
-    if tensor.dtype == np.float64:
-        tensor = tensor.astype(np.float32)
     return jax.make_array_from_callback(
         tensor.shape, sharding(leaf, mesh), lambda at: np.ascontiguousarray(tensor[at])
     )

@@ -6,7 +6,9 @@ checks of shapes take its shapes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -23,13 +26,15 @@ from lw_jax.models.checkpoint import (
 )
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.fingerprint import meaning, whole
 from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenEncoder
-from lw_jax.models.load import abstract_params, load_params
+from lw_jax.models.load import abstract_params, check_headers, check_weights, load_params
 from lw_jax.models.names import parts
 from lw_jax.models.params import depth
 from lw_jax.models.tokenizer import (
     encoder_tokenizer,
     load_tokenizer,
+    names_of,
     text_tokenizer,
     with_encoder_ids,
     with_tokenizer_ids,
@@ -49,6 +54,7 @@ class FrozenSpec:
         tokenizer: turns texts into its tokens.
         opened: its files, by the layers and the head that were asked for: each is looked up once.
         digests: digests of the weight files that are in a fingerprint, so that each is read once.
+        named: what its files name of the tokenizer: the special tokens and the chat template.
     """
 
     name: str
@@ -59,6 +65,7 @@ class FrozenSpec:
         default_factory=dict, init=False, repr=False
     )
     digests: dict[Path, bytes] = field(default_factory=dict, init=False, repr=False)
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     def files(self, layers: int | None = None, head: bool = True) -> Checkpoint:
         """Its weight files; for a hub model, those that hold these layers are fetched.
@@ -72,7 +79,9 @@ class FrozenSpec:
         """
         asked = layers, head
         if asked not in self.opened:
-            self.opened[asked] = open_checkpoint(self.config.path, layers, head)
+            self.opened[asked] = open_checkpoint(
+                self.config.path, layers, head, self.config.revision
+            )
         return self.opened[asked]
 
     def load(
@@ -102,15 +111,52 @@ class FrozenSpec:
             abstract_params(self.arch, mesh, **self._storage, layers=layers, head=head)
         )
 
+    def check_files(self, layers: int | None = None, head: bool = True) -> None:
+        """Compares the headers of its weight files with its config; no weight is read.
+
+        Args:
+            layers: number of layers that are needed, from the first on; None: all.
+            head: whether the output head is needed.
+
+        Raises:
+            UserError: a file is missing or cannot be read, or a tensor is missing, unexpected or of
+                the wrong shape.
+        """
+        check_headers(self.files(layers, head), layers, head)
+
+    def check_weights(self, layers: int | None = None, head: bool = True) -> None:
+        """Reads its weights once, to see that all are finite; the model is not kept.
+
+        Args:
+            layers: number of layers that are needed, from the first on; None: all.
+            head: whether the output head is needed.
+
+        Raises:
+            UserError: names the tensor that is not finite, or cannot be read.
+        """
+        check_weights(self.files(layers, head), layers, head, self._storage["dtype"])
+
     def fingerprint(self, layers: int | None = None, head: bool = True) -> str:
-        """32 hex digits that change with the config, or with the files that hold these layers.
+        """32 hex digits that change with whatever changes the model's maths or meaning.
 
         The fingerprint of a sender that is cut off at its highest tap does not depend on the files
         of the layers beyond.
         """
+        return whole(self.weights_print(layers, head), self.meaning)
+
+    def weights_print(self, layers: int | None = None, head: bool = True) -> str:
+        """32 hex digits that change with the config, or with the files that hold these layers:
+        the fingerprint of format 1.
+        """
         found = self.files(layers, head)
         wanted = parts(found.arch, layers, head, found.files)
         return fingerprint(found.arch, {found.files[part.name] for part in wanted}, self.digests)
+
+    @cached_property
+    def meaning(self) -> str:
+        """A digest of its tokenizer, its special tokens and its chat template."""
+        ends = self.arch.eos_ids if isinstance(self.arch, Arch) else ()
+        return meaning(self.tokenizer, ends, self.named)
 
     def holds(self, model: Frozen, layers: int | None = None, head: bool = True) -> bool:
         """Whether a loaded model has these layers, and the head if it is needed."""
@@ -143,9 +189,10 @@ def open_model(name: str, config: ModelConfig) -> FrozenSpec:
     Raises:
         UserError: anything wrong with the model, in one line.
     """
-    folder, where = small_files(config.path), str(config.path)
-    hf_tokenizer = load_tokenizer(folder)
+    folder, where = small_files(config.path, config.revision), str(config.path)
     arch = read_arch(folder)
+    hf_tokenizer = load_tokenizer(folder)
+    named = names_of(hf_tokenizer)
     if isinstance(arch, EncoderArch):
         if name != SENDER:
             raise UserError(
@@ -153,7 +200,8 @@ def open_model(name: str, config: ModelConfig) -> FrozenSpec:
                 "a receiver is a language model"
             )
         encoder = with_encoder_ids(arch, hf_tokenizer, where)
-        return FrozenSpec(name, config, encoder, encoder_tokenizer(name, hf_tokenizer, encoder))
+        reader = encoder_tokenizer(name, hf_tokenizer, encoder)
+        return FrozenSpec(name, config, encoder, reader, named)
     decoder = with_tokenizer_ids(arch, hf_tokenizer, where)
     tokenizer = text_tokenizer(name, hf_tokenizer, decoder.bos_id, decoder.eos_ids)
-    return FrozenSpec(name, config, decoder, tokenizer)
+    return FrozenSpec(name, config, decoder, tokenizer, named)

@@ -12,6 +12,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.text.tokenizer import Tokenizer
 
+_PROBE = "a"
 _MESSAGE = "\u0001message\u0001"
 
 
@@ -30,9 +31,13 @@ def load_tokenizer(directory: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
         )
-    except Exception as error:  # transformers raises many kinds for a bad file
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from error
+        tokenizer(_PROBE, verbose=False)  # some faults show only here
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # many kinds for a bad file; a panic is no Exception
+        reason = " ".join((str(error) or type(error).__name__).split())
+        reason = reason if reason.isprintable() else ascii(reason)
+        raise UserError(f"{folder}: the tokenizer cannot be read: {reason[:300]}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: only fast tokenizers (tokenizer.json) are supported")
     # Sentence encoders ship with both switched on: texts would be cut and padded silently.
@@ -54,11 +59,22 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     )
 
 
+def names_of(tokenizer: Any) -> dict[str, Any]:
+    """What the files of a tokenizer name: its special tokens, and its chat template as written (not
+    as it is filled in, which may hold today's date).
+    """
+    kinds = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "sep_token")
+    named = {kind: getattr(tokenizer, kind, None) for kind in kinds}
+    named = {kind: str(token) for kind, token in named.items() if token is not None}
+    return named | {"chat_template": getattr(tokenizer, "chat_template", None)}
+
+
 def with_tokenizer_ids(arch: Arch, tokenizer: Any, where: str) -> Arch:
-    """The arch with the BOS that its tokenizer really uses, checked against the vocabulary.
+    """The arch with the BOS that its tokenizer really puts, checked against the vocabulary.
 
     Qwen2's config names a BOS that its tokenizer does not have and that was never trained as one,
-    so the tokenizer decides. The EOS set is the config's; if it is empty, the tokenizer's own EOS.
+    and others name one that their tokenizer never puts before a text: so the tokenizer decides. The
+    EOS set is the config's; if it names none, the tokenizer's own EOS.
 
     Raises:
         UserError: no EOS is named, or a token is outside the model's vocabulary.
@@ -66,7 +82,7 @@ def with_tokenizer_ids(arch: Arch, tokenizer: Any, where: str) -> Arch:
     eos = arch.eos_ids or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
     if not eos:
         raise UserError(f"{where}: neither the configs nor the tokenizer name an EOS token")
-    arch = replace(arch, bos_id=tokenizer.bos_token_id, eos_ids=eos)
+    arch = replace(arch, bos_id=_bos_put(tokenizer), eos_ids=eos)
     _check_embedded(arch, tokenizer, (arch.bos_id or 0, *eos), where)
     return arch
 
@@ -100,16 +116,35 @@ def text_tokenizer(
     """
     own = hf_tokenizer.eos_token_id
     eos = own if own in eos_ids else eos_ids[0]
-    chat = None
-    if getattr(hf_tokenizer, "chat_template", None):
+    chat = _chat(hf_tokenizer, bos_id)
+    return Tokenizer(name, hf_tokenizer.backend_tokenizer, bos_id, int(eos), chat)
+
+
+def _bos_put(hf_tokenizer: Any) -> int | None:
+    """The BOS that a tokenizer puts before a text; None: it puts none, whatever it names."""
+    bos = hf_tokenizer.bos_token_id
+    ids = hf_tokenizer(_PROBE, verbose=False)["input_ids"]
+    return bos if bos is not None and list(ids[:1]) == [bos] else None
+
+
+def _chat(hf_tokenizer: Any, bos_id: int | None) -> tuple[str, str] | None:
+    """What the chat template puts around a user's message; None: there is no template that takes
+    one message of a user. A BOS that the layout puts is left out.
+    """
+    if not getattr(hf_tokenizer, "chat_template", None):
+        return None
+    try:
         text = hf_tokenizer.apply_chat_template(
             [{"role": "user", "content": _MESSAGE}], tokenize=False, add_generation_prompt=True
         )
-        before, _, after = text.partition(_MESSAGE)
-        if hf_tokenizer.bos_token and before.startswith(hf_tokenizer.bos_token):
-            before = before[len(hf_tokenizer.bos_token) :]
-        chat = (before, after)
-    return Tokenizer(name, hf_tokenizer.backend_tokenizer, bos_id, int(eos), chat)
+    except Exception:
+        return None
+    before, found, after = text.partition(_MESSAGE)
+    if not found:
+        return None
+    if bos_id is not None and before.startswith(hf_tokenizer.bos_token):
+        before = before[len(hf_tokenizer.bos_token) :]
+    return before, after
 
 
 def encoder_tokenizer(name: str, hf_tokenizer: Any, arch: EncoderArch) -> Tokenizer:

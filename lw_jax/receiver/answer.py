@@ -33,7 +33,7 @@ from lw_jax.receiver.read import (
     text_message,
 )
 from lw_jax.text.collate import MULTIPLE, Collate, measure
-from lw_jax.text.layout import Prompt, ask_ids, ask_text, head_ids
+from lw_jax.text.layout import Prompt, asked_ids, head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import stop_of
 from lw_jax.text.tokenizer import Tokenizer
@@ -180,7 +180,7 @@ def asked(batch: Batch, receiver: str) -> tuple[Segment, Segment]:
 
 def question(layout: LayoutConfig, tokenizer: Tokenizer, text: str) -> Segment:
     """One question whose answer nobody knows yet, padded so that few shapes are compiled."""
-    ids = ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, text)))
+    ids = asked_ids(layout, tokenizer, text)
     row = np.zeros((1, max(1, -(-len(ids) // MULTIPLE)) * MULTIPLE), np.int32)
     row[0, : len(ids)] = ids
     return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
+from lw_jax.data.example import Example
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
@@ -32,11 +33,11 @@ from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
-from lw_jax.runs.ready import check_free, check_start, check_weights, traced
+from lw_jax.runs.ready import check_free, check_start, traced
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
-from lw_jax.text.collate import measure
-from lw_jax.text.layout import check_labels
+from lw_jax.text.collate import by_key, measure
+from lw_jax.text.layout import check_labels, check_reading
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import stop_strings, unwritable
 from lw_jax.train.config import TrainConfig
@@ -162,9 +163,6 @@ def examine(
                 key = f"bridge.sources.{name}" if config.bridge.sources else "bridge.source"
                 seen.note("ok", key, text if one.taps else "the text itself, no sender")
                 _taps(seen, key, name)
-        if seen.sound:
-            with seen.trying("sender.path"):
-                check_weights(config, seen.specs, any(map(_relays, config.stages.values())))
     _rows(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
@@ -174,6 +172,8 @@ def examine(
             _starts(seen)
         if memory and seen.sound:
             _memory(seen)
+    if memory:
+        _weights(seen)
     return seen.findings
 
 
@@ -196,10 +196,6 @@ def report(findings: list[Finding], console: Console) -> int:
         Text(f"{errors} error{'s' * (errors != 1)}" if errors else "ready to run", "bold")
     )
     return 2 if errors else 0
-
-
-def _relays(stage: Any) -> bool:
-    return stage.evaluate is not None and "relay" in stage.evaluate.methods
 
 
 def _taps(seen: Examination, key: str, view: str) -> None:
@@ -299,7 +295,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
         if Path(model.path).expanduser().is_dir():
-            spec.files()
+            spec.check_files(head=name != SENDER)
         seen.specs[name] = spec
         arch = spec.arch
         ends = (
@@ -329,6 +325,15 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
             f"{key}.attention",
             "cudnn needs an NVIDIA GPU and dtype bfloat16; use xla",
         )
+
+
+def _weights(seen: Examination) -> None:
+    """Checks that the weights of local models are finite; a run checks it while it loads them."""
+    for name, spec in seen.specs.items():
+        key = name if name == SENDER else f"receivers.{name}"
+        if Path(spec.config.path).expanduser().is_dir():
+            with seen.trying(f"{key}.path"):
+                spec.check_weights(head=name != SENDER)
 
 
 def _rows(seen: Examination) -> None:
@@ -407,6 +412,7 @@ def _layout(seen: Examination) -> None:
         with seen.trying(f"receivers.{name}"):
             count = max(check_labels(layout, tokenizer, examples) for layout in _layouts(config))
             seen.note("ok", f"receivers.{name}", f"labels of {count} answers are right")
+    _reading(seen, examples)
     for name, asked in seen.asked.items():
         cfg = config.stages[name].evaluate
         assert cfg is not None
@@ -444,6 +450,15 @@ def _gold_answers(
         found = unwritable(layout, seen.specs[name].tokenizer, asked, most, stop)
         if found.count:
             seen.note("warning", f"{key}.decode", found.words(name, most, stop))
+
+
+def _reading(seen: Examination, examples: list[Example]) -> None:
+    """Checks that what the sources read is the text."""
+    assert seen.config.bridge is not None
+    for key, tokenizer in by_key(tokenizers_of(seen.config.bridge, seen.specs)).items():
+        with seen.trying(f"bridge.{key}"):
+            for layout in _layouts(seen.config):
+                check_reading(layout, tokenizer, examples)
 
 
 def _layouts(config: Config) -> list[LayoutConfig]:

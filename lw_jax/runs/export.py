@@ -1,7 +1,13 @@
-"""`python -m lw_jax.runs.export RUN_DIR OUT_DIR`: the trained bridge of a finished run."""
+"""`python -m lw_jax.runs.export RUN_DIR OUT_DIR`: the trained bridge of a finished run.
+
+RUN_DIR may be an exported bridge: then its parameters are copied byte by byte, and written anew is
+what belongs to them, in today's format. (A bridge of format 1 gets digests and the fingerprints of
+its models' tokenizers so. Use it where the models are known to be the right ones.)
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,35 +15,49 @@ from lw_jax.config.parse import to_dict
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.runs import receiver_rms
-from lw_jax.runs.directory import read_config
-from lw_jax.runs.exported import save_bridge
+from lw_jax.runs.exported import WEIGHTS, about_bridge, is_exported, save_bridge, seal
 from lw_jax.runs.session import open_pipeline
-from lw_jax.runs.trained import load_trained
+from lw_jax.runs.trained import config_at, load_trained
 
 
 def main(argv: list[str]) -> int:
-    """Exports the bridge of a finished run."""
+    """Exports the bridge of a finished run, or an exported one again."""
 
     if len(argv) != 2:
         print("usage: python -m lw_jax.runs.export RUN_DIR OUT_DIR", file=sys.stderr)
         return 2
     run_dir, out = Path(argv[0]), Path(argv[1])
     try:
-        config = read_config(run_dir)
-        pipeline = open_pipeline(config, make_mesh(config.mesh), run_dir, rows=False)
-        trained = load_trained(config, run_dir, pipeline)
+        _export(run_dir, out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _export(run_dir: Path, out: Path) -> None:
+    config = config_at(run_dir)
+    shipped = is_exported(run_dir)
+    pipeline = open_pipeline(config, make_mesh(config.mesh), run_dir, rows=False)
+    origin = str(run_dir) if shipped else None
+    trained = load_trained(config, run_dir, pipeline, init_from=origin)
     about = {
         "step": trained.step,
         "stage": trained.stage,
         "fingerprints": pipeline.fingerprints,
+        "weights": pipeline.weights,
         "config": to_dict(config),
     }
-    save_bridge(out, trained.params, about)
-    receiver_rms.save(out, pipeline.bridge.dims.receivers, pipeline.fingerprints)
-    return 0
+    out.mkdir(parents=True, exist_ok=True)
+    receiver_rms.write(out, pipeline.bridge.dims.receivers, pipeline.fingerprints)
+    if not shipped:
+        save_bridge(out, trained.params, about)
+        return
+    known = about_bridge(run_dir)
+    own = {key: known[key] for key in ("parameters", "step", "stage", "config") if key in known}
+    if out.resolve() != run_dir.resolve():
+        shutil.copyfile(run_dir / WEIGHTS, out / WEIGHTS)
+    seal(out, about | own)
 
 
 if __name__ == "__main__":

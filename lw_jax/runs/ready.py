@@ -13,7 +13,6 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.models.dims import sizes
-from lw_jax.models.load import check_headers
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step
@@ -48,24 +47,6 @@ def check_free(config: Config) -> None:
     finally:
         for folder in reversed(made):
             folder.rmdir()
-
-
-def check_weights(config: Config, specs: Mapping[str, FrozenSpec], whole_sender: bool) -> None:
-    """Checks the tensors of local models by the headers of their files; no weight is read.
-
-    Args:
-        config: config of the run.
-        specs: the models that could be opened, by name.
-        whole_sender: whether the sender also writes; otherwise it is read up to its highest tap.
-
-    Raises:
-        UserError: a tensor is missing, unexpected, or of another shape than config.json implies.
-    """
-    for name, spec in specs.items():
-        if Path(spec.config.path).expanduser().is_dir():
-            part = name == SENDER and not whole_sender
-            layers = sender_layers(config, specs) if part else None
-            check_headers(spec.files(layers, not part), layers, not part)
 
 
 def traced(

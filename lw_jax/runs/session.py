@@ -18,6 +18,7 @@ from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import ModelDims
+from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenModels, Sender
 from lw_jax.models.spec import SENDER, FrozenSpec, open_model
 from lw_jax.pipeline import Pipeline
@@ -31,8 +32,8 @@ from lw_jax.runs.frozen import (
     sender_layers,
     tokenizers_of,
 )
-from lw_jax.text.collate import Collate, measure
-from lw_jax.text.layout import check_labels, prompts_of, source_head_ids
+from lw_jax.text.collate import Collate, by_key, measure
+from lw_jax.text.layout import check_labels, check_reading, prompts_of, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
@@ -45,11 +46,16 @@ CHECKED_ROWS = 64
 
 
 def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
-    """What a resumed stage must share: the config up to this stage, and the frozen weights."""
+    """What a resumed stage must share: the config up to this stage, and the frozen models."""
     plain = to_dict(config)
     names = list(plain["stages"])
     plain["stages"] = {n: plain["stages"][n] for n in names[: names.index(name) + 1]}
-    return {"config": plain, "fingerprints": pipeline.fingerprints}
+    return {
+        "config": plain,
+        "format": FORMAT,
+        "fingerprints": pipeline.fingerprints,
+        "weights": pipeline.weights,
+    }
 
 
 class Session:
@@ -138,29 +144,39 @@ def open_pipeline(
     """
     assert config.bridge is not None
     session = Session() if session is None else session
-    senders, sender, of_sender = _open_sender(config, config.layout, mesh, session)
+    senders, sender, prints, weights = _open_sender(config, config.layout, mesh, session)
     specs = {name: session.open(name, model) for name, model in config.receivers.items()}
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
     prompts = prompts_of(config.layout, tokenizers)
+    own = {name: spec.fingerprint() for name, spec in specs.items()}
+    bare = {name: spec.weights_print() for name, spec in specs.items()}
+    measured = None if run_dir is None else receiver_rms.load(run_dir, own, bare)
+    if measured is None and not rows and run_dir is not None and receiver_rms.known(run_dir):
+        raise UserError(
+            f"{run_dir}: its bridge belongs to other receivers than {', '.join(own)} with these "
+            "weights, tokenizers and chat templates; use the models of the run"
+        )
     receivers = make_receivers(config, specs, _loading(session, mesh))
-    prints = {name: spec.fingerprint() for name, spec in specs.items()}
-    measured = None if run_dir is None else receiver_rms.load(run_dir, prints)
     if rows or measured is None:
         groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
+        checked = [e for group in groups for e in group]
         for tokenizer in tokenizers.values():
-            check_labels(config.layout, tokenizer, [e for group in groups for e in group])
+            check_labels(config.layout, tokenizer, checked)
+        for source in by_key(tokenizers_of(config.bridge, senders)).values():
+            check_reading(config.layout, source, checked)
         if measured is None:
             measured = _receiver_rms(config.layout, receivers, tokenizers, groups[:RMS_ROWS])
         if run_dir is not None and rows:
-            receiver_rms.save(run_dir, measured, prints)
+            receiver_rms.save(run_dir, measured, own)
     return Pipeline(
         layout=config.layout,
         bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
         frozen=FrozenModels.of(sender, receivers, prompts),
         sources=tokenizers_of(config.bridge, senders),
         receivers=tokenizers,
-        fingerprints=of_sender | prints,
+        fingerprints=prints | own,
         mesh=mesh,
+        weights=weights | bare,
     )
 
 
@@ -187,15 +203,16 @@ def open_rival(
     """
     if config.bridge is None:
         raise UserError(f"{run_dir}: that run has no bridge")
-    prints = {name: pipeline.fingerprints[name] for name in pipeline.receivers}
-    measured = receiver_rms.load(run_dir, prints)
+    own = {name: pipeline.fingerprints[name] for name in pipeline.receivers}
+    bare = {name: pipeline.weights[name] for name in pipeline.receivers if pipeline.weights}
+    measured = receiver_rms.load(run_dir, own, bare)
     if measured is None:
         raise UserError(
-            f"{run_dir}: its receivers are not {', '.join(prints)} with the same weights, "
+            f"{run_dir}: its receivers are not {', '.join(own)} with the same weights, "
             "so it cannot read the same rows"
         )
     session = Session() if session is None else session
-    senders, sender, of_sender = _open_sender(config, layout, pipeline.mesh, session)
+    senders, sender, prints, weights = _open_sender(config, layout, pipeline.mesh, session)
     prompts = prompts_of(layout, pipeline.receivers)
     return replace(
         pipeline,
@@ -203,17 +220,19 @@ def open_rival(
         bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
         frozen=FrozenModels.of(sender, pipeline.frozen.receivers, prompts),
         sources=tokenizers_of(config.bridge, senders),
-        fingerprints=of_sender | prints,
+        fingerprints=prints | own,
+        weights=weights | bare,
     )
 
 
 def _open_sender(
     config: Config, layout: LayoutConfig, mesh: Mesh, session: Session
-) -> tuple[dict[str, FrozenSpec], Sender | None, dict[str, str]]:
+) -> tuple[dict[str, FrozenSpec], Sender | None, dict[str, str], dict[str, str]]:
     """Opens the sender of a run's source, if it reads one, and loads its first layers.
 
     Returns:
-        The sender's spec by name, the loaded model or None, and its fingerprint by name.
+        The sender's spec by name, the loaded model or None, and by name its fingerprint, and that
+        of its weights alone.
 
     Raises:
         UserError: the source cannot read it, or it cannot read what the layout asks for.
@@ -221,12 +240,13 @@ def _open_sender(
     assert config.bridge is not None
     specs = {} if config.sender is None else {SENDER: session.open(SENDER, config.sender)}
     config.bridge.dims(sender_arch(specs), {})  # raises if a source cannot read the sender
-    prints = {}
+    prints, weights = {}, {}
     for name, spec in specs.items():
         source_head_ids(layout, spec.tokenizer)  # raises if there is no chat template
         layers = sender_layers(config, specs)
         prints[name] = f"{spec.fingerprint(layers, head=False)}@{layers}"
-    return specs, make_sender(config, specs, _loading(session, mesh)), prints
+        weights[name] = f"{spec.weights_print(layers, head=False)}@{layers}"
+    return specs, make_sender(config, specs, _loading(session, mesh)), prints, weights
 
 
 def _loading(session: Session, mesh: Mesh) -> Make:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lw_jax.errors import UserError
+from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.checkpoint import first_difference
 
 Found = dict[str, tuple[np.ndarray, ...]]
@@ -109,7 +110,8 @@ def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
         known = json.loads(str(arrays.pop("identity")))
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as damage:
         raise UserError(f"{path} is damaged ({damage}); delete it and run again") from None
-    if difference := first_difference(known, json.loads(json.dumps(identity))):
+    now = as_saved(known, json.loads(json.dumps(identity)), path.parent.parent)
+    if difference := first_difference(known, now):
         key, old, new = difference
         raise UserError(
             f"{path}: these statistics were measured with {key} {old!r}, now it is {new!r}; "

@@ -14,9 +14,10 @@ from lw_jax.config.parse import build, from_dict
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
+from lw_jax.models.fingerprint import comparable
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs.directory import read_config
-from lw_jax.runs.exported import about_bridge, is_exported, load_bridge
+from lw_jax.runs.exported import ABOUT, is_exported, load_bridge, trained_config
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.checkpoint import checksum, component_counts, load_params
 from lw_jax.train.loop import checkpoint_root
@@ -101,17 +102,13 @@ def load_trained(
     only = [readable(name, pipeline.receivers) for name in only]
     if is_exported(root):
         bare, meta = load_bridge(root, like, only)
-        params, fingerprints = {"bridge": bare}, meta["fingerprints"]
+        params, saved, home = {"bridge": bare}, meta, root
         trained_by = meta.get("config", {})
     else:
         params, meta = load_params(root, {"bridge": like}, which, "bridge", only)
-        identity = meta["identity"]
-        fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
-    if only:  # components of other receivers are left out, like the weights they belong to
-        fingerprints = {n: f for n, f in fingerprints.items() if n in pipeline.fingerprints}
-        _check_frozen(fingerprints, {n: pipeline.fingerprints[n] for n in fingerprints})
-    else:
-        _check_frozen(fingerprints, pipeline.fingerprints)
+        saved, home = meta["identity"], root.parent.parent
+        trained_by = saved.get("config", {})
+    _check_frozen(saved, pipeline, home, bool(only))
     return Trained(
         params=params["bridge"],
         stage=root.name,
@@ -120,7 +117,9 @@ def load_trained(
         origin=origin,
         counts={k.partition("/")[2]: n for k, n in component_counts(params).items()},
         digest=f"{checksum(params['bridge']):08x}",
-        layout=_layout_of(trained_by, meta["stage"] if is_exported(root) else root.name),
+        layout=_layout_of(
+            trained_by, meta.get("stage", root.name) if is_exported(root) else root.name
+        ),
     )
 
 
@@ -160,7 +159,13 @@ def config_at(directory: Path) -> Config:
         UserError: there is neither.
     """
     exported = is_exported(directory)
-    return from_dict(about_bridge(directory)["config"]) if exported else read_config(directory)
+    if not exported:
+        return read_config(directory)
+    plain = trained_config(directory)
+    try:
+        return from_dict(plain)
+    except UserError as error:
+        raise UserError(f"{directory / ABOUT}: config: {error}") from error
 
 
 def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
@@ -197,10 +202,25 @@ def last_trained(run_dir: Path) -> Path:
     return checkpoint_root(run_dir, trains[-1])
 
 
-def _check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:
-    for name in sorted(trained.keys() | here.keys()):
+def _check_frozen(saved: Mapping[str, Any], pipeline: Pipeline, home: Path, some: bool) -> None:
+    """Raises UserError if a bridge was trained between other frozen models.
+
+    Args:
+        saved: what its file holds: `fingerprints`, and their `format` and `weights`.
+        pipeline: the models of this run.
+        home: the run or exported bridge, for messages.
+        some: whether models that the bridge does not know, or this run, are left out.
+    """
+    trained: Mapping[str, str] = saved.get("fingerprints", {})
+    here = comparable(saved, pipeline.fingerprints, pipeline.weights, home)
+    names = trained.keys() & here.keys() if some else trained.keys() | here.keys()
+    for name in sorted(names):
         if trained.get(name) != here.get(name):
+            same = saved.get("weights", {}).get(name) == pipeline.weights.get(name)
+            only = same and name in pipeline.weights
             raise UserError(
-                f"{name}: the bridge was trained with frozen weights {trained.get(name, 'absent')},"
-                f" these are {here.get(name, 'absent')}; use the models of the run"
+                f"{name}: the bridge was trained with frozen weights and tokenizer "
+                f"{trained.get(name, 'absent')}, these are {here.get(name, 'absent')}"
+                f"{' (only its tokenizer or chat template is another)' if only else ''}; "
+                "use the models of the run"
             )

@@ -27,6 +27,7 @@ from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.relay import Written
 from lw_jax.mesh import put_batch, replicated
+from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.spec import SENDER
 from lw_jax.pipeline import Pipeline
@@ -167,6 +168,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
             "stop": list(stop),
             "unwritable": {n: one.count for n, one in short.items()},
         },
+        "format": FORMAT,
         "fingerprints": pipeline.fingerprints,
     }
     texts = () if relayed is None else written_by.texts
@@ -226,7 +228,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
     pipeline = compared.pipeline
     count = min(MEAN_ROWS, len(compared.examples))
     measured = mean_latent.key_of(trained.digest, cfg.ratio, pipeline.layout, count)
-    slots = mean_latent.load(run.run_dir, measured)
+    slots = mean_latent.load(run.run_dir, measured, pipeline.fingerprints)
     if slots is None:
         groups = sample(load_rows(run.config.data, "train", run.config.seed), count)
         receiver = next(iter(pipeline.receivers))
@@ -237,7 +239,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
             lambda batch: put_batch(pipeline.mesh, batch),
             compared.size,
         )
-        mean_latent.save(run.run_dir, measured, slots)
+        mean_latent.save(run.run_dir, measured, slots, pipeline.fingerprints)
     return jax.device_put(jnp.asarray(slots), replicated(pipeline.mesh))
 
 

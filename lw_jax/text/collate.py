@@ -26,8 +26,10 @@ from lw_jax.errors import UserError
 from lw_jax.text.layout import (
     asked_pair,
     first_word,
+    message_ids,
     message_text,
     source_head_ids,
+    source_ids,
     source_text,
     split_joint,
 )
@@ -132,11 +134,15 @@ class Collate:
             head = source_head_ids(self.layout, tokenizer)
             texts = [source_text(self.layout, group[0]) for group in groups]
             tail = list(tokenizer.tail)
-            parts[key] = ([head + ids + tail for ids in tokenizer.encode_all(texts)], questions)
+            read = source_ids(self.layout, tokenizer, texts)
+            parts[key] = ([head + ids + tail for ids in read], questions)
         messages = [message_text(self.layout, group[0]) for group in groups]
         pairs = [asked_pair(self.layout, example) for example in flat]
         for name, tokenizer in self.receivers.items():
-            parts[f"{name}/context"] = (tokenizer.encode_all(messages), questions)
+            parts[f"{name}/context"] = (
+                message_ids(self.layout, tokenizer, messages),
+                questions,
+            )
             asked = split_joint(self.layout, tokenizer, pairs)
             parts[f"{name}/ask"] = ([a.ask if a else None for a in asked], 1)
             parts[f"{name}/answer"] = ([a.answer if a else None for a in asked], 1)

@@ -10,13 +10,14 @@ whole string. No jax here: worker processes prepare batches with it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.text.tokenizer import Pieces, Tokenizer
 
 
 def _chat(config: LayoutConfig, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -32,9 +33,25 @@ def _chat(config: LayoutConfig, tokenizer: Tokenizer) -> tuple[str, str]:
 
 def head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
     """[BOS] and primer of a receiver; no BOS if it comes after the message."""
-    before, _ = _chat(config, tokenizer)
     bos = _bos(tokenizer) if config.bos == "start" else []
-    return bos + tokenizer.encode(before + config.primer)
+    return bos + tokenizer.encode(_head(config, tokenizer), start=True)
+
+
+def _head(config: LayoutConfig, tokenizer: Tokenizer) -> Pieces:
+    """What stands before the message, BOS aside."""
+    return (*tokenizer.literal(_chat(config, tokenizer)[0]), config.primer)
+
+
+def _empty(pieces: Pieces) -> bool:
+    """Whether there is neither text nor a control token."""
+    return all(one == "" for one in pieces)
+
+
+def message_ids(
+    config: LayoutConfig, tokenizer: Tokenizer, messages: Sequence[str]
+) -> list[list[int]]:
+    """Ids of messages in words, as they follow the head."""
+    return tokenizer.encode_all(messages, start=_empty(_head(config, tokenizer)))
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,16 @@ def source_head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
     Raises:
         UserError: the sender is to read a user's turn, and has no chat template.
     """
+    return _bos(tokenizer) + tokenizer.encode(_source_head(config, tokenizer), start=True)
+
+
+def source_ids(config: LayoutConfig, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of the texts that the sender reads, as they follow its head."""
+    return tokenizer.encode_all(texts, start=_empty(_source_head(config, tokenizer)))
+
+
+def _source_head(config: LayoutConfig, tokenizer: Tokenizer) -> Pieces:
+    """What the sender reads before the text, BOS aside."""
     before = ""
     if config.encoder_use_chat_template:
         if tokenizer.chat is None:
@@ -78,7 +105,7 @@ def source_head_ids(config: LayoutConfig, tokenizer: Tokenizer) -> list[int]:
                 "template; set it to false"
             )
         before = tokenizer.chat[0]
-    return _bos(tokenizer) + tokenizer.encode(before + _source_primer(config))
+    return (*tokenizer.literal(before), _source_primer(config))
 
 
 def _bos(tokenizer: Tokenizer) -> list[int]:
@@ -114,13 +141,29 @@ def source_text(config: LayoutConfig, example: Example) -> str:
 
 def ask_text(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> str:
     """Question and anchor; without the anchor if the receiver writes it."""
+    return tokenizer.spelled(_ask(config, tokenizer, question))
+
+
+def asked_ids(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> list[int]:
+    """Ids of question and anchor, BOS included where the layout has it there.
+
+    Raises:
+        UserError: BOS is to come after the message, and the receiver has none.
+    """
+    return ask_ids(config, tokenizer, tokenizer.encode(_ask(config, tokenizer, question)))
+
+
+def _ask(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> Pieces:
+    """Question and anchor: the chat template's control tokens as ids, all else as text."""
     _, after = _chat(config, tokenizer)
     asked = ""
     if config.question and question and config.question_in == "receiver":
         asked = config.question.format(question=question)
     anchored = config.anchor_mode != "none" and config.target == "answer"
-    asked += after + (config.anchor if anchored else "")
-    return asked.lstrip() if config.bos == "after_message" else asked
+    anchor = config.anchor if anchored else ""
+    if config.bos == "after_message":  # never with a chat template
+        return ((asked + anchor).lstrip(),)
+    return (asked, *tokenizer.literal(after), anchor)
 
 
 def ask_ids(config: LayoutConfig, tokenizer: Tokenizer, asked: Sequence[int]) -> list[int]:
@@ -197,16 +240,16 @@ def split_joint(
     Returns:
         For each pair its ids; None if no token ends where the anchor ends.
     """
-    asks = [ask_text(config, tokenizer, q) for q, _ in pairs]
+    asks = [_ask(config, tokenizer, q) for q, _ in pairs]
     first = config.bos == "after_message"
-    answers = [answer_text(a, first and not x) for x, (_, a) in zip(asks, pairs, strict=True)]
+    answers = [answer_text(a, first and _empty(x)) for x, (_, a) in zip(asks, pairs, strict=True)]
     apart = tokenizer.encode_all(asks)
     if config.bos_after_anchor:
         return [
             Asked(ask_ids(config, tokenizer, x), y + [tokenizer.eos_id])
             for x, y in zip(apart, tokenizer.encode_all(answers), strict=True)
         ]
-    joint = tokenizer.encode_all([x + y for x, y in zip(asks, answers, strict=True)])
+    joint = tokenizer.encode_all([(*x, y) for x, y in zip(asks, answers, strict=True)])
     return [
         Asked(ask_ids(config, tokenizer, ask), ids[len(ask) :] + [tokenizer.eos_id])
         if ids[: len(ask)] == ask and len(ids) > len(ask)
@@ -228,29 +271,98 @@ def first_word(tokenizer: Tokenizer, answer: Sequence[int]) -> int:
 
 
 def check_labels(config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
-    """Checks at start-up that labels are the answer tokens of the whole string.
+    """Checks at start-up that a receiver's sequence is the text that was to be laid out.
 
     See docs/design.md section 3. For every example, the ids of ask and answer must be the tokens of
-    the joined string, decode back to the answer, and end in the EOS id.
+    the joined string, decode back to the answer, and end in the only EOS id; and all ids together
+    must decode to primer, message, question, anchor and answer. Texts that differ only as Unicode's
+    canonical forms do are the same: some tokenizers compose accents.
 
     Returns:
         The number of examples that were checked.
 
     Raises:
-        UserError: a label differs; names the receiver and the text.
+        UserError: a text differs; names the receiver and both texts.
     """
     pairs = [asked_pair(config, e) for e in examples]
-    for (question, answer), asked in zip(pairs, split_joint(config, tokenizer, pairs), strict=True):
-        text = ask_text(config, tokenizer, question) + answer_text(answer)
+    head = list(_head(config, tokenizer))
+    begin = head_ids(config, tokenizer)[len(_bos(tokenizer)) if config.bos == "start" else 0 :]
+    messages = [message_text(config, e) for e in examples]
+    contexts = message_ids(config, tokenizer, messages)
+    first = config.bos == "after_message"
+    rows = zip(pairs, split_joint(config, tokenizer, pairs), messages, contexts, strict=True)
+    for (question, answer), asked, message, context in rows:
+        ask = _ask(config, tokenizer, question)
         if asked is None:
+            text = tokenizer.spelled(ask) + answer_text(answer)
             raise UserError(
                 f"receivers.{tokenizer.name}: its tokenizer merges the anchor {config.anchor!r} "
                 f"with the answer in {text[-40:]!r}; choose an anchor that ends at a token boundary"
             )
-        back = tokenizer.backend.decode(asked.answer[:-1], skip_special_tokens=False)
-        if back.strip() != answer.strip() or asked.answer[-1] != tokenizer.eos_id:
+        written = asked.answer[:-1]
+        back = tokenizer.backend.decode(written, skip_special_tokens=False)
+        if (
+            not _same(back.strip(), answer.strip())
+            or asked.answer[-1] != tokenizer.eos_id
+            or tokenizer.eos_id in written
+        ):
             raise UserError(
                 f"receivers.{tokenizer.name}: labels of {answer!r} decode to {back!r}; "
                 "its tokenizer does not give the text back"
             )
+        after = len(_bos(tokenizer)) if config.bos_after_anchor else 0
+        before = len(_bos(tokenizer)) if first else 0
+        body = asked.ask[before : len(asked.ask) - after]
+        said = answer_text(answer, first and _empty(ask))
+        _check_text(
+            f"receivers.{tokenizer.name}",
+            tokenizer,
+            [*begin, *context, *body, *written],
+            tokenizer.spelled([*head, message, *ask, said]),
+        )
     return len(pairs)
+
+
+def check_reading(config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> int:
+    """Checks at start-up that what the sender reads is its head and the text.
+
+    A sentence encoder's tokenizer (with a `tail`) never gives a text back, and is not checked.
+
+    Args:
+        config: the layout.
+        tokenizer: the tokenizer of a source.
+        examples: rows of the data.
+
+    Returns:
+        The number of examples that were checked.
+
+    Raises:
+        UserError: a text differs; names both texts.
+    """
+    if tokenizer.tail:
+        return 0
+    head = list(_source_head(config, tokenizer))
+    begin = source_head_ids(config, tokenizer)[len(_bos(tokenizer)) :]
+    texts = [source_text(config, e) for e in examples]
+    for text, ids in zip(texts, source_ids(config, tokenizer, texts), strict=True):
+        _check_text("sender", tokenizer, [*begin, *ids], tokenizer.spelled([*head, text]))
+    return len(texts)
+
+
+def _check_text(where: str, tokenizer: Tokenizer, ids: Sequence[int], text: str) -> None:
+    """Raises UserError unless ids decode to a text."""
+    back = tokenizer.backend.decode(list(ids), skip_special_tokens=False)
+    if _same(back, text):
+        return
+    pairs = enumerate(zip(back, text, strict=False))
+    at = next((i for i, (a, b) in pairs if a != b), min(len(back), len(text)))
+    begin = max(0, at - 30)
+    raise UserError(
+        f"{where}: its tokenizer does not give the text back: "
+        f"{text[begin : at + 30]!r} is laid out as {back[begin : at + 30]!r}; use another model, "
+        "or write the layout's texts and the rows without what it changes"
+    )
+
+
+def _same(a: str, b: str) -> bool:
+    return a == b or unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b)

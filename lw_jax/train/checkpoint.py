@@ -19,6 +19,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from lw_jax.bridge.paths import chosen_parts, components, from_paths, nested
 from lw_jax.errors import UserError
+from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
 from lw_jax.utils.files import check_manifest, write_manifest
@@ -107,7 +108,8 @@ class Checkpoints:
         return None
 
     def _check_identity(self, meta: Mapping[str, Any]) -> None:
-        found = first_difference(meta["identity"], _json(dict(self.identity)))
+        now = as_saved(meta["identity"], _json(dict(self.identity)), self.root.parent.parent)
+        found = first_difference(meta["identity"], now)
         if found:
             key, old, new = found
             raise UserError(

@@ -15,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 from lw_jax.errors import UserError
 from lw_jax.models import load as loading
 from lw_jax.models.checkpoint import INDEX, WEIGHTS, fingerprint, open_checkpoint
-from lw_jax.models.load import load_params
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.load import check_headers, load_params
 from lw_jax.models.params import abstract, shapes
+from lw_jax.utils.hub import forget
 from tests.models import parity
 
 
@@ -220,3 +222,113 @@ def test_unknown_model_is_named():
 def test_more_layers_than_there_are(folder):
     with pytest.raises(UserError, match="cannot load 4 of 3 layers"):
         load_params(open_checkpoint(folder), parity.one_device(), layers=4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [(np.float32, {}), (jnp.bfloat16, {"quant": "nf4"}), (np.float16, {"layers": 2}), (float, {})],
+)
+def test_weights_that_are_not_finite_are_refused_by_name(value, dtype, options, folder):
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensor = load_file(folder / WEIGHTS)[name].astype(dtype)
+    tensor[-1, -1] = value
+    change(folder, **{name: tensor})
+    with pytest.raises(UserError, match="1 of its 1536 weights are not finite") as caught:
+        load(folder, **options)
+    assert str(caught.value).startswith(f"{folder}: {name}: ")
+
+
+def test_weights_that_overflow_the_dtype_are_refused(folder):
+    name = "model.norm.weight"
+    norm = load_file(folder / WEIGHTS)[name]
+    norm[3] = np.finfo(np.float32).max
+    change(folder, **{name: norm})
+    load(folder)
+    with pytest.raises(UserError, match=f"{name}: 1 of its 32 weights are not finite"):
+        load(folder, dtype=jnp.bfloat16)
+    change(folder, **{name: np.full(32, 1e300)})
+    with pytest.raises(UserError, match=f"{name}: 32 of its 32"):
+        load(folder)
+
+
+def test_wrong_shapes_are_found_from_the_headers_alone(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 40}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(loading, "_read", lambda *_: pytest.fail("a weight was read"))
+    with pytest.raises(UserError, match=r"\(48, 32\), config.json implies \(40, 32\)") as caught:
+        check_headers(open_checkpoint(folder))
+    assert str(caught.value).count("has shape") == 3
+    assert str(caught.value).endswith("and 6 more")
+
+
+def adapter(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+
+
+def gguf(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "model-q4.gguf").write_bytes(b"GGUF")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (adapter, r"a PEFT adapter; merge it into its base model \('org/base'\) first"),
+        (gguf, "a GGUF file, not supported for now"),
+        (pickled, r"convert them to model.safetensors.*python -c .*save_pretrained"),
+    ],
+)
+def test_what_a_directory_holds_instead_is_named(damage, says, folder):
+    damage(folder)
+    with pytest.raises(UserError, match=says) as caught:
+        open_checkpoint(folder)
+    assert str(caught.value).startswith(str(folder))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Questions that went to the hub, which answers none."""
+    asked = []
+
+    def snapshot_download(name, **how):
+        asked.append((name, how["revision"], how["local_files_only"]))
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    forget()
+    yield asked
+    forget()
+
+
+def test_a_file_and_a_path_are_never_looked_up_on_the_hub(folder, hub):
+    file = folder / "model.gguf"
+    file.write_bytes(b"GGUF...")
+    with pytest.raises(UserError, match=r"model\.gguf: a GGUF file, not supported for now"):
+        open_checkpoint(file)
+    with pytest.raises(UserError, match="is a file; give the model's"):
+        open_checkpoint(folder / "config.json")
+    for place in ("/no/such/place", "./none", "../none", "~/none", "x" * 5000, "a\0b"):
+        with pytest.raises(UserError, match="no such directory here") as caught:
+            open_checkpoint(place)
+        assert len(str(caught.value)) < 300
+    assert hub == []
+
+
+def test_the_hub_is_asked_once(hub):
+    for _ in range(3):
+        with pytest.raises(UserError, match="hub cannot be reached"):
+            open_checkpoint("org/model")
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        open_checkpoint("org/another", revision="v2")
+    # The second is looked for in the cache alone: the hub was out of reach.
+    assert hub == [("org/model", None, False), ("org/another", "v2", True)]
+
+
+def test_a_directory_has_no_revision(folder):
+    with pytest.raises(UserError, match=r"revision: .* is a directory here"):
+        open_checkpoint(folder, revision="main")
+    for text in ("", " main", "a\nb", "x" * 2000):
+        with pytest.raises(UserError, match="revision: expected 1 to 1024 printable characters"):
+            ModelConfig("org/model", revision=text)

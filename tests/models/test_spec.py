@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from lw_jax.errors import UserError
@@ -23,7 +23,7 @@ from tests.tiny.arch import decoder
 ARCH = decoder("llama", 300, 16, 2, 2, 1, 8, 24, bos_id=0, eos_ids=(1, 2), init_std=0.3)
 
 
-def bpe(bos: str | None = "<s>") -> PreTrainedTokenizerFast:
+def bpe(bos: str | None = "<s>", puts_bos: bool = True) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -34,6 +34,10 @@ def bpe(bos: str | None = "<s>") -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator(["Question: what is it? Answer: a test of tests"] * 4, trainer)
+    if puts_bos:
+        core.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token="</s>")
 
 
@@ -72,9 +76,11 @@ def test_text_is_encoded_as_text(folder):
     assert decode(tokenizer, [0, *ids, 1]) == text
 
 
-def test_tokenizer_decides_on_bos(folder, tmp_path):
+@pytest.mark.parametrize("bos", [None, "<s>"])
+def test_tokenizer_decides_on_bos(bos, folder, tmp_path):
+    """Also one that names a BOS which it never puts before a text."""
     other = shutil.copytree(folder, tmp_path / "model")
-    bpe(bos=None).save_pretrained(other)
+    bpe(bos, puts_bos=False).save_pretrained(other)
     assert json.loads((other / "config.json").read_text())["bos_token_id"] == 0
     assert opened(other).arch.bos_id is None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from lw_jax.config.parse import read
 from lw_jax.errors import UserError
@@ -26,8 +26,8 @@ def findings(path: Path, *flags: str, memory: bool = False) -> list[Finding]:
     return examine(read(path, pairs), memory=memory)  # type: ignore[arg-type]
 
 
-def errors(path: Path, *flags: str) -> dict[str, str]:
-    return {f.key: f.text for f in findings(path, *flags) if f.level == "error"}
+def errors(path: Path, *flags: str, memory: bool = False) -> dict[str, str]:
+    return {f.key: f.text for f in findings(path, *flags, memory=memory) if f.level == "error"}
 
 
 def test_a_sound_config(write: Write) -> None:
@@ -77,6 +77,28 @@ def test_gold_answers_that_decoding_cannot_write(write: Write) -> None:
     assert not [f for f in findings(path, f"{key}.max_new_tokens=40") if f.key == key]
 
 
+def test_wrong_shapes_are_found_before_the_run(write: Write, tmp_path: Path) -> None:
+    """From the headers of the weight files: three tensors are named, and the rest counted."""
+    path = write()
+    model = shutil.copytree(read(path, []).sender.path, tmp_path / "model")  # type: ignore[union-attr]
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+    found = errors(path, f"sender.path={model}")
+    assert set(found) == {"sender.path"}
+    assert found["sender.path"].count("has shape") == 3
+    assert found["sender.path"].endswith("; and 3 more")
+
+
+def test_weights_that_are_not_finite_are_found(write: Write, tmp_path: Path) -> None:
+    path = write()
+    model = shutil.copytree(read(path, []).receivers["reader"].path, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors")
+    found = errors(path, f"receivers.reader.path={model}", "mesh.data=3", memory=True)
+    assert "layers.1.mlp.up_proj.weight: 1 of its" in found["receivers.reader.path"]
+
+
 def test_several_errors_are_shown_at_once(write: Write) -> None:
     flags = ("sender.path=no/where", "mesh.data=3")
     found = errors(write(), *flags)
@@ -87,7 +109,7 @@ def test_several_errors_are_shown_at_once(write: Write) -> None:
     }
     out = io.StringIO()
     assert report(findings(write(), *flags), Console(file=out, width=120)) == 2
-    assert "3 errors" in out.getvalue()
+    assert "3 errors" in out.getvalue()  # a sender that cannot be opened is one of them
     with pytest.raises(UserError, match=r"stages.fit.train.batch_size: 8 rows"):
         check(read(write(), [("mesh.data", "3")]))
 

@@ -15,6 +15,7 @@ from lw_jax.config.schema import Config
 from lw_jax.data.facts import FactsRows
 from lw_jax.evaluate.methods import methods
 from lw_jax.mesh import make_mesh
+from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.save import save_pretrained
 from lw_jax.pretrain.tokenizer import save_tokenizer
 from lw_jax.runs.directory import CONFIG, Run, run_directory
@@ -94,6 +95,11 @@ def save_bridge(run: Run, seed: int = 3, flatten: Callable[[Any], Any] | None = 
         "heads": init_heads(run.config.objectives, pipeline.bridge.dims, jax.random.key(0)),
     }
     state = new_state(params, optax.identity(), jax.random.key(1))
-    identity = {"config": to_dict(run.config), "fingerprints": pipeline.fingerprints}
+    identity = {
+        "config": to_dict(run.config),
+        "format": FORMAT,
+        "fingerprints": pipeline.fingerprints,
+        "weights": pipeline.weights,
+    }
     root = checkpoint_root(run.run_dir, "wire")
     Checkpoints(root, 2, identity).save(state, STEP, {})
