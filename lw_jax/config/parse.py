@@ -235,7 +235,12 @@ def _holds(raw: Any, key: str) -> bool:
 
 
 def _value(kind: Any, text: str, where: str) -> Any:
-    """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros)."""
+    """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros).
+
+    A key that is text or a list of texts takes text too (`*.jsonl`), unless it begins with `[`.
+    """
+    if str in tree.alternatives(kind) and text.strip()[:1] not in ("[", "", "n", "~"):
+        return text
     value = yaml_files.loads(text, where)
     wants_text = tree.bare(kind) is str and not (value is None and tree.optional(kind))
     return text if wants_text else value
@@ -272,7 +277,7 @@ def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
     """The first of pydantic's errors in one line."""
     found = error.errors(include_url=False)
     first, more = found[0], len(found) - 1
-    path = first["loc"]
+    path = tree.keys(kind, first["loc"])
     key = ".".join([*([where] if where else []), *(str(p) for p in path)])
     own = first.get("ctx", {}).get("error")
     if isinstance(own, UserError):

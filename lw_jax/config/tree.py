@@ -19,6 +19,13 @@ def bare(kind: Any) -> Any:
     return kind
 
 
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, null aside, if there are several; else ()."""
+    inner = bare(kind)
+    several = get_origin(inner) in (Union, types.UnionType)
+    return tuple(a for a in get_args(inner) if a is not type(None)) if several else ()
+
+
 def optional(kind: Any) -> bool:
     """Whether null is a value of the type."""
     return kind is type(None) or type(None) in get_args(kind)
@@ -55,12 +62,22 @@ def is_choice(kind: Any) -> bool:
 def at(kind: Any, path: tuple[str | int, ...]) -> Any:
     """The type at a path of keys and list indices."""
     for key in path:
+        if alternatives(kind):
+            return kind
         if isinstance(key, int):
             inner = [a for a in get_args(bare(kind)) if a is not ...]
             kind = inner[min(key, len(inner) - 1)]
         else:
             kind = named(kind) or fields(kind)[key]
     return kind
+
+
+def keys(kind: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys of a path up to a union, whose alternatives pydantic names after it."""
+    for place in range(len(path)):
+        if alternatives(at(kind, path[:place])):
+            return path[:place]
+    return path
 
 
 def describe(kind: Any) -> str:
@@ -73,6 +90,8 @@ def _describe(kind: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if kind in words:
         return words[kind]
+    if several := alternatives(kind):
+        return " or ".join(describe(a) for a in several)
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(str(a) for a in get_args(kind))
     if get_origin(kind) in (tuple, list):
@@ -91,7 +110,7 @@ def short(kind: Any) -> str:
     """The type in one or two words, for `--help`."""
     inner = bare(kind)
     words = {int: "int", float: "number", str: "text", bool: "true|false"}
-    text = words.get(inner, "")
+    text = words.get(inner, "|".join(short(a) for a in alternatives(inner)))
     if get_origin(inner) is Literal:
         text = "|".join(str(a) for a in get_args(inner))
     elif get_origin(inner) in (tuple, list):

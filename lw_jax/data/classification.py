@@ -24,7 +24,7 @@ class Config(FileSource):
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of texts, sampled by the seed; null for all.
         id_field: id of a row, given back in predictions.jsonl; null: `id`, where a row has one.
-        max_malformed: share of malformed rows that is tolerated.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         labels: the words that the receiver answers with, one for each class.
         values: what the label field holds for each of them, in that order; empty: 0, 1, ..., or
             the word itself.

@@ -32,7 +32,7 @@ class Config(FileSource):
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of rows, sampled by the seed; null for all.
         id_field: id of a row, given back in predictions.jsonl; null: `id`, where a row has one.
-        max_malformed: share of malformed rows that is tolerated.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         task: what follows the problem: `readback` (the problem itself), `solve` (the worked
             solution) or `final` (its number); or `continue`: the problem's first half crosses,
             its second is written.

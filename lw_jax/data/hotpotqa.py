@@ -25,7 +25,7 @@ class Config(FileSource):
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of questions, sampled by the seed; null for all.
         id_field: id of a question, given back in predictions.jsonl; null: `_id` or `id`.
-        max_malformed: share of malformed rows that is tolerated.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         paragraphs: the context: the two `supporting` paragraphs, or `all` (with distractors).
     """
 

@@ -60,7 +60,8 @@ class FileSource(DataSet):
         eval_rows: maximum number of evaluation rows, sampled by the seed; null for all.
         id_field: the file's own id of a row, which predictions.jsonl gives back as `row_id`; null:
             `id` or `_id`, where a row has one.
-        max_malformed: share of malformed rows that is tolerated; they are named and left out.
+        max_malformed: share of malformed rows that is tolerated, which are named and left out; null:
+            any but all.
     """
 
     train: Names = ""
@@ -73,7 +74,7 @@ class FileSource(DataSet):
     train_rows: int | None = None
     eval_rows: int | None = None
     id_field: str | None = None
-    max_malformed: float = 1.0
+    max_malformed: float | None = None
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -277,9 +278,10 @@ def load(
             f"{names}: no row{of} in the split {wanted!r} ({len(malformed)} malformed{first})"
             + _advice(source, wanted, own, level, levels, splits, account, fields)
         )
-    if len(malformed) > source.max_malformed * read:
+    most = source.max_malformed
+    if most is not None and len(malformed) > most * read:
         raise UserError(
-            f"{source.key}.max_malformed: {source.max_malformed:g} are tolerated, and of {names} "
+            f"{source.key}.max_malformed: a share of {most:g} is tolerated; {names}: "
             f"{malformed_text(malformed, read)}"
         )
     rows = [tuple(group) for group in groups.values()]

@@ -27,7 +27,7 @@ class Config(FileSource):
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of passages, sampled by the seed; null for all.
         id_field: id of a question, given back in predictions.jsonl; null: `id`.
-        max_malformed: share of malformed rows that is tolerated.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         unanswerable: the answer to v2's questions without one; null leaves them out.
     """
 
