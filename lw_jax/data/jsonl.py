@@ -24,8 +24,8 @@ class Config(FileSource):
         train_rows, eval_rows: maximum number of contexts, sampled by the seed; null for all.
         id_field: id of a row, given back as `row_id` in predictions.jsonl; null: `id` or `_id`,
             where a row has one.
-        max_malformed: share of malformed rows that is tolerated, which are named and left out; null:
-            any but all.
+        max_malformed: share of malformed rows that is tolerated (they are named and left out);
+            null: any but all.
         context_field: the text that crosses the wire.
         question_field: null: there is no question.
         answer_field: text, or a list of texts that all count as right; null: the context is read

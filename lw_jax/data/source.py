@@ -60,8 +60,8 @@ class FileSource(DataSet):
         eval_rows: maximum number of evaluation rows, sampled by the seed; null for all.
         id_field: the file's own id of a row, which predictions.jsonl gives back as `row_id`; null:
             `id` or `_id`, where a row has one.
-        max_malformed: share of malformed rows that is tolerated, which are named and left out; null:
-            any but all.
+        max_malformed: share of malformed rows that is tolerated (they are named and left out);
+            null: any but all.
     """
 
     train: Names = ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
+from lw_jax.data.example import Rows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
@@ -30,6 +32,7 @@ from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
+from lw_jax.runs.rows import leaks, lengths_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
 from lw_jax.text.collate import measure
@@ -65,6 +68,7 @@ class Examination:
         specs: the models that could be opened, by name.
         groups: rows of the stages: training rows, if there are any.
         asked: rows of every evaluate stage.
+        loaded: all rows that were read, by stage, with the key of the data and what they are for.
         sizes: static lengths that hold the rows, as `lw_jax.text.collate.measure` gives them.
     """
 
@@ -74,11 +78,14 @@ class Examination:
     specs: dict[str, FrozenSpec] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)
     asked: dict[str, list[Any]] = field(default_factory=dict)
+    loaded: list[tuple[str, str, str, Rows]] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
 
     def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(level, key, text))
+        """Adds a finding, once."""
+        found = Finding(level, key, text)
+        if found not in self.findings:
+            self.findings.append(found)
 
     @contextmanager
     def trying(self, key: str) -> Iterator[None]:
@@ -140,6 +147,8 @@ def examine(config: Config, memory: bool = True, session: Session | None = None)
                 key = f"bridge.sources.{name}" if config.bridge.sources else "bridge.source"
                 seen.note("ok", key, text if one.taps else "the text itself, no sender")
     _rows(seen)
+    if config.bridge is not None and seen.sound:
+        _lengths(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
         if memory and seen.sound:
@@ -219,7 +228,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
 
 def _rows(seen: Examination) -> None:
     """Reads the rows of every stage."""
-    config = seen.config
+    config, load = seen.config, cache(load_rows)
     for name, stage in config.stages.items():
         for kind, cfg in chosen(stage).items():
             if kind == "pretrain":
@@ -229,16 +238,19 @@ def _rows(seen: Examination) -> None:
             key = "data" if data is config.data else f"stages.{name}.{kind}.data"
             for split, level in _splits(kind, cfg):
                 with seen.trying(key):
-                    rows = load_rows(data, split, config.seed, level)
+                    rows = load(data, split, config.seed, level)
                     groups = sample(rows, CHECKED_ROWS)
                     seen.groups += groups if split == "train" or not seen.groups else []
                     if kind == "evaluate":
                         seen.asked[name] = [example for group in groups for example in group]
                     of = "" if level is None else f" of level {level}"
                     seen.note("ok", key, f"{name}: {len(rows)} contexts{of} to {split}")
-                    if rows.malformed:
-                        text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
-                        seen.note("warning", key, text)
+                    seen.loaded.append((name, key, f"{of.strip()} to {split}".strip(), rows))
+                    said = remarks_of(rows)
+                    if kind == "evaluate":
+                        said += leaks(config, name, rows, load)
+                    for remark in said:
+                        seen.note(remark.level, key, remark.text)
             begun = {"init_from": getattr(cfg, "init_from", None)}
             begun |= {f"rivals.{n}": d for n, d in getattr(cfg, "rivals", {}).items()}
             for of, start in begun.items():
@@ -249,6 +261,23 @@ def _rows(seen: Examination) -> None:
                         "or of an exported bridge"
                     )
                     seen.note("error", f"stages.{name}.{kind}.{of}", text)
+
+
+def _lengths(seen: Examination) -> None:
+    """Says how many contexts are too long."""
+    config = seen.config
+    assert config.bridge is not None
+    sources = tokenizers_of(config.bridge, seen.specs)
+    receivers = {n: seen.specs[n].tokenizer for n in config.receivers}
+    for name, key, which, rows in seen.loaded:
+        with seen.trying(key):
+            stage = config.stages[name]
+            layout = stage.train.layout if stage.train else None
+            if stage.evaluate is not None:
+                layout = stage.evaluate.layout or layout_at(config, before=name)
+            found = lengths_of(rows, layout or config.layout, sources, receivers, which)
+            if found is not None:
+                seen.note(found.level, f"stages.{name}", found.text)
 
 
 def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import to_dict
 from lw_jax.config.schema import Config
-from lw_jax.data.example import Group
+from lw_jax.data.example import Group, Rows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
@@ -32,6 +32,7 @@ from lw_jax.runs.frozen import (
     tokenizers_of,
 )
 from lw_jax.text.collate import Collate, measure
+from lw_jax.text.fit import length_remark
 from lw_jax.text.layout import check_labels, prompts_of, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
@@ -146,11 +147,13 @@ def open_pipeline(
     prints = {name: spec.fingerprint() for name, spec in specs.items()}
     measured = None if run_dir is None else receiver_rms.load(run_dir, prints)
     if rows or measured is None:
-        groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
+        training = load_rows(config.data, "train", config.seed)
+        groups = sample(training, CHECKED_ROWS)
         for tokenizer in tokenizers.values():
             check_labels(config.layout, tokenizer, [e for group in groups for e in group])
         if measured is None:
-            measured = _receiver_rms(config.layout, receivers, tokenizers, groups[:RMS_ROWS])
+            fitting = _fitting(config.layout, tokenizers, groups[:RMS_ROWS], training)
+            measured = _receiver_rms(config.layout, receivers, tokenizers, fitting)
         if run_dir is not None and rows:
             receiver_rms.save(run_dir, measured, prints)
     return Pipeline(
@@ -236,6 +239,27 @@ def _loading(session: Session, mesh: Mesh) -> Make:
 def _models_of(config: Config) -> dict[str, ModelConfig]:
     """The frozen models that a config names."""
     return ({} if config.sender is None else {SENDER: config.sender}) | config.receivers
+
+
+def _fitting(
+    layout: LayoutConfig, tokenizers: dict[str, Tokenizer], few: Sequence[Group], rows: Rows
+) -> Sequence[Group]:
+    """The contexts that the receivers are measured on: `few`, unless all of them are too long.
+
+    Raises:
+        UserError: all that are looked at are too long.
+    """
+    for groups in (few, sample(rows, MEASURED_ROWS)):
+        one = [group[:1] for group in groups]
+        lengths = measure(layout, None, tokenizers, one, layout.max_tokens)
+        if lengths.long < lengths.contexts:
+            if groups is few:
+                return few
+            fits = Collate(layout, None, tokenizers, lengths)(one)["valid"]
+            return [group for group, fit in zip(groups, fits, strict=True) if fit][:RMS_ROWS]
+    remark = length_remark(lengths, layout.max_tokens, len(rows), "to train on")
+    assert remark is not None  # all are too long
+    raise UserError(f"layout.max_tokens: {remark.text}")
 
 
 def _receiver_rms(

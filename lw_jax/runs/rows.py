@@ -1,0 +1,124 @@
+"""What is said of rows at the start of a stage and by the doctor: what was left out, what leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+
+from lw_jax.config.schema import Config
+from lw_jax.data.example import Remark, Rows
+from lw_jax.data.leak import overlap
+from lw_jax.data.load import load_rows, sample
+from lw_jax.errors import UserError
+from lw_jax.runs.session import MEASURED_ROWS
+from lw_jax.text.collate import Sources, by_key, limit_of, measure
+from lw_jax.text.fit import length_remark
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.train.config import TrainConfig
+
+
+def remarks_of(rows: Any) -> list[Remark]:
+    """What a data set says of the rows that it left out."""
+    said = list(getattr(rows, "remarks", ()))
+    if not said and rows.malformed:
+        count, first = len(rows.malformed), rows.malformed[0]
+        said = [Remark("warning", f"{count} malformed rows left out: {first}")]
+    return said
+
+
+def account_of(rows: Any) -> dict[str, Any]:
+    """What became of a data set's records, for `data` of metrics.json; {} if it does not say."""
+    account = getattr(rows, "account", None)
+    return {} if account is None else account.to_json()
+
+
+Load = Callable[[Any, str, int, int | None], Rows]
+"""`lw_jax.data.load.load_rows`, or what remembers what it gave."""
+
+
+def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) -> list[Remark]:
+    """What is said of evaluation rows that stand in the rows which the run's stages train on.
+
+    Args:
+        config: config of the run.
+        stage: the evaluate stage.
+        evaluation: its rows.
+        load: reads the training rows.
+
+    Raises:
+        UserError: the training rows cannot be read.
+    """
+    found = []
+    for name, data, level in _trained_on(config):
+        leak = overlap(load(data, "train", config.seed, level), evaluation)
+        if leak is not None:
+            of = "" if level is None else f" (level {level})"
+            found.append(
+                Remark(
+                    "warning",
+                    f"evaluation rows of stages.{stage} are training rows of stages.{name}{of}: "
+                    f"{leak}",
+                )
+            )
+    return found
+
+
+def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:
+    """(stage, data, level) of all different training rows of a run."""
+    seen: set[Any] = set()
+    for name, stage in config.stages.items():
+        if stage.train is None:
+            continue
+        data = stage.train.data or config.data
+        for level in levels_of(stage.train):
+            if (data, level) not in seen:
+                seen.add((data, level))
+                yield name, data, level
+
+
+def levels_of(cfg: TrainConfig) -> list[int | None]:
+    """The levels of the rows that a stage trains on."""
+    return list(dict.fromkeys(part.level for part in cfg.curriculum)) or [None]
+
+
+def lengths_of(
+    rows: Rows, layout: LayoutConfig, sources: Sources, receivers: dict[str, Tokenizer], which: str
+) -> Remark | None:
+    """What is said of contexts that are too long; nothing is measured if nothing has a limit.
+
+    Args:
+        rows: the rows, of which up to `MEASURED_ROWS` contexts are measured.
+        layout: the receiver's sequence.
+        sources: tokenizers of the source.
+        receivers: the receivers' tokenizers by name.
+        which: which contexts they are, in words.
+    """
+    limit, readers = layout.max_tokens, by_key(sources).values()
+    if limit is None and all(limit_of(None, reader) is None for reader in readers):
+        return None
+    groups = [group[:1] for group in sample(rows, MEASURED_ROWS)]
+    lengths = measure(layout, sources, receivers, groups, limit)
+    return length_remark(lengths, limit, len(rows), which)
+
+
+def report(console: Console, key: str, remarks: Iterable[Remark | None]) -> None:
+    """Prints what is said of rows, each line once.
+
+    Args:
+        console: prints for people.
+        key: the config's key that it concerns.
+        remarks: what is said; None: nothing.
+
+    Raises:
+        UserError: the first that is an error.
+    """
+    for one in dict.fromkeys(remarks):
+        if one is None:
+            continue
+        if one.level == "error":
+            raise UserError(f"{key}: {one.text}")
+        word = "WARNING data" if one.level == "warning" else "data"
+        console.print(f"{word}: {one.text}", markup=False, highlight=False, soft_wrap=True)
