@@ -30,7 +30,7 @@ class Overlap:
         of: evaluation contexts that were looked at.
         asked: evaluation questions that a training row asks of the same context.
         example: the first such context.
-        where: id of its training row.
+        where: id of its training row, the file's own if it has one.
     """
 
     contexts: int
@@ -43,7 +43,7 @@ class Overlap:
         text = self.example if len(self.example) <= 60 else self.example[:57] + "..."
         return (
             f"{self.contexts} of {self.of} contexts, {self.asked} with the same question; "
-            f"{text!r} is {self.where}"
+            f"{text!r} is row {self.where}"
         )
 
 
@@ -68,7 +68,7 @@ def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
     for group in _some(training):
         context = _key(group[0].context)
         if context in asked:
-            found.setdefault(context, group[0].id)
+            found.setdefault(context, group[0].row_id or group[0].id)
             again |= {(context, q) for e in group if (q := _key(e.question)) in asked[context]}
     if not found:
         return None

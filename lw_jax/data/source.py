@@ -141,8 +141,9 @@ class Account:
             found.append(
                 Remark(
                     "warning",
-                    f"{len(self.same_ids)} ids stand at several rows ({self.same_ids[0]!r}, ...): "
-                    "predictions cannot be joined by them; id_field names another",
+                    "ids that stand at several rows, so that predictions cannot be joined by "
+                    f"them: {len(self.same_ids)} ({self.same_ids[0][:40]!r}); id_field names "
+                    "another field",
                 )
             )
         return tuple(found)

@@ -79,6 +79,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     remarks = [*remarks_of(source), *leaks(run.config, name, source)]
     found = [*remarks, length_remark(left, layout.max_tokens, len(drawn), "to evaluate")]
     say(run.console, f"stages.{name}", found)
+    if left.long and len({e.context_id for e in examples}) < 2:
+        raise UserError(
+            f"layout.max_tokens: {left.long} of {len(drawn)} rows are longer, and one context is "
+            "left, which cannot be compared with another; raise it, or evaluate more rows"
+        )
     wanted = [method(n) for n in cfg.all_methods]
     trained = None
     if any(m.needs_bridge for m in wanted):

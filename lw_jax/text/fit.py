@@ -22,10 +22,11 @@ def length_remark(lengths: Lengths, max_tokens: int | None, of: int, which: str)
         return None
     limit = "the source reads" if max_tokens is None else f"layout.max_tokens={max_tokens}"
     share = lengths.long / lengths.contexts
-    count = f"{lengths.long} of {lengths.contexts}"
+    count = f"{lengths.long:,} of {lengths.contexts:,}"
     if of != lengths.contexts:
-        count = f"about {share:.0%} of {of:,} ({count} looked at)"
+        seen = f"of {lengths.contexts:,} looked at {lengths.long:,}"
+        count = f"{'all' if share == 1 else f'about {share:.0%}'} of {of:,} ({seen})"
     text = f"{count} contexts {which} are longer than {limit}"
-    if lengths.long == lengths.contexts:
+    if share == 1:
         return Remark("error", f"{text}: raise it, or give shorter texts")
     return Remark("warning" if share >= MANY else "ok", f"{text}, and are left out")
