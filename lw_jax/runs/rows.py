@@ -12,12 +12,14 @@ from lw_jax.data.example import Remark, Rows
 from lw_jax.data.leak import overlap
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
-from lw_jax.runs.session import MEASURED_ROWS
-from lw_jax.text.collate import Sources, by_key, limit_of, measure
+from lw_jax.text.collate import Collate, Lengths, Sources, by_key, limit_of, too_long
 from lw_jax.text.fit import length_remark
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.config import TrainConfig
+
+LOOKED_AT = 512
+"""Contexts whose lengths are looked at before a run; a stage looks at more."""
 
 
 def remarks_of(rows: Any) -> list[Remark]:
@@ -90,7 +92,7 @@ def lengths_of(
     """What is said of contexts that are too long; nothing is measured if nothing has a limit.
 
     Args:
-        rows: the rows, of which up to `MEASURED_ROWS` contexts are measured.
+        rows: the rows, of which up to `LOOKED_AT` contexts are measured.
         layout: the receiver's sequence.
         sources: tokenizers of the source.
         receivers: the receivers' tokenizers by name.
@@ -99,8 +101,8 @@ def lengths_of(
     limit, readers = layout.max_tokens, by_key(sources).values()
     if limit is None and all(limit_of(None, reader) is None for reader in readers):
         return None
-    groups = [group[:1] for group in sample(rows, MEASURED_ROWS)]
-    lengths = measure(layout, sources, receivers, groups, limit)
+    groups = sample(rows, LOOKED_AT)
+    lengths = too_long(Collate(layout, sources, receivers, Lengths()), groups)
     return length_remark(lengths, limit, len(rows), which)
 
 

@@ -124,6 +124,19 @@ class Collate:
         batch["valid"] = ok
         return batch
 
+    def contexts(self, groups: Sequence[Group]) -> dict[str, list[list[int]]]:
+        """Token ids of every context, for the source and for the receivers."""
+        parts = {}
+        for key, tokenizer in by_key(self.sources).items():
+            head = source_head_ids(self.layout, tokenizer)
+            texts = [source_text(self.layout, group[0]) for group in groups]
+            tail = list(tokenizer.tail)
+            parts[key] = [head + ids + tail for ids in tokenizer.encode_all(texts)]
+        messages = [message_text(self.layout, group[0]) for group in groups]
+        for name, tokenizer in self.receivers.items():
+            parts[f"{name}/context"] = tokenizer.encode_all(messages)
+        return parts
+
     def rows(
         self, groups: Sequence[Group], flat: Sequence[Example], questions: int
     ) -> dict[str, tuple[Sequence[list[int] | None], int]]:
@@ -135,15 +148,9 @@ class Collate:
             questions: questions of each context.
         """
         parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
-        for key, tokenizer in by_key(self.sources).items():
-            head = source_head_ids(self.layout, tokenizer)
-            texts = [source_text(self.layout, group[0]) for group in groups]
-            tail = list(tokenizer.tail)
-            parts[key] = ([head + ids + tail for ids in tokenizer.encode_all(texts)], questions)
-        messages = [message_text(self.layout, group[0]) for group in groups]
+        parts |= {key: (rows, questions) for key, rows in self.contexts(groups).items()}
         pairs = [asked_pair(self.layout, example) for example in flat]
         for name, tokenizer in self.receivers.items():
-            parts[f"{name}/context"] = (tokenizer.encode_all(messages), questions)
             asked = split_joint(self.layout, tokenizer, pairs)
             parts[f"{name}/ask"] = ([a.ask if a else None for a in asked], 1)
             parts[f"{name}/answer"] = ([a.answer if a else None for a in asked], 1)
@@ -198,6 +205,21 @@ def limit_of(max_tokens: int | None, reader: Tokenizer | None) -> int | None:
     own = max_tokens if reader.limit is None else reader.limit
     limits = [n for n in (own, reader.positions) if n is not None]
     return min(limits, default=None)
+
+
+def too_long(collate: Collate, groups: Sequence[Group]) -> Lengths:
+    """How many contexts are too long; no static length is measured.
+
+    Args:
+        collate: a collator, of whatever static lengths.
+        groups: the contexts.
+    """
+    long, sources = np.zeros(len(groups), bool), by_key(collate.sources)
+    for key, rows in collate.contexts(groups).items():
+        limit = limit_of(collate.layout.max_tokens, sources.get(key))
+        if limit is not None:
+            long |= [len(row) > limit for row in rows]
+    return Lengths(contexts=len(groups), long=int(long.sum()))
 
 
 def has_row(batch: Batch) -> bool:

@@ -152,7 +152,7 @@ TABLES = ("csv", "tsv", "json", "parquet", "jsonl")
 
 
 def _garble(home: Path, files: int, seed: int) -> Counter[str]:
-    """Reads files with any bytes changed, cut out or put in: rows or one line, never a traceback."""
+    """Reads files with bytes changed, cut out or put in: rows or one line, never a traceback."""
     rng, done = random.Random(seed), Counter[str]()
     for number in range(files):
         kind = rng.choice(TABLES)
