@@ -43,7 +43,13 @@ def paths(name: str) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    expanded = os.path.expanduser(name)
+    try:
+        return _paths(name, os.path.expanduser(name))
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
+def _paths(name: str, expanded: str) -> list[Path]:
     if os.path.isfile(expanded):
         return [Path(expanded)]
     if os.path.isdir(expanded):

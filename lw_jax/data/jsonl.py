@@ -10,6 +10,8 @@ from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.source import FileSource, ListRows, Reject, load, row_id, short_hash
 
+MOST_LEVEL = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Config(FileSource):
@@ -87,7 +89,7 @@ def _level(record: Mapping[str, Any], cfg: Config) -> int:
     if cfg.level_field is None:
         return 0
     value = record.get(cfg.level_field)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST_LEVEL:
         raise records.BadRowError(
             f"{cfg.level_field}: expected a whole number, got {records.shown(value)}"
         )

@@ -278,8 +278,16 @@ def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]
         ) from None
     finally:
         logging.set_verbosity(verbosity)
-    for number, record in enumerate(table):
-        yield f"{name}[{split}]: row {number}", record
+    number = 0
+    try:
+        for number, record in enumerate(table):
+            yield f"{name}[{split}]: row {number}", record
+    except (ImportError, OSError, ValueError, ArithmeticError) as error:
+        # a column of pictures without the package that reads them, a damaged cache, ...
+        raise UserError(
+            f"data set {name!r} (split {split!r}): row {number} or the next cannot be read "
+            f"({_one_line(error)})"
+        ) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -220,7 +220,8 @@ def load(
             left.
     """
     wanted = check_split(split)
-    own = wanted == "eval" and source.has_eval
+    has_eval = source.has_eval
+    own = wanted == "eval" and has_eval
     name = source.eval if own and source.eval else source.train
     part = source.eval_split if own else source.train_split
     _check_apart(source)
@@ -248,7 +249,7 @@ def load(
             fields = fields or tuple(map(str, record))
             for key, example in parse(where, record, reject):
                 read += 1
-                actual: Split = "eval" if own else _split_of(key, source)
+                actual: Split = "eval" if own else _split_of(key, source, has_eval)
                 splits[actual] += 1
                 if actual != wanted:
                     continue
@@ -338,10 +339,10 @@ def short_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
-def _split_of(key: str, source: FileSource) -> Split:
+def _split_of(key: str, source: FileSource, has_eval: bool) -> Split:
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
-    held_out = 0.0 if source.has_eval else source.eval_share
+    held_out = 0.0 if has_eval else source.eval_share
     if place < held_out:
         return "eval"
     return "validation" if place < held_out + source.validation_share else "train"

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Rows
 from lw_jax.data.load import load_rows, sample
@@ -25,17 +24,16 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.mesh import make_mesh, mesh_shape
-from lw_jax.models.arch import Arch
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
-from lw_jax.runs.rows import leaks, lengths_of, remarks_of
+from lw_jax.runs.rows import beyond_models, leaks, lengths_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
-from lw_jax.text.collate import measure
+from lw_jax.text.collate import Collate, Lengths, measure
 from lw_jax.text.layout import check_labels
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
@@ -299,6 +297,8 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
         with seen.trying(f"{key}.gsm8k_{split}"):
             rows = source.rows(split)
             seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
+            for remark in rows.remarks:
+                seen.note(remark.level, f"{key}.gsm8k_{split}", remark.text)
 
 
 def _layout(seen: Examination) -> None:
@@ -320,19 +320,11 @@ def _layout(seen: Examination) -> None:
         assert config.bridge is not None
         sources = tokenizers_of(config.bridge, seen.specs)
         seen.sizes = measure(config.layout, sources, receivers, seen.groups, limit).sizes
-        views = config.bridge.views.items()
+        collate = Collate(config.layout, sources, receivers, Lengths(seen.sizes))
+        archs = {n: seen.specs[n].arch for n in receivers}
         sender = sender_arch(seen.specs)
-        archs = {config.bridge.batch_key(n): sender for n, s in views if s.reads_sender}
-        archs |= {f"{n}/context": seen.specs[n].arch for n in receivers}
-        for part, arch in archs.items():
-            if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
-                name = part.partition("/")[0].replace(SOURCE, "sender")
-                seen.note(
-                    "warning",
-                    "layout.max_tokens",
-                    f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
-                    f"{arch.max_positions}: set a limit",
-                )
+        for remark in beyond_models(config.bridge, collate, seen.groups, sender, archs):
+            seen.note(remark.level, "layout.max_tokens", remark.text)
 
 
 def _layouts(config: Config) -> list[LayoutConfig]:

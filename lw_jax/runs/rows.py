@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
+from lw_jax.bridge.config import BridgeConfig
 from lw_jax.config.schema import Config
-from lw_jax.data.example import Remark, Rows
+from lw_jax.data.example import Group, Remark, Rows
 from lw_jax.data.leak import overlap
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.models.arch import Arch
+from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.models.spec import SENDER
 from lw_jax.text.collate import Collate, Lengths, Sources, by_key, limit_of, too_long
 from lw_jax.text.fit import length_remark
 from lw_jax.text.layout_config import LayoutConfig
@@ -104,6 +108,42 @@ def lengths_of(
     groups = sample(rows, LOOKED_AT)
     lengths = too_long(Collate(layout, sources, receivers, Lengths()), groups)
     return length_remark(lengths, limit, len(rows), which)
+
+
+def beyond_models(
+    bridge: BridgeConfig,
+    collate: Collate,
+    groups: Sequence[Group],
+    sender: AnyArch | None,
+    receivers: Mapping[str, AnyArch],
+) -> list[Remark]:
+    """What is said of contexts with more tokens than a decoder was made for; they are read.
+
+    Args:
+        bridge: config of the bridge, whose sources read the sender.
+        collate: a collator, of whatever static lengths.
+        groups: the contexts that are looked at.
+        sender: architecture of the sender; None: there is none.
+        receivers: architectures of the receivers by name.
+    """
+    views = bridge.views.items()
+    archs = {bridge.batch_key(n): (SENDER, sender) for n, s in views if s.reads_sender}
+    archs |= {f"{name}/context": (name, arch) for name, arch in receivers.items()}
+    known = {part: (n, a) for part, (n, a) in archs.items() if isinstance(a, Arch)}
+    limit = collate.layout.max_tokens
+    if limit is not None and all(arch.max_positions >= limit for _, arch in known.values()):
+        return []
+    found, tokens = [], collate.contexts(groups)
+    for part, (name, arch) in known.items():
+        count = sum(len(ids) > arch.max_positions for ids in tokens[part])
+        if count:
+            text = (
+                f"{count} of {len(groups)} contexts looked at have up to "
+                f"{max(map(len, tokens[part]))} tokens; {name} was made for {arch.max_positions}: "
+                "set layout.max_tokens"
+            )
+            found.append(Remark("warning", text))
+    return list(dict.fromkeys(found))
 
 
 def report(console: Console, key: str, remarks: Iterable[Remark | None]) -> None:

@@ -21,8 +21,8 @@ from lw_jax.mesh import put_batch, replicated
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
-from lw_jax.runs.rows import remarks_of, report
-from lw_jax.runs.session import MEASURED_ROWS, identity, open_pipeline
+from lw_jax.runs.rows import beyond_models, remarks_of, report
+from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, identity, open_pipeline
 from lw_jax.runs.trained import load_trained
 from lw_jax.sources.normaliser import fill as fill_normaliser
 from lw_jax.sources.pca import fill as fill_pca
@@ -178,9 +178,14 @@ def _remarks(pipeline: Pipeline, phase: Phase, stream: Stream) -> list[Remark | 
     assert isinstance(stream.collate, Collate)
     which = "to train on" if phase.level is None else f"of level {phase.level} to train on"
     lengths, limit = stream.collate.lengths, pipeline.layout.max_tokens
+    frozen, bridge = pipeline.frozen, pipeline.bridge.config
+    sender = None if frozen.sender is None else frozen.sender.arch
+    archs = {name: model.arch for name, model in frozen.receivers.items()}
+    rows: Any = stream.rows
     return [
-        *remarks_of(stream.rows),
-        length_remark(lengths, limit, len(stream.rows), which),
+        *remarks_of(rows),
+        length_remark(lengths, limit, len(rows), which),
+        *beyond_models(bridge, stream.collate, sample(rows, CHECKED_ROWS), sender, archs),
     ]
 
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lw_jax.data import classification, gsm8k, hotpotqa, jsonl, records, squad
+from lw_jax.data import classification, gsm8k, hotpotqa, jsonl, overlap, records, squad
 from lw_jax.data.example import Example
 from lw_jax.data.source import ListRows
 from lw_jax.errors import UserError
@@ -395,3 +395,31 @@ def test_what_is_left_out_on_purpose_is_counted(tmp_path: Path) -> None:
     )
     (remark,) = labelled.rows("train").remarks
     assert remark.text.startswith("1 left out, which are evaluation texts as well; data.classif")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+def test_only_line_ends_end_a_row(kind: str, tmp_path: Path) -> None:
+    """Other separators that Unicode has stand amid a text."""
+    file = tmp_path / f"rows.{kind}"
+    rows = [row | {"context": f"a\u2028b\u2029c\x85d {row['id']}"} for row in GOOD]
+    file.write_bytes(body(kind, rows).replace("\n", "\r\n").encode())
+    assert texts(read(file)) == ["a b c d r1", "a b c d r2"]
+
+
+def test_texts_of_other_scripts_are_different_texts(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    some = [f"\u65b0\u3057\u3044{c}\u306f 3" for c in "\u5927\u5c0f\u5c71\u5ddd"]
+    file.write_text(body("jsonl", [{"text": text, "label": 0} for text in some]))
+    cfg = classification.Config(train="n.jsonl", eval=str(file), labels=("a", "b"))
+    assert len(cfg.rows("eval")) == 4
+    assert len(set(map(overlap.normalised, some))) == 4
+    assert overlap.normalised("Caf\u00e9 \u2018N\u00b0 3\u2019") == "caf n 3"  # as it always was
+
+
+@pytest.mark.parametrize("level", [True, "1", 2.5, None, 10**10, [1]])
+def test_levels_that_are_no_whole_numbers_are_named(level: Any, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(body("jsonl", [GOOD[0] | {"level": 1}, GOOD[1] | {"level": level}]))
+    rows = read(file, level_field="level")
+    assert [e.level for e in every(rows)] == [1]
+    assert rows.malformed[0].startswith(f"{file}:2: level: expected a whole number, got ")
