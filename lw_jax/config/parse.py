@@ -244,10 +244,19 @@ def _holds(raw: Any, key: str) -> bool:
 
 
 def _value(kind: Any, text: str, where: str) -> Any:
-    """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros)."""
-    if kinds.bare(kind) is not str:
-        return yaml_files.loads(text, where)
-    return None if kinds.optional(kind) and text.strip() in yaml_files.NULL else text
+    """The value of a flag's text: YAML, unless the key is text (`--name=007` keeps its zeros).
+
+    A key that is text or a list of texts takes text too (`*.jsonl`), unless it begins with `[`.
+    """
+    if kinds.bare(kind) is str or _text_of(kind, text):
+        return None if kinds.optional(kind) and text.strip() in yaml_files.NULL else text
+    return yaml_files.loads(text, where)
+
+
+def _text_of(kind: Any, text: str) -> bool:
+    """Whether a flag's text is text, of a key that is text or a list of texts."""
+    texts = any(kinds.bare(a) is str for a in kinds.alternatives(kind))
+    return texts and not text.lstrip().startswith("[")
 
 
 def _prepared(kind: Any, raw: Any, where: str) -> Any:
@@ -290,7 +299,7 @@ def _explain(kind: Any, error: pydantic.ValidationError, where: str) -> str:
     """The first of pydantic's errors in one line."""
     found = error.errors(include_url=False)
     first, more = found[0], len(found) - 1
-    path = first["loc"]
+    path = tree.keys(kind, first["loc"])
     if path[-1:] == ("[key]",):  # of a name that the user chooses
         name = path[-2]
         complaint = kinds.wrong(get_args(kinds.bare(tree.at(kind, path[:-2])))[0], name)

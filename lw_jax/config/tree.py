@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
-from lw_jax.utils.kinds import bare, fields, optional
+from lw_jax.utils.kinds import alternatives, bare, fields, optional
 
 
 def named(kind: Any) -> Any | None:
@@ -33,12 +33,22 @@ def is_choice(kind: Any) -> bool:
 def at(kind: Any, path: tuple[str | int, ...]) -> Any:
     """The type at a path of keys and list indices."""
     for key in path:
+        if alternatives(kind):
+            return kind
         if isinstance(key, int):
             inner = [a for a in get_args(bare(kind)) if a is not ...]
             kind = inner[min(key, len(inner) - 1)]
         else:
             kind = named(kind) or fields(kind)[key]
     return kind
+
+
+def keys(kind: Any, path: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The keys of a path up to a union, whose alternatives pydantic names after it."""
+    for place in range(len(path)):
+        if alternatives(at(kind, path[:place])):
+            return path[:place]
+    return path
 
 
 def paths(kind: Any, raw: Any, before: str = "") -> Iterator[str]:

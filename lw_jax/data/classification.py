@@ -9,7 +9,7 @@ from typing import Any
 from lw_jax.data import records
 from lw_jax.data.example import Example
 from lw_jax.data.overlap import normalised
-from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reason, Reject, load, row_id, short_hash
 from lw_jax.errors import UserError
 from lw_jax.utils.bounds import Name, Text, Words
 
@@ -19,11 +19,13 @@ class Config(FileSource):
     """Texts, each with one of a few labels (SST-2, AG News, TREC, or a file of that form).
 
     Args:
-        train, eval: local file (.jsonl, .json, .csv, .parquet) or hub name; eval null:
-            `eval_share` of train's texts is held out.
+        train, eval: local file or files (.jsonl, .json, .csv, .tsv, .parquet) or hub name; eval
+            null: `eval_share` of train's texts is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of texts, sampled by the seed; null for all.
+        id_field: id of a row, given back in predictions.jsonl; null: `id`, where a row has one.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         labels: the words that the receiver answers with, one for each class.
         values: what the label field holds for each of them, in that order; empty: 0, 1, ..., or
             the word itself.
@@ -43,12 +45,13 @@ class Config(FileSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        words = [label.strip() for label in self.labels]
+        words = [_word(label) for label in self.labels]
         if len(words) < 2 or len(set(words)) < len(words) or not all(words):
             raise UserError(
                 f"labels: expected two or more different words; got {list(self.labels)}"
             )
-        if self.values and (len(set(self.values)), len(self.values)) != (len(words), len(words)):
+        values = {_word(value) for value in self.values}
+        if self.values and (len(values), len(self.values)) != (len(words), len(words)):
             raise UserError(
                 f"values: expected a different one for each of the {len(words)} labels; "
                 f"got {list(self.values)}"
@@ -65,28 +68,43 @@ class Config(FileSource):
             label = label_of(record, self, meant)
             key = normalised(text) or text
             name = f"classification-{short_hash(key)}"
-            number = short_hash(f"{text}\n{label}")
-            yield key, Example(f"{name}/{number}", name, text, self.question, (label,))
+            number, own = short_hash(f"{text}\n{label}"), row_id(self, record)
+            yield (
+                key,
+                Example(f"{name}/{number}", name, text, self.question, (label,), row_id=own),
+            )
 
-        keep = None
+        leave = None
         if split != "eval" and self.decontaminate and self.has_eval:
             held_out = load(replace(self, eval_rows=None), "eval", parse)
             names = {group[0].context_id for group in held_out.groups}
-            keep = lambda example: example.context_id not in names  # noqa: E731
-        return load(self, split, parse, seed, level, keep)
+            leave = lambda example: HELD_OUT if example.context_id in names else None  # noqa: E731
+        return load(self, split, parse, seed, level, leave)
 
     @property
     def choices(self) -> tuple[str, ...]:
         """All answers that a row can have."""
-        return tuple(label.strip() for label in self.labels)
+        return tuple(map(_word, self.labels))
+
+
+HELD_OUT = Reason(
+    "decontaminated",
+    "left out, which are evaluation texts as well; data.classification.decontaminate=false "
+    "keeps them",
+)
+
+
+def _word(label: str) -> str:
+    """A label, or what stands for it in a file, with white space collapsed."""
+    return " ".join(label.split())
 
 
 def meaning(cfg: Config) -> dict[str, str]:
     """The label word for every value that the label field may hold, as text."""
+    words = cfg.choices
     if cfg.values:
-        return dict(zip(cfg.values, cfg.labels, strict=True))
-    numbers = {str(i): label for i, label in enumerate(cfg.labels)}
-    return numbers | {label: label for label in cfg.labels}
+        return dict(zip(map(_word, cfg.values), words, strict=True))
+    return {str(i): word for i, word in enumerate(words)} | {word: word for word in words}
 
 
 def label_of(record: Mapping[str, Any], cfg: Config, meant: Mapping[str, str]) -> str:
@@ -97,11 +115,12 @@ def label_of(record: Mapping[str, Any], cfg: Config, meant: Mapping[str, str]) -
     """
     value = record.get(cfg.label_field)
     found = None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what a column of whole numbers becomes if one is missing
     if isinstance(value, str | int) and not isinstance(value, bool):
-        found = meant.get(str(value).strip())
+        found = meant.get(_word(str(value)))
     if found is None:
-        got = "nothing" if value is None else repr(value)[:40]
         raise records.BadRowError(
-            f"{cfg.label_field}: expected one of {', '.join(meant)}; got {got}"
+            f"{cfg.label_field}: expected one of {', '.join(meant)}; got {records.found(value)}"
         )
     return found

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from lw_jax.errors import UserError
 
@@ -25,6 +25,7 @@ class Example:
         question: the question; "" if the anchor alone sets the task.
         answers: accepted answers; the first is trained on.
         level: level of a curriculum (facts: the number of sentences), else 0.
+        row_id: the id that the user's file gives the row; "" where it gives none.
     """
 
     id: str
@@ -33,6 +34,19 @@ class Example:
     question: str
     answers: tuple[str, ...]
     level: int = 0
+    row_id: str = ""
+
+
+class Remark(NamedTuple):
+    """Something that is said of rows, in one line.
+
+    Attributes:
+        level: whether the run can go on.
+        text: what is said.
+    """
+
+    level: Literal["ok", "warning", "error"]
+    text: str
 
 
 Group = Sequence[Example]

@@ -12,12 +12,13 @@ from annotated_types import Ge, Le
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
+from lw_jax.data.files import Names
 from lw_jax.data.halves import halves
 from lw_jax.data.overlap import RunIndex, normalised
 from lw_jax.data.rewritten import Augment, RewrittenRows
-from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reason, Reject, load, row_id, short_hash
 from lw_jax.errors import UserError
-from lw_jax.utils.bounds import Location, Name
+from lw_jax.utils.bounds import Name
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
@@ -27,11 +28,13 @@ class Config(FileSource):
     """GSM8K word problems.
 
     Args:
-        train, eval: local file (.jsonl, .json, .parquet; fields `question` and `answer`) or hub
-            name; eval null: `eval_share` of train is held out.
+        train, eval: local file or files (.jsonl, .json, .csv, .parquet; fields `question` and
+            `answer`) or hub name; eval null: `eval_share` of train is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of rows, sampled by the seed; null for all.
+        id_field: id of a row, given back in predictions.jsonl; null: `id`, where a row has one.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         task: what follows the problem: `readback` (the problem itself), `solve` (the worked
             solution) or `final` (its number); or `continue`: the problem's first half crosses,
             its second is written.
@@ -40,8 +43,8 @@ class Config(FileSource):
         augment: other names and numbers, only in the training split; for `readback`.
     """
 
-    train: Location = "openai/gsm8k"
-    eval: Location | None = "openai/gsm8k"
+    train: Names = "openai/gsm8k"
+    eval: Names | None = "openai/gsm8k"
     subset: Name | None = "main"
     task: Literal["readback", "solve", "final", "continue"] = "readback"
     decontaminate: Annotated[int, Ge(0), Le(1000)] = 13
@@ -80,7 +83,11 @@ class Config(FileSource):
             elif self.task != "readback":
                 answer = solution(record, self.task == "final")
             name = f"gsm8k-{short_hash(key)}"
-            yield key, Example(f"{name}/{Path(where).name}", name, context, "", (answer,))
+            own = row_id(self, record)
+            yield (
+                key,
+                Example(f"{name}/{Path(where).name}", name, context, "", (answer,), row_id=own),
+            )
 
         def whole(example: Example) -> str:
             rest = example.answers if self.task == "continue" else ()
@@ -91,14 +98,20 @@ class Config(FileSource):
             held_out = load(replace(self, eval_rows=None), "eval", parse)
             index = RunIndex((whole(group[0]) for group in held_out.groups), self.decontaminate)
 
-        def keep(example: Example) -> bool:
-            return index is None or index.shared(whole(example)) is None
+        near = Reason(
+            "decontaminated",
+            f"left out, which share {self.decontaminate} words in a row with an evaluation row; "
+            "data.gsm8k.decontaminate=0 keeps them",
+        )
 
-        read = load(self, split, parse, seed, level, keep)
+        def leave(example: Example) -> Reason | None:
+            return near if index is not None and index.shared(whole(example)) else None
+
+        read = load(self, split, parse, seed, level, leave)
         if split != "train" or not self.augment.rewritten:
             return read
         groups = [group[:1] for group in read.groups]
-        return RewrittenRows(groups, self.augment, seed, index, read.malformed, read.skipped)
+        return RewrittenRows(groups, self.augment, seed, index, read.malformed, read.account)
 
 
 def solution(record: Mapping[str, Any], final: bool = False) -> str:

@@ -6,7 +6,7 @@ al. 2024) train with it before the task.
 
 from __future__ import annotations
 
-from lw_jax.data.records import BadRowError
+from lw_jax.data.records import BadRowError, shown
 
 
 def halves(text: str) -> tuple[str, str]:
@@ -18,6 +18,8 @@ def halves(text: str) -> tuple[str, str]:
     text = text.strip()
     spaces = [i for i, char in enumerate(text) if char == " "]
     if not spaces:
-        raise BadRowError(f"expected two words or more, to continue from the first; got {text!r}")
+        raise BadRowError(
+            f"expected two words or more, to continue from the first; got {shown(text)}"
+        )
     cut = min(spaces, key=lambda i: abs(2 * i - len(text)))
     return text[:cut].rstrip(), text[cut:].lstrip()

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
-from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
-from lw_jax.utils.bounds import Location, Name
+from lw_jax.data.files import Names
+from lw_jax.data.source import FileSource, ListRows, Reject, load, row_id, short_hash
+from lw_jax.utils.bounds import Name
 
 LEVELS = {"easy": 1, "medium": 2, "hard": 3}
 
@@ -19,16 +20,18 @@ class Config(FileSource):
     """HotpotQA questions over several paragraphs.
 
     Args:
-        train, eval: local file (.json, .jsonl, .parquet) or hub name; eval null: `eval_share` of
-            train is held out.
+        train, eval: local file or files (.json, .jsonl, .parquet) or hub name; eval null:
+            `eval_share` of train is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of questions, sampled by the seed; null for all.
+        id_field: id of a question, given back in predictions.jsonl; null: `_id` or `id`.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         paragraphs: the context: the two `supporting` paragraphs, or `all` (with distractors).
     """
 
-    train: Location = "hotpotqa/hotpot_qa"
-    eval: Location | None = "hotpotqa/hotpot_qa"
+    train: Names = "hotpotqa/hotpot_qa"
+    eval: Names | None = "hotpotqa/hotpot_qa"
     subset: Name | None = "distractor"
     eval_split: Name = "validation"
     paragraphs: Literal["supporting", "all"] = "supporting"
@@ -39,8 +42,8 @@ class Config(FileSource):
         def parse(
             where: str, record: Mapping[str, Any], reject: Reject
         ) -> Iterator[tuple[str, Example]]:
-            question = records.text(record, "question")
-            answer = records.text(record, "answer")
+            question = records.text(record, "question", numbers=True)
+            answer = records.text(record, "answer", numbers=True)
             paragraphs = _paragraphs(record.get("context"))
             if self.paragraphs == "supporting":
                 titles = _titles(record.get("supporting_facts"))
@@ -49,11 +52,12 @@ class Config(FileSource):
             if not context:
                 raise records.BadRowError("context: none of the supporting paragraphs is there")
             name = f"hotpotqa-{short_hash(context)}"
-            number = record.get("_id") or record.get("id") or short_hash(question)
+            own = row_id(self, record)
+            number = own or short_hash(question)
             difficulty = LEVELS.get(str(record.get("level")), 0)
             yield (
                 context,
-                Example(f"{name}/{number}", name, context, question, (answer,), difficulty),
+                Example(f"{name}/{number}", name, context, question, (answer,), difficulty, own),
             )
 
         return load(self, split, parse, seed, level)
@@ -66,14 +70,20 @@ def _paragraphs(value: Any) -> list[tuple[str, str]]:
         if isinstance(titles, list) and isinstance(bodies, list) and len(titles) == len(bodies):
             value = list(zip(titles, bodies, strict=True))
     if not isinstance(value, list):
-        raise records.BadRowError(f"context: expected paragraphs, got {repr(value)[:40]}")
+        raise records.BadRowError(f"context: expected paragraphs, got {records.shown(value)}")
     made = []
     for pair in value:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[1], list):
             raise records.BadRowError(
-                f"context: expected [title, [sentences]], got {repr(pair)[:40]}"
+                f"context: expected [title, [sentences]], got {records.shown(pair)}"
             )
-        made.append((str(pair[0]), " ".join(" ".join(map(str, pair[1])).split())))
+        if not all(isinstance(part, str) for part in (pair[0], *pair[1])):
+            raise records.BadRowError(
+                f"context: expected a title and sentences, got {records.shown(pair)}"
+            )
+        title, body = pair[0], " ".join(pair[1])
+        made.append((title, records.sound(body, "context")))
+        records.sound(title, "context")
     return made
 
 
@@ -82,5 +92,5 @@ def _titles(value: Any) -> set[str]:
     if isinstance(value, Mapping):
         value = [[title] for title in value.get("title") or []]
     if not isinstance(value, list) or not all(isinstance(fact, list) and fact for fact in value):
-        raise records.BadRowError(f"supporting_facts: expected facts, got {repr(value)[:40]}")
+        raise records.BadRowError(f"supporting_facts: expected facts, got {records.shown(value)}")
     return {str(fact[0]) for fact in value}

@@ -8,8 +8,10 @@ from typing import Any
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
-from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
+from lw_jax.data.source import FileSource, ListRows, Reject, load, row_id, short_hash
 from lw_jax.utils.bounds import Name
+
+MOST_LEVEL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,16 @@ class Config(FileSource):
     """Rows with a context, a question and an answer, under field names of your own.
 
     Args:
-        train, eval: local file (.jsonl, .json, .parquet) or hub name; eval null: `eval_share` of
+        train, eval: local file (.jsonl, .json, .csv, .tsv, .parquet; text also as .gz), several of
+            them, a pattern (`data/*.jsonl`), a directory, or hub name; eval null: `eval_share` of
             train's contexts is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of contexts, sampled by the seed; null for all.
+        id_field: id of a row, given back as `row_id` in predictions.jsonl; null: `id` or `_id`,
+            where a row has one.
+        max_malformed: share of malformed rows that is tolerated (they are named and left out);
+            null: any but all.
         context_field: the text that crosses the wire.
         question_field: null: there is no question.
         answer_field: text, or a list of texts that all count as right; null: the context is read
@@ -49,7 +56,11 @@ class Config(FileSource):
             where: str, record: Mapping[str, Any], reject: Reject
         ) -> Iterator[tuple[str, Example]]:
             context = records.text(record, self.context_field)
-            question = records.text(record, self.question_field) if self.question_field else ""
+            question = (
+                records.text(record, self.question_field, numbers=True)
+                if self.question_field
+                else ""
+            )
             answers = (
                 (context,) if self.answer_field is None else _answers(record, self.answer_field)
             )
@@ -57,7 +68,15 @@ class Config(FileSource):
             number = short_hash(f"{question}\n{answers[0]}")
             yield (
                 context,
-                Example(f"{name}/{number}", name, context, question, answers, _level(record, self)),
+                Example(
+                    f"{name}/{number}",
+                    name,
+                    context,
+                    question,
+                    answers,
+                    _level(record, self),
+                    row_id(self, record),
+                ),
             )
 
         return load(self, split, parse, seed, level)
@@ -65,21 +84,19 @@ class Config(FileSource):
 
 def _answers(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = record.get(field)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return (str(value),)
     if not isinstance(value, list):
-        return (records.text(record, field),)
+        return (records.text(record, field, numbers=True),)
     if not value:
         raise records.BadRowError(f"{field}: expected text or a list of texts, got []")
-    return tuple(dict.fromkeys(records.text({field: text}, field) for text in value))
+    return tuple(dict.fromkeys(records.text({field: text}, field, numbers=True) for text in value))
 
 
 def _level(record: Mapping[str, Any], cfg: Config) -> int:
     if cfg.level_field is None:
         return 0
     value = record.get(cfg.level_field)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST_LEVEL:
         raise records.BadRowError(
-            f"{cfg.level_field}: expected a whole number, got {repr(value)[:40]}"
+            f"{cfg.level_field}: expected a whole number, got {records.shown(value)}"
         )
     return value

@@ -6,16 +6,27 @@ import re
 from collections.abc import Iterable
 
 WORD = re.compile(r"[a-z0-9]+")
+ANY_WORD = re.compile(r"\w+")
+
+
+def words_of(text: str) -> list[str]:
+    """The words in lower case: letters a to z and digits; of other scripts, all letters."""
+    found = WORD.findall(text.lower())
+    if text.isascii():
+        return found
+    every = ANY_WORD.findall(text.lower())
+    # Of a Chinese text only its numbers would be left, and all texts would seem to be alike.
+    return every if 2 * sum(map(len, found)) < sum(map(len, every)) else found
 
 
 def normalised(text: str) -> str:
     """Lower case, letters and digits only, single spaces."""
-    return " ".join(WORD.findall(text.lower()))
+    return " ".join(words_of(text))
 
 
 def runs(text: str, n: int) -> set[str]:
     """Every run of n words in a text; a shorter text is its own run."""
-    words = WORD.findall(text.lower())
+    words = words_of(text)
     return {" ".join(words[i : i + n]) for i in range(max(1, len(words) - n + 1))} - {""}
 
 

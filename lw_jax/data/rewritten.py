@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lw_jax.data.augment import excerpt, pieces, proper_names, rewrite
-from lw_jax.data.example import Example, rng_of
+from lw_jax.data.example import Example, Remark, rng_of
 from lw_jax.data.overlap import RunIndex
+from lw_jax.data.source import Account
 from lw_jax.utils.bounds import Checked, Share
 
 SIZE = 100_000_000
@@ -38,7 +39,7 @@ class RewrittenRows:
         held_out: runs of words that no rewritten text may contain; after some tries without success
             the text is not changed. None: nothing is held out.
         malformed: rows that the data set left out as malformed.
-        skipped: number of rows that the data set left out on purpose.
+        account: what became of the data set's records.
     """
 
     def __init__(
@@ -48,18 +49,23 @@ class RewrittenRows:
         seed: int,
         held_out: RunIndex | None = None,
         malformed: Sequence[str] = (),
-        skipped: int = 0,
+        account: Account = Account(),  # noqa: B008
     ) -> None:
         self.groups = groups
         self.augment = augment
         self.seed = seed
         self.held_out = held_out
         self.malformed = malformed
-        self.skipped = skipped
+        self.account = account
         texts = [group[0].context for group in groups]
         self.names = proper_names(texts)
         known = frozenset(self.names)
         self.pieces = [pieces(text, known) for text in texts]
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is said of the data set's rows that were left out."""
+        return self.account.remarks
 
     def __len__(self) -> int:
         return SIZE

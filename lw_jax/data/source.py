@@ -1,20 +1,23 @@
-"""From records to rows: splits, rows grouped by context, and a list of malformed rows."""
+"""From records to rows: splits, rows grouped by context, and an account of what was left out."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
 
-from annotated_types import Ge, Le, MaxLen
+from annotated_types import Ge, Le
 
-from lw_jax.data import records
+from lw_jax.data import files, records
 from lw_jax.data.base import DataSet
-from lw_jax.data.example import Example, Split, check_split
+from lw_jax.data.example import Example, Remark, Split, check_split
+from lw_jax.data.files import Names
 from lw_jax.errors import UserError
-from lw_jax.utils.bounds import Location, Name, Rows
+from lw_jax.utils.bounds import Name, Rows, Share
 
 Reject = Callable[[str, str], None]
 """Called with the place of a malformed row, and what is wrong."""
@@ -24,15 +27,32 @@ Parse = Callable[[str, Mapping[str, Any], Reject], Iterable[tuple[str, Example]]
 (an article, a passage). It may raise `records.BadRowError` to reject the whole record.
 """
 
+OWN_IDS = ("id", "_id")
+"""Fields that hold a row's id where `id_field` names none."""
+CAUSES = 3
+"""Causes of malformed rows that are shown, the most frequent first."""
+
+
+class Reason(NamedTuple):
+    """Why rows are left out on purpose.
+
+    Attributes:
+        name: in metrics.json.
+        said: what follows their number in a message, with the key that keeps them.
+    """
+
+    name: str
+    said: str
+
 
 @dataclass(frozen=True)
 class FileSource(DataSet):
     """Where rows come from; the base of the configs of data sets that are read.
 
     Args:
-        train: local file or hub name of the training rows.
-        eval: local file or hub name of the evaluation rows; null: `eval_share` of train is held
-            out.
+        train: local file, several of them, a pattern (`data/*.jsonl`), a directory, or hub name of
+            the training rows.
+        eval: the same of the evaluation rows; null: `eval_share` of train is held out.
         subset: subset of a hub data set.
         train_split: split of a hub data set for training rows.
         eval_split: split of a hub data set for evaluation rows.
@@ -40,10 +60,14 @@ class FileSource(DataSet):
         validation_share: share of train held out for validation.
         train_rows: maximum number of training rows, sampled by the seed; null for all.
         eval_rows: maximum number of evaluation rows, sampled by the seed; null for all.
+        id_field: the file's own id of a row, which predictions.jsonl gives back as `row_id`; null:
+            `id` or `_id`, where a row has one.
+        max_malformed: share of malformed rows that is tolerated (they are named and left out);
+            null: any but all.
     """
 
-    train: Annotated[str, MaxLen(4096)] = ""
-    eval: Location | None = None
+    train: Names = ""
+    eval: Names | None = None
     subset: Name | None = None
     train_split: Name = "train"
     eval_split: Name = "test"
@@ -51,34 +75,115 @@ class FileSource(DataSet):
     validation_share: Annotated[float, Ge(0), Le(0.5)] = 0.02
     train_rows: Rows | None = None
     eval_rows: Rows | None = None
+    id_field: Name | None = None
+    max_malformed: Share | None = None
 
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError("train: missing; give a local file or a hub name")
+        for name in ("train", "eval"):
+            given = getattr(self, name)
+            if given is not None and not all(files.several(given) or ("",)):
+                raise UserError(f"{name}: an empty name; give a local file or a hub name")
 
     @property
     def has_eval(self) -> bool:
         """Whether evaluation rows have their own file or split."""
         if self.eval is None:
             return False
-        same = self.eval == self.train
-        return not same or (not records.is_file(self.train) and self.eval_split != self.train_split)
+        same = files.resolved(self.eval) == files.resolved(self.train)
+        local = any(files.is_file(name) for name in files.several(self.train))
+        return not same or (not local and self.eval_split != self.train_split)
+
+    @property
+    def key(self) -> str:
+        """Where the config has it: `data.squad`."""
+        return f"data.{type(self).__module__.rpartition('.')[2]}"
+
+
+@dataclass(frozen=True)
+class Account:
+    """What became of the records of one split.
+
+    Attributes:
+        read: rows of the source, malformed ones included, whatever their split.
+        malformed: place and cause of every row that was left out as malformed.
+        left_out: number of rows that were left out on purpose, by the reason.
+        twice: place of every row that another row of the split equals in context, question and
+            answers, and the place of that row.
+        same_ids: ids that stand at rows which are not the same.
+    """
+
+    read: int = 0
+    malformed: Sequence[tuple[str, str]] = ()
+    left_out: Mapping[Reason, int] = field(default_factory=dict)
+    twice: Sequence[tuple[str, str]] = ()
+    same_ids: Sequence[str] = ()
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is said of it at the start of a stage, and by the doctor."""
+        found = []
+        if self.malformed:
+            found.append(Remark("warning", malformed_text(self.malformed, self.read)))
+        found += [Remark("ok", f"{count} {why.said}") for why, count in self.left_out.items()]
+        if self.twice:
+            where, first = self.twice[0]
+            found.append(
+                Remark(
+                    "warning",
+                    f"{_rows(len(self.twice))} twice (same context, question and answers) and "
+                    f"count twice: {where}, as {first}{_more(len(self.twice) - 1)}",
+                )
+            )
+        if self.same_ids:
+            found.append(
+                Remark(
+                    "warning",
+                    "ids that stand at several rows, so that predictions cannot be joined by "
+                    f"them: {len(self.same_ids)} ({self.same_ids[0][:40]!r}); id_field names "
+                    "another field",
+                )
+            )
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `data` of metrics.json."""
+        return {
+            "read": self.read,
+            "left_out": {why.name: count for why, count in self.left_out.items()},
+            "twice": len(self.twice),
+        }
 
 
 class ListRows:
     """Rows held in memory.
 
     Attributes:
+        groups: the contexts.
         malformed: rows that were left out as malformed.
-        skipped: number of rows that were left out on purpose.
+        account: what became of the records.
     """
 
     def __init__(
-        self, groups: list[tuple[Example, ...]], malformed: list[str], skipped: int = 0
+        self,
+        groups: list[tuple[Example, ...]],
+        malformed: list[str],
+        account: Account = Account(),
     ) -> None:
         self.groups = groups
         self.malformed = malformed
-        self.skipped = skipped
+        self.account = account
+
+    @property
+    def skipped(self) -> int:
+        """Number of rows that were left out on purpose."""
+        return sum(self.account.left_out.values())
+
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What is said of the rows that were left out."""
+        return self.account.remarks
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -93,7 +198,7 @@ def load(
     parse: Parse,
     seed: int = 0,
     level: int | None = None,
-    keep: Callable[[Example], bool] | None = None,
+    leave: Callable[[Example], Reason | None] | None = None,
 ) -> ListRows:
     """The rows of one split.
 
@@ -107,61 +212,188 @@ def load(
         parse: reads a record.
         seed: seed of the sample.
         level: only rows of this level; None: all.
-        keep: whether to keep an example; None: all are kept.
+        leave: why an example is left out, or None; None: all are kept.
 
     Raises:
-        UserError: what `records.read` raises, an unknown split, or nothing left.
+        UserError: what `records.read` raises, an unknown split, too many malformed rows, or nothing
+            left.
     """
     wanted = check_split(split)
-    own = wanted == "eval" and source.has_eval
+    has_eval = source.has_eval
+    own = wanted == "eval" and has_eval
     name = source.eval if own and source.eval else source.train
     part = source.eval_split if own else source.train_split
-    malformed: list[str] = []
+    _check_apart(source)
+    malformed: list[tuple[str, str]] = []
     groups: dict[str, list[Example]] = {}
-    skipped = 0
+    left_out: Counter[Reason] = Counter()
+    seen: dict[tuple[str, str, tuple[str, ...]], str] = {}
+    twice: list[tuple[str, str]] = []
+    ids: set[str] = set()
+    same_ids: dict[str, None] = {}
+    splits: Counter[Split] = Counter()
+    levels: set[int] = set()
+    fields: tuple[str, ...] = ()
+    read = 0
 
     def reject(where: str, why: str) -> None:
-        malformed.append(f"{where}: {why}")
+        malformed.append((where, why))
 
     for where, record in records.read(name, source.subset, part):
         try:
             if isinstance(record, records.BadRowError):
                 raise record
             if not isinstance(record, Mapping):
-                raise records.BadRowError(f"expected an object, got {repr(record)[:40]}")
+                raise records.BadRowError(f"expected an object, got {records.shown(record)}")
+            fields = fields or tuple(map(str, record))
             for key, example in parse(where, record, reject):
-                if not own and _split_of(key, source) != wanted:
+                read += 1
+                actual: Split = "eval" if own else _split_of(key, source, has_eval)
+                splits[actual] += 1
+                if actual != wanted:
                     continue
+                levels.add(example.level)
                 if level is not None and example.level != level:
                     continue
-                if keep is not None and not keep(example):
-                    skipped += 1
+                if leave is not None and (why := leave(example)) is not None:
+                    left_out[why] += 1
                     continue
+                content = example.context_id, example.question, example.answers
+                if content in seen:
+                    twice.append((where, seen[content]))
+                elif example.row_id in ids:
+                    same_ids[example.row_id] = None
+                seen.setdefault(content, where)
+                if example.row_id:
+                    ids.add(example.row_id)
                 groups.setdefault(example.context_id, []).append(example)
         except records.BadRowError as error:
             reject(where, str(error))
+    read += len(malformed)
+    account = Account(read, malformed, dict(left_out), twice, list(same_ids))
+    names = ", ".join(files.several(name))
     if not groups:
         of = "" if level is None else f" of level {level}"
-        first = f"; the first: {malformed[0]}" if malformed else ""
+        first = f"; the first: {': '.join(malformed[0])}" if malformed else ""
         raise UserError(
-            f"{name}: no row{of} in the split {wanted!r} ({len(malformed)} malformed{first})"
+            f"{names}: no row{of} in the split {wanted!r} ({len(malformed)} malformed{first})"
+            + _advice(source, wanted, own, level, levels, splits, account, fields)
+        )
+    most = source.max_malformed
+    if most is not None and len(malformed) > most * read:
+        raise UserError(
+            f"{source.key}.max_malformed: a share of {most:g} is tolerated; {names}: "
+            f"{malformed_text(malformed, read)}"
         )
     rows = [tuple(group) for group in groups.values()]
     size = source.train_rows if wanted == "train" else source.eval_rows
     if size is not None and size < len(rows):
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
-    return ListRows(rows, malformed, skipped)
+    return ListRows(rows, [f"{where}: {why}" for where, why in malformed], account)
+
+
+def malformed_text(malformed: Sequence[tuple[str, str]], read: int) -> str:
+    """Malformed rows in one line: how many, their share, and the most frequent causes.
+
+    Args:
+        malformed: place and cause of each.
+        read: number of rows, malformed ones included.
+    """
+    kinds: dict[str, list[str]] = {}
+    for where, why in malformed:
+        # what was found there does not make another cause
+        kind = re.split(r",? got |; got | at (?:byte|column|character) ", why)[0]
+        kinds.setdefault(kind, []).append(f"{where}: {why}")
+    common = sorted(kinds.values(), key=lambda said: -len(said))
+    parts = [f"{said[0]}{_more(len(said) - 1)}" for said in common[:CAUSES]]
+    if len(common) > CAUSES:
+        parts.append(f"{len(common) - CAUSES} other causes")
+    share = len(malformed) / max(1, read)
+    return f"{len(malformed)} malformed rows left out of {read} ({share:.2g}): {'; '.join(parts)}"
+
+
+def row_id(source: FileSource, record: Mapping[str, Any]) -> str:
+    """The file's own id of a row, or "".
+
+    Raises:
+        BadRowError: `id_field` names a field that holds none.
+    """
+    for name in OWN_IDS if source.id_field is None else (source.id_field,):
+        value = record.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # what a column of whole numbers becomes if one is missing
+        if isinstance(value, str) and value.strip():
+            return records.sound(value, name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if source.id_field is not None:
+            raise records.BadRowError(
+                f"{name}: expected an id, text or a whole number, got {records.found(value)}"
+            )
+    return ""
 
 
 def short_hash(text: str) -> str:
     """A text's name in ids."""
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
-def _split_of(key: str, source: FileSource) -> Split:
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+def _split_of(key: str, source: FileSource, has_eval: bool) -> Split:
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
-    held_out = 0.0 if source.has_eval else source.eval_share
+    held_out = 0.0 if has_eval else source.eval_share
     if place < held_out:
         return "eval"
     return "validation" if place < held_out + source.validation_share else "train"
+
+
+def _check_apart(source: FileSource) -> None:
+    """Raises UserError if some files are training's and evaluation's, and others are not."""
+    if source.eval is None or not source.has_eval:
+        return
+    local = [name for name in files.several(source.eval) if files.is_file(name)]
+    both = sorted(files.resolved(tuple(local)) & files.resolved(source.train))
+    if both:
+        raise UserError(
+            f"{source.key}.train: {both[0]} is a file of eval as well; name others, or set eval "
+            "to null to hold out a share of all"
+        )
+
+
+def _advice(
+    source: FileSource,
+    wanted: Split,
+    own: bool,
+    level: int | None,
+    levels: set[int],
+    splits: Counter[Split],
+    account: Account,
+    fields: Sequence[str],
+) -> str:
+    """What would give the split rows."""
+    if account.left_out:
+        return "; " + "; ".join(f"{n} {why.said}" for why, n in account.left_out.items())
+    if level is not None and levels:
+        return f"; there are levels {', '.join(map(str, sorted(levels)))}"
+    if account.malformed and not splits:
+        return f"; the rows have the fields {', '.join(fields)[:200]}" if fields else ""
+    if own or not splits:
+        return ""
+    shares = "" if source.has_eval else f"eval_share {source.eval_share:g} and "
+    why = (
+        f"; a hash of each context (or article) decides its split, and with {shares}"
+        f"validation_share {source.validation_share:g} none of {splits.total()} rows fell there: "
+    )
+    if wanted == "validation":
+        return f"{why}raise {source.key}.validation_share, or set eval_every: 0 (no evaluation)"
+    if wanted == "eval":
+        return f"{why}raise {source.key}.eval_share, or name rows of their own in {source.key}.eval"
+    return f"{why}lower the shares, or give more rows"
+
+
+def _rows(count: int) -> str:
+    return "1 row stands" if count == 1 else f"{count} rows stand"
+
+
+def _more(count: int) -> str:
+    return f" (and {count} more)" if count else ""

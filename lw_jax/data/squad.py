@@ -8,8 +8,13 @@ from typing import Any
 
 from lw_jax.data import records
 from lw_jax.data.example import Example
-from lw_jax.data.source import FileSource, ListRows, Reject, load, short_hash
-from lw_jax.utils.bounds import Location, Name, Word
+from lw_jax.data.files import Names
+from lw_jax.data.source import FileSource, ListRows, Reason, Reject, load, row_id, short_hash
+from lw_jax.utils.bounds import Name, Word
+
+UNANSWERABLE = Reason(
+    "unanswerable", "unanswerable left out; data.squad.unanswerable=TEXT keeps them"
+)
 
 
 @dataclass(frozen=True)
@@ -17,16 +22,18 @@ class Config(FileSource):
     """SQuAD v1.1 or v2 passages with their questions.
 
     Args:
-        train, eval: local file (the nested .json, or .jsonl and .parquet of flat rows) or hub
-            name; eval null: `eval_share` of train's articles is held out.
+        train, eval: local file or files (the nested .json, or .jsonl, .csv, .parquet of flat
+            rows) or hub name; eval null: `eval_share` of train's articles is held out.
         subset, train_split, eval_split: of a hub data set.
         eval_share, validation_share: shares of train held out (the first only without eval rows).
         train_rows, eval_rows: maximum number of passages, sampled by the seed; null for all.
+        id_field: id of a question, given back in predictions.jsonl; null: `id`.
+        max_malformed: share of malformed rows that is tolerated; null: any but all.
         unanswerable: the answer to v2's questions without one; null leaves them out.
     """
 
-    train: Location = "rajpurkar/squad"
-    eval: Location | None = "rajpurkar/squad"
+    train: Names = "rajpurkar/squad"
+    eval: Names | None = "rajpurkar/squad"
     eval_split: Name = "validation"
     unanswerable: Word | None = None
 
@@ -38,21 +45,21 @@ class Config(FileSource):
         ) -> Iterator[tuple[str, Example]]:
             for place, title, context, question in _questions(where, record, reject):
                 try:
-                    yield from _example(title, context, question, self.unanswerable)
+                    yield from _example(self, title, context, question)
                 except records.BadRowError as error:
                     reject(place, str(error))
 
-        def keep(example: Example) -> bool:
-            return bool(example.answers)
+        def leave(example: Example) -> Reason | None:
+            return None if example.answers else UNANSWERABLE
 
-        return load(self, split, parse, seed, level, keep)
+        return load(self, split, parse, seed, level, leave)
 
 
 def _questions(
     where: str, record: Mapping[str, Any], reject: Reject
 ) -> Iterator[tuple[str, str, Any, Any]]:
     """(where, title, context, question record) of an article, or of one flat row."""
-    title = str(record.get("title") or "")
+    title = records.text(record, "title") if record.get("title") else ""
     if "paragraphs" not in record:
         yield where, title, record.get("context"), record
         return
@@ -60,28 +67,26 @@ def _questions(
         place = f"{where}.paragraphs[{number}]"
         try:
             if not isinstance(paragraph, Mapping):
-                raise records.BadRowError(f"expected an object, got {repr(paragraph)[:40]}")
+                raise records.BadRowError(f"expected an object, got {records.shown(paragraph)}")
             for index, question in enumerate(_list(paragraph, "qas")):
                 yield f"{place}.qas[{index}]", title, paragraph.get("context"), question
         except records.BadRowError as error:
             reject(place, str(error))
 
 
-def _example(
-    title: str, passage: Any, question: Any, unanswerable: str | None
-) -> Iterator[tuple[str, Example]]:
+def _example(cfg: Config, title: str, passage: Any, question: Any) -> Iterator[tuple[str, Example]]:
     if not isinstance(question, Mapping):
-        raise records.BadRowError(f"expected an object, got {repr(question)[:40]}")
+        raise records.BadRowError(f"expected an object, got {records.shown(question)}")
     context = records.text({"context": passage}, "context")
-    asked = records.text(question, "question")
+    asked = records.text(question, "question", numbers=True)
     texts = _answers(question)
-    if not texts and unanswerable is not None:
-        texts = (unanswerable,)
-    name = short_hash(context)
-    number = question.get("id") or short_hash(asked)
+    if not texts and cfg.unanswerable is not None:
+        texts = (cfg.unanswerable,)
+    name, own = short_hash(context), row_id(cfg, question)
+    number = own or short_hash(asked)
     yield (
         title or context,
-        Example(f"squad-{name}/{number}", f"squad-{name}", context, asked, texts),
+        Example(f"squad-{name}/{number}", f"squad-{name}", context, asked, texts, row_id=own),
     )
 
 
@@ -97,11 +102,11 @@ def _answers(question: Mapping[str, Any]) -> tuple[str, ...]:
         ]
     if not texts and not isinstance(answers, Mapping) and not question.get("is_impossible"):
         raise records.BadRowError("answers: empty, and is_impossible is not true")
-    return tuple(dict.fromkeys(records.text({"answers": text}, "answers") for text in texts))
+    return tuple(dict.fromkeys(records.text({"answers": text}, "answers", True) for text in texts))
 
 
 def _list(record: Mapping[str, Any], field: str) -> list[Any]:
     value = record.get(field)
     if not isinstance(value, list):
-        raise records.BadRowError(f"{field}: expected a list, got {repr(value)[:40]}")
+        raise records.BadRowError(f"{field}: expected a list, got {records.shown(value)}")
     return value

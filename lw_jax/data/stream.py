@@ -23,6 +23,8 @@ Item = TypeVar("Item")
 Item_co = TypeVar("Item_co", covariant=True)
 Batch = TypeVar("Batch")
 
+TRIES = 1000
+"""Batches that are drawn for a step until one has a row that can be used."""
 IN_MEMORY = 2**20
 """Up to this many rows, the order of an epoch is held in memory."""
 
@@ -51,6 +53,8 @@ class Stream(Generic[Item, Batch]):
         questions: number of questions on each context in a step, chosen at random, repeated if a
             context has fewer. 0: all of them, as the rows give them.
         workers: processes that prepare batches ahead; 0: a thread does.
+        usable: whether a batch has a row that can be used; for one that has none others are drawn.
+            None: every batch can be used. Picklable if there are workers.
     """
 
     rows: Groups[Item]
@@ -60,6 +64,7 @@ class Stream(Generic[Item, Batch]):
     stage: str = ""
     questions: int = 1
     workers: int = 0
+    usable: Callable[[Batch], bool] | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -79,11 +84,16 @@ class Stream(Generic[Item, Batch]):
             return [int(_permutation(n, self._key, epoch)[place]) for epoch, place in places]
         return [self._large[epoch * n + place] for epoch, place in places]
 
-    def items(self, step: int) -> list[tuple[Item, ...]]:
-        """The input of `collate` in a step: the rows, each with `questions` of its items."""
-        rng = random.Random(f"{self.seed}/{self.stage}/{step}")
+    def items(self, step: int, again: int = 0) -> list[tuple[Item, ...]]:
+        """The input of `collate` in a step: the rows, each with `questions` of its items.
+
+        Args:
+            step: the step.
+            again: how often rows were drawn for it before; the first are those of `indices`.
+        """
+        rng = random.Random(f"{self.seed}/{self.stage}/{step}" + (f"/{again}" if again else ""))
         picked = []
-        for index in self.indices(step):
+        for index in self._others(rng) if again else self.indices(step):
             group = self.rows[index]
             if self.questions and len(group) != self.questions:
                 order = rng.sample(group, len(group))
@@ -92,8 +102,26 @@ class Stream(Generic[Item, Batch]):
         return picked
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: a pure function of (seed, stage, step)."""
-        return self.collate(self.items(step))
+        """The batch of a step: a pure function of (seed, stage, step).
+
+        A step without a row would be no step: such a batch is drawn again.
+
+        Raises:
+            UserError: no batch of many has a row that can be used.
+        """
+        for again in range(TRIES):
+            made = self.collate(self.items(step, again))
+            if self.usable is None or self.usable(made):
+                return made
+        raise UserError(
+            f"data: none of {TRIES} batches for step {step + 1} of {self.stage} has a row that is "
+            "short enough; raise layout.max_tokens, or give shorter texts"
+        )
+
+    def _others(self, rng: random.Random) -> list[int]:
+        """The rows of a batch that is drawn again."""
+        n, size = len(self.rows), self.batch_size
+        return rng.sample(range(n), size) if n >= size else rng.choices(range(n), k=size)
 
     def iterate(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """The batches of steps start, start + 1, ..., stop - 1, prepared ahead; same as `batch`."""

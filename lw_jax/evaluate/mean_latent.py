@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lw_jax.data.example import Example
+from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import Batch, EvalContext
 from lw_jax.text.collate import Batch as HostBatch
 from lw_jax.text.collate import Collate
@@ -44,6 +45,9 @@ def measure(
 
     The last is the mean of all slots; it stands for those that no context given has, as longer
     texts may. `put` lays a batch on the mesh.
+
+    Raises:
+        UserError: all contexts are too long.
     """
     total = count = np.zeros((), np.float32)
     size = min(batch_size, len(groups))
@@ -51,7 +55,12 @@ def measure(
         batch = collate([group[:1] for group in groups[begin : begin + size]])
         sums, counts = jax.device_get(_sums(ctx, put(batch)))
         total, count = total + sums, count + counts
-    mean = total.sum(axis=0) / max(count.sum(), 1)
+    if not count.any():
+        raise UserError(
+            f"layout.max_tokens: all of {len(groups)} training contexts are longer, and the method "
+            "mean needs some; raise it, or give shorter texts"
+        )
+    mean = total.sum(axis=0) / count.sum()
     own = np.where(count[:, None] > 0, total / np.maximum(count, 1)[:, None], mean)
     return np.asarray([*own, mean], np.float32)
 

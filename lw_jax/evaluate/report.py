@@ -188,6 +188,7 @@ def predictions(
     for i, example in enumerate(examples):
         yield {
             "id": example.id,
+            **({"row_id": example.row_id} if example.row_id else {}),
             "context_id": example.context_id,
             "level": example.level,
             "context": example.context,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lw_jax.data.prefetch import ahead
+from lw_jax.errors import UserError
 from lw_jax.pretrain.mixture import MixtureRows, TextTask
 from lw_jax.text.layout import head_ids, message_text, split_joint
 from lw_jax.text.layout_config import LayoutConfig
@@ -94,7 +95,10 @@ class Texts:
         while len(texts) < wanted:
             # groups use disjoint ranges of the mixture: at most every second text may be left out
             if drawn == 2 * wanted:
-                raise ValueError(f"more than half of the texts exceed {self.max_tokens} tokens")
+                raise UserError(
+                    f"max_tokens: more than half of the texts have more than {self.max_tokens} "
+                    "tokens; raise it"
+                )
             text = tokenise(self.tokenizer, self.mixture[2 * wanted * number + drawn])
             drawn += 1
             if text is not None and len(text.ids) <= self.max_tokens:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 from lw_jax.data import gsm8k
 from lw_jax.data.augment import Piece, excerpt, pieces, proper_names, rewrite
-from lw_jax.data.example import Example, check_split, rng_of
+from lw_jax.data.example import Example, Remark, check_split, rng_of
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 from lw_jax.utils.checks import at_least
@@ -87,14 +87,15 @@ def mixture(
     named = check_split(split)
     texts: list[tuple[str, str]] = []
     malformed: Sequence[str] = ()
+    remarks: Sequence[Remark] = ()
     if shares.gsm8k_copy or shares.gsm8k_solve:
         if problems is None:
             raise UserError("gsm8k_train: missing; gsm8k_copy and gsm8k_solve need its rows")
         read = replace(problems, task="solve").rows(named, seed)
         texts = [(group[0].context, group[0].answers[0]) for group in read.groups]
-        malformed = read.malformed
+        malformed, remarks = read.malformed, read.remarks
     facts = FactsRows(named, seed, levels, size, questions, shared=shared)
-    return MixtureRows(shares, facts, texts, malformed)
+    return MixtureRows(shares, facts, texts, malformed, remarks)
 
 
 class MixtureRows:
@@ -106,10 +107,12 @@ class MixtureRows:
         facts: FactsRows,
         problems: Sequence[tuple[str, str]],
         malformed: Sequence[str] = (),
+        remarks: Sequence[Remark] = (),
     ) -> None:
         self.facts = facts
         self.copied = FactsRows(facts.split, facts.seed, facts.levels, facts.size, task="readback")
         self.malformed = malformed
+        self.remarks = tuple(remarks)
         self.tasks = [(f.name, getattr(shares, f.name)) for f in fields(shares)]
         self.total = sum(share for _, share in self.tasks)
         names = proper_names(text for pair in problems for text in pair)

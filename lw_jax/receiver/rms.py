@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from lw_jax.errors import UserError
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.frozen import FrozenDecoder
@@ -46,8 +47,14 @@ def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, A
 
 
 def measure_rms(model: FrozenDecoder, ids: Array, lengths: Array) -> ModelDims:
-    """Sizes and RMS of a receiver on texts ids [B, T] with lengths [B]."""
+    """Sizes and RMS of a receiver on texts ids [B, T] with lengths [B].
+
+    Raises:
+        UserError: the texts have no token.
+    """
     arch = model.arch
+    if not np.any(np.asarray(lengths)):
+        raise UserError("layout.max_tokens: no token is left to measure a receiver on; raise it")
     embed, keys, values = (np.sqrt(np.asarray(x)) for x in _squares(model, ids, lengths))
     return ModelDims(
         width=arch.width,

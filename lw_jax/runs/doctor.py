@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
-from lw_jax.data.example import Example
+from lw_jax.data.example import Example, Rows
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.mesh import make_mesh, mesh_shape
-from lw_jax.models.arch import Arch
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.spec import SENDER, FrozenSpec
@@ -34,9 +33,10 @@ from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
 from lw_jax.runs.ready import check_free, check_start, traced
+from lw_jax.runs.rows import beyond_models, leaks, lengths_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import layout_at
-from lw_jax.text.collate import by_key, measure
+from lw_jax.text.collate import Collate, Lengths, by_key, measure
 from lw_jax.text.layout import check_labels, check_reading
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import stop_strings, unwritable
@@ -70,6 +70,7 @@ class Examination:
         specs: the models that could be opened, by name.
         groups: rows of the stages: training rows, if there are any.
         asked: rows of every evaluate stage.
+        loaded: all rows that were read, by stage, with the key of the data and what they are for.
         sizes: static lengths that hold the rows, as `lw_jax.text.collate.measure` gives them.
     """
 
@@ -79,6 +80,7 @@ class Examination:
     specs: dict[str, FrozenSpec] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)
     asked: dict[str, list[Any]] = field(default_factory=dict)
+    loaded: list[tuple[str, str, str, Rows]] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
 
     def note(self, level: Literal["ok", "warning", "error"], key: str, text: str) -> None:
@@ -164,6 +166,8 @@ def examine(
                 seen.note("ok", key, text if one.taps else "the text itself, no sender")
                 _taps(seen, key, name)
     _rows(seen)
+    if config.bridge is not None and seen.sound:
+        _lengths(seen)
     if config.bridge is not None and seen.sound and seen.groups:
         _layout(seen)
         if seen.sound:
@@ -338,7 +342,7 @@ def _weights(seen: Examination) -> None:
 
 def _rows(seen: Examination) -> None:
     """Reads the rows of every stage."""
-    config = seen.config
+    config, load = seen.config, cache(load_rows)
     for name, stage in config.stages.items():
         for kind, cfg in chosen(stage).items():
             if kind == "pretrain":
@@ -348,7 +352,7 @@ def _rows(seen: Examination) -> None:
             key = "data" if data is config.data else f"stages.{name}.{kind}.data"
             for split, level in _splits(kind, cfg):
                 with seen.trying(key):
-                    rows = load_rows(data, split, config.seed, level)
+                    rows = load(data, split, config.seed, level)
                     groups = sample(rows, CHECKED_ROWS)
                     seen.groups += groups if split == "train" or not seen.groups else []
                     if kind == "evaluate":
@@ -368,9 +372,12 @@ def _rows(seen: Examination) -> None:
                             f"{len(rows)} context in the split 'validation', and the quick "
                             f"evaluation of stages.{name} needs two; set its eval_every to 0"
                         )
-                    if rows.malformed:
-                        text = f"{len(rows.malformed)} malformed rows left out: {rows.malformed[0]}"
-                        seen.note("warning", key, text)
+                    seen.loaded.append((name, key, f"{of.strip()} to {split}".strip(), rows))
+                    said = remarks_of(rows)
+                    if kind == "evaluate":
+                        said += leaks(config, name, rows, load)
+                    for remark in said:
+                        seen.note(remark.level, key, remark.text)
             begun = {"init_from": getattr(cfg, "init_from", None)}
             begun |= {f"rivals.{n}": d for n, d in getattr(cfg, "rivals", {}).items()}
             for of, start in begun.items():
@@ -381,6 +388,23 @@ def _rows(seen: Examination) -> None:
                         "or of an exported bridge"
                     )
                     seen.note("error", f"stages.{name}.{kind}.{of}", text)
+
+
+def _lengths(seen: Examination) -> None:
+    """Says how many contexts are too long."""
+    config = seen.config
+    assert config.bridge is not None
+    sources = tokenizers_of(config.bridge, seen.specs)
+    receivers = {n: seen.specs[n].tokenizer for n in config.receivers}
+    for name, key, which, rows in seen.loaded:
+        with seen.trying(key):
+            stage = config.stages[name]
+            layout = stage.train.layout if stage.train else None
+            if stage.evaluate is not None:
+                layout = stage.evaluate.layout or layout_at(config, before=name)
+            found = lengths_of(rows, layout or config.layout, sources, receivers, which)
+            if found is not None:
+                seen.note(found.level, f"stages.{name}", found.text)
 
 
 def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
@@ -402,6 +426,8 @@ def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
         with seen.trying(f"{key}.gsm8k_{split}"):
             rows = source.rows(split)
             seen.note("ok", f"{key}.gsm8k_{split}", f"{len(rows)} problems")
+            for remark in rows.remarks:
+                seen.note(remark.level, f"{key}.gsm8k_{split}", remark.text)
 
 
 def _layout(seen: Examination) -> None:
@@ -425,19 +451,11 @@ def _layout(seen: Examination) -> None:
         assert config.bridge is not None
         sources = tokenizers_of(config.bridge, seen.specs)
         seen.sizes = measure(config.layout, sources, receivers, seen.groups, limit).sizes
-        views = config.bridge.views.items()
+        collate = Collate(config.layout, sources, receivers, Lengths(seen.sizes))
+        archs = {n: seen.specs[n].arch for n in receivers}
         sender = sender_arch(seen.specs)
-        archs = {config.bridge.batch_key(n): sender for n, s in views if s.reads_sender}
-        archs |= {f"{n}/context": seen.specs[n].arch for n in receivers}
-        for part, arch in archs.items():
-            if isinstance(arch, Arch) and seen.sizes[part] > arch.max_positions:
-                name = part.partition("/")[0].replace(SOURCE, "sender")
-                seen.note(
-                    "warning",
-                    "layout.max_tokens",
-                    f"texts have up to {seen.sizes[part]} tokens; {name} was made for "
-                    f"{arch.max_positions}: set a limit",
-                )
+        for remark in beyond_models(config.bridge, collate, seen.groups, sender, archs):
+            seen.note(remark.level, "layout.max_tokens", remark.text)
 
 
 def _gold_answers(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import to_dict
 from lw_jax.config.schema import Config
-from lw_jax.data.example import Group
+from lw_jax.data.example import Group, Rows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
@@ -33,6 +33,7 @@ from lw_jax.runs.frozen import (
     tokenizers_of,
 )
 from lw_jax.text.collate import Collate, by_key, measure
+from lw_jax.text.fit import length_remark
 from lw_jax.text.layout import check_labels, check_reading, prompts_of, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
@@ -158,14 +159,16 @@ def open_pipeline(
         )
     receivers = make_receivers(config, specs, _loading(session, mesh))
     if rows or measured is None:
-        groups = sample(load_rows(config.data, "train", config.seed), CHECKED_ROWS)
+        training = load_rows(config.data, "train", config.seed)
+        groups = sample(training, CHECKED_ROWS)
         checked = [e for group in groups for e in group]
         for tokenizer in tokenizers.values():
             check_labels(config.layout, tokenizer, checked)
         for source in by_key(tokenizers_of(config.bridge, senders)).values():
             check_reading(config.layout, source, checked)
         if measured is None:
-            measured = _receiver_rms(config.layout, receivers, tokenizers, groups[:RMS_ROWS])
+            fitting = _fitting(config.layout, tokenizers, groups[:RMS_ROWS], training)
+            measured = _receiver_rms(config.layout, receivers, tokenizers, fitting)
         if run_dir is not None and rows:
             receiver_rms.save(run_dir, measured, own)
     return Pipeline(
@@ -256,6 +259,27 @@ def _loading(session: Session, mesh: Mesh) -> Make:
 def _models_of(config: Config) -> dict[str, ModelConfig]:
     """The frozen models that a config names."""
     return ({} if config.sender is None else {SENDER: config.sender}) | config.receivers
+
+
+def _fitting(
+    layout: LayoutConfig, tokenizers: dict[str, Tokenizer], few: Sequence[Group], rows: Rows
+) -> Sequence[Group]:
+    """The contexts that the receivers are measured on: `few`, unless all of them are too long.
+
+    Raises:
+        UserError: all that are looked at are too long.
+    """
+    for groups in (few, sample(rows, MEASURED_ROWS)):
+        one = [group[:1] for group in groups]
+        lengths = measure(layout, None, tokenizers, one, layout.max_tokens)
+        if lengths.long < lengths.contexts:
+            if groups is few:
+                return few
+            fits = Collate(layout, None, tokenizers, lengths)(one)["valid"]
+            return [group for group, fit in zip(groups, fits, strict=True) if fit][:RMS_ROWS]
+    remark = length_remark(lengths, layout.max_tokens, len(rows), "to train on")
+    assert remark is not None  # all are too long
+    raise UserError(f"layout.max_tokens: {remark.text}")
 
 
 def _receiver_rms(

@@ -28,8 +28,10 @@ from lw_jax.models.frozen import FrozenModels
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
+from lw_jax.runs.rows import remarks_of, report
 from lw_jax.runs.session import identity, open_pipeline
 from lw_jax.sources.pca import Pca, fit
+from lw_jax.text.fit import length_remark
 from lw_jax.train.progress import Display
 from lw_jax.types import Array
 from lw_jax.utils.signals import termination
@@ -48,10 +50,14 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
     """
     config = run.config
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
-    groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), cfg.rows)]
+    rows = load_rows(config.data, "train", config.seed)
+    groups = [group[:1] for group in sample(rows, cfg.rows)]
     path, mine = path_of(run.run_dir, name), identity(config, name, pipeline)
     found, start = statistics.load_part(path, mine)
     collate = pipeline.collate(groups)
+    lengths, limit = collate.lengths, pipeline.layout.max_tokens
+    measured = [*remarks_of(rows), length_remark(lengths, limit, len(groups), "to measure on")]
+    report(run.console, f"stages.{name}", measured)
     with termination() as terminated, Display(name, start, len(groups)) as display:
         if start:
             display.say(f"resumed after row {start} of {len(groups)}")

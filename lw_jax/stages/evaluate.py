@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Group
 from lw_jax.data.load import data_set, load_rows, sample
+from lw_jax.errors import UserError
 from lw_jax.evaluate import compression, examples, mean_latent, probe, relay, report, rescore
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.candidates import answering, candidates_of
@@ -33,8 +34,12 @@ from lw_jax.models.spec import SENDER
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
+from lw_jax.runs.rows import account_of, leaks, remarks_of
+from lw_jax.runs.rows import report as say
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
+from lw_jax.text.collate import Lengths
+from lw_jax.text.fit import length_remark
 from lw_jax.text.layout import written
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import stop_strings, unwritable
@@ -72,6 +77,15 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     examples = drawn
     for readers in (collate, *(other.collate for other in bridges)):
         examples = rows.usable(examples, readers)
+    left = Lengths(contexts=len(drawn), long=len(drawn) - len(examples))
+    remarks = [*remarks_of(source), *leaks(run.config, name, source)]
+    found = [*remarks, length_remark(left, layout.max_tokens, len(drawn), "to evaluate")]
+    say(run.console, f"stages.{name}", found)
+    if left.long and len({e.context_id for e in examples}) < 2:
+        raise UserError(
+            f"layout.max_tokens: {left.long} of {len(drawn)} rows are longer, and one context is "
+            "left, which cannot be compared with another; raise it, or evaluate more rows"
+        )
     wanted = [method(n) for n in cfg.all_methods]
     trained = None
     if any(m.needs_bridge for m in wanted):
@@ -92,6 +106,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         {g.name: [g.trained.digest, asdict(g.pipeline.layout)] for g in bridges},
     )
     warnings = _unlike_training(layout, trained)
+    warnings += [f"WARNING data: {one.text}" for one in remarks if one.level == "warning"]
     short = {
         n: unwritable(layout, t, examples, cfg.decode.max_new_tokens, stop)
         for n, t in pipeline.receivers.items()
@@ -162,7 +177,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "warnings": warnings,
         "stage": name,
         "versions": versions(),
-        "data": data(asked, len(drawn) - len(examples), source.malformed, candidates),
+        "data": data(asked, len(drawn) - len(examples), source.malformed, candidates)
+        | account_of(source),
         "decode": {
             "max_new_tokens": cfg.decode.max_new_tokens,
             "stop": list(stop),
@@ -270,6 +286,10 @@ def _probe(
     train = examples.choose(source, cfg.probe.rows, cfg.seed)
     if pipeline.layout.max_tokens is not None:
         train = examples.usable(train, pipeline.collate([(e,) for e in train]))
+    if not train:
+        raise UserError(
+            "layout.max_tokens: all training rows are longer, and the probe needs some; raise it"
+        )
     return probe.probe(pipeline, cfg.probe, train, asked, cfg.batch_size)
 
 

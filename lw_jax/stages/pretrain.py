@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from lw_jax.config.parse import to_dict
 from lw_jax.data import gsm8k
+from lw_jax.data.example import Remark
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.config import ModelConfig
@@ -29,6 +30,8 @@ from lw_jax.pretrain.model_card import minutes, model_card
 from lw_jax.pretrain.step import make_step
 from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
 from lw_jax.runs.directory import Run
+from lw_jax.runs.rows import report
+from lw_jax.text.fit import MANY
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.loop import Job, fit
 from lw_jax.train.optimiser import make_optimiser
@@ -67,6 +70,12 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
             f"stages.{name}.pretrain.max_tokens: {skipped:.0%} of the texts have more than "
             f"{cfg.max_tokens} tokens; raise it"
         )
+    remarks = list(rows.remarks)
+    if skipped:
+        words = f"{skipped:.1%} of the texts have more than max_tokens={cfg.max_tokens} tokens"
+        level: Literal["ok", "warning"] = "warning" if skipped >= MANY else "ok"
+        remarks.append(Remark(level, f"{words}, and are left out"))
+    report(run.console, f"stages.{name}.pretrain", remarks)
     state = _train(run, name, cfg, arch, texts)
 
     out = Path(cfg.out)

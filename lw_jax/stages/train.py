@@ -13,18 +13,22 @@ import numpy as np
 from lw_jax.bridge.config import normaliser, pca
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import Config, calibrate_before
-from lw_jax.data.example import Example
+from lw_jax.data.example import Example, Remark, Rows
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.data.stream import Stream
+from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
-from lw_jax.runs.session import MEASURED_ROWS, identity, open_pipeline
+from lw_jax.runs.rows import beyond_models, remarks_of, report
+from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, identity, open_pipeline
 from lw_jax.runs.trained import load_trained
 from lw_jax.sources.normaliser import fill as fill_normaliser
 from lw_jax.sources.pca import fill as fill_pca
 from lw_jax.stages import calibrate
+from lw_jax.text.collate import Collate, has_row
+from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
@@ -77,7 +81,19 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         return step_of(plan(step), phase.ratio)
 
     streams = [_stream(pipeline, cfg, config.data, config.seed, name, p) for p in parts]
-    quick = _quick_evaluation(pipeline, objectives, config, cfg) if cfg.eval_every else None
+    for phase, stream in zip(parts, streams, strict=True):
+        report(run.console, f"stages.{name}", _remarks(pipeline, phase, stream))
+    quick = None
+    if cfg.eval_every:
+        groups = _validation(pipeline, config, cfg)
+        quick = QuickEvaluation(
+            pipeline,
+            groups,
+            objectives,
+            cfg.steps,
+            cfg.batch_size // cfg.accumulate,
+            stop=answer_stop(config, cfg),
+        )
 
     def prepare(state: TrainState, start: int) -> None:
         programs = AheadOfTime()
@@ -159,7 +175,24 @@ def _stream(
         stage=f"{name}/{phase.index}",
         questions=cfg.questions,
         workers=cfg.workers,
+        usable=has_row,
     )
+
+
+def _remarks(pipeline: Pipeline, phase: Phase, stream: Stream) -> list[Remark | None]:
+    """What is said of a phase's rows before its first step."""
+    assert isinstance(stream.collate, Collate)
+    which = "to train on" if phase.level is None else f"of level {phase.level} to train on"
+    lengths, limit = stream.collate.lengths, pipeline.layout.max_tokens
+    frozen, bridge = pipeline.frozen, pipeline.bridge.config
+    sender = None if frozen.sender is None else frozen.sender.arch
+    archs = {name: model.arch for name, model in frozen.receivers.items()}
+    rows: Any = stream.rows
+    return [
+        *remarks_of(rows),
+        length_remark(lengths, limit, len(rows), which),
+        *beyond_models(bridge, stream.collate, sample(rows, CHECKED_ROWS), sender, archs),
+    ]
 
 
 def _batches(
@@ -172,12 +205,36 @@ def _batches(
                 yield put_batch(pipeline.mesh, batch)
 
 
-def _quick_evaluation(
-    pipeline: Pipeline, objectives: Any, config: Config, cfg: TrainConfig
-) -> QuickEvaluation:
+def _validation(pipeline: Pipeline, config: Config, cfg: TrainConfig) -> list[tuple[Example, ...]]:
+    """The contexts of the quick evaluation: different ones, of which two or more are short enough.
+
+    Raises:
+        UserError: there are no two.
+    """
     rows = load_rows(config.data, "validation", config.seed)
     count = min(cfg.eval_rows, len(rows))
-    order = np.random.default_rng(config.seed).permutation(len(rows))[: 4 * count]
+    order = np.random.default_rng(config.seed).permutation(len(rows))
+    groups = _different(rows, order[: 4 * count], count)
+    fits = _fit(pipeline, groups)
+    if fits.sum() < min(2, len(groups)):
+        more = _different(rows, order[:MEASURED_ROWS], MEASURED_ROWS)
+        fitting = _fit(pipeline, more)
+        groups = [group for group, fit in zip(more, fitting, strict=True) if fit][:count]
+        fits = np.ones(len(groups), bool)
+    if not fits[: cfg.batch_size // cfg.accumulate].any():  # the gradients' rows
+        order = np.argsort(~fits, kind="stable")
+        groups = [groups[int(i)] for i in order]
+    if len(groups) < 2 <= cfg.eval_rows:
+        raise UserError(
+            f"data: {len(groups)} of {len(rows)} contexts in the split 'validation' can be used by "
+            "the quick evaluation, which needs two: raise data's validation_share (or "
+            "layout.max_tokens), or set eval_every: 0 (no evaluation)"
+        )
+    return groups
+
+
+def _different(rows: Rows, order: np.ndarray, count: int) -> list[tuple[Example, ...]]:
+    """The first contexts of an order, each once."""
     groups: list[tuple[Example, ...]] = []
     seen: set[str] = set()
     for i in order:
@@ -185,9 +242,13 @@ def _quick_evaluation(
         if group[0].context_id not in seen and len(groups) < count:
             seen.add(group[0].context_id)
             groups.append(group)
-    microbatch = cfg.batch_size // cfg.accumulate
-    stop = answer_stop(config, cfg)
-    return QuickEvaluation(pipeline, groups, objectives, cfg.steps, microbatch, stop=stop)
+    return groups
+
+
+def _fit(pipeline: Pipeline, groups: list[tuple[Example, ...]]) -> np.ndarray:
+    """Which contexts [n] are not too long."""
+    one = [group[:1] for group in groups]
+    return np.asarray(pipeline.collate(one)(one)["valid"])
 
 
 def answer_stop(config: Config, cfg: TrainConfig) -> tuple[str, ...]:

@@ -60,9 +60,13 @@ class Lengths:
 
     Attributes:
         sizes: tokens of `source`, and of `<receiver>/context`, `/ask` and `/answer`.
+        contexts: number of contexts that were measured.
+        long: number of them that are longer than `limit_of` allows.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
+    contexts: int = 0
+    long: int = 0
 
     def __getitem__(self, key: str) -> int:
         return self.sizes[key]
@@ -94,7 +98,10 @@ class Collate:
 
         def put(key: str, rows: Sequence[Sequence[int] | None], repeat: int) -> None:
             size = self.lengths[key]
-            most = _room(sources[key], size) if key in sources else size
+            most = size
+            if key in sources or key.endswith("/context"):
+                limit = limit_of(self.layout.max_tokens, sources.get(key))
+                most = size if limit is None else min(size, limit)
             ids = np.zeros((len(rows), size), np.int32)
             lengths = np.zeros(len(rows), np.int32)
             for i, row in enumerate(rows):
@@ -119,6 +126,20 @@ class Collate:
         batch["valid"] = ok
         return batch
 
+    def contexts(self, groups: Sequence[Group]) -> dict[str, list[list[int]]]:
+        """Token ids of every context, for the source and for the receivers."""
+        parts = {}
+        for key, tokenizer in by_key(self.sources).items():
+            head = source_head_ids(self.layout, tokenizer)
+            texts = [source_text(self.layout, group[0]) for group in groups]
+            tail = list(tokenizer.tail)
+            read = source_ids(self.layout, tokenizer, texts)
+            parts[key] = [head + ids + tail for ids in read]
+        messages = [message_text(self.layout, group[0]) for group in groups]
+        for name, tokenizer in self.receivers.items():
+            parts[f"{name}/context"] = message_ids(self.layout, tokenizer, messages)
+        return parts
+
     def rows(
         self, groups: Sequence[Group], flat: Sequence[Example], questions: int
     ) -> dict[str, tuple[Sequence[list[int] | None], int]]:
@@ -130,19 +151,9 @@ class Collate:
             questions: questions of each context.
         """
         parts: dict[str, tuple[Sequence[list[int] | None], int]] = {}
-        for key, tokenizer in by_key(self.sources).items():
-            head = source_head_ids(self.layout, tokenizer)
-            texts = [source_text(self.layout, group[0]) for group in groups]
-            tail = list(tokenizer.tail)
-            read = source_ids(self.layout, tokenizer, texts)
-            parts[key] = ([head + ids + tail for ids in read], questions)
-        messages = [message_text(self.layout, group[0]) for group in groups]
+        parts |= {key: (rows, questions) for key, rows in self.contexts(groups).items()}
         pairs = [asked_pair(self.layout, example) for example in flat]
         for name, tokenizer in self.receivers.items():
-            parts[f"{name}/context"] = (
-                message_ids(self.layout, tokenizer, messages),
-                questions,
-            )
             asked = split_joint(self.layout, tokenizer, pairs)
             parts[f"{name}/ask"] = ([a.ask if a else None for a in asked], 1)
             parts[f"{name}/answer"] = ([a.answer if a else None for a in asked], 1)
@@ -173,18 +184,47 @@ def measure(
     probe, sent = Collate(layout, sources, receivers, Lengths()), by_key(sources)
     flat = [example for group in groups for example in group]
     sizes: dict[str, int] = {}
+    long = np.zeros(len(groups), bool)
     for key, (rows, _) in probe.rows(groups, flat, 1).items():
         longest = max((len(row) for row in rows if row is not None), default=1)
-        reader = sent.get(key)
-        bounded = reader.limit is None if reader is not None else key.endswith("/context")
-        if bounded and max_tokens is not None:
-            longest = min(longest, max_tokens)
-        if reader is not None:
-            longest = _room(reader, longest)
+        if key in sent or key.endswith("/context"):
+            limit = limit_of(max_tokens, sent.get(key))
+            if limit is not None:
+                long |= [row is None or len(row) > limit for row in rows]
+                longest = min(longest, limit)
         sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
-    return Lengths(sizes)
+    return Lengths(sizes, len(groups), int(long.sum()))
 
 
-def _room(sender: Tokenizer, size: int) -> int:
-    """Number of tokens, at most `size`, that the source's model reads of a row."""
-    return min([size, *(n for n in (sender.limit, sender.positions) if n is not None)])
+def limit_of(max_tokens: int | None, reader: Tokenizer | None) -> int | None:
+    """The most tokens of a context; a longer one is left out. None: no limit.
+
+    Args:
+        max_tokens: of the layout.
+        reader: tokenizer of a source, which may have a limit of its own; None: of a receiver.
+    """
+    if reader is None:
+        return max_tokens
+    own = max_tokens if reader.limit is None else reader.limit
+    limits = [n for n in (own, reader.positions) if n is not None]
+    return min(limits, default=None)
+
+
+def too_long(collate: Collate, groups: Sequence[Group]) -> Lengths:
+    """How many contexts are too long; no static length is measured.
+
+    Args:
+        collate: a collator, of whatever static lengths.
+        groups: the contexts.
+    """
+    long, sources = np.zeros(len(groups), bool), by_key(collate.sources)
+    for key, rows in collate.contexts(groups).items():
+        limit = limit_of(collate.layout.max_tokens, sources.get(key))
+        if limit is not None:
+            long |= [len(row) > limit for row in rows]
+    return Lengths(contexts=len(groups), long=int(long.sum()))
+
+
+def has_row(batch: Batch) -> bool:
+    """Whether a batch has a row that is not too long."""
+    return bool(batch["valid"].any())

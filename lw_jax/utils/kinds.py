@@ -37,6 +37,13 @@ def bare(kind: Any) -> Any:
             return kind
 
 
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, null aside, if there are several; else ()."""
+    inner = bare(kind)
+    several = get_origin(inner) in (Union, types.UnionType)
+    return tuple(a for a in get_args(inner) if a is not type(None)) if several else ()
+
+
 def optional(kind: Any) -> bool:
     """Whether null is a value of the type."""
     if get_origin(kind) is Annotated:
@@ -189,6 +196,12 @@ def wrong(kind: Any, value: Any) -> tuple[tuple[str | int, ...], str] | None:
     if value is None:
         return None if optional(kind) or kind is Any else ((), f"{_expected(kind)}; got null")
     inner = bare(kind)
+    if several := alternatives(kind):
+        lists = isinstance(value, tuple | list)
+        for one in several:
+            if (get_origin(bare(one)) in (tuple, list)) == lists:
+                return wrong(one, value)
+        return (), f"{_expected(kind)}; got {shown(value)}"
     if inner in _WORDS or get_origin(inner) is Literal:
         found = _wrong_scalar(inner, value) or bounds(kind).wrong(value)
         if found is None:
@@ -295,6 +308,8 @@ def describe(kind: Any) -> str:
 
 def _describe(kind: Any) -> str:
     inner = bare(kind)
+    if several := alternatives(kind):
+        return " or ".join(_describe(one) for one in several)
     if inner in _WORDS:
         return _WORDS[inner]
     if get_origin(inner) is Literal:
@@ -314,7 +329,7 @@ def _describe(kind: Any) -> str:
 def short(kind: Any) -> str:
     """The type in one or two words, for `--help`."""
     inner = bare(kind)
-    text = _SHORT.get(inner, "")
+    text = _SHORT.get(inner, "|".join(short(one) for one in alternatives(kind)))
     if get_origin(inner) is Literal:
         text = "|".join(str(a) for a in get_args(inner))
     elif get_origin(inner) in (tuple, list):

@@ -74,3 +74,35 @@ def test_gsm8k_and_the_mixture_where_the_files_are():
     assert leak.find(mixture(Shares(), "train", 0, problems=cfg), evaluation, 2000) == []
     undone = leak.find(replace(cfg, decontaminate=0).rows("train"), evaluation)
     assert [one.kind for one in undone] == ["run", "run"]
+
+
+def asked(*rows):
+    return ListRows([(example(text, name, question),) for text, name, question in rows], [])
+
+
+def test_evaluation_rows_in_training_rows_are_counted():
+    evaluation = asked(
+        ("The goat  is red.", "e/1", "Which?"), ("A house.", "e/2", "Where?"), ("New.", "e/3", "?")
+    )
+    training = asked(
+        ("Another.", "t/1", "Which?"),
+        ("the goat is\r\nRED.", "t/2", "which?"),
+        ("A house.", "t/3", "Who?"),
+        ("\u65b0\u3057\u3044", "t/4", "?"),  # no letter of the Latin alphabet: no text is empty
+    )
+    found = leak.overlap(training, evaluation)
+    assert (found.contexts, found.of, found.asked, found.where) == (2, 3, 1, "t/2")
+    assert str(found) == (
+        "2 of 3 contexts, 1 with the same question; 'The goat  is red.' is row t/2"
+    )
+    assert leak.overlap(training, asked(("\u53e4\u3044", "e/1", "?"))) is None
+    assert leak.overlap(asked(("5 - 3", "t", "")), asked(("5 + 3", "e", ""))) is None
+
+
+def test_overlap_of_generated_rows_is_looked_for_in_a_sample():
+    cfg = facts.Config()
+    assert leak.overlap(cfg.rows("train"), cfg.rows("eval")) is None
+    own = leak.overlap(cfg.rows("eval"), cfg.rows("eval"))
+    assert own.contexts == own.of == leak.GENERATED
+    row = cfg.rows("train")[3][0]
+    assert leak.overlap(cfg.rows("train"), asked((row.context, "e", "Who?"))).contexts == 1

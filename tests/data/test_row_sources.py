@@ -350,7 +350,7 @@ def errors(tmp_path):
     yield gsm8k.Config(train=str(bad), eval=None), "bad.json:2: not JSON ("
     yield gsm8k.Config(train=str(odd), eval=None), "odd.json: expected a list of rows, or {"
     yield gsm8k.Config(train=str(table), eval=None), "bad.parquet: not a parquet file ("
-    yield gsm8k.Config(train=str(folder), eval=None), "folder: no such file; give a .jsonl"
+    yield gsm8k.Config(train=str(folder), eval=None), "folder: no .jsonl, .ndjson, "
     yield (
         gsm8k.Config(train="nobody/nothing", eval=None),
         "data set 'nobody/nothing' (subset 'main', split 'train'): Couldn't reach "

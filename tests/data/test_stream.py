@@ -110,6 +110,46 @@ def test_questions_are_chosen_at_random_and_repeated_where_short():
     assert all(len(group) == 5 for group in ids(everything, 0))
 
 
+def short_ones(groups):
+    """Rows of which only every ninth is short enough."""
+    return {"valid": np.array([int(e.context_id) % 9 == 0 for group in groups for e in group])}
+
+
+def any_row(batch):
+    return bool(batch["valid"].any())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_batch_has_a_row_that_can_be_used(workers):
+    def stream(usable):
+        return Stream(some_rows(90, 3), short_ones, 4, 3, "fit", 2, workers, usable)
+
+    free, stop = stream(None), 30 if workers else 200
+    made = list(stream(any_row).iterate(7, stop))
+    drawn = [free.batch(step) for step in range(7, stop)]
+    empty = [not any_row(batch) for batch in drawn]
+    assert any(empty) and not all(empty)
+    assert all(any_row(batch) for batch in made)
+    same = [equal(a, b) for a, b in zip(made, drawn, strict=True)]
+    assert same == [not one for one in empty]  # no other batch is drawn otherwise
+    assert equal(stream(any_row).batch(stop - 1), made[-1])  # and resumed runs draw the same
+
+
+def test_a_batch_drawn_again_has_no_context_twice_and_other_contexts_each_time():
+    stream = Stream(some_rows(50, 3), short_ones, 4, questions=2)
+    drawn = [[g[0].context_id for g in stream.items(5, again)] for again in range(6)]
+    assert all(len(set(one)) == 4 for one in drawn)
+    assert len({tuple(one) for one in drawn}) == 6
+    assert len(Stream(some_rows(3), short_ones, 7).items(5, 1)) == 7
+
+
+def test_no_batch_that_can_be_used_is_one_line(monkeypatch):
+    monkeypatch.setattr("lw_jax.data.stream.TRIES", 5)
+    rows = ListRows([some_rows(9)[i] for i in range(1, 9)], [])
+    with pytest.raises(UserError, match=r"^data: none of 5 batches for step 4 of fit has a row"):
+        Stream(rows, short_ones, 2, stage="fit", usable=any_row).batch(3)
+
+
 def raises(groups):
     raise UserError("a row is wrong")
 

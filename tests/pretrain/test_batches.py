@@ -112,7 +112,7 @@ def test_texts_that_are_too_long_are_counted(rows: MixtureRows, tokenizer: Token
     limit = int(np.median(lengths))
     share = left_out(Texts(rows, tokenizer, 4, limit), 50)
     assert share == pytest.approx(np.mean([n > limit for n in lengths]))
-    with pytest.raises(ValueError, match="more than half of the texts exceed 8 tokens"):
+    with pytest.raises(ValueError, match="more than half of the texts have more than 8 tokens"):
         Texts(rows, tokenizer, 4, 8).group(0)
 
 

@@ -10,6 +10,7 @@ import pytest
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.text.collate import Collate, Lengths, measure
+from lw_jax.text.fit import length_remark
 from lw_jax.text.layout import (
     answer_text,
     ask_text,
@@ -199,6 +200,46 @@ def test_the_sender_may_read_another_primer_or_a_users_turn() -> None:
 def test_layouts_that_cannot_be(fields: dict[str, str], line: str) -> None:
     with pytest.raises(UserError, match=line):
         LayoutConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_contexts_longer_than_max_tokens_are_counted_and_dropped() -> None:
+    """To the token, though static lengths are multiples of eight."""
+    some = [group[:1] for group in groups(40, level=4)]
+    tokenizer = {"r": text_tokenizer()}
+    lengths = sorted(len(text_tokenizer().encode(message_text(LAYOUT, g[0]))) for g in some)
+    limit = next(n for n in lengths[10:] if n % 8)
+    over = sum(n > limit for n in lengths)
+    assert 0 < over < 40
+    layout = dataclasses.replace(LAYOUT, max_tokens=limit)
+    measured = measure(layout, None, tokenizer, some, limit)
+    assert (measured.contexts, measured.long) == (40, over)
+    assert (~Collate(layout, None, tokenizer, measured)(some)["valid"]).sum() == over
+    assert measure(LAYOUT, None, tokenizer, some).long == 0
+
+
+@pytest.mark.parametrize(
+    ("long", "level", "words"),
+    [
+        (0, None, ""),
+        (1, "ok", "1 of 10 contexts to train on are longer than layout.max_tokens=7, and are left"),
+        (2, "warning", "2 of 10 contexts"),
+        (
+            10,
+            "error",
+            "10 of 10 contexts to train on are longer than layout.max_tokens=7: raise it",
+        ),
+    ],
+)
+def test_what_is_said_of_contexts_that_are_too_long(
+    long: int, level: str | None, words: str
+) -> None:
+    said = length_remark(Lengths(contexts=10, long=long), 7, 10, "to train on")
+    assert (None if said is None else said.level) == level
+    assert said is None or said.text.startswith(words)
+    some = length_remark(Lengths(contexts=10, long=long), 7, 5000, "to train on")
+    if long == 2:
+        assert some is not None
+        assert some.text.startswith("about 20% of 5,000 (of 10 looked at 2) contexts to train on")
 
 
 def test_rows_that_are_too_long_are_dropped_not_cut() -> None:

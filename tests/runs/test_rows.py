@@ -1,0 +1,190 @@
+"""What is said of rows before a run: too long, leaked, left out; by the doctor and by stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lw_jax.config.parse import read
+from lw_jax.config.schema import Config
+from lw_jax.data.example import Example, Remark
+from lw_jax.data.load import load_rows
+from lw_jax.errors import UserError
+from lw_jax.evaluate import report
+from lw_jax.evaluate.metrics.base import Prediction
+from lw_jax.mesh import make_mesh
+from lw_jax.runs import doctor, rows
+from lw_jax.runs.session import Session, open_pipeline
+from lw_jax.stages import train
+from lw_jax.text.collate import has_row
+from lw_jax.train.curriculum import Phase
+from tests.config.conftest import Write
+
+SHORT, LONG = "Bo has 3 cats.", "Bo has 3 cats. " * 12
+
+
+def write_rows(path: Path, texts: list[str], **more: Any) -> str:
+    lines = [
+        json.dumps({"context": f"{n} {text}", "question": "How many?", "answer": n, **more})
+        for n, text in enumerate(texts)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def data(train: str, held_out: str | None = None, **more: Any) -> tuple[str, str]:
+    given = {"train": train, "eval": held_out, "validation_share": 0.2, **more}
+    return "data", json.dumps({"jsonl": given})
+
+
+def found(path: Path, *flags: tuple[str, str]) -> list[tuple[str, str]]:
+    """Level and text of what the doctor finds."""
+    return [(f.level, f.text) for f in doctor.examine(read(path, list(flags)), memory=False)]
+
+
+def test_all_contexts_too_long_is_an_error_of_the_doctor(write: Write) -> None:
+    path, flag = write(), ("layout.max_tokens", "3")
+    wrong = [text for level, text in found(path, flag) if level == "error"]
+    assert len(wrong) == 3  # to train, to validate, to evaluate
+    assert all("longer than layout.max_tokens=3: raise it" in text for text in wrong)
+    with pytest.raises(UserError, match=r"^stages.fit: all of 100,000,000 .*max_tokens=3"):
+        doctor.check(read(path, [flag]))
+
+
+@pytest.mark.parametrize(("long", "level"), [(2, "ok"), (8, "warning")])
+def test_how_many_contexts_are_too_long_is_said(
+    long: int, level: str, write: Write, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [LONG] * long + [SHORT] * (32 - long))
+    held_out = write_rows(tmp_path / "eval.jsonl", ["Another " + SHORT] * 9)
+    flags = [
+        data(file, held_out),
+        ("layout.max_tokens", "40"),
+        ("stages.fit.train.eval_every", "0"),
+    ]
+    said = [one for one in found(write(), *flags) if "longer than" in one[1]]
+    rows_to_train = len(load_rows(read(write(), [flags[0]]).data, "train", 42))
+    ((given, text),) = said
+    assert given == level
+    assert f"of {rows_to_train} contexts to train are longer than layout.max_tokens=40" in text
+
+
+def test_a_level_of_the_curriculum_that_is_all_too_long(write: Write) -> None:
+    flags = [
+        ("layout.max_tokens", "40"),
+        ("stages.fit.train.curriculum", "[{level: 1, share: 0.5}, {level: 24, share: 0.5}]"),
+    ]
+    wrong = [text for level, text in found(write(), *flags) if level == "error"]
+    assert len(wrong) == 1 and "contexts of level 24 to train are longer" in wrong[0]
+
+
+def test_leaks_duplicates_and_rows_left_out_are_found_by_the_doctor(
+    write: Write, tmp_path: Path
+) -> None:
+    file = Path(write_rows(tmp_path / "rows.jsonl", [SHORT] * 30))
+    other = tmp_path / "crlf.jsonl"
+    other.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    path = write()
+    said = [text for level, text in found(path, data(str(file), str(other))) if level == "warning"]
+    assert len(said) == 1
+    assert (
+        said[0].startswith("evaluation rows of stages.report are training rows of stages.fit: 2")
+        and "of 30 contexts" in said[0]
+    )
+    file.write_text(file.read_text() * 2)
+    said = [text for _, text in found(path, data(str(file))) if "twice" in text]
+    assert said and "count twice" in said[0]
+    nested = [
+        {"context": f"Text {n}.", "question": "Q?", "answers": {"text": ["Text"] * (n % 3)}}
+        for n in range(60)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in nested))
+    squad = {"squad": {"train": str(file), "eval": None, "validation_share": 0.2}}
+    said = [text for _, text in found(path, ("data", json.dumps(squad))) if "unanswer" in text]
+    assert said and "data.squad.unanswerable=TEXT keeps them" in said[0]
+
+
+def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
+    write: Write, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 40)
+    clean = write_rows(tmp_path / "clean.jsonl", ["Clean " + SHORT] * 9)
+    flags = [
+        data(file, clean),
+        ("stages.report.evaluate.data", json.dumps({"jsonl": {"train": "none", "eval": file}})),
+    ]
+    said = [text for level, text in found(write(), *flags) if level == "warning"]
+    assert said and "evaluation rows of stages.report" in said[0]
+    assert not [1 for level, _ in found(write(), flags[0]) if level == "warning"]
+
+
+def test_small_files_are_told_which_key_helps(write: Write, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 6)
+    wrong = [
+        t for level, t in found(write(), data(file, validation_share=0.001)) if level == "error"
+    ]
+    assert any("data.jsonl.validation_share" in t and "eval_every: 0" in t for t in wrong)
+
+
+def test_what_is_said_is_printed_once_and_an_error_is_raised() -> None:
+    out = io.StringIO()
+    said = [Remark("warning", "long"), None, Remark("ok", "[kept]"), Remark("warning", "long")]
+    rows.report(Console(file=out, width=80), "data", said)
+    assert out.getvalue() == "WARNING data: long\ndata: [kept]\n"
+    with pytest.raises(UserError, match=r"^data: all$"):
+        rows.report(Console(file=out), "data", [Remark("error", "all")])
+
+
+def config_of(write: Write, tmp_path: Path, texts: list[str]) -> Config:
+    file = write_rows(tmp_path / "rows.jsonl", texts)
+    flags = [
+        data(file, validation_share=0.4),
+        ("layout.max_tokens", "40"),
+        ("stages.fit.train.batch_size", "2"),
+        ("stages.fit.train.questions", "2"),
+    ]
+    return read(write(), flags)
+
+
+def test_a_stage_measures_evaluates_and_trains_on_the_rows_that_fit(
+    write: Write, tmp_path: Path
+) -> None:
+    """One context in twenty fits: RMS are of tokens, and every batch has a row."""
+    texts = [SHORT if n % 20 == 7 else LONG for n in range(400)]
+    config = config_of(write, tmp_path, texts)
+    mesh, session = make_mesh(config.mesh), Session()
+    pipeline = open_pipeline(config, mesh, session=session)
+    (measured,) = pipeline.bridge.dims.receivers.values()
+    assert np.isfinite([measured.embed_rms, *measured.key_rms, *measured.value_rms]).all()
+
+    cfg = config.stages["fit"].train
+    assert cfg is not None
+    groups = train._validation(pipeline, config, cfg)
+    assert 2 <= len(groups) <= cfg.eval_rows
+    assert all(len(group[0].context) < 30 for group in groups)
+
+    stream = train._stream(pipeline, cfg, config.data, 1, "fit", Phase(0, None, 0, 9))
+    batches = [stream.batch(step) for step in range(60)]
+    assert all(has_row(batch) for batch in batches)
+    assert sum(len(batch["valid"]) for batch in batches) == 60 * 4
+
+    none = dataclasses.replace(config, layout=dataclasses.replace(config.layout, max_tokens=3))
+    with pytest.raises(UserError, match=r"^layout.max_tokens: \d+ of \d+ contexts to train on are"):
+        open_pipeline(none, mesh, session=session)
+    jax.clear_caches()
+
+
+def test_predictions_give_the_ids_of_the_file() -> None:
+    said = Prediction("a", 0.1, 1, 0, True, True, 1, 1)
+    own = Example("jsonl-1/2", "jsonl-1", "c", "q", ("a",), row_id="mine-7")
+    examples = [own, dataclasses.replace(own, row_id="")]
+    lines = list(report.predictions(examples, {"r": {"text": ([said, said], 0.1)}}))
+    assert [line.get("row_id") for line in lines] == ["mine-7", None]
