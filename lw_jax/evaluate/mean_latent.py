@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from lw_jax.text.collate import Batch as HostBatch
 from lw_jax.text.collate import Collate
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import Array
+from lw_jax.utils.files import DamagedFileError, damaged, read_npz, write_npz
 
 FILE = "mean_latent.npz"
 Slots = NDArray[np.float32]
@@ -63,16 +63,20 @@ def key_of(digest: str, ratio: float | None, layout: LayoutConfig, count: int) -
 
 def save(directory: Path, key: str, slots: Slots) -> None:
     """Write `mean_latent.npz`. key: see `key_of`."""
-    fresh = directory / (FILE + ".part")
-    with fresh.open("wb") as file:
-        np.savez(file, slots=slots, key=key)
-    os.replace(fresh, directory / FILE)
+    write_npz(directory / FILE, {"slots": slots, "key": np.array(key)})
 
 
 def load(directory: Path, key: str) -> Slots | None:
-    """The mean measured with these very parameters, or None."""
+    """The mean measured with these very parameters, or None; a damaged file is named."""
     path = directory / FILE
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as held:
-        return np.asarray(held["slots"]) if str(held["key"]) == key else None
+    advice = "it is measured anew"
+    try:
+        held = read_npz(path, advice)
+        if not {"slots", "key"} <= held.keys():
+            raise damaged(path, "a part of it is missing", advice)
+    except DamagedFileError as damage:
+        print(damage)
+        return None
+    return np.asarray(held["slots"]) if str(held["key"]) == key else None

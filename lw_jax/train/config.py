@@ -64,6 +64,8 @@ class TrainConfig:
         eval_rows: rows of the quick evaluation (latent and deranged).
         keep: latest checkpoints to keep, beside the best.
         workers: processes that prepare batches; 0: in process.
+        max_bad_steps: the stage ends after so many steps in a row whose loss, gradients or updated
+            parameters are not finite. Each such step changes nothing, and is counted.
     """
 
     steps: int
@@ -88,10 +90,11 @@ class TrainConfig:
     eval_rows: int = 128
     keep: int = 2
     workers: int = 0
+    max_bad_steps: int = 5
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "batch_size", "accumulate", "questions")
-        at_least(self, 1, "log_every", "save_every", "eval_rows", "keep")
+        at_least(self, 1, "log_every", "save_every", "eval_rows", "keep", "max_bad_steps")
         at_least(self, 0, "eval_every", "workers")
         between(self, 0, 1, "ema")
         if self.init_only and self.init_from is None:
