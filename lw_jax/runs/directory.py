@@ -295,7 +295,9 @@ def read_config(run_dir: Path) -> Config:
         raise UserError(f"{run_dir}: no {CONFIG} there, so it is no run directory{again}")
     try:
         return from_dict(load(path))
-    except UserError as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever is in it, the run has not written it so
         said = str(error).removeprefix(f"{path}: ")
         raise damaged(
             path, said, "delete it: the command that made the run writes it anew"

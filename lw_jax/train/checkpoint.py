@@ -16,6 +16,7 @@ import re
 import shutil
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,8 +94,7 @@ class Checkpoints:
                 ocp.save_checkpointables(path, parts, custom_metadata=meta)
             write_manifest(path)
         except Exception:  # what is half-written takes room that may be what is missing
-            for left in _directories(self.root, _UNFINISHED):
-                shutil.rmtree(left, ignore_errors=True)
+            self._remove_unfinished()
             raise
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
@@ -102,6 +102,16 @@ class Checkpoints:
                 _remove(self.root / str(old))
         for aside in _directories(self.root, _DAMAGED):
             shutil.rmtree(aside)
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a failed save has written; Orbax's other threads may still be at it."""
+        for _ in range(20):
+            left = _directories(self.root, _UNFINISHED)
+            if not left:
+                return
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest whole checkpoint, laid out as `like` (shapes, dtypes, shardings); None if
@@ -217,7 +227,7 @@ def _reading(path: Path, sealed: bool = True) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if of_storage(error):
+        if of_storage(error) and not isinstance(error, FileNotFoundError):
             said = in_one_line(error) or f"{_one_line(error)}; nothing is changed: try again"
             raise UserError(f"{path} cannot be read: {said}") from error
         if not sealed:

@@ -89,8 +89,9 @@ def keep_finite(
     """The state after a step, or that before it if the step went wrong.
 
     A step goes wrong where the loss, the gradients' norm, or anything in the new state is no finite
-    number. Then parameters, optimiser (with its own counts, which its schedule follows) and average
-    stay as they are; `step` counts the batch, and the next one has a key of its own.
+    number, or where the parameters are so large that their norm is none. Then parameters, optimiser
+    (with its own counts, which its schedule follows) and average stay as they are; `step` counts
+    the batch, and the next one has a key of its own.
 
     Args:
         old: the state before the step.
@@ -101,13 +102,13 @@ def keep_finite(
         The state, and the metrics with `sound` and `update_sound`, bool scalars: whether the step
         counts, and whether the new state alone was finite.
     """
-    update = jnp.stack(
-        [
-            jnp.all(jnp.isfinite(leaf))
-            for leaf in jax.tree.leaves((new.params, new.opt_state, new.ema))
-            if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        ]
-    ).all()
+
+    def real(tree: PyTree) -> list[Array]:
+        return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    norms = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in real((new.params, new.ema))]
+    each = [jnp.isfinite(x) for x in norms] + [jnp.isfinite(x).all() for x in real(new.opt_state)]
+    update = jnp.stack(each).all()
     sound = update & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
     def kept(before: PyTree, after: PyTree) -> PyTree:

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 from rich.console import Console
 
-
 SECONDS = 5
 """What a program of a small model takes to compile, about, on one core."""
 

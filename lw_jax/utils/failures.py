@@ -34,9 +34,7 @@ _WORDS = (
     ("too many open files", errno.EMFILE),
     ("input/output error", errno.EIO),
 )
-_STATUS = re.compile(
-    r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|OUT_OF_RANGE)\b"
-)
+_STATUS = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED)\b")
 _MEMORY = re.compile(r"out of memory|failed to allocate|allocat\w+ .*bytes|bad_alloc", re.I)
 GO_ON = "then run the same command again: nothing that was saved is lost"
 

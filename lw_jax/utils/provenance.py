@@ -12,7 +12,7 @@ _HOME = Path(lw_jax.__file__).resolve().parents[1]
 
 
 @cache
-def _commit(home: Path) -> str | None:
+def commit(home: Path) -> str | None:
     """The commit checked out at a directory, `+` at its end if files were changed since; None: the
     directory is not the root of a checkout, or there is no git."""
 
@@ -37,5 +37,5 @@ def _commit(home: Path) -> str | None:
 
 def provenance() -> dict[str, str]:
     """`lw_jax`, the version, and `commit`, where the code is a checkout."""
-    commit = _commit(_HOME)
-    return {"lw_jax": lw_jax.__version__, **({} if commit is None else {"commit": commit})}
+    found = commit(_HOME)
+    return {"lw_jax": lw_jax.__version__, **({} if found is None else {"commit": found})}
