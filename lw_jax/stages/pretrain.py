@@ -30,7 +30,7 @@ from lw_jax.pretrain.step import make_step
 from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
 from lw_jax.runs.directory import Run
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.train.loop import Job, fit
+from lw_jax.train.loop import Job, bad_steps, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.utils.files import damaged, write_text
@@ -78,6 +78,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     figures = {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "steps": cfg.steps,
+        "bad_steps": bad_steps(run.run_dir, name),
         "minutes": minutes(run.run_dir / "diagnostics.jsonl", name),
         "left_out": skipped,
         **final_test(model, spec.tokenizer, cfg, problems(cfg), seed),

@@ -24,15 +24,20 @@ class Journal:
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
 
-    def rewind(self, step: int) -> None:
-        """Drop this stage's lines beyond `step`, and lines that are damaged or were cut short."""
+    def rewind(self, step: int) -> int:
+        """Drop this stage's lines beyond `step`, and lines that are damaged or were cut short.
+
+        Returns:
+            How many lines of the stage were beyond.
+        """
         if not self.path.exists():
-            return
+            return 0
         lines, bad = read_lines(self.path, DIAGNOSTICS_LINE)
         if bad > 1:  # one may be cut short by a kill
             print(f"{self.path}: {bad} damaged lines are left out")
         kept = [e for e in lines if e["stage"] != self.stage or e["step"] <= step]
         write_text(self.path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        return len(lines) - len(kept)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Append a line: kind `train` (means over the interval) or `evaluate`."""

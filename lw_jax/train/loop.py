@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.errors import UserError
-from lw_jax.train.checkpoint import Checkpoints, steps
+from lw_jax.train.checkpoint import Checkpoints, read_meta, steps
 from lw_jax.train.diagnostics import (
     DivergedError,
     Journal,
@@ -110,6 +110,13 @@ def checkpoint_root(run: Path, stage: str) -> Path:
     return run / "checkpoints" / stage
 
 
+def bad_steps(run: Path, stage: str) -> int:
+    """Steps of a stage that were not finite, as its newest checkpoint counts them."""
+    root = checkpoint_root(run, stage)
+    newest = steps(root)[0]
+    return int(read_meta(root / str(newest))["progress"].get("bad_steps", 0))
+
+
 @dataclass
 class _Progress:
     """What the host remembers between steps; JSON in every checkpoint.
@@ -194,7 +201,7 @@ def fit(job: Job) -> TrainState:
     state, start, progress = job.state, 0, _Progress(Window())
     if found := store.restore(job.state):
         state, start, progress = found.state, found.step, _Progress.of(found.progress)
-    journal.rewind(start)
+    beyond = journal.rewind(start)
     if start > job.steps:
         raise UserError(
             f"stages.{job.name}: it was trained for {start} steps already, {job.steps} are asked "
@@ -236,6 +243,8 @@ def fit(job: Job) -> TrainState:
         batches = stack.enter_context(closing(_until(stop, job.batches(start, job.steps))))
         if start:
             display.say(f"resumed after step {start} of {job.steps}")
+        elif beyond:
+            display.say("starts at step 0: it had begun before, and left no checkpoint")
         done, since, at = start, time.monotonic(), start
         for done, batch in enumerate(batches, start + 1):
             state, metrics = job.step_for(done - 1)(state, batch)

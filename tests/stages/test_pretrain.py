@@ -92,6 +92,7 @@ def test_what_it_can_do_is_measured_on_what_was_saved(made: Path) -> None:
         assert found["ci"][0] <= found["bits"] <= found["ci"][1]
         assert 2 < found["bits"] < 8  # three steps teach next to nothing
     assert figures["steps"] == 3
+    assert figures["bad_steps"] == 0
 
 
 def test_the_card_says_how_it_was_made(made: Path) -> None:

@@ -126,7 +126,9 @@ def test_a_signal_at_any_event_of_the_file_system(
         assert left == {"28", "30"}, left
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(
     number: int, undisturbed: tuple[str, list[dict[str, object]]], tmp_path: Path
 ) -> None:
