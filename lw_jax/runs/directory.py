@@ -117,6 +117,10 @@ def _old_config(config: Config) -> Config | None:
     changed = {k: v for k, v in differences(old, config).items() if _matters(k, old, begun)}
     longer = {k.split(".")[1] for k, (a, b) in changed.items() if raised(k, a, b)}
     changed = {k: v for k, v in changed.items() if not raised(k, *v)}
+    names, now = list(old.stages), list(config.stages)
+    count = max((names.index(name) + 1 for name in begun), default=0)
+    if not changed and names[:count] != now[:count]:  # their order decides random keys
+        changed = {"stages": (names, now)}
     if changed:
         one_line = [f"{k} was {_flow(a)}, is {_flow(b)}" for k, (a, b) in changed.items()]
         more = f" and {len(one_line) - _SHOWN} more" if len(one_line) > _SHOWN else ""

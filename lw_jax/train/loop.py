@@ -311,8 +311,7 @@ def _cause(job: Job, state: TrainState, batch: Any, metrics: Metrics) -> tuple[s
     if sound_loss or size > TOO_LARGE:
         what = "its update is not finite" if sound_loss else f"a parameter has grown to {size:.2g}"
         return (
-            f"the parameters blew up ({what}): lower optimiser.lr or optimiser.clip, and give "
-            "another run_dir",
+            f"the parameters blew up ({what}): lower optimiser.lr or optimiser.clip",
             False,
         )
     return (
@@ -341,7 +340,11 @@ def _diverged(
     """The error that ends a stage."""
     many = f"{bad} steps in a row were not finite, the last" if bad > 1 else "not finite"
     kept = steps(store.root)
-    last = f"the last finite checkpoint is of step {kept[0]}" if kept else "there is no checkpoint"
+    last = "there is no checkpoint, so the same run_dir will do"
+    if kept:
+        last = (
+            f"the last finite checkpoint is of step {kept[0]}; give another run_dir to change that"
+        )
     what = wrong_metric(metrics) or "the loss is finite, the updated parameters are not"
     return DivergedError(
         f"stages.{job.name}: {many} at step {step} ({what}); {cause}; {last}", step

@@ -127,6 +127,9 @@ def test_what_went_on_from_a_stage_holds_its_steps(
     more["more"] = more["fit"]
     config = str(write(stages=more))
     assert main("--config", config) == 0
+    assert main("--config", str(write(stages={"early": more["fit"], **more}))) == 2
+    assert "stages was [fit, more], is [early, fit, more]" in line_of(capsys)
+    config = str(write(stages=more))
     assert main("--config", config, f"{STEPS}6") == 2
     assert "stages.more went on from its end" in line_of(capsys)
     assert main("--config", config, "--stages.more.train.steps=6") == 0
