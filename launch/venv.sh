@@ -44,3 +44,24 @@ make_dev_venv() {
     install parity "torch==2.13.0+cpu" 2>/dev/null ||
         echo "no CPU build of torch found: parity is tested against golden values only"
 }
+
+# run_or_queue_again COMMAND...: the command in place of this script; under SLURM as a child that
+# gets the script's SIGTERM, and after code 143 (it was stopped, and has saved) the job is queued
+# again.
+run_or_queue_again() {
+    [[ -n "${SLURM_JOB_ID:-}" ]] || exec "$@"
+    local child code=0
+    "$@" &
+    child=$!
+    trap 'kill -TERM "$child"' TERM
+    trap 'kill -INT "$child"' INT
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
+        code=0
+        wait "$child" || code=$?
+    done
+    if [[ $code == 143 ]]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$code"
+}

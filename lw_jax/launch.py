@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,9 +23,14 @@ from lw_jax.config import yaml_files
 from lw_jax.config.command import overview, read_command
 from lw_jax.errors import UserError
 from lw_jax.utils import kinds
+from lw_jax.utils.failures import in_one_line
+from lw_jax.utils.signals import leave
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 CONFIG_FILE = yaml_files.RUN_CONFIG
+BRIDGE_FILE = "bridge.json"
+EXPORTED = Path("runs/exported")
+"""Where evaluations of exported bridges go."""
 WIDTH = 140
 """Columns of output to a file or a pipe."""
 
@@ -36,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
         The exit code of the process.
     """
     try:
-        return _dispatch(argv)
+        with stoppable():
+            return _dispatch(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _wrong(str(error))
     except KeyboardInterrupt:
         print(
             "interrupted; run the same command again to go on from the last checkpoint",
@@ -48,6 +54,16 @@ def main(argv: Sequence[str]) -> int:
         return INTERRUPTED
     except SystemExit as stop:  # a stage was asked to stop, and has saved its state
         return stop.code if isinstance(stop.code, int) else OK
+    except Exception as error:
+        said = in_one_line(error)
+        if said is None:
+            raise
+        return _wrong(said)
+
+
+def _wrong(line: str) -> int:
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def _dispatch(argv: Sequence[str]) -> int:
@@ -68,8 +84,11 @@ def _dispatch(argv: Sequence[str]) -> int:
             print_help("" if everything else command.target, console)
         return OK
     if command.action == "evaluate":
-        if not (Path(command.target) / CONFIG_FILE).is_file():
-            raise UserError(f"{command.target}: no {CONFIG_FILE} there, so it is no run directory")
+        if not any((Path(command.target) / name).is_file() for name in (CONFIG_FILE, BRIDGE_FILE)):
+            raise UserError(
+                f"{command.target}: no {CONFIG_FILE} there, so it is no run directory, and no "
+                f"{BRIDGE_FILE}, so it is no exported bridge"
+            )
         return evaluate_again(Path(command.target), command.flags, console)
     for file in (command.target, *command.over):
         yaml_files.load(file)
@@ -81,8 +100,8 @@ def _dispatch(argv: Sequence[str]) -> int:
         from lw_jax.runs.sweep import sweep
 
         home, points = grid(command.target, command.flags, command.over, command.sweep)
-        sweep(home, points, console, lambda config: run(config, console, line))
-        return OK
+        failed = sweep(home, points, console, lambda config: run(config, console, line))
+        return BAD_INPUT if failed else OK
     config = parse.read(command.target, command.flags, command.over)
     if command.action == "print_config":
         print(parse.to_yaml(config), end="")
@@ -104,16 +123,16 @@ def run(config: Any, console: Console, command: str) -> int:
     check_directory(config)
     session = Session()
     warn(check(config, session))
-    with (
-        stoppable(console),
-        open_run(config, make_mesh(config.mesh), console, command, session) as this,
-    ):
+    with open_run(config, make_mesh(config.mesh), console, command, session) as this:
         console.print(f"run directory: {this.run_dir}", highlight=False)
         for name in config.stages:
-            if name in this.finished():
-                console.print(f"{name}: done already", highlight=False)
-            else:
+            if name not in this.finished():
                 run_stage(this, name)
+            elif lost := lost_of(this, name):
+                console.print(f"{name}: {lost}", highlight=False, soft_wrap=True)
+                run_stage(this, name)
+            else:
+                console.print(f"{name}: done already", highlight=False)
     return OK
 
 
@@ -124,19 +143,40 @@ def warn(findings: Iterable[Any]) -> None:
             print(f"warning: {found.key}: {found.text}", file=sys.stderr)
 
 
+def lost_of(this: Any, name: str) -> str | None:
+    """What a finished stage has lost of its results, in words, so that it is run again; None:
+    nothing, or nothing that a later stage needs.
+
+    Raises:
+        UserError: it cannot be had again.
+    """
+    from lw_jax.utils.registry import chosen
+
+    ((kind, config),) = chosen(this.config.stages[name]).items()
+    look = getattr(stage_module(kind), "lost", None)
+    return None if look is None else look(this, name, config)
+
+
 @contextmanager
-def stoppable(console: Console) -> Iterator[None]:
-    """While inside, SIGTERM ends the process with code 0; a stage that is training saves first."""
+def stoppable() -> Iterator[None]:
+    """While inside, SIGTERM ends the process with code 143; a stage that is training saves first,
+    and after Ctrl-C as well."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        console.print("stopped: run the same command again to go on", highlight=False)
-        raise SystemExit(OK)
+        print("stopped: run the same command again to go on", flush=True)
+        leave(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    # a script that starts it in the background has Ctrl-C ignored
+    wanted = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_stage(this: Any, name: str) -> None:
@@ -159,9 +199,10 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     """Evaluates a finished run with other data, methods or decoding, into a new directory.
 
     A flag names a field of the evaluate stage (`--methods`, `--data...`), else one of the config.
+    An exported bridge is evaluated as in its own config, into `runs/exported/<its name>`.
 
     Args:
-        run_dir: directory of the run.
+        run_dir: directory of the run, or of an exported bridge.
         flags: keys and the text of their values.
         console: prints for people.
 
@@ -172,11 +213,17 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     from lw_jax.config.schema import Config
     from lw_jax.evaluate.config import EvaluateConfig
     from lw_jax.mesh import make_mesh
-    from lw_jax.runs.directory import open_evaluation, read_config
+    from lw_jax.runs import receiver_rms
+    from lw_jax.runs.directory import open_evaluation
     from lw_jax.runs.doctor import check
+    from lw_jax.runs.exported import is_exported
     from lw_jax.runs.session import Session
+    from lw_jax.runs.trained import config_at
 
-    raw = parse.to_dict(read_config(run_dir))
+    raw, exported = parse.to_dict(config_at(run_dir)), is_exported(run_dir)
+    if exported:
+        raw["stages"] = {n: stage for n, stage in raw["stages"].items() if "evaluate" in stage}
+        raw["run_dir"] = str(EXPORTED / run_dir.resolve().name)
     kept = [name for name, stage in raw["stages"].items() if "evaluate" in stage]
     name = kept[-1] if kept else "evaluate"
     stage = raw["stages"].setdefault(name, {"evaluate": {}})["evaluate"]
@@ -192,12 +239,18 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
             parse.put(EvaluateConfig, stage, key, text)
         else:
             parse.put(Config, raw, key, text)
+    if exported:
+        stage["init_from"] = str(run_dir)
     config = parse.from_dict(raw)
     session = Session()
     warn(check(config, session))
-    this = open_evaluation(config, run_dir, make_mesh(config.mesh), console, session)
-    console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
-    run_stage(this, name)
+    if exported:
+        assert config.run_dir is not None
+        receiver_rms.copy(run_dir, home := Path(config.run_dir))
+        run_dir = home
+    with open_evaluation(config, run_dir, make_mesh(config.mesh), console, session) as this:
+        console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
+        run_stage(this, name)
     return OK
 
 

@@ -21,7 +21,9 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
                                                                    (or `sweep: {KEY: [A, B]}` in it)
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
-       python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again
+       python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again,
+                                                                   or a bridge that was exported
+                                                                   (python -m lw_jax.runs.export)
        python -m lw_jax.launch --help [KEY]                        this, or every key under KEY
        python -m lw_jax.launch --help all                          every key
        python -m lw_jax.launch --version

@@ -44,6 +44,7 @@ from lw_jax.text.collate import Batch, Collate
 from lw_jax.text.layout import message_text
 from lw_jax.text.stop import Stop, stop_of
 from lw_jax.types import Latent
+from lw_jax.utils import signals
 from lw_jax.utils.compile import AheadOfTime
 
 SLOT_ROWS = 256
@@ -74,7 +75,7 @@ class Comparison:
     others: Sequence[int]
     collate: Collate
     console: Console
-    terminated: Callable[[], bool]
+    terminated: signals.Stop
     candidates: tuple[str, ...] = ()
     other: str | None = None
     packets: Packets | None = None
@@ -117,7 +118,7 @@ class Comparison:
             look: whether some batches are looked at for `slots`.
 
         Raises:
-            SystemExit: code 0 after SIGTERM.
+            SystemExit: code 143 after SIGTERM, 130 after Ctrl-C.
         """
         looked = partial(self._looked, look)
         place = partial(put_batch, self.pipeline.mesh)
@@ -225,7 +226,7 @@ class Comparison:
         method before.
 
         Raises:
-            SystemExit: code 0 after SIGTERM; what was finished before is kept.
+            SystemExit: code 143 after SIGTERM, 130 after Ctrl-C; what was finished before is kept.
         """
         how, tokenizer = self.method(name), self.pipeline.receivers[ctx.receiver]
         stop = stop_of(tokenizer, self.stop)
@@ -347,7 +348,7 @@ class Comparison:
     def _stop(self, how_to_go_on: str) -> None:
         if self.terminated():
             self.say(f"stopped; {how_to_go_on}")
-            raise SystemExit(0)
+            self.terminated.leave()
 
     def say(self, text: str) -> None:
         """A line for people."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lw_jax.text.collate import Batch as HostBatch
 from lw_jax.text.collate import Collate
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import Array
+from lw_jax.utils.files import DamagedFileError, damaged, read_npz, write_npz
 
 FILE = "mean_latent.npz"
 Slots = NDArray[np.float32]
@@ -80,14 +80,12 @@ def save(directory: Path, key: str, slots: Slots, prints: Mapping[str, str] | No
         slots: what was measured.
         prints: fingerprints of the frozen models that it was measured with; None: not named.
     """
-    fresh = directory / (FILE + ".part")
-    with fresh.open("wb") as file:
-        np.savez(file, slots=slots, key=key, prints=_text(prints))
-    os.replace(fresh, directory / FILE)
+    arrays = {"slots": slots, "key": np.array(key), "prints": np.array(_text(prints))}
+    write_npz(directory / FILE, arrays)
 
 
 def load(directory: Path, key: str, prints: Mapping[str, str] | None = None) -> Slots | None:
-    """The mean measured with these very parameters, or None.
+    """The mean measured with these very parameters, or None; a damaged file is named.
 
     Args:
         directory: of the run.
@@ -97,11 +95,18 @@ def load(directory: Path, key: str, prints: Mapping[str, str] | None = None) -> 
     path = directory / FILE
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as held:
-        same = str(held["key"]) == key
-        if prints is not None:
-            same = same and "prints" in held and str(held["prints"]) == _text(prints)
-        return np.asarray(held["slots"]) if same else None
+    advice = "it is measured anew"
+    try:
+        held = read_npz(path, advice)
+        if not {"slots", "key"} <= held.keys():
+            raise damaged(path, "a part of it is missing", advice)
+    except DamagedFileError as damage:
+        print(damage)
+        return None
+    same = str(held["key"]) == key
+    if prints is not None:
+        same = same and "prints" in held and str(held["prints"]) == _text(prints)
+    return np.asarray(held["slots"]) if same else None
 
 
 def _text(prints: Mapping[str, str] | None) -> str:

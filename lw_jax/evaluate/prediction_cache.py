@@ -12,7 +12,13 @@ from typing import Any
 
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.relay import Written
-from lw_jax.utils.files import write_text
+from lw_jax.utils.files import DamagedFileError, damaged, read_json, write_text
+
+_ADVICE = "the method is run again"
+
+
+def _say(damage: DamagedFileError) -> None:
+    print(damage)
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,14 @@ class PredictionCache:
     def load(self, receiver: str, method: str) -> tuple[list[Prediction], float] | None:
         """Predictions and seconds of a finished method, or None."""
         path = self._path(receiver, method)
-        if not path.is_file():
+        held = self._held(path)
+        if held is None:
             return None
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if held["key"] != self.key:
+        try:
+            return [Prediction(**row) for row in held["rows"]], float(held["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            _say(damaged(path, f"{type(error).__name__}: {error}", _ADVICE))
             return None
-        return [Prediction(**row) for row in held["rows"]], held["seconds"]
 
     def save(self, receiver: str, method: str, said: Sequence[Prediction], seconds: float) -> None:
         """Keep a finished method, whole or not at all."""
@@ -42,10 +50,14 @@ class PredictionCache:
     def load_written(self) -> Written | None:
         """What the sender wrote for `relay`, or None."""
         path = self.folder / "sender.json"
-        held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if held.get("key") != self.key:
+        held = self._held(path)
+        if held is None:
             return None
-        return Written(tuple(held["texts"]), held["seconds"])
+        try:
+            return Written(tuple(held["texts"]), float(held["seconds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            _say(damaged(path, f"{type(error).__name__}: {error}", _ADVICE))
+            return None
 
     def save_written(self, written: Written) -> None:
         """Keep what the sender wrote."""
@@ -56,6 +68,17 @@ class PredictionCache:
     def remove(self) -> None:
         """Once the whole is written, the parts go."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _held(self, path: Path) -> dict[str, Any] | None:
+        """What a file holds for this evaluation; None: nothing, or it is damaged, which is said."""
+        if not path.is_file():
+            return None
+        try:
+            held = read_json(path, dict, _ADVICE)
+        except DamagedFileError as damage:
+            _say(damage)
+            return None
+        return held if held.get("key") == self.key else None
 
     def _path(self, receiver: str, method: str) -> Path:
         return self.folder / f"{receiver}.{method}.json"

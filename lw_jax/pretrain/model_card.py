@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -13,14 +12,14 @@ import jax
 
 from lw_jax.models.arch import Arch
 from lw_jax.pretrain.config import PretrainConfig
+from lw_jax.train.diagnostics import read
 
 
 def minutes(diagnostics: Path, stage: str) -> float:
     """Minutes that the stage's steps took, over all its resumed parts, without evaluation."""
     seconds, before = 0.0, 0
-    for line in diagnostics.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if entry["stage"] == stage and entry["kind"] == "train":
+    for entry in read(diagnostics):
+        if entry["stage"] == stage and entry["kind"] == "train" and "seconds_per_step" in entry:
             seconds += entry["seconds_per_step"] * (entry["step"] - before)
             before = entry["step"]
     return round(seconds / 60, 2)

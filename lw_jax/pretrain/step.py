@@ -13,7 +13,7 @@ from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.pretrain.batches import ANSWER, REST, WRITTEN
 from lw_jax.train.loop import StepFn
-from lw_jax.train.state import TrainState, apply_gradients
+from lw_jax.train.state import TrainState, apply_gradients, keep_finite
 from lw_jax.types import Array, PyTree
 
 _KINDS = (REST, ANSWER, WRITTEN)
@@ -73,7 +73,7 @@ def make_step(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        return apply_gradients(state, grads, optimiser), metrics
+        return keep_finite(state, apply_gradients(state, grads, optimiser), metrics)
 
     return jax.jit(step, donate_argnums=0)
 

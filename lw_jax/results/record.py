@@ -19,6 +19,7 @@ from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.evaluate.metrics import metrics
+from lw_jax.utils.files import DIAGNOSTICS_LINE, damaged, read_json, read_lines
 
 COUNTS = ("n", "compared", "columns", "wire_bytes", "seconds", "seconds_writing", "seconds_reading")
 SLOTS = ("rms_ratio", "codes_perplexity", "codes_distinct")
@@ -35,11 +36,11 @@ def record_of(run_dir: Path) -> dict[str, Any]:
 
     config = read_config(run_dir)
     evaluations = dict(_evaluations(run_dir))
-    lines = _lines(run_dir / "diagnostics.jsonl")
+    lines, _ = read_lines(run_dir / "diagnostics.jsonl", DIAGNOSTICS_LINE)
     if not evaluations and not any(line["kind"] == "train" for line in lines):
         raise UserError(f"{run_dir}: neither metrics.json nor training there; let the run go on")
     ended = run_dir / "finished.json"
-    seconds = json.loads(ended.read_text(encoding="utf-8")) if ended.is_file() else {}
+    seconds = read_json(ended, dict) if ended.is_file() else {}
     trained = [name for name, stage in config.stages.items() if stage.train is not None]
     return {
         "name": run_dir.name,
@@ -75,7 +76,9 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
     `course` has steps and losses, `watched` the last step at which alarms could fire (0: never).
     """
-    steps = [line for line in lines if line["kind"] == "train"]
+    # an interval without a finite step has no loss
+    steps = [line for line in lines if line["kind"] == "train" and _is_number(line, "loss")]
+    timed = [line["seconds_per_step"] for line in steps if _is_number(line, "seconds_per_step")]
     watched = [line for line in lines if line["kind"] == "evaluate"]
     fired: dict[str, int] = {}
     last_fired: dict[str, int] = {}
@@ -88,13 +91,17 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
     last = steps[-1] if steps else {}
     return {
         "steps": last.get("step", 0),
-        "seconds_per_step": median(line["seconds_per_step"] for line in steps) if steps else None,
+        "seconds_per_step": median(timed) if timed else None,
         "loss": last.get("loss"),
         "course": [[line["step"], line["loss"]] for line in steps],
         "watched": watched[-1]["step"] if watched else 0,
         "alarms": fired,
         "alarms_last": last_fired,
     }
+
+
+def _is_number(line: Mapping[str, Any], key: str) -> bool:
+    return isinstance(line.get(key), int | float)
 
 
 def evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,17 +155,23 @@ def _evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Stage and figures of every evaluation; repeated ones are `<stage>@<number>`."""
     for path in sorted(run_dir.glob("*/metrics.json")) + [run_dir / "metrics.json"]:
         if path.is_file():
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            yield metrics["stage"], evaluation(metrics)
+            yield _evaluation(path)
     for path in sorted(run_dir.glob("evaluations/*/metrics.json")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        yield f"{metrics['stage']}@{path.parent.name}", evaluation(metrics)
+        stage, found = _evaluation(path)
+        yield f"{stage}@{path.parent.name}", found
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def _evaluation(path: Path) -> tuple[str, dict[str, Any]]:
+    """The stage of an evaluation's `metrics.json`, and its figures.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    metrics = read_json(path, dict)
+    try:
+        return metrics["stage"], evaluation(metrics)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
 
 
 def write_record(run_dir: Path, where: Path) -> Path:

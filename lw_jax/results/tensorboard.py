@@ -5,10 +5,10 @@ Written from `diagnostics.jsonl`, so it can be done at any time, again, and afte
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lw_jax.errors import UserError
+from lw_jax.utils.files import DIAGNOSTICS_LINE, read_lines
 
 
 def write_events(run_dir: Path) -> Path:
@@ -28,8 +28,7 @@ def write_events(run_dir: Path) -> Path:
     for old in folder.glob("*/events.*"):
         old.unlink()
     writers: dict[str, SummaryWriter] = {}
-    for text in source.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in read_lines(source, DIAGNOSTICS_LINE)[0]:
         stage, step, kind = line.pop("stage"), line.pop("step"), line.pop("kind")
         if stage not in writers:
             writers[stage] = SummaryWriter(str(folder / stage))

@@ -1,9 +1,15 @@
-"""A run: its config, its directory, its mesh. A directory belongs to one config."""
+"""A run: its config, its directory, its mesh.
+
+A directory belongs to one config, as far as its stages have begun: what only concerns stages that
+have left nothing may change, and so may everything in a directory where none has. So a start that
+fails does not stand in the way of the corrected command.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +23,13 @@ from lw_jax.config.parse import differences, from_dict, to_yaml
 from lw_jax.config.schema import Config
 from lw_jax.config.yaml_files import RUN_CONFIG, dumps, load
 from lw_jax.errors import UserError
+from lw_jax.runs import receiver_rms
 from lw_jax.runs.session import Session
-from lw_jax.utils.files import write_text
-from lw_jax.utils.resume import free
+from lw_jax.utils.files import damaged, number_of, read_json, write_text
+from lw_jax.utils.resume import free, raised
 
 CONFIG, FINISHED, LOCK = RUN_CONFIG, "finished.json", ".lock"
+DIAGNOSTICS = "diagnostics.jsonl"
 _SHOWN = 4
 
 
@@ -50,12 +58,27 @@ class Run:
 
     def finished(self) -> dict[str, float]:
         """Finished stages, with the seconds of the process that ended each."""
-        path = self.out_dir / FINISHED
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_finished(self.out_dir)
 
     def finish(self, stage: str, seconds: float) -> None:
         """Records that a stage has ended."""
         write_text(self.out_dir / FINISHED, json.dumps({**self.finished(), stage: seconds}) + "\n")
+
+
+def read_finished(directory: Path) -> dict[str, float]:
+    """Finished stages of a run, with the seconds of the process that ended each.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = directory / FINISHED
+    if not path.is_file():
+        return {}
+    advice = "delete it and run the command that made the run: what was trained is not repeated"
+    found = read_json(path, dict, advice)
+    if not all(isinstance(seconds, int | float) for seconds in found.values()):
+        raise damaged(path, "seconds are no numbers", advice)
+    return found
 
 
 def run_directory(config: Config) -> Path:
@@ -64,30 +87,90 @@ def run_directory(config: Config) -> Path:
 
 
 def check_directory(config: Config) -> None:
-    """Checks that the run directory is free, or holds a run of the same config.
+    """Checks that the run directory is free, or holds a run that the config goes on with.
 
     Raises:
         UserError: it holds something else; says what differs and how to go on.
     """
+    _old_config(config)
+
+
+def _old_config(config: Config) -> Config | None:
+    """The config that the run directory has, if this one may go on there; None: it has none.
+
+    Raises:
+        UserError: see `check_directory`.
+    """
     path = run_directory(config)
-    if (
-        path.is_dir()
-        and not (path / CONFIG).is_file()
-        and any(p.name != LOCK for p in path.iterdir())
-    ):
-        raise UserError(f"run_dir: {path} exists and is no run directory; give another --run_dir")
     if path.exists() and not path.is_dir():
         raise UserError(f"run_dir: {path} is a file; give another --run_dir")
     if not (path / CONFIG).is_file():
-        return
-    changed = {k: v for k, v in differences(read_config(path), config).items() if not free(k)}
+        # a run whose config.yaml was damaged and deleted has the others; its checkpoints and
+        # statistics say what they belong to
+        if path.is_dir() and any(path.iterdir()) and not (path / LOCK).is_file():
+            raise UserError(
+                f"run_dir: {path} exists and is no run directory; give another --run_dir"
+            )
+        return None
+    old = read_config(path)
+    begun = stages_begun(path, old)
+    changed = {k: v for k, v in differences(old, config).items() if _matters(k, old, begun)}
+    longer = {k.split(".")[1] for k, (a, b) in changed.items() if raised(k, a, b)}
+    changed = {k: v for k, v in changed.items() if not raised(k, *v)}
+    names, now = list(old.stages), list(config.stages)
+    count = max((names.index(name) + 1 for name in begun), default=0)
+    if not changed and names[:count] != now[:count]:  # their order decides random keys
+        changed = {"stages": (names, now)}
     if changed:
         one_line = [f"{k} was {_flow(a)}, is {_flow(b)}" for k, (a, b) in changed.items()]
         more = f" and {len(one_line) - _SHOWN} more" if len(one_line) > _SHOWN else ""
+        steps = any(raised(k, b, a) for k, (a, b) in changed.items())
         raise UserError(
             f"run_dir: {path} holds a run of another config: {'; '.join(one_line[:_SHOWN])}{more}; "
-            "undo that to go on with it, or give another --run_dir (or --name) to start anew"
+            + ("steps may be raised, not lowered; " if steps else "")
+            + "undo that to go on with it, or give another --run_dir (or --name) to start anew "
+            f"(if it was changed in {path / CONFIG}, delete that file)"
         )
+    for name in longer & begun:
+        after = list(old.stages)[list(old.stages).index(name) + 1 :]
+        trained = [n for n in after if n in begun and old.stages[n].evaluate is None]
+        if trained:
+            raise UserError(
+                f"stages.{name}: its steps cannot be raised, for stages.{trained[0]} went on from "
+                "its end; give another --run_dir"
+            )
+    return old
+
+
+def _matters(key: str, old: Config, begun: set[str]) -> bool:
+    """Whether a difference in a key concerns a stage that has begun."""
+    if free(key) or not begun:
+        return False
+    first, _, rest = key.partition(".")
+    if first != "stages":
+        return True
+    names = list(old.stages)
+    last = max(names.index(name) for name in begun)
+    own = rest.partition(".")[0]
+    return own in names and names.index(own) <= last
+
+
+def stages_begun(run_dir: Path, config: Config) -> set[str]:
+    """The stages of a run that have left a result or a checkpoint.
+
+    Args:
+        run_dir: directory of the run.
+        config: its config.
+
+    Raises:
+        UserError: finished.json is damaged.
+    """
+    begun = set(read_finished(run_dir))
+    root = run_dir / "checkpoints"
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_dir() and any(number_of(p.name) is not None for p in path.iterdir()):
+            begun.add(path.name)
+    return begun & set(config.stages)
 
 
 @contextmanager
@@ -113,7 +196,7 @@ def open_run(
     check_directory(config)
     path = run_directory(config)
     _make(path)
-    with (path / LOCK).open("w") as file:  # a kill also releases the lock
+    with (path / LOCK).open("a") as file:  # a kill also releases the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,14 +204,57 @@ def open_run(
                 f"run_dir: another process is running in {path}; "
                 "wait for it, or give another --run_dir"
             ) from None
+        old = _old_config(config)
+        if old is not None:
+            _take_over(path, old, config, console)
         write_text(path / CONFIG, to_yaml(config))
         yield Run(config, path, mesh, console, path, command, session or Session())
 
 
+def _take_over(path: Path, old: Config, config: Config, console: Console) -> None:
+    """Removes what the directory holds of stages that begin anew, or go on, with this config."""
+    changed = {k: v for k, v in differences(old, config).items() if not free(k)}
+    if not changed:
+        return
+    begun, names = stages_begun(path, old), list(old.stages)
+    for name in names:
+        if name not in begun:
+            _remove_beginnings(path, name)
+    if not begun:  # measured and logged with another config
+        (path / receiver_rms.FILE).unlink(missing_ok=True)
+        (path / DIAGNOSTICS).unlink(missing_ok=True)
+        return
+    longer = [k.split(".")[1] for k, (a, b) in changed.items() if raised(k, a, b)]
+    again = [name for name in names if name in begun and name in longer]
+    if not again:
+        return
+    for key, (a, b) in changed.items():
+        if raised(key, a, b):
+            console.print(
+                f"{key}: raised from {a} to {b}: the stage goes on from its last checkpoint with "
+                f"its optimiser; schedules and curricula are those of a stage of {b} steps from "
+                "there on",
+                highlight=False,
+                soft_wrap=True,
+            )
+    kept = names[: names.index(again[0])]
+    done = {name: seconds for name, seconds in read_finished(path).items() if name in kept}
+    write_text(path / FINISHED, json.dumps(done) + "\n")
+
+
+def _remove_beginnings(path: Path, name: str) -> None:
+    """Removes what a stage left that did not come to a checkpoint or a result."""
+    (path / "calibration" / f"{name}.part.npz").unlink(missing_ok=True)
+    (path / f"{name}.tokenizer.json").unlink(missing_ok=True)
+
+
+@contextmanager
 def open_evaluation(
     config: Config, run_dir: Path, mesh: Mesh, console: Console, session: Session | None = None
-) -> Run:
+) -> Iterator[Run]:
     """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run.
+
+    It is removed if the evaluation fails.
 
     Args:
         config: config of the run, with the changes for this evaluation.
@@ -137,25 +263,49 @@ def open_evaluation(
         console: prints for people.
         session: the session whose models the checks have opened; None: a new one.
     """
-    home = run_dir / "evaluations"
+    out = _next_number(run_dir / "evaluations")
+    try:
+        write_text(out / CONFIG, to_yaml(config))
+        yield Run(config, run_dir, mesh, console, out, session=session or Session())
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _next_number(home: Path) -> Path:
+    """A new directory, named by a number that no other process has taken."""
     _make(home)
-    taken = [int(p.name) for p in home.iterdir() if p.name.isdigit()]
-    out = home / str(max(taken, default=0) + 1)
-    _make(out)
-    write_text(out / CONFIG, to_yaml(config))
-    return Run(config, run_dir, mesh, console, out, session=session or Session())
+    while True:
+        taken = [n for n in (number_of(p.name) for p in home.iterdir()) if n is not None]
+        out = home / str(max(taken, default=0) + 1)
+        try:
+            out.mkdir()
+        except FileExistsError:
+            continue  # another process was quicker
+        return out
 
 
 def read_config(run_dir: Path) -> Config:
     """The resolved config in a run directory.
 
     Raises:
-        UserError: there is none, or it was written by another version of the code.
+        UserError: there is none, it is damaged, or it was written by another version of the code.
     """
     path = run_dir / CONFIG
     if not path.is_file():
-        raise UserError(f"{run_dir}: no {CONFIG} there, so it is no run directory")
-    return from_dict(load(path))
+        again = (
+            "; the command that made the run writes it anew" if (run_dir / LOCK).exists() else ""
+        )
+        raise UserError(f"{run_dir}: no {CONFIG} there, so it is no run directory{again}")
+    try:
+        return from_dict(load(path))
+    except OSError:
+        raise
+    except Exception as error:  # whatever is in it, the run has not written it so
+        said = str(error).removeprefix(f"{path}: ")
+        raise damaged(
+            path, said, "delete it: the command that made the run writes it anew"
+        ) from None
 
 
 def _make(path: Path) -> None:

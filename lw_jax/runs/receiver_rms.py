@@ -14,14 +14,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from lw_jax.errors import UserError
 from lw_jax.models.arch_keys import shown
-from lw_jax.models.checkpoint import read_json
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.fingerprint import FORMAT, comparable
-from lw_jax.utils.files import write_text
+from lw_jax.utils.files import AGAIN, damaged, read_json, write_text
 
 FILE = "receivers.json"
+_ADVICE = f"{AGAIN}: it is measured anew"
 _COUNTS = ("width", "layers", "kv_heads", "head_dim")
 _NAMES = frozenset(f.name for f in fields(ModelDims)) | {"format", "fingerprint"}
 
@@ -51,6 +50,19 @@ def known(run_dir: Path) -> bool:
     return (run_dir / FILE).is_file()
 
 
+def copy(source: Path, target: Path) -> None:
+    """Gives one directory what another has measured, if it has.
+
+    Raises:
+        UserError: the file there is damaged.
+    """
+    path = source / FILE
+    if path.is_file():
+        found = read_json(path, dict, "put back a whole copy of it")
+        target.mkdir(parents=True, exist_ok=True)
+        write_text(target / FILE, json.dumps(found, indent=2) + "\n")
+
+
 def load(
     run_dir: Path, prints: Mapping[str, str], weights: Mapping[str, str]
 ) -> dict[str, ModelDims] | None:
@@ -68,41 +80,44 @@ def load(
     if not path.is_file():
         return None
     found = {}
-    for name, plain in read_json(path).items():
-        dims, known = _dims(plain, f"{path}: {shown(name)}")
+    for name, plain in read_json(path, dict, _ADVICE).items():
+        dims, known = _dims(path, shown(name), plain)
         if known != comparable(plain, prints, weights, run_dir).get(name):
             return None
         found[name] = dims
     return found if found.keys() == prints.keys() else None
 
 
-def _dims(plain: Any, where: str) -> tuple[ModelDims, str]:
+def _dims(path: Path, name: str, plain: Any) -> tuple[ModelDims, str]:
     """One receiver's sizes and its fingerprint.
 
     Raises:
         UserError: an entry is missing or is something else.
     """
-    advice = "; the file is damaged: restore it, or measure again in another run_dir"
+
+    def wrong(what: str) -> Exception:
+        return damaged(path, f"{name}: {what}", _ADVICE)
+
     if not isinstance(plain, dict):
-        raise UserError(f"{where}: must be a JSON object, found {shown(plain)}{advice}")
+        raise wrong(f"must be a JSON object, found {shown(plain)}")
     if unknown := sorted(plain.keys() - _NAMES):
-        raise UserError(f"{where}: {shown(unknown[0])} is unknown{advice}")
+        raise wrong(f"{shown(unknown[0])} is unknown")
     for key in ("fingerprint", *_COUNTS, "embed_rms", "key_rms", "value_rms"):
         if key not in plain:
-            raise UserError(f"{where}: {key} is missing{advice}")
+            raise wrong(f"{key} is missing")
     counts = {key: plain[key] for key in _COUNTS}
     if plain.get("heads") is not None:
         counts["heads"] = plain["heads"]
     for key, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{where}: {key} is {shown(value)}, no positive whole number{advice}")
+            raise wrong(f"{key} is {shown(value)}, no positive whole number")
     for key in ("key_rms", "value_rms"):
         if not isinstance(plain[key], list) or len(plain[key]) not in (0, plain["layers"]):
-            raise UserError(f"{where}: {key} has not one number a layer{advice}")
+            raise wrong(f"{key} has not one number a layer")
     for value in (plain["embed_rms"], *plain["key_rms"], *plain["value_rms"]):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < 0:
-            raise UserError(f"{where}: an RMS is {shown(value)}, no finite number{advice}")
+            raise wrong(f"an RMS is {shown(value)}, no finite number")
     dims = ModelDims(
         **counts,
         embed_rms=plain["embed_rms"],

@@ -11,8 +11,6 @@ it is fitted to. Both files say what they were measured with, and are refused un
 from __future__ import annotations
 
 import json
-import os
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +21,9 @@ import numpy as np
 from lw_jax.errors import UserError
 from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.checkpoint import first_difference
+from lw_jax.utils.files import AGAIN, damaged, read_npz, write_npz
+
+_ADVICE = f"{AGAIN}: it is measured anew"
 
 Found = dict[str, tuple[np.ndarray, ...]]
 """By part: count [], mean [n, D] and sum of squared deviations [n, D], float64; for the source of a
@@ -52,9 +53,12 @@ def load_part(path: Path, identity: Mapping[str, Any]) -> tuple[Found, int]:
     if not _part(path).is_file():
         return {}, 0
     arrays = _read(_part(path), identity)
-    done = int(arrays.pop("done"))
-    held = Counter(key.rpartition("/")[0] for key in arrays)
-    return {k: tuple(arrays[f"{k}/{i}"] for i in range(n)) for k, n in held.items()}, done
+    try:
+        done = int(arrays.pop("done"))
+        held = Counter(key.rpartition("/")[0] for key in arrays)
+        return {k: tuple(arrays[f"{k}/{i}"] for i in range(n)) for k, n in held.items()}, done
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(_part(path), error) from None
 
 
 def save(
@@ -90,26 +94,31 @@ def load(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return _read(path, identity)
 
 
+def check(path: Path) -> None:
+    """Checks that finished statistics are there and whole.
+
+    Raises:
+        UserError: they are damaged.
+        FileNotFoundError: there are none.
+    """
+    if "identity" not in read_npz(path, _ADVICE):
+        raise damaged(path, "it has no identity", _ADVICE)
+
+
 def _part(path: Path) -> Path:
     return path.with_suffix(".part.npz")
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, Any]) -> None:
-    """Replaces the file at once: a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        np.savez(file, identity=np.array(json.dumps(identity)), **arrays)  # type: ignore[arg-type]
-    os.replace(new, path)
+    write_npz(path, {"identity": np.array(json.dumps(identity)), **arrays})
 
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    arrays = read_npz(path, _ADVICE)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = dict(saved)
         known = json.loads(str(arrays.pop("identity")))
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as damage:
-        raise UserError(f"{path} is damaged ({damage}); delete it and run again") from None
+    except (ValueError, KeyError, RecursionError) as error:
+        raise damaged(path, error, _ADVICE) from None
     now = as_saved(known, json.loads(json.dumps(identity)), path.parent.parent)
     if difference := first_difference(known, now):
         key, old, new = difference

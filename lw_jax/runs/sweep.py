@@ -4,12 +4,11 @@
 
 The lists can also be in the file, `sweep: {bridge.latent_dim: [64, 128], seed: [1, 2]}`. Every run
 has a directory inside the sweep's, which also holds `sweep.json`. The same command continues a
-sweep that was stopped.
+sweep that was stopped. A run that fails is a line of the table, and the others go on.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,16 @@ from rich.table import Table
 from lw_jax.errors import UserError
 from lw_jax.runs.directory import CONFIG, check_directory
 from lw_jax.runs.grid import Point
-from lw_jax.utils.files import write_json
+from lw_jax.train.diagnostics import DivergedError
+from lw_jax.utils.failures import in_one_line
+from lw_jax.utils.files import damaged, read_json, write_json
 
 FILE = "sweep.json"
 METHODS = ("latent", "deranged", "no_message", "text")
 """Methods in the table; `sweep.json` has all."""
 
 
-def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[Any], Any]) -> None:
+def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[Any], Any]) -> int:
     """Runs every point that is not finished, then shows the table.
 
     Args:
@@ -35,6 +36,9 @@ def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[
         points: its runs.
         console: prints for people.
         run: runs one config.
+
+    Returns:
+        How many runs failed.
 
     Raises:
         UserError: the directory is a run's, or holds runs of another config.
@@ -49,10 +53,36 @@ def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[
     for number, point in enumerate(points, 1):
         words = ", ".join(f"{key} {value}" for key, value in point.values.items())
         console.print(f"run {number} of {len(points)}: {words}", highlight=False, markup=False)
-        run(point.config)
-        rows.append(_row(point))
+        rows.append(_run(point, console, run))
         write_json(home / FILE, {"keys": list(point.values), "runs": rows})
     console.print(table(rows))
+    failed = [row for row in rows if "error" in row]
+    for row in failed:
+        where = ", ".join(f"{key} {value}" for key, value in row["values"].items())
+        console.print(f"failed: {where}: {row['error']}", highlight=False, markup=False)
+    return len(failed)
+
+
+def _run(point: Point, console: Console, run: Callable[[Any], Any]) -> dict[str, Any]:
+    """Runs a point.
+
+    Returns:
+        Its results, or what was wrong in one line.
+    """
+    row: dict[str, Any] = {"values": point.values, "run_dir": point.config.run_dir}
+    try:
+        run(point.config)
+        return _row(point)
+    except UserError as error:
+        line = " ".join(str(error).split())
+        row |= {"diverged": error.step} if isinstance(error, DivergedError) else {}
+    except Exception as error:
+        said = in_one_line(error)
+        if said is None:
+            raise
+        line = said
+    console.print(f"error: {line}", highlight=False, markup=False, soft_wrap=True)
+    return {**row, "error": line}
 
 
 def _row(point: Point) -> dict[str, Any]:
@@ -62,30 +92,37 @@ def _row(point: Point) -> dict[str, Any]:
     row: dict[str, Any] = {"values": point.values, "run_dir": point.config.run_dir}
     if not path.is_file():  # no stage evaluates
         return row
-    metrics = json.loads(path.read_text(encoding="utf-8"))
-    plain = {
-        receiver: {
-            method: {name: x for name, x in figures.items() if isinstance(x, int | float)}
-            for method, figures in methods.items()
+    metrics = read_json(path, dict)
+    try:
+        plain = {
+            receiver: {
+                method: {name: x for name, x in figures.items() if isinstance(x, int | float)}
+                for method, figures in methods.items()
+            }
+            for receiver, methods in metrics["receivers"].items()
         }
-        for receiver, methods in metrics["receivers"].items()
-    }
-    carries = {receiver: found["carries"] for receiver, found in metrics["verdict"].items()}
+        carries = {receiver: found["carries"] for receiver, found in metrics["verdict"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
     return {**row, "receivers": plain, "carries": carries}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line for each run and receiver: F1 of the main methods, NLL of the latent, the verdict."""
+    """A line for each run and receiver: F1 of the main methods, NLL of the latent, the verdict.
+
+    The last column is for a run that has no figures, and says why.
+    """
     keys = list(rows[0]["values"])
     some = [figures for row in rows for figures in row.get("receivers", {}).values()]
     methods = [m for m in METHODS if any(m in figures for figures in some)]
     shown = Table(title=f"{len(rows)} runs: F1", box=None, padding=(0, 2, 0, 0))
-    for name in (*keys, "receiver", *methods, "nll", "carries"):
+    notes = ["run"] if any("receivers" not in row for row in rows) else []
+    for name in (*keys, "receiver", *methods, "nll", "carries", *notes):
         shown.add_column(name, justify="right" if name in methods else "left", no_wrap=True)
     for row in rows:
         values = [row["values"][key] for key in keys]
         if "receivers" not in row:
-            shown.add_row(*values, "not evaluated")
+            shown.add_row(*values, *[""] * (len(methods) + 3), _why(row))
         for receiver, found in row.get("receivers", {}).items():
             carries = row["carries"].get(receiver)
             shown.add_row(
@@ -96,3 +133,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 "" if carries is None else "yes" if carries else "no",
             )
     return shown
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """Why a run has no figures."""
+    if "diverged" in row:
+        return f"diverged at step {row['diverged']}"
+    return "failed" if "error" in row else "not evaluated"

@@ -16,7 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.models.fingerprint import comparable
 from lw_jax.pipeline import Pipeline
-from lw_jax.runs.directory import read_config
+from lw_jax.runs.directory import read_config, read_finished
 from lw_jax.runs.exported import ABOUT, is_exported, load_bridge, trained_config
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.checkpoint import checksum, component_counts, load_params
@@ -37,6 +37,7 @@ class Trained:
         counts: parameters of each component, checked to equal those that were trained.
         digest: names exactly these values.
         layout: layout that it was trained with; None: unknown.
+        bad_steps: steps of the stage that were not finite, and changed nothing; None: unknown.
     """
 
     params: PyTree
@@ -47,6 +48,7 @@ class Trained:
     counts: dict[str, int]
     digest: str
     layout: LayoutConfig | None = None
+    bad_steps: int | None = None
 
     @property
     def mark(self) -> bytes:
@@ -63,6 +65,7 @@ class Trained:
             "digest": self.digest,
             "components": self.counts,
             "total": sum(self.counts.values()),
+            **({} if self.bad_steps is None else {"bad_steps": self.bad_steps}),
         }
 
 
@@ -106,6 +109,8 @@ def load_trained(
         trained_by = meta.get("config", {})
     else:
         params, meta = load_params(root, {"bridge": like}, which, "bridge", only)
+        if which == "last":
+            _check_end(root, meta["step"])
         saved, home = meta["identity"], root.parent.parent
         trained_by = saved.get("config", {})
     _check_frozen(saved, pipeline, home, bool(only))
@@ -120,7 +125,30 @@ def load_trained(
         layout=_layout_of(
             trained_by, meta.get("stage", root.name) if is_exported(root) else root.name
         ),
+        bad_steps=meta.get("progress", {}).get("bad_steps"),
     )
+
+
+def _check_end(root: Path, step: int) -> None:
+    """Checks that a finished stage's last checkpoint is that of its end.
+
+    Args:
+        root: the stage's checkpoints.
+        step: of the last whole one.
+
+    Raises:
+        UserError: it was lost; says how to have it again.
+    """
+    run_dir, name = root.parents[1], root.name
+    if name not in read_finished(run_dir):
+        return
+    stage = read_config(run_dir).stages[name].train
+    if stage is not None and step < stage.steps:
+        raise UserError(
+            f"{root}: the checkpoint of step {stage.steps}, with which the stage ended, is gone or "
+            f"damaged: delete {root / str(stage.steps)} if it is there, and run the command that "
+            f"trains it again: it goes on from step {step}"
+        )
 
 
 def _place(

@@ -46,7 +46,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
 
     Raises:
         UserError: all rows are too long, or what is gathered belongs to other models.
-        SystemExit: code 0 after SIGTERM, with what is gathered kept.
+        SystemExit: code 143 after SIGTERM, 130 after Ctrl-C, with what is gathered kept.
     """
     config = run.config
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
@@ -58,7 +58,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
     lengths, limit = collate.lengths, pipeline.layout.max_tokens
     measured = [*remarks_of(rows), length_remark(lengths, limit, len(groups), "to measure on")]
     report(run.console, f"stages.{name}", measured)
-    with termination() as terminated, Display(name, start, len(groups)) as display:
+    with termination() as stop, Display(name, start, len(groups)) as display:
         if start:
             display.say(f"resumed after row {start} of {len(groups)}")
         for at in range(start, len(groups), cfg.batch_size):
@@ -68,9 +68,9 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
             done = at + len(part)
             statistics.save_part(path, found, done, mine)
             display.step(done)
-            if terminated() and done < len(groups):
+            if stop() and done < len(groups):
                 display.say(f"stopped after row {done}: run the same command again to go on")
-                raise SystemExit(0)
+                stop.leave()
         if not all(value[0] for value in found.values()):
             raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
         needed = pca(pipeline.bridge.config)
@@ -80,6 +80,24 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
         display.say(f"{len(groups)} contexts measured into {path}; tokens: {tokens}")
         if fitted is not None:
             display.say(_shares(fitted))
+
+
+def lost(run: Run, name: str, cfg: CalibrateConfig) -> str | None:
+    """Whether the finished stage's statistics are gone, and a later stage is still to be trained.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    names, done = list(run.config.stages), run.finished()
+    later = names[names.index(name) + 1 :]
+    if all(n in done or run.config.stages[n].train is None for n in later):
+        return None
+    path = path_of(run.run_dir, name)
+    try:
+        statistics.check(path)
+    except FileNotFoundError:
+        return f"done already, but {path} is gone; measured again"
+    return None
 
 
 def path_of(run_dir: Path, name: str) -> Path:

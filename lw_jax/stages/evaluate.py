@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,11 +46,12 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import stop_strings, unwritable
 from lw_jax.train.diagnostics import fired
 from lw_jax.utils import files
+from lw_jax.utils.provenance import provenance
 from lw_jax.utils.signals import termination
 
 MEAN_ROWS = 1024
 """Training contexts whose mean latent is the control `mean`."""
-PACKAGES = ("lw_jax", "jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "transformers", "tokenizers")
 
 
 def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
@@ -57,7 +59,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
 
     Raises:
         UserError: no rows, no trained bridge where one is needed, or other parameters than trained.
-        SystemExit: code 0 after SIGTERM; finished methods are kept.
+        SystemExit: code 143 after SIGTERM, 130 after Ctrl-C; finished methods are kept.
     """
     layout = cfg.layout or layout_at(run.config, before=name)
     config = dataclasses.replace(run.config, layout=layout)
@@ -202,14 +204,36 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the packages that matter, and the device."""
+    """Of Python, of this code (with its commit, if it is a checkout), of the packages that matter,
+    and the device."""
     found = {}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout
-            found[package] = "not installed"
-    return {"python": platform.python_version(), **found, "device": jax.devices()[0].device_kind}
+    return {
+        "python": platform.python_version(),
+        **provenance(),
+        **found,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def lost(run: Run, name: str, cfg: EvaluateConfig) -> str | None:
+    """Whether the finished stage's figures or predictions are gone.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    out = _directory(run, name)
+    metrics, predictions = out / "metrics.json", out / "predictions.jsonl"
+    for path in (metrics, predictions):
+        if not path.is_file():
+            return f"done already, but {path} is gone; evaluated again"
+    files.read_json(metrics, dict)
+    _, bad = files.read_lines(predictions)
+    if bad:
+        raise files.damaged(predictions, f"{bad} lines are no JSON objects")
+    return None
 
 
 def _directory(run: Run, name: str) -> Path:

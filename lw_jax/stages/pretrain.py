@@ -33,10 +33,10 @@ from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import report
 from lw_jax.text.fit import MANY
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.train.loop import Job, fit
+from lw_jax.train.loop import Job, bad_steps, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
-from lw_jax.utils.files import write_text
+from lw_jax.utils.files import damaged, write_text
 
 MEASURED_TEXTS = 4000
 """Texts on which the share that is left out for its length is measured."""
@@ -87,6 +87,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     figures = {
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "steps": cfg.steps,
+        "bad_steps": bad_steps(run.run_dir, name),
         "minutes": minutes(run.run_dir / "diagnostics.jsonl", name),
         "left_out": skipped,
         **final_test(model, spec.tokenizer, cfg, problems(cfg), seed),
@@ -176,4 +177,9 @@ def _tokenizer(path: Path, cfg: PretrainConfig, rows: MixtureRows) -> Backend:
         new = path.with_suffix(".tmp")
         made.save(str(new))
         os.replace(new, path)
-    return Backend.from_file(str(path))
+    try:
+        return Backend.from_str(path.read_bytes().decode("utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # the library has no class of its own for this
+        raise damaged(path, error) from None

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bridge.config import normaliser, pca
@@ -19,8 +20,8 @@ from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.pipeline import Pipeline
-from lw_jax.runs import statistics
-from lw_jax.runs.directory import Run
+from lw_jax.runs import receiver_rms, statistics
+from lw_jax.runs.directory import FINISHED, Run
 from lw_jax.runs.rows import beyond_models, remarks_of, report
 from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, identity, open_pipeline
 from lw_jax.runs.trained import load_trained
@@ -30,11 +31,12 @@ from lw_jax.stages import calibrate
 from lw_jax.text.collate import Collate, has_row
 from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
+from lw_jax.train.checkpoint import steps
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
-from lw_jax.train.loop import Job, StepFn, fit
+from lw_jax.train.loop import Job, StepFn, checkpoint_root, fit
 from lw_jax.train.monitor import QuickEvaluation
-from lw_jax.train.optimiser import stage_optimiser
+from lw_jax.train.optimiser import path_of, stage_optimiser
 from lw_jax.train.plan import Plan, init_heads, plan_at
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
@@ -121,10 +123,51 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         save_every=cfg.save_every,
         eval_every=cfg.eval_every,
         keep=cfg.keep,
+        max_bad_steps=cfg.max_bad_steps,
         prepare=prepare,
         evaluate=quick,
+        look_at_models=lambda batch: look_at_models(pipeline, batch),
     )
     fit(job)
+
+
+def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:
+    """What is not finite in the frozen models, or in what they make of a batch; None: nothing."""
+    models = {"sender": pipeline.frozen.sender, **pipeline.frozen.receivers}
+    for name, model in models.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+            real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+            if real and not bool(jnp.all(jnp.isfinite(leaf))):
+                return f"{name}'s weights {path_of(path)} are not"
+    for name, dims in pipeline.bridge.dims.receivers.items():
+        rms = dims.embed_rms, *dims.key_rms, *dims.value_rms
+        if not np.all(np.isfinite(rms)):
+            return f"the RMS of {name}, in {receiver_rms.FILE}, is not"
+    sources = jax.jit(pipeline.bridge.extract)(pipeline.frozen.sender, batch, None)
+    for name, taps in sources.items():
+        if not bool(jnp.all(jnp.isfinite(jnp.where(taps.mask[None, ..., None], taps.states, 0)))):
+            return f"what the {name} reads of the texts is not (is its dtype too narrow?)"
+    return None
+
+
+def lost(run: Run, name: str, cfg: TrainConfig) -> str | None:
+    """Whether the last checkpoints of the finished stage are gone.
+
+    Raises:
+        UserError: all of them are, and a later stage needs them.
+    """
+    root = checkpoint_root(run.run_dir, name)
+    held, names, done = steps(root), list(run.config.stages), run.finished()
+    if not held:
+        if all(n in done for n in names[names.index(name) + 1 :]):
+            return None
+        raise UserError(
+            f"{root}: stages.{name} was finished, and its checkpoints are gone: put them back, or "
+            f"delete {run.run_dir / FINISHED} to train it again from its start"
+        )
+    if held[0] >= cfg.steps:
+        return None
+    return f"done already, but its last checkpoint is gone; going on from step {held[0]}"
 
 
 def phases(cfg: TrainConfig) -> tuple[Phase, ...]:

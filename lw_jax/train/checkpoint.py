@@ -2,13 +2,24 @@
 
 A checkpoint is written beside its place, renamed into it, and sealed: a kill at any moment leaves
 the ones before it whole. Frozen weights are never in one: their fingerprints are.
+
+Damaged is a checkpoint whose files are not those that were sealed, whose numbers have another
+checksum, or that is of another step than its directory says. Anything else that goes wrong while
+one is read (another optimiser's state, a disk that does not answer) says nothing about it: that is
+an error, and nothing is renamed.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import shutil
+import sys
+import threading
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +33,18 @@ from lw_jax.errors import UserError
 from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
-from lw_jax.utils.files import check_manifest, write_manifest
-from lw_jax.utils.resume import FREE
+from lw_jax.utils.failures import in_one_line, of_storage
+from lw_jax.utils.files import (
+    DamagedFileError,
+    check_manifest,
+    has_manifest,
+    number_of,
+    write_manifest,
+)
+from lw_jax.utils.resume import FREE, raised
+
+_UNFINISHED = re.compile(r"[0-9]+\.(deleted|orbax-checkpoint-tmp.*)")
+_DAMAGED = re.compile(r"[0-9]+\.damaged")
 
 
 @dataclass(frozen=True)
@@ -67,45 +88,86 @@ class Checkpoints:
             "checksums": {name: checksum(part) for name, part in parts.items()},
         }
         path = self.root.absolute() / str(step)
-        ocp.save_checkpointables(path, parts, custom_metadata=meta)
-        write_manifest(path)
+        if path.exists() and not path.is_dir():
+            path.rename(_free_name(path))  # no checkpoint, whatever it is
+        try:
+            with _quiet():
+                ocp.save_checkpointables(path, parts, custom_metadata=meta)
+            write_manifest(path)
+        except Exception:  # what is half-written takes room that may be what is missing
+            self._remove_unfinished()
+            raise
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
             if old != best:
                 _remove(self.root / str(old))
+        for aside in _directories(self.root, _DAMAGED):
+            shutil.rmtree(aside)
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a failed save has written; Orbax's other threads may still be at it."""
+        for _ in range(20):
+            left = _directories(self.root, _UNFINISHED)
+            if not left:
+                return
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)
 
     def restore(self, like: TrainState) -> Restored | None:
         """The newest whole checkpoint, laid out as `like` (shapes, dtypes, shardings); None if
-        there is none. Damaged ones are named, set aside, and the one before is taken.
+        there is none. Damaged ones are named, and the one before is taken; they are then set aside.
 
         Raises:
-            UserError: the checkpoint belongs to other frozen weights, another config or bridge.
+            UserError: the checkpoint belongs to other frozen weights, another config, bridge or
+                optimiser; it cannot be read; or all of them are damaged.
         """
-        for leftover in [*self.root.glob("*.deleted"), *self.root.glob("*-tmp*")]:
+        for leftover in _directories(self.root, _UNFINISHED):
             shutil.rmtree(leftover)  # of a run that was killed while it deleted or wrote
+        damage: dict[Path, str] = {}
         for step in steps(self.root):
             path = self.root / str(step)
             try:
-                meta = read_meta(path)
-                if old_names(meta["parameters"]):
-                    raise UserError(
-                        f"{self.root}: an earlier version began this run, whose parameters have "
-                        "other names; it can be evaluated and started from (init_from), not "
-                        "resumed: give another run_dir"
-                    )
-                self._check_identity(meta)
-                check_counts(like.params, meta["parameters"])
-                parts = {k: _load(path, k, part, meta) for k, part in _parts(like).items()}
-            except UserError:
-                raise
-            except ValueError as damage:
-                print(f"checkpoint {path} is damaged ({damage}); going back to the one before it")
-                aside = path.with_name(f"{step}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+                found = self._restored(path, like)
+            except DamagedFileError as error:
+                damage[path] = str(error)
                 continue
-            return Restored(_whole(parts), step, meta["progress"])
+            for bad, why in damage.items():
+                if not has_manifest(bad):  # it was not finished
+                    shutil.rmtree(bad)
+                    continue
+                print(f"checkpoint {bad} is damaged ({why}); going back to step {step}")
+                bad.rename(_free_name(bad))
+            return found
+        if damage:
+            path, why = next(iter(damage.items()))
+            raise UserError(
+                f"{path} is damaged ({why}), and there is no whole checkpoint before it: put back "
+                f"a copy of it, or delete {self.root} to train this stage from its start"
+            )
         return None
+
+    def _restored(self, path: Path, like: TrainState) -> Restored:
+        """One checkpoint; one that was killed before it was sealed is sealed if it is whole.
+
+        Raises:
+            DamagedFileError: it is damaged, or was not finished.
+            UserError: see `restore`.
+        """
+        sealed = has_manifest(path)
+        meta = read_meta(path, sealed)
+        if old_names(meta["parameters"]):
+            raise UserError(
+                f"{self.root}: an earlier version began this run, whose parameters have "
+                "other names; it can be evaluated and started from (init_from), not "
+                "resumed: give another run_dir"
+            )
+        self._check_identity(meta)
+        check_counts(like.params, meta["parameters"])
+        parts = {k: _load(path, k, part, meta, sealed) for k, part in _parts(like).items()}
+        if not sealed:
+            write_manifest(path)
+        return Restored(_whole(parts), meta["step"], meta["progress"])
 
     def _check_identity(self, meta: Mapping[str, Any]) -> None:
         now = as_saved(meta["identity"], _json(dict(self.identity)), self.root.parent.parent)
@@ -122,19 +184,106 @@ def steps(root: Path) -> list[int]:
     """Steps that have a checkpoint, newest first."""
     if not root.is_dir():
         return []
-    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True)
+    numbers = (number_of(p.name) for p in root.iterdir() if p.is_dir())
+    return sorted((n for n in numbers if n is not None), reverse=True)
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path, sealed: bool = True) -> dict[str, Any]:
     """The JSON saved with a checkpoint: step, progress, identity, parameters, checksums.
 
+    Args:
+        path: the checkpoint.
+        sealed: False for one that was not finished; it may still be whole.
+
     Raises:
-        ValueError: the checkpoint is damaged, or was not finished.
+        DamagedFileError: the checkpoint is damaged, or of another step than its directory says.
+        UserError: it cannot be read.
     """
-    check_manifest(path)
-    meta = ocp.metadata(path.absolute(), checkpointable_name="params").custom_metadata
-    assert isinstance(meta, dict)
+    with _reading(path, sealed):
+        if sealed:
+            check_manifest(path)
+        meta = ocp.metadata(path.absolute(), checkpointable_name="params").custom_metadata
+        if not isinstance(meta, dict):
+            raise DamagedFileError("its metadata are missing")
+        if meta["step"] != number_of(path.name):
+            raise DamagedFileError(f"it is of step {meta['step']}; rename it to that")
     return meta
+
+
+@contextmanager
+def _reading(path: Path, sealed: bool = True) -> Iterator[None]:
+    """Tells what goes wrong while a checkpoint is read from damage.
+
+    Args:
+        path: the checkpoint.
+        sealed: whether its files were found to be those that were written: then Orbax cannot fail
+            for damage.
+
+    Raises:
+        DamagedFileError: as raised inside; or anything else that an unsealed one brings about.
+        UserError: it cannot be read, or not as asked.
+    """
+    try:
+        with _quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        if of_storage(error) and not isinstance(error, FileNotFoundError):
+            said = in_one_line(error) or f"{_one_line(error)}; nothing is changed: try again"
+            raise UserError(f"{path} cannot be read: {said}") from error
+        if not sealed:
+            raise DamagedFileError(f"it was not finished: {_one_line(error)}") from None
+        if isinstance(error, ValueError | KeyError | TypeError | FileNotFoundError):
+            raise UserError(
+                f"{path} is whole, but does not fit what is to be restored ({_one_line(error)}): "
+                "another version may have written it; go on with that one, or start another "
+                "run from it (init_from)"
+            ) from error
+        raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While inside, Orbax's own threads print no tracebacks: the error is raised here as well."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    before = [logger.disabled for logger in loggers]
+    hooks = threading.excepthook, sys.unraisablehook
+    for logger in loggers:
+        logger.disabled = True
+    threading.excepthook, sys.unraisablehook = _say_nothing, _say_nothing
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = hooks
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
+
+
+def _say_nothing(_: Any) -> None:
+    pass
+
+
+def _one_line(error: BaseException, most: int = 200) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _directories(root: Path, names: re.Pattern[str]) -> list[Path]:
+    """The directories in a place whose whole names match."""
+    if not root.is_dir():
+        return []
+    return [p for p in root.iterdir() if names.fullmatch(p.name) and p.is_dir()]
+
+
+def _free_name(path: Path) -> Path:
+    """Where a damaged checkpoint is set aside, until the next one is saved."""
+    aside = path.with_name(f"{path.name}.damaged")
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}.damaged")
+    return aside
 
 
 def load_params(
@@ -161,9 +310,12 @@ def load_params(
         UserError: no checkpoint, or it holds other parameters than `like`.
     """
     best = None if which == "last" else best_step(root)
+    bad: list[Path] = []
     for step in [*([] if best is None else [best]), *steps(root)]:
         path = root / str(step)
         try:
+            if not has_manifest(path):
+                continue  # not finished; training will see to it
             meta = read_meta(path)
             name = "ema" if "ema" in meta["checksums"] else "params"
             if part is None:
@@ -180,10 +332,14 @@ def load_params(
             loaded = _load(path, name, whole, meta)[part]
             parts = dict(components(nested(loaded, wanted) if old else loaded))
             return {part: from_paths({p: parts[p] for p in wanted})}, meta
-        except UserError:
-            raise
-        except ValueError as damage:
-            print(f"checkpoint {path} is damaged ({damage}); taking the one before it")
+        except DamagedFileError as damage:
+            print(f"checkpoint {path} is damaged ({damage}); taking another")
+            bad.append(path)
+    if bad:
+        raise UserError(
+            f"{bad[0]} is damaged, and there is no whole checkpoint beside it: put back a copy of "
+            f"it, or delete {root} and run the command that trains it again"
+        )
     raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
 
 
@@ -192,7 +348,7 @@ def best_step(root: Path) -> int | None:
     for step in steps(root):
         try:
             best = read_meta(root / str(step))["progress"].get("best")
-        except ValueError:  # damaged: `load_params` says so
+        except DamagedFileError:  # or not finished: `load_params` says so
             continue
         return best and int(best["step"])
     return None
@@ -247,13 +403,16 @@ def checksum(tree: PyTree) -> int:
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """(path, old, new) of the first place where two JSON trees differ, `FREE` keys aside.
 
-    An option that the old tree does not know and the new one has switched off is no difference.
+    A stage's `steps` may be more than before. An option that the old tree does not know and the new
+    one has switched off is no difference.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted((old.keys() | new.keys()) - FREE):
             if key not in old and not new[key]:
                 continue
             where = f"{path}.{key}" if path else key
+            if raised(where, old.get(key), new.get(key)):
+                continue
             if found := first_difference(old.get(key), new.get(key), where):
                 return found
         return None
@@ -279,19 +438,23 @@ def _whole(parts: Mapping[str, PyTree]) -> TrainState:
     return TrainState(parts["params"], opt_state, step, key, parts.get("ema"))
 
 
-def _load(path: Path, name: str, like: PyTree, meta: Mapping[str, Any]) -> PyTree:
+def _load(
+    path: Path, name: str, like: PyTree, meta: Mapping[str, Any], sealed: bool = True
+) -> PyTree:
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    tree = ocp.load(path.absolute(), shapes, checkpointable_name=name)
-    if checksum(tree) != meta["checksums"][name]:
-        raise ValueError(f"{name}: checksum differs")
+    with _reading(path, sealed):
+        tree = ocp.load(path.absolute(), shapes, checkpointable_name=name)
+        if checksum(tree) != meta["checksums"][name]:
+            raise DamagedFileError(f"{name}: checksum differs")
     return tree
 
 
 def _as_saved(path: Path, name: str, like: PyTree) -> dict[str, PyTree]:
     """Shapes of all that was saved, to be laid out as the first leaf of `like`."""
-    saved = ocp.metadata(path.absolute(), checkpointable_name=name).metadata
+    with _reading(path):
+        saved = ocp.metadata(path.absolute(), checkpointable_name=name).metadata
     where = jax.tree.leaves(like)[0].sharding
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), saved)
 

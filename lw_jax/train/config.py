@@ -78,6 +78,8 @@ class TrainConfig(Checked):
         eval_rows: rows of the quick evaluation (latent and deranged).
         keep: latest checkpoints to keep, beside the best.
         workers: processes that prepare batches; 0: in process.
+        max_bad_steps: the stage ends after so many steps in a row whose loss, gradients or updated
+            parameters are not finite. Each such step changes nothing, and is counted.
     """
 
     steps: Steps
@@ -102,6 +104,7 @@ class TrainConfig(Checked):
     eval_rows: Annotated[int, Ge(1), Le(10**6)] = 128
     keep: Annotated[int, Ge(1), Le(10_000)] = 2
     workers: Workers = 0
+    max_bad_steps: Annotated[int, Ge(1), Le(10**6)] = 5
 
     def __post_init__(self) -> None:
         for i, pattern in enumerate(self.train_only):

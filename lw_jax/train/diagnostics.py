@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 
 from lw_jax.errors import UserError
 from lw_jax.train.alarms import FAULTS
+from lw_jax.train.state import SOUND
+from lw_jax.utils.files import DIAGNOSTICS_LINE, append_line, read_lines, write_text
 
 TIMES = ("seconds", "seconds_per_step")
 """Keys in which an uninterrupted and a resumed run may differ."""
@@ -23,38 +24,36 @@ class Journal:
     def __init__(self, path: Path, stage: str) -> None:
         self.path, self.stage = path, stage
 
-    def rewind(self, step: int) -> None:
-        """Drop this stage's lines beyond `step`, and a line cut short by a crash."""
+    def rewind(self, step: int) -> int:
+        """Drop this stage's lines beyond `step`, and lines that are damaged or were cut short.
+
+        Returns:
+            How many lines of the stage were beyond.
+        """
         if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry["stage"] != self.stage or entry["step"] <= step:
-                kept.append(line + "\n")
-        new = self.path.with_suffix(".tmp")
-        new.write_text("".join(kept), encoding="utf-8")
-        os.replace(new, self.path)
+            return 0
+        lines, bad = read_lines(self.path, DIAGNOSTICS_LINE)
+        if bad > 1:  # one may be cut short by a kill
+            print(f"{self.path}: {bad} damaged lines are left out")
+        kept = [e for e in lines if e["stage"] != self.stage or e["step"] <= step]
+        write_text(self.path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in kept))
+        return len(lines) - len(kept)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """Append a line: kind `train` (means over the interval) or `evaluate`."""
-        entry = {"stage": self.stage, "step": step, "kind": kind} | dict(values)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        append_line(self.path, {"stage": self.stage, "step": step, "kind": kind} | dict(values))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's diagnostics that have a stage, a step and a kind."""
+    return read_lines(path, DIAGNOSTICS_LINE)[0]
 
 
 def fired(path: Path) -> list[dict[str, Any]]:
     """The alarms of a run's quick evaluations, per stage in the order in which they first fired:
     name, fault of docs/faults.md or None, stage, steps `first` and `last`, and `times`."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    if not path.is_file():
-        return []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read(path):
         for key in entry:
             if not key.startswith("alarm/"):
                 continue
@@ -85,15 +84,26 @@ class Window:
         return means
 
 
-def check_finite(stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-    """Stop a stage whose loss or gradient norm is no number.
+class DivergedError(UserError):
+    """A stage ended because its steps were not finite.
 
-    Raises:
-        UserError: names the stage, the step (counted from 1) and the metric.
+    Attributes:
+        step: the last of them.
     """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+def is_sound(metrics: Mapping[str, Any]) -> bool:
+    """Whether a step counts: everything that it gave is finite."""
+    return wrong_metric(metrics) is None and bool(metrics.get(SOUND, True))
+
+
+def wrong_metric(metrics: Mapping[str, Any]) -> str | None:
+    """What is not finite of a step's loss and gradients, in words; None: both are finite."""
     for key in ("loss", "grad_norm"):
         if key in metrics and not np.isfinite(metrics[key]):
-            raise UserError(
-                f"stages.{stage}: {key} is {float(metrics[key])} at step {step}; the last "
-                "checkpoint is kept: lower optimiser.lr or optimiser.clip and start a new run"
-            )
+            return f"{key} is {float(metrics[key])}"
+    return None

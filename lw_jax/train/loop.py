@@ -2,10 +2,14 @@
 
 Kill it at any moment and call `fit` with the same job: the final parameters are bit-identical to
 an uninterrupted run, because a step depends on the state and on `batches(step, ...)` alone.
+
+A step that is not finite changes nothing but the count of them (`lw_jax.train.state.keep_finite`);
+after several in a row the stage ends, and says why. So what a checkpoint holds is always finite.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -14,15 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from lw_jax.train.checkpoint import Checkpoints
-from lw_jax.train.diagnostics import Journal, Window, check_finite
+from lw_jax.errors import UserError
+from lw_jax.train.checkpoint import Checkpoints, read_meta, steps
+from lw_jax.train.diagnostics import (
+    DivergedError,
+    Journal,
+    Window,
+    is_sound,
+    wrong_metric,
+)
+from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.train.progress import Display
-from lw_jax.train.state import TrainState
-from lw_jax.utils.signals import termination
+from lw_jax.train.state import SOUND, UPDATE_SOUND, TrainState
+from lw_jax.types import PyTree
+from lw_jax.utils.signals import Stop, termination
 
 SMOOTHING = 0.7
 """Decay of the averaged score that decides which checkpoint is the best: one lucky batch is not."""
+
+TOO_LARGE = 1e4
+"""A parameter beyond this is taken for one that blew up; they begin at about 1."""
 
 Metrics = Mapping[str, Any]
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -53,13 +71,16 @@ class Job:
         steps: optimiser steps.
         state: the state before the first step, on the devices.
         step_for: the compiled step of a step number (0-based); it may donate the state. Its metrics
-            are scalars or small arrays; `loss` and `grad_norm` must stay finite.
+            are scalars or small arrays, `loss`, `grad_norm` and what `keep_finite` adds among them.
         batches: `batches(start, stop)` gives the batches of those steps.
         identity: what a resumed run must share (see `Checkpoints`).
         log_every, save_every, eval_every: steps; `eval_every` 0 for never.
         keep: latest checkpoints kept.
+        max_bad_steps: the stage ends after so many steps in a row that are not finite.
         prepare: `prepare(state, start)`, before the first step of this leg (0-based `start`).
         evaluate: quick evaluation after some steps.
+        look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
+            nothing. Asked when the stage ends for its bad steps.
     """
 
     name: str
@@ -73,8 +94,10 @@ class Job:
     save_every: int = 200
     eval_every: int = 0
     keep: int = 2
+    max_bad_steps: int = 5
     prepare: Callable[[TrainState, int], None] | None = None
     evaluate: Callable[[TrainState, int], Evaluation] | None = None
+    look_at_models: Callable[[Any], str | None] | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -87,6 +110,13 @@ def checkpoint_root(run: Path, stage: str) -> Path:
     return run / "checkpoints" / stage
 
 
+def bad_steps(run: Path, stage: str) -> int:
+    """Steps of a stage that were not finite, as its newest checkpoint counts them."""
+    root = checkpoint_root(run, stage)
+    newest = steps(root)[0]
+    return int(read_meta(root / str(newest))["progress"].get("bad_steps", 0))
+
+
 @dataclass
 class _Progress:
     """What the host remembers between steps; JSON in every checkpoint.
@@ -95,14 +125,36 @@ class _Progress:
         window: sums since the last log line.
         smoothed: average of the scores so far.
         best: step and score of the best checkpoint.
+        bad_steps: steps so far that were not finite.
+        bad_in_a_row: the last of them, without a finite one between.
     """
 
     window: Window
     smoothed: float | None = None
     best: dict[str, float] | None = None
+    bad_steps: int = 0
+    bad_in_a_row: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> _Progress:
+        """What a checkpoint holds; those of earlier versions counted no bad steps."""
+        bad = (saved.get(name, 0) for name in ("bad_steps", "bad_in_a_row"))
+        return cls(Window(saved["window"]), saved["smoothed"], saved["best"], *bad)
+
+    def take(self, metrics: Mapping[str, Any]) -> None:
+        """Take a step in: those that are not finite are counted, and enter no mean."""
+        if is_sound(metrics):
+            self.bad_in_a_row = 0
+            own = (SOUND, UPDATE_SOUND)
+            self.window.add({k: v for k, v in metrics.items() if k not in own})
+        else:
+            self.bad_steps += 1
+            self.bad_in_a_row += 1
 
     def score(self, value: float, step: int) -> bool:
         """Take a score in; whether this step is the best so far."""
+        if not np.isfinite(value):
+            return False
         old = self.smoothed
         self.smoothed = value if old is None else SMOOTHING * old + (1 - SMOOTHING) * value
         top = self.best["score"] if self.best else float("-inf")
@@ -113,57 +165,99 @@ class _Progress:
         return False
 
     def to_json(self) -> dict[str, Any]:
-        return {"window": self.window.sums, "smoothed": self.smoothed, "best": self.best}
+        return {
+            "window": self.window.sums,
+            "smoothed": self.smoothed,
+            "best": self.best,
+            "bad_steps": self.bad_steps,
+            "bad_in_a_row": self.bad_in_a_row,
+        }
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose metrics are still on the device.
+
+    Attributes:
+        step: its number.
+        batch: its batch.
+        metrics: its metrics.
+    """
+
+    step: int
+    batch: Any
+    metrics: Metrics
 
 
 def fit(job: Job) -> TrainState:
     """Take the job's steps, from its newest checkpoint if there is one.
 
     Raises:
-        UserError: the loss is no number, or the checkpoints are of another run.
-        SystemExit: code 0 after SIGTERM, with the state saved.
+        DivergedError: too many steps in a row were not finite.
+        UserError: the checkpoints are of another run, or all damaged.
+        SystemExit: code 143 after SIGTERM and 130 after Ctrl-C, with the state saved.
     """
     store, journal = job.checkpoints, Journal(job.directory / "diagnostics.jsonl", job.name)
     state, start, progress = job.state, 0, _Progress(Window())
     if found := store.restore(job.state):
-        state, start, saved = found.state, found.step, found.progress
-        progress = _Progress(Window(saved["window"]), saved["smoothed"], saved["best"])
-    journal.rewind(start)
-    if start >= job.steps:
+        state, start, progress = found.state, found.step, _Progress.of(found.progress)
+    beyond = journal.rewind(start)
+    if start > job.steps:
+        raise UserError(
+            f"stages.{job.name}: it was trained for {start} steps already, {job.steps} are asked "
+            "for; steps may be raised, not lowered: give another run_dir"
+        )
+    if start == job.steps:
         return state
-    pending: tuple[int, Metrics] | None = None
+    pending: _Pending | None = None
     saved_at = start
 
     def settle() -> None:
         """Fetch the metrics of the step before, which the device has had time to finish."""
         nonlocal pending
-        if pending is not None:
-            step, on_device = pending
-            metrics = jax.device_get(on_device)
-            check_finite(job.name, step, metrics)
-            progress.window.add(metrics)
-            pending = None
+        if pending is None:
+            return
+        step, metrics = pending.step, jax.device_get(pending.metrics)
+        progress.take(metrics)
+        if not is_sound(metrics):
+            last, bad = step == job.steps, progress.bad_in_a_row
+            end = bad >= job.max_bad_steps
+            cause, is_rows = "", False
+            if end or last:
+                cause, is_rows = _cause(job, state, pending.batch, metrics)
+            if end or (last and not (is_rows and progress.bad_steps < step)):
+                raise _diverged(job, store, step, bad, metrics, cause)
+            if bad == 1:
+                what = wrong_metric(metrics) or "the updated parameters are not finite"
+                display.say(f"step {step}: {what}; the step is left out, and counted (bad_steps)")
+        pending = None
 
     with ExitStack() as stack:
-        terminated = stack.enter_context(termination())
+        stop = stack.enter_context(termination())
         if job.prepare is not None:
             job.prepare(state, start)
         display = stack.enter_context(Display(job.name, start, job.steps))
-        batches = stack.enter_context(closing(_until(terminated, job.batches(start, job.steps))))
+        if stop():
+            display.say(f"stopped before step {start + 1}: run the same command again to go on")
+            stop.leave()
+        batches = stack.enter_context(closing(_until(stop, job.batches(start, job.steps))))
         if start:
             display.say(f"resumed after step {start} of {job.steps}")
+        elif beyond:
+            display.say("starts at step 0: it had begun before, and left no checkpoint")
         done, since, at = start, time.monotonic(), start
         for done, batch in enumerate(batches, start + 1):
             state, metrics = job.step_for(done - 1)(state, batch)
             settle()
-            pending = (done, metrics)
+            pending = _Pending(done, batch, metrics)
             display.step(done)
             last, save = done == job.steps, done % job.save_every == 0
             if done % job.log_every == 0 or last:
                 settle()
                 per_step = (time.monotonic() - since) / (done - at)
                 since, at = time.monotonic(), done
-                means = progress.window.close()
+                means = progress.window.close() | {"bad_steps": progress.bad_steps}
+                means.setdefault("loss", None)  # an interval without a finite step has none
                 journal.write(done, "train", means | {"seconds_per_step": per_step})
                 display.train(done, means, per_step)
             if job.evaluate and job.eval_every and (done % job.eval_every == 0 or last):
@@ -181,23 +275,86 @@ def fit(job: Job) -> TrainState:
                 settle()
                 store.save(state, done, progress.to_json())
                 saved_at = done
-            if terminated():
+            if stop():
                 break
         if done < job.steps:
-            if not terminated():
+            if not stop():
                 raise RuntimeError(f"{job.name}: the batches ended after step {done}")
             settle()
             if saved_at < done:
                 store.save(state, done, progress.to_json())
             display.say(f"stopped after step {done}: run the same command again to go on")
-            raise SystemExit(0)
+            stop.leave()
     return state
 
 
-def _until(terminated: Callable[[], bool], batches: Iterator[Any]) -> Generator[Any, None, None]:
-    """The batches, until SIGTERM: it may have reached the processes that prepare them as well."""
+def _cause(job: Job, state: TrainState, batch: Any, metrics: Metrics) -> tuple[str, bool]:
+    """Why a step was not finite, in words, and whether its rows are to blame.
+
+    Args:
+        job: the stage.
+        state: the state, which the step has not changed.
+        batch: the step's.
+        metrics: the step's.
+    """
+    size = largest(state.params)
+    if not size < float("inf"):
+        return (
+            "the parameters were not finite before it: the bridge that the stage starts from is "
+            "not sound; start from another",
+            False,
+        )
+    said = job.look_at_models(batch) if job.look_at_models is not None else None
+    if said is not None:
+        return f"the frozen models give no finite numbers: {said}", False
+    sound_loss = wrong_metric(metrics) is None
+    if sound_loss or size > TOO_LARGE:
+        what = "its update is not finite" if sound_loss else f"a parameter has grown to {size:.2g}"
+        return (
+            f"the parameters blew up ({what}): lower optimiser.lr or optimiser.clip",
+            False,
+        )
+    return (
+        f"models and parameters are finite (none beyond {size:.2g}), so its rows are to blame, all "
+        "rows of its batch: look at the data, or lower the objectives' weights",
+        True,
+    )
+
+
+def largest(params: PyTree) -> float:
+    """The largest magnitude among parameters that are trained; NaN where one is no number."""
+    sizes = [
+        float(jnp.max(jnp.abs(leaf.astype(jnp.float32))))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        and leaf.size
+        # statistics are as large as what was measured, but must be numbers
+        and not (re.search(FIXED, path_of(path)) and bool(jnp.all(jnp.isfinite(leaf))))
+    ]
+    return float(np.max(sizes)) if sizes else 0.0
+
+
+def _diverged(
+    job: Job, store: Checkpoints, step: int, bad: int, metrics: Metrics, cause: str
+) -> DivergedError:
+    """The error that ends a stage."""
+    many = f"{bad} steps in a row were not finite, the last" if bad > 1 else "not finite"
+    kept = steps(store.root)
+    last = "there is no checkpoint, so the same run_dir will do"
+    if kept:
+        last = (
+            f"the last finite checkpoint is of step {kept[0]}; give another run_dir to change that"
+        )
+    what = wrong_metric(metrics) or "the loss is finite, the updated parameters are not"
+    return DivergedError(
+        f"stages.{job.name}: {many} at step {step} ({what}); {cause}; {last}", step
+    )
+
+
+def _until(stop: Stop, batches: Iterator[Any]) -> Generator[Any, None, None]:
+    """The batches, until a signal: it may have reached the processes that prepare them as well."""
     try:
         yield from batches
     except Exception:
-        if not terminated():
+        if not stop():
             raise

@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SHOWN = ("loss", "share/", "accuracy", "matched_minus_deranged", "dropped")
+SHOWN = ("loss", "share/", "accuracy", "matched_minus_deranged", "dropped", "bad_steps")
 """Metrics shown beside the bar; a key that ends in a slash shows all that begin with it. `dropped`,
-questions a step that were too long, only where there are some."""
+questions a step that were too long, and `bad_steps`, that were not finite, only where there are
+some."""
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -20,7 +21,10 @@ def headline(metrics: Mapping[str, Any]) -> str:
     for key, value in metrics.items():
         if isinstance(value, list) or not key.startswith(SHOWN) or key.startswith("loss/"):
             continue
-        if key == "dropped" and not value:
+        if key in ("dropped", "bad_steps") and not value:
+            continue
+        if value is None:
+            parts.append(f"{key} none")
             continue
         parts.append(f"{key} {value:.0%}" if key.startswith("share/") else f"{key} {value:.4g}")
     return "  ".join(parts)

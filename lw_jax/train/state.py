@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from lw_jax.types import Array, PyTree
+
+SOUND, UPDATE_SOUND = "sound", "update_sound"
+"""Names of what `keep_finite` adds to a step's metrics."""
 
 
 @struct.dataclass
@@ -76,3 +81,42 @@ def apply_gradients(
     return state.replace(  # type: ignore[attr-defined]
         params=params, opt_state=opt_state, step=state.step + 1, ema=mean
     )
+
+
+def keep_finite(
+    old: TrainState, new: TrainState, metrics: Mapping[str, Array]
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after a step, or that before it if the step went wrong.
+
+    A step goes wrong where the loss, the gradients' norm, or anything in the new state is no finite
+    number, or where the parameters are so large that their norm is none. Then parameters, optimiser
+    (with its own counts, which its schedule follows) and average stay as they are; `step` counts
+    the batch, and the next one has a key of its own.
+
+    Args:
+        old: the state before the step.
+        new: the state after it.
+        metrics: of the step: `loss`, `grad_norm` and others.
+
+    Returns:
+        The state, and the metrics with `sound` and `update_sound`, bool scalars: whether the step
+        counts, and whether the new state alone was finite.
+    """
+
+    def real(tree: PyTree) -> list[Array]:
+        return [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    norms = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in real((new.params, new.ema))]
+    each = [jnp.isfinite(x) for x in norms] + [jnp.isfinite(x).all() for x in real(new.opt_state)]
+    update = jnp.stack(each).all()
+    sound = update & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+
+    def kept(before: PyTree, after: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, b: jnp.where(sound, b, a), before, after)
+
+    state = new.replace(  # type: ignore[attr-defined]
+        params=kept(old.params, new.params),
+        opt_state=kept(old.opt_state, new.opt_state),
+        ema=kept(old.ema, new.ema),
+    )
+    return state, {**metrics, SOUND: sound, UPDATE_SOUND: update}

@@ -25,7 +25,7 @@ from lw_jax.train.config import TrainConfig
 from lw_jax.train.microbatches import Counts, Seen, microbatched
 from lw_jax.train.optimiser import learning_rate
 from lw_jax.train.plan import Batch, LossTerms, Plan, all_terms, context_of
-from lw_jax.train.state import TrainState, apply_gradients
+from lw_jax.train.state import TrainState, apply_gradients, keep_finite
 from lw_jax.types import Array, PyTree
 
 
@@ -91,7 +91,8 @@ def train_step(
         codebook_trains: whether a bottleneck that moves parameters of its own may do so.
 
     Returns:
-        The state after the step, and what is logged of it.
+        The state after the step, and what is logged of it; see `keep_finite` for a step that is
+        not finite.
     """
     rng, at = state.step_rng(), state.step
     weights = {n: c.weight * c.schedule(at, cfg.steps) for n, c in plan.objectives}
@@ -120,7 +121,7 @@ def train_step(
     metrics |= shares(seen.terms, weights, loss, len(bridge.dims.receivers))
     metrics |= {name: mean(term) for name, term in seen.watched.items()}
     metrics["dropped"] = jnp.sum(~batch["valid"])
-    return new, metrics
+    return keep_finite(state, new, metrics)
 
 
 def _loss(

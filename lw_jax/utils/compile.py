@@ -6,6 +6,7 @@ of the same shapes, dtypes and shardings, finds its program compiled.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ from typing import Any
 
 import jax
 from rich.console import Console
+
+SECONDS = 5
+"""What a program of a small model takes to compile, about, on one core."""
 
 
 @dataclass
@@ -48,8 +52,15 @@ class AheadOfTime:
         if not self.lowered:
             return {}
         count, cores = len(self.lowered), os.cpu_count() or 1
+        line = f"compiling {count} program{'s' * (count > 1)}"
+        about = SECONDS * math.ceil(count / cores)
+        console.print(
+            f"{line} (once; about {about} s for small models on a CPU, longer for large ones)",
+            highlight=False,
+            soft_wrap=True,
+        )
         with (
-            console.status(f"compiling {count} program{'s' * (count > 1)}"),
+            console.status(line),
             ThreadPoolExecutor(min(count, cores)) as pool,
         ):
             made = pool.map(jax.stages.Lowered.compile, self.lowered.values())

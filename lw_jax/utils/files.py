@@ -1,5 +1,5 @@
-"""Files written whole, and the manifest of a directory: the digest of every file in it, so that
-damage is found before anything is read.
+"""Small files: written whole, and read without trust in what they hold. The manifest of a
+directory: the digest of every file in it, so that damage is found before anything is read.
 
 A manifest is written last: a directory without one is not finished.
 """
@@ -7,37 +7,159 @@ A manifest is written last: a directory without one is not finished.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from lw_jax.errors import UserError
 
 MANIFEST = "files.json"
+AGAIN = "delete it and run the same command again"
+"""What to do about most damaged files."""
+
+DIAGNOSTICS_LINE: Mapping[str, type] = MappingProxyType({"stage": str, "step": int, "kind": str})
+"""What every line of a run's `diagnostics.jsonl` has."""
+
+_Json = TypeVar("_Json", dict[str, Any], list[Any])
+
+
+class DamagedFileError(UserError):
+    """A file does not hold what was written to it."""
+
+
+def damaged(path: Path, reason: object, advice: str = AGAIN) -> DamagedFileError:
+    """The error of a damaged file.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it.
+        advice: what to do about it.
+    """
+    said = " ".join(str(reason).split())
+    return DamagedFileError(f"{path} is damaged ({_short(said)}); {advice}")
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def read_json(path: Path, kind: type[_Json], advice: str = AGAIN) -> _Json:
+    """The value in a JSON file.
+
+    Args:
+        path: the file.
+        kind: `dict` or `list`, whichever it must be.
+        advice: what to do about a damaged file.
+
+    Raises:
+        DamagedFileError: it is cut, garbled, or holds another kind of value.
+        OSError: it cannot be read, which says nothing about what is in it.
+    """
+    content = path.read_bytes()
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error if content else "it is empty", advice) from None
+    if not isinstance(value, kind):
+        expected = "an object" if kind is dict else "a list"
+        got = _short(repr(value), 40)
+        raise damaged(path, f"expected {expected}, not {got}", advice)
+    return value
+
+
+def read_lines(
+    path: Path, wanted: Mapping[str, type] = MappingProxyType({})
+) -> tuple[list[dict[str, Any]], int]:
+    """The objects in a JSON-lines file, and how many lines hold none; without a file nothing.
+
+    A line may be cut short, when a process was killed while it wrote.
+
+    Args:
+        path: the file.
+        wanted: keys that an object must have, with the types of their values.
+    """
+    if not path.is_file():
+        return [], 0
+    found, bad, types = [], 0, tuple(wanted.items())
+    for line in path.read_bytes().split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            value = None
+        fits = isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in types)
+        if fits:
+            found.append(value)
+        else:
+            bad += 1
+    return found, bad
+
+
+def read_npz(path: Path, advice: str = AGAIN) -> dict[str, np.ndarray]:
+    """The arrays in a NumPy file.
+
+    Args:
+        path: the file.
+        advice: what to do about a damaged file.
+
+    Raises:
+        DamagedFileError: it is cut or garbled.
+        OSError: it cannot be read, which says nothing about what is in it.
+    """
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as saved:
+            return dict(saved)
+    except Exception as error:  # what NumPy and zipfile raise depends on which byte is wrong
+        raise damaged(path, error if content else "it is empty", advice) from None
+
+
+def number_of(name: str) -> int | None:
+    """The number that a file's name is, as Python writes it; None: it is none."""
+    plain = name.isascii() and name.isdecimal() and name == str(int(name))
+    return int(name) if plain else None
 
 
 def write_manifest(directory: Path) -> None:
     """Writes the manifest of a finished directory."""
-    part = directory / f"{MANIFEST}.part"
-    part.write_text(json.dumps(_digests(directory), indent=1), encoding="utf-8")
-    os.replace(part, directory / MANIFEST)
+    write_text(directory / MANIFEST, json.dumps(_digests(directory), indent=1))
+
+
+def has_manifest(directory: Path) -> bool:
+    """Whether the directory was finished."""
+    return (directory / MANIFEST).is_file()
 
 
 def check_manifest(directory: Path) -> None:
-    """Checks that the directory holds exactly what its manifest says.
+    """Checks that the directory holds what its manifest says.
 
     Raises:
-        ValueError: it is not finished, or a file is missing or has changed; says which.
+        DamagedFileError: it is not finished, a file is missing or has changed, or the manifest
+            itself is damaged; says which.
+        OSError: a file cannot be read.
     """
-    if not (directory / MANIFEST).is_file():
-        raise ValueError(f"{MANIFEST} is missing: it was not finished")
-    written = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    if not has_manifest(directory):
+        raise DamagedFileError(f"{MANIFEST} is missing")
+    try:
+        written = read_json(directory / MANIFEST, dict)
+    except DamagedFileError:
+        raise DamagedFileError(f"{MANIFEST} has changed") from None
+    if not written:
+        raise DamagedFileError(f"{MANIFEST} is empty")
     here = _digests(directory)
     for name, digest in written.items():
         if name not in here:
-            raise ValueError(f"{name} is missing")
+            raise DamagedFileError(f"{name} is missing")
         if here[name] != digest:
-            raise ValueError(f"{name} has changed")
+            raise DamagedFileError(f"{name} has changed")
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -52,9 +174,34 @@ def _digests(directory: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file at once: a kill leaves the old one or the new one."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file at once: a kill leaves the old one or the new one, and so does a full disk.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a NumPy file completely or not at all."""
+    held = io.BytesIO()
+    np.savez(held, **arrays)  # type: ignore[arg-type]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, held.getvalue())
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 FREE = frozenset(
-    "log_every eval_every eval_rows save_every keep workers run_dir out name mesh plugins".split()
+    "log_every eval_every eval_rows save_every keep workers max_bad_steps run_dir out name mesh "
+    "plugins".split()
 )
 """Config keys that may differ between the run that saved and the run that resumes."""
 
@@ -11,3 +14,18 @@ FREE = frozenset(
 def free(key: str) -> bool:
     """Whether a dotted config key may change when a run is resumed."""
     return not FREE.isdisjoint(key.split("."))
+
+
+def raised(key: str, old: Any, new: Any) -> bool:
+    """Whether a difference is a train stage's number of steps, and it is larger than before.
+
+    Args:
+        key: dotted key, `stages.fit.train.steps`.
+        old: value with which the run was made.
+        new: value now.
+    """
+    of_stage = key.split(".")[-4:-3] == ["stages"] and key.endswith(
+        (".train.steps", ".pretrain.steps")
+    )
+    numbers = isinstance(old, int) and isinstance(new, int)
+    return of_stage and numbers and new > old

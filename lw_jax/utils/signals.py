@@ -1,23 +1,67 @@
-"""SIGTERM as a request to stop, seen between two steps."""
+"""SIGTERM and Ctrl-C as a request to stop, seen between two steps."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+OF_SHELLS = 128
+"""What shells add to a signal's number in the exit code of a process that it ended."""
+
+
+class Stop:
+    """Whether the process was asked to stop.
+
+    Attributes:
+        number: the signal that asked, 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler; a second Ctrl-C ends the process at once."""
+        if self.number and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.number = self.number or number
+
+    def leave(self) -> NoReturn:
+        """Ends the process with the code that shells give to the signal: 143 or 130.
+
+        Raises:
+            SystemExit: always.
+        """
+        leave(self.number)
+
+
+def leave(number: int) -> NoReturn:
+    """Ends the process as one that a signal ended.
+
+    Raises:
+        SystemExit: always.
+    """
+    raise SystemExit(OF_SHELLS + number)
 
 
 @contextmanager
-def termination() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGTERM only sets a flag; the value is a function that returns the flag."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = signal.signal(signal.SIGTERM, note)
+def termination() -> Iterator[Stop]:
+    """While inside, SIGTERM and a first Ctrl-C only set a flag; the value says whether."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield stop
+        return
+    before = {
+        number: signal.signal(number, stop.note) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

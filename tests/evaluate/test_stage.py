@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from lw_jax.stages import evaluate
 from lw_jax.stages.train import answer_stop, start_params
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.diagnostics import Journal
+from lw_jax.utils.signals import Stop
 from lw_jax.wire import packet
 from tests.tiny.compilations import compilations
 from tests.tiny.evaluation import RECEIVER
@@ -429,13 +431,15 @@ def test_sigterm_stops_between_batches_and_says_how_to_go_on(
 ) -> None:
     cfg = run.config.stages["test"].evaluate
     assert cfg is not None
-    monkeypatch.setattr(evaluate, "termination", lambda: nullcontext(lambda: True))
+    stop = Stop()
+    stop.note(signal.SIGTERM, None)
+    monkeypatch.setattr(evaluate, "termination", lambda: nullcontext(stop))
     screen = Console(file=io.StringIO(), width=200)
     with pytest.raises(SystemExit) as stopped:
         evaluate.run(
             replace(run, out_dir=tmp_path, console=screen), "test", replace(cfg, methods=("text",))
         )
-    assert stopped.value.code == 0
+    assert stopped.value.code == 143
     assert isinstance(screen.file, io.StringIO)
     assert "run the same command again" in screen.file.getvalue()
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ from lw_jax.config.parse import to_dict
 from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
 from lw_jax.runs.grid import grid
+from lw_jax.train.diagnostics import DivergedError
 from tests.config.conftest import Write
 
 KEY = "bridge.compressor.perceiver.slots"
@@ -63,6 +64,42 @@ def test_a_sweep_goes_on_where_it_was_stopped_and_ends_in_one_table(
     assert [run["carries"]["reader"] for run in found["runs"]] == [False, False, True, True]
     lines = capsys.readouterr().out.splitlines()
     assert sum("reader" in line and "0.060" in line for line in lines) == 2
+
+
+def test_a_run_that_fails_is_a_line_and_the_others_go_on(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {
+        "1": DivergedError("stages.fit: not finite at step 2", 2),
+        "2": UserError("train_only: matches nothing"),
+        "3": RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+    }
+
+    def run(this: Any, name: str, config: Any) -> None:
+        if (error := ends.get(str(this.config.seed))) is not None:
+            raise error
+
+    monkeypatch.setattr(launch, "stage_module", lambda kind: SimpleNamespace(run=run))
+    command = ["--config", str(write()), "--sweep", "seed=1,2,3,4"]
+    assert launch.main(command) == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    rows = [line.split("  ") for line in out.splitlines()]
+    last = [[part.strip() for part in row if part.strip()] for row in rows]
+    table = last[next(i for i, row in enumerate(last) if row and row[0] == "seed") :]
+    assert table[0][1:] == ["receiver", "nll", "carries", "run"]
+    assert table[1:5] == [
+        ["1", "diverged at step 2"],
+        ["2", "failed"],
+        ["3", "failed"],
+        ["4", "not evaluated"],
+    ]
+    assert "failed: seed 2: train_only: matches nothing" in out
+    found = json.loads(Path("runs/small/sweep.json").read_text())["runs"]
+    assert [run.get("diverged") for run in found] == [2, None, None, None]
+    assert ["error" in run for run in found] == [True, True, True, False]
+    ends.clear()
+    assert launch.main(command) == 0  # what failed is run again
 
 
 def test_lists_and_keys_with_one_end(write: Write) -> None:

@@ -92,6 +92,7 @@ def test_what_it_can_do_is_measured_on_what_was_saved(made: Path) -> None:
         assert found["ci"][0] <= found["bits"] <= found["ci"][1]
         assert 2 < found["bits"] < 8  # three steps teach next to nothing
     assert figures["steps"] == 3
+    assert figures["bad_steps"] == 0
 
 
 def test_the_card_says_how_it_was_made(made: Path) -> None:
@@ -129,7 +130,7 @@ def test_a_limit_that_leaves_most_out_is_one_line(
     assert said.count("\n") == 1
 
 
-def test_sigterm_between_steps_ends_it_with_code_0(
+def test_sigterm_between_steps_ends_it_with_the_code_of_shells(
     made: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -138,7 +139,7 @@ def test_sigterm_between_steps_ends_it_with_code_0(
     """While models load, say: what a stage does amid its steps is `tests/train/test_resume.py`."""
     monkeypatch.setattr(launch, "run_stage", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
-    assert launch.main(["--config", str(made / "tiny.yaml"), f"--run_dir={tmp_path}"]) == 0
+    assert launch.main(["--config", str(made / "tiny.yaml"), f"--run_dir={tmp_path}"]) == 143
     assert "run the same command again" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "finished.json").exists()

@@ -1,11 +1,14 @@
 """A run of two stages on a toy model: small enough to be killed many times.
 
     python tests/tiny/training.py DIRECTORY [--steps N] [--pause SECONDS] [--workers N]
-        [--kill WHEN]
+        [--kill WHEN] [--event N --signal NAME] [--count]
 
 WHEN is a place where the process kills itself: `save:N`, in the middle of writing the checkpoint
 of step N; `seal:N`, before that is sealed; `delete`, in the middle of deleting an old one;
 `evaluate:N`, in the first stage's evaluation after step N; `switch`, between the stages.
+
+N is an event of the file system in the directory (something is opened, made, renamed, removed, from
+1), at which the process sends itself a signal; `--count` prints how many there were.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hashlib
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +33,7 @@ from lw_jax.data.prefetch import ahead
 from lw_jax.train.loop import Evaluation, Job, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
-from lw_jax.train.state import TrainState, apply_gradients, new_state
+from lw_jax.train.state import TrainState, apply_gradients, keep_finite, new_state
 
 WIDTH = 8
 EMA = 0.9
@@ -54,11 +58,12 @@ def make_step(optimiser: optax.GradientTransformation) -> Any:
 
     def step(state: TrainState, x: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads = jax.value_and_grad(loss_fn)(state.params, x, state.step_rng())
-        return apply_gradients(state, grads, optimiser, EMA), {
+        metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "histogram": jnp.sum(x, axis=0),
         }
+        return keep_finite(state, apply_gradients(state, grads, optimiser, EMA), metrics)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -131,6 +136,27 @@ def arm(when: str) -> None:
         shutil.rmtree = delete_half  # type: ignore[assignment]
 
 
+FILE_EVENTS = (
+    *("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"),
+    *("shutil.rmtree", "os.listdir"),
+)
+
+
+class FileEvents:
+    """Counts the events of the file system in a directory, and sends a signal at one of them."""
+
+    def __init__(self, directory: Path, at: int, number: int) -> None:
+        self.directory, self.at, self.number, self.seen = str(directory), at, number, 0
+        sys.addaudithook(self.see)
+
+    def see(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook."""
+        if event in FILE_EVENTS and self.directory in str(arguments[:1]):
+            self.seen += 1
+            if self.seen == self.at:
+                os.kill(os.getpid(), self.number)
+
+
 def main() -> None:
     """Run both stages and print a line for the parent: the digest of the final parameters."""
     parser = argparse.ArgumentParser()
@@ -139,8 +165,12 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--kill", default="")
+    parser.add_argument("--event", type=int, default=0)
+    parser.add_argument("--signal", default="SIGKILL")
+    parser.add_argument("--count", action="store_true")
     given = parser.parse_args()
     arm(given.kill)
+    events = FileEvents(given.directory, given.event, signal.Signals[given.signal])
 
     def slow(start: int, stop: int) -> Iterator[np.ndarray]:
         return batches(start, stop, given.workers, given.pause)
@@ -158,6 +188,8 @@ def main() -> None:
     step = make_step(optimiser)
     last = fit(job(given.directory, "second", state=state, step_for=lambda _: step, **shared))
     leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves((last.params, last.ema))]
+    if given.count:
+        print("events", events.seen)
     print("final", hashlib.sha256(b"".join(leaves)).hexdigest(), flush=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -20,6 +24,7 @@ from lw_jax.train.checkpoint import Checkpoints, check_counts, component_counts,
 from lw_jax.train.optimiser import make_optimiser, trained_leaves
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import TrainState, apply_gradients, new_state
+from lw_jax.utils.failures import in_one_line
 from lw_jax.utils.schedule import Schedule
 from tests.tiny.training import fresh
 
@@ -152,9 +157,164 @@ def test_nothing_to_restore(state: TrainState, tmp_path: Path) -> None:
     assert store_of(tmp_path / "none").restore(state) is None
     with pytest.raises(UserError, match="no checkpoint"):
         load_params(tmp_path, state.params)
-    saved(tmp_path, state, 3)
-    empty_everything(tmp_path / "3")
-    assert store_of(tmp_path).restore(state) is None
+
+
+def test_where_all_are_damaged_the_stage_does_not_start_anew_unasked(
+    state: TrainState, tmp_path: Path
+) -> None:
+    store = saved(tmp_path / "fit", state, 3, 6)
+    for step in ("3", "6"):
+        lose_metadata(tmp_path / "fit" / step)
+    for _ in range(2):  # nothing is renamed, so it is refused again
+        with pytest.raises(UserError, match=r"6 is damaged \(_CHECKPOINT_METADATA is missing"):
+            store.restore(state)
+        with pytest.raises(UserError, match="6 is damaged, and there is no whole checkpoint"):
+            load_params(tmp_path / "fit", state.params)
+    shutil.rmtree(tmp_path / "fit")  # the way out that it names
+    assert store.restore(state) is None
+
+
+def test_another_optimiser_is_no_damage(state: TrainState, tmp_path: Path) -> None:
+    store = saved(tmp_path, state, 3, 6)
+    other = new_state(state.params, optax.chain(optax.clip(1.0), optax.adam(1e-3)), state.rng, 0.9)
+    with pytest.raises(UserError, match=r"6 is whole, but does not fit .*init_from") as caught:
+        store.restore(other)
+    assert "\n" not in str(caught.value)
+    assert steps(tmp_path) == [6, 3]
+    assert store.restore(state) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("RESOURCE_EXHAUSTED: Error reading: too many open files"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("UNAVAILABLE: the storage does not answer"),
+    ],
+    ids=lambda error: str(error)[:20],
+)
+@pytest.mark.parametrize("where", ["load", "metadata"])
+def test_a_passing_error_of_the_file_system_is_no_damage(
+    error: Exception,
+    where: str,
+    state: TrainState,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = saved(tmp_path, state, 3)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp, where, fail)
+        for read in (lambda: store.restore(state), lambda: load_params(tmp_path, state.params)):
+            with pytest.raises(UserError, match="3 cannot be read: ") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+    assert "damaged" not in capsys.readouterr().out
+    found = store.restore(state)
+    assert found is not None and found.step == 3
+
+
+def test_a_kill_before_the_seal_loses_nothing_and_is_not_called_damage(
+    state: TrainState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = saved(tmp_path, state, 3, 6)
+    (tmp_path / "6" / "files.json").unlink()
+    found = store.restore(state)
+    assert found is not None and mark(found) == (6, 6.0)
+    assert (tmp_path / "6" / "files.json").is_file()  # it is sealed now
+    (tmp_path / "6" / "files.json").unlink()
+    truncate(tmp_path / "6")  # and one that is not whole is removed
+    found = store.restore(state)
+    assert found is not None and mark(found) == (3, 3.0)
+    assert {p.name for p in tmp_path.iterdir()} == {"3"}
+    assert capsys.readouterr().out == ""
+
+
+def test_a_directory_is_checked_against_its_own_step(
+    state: TrainState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = saved(tmp_path, state, 3)
+    shutil.copytree(tmp_path / "3", tmp_path / "10")
+    found = store.restore(state)
+    assert found is not None and found.step == 3
+    assert "10 is damaged (it is of step 3; rename it to that); going back to step 3" in (
+        capsys.readouterr().out
+    )
+    (tmp_path / "3").rename(tmp_path / "8")
+    with pytest.raises(UserError, match="8 is damaged"):
+        load_params(tmp_path, state.params)
+
+
+def test_what_is_set_aside_goes_with_the_next_save(state: TrainState, tmp_path: Path) -> None:
+    store = saved(tmp_path, state, 3, 6)
+    truncate(tmp_path / "6")
+    assert store.restore(state) is not None
+    assert {p.name for p in tmp_path.iterdir()} == {"3", "6.damaged"}
+    store.save(marked(state, 4), 4, {})
+    assert {p.name for p in tmp_path.iterdir()} == {"3", "4"}
+
+
+def test_odd_names_in_the_directory_are_left_alone(state: TrainState, tmp_path: Path) -> None:
+    store = saved(tmp_path, state, 3, 6)
+    files = {"x-tmp1", "6.damaged", "7", ".DS_Store", "05", "8.deleted"}
+    folders = {"\u00b2", "\u0663", "007", "-1", "notes-tmp", "best"}
+    for name in files:
+        (tmp_path / name).write_text("mine")
+    for name in folders:
+        (tmp_path / name).mkdir()
+    truncate(tmp_path / "6")
+    found = store.restore(state)
+    assert found is not None and found.step == 3
+    assert steps(tmp_path) == [3]
+    store.save(marked(state, 7), 7, {})
+    assert steps(tmp_path) == [7, 3]
+    assert {p.name for p in tmp_path.iterdir()} >= (files - {"7"}) | folders
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", "3", '{"a": ', "\udcff", ""])
+def test_a_seal_of_any_shape(content: str, state: TrainState, tmp_path: Path) -> None:
+    store = saved(tmp_path, state, 3, 6)
+    (tmp_path / "6/files.json").write_bytes(content.encode(errors="surrogateescape"))
+    found = store.restore(state)
+    assert found is not None and found.step == 3
+
+
+def test_a_save_that_fails_leaves_what_was_there(
+    state: TrainState, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the size of files stands for a full disk."""
+    store = saved(tmp_path, state, 3)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+        with pytest.raises((OSError, ValueError)) as caught:
+            store.save(marked(state, 6), 6, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = in_one_line(caught.value)
+    assert said is not None and "run the same command again" in said
+    assert "Traceback" not in capfd.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"3"}
+    store.save(marked(state, 6), 6, {})
+    found = store.restore(state)
+    assert found is not None and mark(found) == (6, 6.0)
+
+
+def test_the_steps_of_a_stage_may_be_more(state: TrainState, tmp_path: Path) -> None:
+    def of(count: int) -> Checkpoints:
+        config = {"config": {"stages": {"wire": {"train": {"steps": count}}}}}
+        return store_of(tmp_path, config)
+
+    of(5).save(marked(state, 5), 5, {"best": None})
+    assert of(9).restore(state) is not None
+    with pytest.raises(UserError, match=r"config\.stages\.wire\.train\.steps: .*5, now it is 4"):
+        of(4).restore(state)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_a_call_afterwards_compiles_nothing(mesh: Mesh) -> None:
     assert compiled == []
 
 
+def test_a_line_says_what_takes_so_long() -> None:
+    programs, screen = AheadOfTime(), Console(file=io.StringIO())
+    programs.compile(screen)
+    assert screen.file.getvalue() == ""  # type: ignore[attr-defined]
+    for size in (3, 7):
+        programs.add(powers, 2, {"a": jnp.ones(size)})
+    programs.compile(screen)
+    said = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[0].startswith("compiling 2 programs (once; about ")
+
+
 def test_shapes_stand_for_arrays(mesh: Mesh) -> None:
     where = batch_sharding(mesh)
     programs = AheadOfTime()
