@@ -7,6 +7,7 @@ untouched receiver is a gain without a wire (docs/design.md section 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ class Config(Compressor):
     """
 
     slots: int
+
+    gives_span: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, 0, "slots")

@@ -27,6 +27,9 @@ from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.types import PyTree
 
 WEIGHTS, ABOUT = "bridge.safetensors", "bridge.json"
+LONGEST = "longest"
+"""Key of `bridge.json`: most tokens of what the bridge was trained on, by part (`source`,
+`<receiver>/ask`)."""
 
 
 def is_exported(directory: Path) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from lw_jax.bridge.paths import readable
-from lw_jax.config.parse import build, from_dict
+from lw_jax.config.parse import build, from_dict, to_dict
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
@@ -18,9 +19,10 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.runs.directory import read_config
 from lw_jax.runs.exported import about_bridge, is_exported, load_bridge
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.train.checkpoint import checksum, component_counts, load_params
+from lw_jax.train.checkpoint import checksum, component_counts, load_params, read_meta, steps
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
+from lw_jax.wire.mark import mark_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Trained:
         counts: parameters of each component, checked to equal those that were trained.
         digest: names exactly these values.
         layout: layout that it was trained with; None: unknown.
+        about: what, besides the parameters, says what a packet means: the bridge's config, the
+            layout, and the fingerprints of the frozen models that it was trained between.
     """
 
     params: PyTree
@@ -46,11 +50,12 @@ class Trained:
     counts: dict[str, int]
     digest: str
     layout: LayoutConfig | None = None
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def mark(self) -> bytes:
-        """8 bytes that name the bridge on the wire."""
-        return self.digest.encode()[:8]
+        """8 bytes that name the bridge on the wire; computed once."""
+        return mark_of(self.params, self.about)
 
     def to_json(self) -> dict[str, Any]:
         """The entry in `metrics.json`."""
@@ -107,11 +112,12 @@ def load_trained(
         params, meta = load_params(root, {"bridge": like}, which, "bridge", only)
         identity = meta["identity"]
         fingerprints, trained_by = identity.get("fingerprints", {}), identity.get("config", {})
+    recorded = fingerprints
     if only:  # components of other receivers are left out, like the weights they belong to
         fingerprints = {n: f for n, f in fingerprints.items() if n in pipeline.fingerprints}
-        _check_frozen(fingerprints, {n: pipeline.fingerprints[n] for n in fingerprints})
+        check_frozen(fingerprints, {n: pipeline.fingerprints[n] for n in fingerprints})
     else:
-        _check_frozen(fingerprints, pipeline.fingerprints)
+        check_frozen(fingerprints, pipeline.fingerprints)
     return Trained(
         params=params["bridge"],
         stage=root.name,
@@ -121,7 +127,15 @@ def load_trained(
         counts={k.partition("/")[2]: n for k, n in component_counts(params).items()},
         digest=f"{checksum(params['bridge']):08x}",
         layout=_layout_of(trained_by, meta["stage"] if is_exported(root) else root.name),
+        about=_meaning(config, recorded),
     )
+
+
+def _meaning(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What, besides the parameters, says what a packet means, as plain values."""
+    plain = to_dict(config)
+    layout = {k: v for k, v in plain["layout"].items() if k != "max_tokens"}
+    return {"bridge": plain["bridge"], "layout": layout, "fingerprints": dict(fingerprints)}
 
 
 def _place(
@@ -163,6 +177,23 @@ def config_at(directory: Path) -> Config:
     return from_dict(about_bridge(directory)["config"]) if exported else read_config(directory)
 
 
+def fingerprints_at(directory: Path) -> dict[str, str]:
+    """Fingerprints of the frozen models that a run's bridge, or an exported one, was trained with.
+
+    Raises:
+        UserError: nothing was trained yet.
+    """
+    if is_exported(directory):
+        return dict(about_bridge(directory)["fingerprints"])
+    root = last_trained(directory)
+    for step in steps(root):
+        try:
+            return dict(read_meta(root / str(step))["identity"]["fingerprints"])
+        except ValueError:  # damaged: `load_trained` says so
+            continue
+    raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
+
+
 def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
     """The layout of the last train stage.
 
@@ -197,7 +228,16 @@ def last_trained(run_dir: Path) -> Path:
     return checkpoint_root(run_dir, trains[-1])
 
 
-def _check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:
+def check_frozen(trained: Mapping[str, str], here: Mapping[str, str]) -> None:
+    """Checks that frozen models are those that a bridge was trained between.
+
+    Args:
+        trained: fingerprints of training by name.
+        here: fingerprints of the models here.
+
+    Raises:
+        UserError: names the first that differs.
+    """
     for name in sorted(trained.keys() | here.keys()):
         if trained.get(name) != here.get(name):
             raise UserError(

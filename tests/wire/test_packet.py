@@ -21,10 +21,10 @@ from lw_jax.wire.codecs import CODECS
 
 
 @st.composite
-def latents(draw: st.DrawFn, dtype: str = "float32", special: bool = True) -> Latent:
+def latents(draw: st.DrawFn, dtype: str = "float32") -> Latent:
     m, d = draw(st.integers(1, 20)), draw(st.integers(1, 9))
     width = int(dtype[5:])
-    numbers = st.floats(width=width, allow_nan=special, allow_infinity=special)
+    numbers = st.floats(width=width, allow_nan=False, allow_infinity=False)
     slots = draw(hnp.arrays(dtype, (1, m, d), elements=numbers)).astype("float32")
     mask = draw(hnp.arrays(bool, (1, m)))
     span = draw(st.none() | hnp.arrays("float32", (1,), elements=st.floats(0, 1e6, width=32)))
@@ -34,7 +34,7 @@ def latents(draw: st.DrawFn, dtype: str = "float32", special: bool = True) -> La
 
 def _same(a: Latent, b: Latent) -> None:
     np.testing.assert_array_equal(np.asarray(a.slots), np.asarray(b.slots))
-    assert np.asarray(a.slots).tobytes() == np.asarray(b.slots).tobytes()  # also NaN and -0.0
+    assert np.asarray(a.slots).tobytes() == np.asarray(b.slots).tobytes()  # also -0.0
     assert np.asarray(a.slots).dtype == np.asarray(b.slots).dtype
     np.testing.assert_array_equal(a.mask, b.mask)
     assert (a.span is None) == (b.span is None)
@@ -50,14 +50,14 @@ def test_float32_round_trip_is_exact(latent: Latent, mark: bytes | None) -> None
     assert (got.codec, got.fingerprint) == ("float32", mark)
 
 
-@given(latents("float16", special=False), st.sampled_from(["float16", "bfloat16"]))
+@given(latents("float16"), st.sampled_from(["float16", "bfloat16"]))
 def test_values_on_the_grid_of_a_short_float_are_exact(latent: Latent, name: str) -> None:
     dtype = np.float16 if name == "float16" else bfloat16
     latent = latent.replace(slots=latent.slots.astype(dtype).astype(np.float32))
     _same(latent, packet.from_bytes(packet.to_bytes(latent, codec_name=name)).latent)
 
 
-@given(latents("float32", special=False), st.sampled_from(["int8", "int6", "int4"]))
+@given(latents("float32"), st.sampled_from(["int8", "int6", "int4"]))
 def test_integer_codecs_are_close_and_then_exact(latent: Latent, name: str) -> None:
     data = packet.to_bytes(latent, codec_name=name)
     once = packet.from_bytes(data).latent
