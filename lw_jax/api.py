@@ -138,7 +138,7 @@ class Bridge:
         exported = is_exported(home)
         origin = str(home) if exported else None
         trained = load_trained(config, home, pipeline, checkpoint, init_from=origin)
-        longest = about_bridge(home).get(LONGEST, {}) if exported else {}
+        longest = _whole_numbers(about_bridge(home).get(LONGEST)) if exported else {}
         return cls(pipeline, trained, _decoding(config), secret, role, longest, _reach(config))
 
     def __repr__(self) -> str:
@@ -155,8 +155,10 @@ class Bridge:
             f"{s.mesh.devices.flat[0].platform}>"
         )
 
+    # A str is a Sequence[str] too, so the first of two overloads has to win.
+
     @overload
-    def encode(
+    def encode(  # type: ignore[overload-overlap]
         self,
         text: str,
         question: str | None = None,
@@ -218,7 +220,9 @@ class Bridge:
         return sent if many else sent[0]
 
     @overload
-    def answer(self, data: bytes, question: str = "", receiver: str | None = None) -> str: ...
+    def answer(  # type: ignore[overload-overlap]
+        self, data: bytes, question: str = "", receiver: str | None = None
+    ) -> str: ...
 
     @overload
     def answer(
@@ -275,7 +279,8 @@ class Bridge:
 
         Args:
             tokens: of the longest text in the sender's tokens, 1 to 65,536; None: the longest that
-                the bridge was trained on, else 128. Questions of up to 32 tokens are included.
+                the bridge was trained on, else 128. Questions are as long as in training, else up
+                to 32 tokens.
             receiver: that will be asked; may be left out where there is one.
             ratio: as in `encode`.
 
@@ -294,7 +299,7 @@ class Bridge:
             if ratio is not None:
                 ctx = replace(ctx, bridge=ctx.bridge.at_ratio(self._ratio(ratio)))
             for size in _rungs(TEXT_RUNG, most, None):
-                jax.block_until_ready(packets.encode(ctx, self._blank(size)))  # type: ignore[arg-type]
+                jax.block_until_ready(packets.encode(ctx, self._blank(size)))
         if self.role != "sender":
             name, width = self._receiver(receiver), limits.width
             levels = self.pipeline.bridge.levels
@@ -306,7 +311,7 @@ class Bridge:
                 )
                 span = None if limits.span is None else np.ones(1, np.float32)
                 blank = Latent(values, np.ones((1, count), bool), span, limits.owners[:count])  # type: ignore[arg-type]
-                for size in _rungs(TEXT_RUNG, 2 * TEXT_RUNG, None):
+                for size in _rungs(TEXT_RUNG, self.longest.get(f"{name}/ask", 32), None):
                     self._ask(name, [packet.sendable(blank)], [[0] * size])
 
     # The sending end
@@ -376,7 +381,7 @@ class Bridge:
             limits.append((room, f"the sender's {room} positions"))
         if most is not None:
             limits.append((most, f"layout.max_tokens {most}"))
-        return min(limits, default=(None, ""))  # type: ignore[type-var]
+        return min(limits, default=(None, ""))
 
     def _warn(self, what: str, count: int, key: str, kind: str) -> None:
         known = self.longest.get(key)
@@ -406,7 +411,7 @@ class Bridge:
         """The packets of a batch's rows."""
         rows = _rung_of(len(batch["valid"]))
         whole = {k: np.concatenate([x, *[x[:1]] * (rows - len(x))]) for k, x in batch.items()}
-        sent = jax.device_get(packets.encode(ctx, whole))  # type: ignore[arg-type]
+        sent = jax.device_get(packets.encode(ctx, whole))
         return packets.to_packets(ctx.bridge, sent, codec, self.trained.mark, key=self.key)
 
     # The receiving end
@@ -551,6 +556,12 @@ def _rungs(first: int, most: int, limit: int | None) -> list[int]:
     while whole[-1] < most:
         whole.append(2 * whole[-1])
     return sorted({_rung(first, size, limit) for size in whole})
+
+
+def _whole_numbers(value: Any) -> dict[str, int]:
+    """The whole numbers in a JSON value, by key."""
+    held = value if isinstance(value, dict) else {}
+    return {k: n for k, n in held.items() if isinstance(n, int)}
 
 
 def _reach(config: Config) -> int:

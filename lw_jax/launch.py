@@ -164,6 +164,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import open_evaluation, read_config
     from lw_jax.runs.doctor import check
+    from lw_jax.runs.places import located
     from lw_jax.runs.session import Session
 
     raw = parse.to_dict(read_config(run_dir))
@@ -182,7 +183,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
             parse.put(EvaluateConfig, stage, key, text)
         else:
             parse.put(Config, raw, key, text)
-    config = parse.from_dict(raw)
+    config = located(parse.from_dict(raw), run_dir)
     session = Session()
     check(config, session)
     this = open_evaluation(config, run_dir, make_mesh(config.mesh), console, session)

@@ -74,9 +74,13 @@ def number(where: str, value: Any, low: float, high: float) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UserError(f"{where}: expected a number from {low:g} to {high:g}; got {shown(value)}")
-    if not (math.isfinite(value) and low <= value <= high):
-        raise UserError(f"{where}: expected {low:g} to {high:g}; got {float(value):g}")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # of a whole number
+        found = math.inf
+    if not low <= found <= high:  # nor NaN
+        raise UserError(f"{where}: expected {low:g} to {high:g}; got {found:g}")
+    return found
 
 
 def one_of(where: str, value: Any, known: Sequence[str]) -> str:
