@@ -23,7 +23,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
 from lw_jax.evaluate.methods.base import EvalContext
-from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.metrics import columns, squad
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -206,6 +206,17 @@ def test_the_end_is_shown_in_words_and_kept_in_the_history(run: Run) -> None:
     assert len(history) == 1
     assert json.loads(history[0])["run"] == "tiny"
     assert not (run.run_dir / "partial").exists()
+
+
+def test_the_columns_are_explained(metrics: dict[str, Any]) -> None:
+    screen = io.StringIO()
+    report.show(Console(file=screen, width=200), metrics)
+    (line,) = (x for x in screen.getvalue().splitlines() if x.startswith("em: answers that equal"))
+    first = next(iter(metrics["receivers"][RECEIVER].values()))
+    shown = [m.heading or m.name for m in columns() if m.name in first]
+    for heading in (*shown, "columns", "seconds"):
+        assert f"{heading}: " in line
+    assert "nll: nats a gold token, the fewer the better" in line
 
 
 def test_a_narrow_terminal_cuts_no_figure_off(metrics: dict[str, Any]) -> None:
