@@ -287,8 +287,8 @@ class Bridge:
         Raises:
             UserError: an argument is not what it should be.
         """
-        if tokens is not None:
-            arguments.number("warm_up: tokens", tokens, 1, 2**16)
+        if tokens is not None and arguments.number("warm_up: tokens", tokens, 1, 2**16) % 1:
+            raise UserError(f"warm_up: tokens: expected a whole number; got {tokens}")
         most = int(tokens or max((self.longest.get(k, 0) for k in self._sources), default=0) or 128)
         limits = self.pipeline.bridge.limits
         slots = _rungs(SLOTS_RUNG, most, limits.most)
