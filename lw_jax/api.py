@@ -432,11 +432,9 @@ class Bridge:
         return found, several
 
     def _ids(self, name: str, question: str) -> list[int]:
-        """What a receiver is asked, in its tokens; what is too long raises UserError."""
+        """What a receiver is asked, in its tokens."""
         layout, tokenizer = self.pipeline.layout, self.pipeline.receivers[name]
-        ids = ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, question)))
-        self._warn("answer: the question", len(ids), f"{name}/ask", "questions")
-        return ids
+        return ask_ids(layout, tokenizer, tokenizer.encode(ask_text(layout, tokenizer, question)))
 
     def _opened(self, data: bytes, where: str) -> Latent:
         """What a packet says."""
@@ -465,6 +463,7 @@ class Bridge:
                     f"{room} positions of {name} with a message of {slots} slots and an answer of "
                     f"{options.max_new} tokens"
                 )
+            self._warn("answer: the question", len(ids), f"{name}/ask", "questions")
             if limits.fewest != limits.most:
                 slots = _rung(SLOTS_RUNG, slots, limits.most)
             codes = latent.slots.dtype == np.int32
