@@ -187,6 +187,31 @@ def test_what_is_no_argument_is_refused_in_one_line(name: str, wire: Bridge, sen
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (float("nan"), "expected 1.5 to 12; got nan"),
+        (float("inf"), "expected 1.5 to 12; got inf"),
+        (10**999, "expected 1.5 to 12; got inf"),
+        (1e9, r"expected 1.5 to 12; got 1e\+09"),
+        (0, "expected 1.5 to 12; got 0"),
+        (-6, "expected 1.5 to 12; got -6"),
+        ("6", "expected a number from 1.5 to 12; got a value of type str"),
+        (True, "expected a number from 1.5 to 12; got a value of type bool"),
+        ([6], "expected a number from 1.5 to 12; got a value of type list"),
+    ],
+    ids=lambda x: f"{x!r:.12}",
+)
+def test_a_ratio_that_was_not_trained_is_refused(ratio: Any, words: str, wire: Bridge) -> None:
+    config = wire.pipeline.bridge.config
+    compressor = replace(config.compressor.perceiver, ratios=(3.0, 1.5, 12.0))  # type: ignore[attr-defined]
+    several = replace(config, compressor=replace(config.compressor, perceiver=compressor))  # type: ignore[call-arg]
+    bridge = replace(wire.pipeline.bridge, config=several)
+    other = replace(wire, pipeline=replace(wire.pipeline, bridge=bridge))
+    with pytest.raises(UserError, match=f"ratio: source tokens a slot: {words}"):
+        other.encode(TEXT, ratio=ratio)
+
+
 def entry(data: bytes, name: str, value: Any) -> bytes:
     """The packet with other contents, and a right checksum and mark."""
     held = packet.from_bytes(data, key=None)

@@ -189,7 +189,8 @@ class Bridge:
             most=most,
             owners=owners(total, self.config.private, len(self.dims.receivers)),
             span=LONGEST if compressor.gives_span else None,
-            largest=float(jnp.finfo("float16").max) if self.codec == "float16" else LARGEST,
+            # In bfloat16 the largest float16 becomes 2^16.
+            largest=2.0**16 if self.codec == "float16" else LARGEST,
         )
 
     def nbytes(self, slots: int, codec: str | None = None) -> int:
