@@ -144,8 +144,9 @@ class Bridge:
     def __repr__(self) -> str:
         s, bridge = self.pipeline, self.pipeline.bridge
         limits = bridge.limits
-        most = limits.most or limits.fewest
-        slots = f"{most}" if limits.fewest == limits.most else f"up to {limits.most or 'any'}"
+        slots = "any number of" if limits.most is None else f"up to {limits.most}"
+        if limits.fewest == limits.most:
+            slots = f"{limits.fewest}"
         ends = {"both": "", "sender": ", sending end", "receiver": ", receiving end"}[self.role]
         names = ", ".join(bridge.dims.receivers)
         return (
@@ -563,8 +564,8 @@ def _whole_numbers(value: Any) -> dict[str, int]:
     return {k: n for k, n in held.items() if isinstance(n, int)}
 
 
-def _reach(config: Config) -> int:
-    """The most tokens that a text can have for the sources of a config."""
+def _reach(config: Config) -> int | None:
+    """The most tokens that a text can have for the sources of a config; None: unknown."""
     assert config.bridge is not None
     found = []
     for source in config.bridge.views.values():
@@ -573,7 +574,7 @@ def _reach(config: Config) -> int:
             found.append(own.limit)
         elif config.sender is not None:
             found.append(read_arch(small_files(config.sender.path)).max_positions)
-    return max(found)
+    return max(found, default=None)
 
 
 def _decoding(config: Config) -> DecodeConfig:
