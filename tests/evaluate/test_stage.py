@@ -259,6 +259,9 @@ def test_bytes_read_like_the_direct_path(
         bridge.answer(sent, "?", "x")
     with pytest.raises(UserError, match="give it to answer"):
         bridge.encode("text", "question?")
+    sending = api.Bridge.load(run.run_dir, role="sender")
+    assert sending.encode(lines[5]["context"]) == sent
+    assert sending.pipeline.frozen.receivers == {}
     other = packet.to_bytes(packet.from_bytes(sent).latent, mark=b"another!")
     with pytest.raises(UserError, match="another bridge"):
         bridge.answer(other, "?")
