@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lw_jax.api import Bridge
 
 __version__ = "0.1.0"
 __all__ = ["Bridge", "__version__"]

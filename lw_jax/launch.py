@@ -217,6 +217,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     from lw_jax.runs.directory import open_evaluation
     from lw_jax.runs.doctor import check
     from lw_jax.runs.exported import is_exported
+    from lw_jax.runs.places import located
     from lw_jax.runs.session import Session
     from lw_jax.runs.trained import config_at
 
@@ -241,7 +242,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
             parse.put(Config, raw, key, text)
     if exported:
         stage["init_from"] = str(run_dir)
-    config = parse.from_dict(raw)
+    config = located(parse.from_dict(raw), run_dir)
     session = Session()
     warn(check(config, session))
     if exported:

@@ -1,14 +1,34 @@
-"""The bridge that ships, from Python: a text becomes bytes, and the bytes answer for it."""
+"""The bridge that ships, from Python: a text becomes bytes, and the bytes answer for it.
 
+Loaded and used from another directory than the repository's root.
+"""
+
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+import lw_jax
 from lw_jax import Bridge
+from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
+from lw_jax.evaluate import packets
+from lw_jax.runs.places import found
+from lw_jax.text.collate import Collate, measure
+from lw_jax.wire import packet
+from tests.tiny.compilations import compilations
+from tests.wire.crafted import changed, sealed
 
 ROOT = Path(__file__).parents[1]
+FACTS = ROOT / "zoo/bridges/facts"
 TEXT = (
     "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic. "
     "Ada Lumen works as a diver in Zelmora. Ben Korim works as a baker in Ostrin."
@@ -19,44 +39,344 @@ ASKED = {
     "What does Ben Korim work as?": "baker",
     "Where does Ada Lumen work?": "Zelmora",
 }
+HENS, HOW_MANY_HENS = "Ada Lumen keeps 50 hens in the yard.", "How many hens does Ada Lumen keep?"
+KEY = b"a key of 24 random bytes"
 
 
-def test_an_exported_bridge_answers(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    wire = Bridge.load("zoo/bridges/facts")
-    sent = wire.encode(TEXT)
-    assert len(sent) < 17_000
+@contextmanager
+def at(place: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        yield
+
+
+@pytest.fixture(scope="module")
+def wire(tmp_path_factory: pytest.TempPathFactory) -> Bridge:
+    with at(tmp_path_factory.mktemp("elsewhere")):
+        return Bridge.load(FACTS)
+
+
+@pytest.fixture(scope="module")
+def sent(wire: Bridge) -> bytes:
+    return wire.encode(TEXT)
+
+
+def test_an_exported_bridge_answers(wire: Bridge, sent: bytes) -> None:
+    assert len(sent) == wire.pipeline.bridge.nbytes(32) < 17_000
     said = {question: wire.answer(sent, question) for question in ASKED}
-    other = wire.encode("Ada Lumen keeps 50 hens in the yard.")
+    other = wire.encode(HENS)
     assert sum(said[q] == answer for q, answer in ASKED.items()) >= 3, said
-    assert wire.answer(other, "How many hens does Ada Lumen keep?") == "50"
+    assert wire.answer(other, HOW_MANY_HENS) == "50"
     assert wire.answer(other, "How many cats does Ben Korim keep?") != "31"
 
 
+def test_lists_say_what_their_parts_say(wire: Bridge, sent: bytes) -> None:
+    texts = [TEXT, HENS, TEXT.replace("31", "32")]
+    several = wire.encode(texts)
+    assert [len(data) for data in several] == [len(sent)] * 3
+    for data, text in zip(several, texts, strict=True):
+        np.testing.assert_allclose(slots_of(data), slots_of(wire.encode(text)), atol=4e-3)
+    assert wire.answer(sent, list(ASKED)) == [wire.answer(sent, q) for q in ASKED]
+    questions = ["How many cats does Ben Korim keep?", HOW_MANY_HENS, *ASKED]
+    assert wire.answer(several, questions[:3])[1] == "50"
+    assert wire.answer(several, questions[0])[::2] == ["31", "32"]
+    assert wire.encode([]) == wire.answer([], "Who?") == wire.answer(sent, []) == []
+    with pytest.raises(UserError, match="answer: 3 packets and 4 questions; give as many"):
+        wire.answer(several, list(ASKED))
+    with pytest.raises(UserError, match="answer: packet 1: wire: a version 1 packet"):
+        wire.answer([sent, changed(sent, 4, lambda b: 1)], "Who?")
+
+
+def slots_of(data: bytes) -> np.ndarray:
+    return np.asarray(packet.from_bytes(data).latent.slots)
+
+
+def test_padding_changes_nothing(wire: Bridge) -> None:
+    """A text that is padded to a power of two is what it is at its own length."""
+    layout, sources = wire.pipeline.layout, wire.pipeline.sources
+    rows = [(Example("", "", HENS, "", ("",)),)]
+    lengths = measure(layout, sources, {}, rows)
+    assert wire._sizes(rows, False) == [{"source": 32}]
+    assert lengths["source"] == 24
+    batch = Collate(layout, sources, {}, lengths)(rows)
+    close = jax.device_get(packets.encode(wire._context(""), batch))
+    sent = wire.encode(HENS)
+    np.testing.assert_allclose(slots_of(sent), close.latent.slots, atol=4e-3)
+
+
+def test_what_was_warmed_up_is_compiled(wire: Bridge) -> None:
+    wire = replace(wire, longest={})  # questions of up to 32 tokens
+    wire.warm_up(30)
+    with compilations() as names:
+        for text in ("Ada has 3 hens.", HENS):
+            wire.answer(wire.encode(text), "Who keeps hens?")
+    assert not names
+
+
+REFUSED: dict[str, tuple[Callable[[Bridge, bytes], Any], str]] = {
+    "no text": (lambda w, m: w.encode(None), "encode: text: expected text; got None"),
+    "bytes": (lambda w, m: w.encode(b"text"), "encode: text: expected text; got a value of"),
+    "a set": (lambda w, m: w.encode({"text"}), "encode: text: expected text; got a value of"),
+    "empty": (lambda w, m: w.encode(""), "encode: text: there is nothing in it"),
+    "spaces": (lambda w, m: w.encode(" \n\t"), "encode: text: there is nothing in it"),
+    "in a list": (lambda w, m: w.encode(["a", 3]), "encode: text 1: expected text; got a value"),
+    "NUL": (lambda w, m: w.encode("a\0b"), "encode: text: character 1 is a NUL"),
+    "surrogate": (lambda w, m: w.encode("a\ud800"), "character 1 is half of a surrogate pair"),
+    "too long": (
+        lambda w, m: w.encode("word " * 3000),
+        r"encode: the text is longer than the sender's 1024 positions: it has \d+ tokens",
+    ),
+    "one too long": (
+        lambda w, m: w.encode(["short", "word " * 3000]),
+        "encode: text 1 is longer than the sender's 1024 positions",
+    ),
+    "question": (lambda w, m: w.encode(TEXT, "Who?"), "encode: .* give it to answer"),
+    "codec": (lambda w, m: w.encode(TEXT, codec="int3"), "wire: unknown codec 'int3'"),
+    "codec 3": (lambda w, m: w.encode(TEXT, codec=3), "encode: codec: expected a name; got a"),
+    "ratio": (lambda w, m: w.encode(TEXT, ratio=6), "was not trained for several ratios"),
+    "ratio nan": (lambda w, m: w.encode(TEXT, ratio=float("nan")), "expected 1 to 1024; got nan"),
+    "ratio 1e9": (lambda w, m: w.encode(TEXT, ratio=1e9), r"expected 1 to 1024; got 1e\+09"),
+    "ratio 10**999": (lambda w, m: w.encode(TEXT, ratio=10**999), "expected 1 to 1024; got inf"),
+    "ratio text": (lambda w, m: w.encode(TEXT, ratio="6"), "expected a number from 1 to 1024"),
+    "ratio bool": (lambda w, m: w.encode(TEXT, ratio=True), "expected a number from 1 to 1024"),
+    "no packet": (lambda w, m: w.answer(None, "Who?"), "answer: packet: expected the bytes"),
+    "text as packet": (lambda w, m: w.answer("LWJX", "Who?"), "answer: packet: expected the b"),
+    "no question": (lambda w, m: w.answer(m, None), "answer: question: expected text; got None"),
+    "asked nothing": (lambda w, m: w.answer(m), "answer: question: there is nothing in it"),
+    "asked space": (lambda w, m: w.answer(m, "  "), "answer: question: there is nothing in it"),
+    "asked 3": (lambda w, m: w.answer(m, ["Who?", 3]), "answer: question 1: expected text; got"),
+    "asked NUL": (lambda w, m: w.answer(m, "Who\0?"), "answer: question: character 3 is a NUL"),
+    "asked too much": (
+        lambda w, m: w.answer(m, "word " * 20_000),
+        r"answer: a question of \d+ tokens, where 973 fit into the 1024 positions of mistral",
+    ),
+    "receiver": (lambda w, m: w.answer(m, "Who?", "x"), "receiver 'x' is not one of mistral"),
+    "receiver 3": (lambda w, m: w.answer(m, "Who?", 3), "receiver a value of type int is not"),
+    "warm-up": (lambda w, m: w.warm_up("x"), "warm_up: tokens: expected a number from 1 to"),
+    "run_dir": (lambda w, m: Bridge.load(None), "run_dir: expected a path; got None"),
+    "run_dir NUL": (lambda w, m: Bridge.load("a\0"), "run_dir: character 1 is a NUL"),
+    "checkpoint": (lambda w, m: Bridge.load(FACTS, "first"), "checkpoint: expected one of last"),
+    "role": (lambda w, m: Bridge.load(FACTS, role="all"), "role: expected one of both, sender"),
+    "key": (lambda w, m: Bridge.load(FACTS, key="short"), "key: 5 bytes; give 16 random bytes"),
+    "key 3": (lambda w, m: Bridge.load(FACTS, key=3), "key: expected bytes or text; got a value"),
+    "sender": (lambda w, m: Bridge.load(FACTS, sender=3), "sender: expected a path; got a value"),
+    "receivers": (
+        lambda w, m: Bridge.load(FACTS, receivers={"qwen": "x"}),
+        "receivers: 'qwen' is not one of mistral, which the bridge was trained for",
+    ),
+    "receivers list": (
+        lambda w, m: Bridge.load(FACTS, receivers=["x"]),
+        "receivers: expected a map from the receivers' names to paths",
+    ),
+    "nowhere": (
+        lambda w, m: Bridge.load(FACTS, sender="/nowhere/to/be/found"),
+        "model '/nowhere/to/be/found': .*sender= or receivers=",
+    ),
+    "another model": (
+        lambda w, m: Bridge.load(FACTS, sender=ROOT / "zoo/tiny-qwen"),
+        "sender: the bridge was trained with frozen weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_argument_is_refused_in_one_line(name: str, wire: Bridge, sent: bytes) -> None:
+    call, words = REFUSED[name]
+    with pytest.raises(UserError, match=words) as caught:
+        call(wire, sent)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (float("nan"), "expected 1.5 to 12; got nan"),
+        (float("inf"), "expected 1.5 to 12; got inf"),
+        (10**999, "expected 1.5 to 12; got inf"),
+        (1e9, r"expected 1.5 to 12; got 1e\+09"),
+        (0, "expected 1.5 to 12; got 0"),
+        (-6, "expected 1.5 to 12; got -6"),
+        ("6", "expected a number from 1.5 to 12; got a value of type str"),
+        (True, "expected a number from 1.5 to 12; got a value of type bool"),
+        ([6], "expected a number from 1.5 to 12; got a value of type list"),
+    ],
+    ids=lambda x: f"{x!r:.12}",
+)
+def test_a_ratio_that_was_not_trained_is_refused(ratio: Any, words: str, wire: Bridge) -> None:
+    config = wire.pipeline.bridge.config
+    compressor = replace(config.compressor.perceiver, ratios=(3.0, 1.5, 12.0))  # type: ignore[attr-defined]
+    several = replace(config, compressor=replace(config.compressor, perceiver=compressor))  # type: ignore[call-arg]
+    bridge = replace(wire.pipeline.bridge, config=several)
+    other = replace(wire, pipeline=replace(wire.pipeline, bridge=bridge))
+    with pytest.raises(UserError, match=f"ratio: source tokens a slot: {words}"):
+        other.encode(TEXT, ratio=ratio)
+
+
+def entry(data: bytes, name: str, value: Any) -> bytes:
+    """The packet with other contents, and a right checksum and mark."""
+    held = packet.from_bytes(data, key=None)
+    latent = replace(held.latent, **{name: value})
+    return packet.to_bytes(latent, codec_name="float32", mark=held.fingerprint)
+
+
+def raw_slots(data: bytes, value: float, places: slice) -> bytes:
+    """The packet, as float32, with numbers that no sender writes."""
+    whole = bytearray(packet.to_bytes(packet.from_bytes(data).latent, mark=data[16:24]))
+    numbers = np.frombuffer(whole, "<f4", offset=len(whole) - 32 * 256 * 4).copy()
+    numbers[places] = value
+    return sealed(bytes(whole[: len(whole) - numbers.nbytes]) + numbers.tobytes())
+
+
+FORGED: dict[str, tuple[Callable[[bytes, np.ndarray], bytes], str]] = {
+    "codec byte": (lambda m, x: changed(m, 5, lambda b: 2), "the checksum differs"),
+    "one slot": (lambda m, x: of_slots(m, x[:, :1]), "1 slots, where this bridge sends 32"),
+    "no slot": (lambda m, x: of_slots(m, x[:, :0]), "0 slots, where this bridge sends 32"),
+    "256 slots": (lambda m, x: of_slots(m, np.repeat(x, 8, 1)), "256 slots, where this bridge"),
+    "width 255": (lambda m, x: of_slots(m, x[..., :255]), "slots of width 255, where those of"),
+    "width 1": (lambda m, x: of_slots(m, x[..., :1]), "slots of width 1, where those of this"),
+    "width 512": (lambda m, x: of_slots(m, np.tile(x, 2)), "slots of width 512, where those of"),
+    "all NaN": (lambda m, x: raw_slots(m, np.nan, slice(None)), "a slot is not finite"),
+    "one NaN": (lambda m, x: raw_slots(m, np.nan, slice(7, 8)), "a slot is not finite"),
+    "one inf": (lambda m, x: raw_slots(m, np.inf, slice(7, 8)), "a slot is not finite"),
+    "times 1e30": (lambda m, x: entry(m, "slots", x * 1e30), "where those of this bridge are 65"),
+    "mask": (lambda m, x: entry(m, "mask", np.zeros((1, 32), bool)), "0 of its 32 slots are us"),
+    "hole": (lambda m, x: entry(m, "mask", np.arange(32)[None] != 3), "31 of its 32 slots are u"),
+    "span 1e30": (lambda m, x: entry(m, "span", np.float32([1e30])), "a text of 1e.30 source to"),
+    "span -1": (lambda m, x: entry(m, "span", np.float32([-1])), "a text of -1 source tokens"),
+    "span 1025": (lambda m, x: entry(m, "span", np.float32([1025])), "reads 0 to 1,024"),
+    "span nan": (
+        lambda m, x: sealed(m[:24] + struct.pack("<f", np.nan) + m[28:]),
+        "the span is not finite",
+    ),
+    "no span": (lambda m, x: entry(m, "span", None), "no length of the text, where this bridge"),
+    "owner 7": (lambda m, x: entry(m, "owner", (7,) * 32), "the owners of its slots"),
+    "owner -32768": (lambda m, x: entry(m, "owner", (-32768,) * 32), "the owners of its slots"),
+    "no mark": (lambda m, x: packet.to_bytes(packet.from_bytes(m).latent), "of another bridge"),
+    "a key": (
+        lambda m, x: packet.to_bytes(packet.from_bytes(m).latent, mark=m[16:24], key=KEY),
+        "made with a key; load the bridge with the same one",
+    ),
+}
+
+
+def of_slots(data: bytes, slots: np.ndarray) -> bytes:
+    held = packet.from_bytes(data)
+    latent = replace(held.latent, slots=slots, mask=np.ones(slots.shape[:2], bool))  # type: ignore[arg-type]
+    return packet.to_bytes(latent, mark=held.fingerprint)
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_packet_that_the_bridge_does_not_send_is_refused(
+    name: str, wire: Bridge, sent: bytes
+) -> None:
+    make, words = FORGED[name]
+    with pytest.raises(UserError, match=f"wire: .*{words}") as caught:
+        wire.answer(make(sent, slots_of(sent)), "Who?")
+    assert "\n" not in str(caught.value)
+
+
+def test_with_a_key_both_ends_need_it(wire: Bridge, sent: bytes) -> None:
+    ours, theirs = replace(wire, key=KEY), replace(wire, key=KEY[::-1])
+    tagged = ours.encode(TEXT)
+    assert len(tagged) == len(sent) + 16
+    assert (
+        slots_of(sent).tobytes()
+        == np.asarray(packet.from_bytes(tagged, key=KEY).latent.slots).tobytes()
+    )
+    question = "How many cats does Ben Korim keep?"
+    assert ours.answer(tagged, question) == wire.answer(sent, question)
+    with pytest.raises(UserError, match="made without a key, and this bridge asks for one"):
+        ours.answer(sent, "Who?")
+    with pytest.raises(UserError, match="made with another key, or changed by someone"):
+        theirs.answer(tagged, "Who?")
+
+
+def test_longer_than_in_training_is_said(wire: Bridge, sent: bytes) -> None:
+    assert wire.longest == {"source": 120, "mistral/ask": 40}
+    rows = [(Example("", "", "word " * 130, "", ("",)),)]
+    with pytest.warns(UserWarning, match=r"encode: the text has \d+ tokens, .* of up to 120"):
+        wire._sizes(rows, False)
+    with pytest.warns(UserWarning, match="answer: the question has .* questions of up to 40"):
+        wire.answer(sent, "word " * 30)
+
+
+def test_each_end_needs_its_own_models_alone(tmp_path: Path, wire: Bridge, sent: bytes) -> None:
+    ends = {"sender": ("tiny-llama/",), "receiver": ("tiny-mistral/", "tiny-llama/config.json")}
+    for role, needed in ends.items():
+        place = tmp_path / role / "zoo"
+        shutil.copytree(FACTS, place / "bridges/facts")
+        for path in needed:
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path.rstrip("/")).symlink_to(ROOT / "zoo" / path)
+    bridges = {}
+    for role in ends:
+        with at(tmp_path / role):
+            bridges[role] = Bridge.load("zoo/bridges/facts", role=role)  # type: ignore[arg-type]
+    sender, receiver = bridges.values()
+    assert sender.pipeline.frozen.receivers == {}
+    assert receiver.pipeline.frozen.sender is None
+    message = sender.encode(TEXT)
+    assert message == sent
+    question = "How many cats does Ben Korim keep?"
+    assert receiver.answer(message, question) == wire.answer(sent, question)
+    with pytest.raises(UserError, match="answer: this bridge was loaded with role='sender'"):
+        sender.answer(message, "Who?")
+    with pytest.raises(UserError, match="encode: this bridge was loaded with role='receiver'"):
+        receiver.encode(TEXT)
+
+
+def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "a/runs/x"
+    far, near = tmp_path / "models/m", tmp_path / "a/models/m"
+    for path in (run, far):
+        path.mkdir(parents=True)
+    monkeypatch.chdir(run)
+    assert found("models/m", run) == str(far)
+    near.mkdir(parents=True)
+    assert found("models/m", run) == str(near)  # the nearest above
+    monkeypatch.chdir(tmp_path)
+    assert found("models/m", run) == "models/m"  # from here first
+    assert found("owner/name", run) == "owner/name"
+    assert found("/models/m", run) == "/models/m"
+
+
+def test_it_says_what_it_is_in_a_line(wire: Bridge) -> None:
+    assert repr(wire) == (
+        "<lw_jax.Bridge to mistral: 32 slots of 256 (float16), 6,869,520 parameters, stage facts, "
+        "step 1600; on cpu>"
+    )
+    assert KEY.decode() not in repr(replace(wire, key=KEY))
+    assert lw_jax.__version__
+    assert (Path(lw_jax.__file__).parent / "py.typed").is_file()
+
+
 @pytest.mark.slow
-def test_the_same_bridge_says_it_in_fewer_bytes(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    wire = Bridge.load("zoo/bridges/facts_any_ratio")
+def test_the_same_bridge_says_it_in_fewer_bytes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wire = Bridge.load(ROOT / "zoo/bridges/facts_any_ratio")
     rows = FactsRows("eval", 0, 6, 6)
-    examples = [rows[i][0] for i in range(6)]
+    examples: Sequence[Example] = [rows[i][0] for i in range(6)]
     few = [wire.encode(example.context, ratio=6) for example in examples]
     assert len(few[0]) < len(wire.encode(examples[0].context)) / 3
     said = [wire.answer(sent, e.question) for sent, e in zip(few, examples, strict=True)]
     assert sum(answer in e.answers for answer, e in zip(said, examples, strict=True)) >= 5, said
-    with pytest.raises(UserError, match=r"ratio: bridge\.compressor\.perceiver was not trained"):
-        Bridge.load("zoo/bridges/facts").encode(TEXT, ratio=6)
+    with pytest.raises(UserError, match=r"ratio: source tokens a slot: expected 1.5 to 12; got 1"):
+        wire.encode(TEXT, ratio=1)
+    with pytest.raises(UserError, match="81 slots, where this bridge sends 1 to 80"):
+        wire.answer(of_slots(few[0], np.ones((1, 81, 256), np.float32)), "Who?")
 
 
-def test_loading_writes_nothing(tmp_path, monkeypatch):
+def test_loading_writes_nothing(tmp_path, wire):
     """Not even where the receivers' loudness is missing and has to be measured."""
-    monkeypatch.chdir(ROOT)
     for name in ("bridge.json", "bridge.safetensors"):
-        (tmp_path / name).symlink_to(ROOT / "zoo/bridges/facts" / name)
-    loaded, shipped = Bridge.load(tmp_path), Bridge.load("zoo/bridges/facts")
+        (tmp_path / name).symlink_to(FACTS / name)
+    with at(ROOT):
+        loaded = Bridge.load(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"bridge.json", "bridge.safetensors"}
-    found, held = (wire.pipeline.bridge.dims.receivers["mistral"] for wire in (loaded, shipped))
-    assert found.embed_rms == pytest.approx(held.embed_rms, rel=1e-4)
-    assert found.key_rms == pytest.approx(held.key_rms, rel=1e-4)
+    pair = (one.pipeline.bridge.dims.receivers["mistral"] for one in (loaded, wire))
+    measured, held = pair
+    assert measured.embed_rms == pytest.approx(held.embed_rms, rel=1e-4)
+    assert measured.key_rms == pytest.approx(held.key_rms, rel=1e-4)
 
 
 def test_neither_run_nor_bridge(tmp_path):

@@ -12,9 +12,11 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,11 @@ import yaml
 
 from lw_jax import Bridge
 from lw_jax.bridge.paths import flat_name
+from lw_jax.data.example import Example
+from lw_jax.evaluate import packets
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.launch import main
+from lw_jax.text.collate import Collate, measure
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "unchanged.json"
@@ -251,6 +257,26 @@ BRIDGES = {"facts": (None,), "facts_any_ratio": (None, 6.0)}
 """Bridges in the zoo, and the ratios at which they are asked."""
 
 
+def as_version_1(data: bytes, digest: str) -> bytes:
+    """A packet as version 1 of the wire wrote it: its mark was the CRC-32 of the parameters in
+    hexadecimal digits, and its checksum was of all but the header."""
+    _, _, codec, flags, _, m, d, _ = struct.unpack_from("<4sBBBBHHI", data)
+    body = digest.encode()[:8] + data[24:]
+    return struct.pack("<4sBBBxHHI", b"LWJX", 1, codec, flags, m, d, zlib.crc32(body)) + body
+
+
+def sent_before(wire: Bridge, text: str, ratio: float | None) -> bytes:
+    """What the bridge sends of a text that is padded to a multiple of 8 tokens, as version 1."""
+    layout, sources = wire.pipeline.layout, wire.pipeline.sources
+    bridge = wire.pipeline.bridge if ratio is None else wire.pipeline.bridge.at_ratio(ratio)
+    rows = [(Example("", "", text, "", ("",)),)]
+    batch = Collate(layout, sources, {}, measure(layout, sources, {}, rows))(rows)
+    ctx = EvalContext(wire.pipeline.frozen, wire.trained.params, None, bridge, "")
+    sent = jax.device_get(packets.encode(ctx, batch))
+    (data,) = packets.to_packets(bridge, sent, None, wire.trained.mark)
+    return as_version_1(data, wire.trained.digest)
+
+
 def sent_and_answered(name: str) -> dict[str, list[str]]:
     """By ratio: of each text the first half of the SHA-256 of the bytes that the bridge sends, and
     the answer made of them."""
@@ -258,8 +284,8 @@ def sent_and_answered(name: str) -> dict[str, list[str]]:
     for ratio in BRIDGES[name]:
         lines = []
         for text, question in ASKED:
-            sent = wire.encode(text, ratio=ratio)
-            answer = wire.answer(sent, question)
+            sent = sent_before(wire, text, ratio)
+            answer = wire.answer(wire.encode(text, ratio=ratio), question)
             lines.append(f"{len(sent)} {hashlib.sha256(sent).hexdigest()[:32]} {answer}")
         found[str(ratio)] = lines
     return found

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from lw_jax.bridge import paths
 from lw_jax.bridge.config import BridgeConfig
-from lw_jax.bridge.module import BridgeModule
+from lw_jax.bridge.module import BridgeModule, owners
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import Sender
 from lw_jax.types import Array, Delivery, Latent, PyTree, SourceTokens, Taps
 from lw_jax.utils.registry import chosen
 from lw_jax.wire.codecs import CODES
+from lw_jax.wire.limits import LARGEST, LONGEST, Limits
 from lw_jax.wire.packet import nbytes
 
 
@@ -175,6 +176,22 @@ class Bridge:
         """The codec that holds the latent exactly: the bottleneck's, else float32."""
         bottleneck = self.config.chosen_bottleneck
         return "float32" if bottleneck is None else bottleneck.codec
+
+    @property
+    def limits(self) -> Limits:
+        """What a packet of this bridge can be."""
+        compressor = self.config.chosen_compressor
+        fewest, most = compressor.sent_slots
+        total = compressor.fixed_slots or 0
+        return Limits(
+            width=self.config.latent_dim,
+            fewest=fewest,
+            most=most,
+            owners=owners(total, self.config.private, len(self.dims.receivers)),
+            span=LONGEST if compressor.gives_span else None,
+            # In bfloat16 the largest float16 becomes 2^16.
+            largest=2.0**16 if self.codec == "float16" else LARGEST,
+        )
 
     def nbytes(self, slots: int, codec: str | None = None) -> int:
         """Bytes of a message on the wire.

@@ -78,14 +78,11 @@ class BridgeModule(nn.Module):
             slots = self.refiner(latent.slots, latent.mask, train=train)
             latent = replace(latent, slots=jnp.where(latent.mask[..., None], slots, 0.0))
         if self.config.private:
-            latent = replace(latent, owner=self._owners(latent.slots.shape[1]))
+            latent = replace(
+                latent,
+                owner=owners(latent.slots.shape[1], self.config.private, len(self.dims.receivers)),
+            )
         return latent
-
-    def _owners(self, slots: int) -> tuple[int, ...]:
-        """The owner of each slot: shared slots first, then each receiver's own, sorted by name."""
-        each, receivers = self.config.private, range(len(self.dims.receivers))
-        own = tuple(r for r in receivers for _ in range(each))
-        return (SHARED,) * (slots - len(own)) + own
 
     def slots_of(self, latent: Latent, train: bool = False) -> Latent:
         """The latent whose codes [B, M, n] are in place of its slots."""
@@ -116,6 +113,18 @@ class BridgeModule(nn.Module):
     def __call__(self, taps: Mapping[str, Taps]) -> dict[str, Delivery]:
         latent = self.encode(taps)
         return {name: self.deliver(name, latent) for name in self.dims.receivers}
+
+
+def owners(slots: int, private: int, receivers: int) -> tuple[int, ...]:
+    """The owner of each slot: shared slots first, then each receiver's own, sorted by name.
+
+    Args:
+        slots: number of slots of a text.
+        private: slots of each receiver's own.
+        receivers: number of receivers.
+    """
+    own = tuple(r for r in range(receivers) for _ in range(private))
+    return (SHARED,) * (slots - len(own)) + own
 
 
 def made(kind: type[T], value: Any, part: str, name: str) -> T:

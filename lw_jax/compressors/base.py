@@ -28,6 +28,8 @@ class Compressor(Checked, ABC):
     """Whether it learns to generate given targets. No latent is made in training then, so no other
     part gets a gradient.
     """
+    gives_span: ClassVar[bool] = True
+    """Whether its latents have a `span`; a packet with or without one is refused accordingly."""
     optimizer_rules: ClassVar[Mapping[str, str]] = {}
     """What its leaves are to the optimiser, by regular expressions on their paths below it:
     "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
@@ -49,6 +51,16 @@ class Compressor(Checked, ABC):
     def fixed_slots(self) -> int | None:
         """Number of slots of every text; None: it depends on the text's length."""
         return None
+
+    @property
+    def sent_slots(self) -> tuple[int, int | None]:
+        """The fewest and the most real slots of a text; None: no more than its source tokens.
+
+        A packet with another number of slots is refused. A compressor that masks some of its
+        `fixed_slots` says here how many are left at least.
+        """
+        fixed = self.fixed_slots
+        return (1, None) if fixed is None else (fixed, fixed)
 
     @property
     def several_ratios(self) -> bool:

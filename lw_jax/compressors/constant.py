@@ -7,7 +7,7 @@ untouched receiver is a gain without a wire (docs/design.md section 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class Config(Compressor):
     """
 
     slots: Annotated[int, Ge(0), Le(2**14)]
+
+    gives_span: ClassVar[bool] = False
 
     @property
     def fixed_slots(self) -> int:

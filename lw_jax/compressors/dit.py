@@ -68,6 +68,11 @@ class Config(Compressor):
         """Number of slots of every text."""
         return self.slots
 
+    @property
+    def sent_slots(self) -> tuple[int, int | None]:
+        """The fewest and the most real slots of a text."""
+        return (0 if self.length == "predicted" else self.slots), self.slots
+
     def build(self, dims: BridgeDims) -> Dit:
         """The compressor."""
         return Dit(self, dims)

@@ -81,6 +81,11 @@ class Config(Compressor):
         return None if self.ratios else self.slots
 
     @property
+    def sent_slots(self) -> tuple[int, int | None]:
+        """The fewest and the most real slots of a text."""
+        return (1 if self.ratios else self.slots), self.slots
+
+    @property
     def several_ratios(self) -> bool:
         """Whether it learns several ratios."""
         return bool(self.ratios)

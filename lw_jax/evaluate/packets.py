@@ -24,6 +24,7 @@ from lw_jax.types import SHARED, Array, Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODES
 from lw_jax.wire.codecs import codec as check
+from lw_jax.wire.limits import Limits
 
 
 @struct.dataclass
@@ -58,7 +59,12 @@ def encode(ctx: EvalContext, batch: Batch, look: bool = False) -> Encoded:
 
 
 def to_packets(
-    bridge: Bridge, sent: Encoded, codec: str | None, mark: bytes, fit: bool = False
+    bridge: Bridge,
+    sent: Encoded,
+    codec: str | None,
+    mark: bytes,
+    fit: bool = False,
+    key: bytes | None = None,
 ) -> list[bytes]:
     """The bytes of every row of a batch that is on the host.
 
@@ -68,6 +74,7 @@ def to_packets(
         codec: of the slots; None: the one that holds exactly what the bridge sends.
         mark: names the bridge.
         fit: what a 16-bit float cannot hold becomes its largest number.
+        key: that both ends share; None: packets have no tag.
 
     Raises:
         UserError: the codec is unknown or cannot hold the slots.
@@ -84,7 +91,11 @@ def to_packets(
     rows = range(latent.mask.shape[0])
     return [
         packet.to_bytes(
-            packet.sendable(_row(latent, i)), codec_name=name, levels=bridge.levels, mark=mark
+            packet.sendable(_row(latent, i)),
+            codec_name=name,
+            levels=bridge.levels,
+            mark=mark,
+            key=key,
         )
         for i in rows
     ]
@@ -94,16 +105,27 @@ def _row(latent: Latent, i: int) -> Latent:
     return jax.tree.map(lambda x: np.asarray(x)[i : i + 1], latent)
 
 
-def opened(bridge: Bridge, data: bytes, mark: bytes) -> Latent:
+def opened(
+    bridge: Bridge,
+    data: bytes,
+    mark: bytes,
+    limits: Limits | None = None,
+    key: bytes | None = None,
+) -> Latent:
     """What the bytes of one row say: slots, or codes in their place.
 
+    Args:
+        bridge: the receiving one.
+        data: the bytes.
+        mark: names the bridge.
+        limits: what a packet can be; None: the bridge's own limits.
+        key: that both ends share; None: packets have no tag.
+
     Raises:
-        UserError: they are no latent, damaged, or another bridge's.
+        UserError: they are no latent, damaged, another bridge's, or nothing that it sends.
     """
-    found = packet.from_bytes(data, bridge.levels)
-    if found.fingerprint != mark:
-        raise UserError("wire: these bytes are of another bridge than the one loaded")
-    return found.latent
+    limits = bridge.limits if limits is None else limits
+    return packet.from_bytes(data, bridge.levels, mark=mark, limits=limits, key=key).latent
 
 
 def filled(rows: Sequence[Latent], slots: int) -> Latent:

@@ -49,6 +49,7 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
         wide = Measurement.get(console, console.options.update(width=_WIDEST), shown).maximum
         Console(file=console.file, width=max(wide, console.width)).print(shown)
         for line in [
+            legend(methods),
             *lines(receiver, metrics),
             *notes(receiver, methods),
             *alarms(receiver, methods),
@@ -61,6 +62,14 @@ def show(console: Console, metrics: Mapping[str, Any]) -> None:
         said.append(f"{dropped} of {rows + dropped} rows were too long, and are left out.")
     for line in said:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def legend(methods: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the columns of the table are."""
+    first = next(iter(methods.values()))
+    parts = [f"{m.heading or m.name}: {m.says}" for m in columns() if m.name in first and m.says]
+    parts += ["columns: positions of the receiver that the message takes", "seconds: for all rows"]
+    return f"{'; '.join(parts)}. More is better, but for nll, columns and seconds."
 
 
 def together(joint: Mapping[str, Any]) -> str:

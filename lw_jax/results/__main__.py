@@ -21,11 +21,15 @@ from lw_jax.results.page import write_pages
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
 
+USAGE = (__doc__ or "").strip()
+
 
 def main(argv: Sequence[str]) -> int:
     """The process's exit code: 2 for bad input, with one line that says what is wrong."""
     try:
         match argv:
+            case ["-h" | "--help" | "help", *_]:
+                print(USAGE)
             case ["record", *runs, where] if runs:
                 for run in runs:
                     print(write_record(Path(run), Path(where)))
@@ -37,14 +41,26 @@ def main(argv: Sequence[str]) -> int:
             case ["-h" | "--help"]:
                 print(__doc__)
             case _:
-                raise UserError(
-                    "results: expected record RUN_DIR... FILE, write DIR or tensorboard RUN_DIR "
-                    "(--help says more)"
-                )
+                raise UserError(_wrong(argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _wrong(argv: Sequence[str]) -> str:
+    """What is wrong with a command line."""
+    found = {
+        "record": "record: give a run directory, or several, and then a file docs/records/X.jsonl",
+        "write": "write: give one folder, that of the pages' sources (docs/results)",
+        "tensorboard": "tensorboard: give one run directory",
+    }
+    got = argv[0] if argv else "nothing"
+    line = found.get(got, f"results: expected {', '.join(found)}; got {got}")
+    return f"{line}; `python -m lw_jax.results --help` says more"
 
 
 if __name__ == "__main__":

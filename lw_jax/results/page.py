@@ -34,6 +34,8 @@ def write_pages(folder: Path) -> list[Path]:
     Raises:
         UserError: a source has a wrong form, or a record is missing.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give that of the pages' sources (docs/results)")
     sources = {path.name: load(path) for path in sorted(folder.glob("*.yaml"))}
     if not sources:
         raise UserError(f"{folder}: no sources (*.yaml) there")

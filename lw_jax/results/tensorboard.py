@@ -5,10 +5,11 @@ Written from `diagnostics.jsonl`, so it can be done at any time, again, and afte
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from lw_jax.errors import UserError
-from lw_jax.utils.files import DIAGNOSTICS_LINE, read_lines
 
 
 def write_events(run_dir: Path) -> Path:
@@ -17,9 +18,7 @@ def write_events(run_dir: Path) -> Path:
     Raises:
         UserError: no diagnostics there, or tensorboardX is not installed.
     """
-    source = run_dir / "diagnostics.jsonl"
-    if not source.is_file():
-        raise UserError(f"{run_dir}: no diagnostics.jsonl there, so it is no run directory")
+    lines = _lines(run_dir)
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -28,7 +27,7 @@ def write_events(run_dir: Path) -> Path:
     for old in folder.glob("*/events.*"):
         old.unlink()
     writers: dict[str, SummaryWriter] = {}
-    for line in read_lines(source, DIAGNOSTICS_LINE)[0]:
+    for line in lines:
         stage, step, kind = line.pop("stage"), line.pop("step"), line.pop("kind")
         if stage not in writers:
             writers[stage] = SummaryWriter(str(folder / stage))
@@ -38,3 +37,30 @@ def write_events(run_dir: Path) -> Path:
     for writer in writers.values():
         writer.close()
     return folder
+
+
+def _lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's diagnostics; UserError says why there are none."""
+    source = run_dir / "diagnostics.jsonl"
+    if not source.is_file():
+        if (run_dir / "bridge.json").is_file():
+            raise UserError(
+                f"{run_dir}: an exported bridge, which has no diagnostics; give the directory of "
+                "the run that trained it"
+            )
+        if (run_dir / "config.yaml").is_file():
+            raise UserError(
+                f"{run_dir}: no diagnostics.jsonl: this run has trained nothing, or nothing yet; "
+                "figures of its evaluations are in metrics.json"
+            )
+        raise UserError(f"{run_dir}: no diagnostics.jsonl there, so it is no run directory")
+    found = []
+    for number, text in enumerate(source.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):  # cut, not UTF-8
+            line = None
+        if not isinstance(line, dict) or not {"stage", "step", "kind"} <= line.keys():
+            raise UserError(f"{source}:{number}: no line of diagnostics; take it out")
+        found.append(line)
+    return found

@@ -12,12 +12,17 @@ import sys
 from pathlib import Path
 
 from lw_jax.config.parse import to_dict
+from lw_jax.config.schema import Config
+from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
+from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms
-from lw_jax.runs.exported import WEIGHTS, about_bridge, is_exported, save_bridge, seal
-from lw_jax.runs.session import open_pipeline
+from lw_jax.runs.exported import LONGEST, WEIGHTS, about_bridge, is_exported, save_bridge, seal
+from lw_jax.runs.places import located
+from lw_jax.runs.session import MEASURED_ROWS, open_pipeline
 from lw_jax.runs.trained import config_at, load_trained
+from lw_jax.text.collate import by_key
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +43,8 @@ def main(argv: list[str]) -> int:
 def _export(run_dir: Path, out: Path) -> None:
     config = config_at(run_dir)
     shipped = is_exported(run_dir)
-    pipeline = open_pipeline(config, make_mesh(config.mesh), run_dir, rows=False)
+    here = located(config, run_dir)
+    pipeline = open_pipeline(here, make_mesh(config.mesh), run_dir, rows=False)
     origin = str(run_dir) if shipped else None
     trained = load_trained(config, run_dir, pipeline, init_from=origin)
     about = {
@@ -46,6 +52,7 @@ def _export(run_dir: Path, out: Path) -> None:
         "stage": trained.stage,
         "fingerprints": pipeline.fingerprints,
         "weights": pipeline.weights,
+        LONGEST: trained_lengths(config, pipeline),
         "config": to_dict(config),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -58,6 +65,25 @@ def _export(run_dir: Path, out: Path) -> None:
     if out.resolve() != run_dir.resolve():
         shutil.copyfile(run_dir / WEIGHTS, out / WEIGHTS)
     seal(out, about | own)
+
+
+def trained_lengths(config: Config, pipeline: Pipeline) -> dict[str, int]:
+    """Most tokens of what the last train stage was given, by part: texts of the sources, and what
+    each receiver was asked; {} if its rows are no longer there.
+
+    Args:
+        config: config of the run.
+        pipeline: its pipeline.
+    """
+    stage = [s.train for s in config.stages.values() if s.train is not None][-1]
+    level = max((p.level for p in stage.curriculum if p.level is not None), default=None)
+    try:
+        rows = load_rows(stage.data or config.data, "train", config.seed, level)
+        sizes = pipeline.lengths(sample(rows, MEASURED_ROWS), stage.layout).sizes
+    except UserError:
+        return {}
+    parts = by_key(pipeline.sources)
+    return {key: n for key, n in sizes.items() if key in parts or key.endswith("/ask")}
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ from lw_jax.types import PyTree
 from lw_jax.utils.files import write_text
 
 WEIGHTS, ABOUT = "bridge.safetensors", "bridge.json"
+LONGEST = "longest"
+"""Key of `bridge.json`: most tokens of what the bridge was trained on, by part (`source`,
+`<receiver>/ask`)."""
 
 _FIRST_FORMAT = frozenset("parameters step stage fingerprints config".split())
 """Keys of a `bridge.json` of format 1, which had no digests."""

@@ -15,6 +15,7 @@ from lw_jax.data.example import Group
 from lw_jax.errors import UserError
 from lw_jax.evaluate.compare import Comparison
 from lw_jax.pipeline import Pipeline
+from lw_jax.runs.places import located
 from lw_jax.runs.session import Session, open_rival
 from lw_jax.runs.trained import Trained, config_at, layout_at, load_trained
 from lw_jax.text.collate import Collate
@@ -63,7 +64,7 @@ def load(
         UserError: it is missing, is between other receivers, or is trained to write something else.
     """
     home = Path(directory)
-    config = config_at(home)
+    config = located(config_at(home), home)
     layout = layout_at(config)
     if layout.target != pipeline.layout.target:
         raise UserError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -16,6 +16,7 @@ from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Rows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.models.checkpoint import read_arch, small_files
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.fingerprint import FORMAT
@@ -180,6 +181,67 @@ def open_pipeline(
         fingerprints=prints | own,
         mesh=mesh,
         weights=weights | bare,
+    )
+
+
+def open_half(
+    config: Config,
+    mesh: Mesh,
+    run_dir: Path,
+    role: Literal["sender", "receiver"],
+    saved: Mapping[str, Any],
+) -> Pipeline:
+    """The pipeline of one end of a wire: the models of the other end are not loaded.
+
+    Of the receivers, the sending end reads the sizes in the run's `receivers.json`; of the sender,
+    the receiving end reads its `config.json`. Fingerprints of models that are not loaded are taken
+    from the run.
+
+    Args:
+        config: config of the run.
+        mesh: the device mesh.
+        run_dir: directory of the run, or of an exported bridge.
+        role: which end.
+        saved: what the bridge's file says of the models that it was trained between:
+            `fingerprints`, and their `format` and `weights`.
+
+    Raises:
+        UserError: the receivers were not measured, or a model is not right.
+    """
+    assert config.bridge is not None
+    session, recorded = Session(), dict(saved.get("fingerprints", {}))
+    bare = dict(saved.get("weights", recorded if saved.get("format", 1) == 1 else {}))
+    others = [{n: p for n, p in by.items() if n in config.receivers} for by in (recorded, bare)]
+    measured = receiver_rms.load(run_dir, *others)
+    if measured is None:
+        raise UserError(
+            f"{run_dir}: no {receiver_rms.FILE} of the bridge's receivers; load it with role='both'"
+        )
+    if role == "sender":
+        senders, sender, prints, weights = _open_sender(config, config.layout, mesh, session)
+        return Pipeline(
+            layout=config.layout,
+            bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
+            frozen=FrozenModels.of(sender, {}, {}),
+            sources=tokenizers_of(config.bridge, senders),
+            receivers={},
+            fingerprints=prints | others[0],
+            weights=weights | others[1],
+            mesh=mesh,
+        )
+    specs = {name: session.open(name, model) for name, model in config.receivers.items()}
+    tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
+    receivers = make_receivers(config, specs, _loading(session, mesh))
+    arch = None if config.sender is None else read_arch(small_files(config.sender.path))
+    return Pipeline(
+        layout=config.layout,
+        bridge=Bridge(config.bridge, config.bridge.dims(arch, measured)),
+        frozen=FrozenModels.of(None, receivers, prompts_of(config.layout, tokenizers)),
+        sources=None,
+        receivers=tokenizers,
+        fingerprints=recorded | {name: spec.fingerprint() for name, spec in specs.items()},
+        weights=bare | {name: spec.weights_print() for name, spec in specs.items()},
+        mesh=mesh,
     )
 
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from lw_jax.bridge.paths import readable
-from lw_jax.config.parse import build, from_dict
+from lw_jax.config.parse import build, from_dict, to_dict
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.models.fingerprint import comparable
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs.directory import read_config, read_finished
-from lw_jax.runs.exported import ABOUT, is_exported, load_bridge, trained_config
+from lw_jax.runs.exported import ABOUT, about_bridge, is_exported, load_bridge, trained_config
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.train.checkpoint import checksum, component_counts, load_params
+from lw_jax.train.checkpoint import checksum, component_counts, load_params, read_meta, steps
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
+from lw_jax.wire.mark import mark_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Trained:
         digest: names exactly these values.
         layout: layout that it was trained with; None: unknown.
         bad_steps: steps of the stage that were not finite, and changed nothing; None: unknown.
+        about: what, besides the parameters, says what a packet means: the bridge's config, the
+            layout, and the fingerprints of the frozen models that it was trained between.
     """
 
     params: PyTree
@@ -49,11 +53,12 @@ class Trained:
     digest: str
     layout: LayoutConfig | None = None
     bad_steps: int | None = None
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def mark(self) -> bytes:
-        """8 bytes that name the bridge on the wire."""
-        return self.digest.encode()[:8]
+        """8 bytes that name the bridge on the wire; computed once."""
+        return mark_of(self.params, self.about)
 
     def to_json(self) -> dict[str, Any]:
         """The entry in `metrics.json`."""
@@ -113,7 +118,7 @@ def load_trained(
             _check_end(root, meta["step"])
         saved, home = meta["identity"], root.parent.parent
         trained_by = saved.get("config", {})
-    _check_frozen(saved, pipeline, home, bool(only))
+    check_frozen(saved, pipeline, home, bool(only))
     return Trained(
         params=params["bridge"],
         stage=root.name,
@@ -126,6 +131,7 @@ def load_trained(
             trained_by, meta.get("stage", root.name) if is_exported(root) else root.name
         ),
         bad_steps=meta.get("progress", {}).get("bad_steps"),
+        about=_meaning(config, saved.get("fingerprints", {})),
     )
 
 
@@ -149,6 +155,13 @@ def _check_end(root: Path, step: int) -> None:
             f"damaged: delete {root / str(stage.steps)} if it is there, and run the command that "
             f"trains it again: it goes on from step {step}"
         )
+
+
+def _meaning(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """What, besides the parameters, says what a packet means, as plain values."""
+    plain = to_dict(config)
+    layout = {k: v for k, v in plain["layout"].items() if k != "max_tokens"}
+    return {"bridge": plain["bridge"], "layout": layout, "fingerprints": dict(fingerprints)}
 
 
 def _place(
@@ -196,6 +209,24 @@ def config_at(directory: Path) -> Config:
         raise UserError(f"{directory / ABOUT}: config: {error}") from error
 
 
+def saved_at(directory: Path) -> dict[str, Any]:
+    """What a run's bridge, or an exported one, says of the frozen models that it was trained with:
+    `fingerprints`, and their `format` and `weights`.
+
+    Raises:
+        UserError: nothing was trained yet.
+    """
+    if is_exported(directory):
+        return about_bridge(directory)
+    root = last_trained(directory)
+    for step in steps(root):
+        try:
+            return dict(read_meta(root / str(step))["identity"])
+        except (KeyError, TypeError, ValueError):  # damaged: `load_trained` says so
+            continue
+    raise UserError(f"{root}: no checkpoint; run the stage that trains it first")
+
+
 def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
     """The layout of the last train stage.
 
@@ -230,7 +261,9 @@ def last_trained(run_dir: Path) -> Path:
     return checkpoint_root(run_dir, trains[-1])
 
 
-def _check_frozen(saved: Mapping[str, Any], pipeline: Pipeline, home: Path, some: bool) -> None:
+def check_frozen(
+    saved: Mapping[str, Any], pipeline: Pipeline, home: Path, some: bool = False
+) -> None:
     """Raises UserError if a bridge was trained between other frozen models.
 
     Args:

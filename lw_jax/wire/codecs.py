@@ -54,7 +54,8 @@ def _pack_float(dtype: Any, slots: Slots) -> bytes:
 
 
 def _unpack_float(dtype: Any, data: bytes, m: int, d: int) -> Slots:
-    return np.frombuffer(data, dtype).reshape(m, d).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # of a NaN; the packet is refused for it
+        return np.frombuffer(data, dtype).reshape(m, d).astype(np.float32)
 
 
 def _truncated(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -87,10 +88,13 @@ def _pack_int(bits: int, slots: Slots) -> bytes:
 
 def _unpack_int(bits: int, data: bytes, m: int, d: int) -> Slots:
     high = np.frombuffer(data[: 2 * m], "<u2").astype(np.uint32)
+    if (high & 0x7F80 == 0x7F80).any():
+        raise UserError("wire: a slot's scale is not finite")
     scale = (high << np.uint32(16)).view(np.float32).astype(np.float64)
     planes = np.unpackbits(np.frombuffer(data[2 * m :], np.uint8), count=m * d * bits)
     codes = (planes.reshape(m, d, bits).astype(np.int64) << np.arange(bits)).sum(-1)
-    return ((codes - (2 ** (bits - 1) - 1)) * scale[:, None]).astype(np.float32)
+    with np.errstate(over="ignore"):  # the packet is refused for it
+        return ((codes - (2 ** (bits - 1) - 1)) * scale[:, None]).astype(np.float32)
 
 
 def _pack_codes(levels: tuple[int, ...], slots: Slots) -> bytes:

@@ -25,7 +25,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
 from lw_jax.evaluate.methods.base import EvalContext
-from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.metrics import columns, squad
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -239,6 +239,17 @@ def test_training_ends_answers_where_the_evaluation_does(run: Run) -> None:
     assert answer_stop(replace(asked, data=data), replace(train, data=data)) == ()
 
 
+def test_the_columns_are_explained(metrics: dict[str, Any]) -> None:
+    screen = io.StringIO()
+    report.show(Console(file=screen, width=200), metrics)
+    (line,) = (x for x in screen.getvalue().splitlines() if x.startswith("em: answers that equal"))
+    first = next(iter(metrics["receivers"][RECEIVER].values()))
+    shown = [m.heading or m.name for m in columns() if m.name in first]
+    for heading in (*shown, "columns", "seconds"):
+        assert f"{heading}: " in line
+    assert "nll: nats a gold token, the fewer the better" in line
+
+
 def test_a_narrow_terminal_cuts_no_figure_off(metrics: dict[str, Any]) -> None:
     screen = io.StringIO()
     report.show(Console(file=screen, width=60), metrics)
@@ -280,6 +291,9 @@ def test_bytes_read_like_the_direct_path(
         bridge.answer(sent, "?", "x")
     with pytest.raises(UserError, match="give it to answer"):
         bridge.encode("text", "question?")
+    sending = api.Bridge.load(run.run_dir, role="sender")
+    assert sending.encode(lines[5]["context"]) == sent
+    assert sending.pipeline.frozen.receivers == {}
     other = packet.to_bytes(packet.from_bytes(sent).latent, mark=b"another!")
     with pytest.raises(UserError, match="another bridge"):
         bridge.answer(other, "?")

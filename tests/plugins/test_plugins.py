@@ -72,6 +72,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = (home / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(home / "site")
+    assert (home / "site" / "lw_jax" / "py.typed").is_file()
     return home / "site"
 
 

@@ -16,6 +16,7 @@ from lw_jax.results.__main__ import main
 from lw_jax.results.columns import COLUMNS
 from lw_jax.results.page import write_pages
 from lw_jax.results.record import put, read_records, record_of, write_record
+from lw_jax.results.tensorboard import write_events
 from lw_jax.runs.directory import read_config
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -222,7 +223,33 @@ def test_the_command(tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFix
     assert read_records(folder).keys() == {"wire_0"}
     assert main(["record", str(tmp_path / "nothing"), str(folder)]) == 2
     assert "no config.yaml there" in capsys.readouterr().err
-    assert main([]) == 2
+
+
+def test_help_is_a_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for word in ("--help", "-h", "help"):
+        assert main([word]) == 0
+        said = capsys.readouterr()
+        assert "python -m lw_jax.results record RUN_DIR..." in said.out
+        assert not said.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "results: expected record, write, tensorboard; got nothing"),
+        (["recrod", "x", "y"], "results: expected record, write, tensorboard; got recrod"),
+        (["record", "x"], "record: give a run directory, or several, and then a file"),
+        (["write"], "write: give one folder, that of the pages' sources (docs/results)"),
+        (["write", "nope.yaml"], "nope.yaml: no such folder; give that of the pages' sources"),
+        (["tensorboard", "x", "y"], "tensorboard: give one run directory"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {words}")
 
 
 def test_a_record_is_a_line_and_replaces_the_one_of_its_name(
@@ -297,6 +324,23 @@ def test_events_for_tensorboard(runs: list[Path]) -> None:
         assert main(["tensorboard", str(runs[0])]) == 0
     (events,) = (runs[0] / "tensorboard" / "fit").glob("events.*")
     assert b"train/seconds_per_step" in events.read_bytes()
+
+
+def test_why_there_are_no_events(runs: list[Path], tmp_path: Path) -> None:
+    def refused(folder: Path, words: str) -> None:
+        with pytest.raises(UserError, match=words) as caught:
+            write_events(folder)
+        assert "\n" not in str(caught.value)
+
+    (tmp_path / "bridge.json").write_text("{}")
+    refused(tmp_path, "an exported bridge, which has no diagnostics; give the directory of the run")
+    (runs[1] / "diagnostics.jsonl").unlink()
+    refused(runs[1], "this run has trained nothing, or nothing yet; figures .* in metrics.json")
+    refused(tmp_path / "nothing", "no diagnostics.jsonl there, so it is no run directory")
+    for line in (b"3", b"{", b"[]", b'{"stage": "fit"}', b"\xff", b"[" * 100_000):
+        with (runs[0] / "diagnostics.jsonl").open("wb") as file:
+            file.write(b'{"stage": "fit", "step": 1, "kind": "train"}\n' + line + b"\n")
+        refused(runs[0], "diagnostics.jsonl:2: no line of diagnostics; take it out")
 
 
 def test_the_pages_are_what_sources_and_records_say(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lw_jax.api import Bridge
 from lw_jax.errors import UserError
-from lw_jax.runs.trained import _check_frozen
+from lw_jax.runs.trained import check_frozen
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,17 +65,17 @@ def test_what_is_another_is_named(
         fingerprints=SAVED["fingerprints"] | prints, weights=SAVED["weights"] | weights
     )
     if says is None:
-        _check_frozen(SAVED, here, tmp_path, some=False)
+        check_frozen(SAVED, here, tmp_path, some=False)
         return
     with pytest.raises(UserError, match=says):
-        _check_frozen(SAVED, here, tmp_path, some=False)
+        check_frozen(SAVED, here, tmp_path, some=False)
 
 
 def test_format_1_is_compared_by_weights_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     here: Any = SimpleNamespace(fingerprints={"sender": "2x@4"}, weights={"sender": "1a@4"})
-    _check_frozen({"fingerprints": {"sender": "1a@4"}}, here, tmp_path, some=False)
+    check_frozen({"fingerprints": {"sender": "1a@4"}}, here, tmp_path, some=False)
     assert capsys.readouterr().err.count("format 1") == 1
     with pytest.raises(UserError, match=r"sender: .* frozen weights and tokenizer 1b@4"):
-        _check_frozen({"fingerprints": {"sender": "1b@4"}}, here, tmp_path, some=False)
+        check_frozen({"fingerprints": {"sender": "1b@4"}}, here, tmp_path, some=False)

@@ -280,6 +280,7 @@ def test_a_run_trains_evaluates_and_is_used_from_python(run: Path, tmp_path: Pat
     assert again.pipeline.fingerprints == wire.pipeline.fingerprints
     assert again.pipeline.fingerprints["sender"].endswith("@2")
     assert len(again.encode(GOATS)) == len(sent)
+    assert again.longest.keys() == {"source", "reader/ask"}
 
 
 def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,15 @@ from lw_jax.errors import UserError
 from lw_jax.types import SHARED, Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODECS
+from lw_jax.wire.limits import Limits
+from tests.wire.crafted import changed, sealed
 
 
 @st.composite
-def latents(draw: st.DrawFn, dtype: str = "float32", special: bool = True) -> Latent:
+def latents(draw: st.DrawFn, dtype: str = "float32") -> Latent:
     m, d = draw(st.integers(1, 20)), draw(st.integers(1, 9))
     width = int(dtype[5:])
-    numbers = st.floats(width=width, allow_nan=special, allow_infinity=special)
+    numbers = st.floats(width=width, allow_nan=False, allow_infinity=False)
     slots = draw(hnp.arrays(dtype, (1, m, d), elements=numbers)).astype("float32")
     mask = draw(hnp.arrays(bool, (1, m)))
     span = draw(st.none() | hnp.arrays("float32", (1,), elements=st.floats(0, 1e6, width=32)))
@@ -34,7 +37,7 @@ def latents(draw: st.DrawFn, dtype: str = "float32", special: bool = True) -> La
 
 def _same(a: Latent, b: Latent) -> None:
     np.testing.assert_array_equal(np.asarray(a.slots), np.asarray(b.slots))
-    assert np.asarray(a.slots).tobytes() == np.asarray(b.slots).tobytes()  # also NaN and -0.0
+    assert np.asarray(a.slots).tobytes() == np.asarray(b.slots).tobytes()  # also -0.0
     assert np.asarray(a.slots).dtype == np.asarray(b.slots).dtype
     np.testing.assert_array_equal(a.mask, b.mask)
     assert (a.span is None) == (b.span is None)
@@ -50,14 +53,14 @@ def test_float32_round_trip_is_exact(latent: Latent, mark: bytes | None) -> None
     assert (got.codec, got.fingerprint) == ("float32", mark)
 
 
-@given(latents("float16", special=False), st.sampled_from(["float16", "bfloat16"]))
+@given(latents("float16"), st.sampled_from(["float16", "bfloat16"]))
 def test_values_on_the_grid_of_a_short_float_are_exact(latent: Latent, name: str) -> None:
     dtype = np.float16 if name == "float16" else bfloat16
     latent = latent.replace(slots=latent.slots.astype(dtype).astype(np.float32))
     _same(latent, packet.from_bytes(packet.to_bytes(latent, codec_name=name)).latent)
 
 
-@given(latents("float32", special=False), st.sampled_from(["int8", "int6", "int4"]))
+@given(latents("float32"), st.sampled_from(["int8", "int6", "int4"]))
 def test_integer_codecs_are_close_and_then_exact(latent: Latent, name: str) -> None:
     data = packet.to_bytes(latent, codec_name=name)
     once = packet.from_bytes(data).latent
@@ -98,6 +101,110 @@ def test_other_bytes_are_refused_in_one_line(codec: str, spoil, words: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_version_1_is_said_to_be_that() -> None:
+    old = b"LWJX" + bytes([1, 0, 5, 0]) + bytes(24)
+    with pytest.raises(UserError, match="a version 1 packet; this reads version 2; encode the"):
+        packet.from_bytes(old)
+
+
+@pytest.mark.parametrize(
+    ("at", "bit"), [(6, 0x10), (6, 0x80), (7, 1), (7, 0x80), (5, 0x80)], ids=str
+)
+def test_what_a_later_version_would_say_is_refused(at: int, bit: int) -> None:
+    """Unknown flags, byte 7, unknown codecs: with a right checksum they are no damage."""
+    data = packet.to_bytes(Latent(np.ones((1, 3, 4), np.float32), np.ones((1, 3), bool)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="not known to version 2; a later version of lw_jax"):
+        packet.from_bytes(sealed(changed(data, at, lambda b: b | bit)))
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    mask, span = np.ones((1, 5), bool), np.array([17.0], np.float32)
+    small = rng.normal(size=(1, 5, 6)).astype(np.float32)
+    plain = Latent(small, mask, span, (SHARED, SHARED, 0, 1, 1))  # type: ignore[arg-type]
+    codes = Latent(rng.integers(0, 5, (1, 5, 3)).astype(np.int32), mask, span)  # type: ignore[arg-type]
+    whole = [packet.to_bytes(plain, codec_name=name, mark=b"01234567") for name in CODECS]
+    whole += [packet.to_bytes(plain), packet.to_bytes(plain, mark=b"01234567", key=KEY)]
+    whole += [packet.to_bytes(codes, codec_name="codes", levels=(5, 5, 5))]
+    for data in whole:
+        key = KEY if data[6] & 8 else None
+        packet.from_bytes(data, (5, 5, 5), key=key)
+        for bit in range(8 * len(data)):
+            flipped = changed(data, bit // 8, lambda b, bit=bit: b ^ (1 << bit % 8))
+            with pytest.raises(UserError):
+                packet.from_bytes(flipped, (5, 5, 5), key=key)
+
+
+KEY = b"a key of 24 random bytes"
+
+
+def test_with_a_key_nothing_else_is_accepted() -> None:
+    latent = Latent(np.ones((1, 3, 4), np.float32), np.ones((1, 3), bool))  # type: ignore[arg-type]
+    plain, tagged = packet.to_bytes(latent), packet.to_bytes(latent, key=KEY)
+    assert (
+        len(tagged)
+        == len(plain) + 16
+        == packet.nbytes(3, 4, "float32", span=False, mark=False, key=True)
+    )
+    _same(latent, packet.from_bytes(tagged, key=KEY).latent)
+    forged = sealed(changed(tagged, 30, lambda b: b ^ 1))
+    for data, key, words in (
+        (plain, KEY, "made without a key, and this bridge asks for one"),
+        (tagged, None, "made with a key; load the bridge with the same one"),
+        (tagged, b"another key of 26 bytes it", "made with another key, or changed by someone"),
+        (forged, KEY, "made with another key, or changed by someone"),
+    ):
+        with pytest.raises(UserError, match=words):
+            packet.from_bytes(data, key=key)
+
+
+def test_bits_left_over_say_nothing_else() -> None:
+    """Each latent has one encoding: padding of mask and codes is 0, no code is out of range."""
+    slots = np.arange(1, 16, dtype=np.float32).reshape(1, 3, 5)
+    data = packet.to_bytes(Latent(slots, np.ones((1, 3), bool)), codec_name="int4")  # type: ignore[arg-type]
+    for at, bit, words in (
+        (16, 1, "the mask goes on after the last slot"),
+        (-1, 1, "no int4 that a sender writes"),  # 60 bits in 8 bytes
+        (17 + 1, 0x80, "no int4 that a sender writes"),  # a negative scale
+    ):
+        place = at % len(data)
+        with pytest.raises(UserError, match=words):
+            packet.from_bytes(sealed(changed(data, place, lambda b, bit=bit: b | bit)))
+
+
+def test_what_another_bridge_would_send_is_refused() -> None:
+    """One line each, before anything is made with the sizes."""
+    limits = Limits(width=4, fewest=3, most=3, span=100.0, largest=65504.0)
+    mask, span = np.ones((1, 3), bool), np.array([9.0], np.float32)
+    slots = np.ones((1, 3, 4), np.float32)
+
+    def refused(words: str, own: Limits = limits, **parts: Any) -> None:
+        given = {"slots": slots, "mask": mask, "span": span, **parts}
+        with pytest.raises(UserError, match=words) as caught:
+            packet.from_bytes(packet.to_bytes(Latent(**given)), limits=own)
+        assert "\n" not in str(caught.value)
+
+    packet.from_bytes(packet.to_bytes(Latent(slots, mask, span)), limits=limits)  # type: ignore[arg-type]
+    refused("slots of width 5, where those of this bridge have 4", slots=np.ones((1, 3, 5)))
+    refused("4 slots, where this bridge sends 3$", slots=np.ones((1, 4, 4)), mask=np.ones((1, 4)))
+    refused("0 slots, where this bridge", slots=np.ones((1, 0, 4)), mask=np.ones((1, 0)))
+    refused("2 of its 3 slots are used", mask=np.array([[True, False, True]]))
+    refused("0 of its 3 slots are used", mask=np.zeros((1, 3)))
+    refused("an entry of a slot is 1e.30, where those of this bridge are 65504", slots=slots * 1e30)
+    refused("a text of 1e.30 source tokens, where this bridge reads 0 to 100", span=span * 0 + 1e30)
+    refused("a text of -1 source tokens", span=span * 0 - 1)
+    refused("no length of the text, where this bridge sends one", span=None)
+    refused(r"the owners of its slots \(7, 0, 0\) are not this bridge's", owner=(7, 0, 0))
+    refused("a length of the text, where this bridge sends none", Limits(4, span=None))
+    free = Limits(4, most=None)
+    refused("3 slots for 2 source tokens", free, span=np.array([2.0], np.float32))
+    private = Limits(4, 3, 3, owners=(SHARED, SHARED, 0))
+    refused(r"owners of its slots \(none\)", private)
+    refused("owners of its slots", private, owner=(SHARED, 0, 0))
+    own = Latent(slots, mask, span, (SHARED, SHARED, 0))  # type: ignore[arg-type]
+    _same(own, packet.from_bytes(packet.to_bytes(own), limits=private).latent)
+
+
 def test_what_cannot_be_sent_is_refused() -> None:
     mask = np.ones((1, 3), bool)
     big = np.full((1, 3, 4), 1e6, np.float32)
@@ -109,6 +216,17 @@ def test_what_cannot_be_sent_is_refused() -> None:
         packet.to_bytes(Latent(np.ones((2, 3, 4)), mask))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not finite"):
         packet.to_bytes(Latent(big * np.nan, mask), codec_name="int8")  # type: ignore[arg-type]
+    for wrong, words in (
+        ({"slots": big * np.inf}, "a slot is not finite"),
+        ({"span": np.array([np.nan])}, "expected one finite span"),
+        ({"mask": np.ones((1, 4), bool)}, r"3 slots with a mask \[1, 4\] and 0 owners"),
+        ({"owner": (0,)}, "3 slots with a mask .* and 1 owners"),
+        ({"slots": np.ones((1, 3, 70_000))}, "3 slots of width 70000, where a packet holds 65535"),
+    ):
+        with pytest.raises(UserError, match=words):
+            packet.to_bytes(Latent(**{"slots": big, "mask": mask, **wrong}))
+    with pytest.raises(UserError, match="a mark has 8 bytes; got 9"):
+        packet.to_bytes(Latent(big, mask), mark=b"012345678")  # type: ignore[arg-type]
 
 
 def test_what_says_nothing_is_not_sent() -> None:

@@ -108,6 +108,7 @@ class Metric:
         interval: whether the table shows its interval.
         history: whether `metrics_history.jsonl` has it.
         recorded: whether a record of results keeps it.
+        says: what it is, in the line under the table; "" for nothing.
         floor: where `data` of `metrics.json` says what other contexts' answers have of it by
             chance: among `entities` or `answers`; "" for nowhere.
     """
@@ -125,6 +126,7 @@ class Metric:
     history: bool = False
     recorded: bool = True
     floor: str = ""
+    says: str = ""
 
     @property
     def always(self) -> bool:

@@ -15,4 +15,12 @@ def applies(rows: Rows) -> bool:
     return all(p.nats for p in rows.said)
 
 
-METRIC = Metric("choice", 70, per_row, applies=applies, column=30, interval=True)
+METRIC = Metric(
+    "choice",
+    70,
+    per_row,
+    applies=applies,
+    column=30,
+    interval=True,
+    says="the right label is the most probable one",
+)

@@ -11,4 +11,4 @@ def whole(rows: Rows) -> float:
     return degenerate.distinct([p.text for p in rows.said])
 
 
-METRIC = Metric("distinct", 110, whole=whole, column=120)
+METRIC = Metric("distinct", 110, whole=whole, column=120, says="share of different answers")

@@ -11,4 +11,13 @@ def per_row(rows: Rows) -> Values:
     return rows.each(lambda e, p: exact_match(p.text, e.answers))
 
 
-METRIC = Metric("em", 10, per_row, title="EM", column=10, interval=True, history=True)
+METRIC = Metric(
+    "em",
+    10,
+    per_row,
+    title="EM",
+    column=10,
+    interval=True,
+    history=True,
+    says="answers that equal a gold one",
+)

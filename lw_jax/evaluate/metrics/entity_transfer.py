@@ -63,6 +63,7 @@ METRICS = tuple(
         interval=kind == "entities" and not source,
         recorded=kind == "entities",
         floor="entities",
+        says=f"{kind} of the {'text' if source else 'gold answer'} that stand in the answer",
     )
     for source in (False, True)
     for i, kind in enumerate(KINDS)

@@ -11,4 +11,13 @@ def per_row(rows: Rows) -> Values:
     return rows.each(lambda e, p: f1(p.text, e.answers))
 
 
-METRIC = Metric("f1", 20, per_row, title="F1", column=20, interval=True, history=True)
+METRIC = Metric(
+    "f1",
+    20,
+    per_row,
+    title="F1",
+    column=20,
+    interval=True,
+    history=True,
+    says="words shared with a gold answer",
+)

@@ -10,4 +10,12 @@ def per_row(rows: Rows) -> Values:
     return rows.each(lambda e, p: float(p.first_rank < 1))
 
 
-METRIC = Metric("first_top1", 40, per_row, heading="top-1", column=100, recorded=False)
+METRIC = Metric(
+    "first_top1",
+    40,
+    per_row,
+    heading="top-1",
+    column=100,
+    recorded=False,
+    says="the gold answer begins with the most probable token",
+)

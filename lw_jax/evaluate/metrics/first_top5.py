@@ -10,4 +10,12 @@ def per_row(rows: Rows) -> Values:
     return rows.each(lambda e, p: float(p.first_rank < 5))
 
 
-METRIC = Metric("first_top5", 50, per_row, heading="top-5", column=110, recorded=False)
+METRIC = Metric(
+    "first_top5",
+    50,
+    per_row,
+    heading="top-5",
+    column=110,
+    recorded=False,
+    says="or with one of the five most probable",
+)

@@ -10,4 +10,13 @@ def per_row(rows: Rows) -> Values:
     return [p.nll for p in rows.said], [p.tokens for p in rows.said]
 
 
-METRIC = Metric("nll", 30, per_row, share=False, title="NLL", column=90, history=True)
+METRIC = Metric(
+    "nll",
+    30,
+    per_row,
+    share=False,
+    title="NLL",
+    column=90,
+    history=True,
+    says="nats a gold token, the fewer the better",
+)

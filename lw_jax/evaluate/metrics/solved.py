@@ -39,10 +39,17 @@ METRICS = (
         applies=applies,
         column=70,
         interval=True,
+        says="the last number is right",
         floor="answers",
     ),
     Metric(
-        "partial", 101, partial(_per_row, "partial"), applies=applies, column=80, floor="answers"
+        "partial",
+        101,
+        partial(_per_row, "partial"),
+        applies=applies,
+        column=80,
+        floor="answers",
+        says="it is somewhere in the answer",
     ),
     Metric(
         "failed", 102, partial(_per_row, "failed"), applies=applies, recorded=False, floor="answers"
