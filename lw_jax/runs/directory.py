@@ -67,9 +67,19 @@ def check_directory(config: Config) -> None:
     """Checks that the run directory is free, or holds a run of the same config.
 
     Raises:
-        UserError: it holds something else; says what differs and how to go on.
+        UserError: it holds something else, or cannot be looked at; says what differs and how to go
+            on.
     """
     path = run_directory(config)
+    try:
+        _check_directory(path, config)
+    except OSError as error:
+        raise UserError(
+            f"run_dir: cannot use {path}: {error.strerror}; give another --run_dir"
+        ) from None
+
+
+def _check_directory(path: Path, config: Config) -> None:
     if (
         path.is_dir()
         and not (path / CONFIG).is_file()
