@@ -90,7 +90,8 @@ def check_directory(config: Config) -> None:
     """Checks that the run directory is free, or holds a run that the config goes on with.
 
     Raises:
-        UserError: it holds something else; says what differs and how to go on.
+        UserError: it holds something else, or cannot be looked at; says what differs and how to go
+            on.
     """
     _old_config(config)
 
@@ -102,6 +103,16 @@ def _old_config(config: Config) -> Config | None:
         UserError: see `check_directory`.
     """
     path = run_directory(config)
+    try:
+        return _held(path, config)
+    except OSError as error:
+        raise UserError(
+            f"run_dir: cannot use {path}: {error.strerror}; give another --run_dir"
+        ) from None
+
+
+def _held(path: Path, config: Config) -> Config | None:
+    """The same for the directory at `path`; OSError where it cannot be looked at."""
     if path.exists() and not path.is_dir():
         raise UserError(f"run_dir: {path} is a file; give another --run_dir")
     if not (path / CONFIG).is_file():

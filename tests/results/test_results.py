@@ -463,3 +463,12 @@ def test_the_contents_name_each_page_once(tmp_path: Path, runs: list[Path]) -> N
         (folder / "README.yaml").write_text(yaml.safe_dump(contents | {"contents": wrong}))
         with pytest.raises(UserError, match="contents must name each page once: wires"):
             write_pages(folder)
+
+
+def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "record RUN_DIR" in capsys.readouterr().out
+    assert main(["nothing"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: results: expected record RUN_DIR")
+    assert err.count("\n") == 1
