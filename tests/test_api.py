@@ -1,5 +1,6 @@
 """The bridge that ships, from Python: a text becomes bytes, and the bytes answer for it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 TEXT = (
     "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic. "
     "Ada Lumen works as a diver in Zelmora. Ben Korim works as a baker in Ostrin."
@@ -62,3 +64,14 @@ def test_loading_writes_nothing(tmp_path, monkeypatch):
 def test_neither_run_nor_bridge(tmp_path):
     with pytest.raises(UserError, match="no run directory"):
         Bridge.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_readmes_own_example_answers_what_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(from lw_jax import Bridge\n.*?)```", README, re.DOTALL)
+    asked = re.findall(r"^(wire\.answer\(.*\))  # (.+)$", code, re.MULTILINE)
+    assert len(asked) == code.count("wire.answer(") >= 2
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert {call: eval(call, names) for call, _ in asked} == dict(asked)
