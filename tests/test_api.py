@@ -1,5 +1,6 @@
 """The bridge that ships, from Python: a text becomes bytes, and the bytes answer for it.
 
+<<<<<<< HEAD
 Loaded and used from another directory than the repository's root.
 """
 
@@ -8,6 +9,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+=======
+import re
+>>>>>>> h-figures
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,11 @@ from tests.tiny.compilations import compilations
 from tests.wire.crafted import changed, sealed
 
 ROOT = Path(__file__).parents[1]
+<<<<<<< HEAD
 FACTS = ROOT / "zoo/bridges/facts"
+=======
+README = (ROOT / "README.md").read_text()
+>>>>>>> h-figures
 TEXT = (
     "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic. "
     "Ada Lumen works as a diver in Zelmora. Ben Korim works as a baker in Ostrin."
@@ -382,3 +390,14 @@ def test_loading_writes_nothing(tmp_path, wire):
 def test_neither_run_nor_bridge(tmp_path):
     with pytest.raises(UserError, match="no run directory"):
         Bridge.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_readmes_own_example_answers_what_it_says(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (code,) = re.findall(r"```python\n(from lw_jax import Bridge\n.*?)```", README, re.DOTALL)
+    asked = re.findall(r"^(wire\.answer\(.*\))  # (.+)$", code, re.MULTILINE)
+    assert len(asked) == code.count("wire.answer(") >= 2
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert {call: eval(call, names) for call, _ in asked} == dict(asked)

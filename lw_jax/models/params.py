@@ -168,16 +168,3 @@ def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
         for axis, size in zip(leaf.axes, leaf.shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec) if ways > 1 else PartitionSpec())
-
-
-def shardings(arch: AnyArch, mesh: Mesh, layers: int | None = None, head: bool = True) -> PyTree:
-    """`sharding` of every parameter, as a tree.
-
-    Args:
-        arch: the model.
-        mesh: the device mesh.
-        layers: number of layers, from the first on; None: all.
-        head: whether the final norm and the output head are among them.
-    """
-    leaves = abstract(arch, layers=layers, head=head)
-    return jax.tree.map(lambda leaf: sharding(leaf, mesh), leaves)

@@ -10,10 +10,11 @@ Outside code, braces in a page's text hold a figure and its format (Python's):
     {NAME.config.seed}               of the config, if the key is not at its default
     {NAME.COLUMN}                    the cell of `lw_jax.results.columns`, as a table writes it
     {A - B:.2f}  {A / B:.0%}         of two of them
+    {no record: 0.088 of all}        what no record holds: the words, and "(no record)" after them
 
 NAME is a record, or a row in the page's `names`; over several seeds a figure is their mean. METHOD
 may be `method`, the one that the row is about. So no figure in prose can differ from its record,
-and none is out of date when a record is replaced.
+none is out of date when a record is replaced, and what is not of a record is called so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lw_jax.results.row import Row, Seed, read_row
 
 _CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 _FIGURE = re.compile(r"\{([^{}]*)\}")
+_NO_RECORD = re.compile(r"no record:\s*(.*\S)\s*", re.DOTALL)
 _FIELD = re.compile(r"\s*([\w.]+)\s*(?:([-/])\s*([\w.]+)\s*)?(?::(.*))?", re.DOTALL)
 
 
@@ -47,6 +49,8 @@ def fill(
     """
 
     def figure(found: re.Match[str]) -> str:
+        if without := _NO_RECORD.fullmatch(found[1]):
+            return f"{without[1]} (no record)"
         try:
             return _figure(found[1], names, records)
         except UserError as error:

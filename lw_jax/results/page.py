@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ Records = Mapping[str, Mapping[str, Any]]
 """By the runs' names."""
 CONTENTS = "README.yaml"
 """The source of the page that lists the others."""
+RECORDS = "../records"
+"""The records' folder, where a source names no other."""
+WITHOUT_RECORDS = "No figure of this page has a record."
+BEGIN = "<!-- {name}: {note} -->"
+END = "<!-- {name}: end -->"
+"""Around the part of another file that a source writes (`into`)."""
 NOTE = (
     "<!-- Written by `python -m lw_jax.results write {folder}`; change {source}, not this file. -->"
 )
@@ -40,8 +47,18 @@ def write_pages(folder: Path) -> list[Path]:
     if not sources:
         raise UserError(f"{folder}: no sources (*.yaml) there")
     texts, pictures = {}, []
+
+    @cache
+    def held(place: str) -> Records:
+        return read_records(folder / place)
+
+    parts = {name: spec for name, spec in sources.items() if "into" in spec}
+    sources = {name: spec for name, spec in sources.items() if name not in parts}
+    for name, spec in parts.items():
+        of = held(spec.get("records", RECORDS))
+        texts[folder / spec["into"]] = _with_part(folder, name, spec, of)
     for name, spec in sources.items():
-        records = read_records(folder / spec.get("records", "../records"))
+        records = held(spec.get("records", RECORDS))
         pages = _listed(spec, sources) if name == CONTENTS else {}
         note = NOTE.format(folder=folder.as_posix(), source=name)
         texts[folder / name.replace(".yaml", ".md")] = render(spec, records, note, pages)
@@ -56,6 +73,22 @@ def write_pages(folder: Path) -> list[Path]:
         part.write_text(text, encoding="utf-8")
         os.replace(part, path)
     return [*texts, *(folder / picture["file"] for picture, _ in pictures)]
+
+
+def _with_part(folder: Path, name: str, spec: Mapping[str, Any], records: Records) -> str:
+    """The text of another file, with the part between its marks written anew."""
+    path, title = folder / spec["into"], name.removesuffix(".yaml")
+    note = f"written by `python -m lw_jax.results write {folder.as_posix()}` of {name}"
+    begin, end = (mark.format(name=title, note=note) for mark in (BEGIN, END))
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {name} writes a part of it")
+    held = path.read_text(encoding="utf-8")
+    found = re.fullmatch(f"(.*\n<!-- {title}: )[^\n]*\n.*\n({re.escape(end)}\n.*)", held, re.DOTALL)
+    if found is None:
+        raise UserError(f"{path}: expected a part between {begin!r} and {end!r}")
+    sections = "\n\n".join(_sections(spec, records))
+    before = found[1].rpartition("\n")[0]
+    return f"{before}\n{begin}\n\n{sections}\n\n{found[2]}"
 
 
 def _listed(spec: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,21 +108,28 @@ def render(spec: Mapping[str, Any], records: Records, note: str, pages: Mapping[
         note: text about how the page was made.
         pages: the other pages, for the page that lists them.
     """
-    parts = [note, f"# {spec['title']}"]
-    names = spec.get("names", {})
+    parts = [note, f"# {spec['title']}", *([WITHOUT_RECORDS] if spec.get("no_record") else [])]
     if spec.get("text"):
-        parts.append(fill(spec["text"].strip(), names, records, spec["title"]))
-    for section in spec["sections"]:
-        parts.append(f"## {section['title']}")
-        if section.get("text"):
-            parts.append(fill(section["text"].strip(), names, records, section["title"]))
-        if section.get("rows"):
-            parts.append("\n".join(table(section, records)))
-        if picture := section.get("picture"):
-            parts.append(f"![{picture['alt']}]({picture['file']})")
+        parts.append(fill(spec["text"].strip(), spec.get("names", {}), records, spec["title"]))
+    parts += _sections(spec, records)
     if pages:
         parts += ["## Pages", "\n".join(_contents(pages))]
     return "\n\n".join(parts) + "\n"
+
+
+def _sections(spec: Mapping[str, Any], records: Records) -> list[str]:
+    """Titles, texts, tables and pictures of a source's sections; one without a title goes on."""
+    parts, names = [], spec.get("names", {})
+    for section in spec["sections"]:
+        if section["title"]:
+            parts.append(f"## {section['title']}")
+        if section.get("text"):
+            parts.append(fill(section["text"].strip(), names, records, section["title"]))
+        if section.get("rows"):
+            parts.append("\n".join(table(section, records, names)))
+        if picture := section.get("picture"):
+            parts.append(f"![{picture['alt']}]({picture['file']})")
+    return parts
 
 
 def _contents(pages: Mapping[str, Any]) -> Iterator[str]:
@@ -104,14 +144,15 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-def table(section: Mapping[str, Any], records: Records) -> Iterator[str]:
-    """A section's table in Markdown, line by line."""
+def table(section: Mapping[str, Any], records: Records, names: Mapping[str, Any]) -> Iterator[str]:
+    """A section's table in Markdown, line by line; labels may hold figures, as prose does."""
     columns = [_column(section["title"], name) for name in section["columns"]]
     yield _line([section.get("what", "run"), *(c.heading for c in columns)])
     yield "|" + "---|" * (len(columns) + 1)
     for one in section["rows"]:
         row = _row(records, one)
-        yield _line([row.label, *(c.text(row) for c in columns)])
+        label = fill(row.label, names, records, section["title"])
+        yield _line([label, *(c.text(row) for c in columns)])
 
 
 def _line(cells: Sequence[str]) -> str:

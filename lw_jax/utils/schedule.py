@@ -68,10 +68,6 @@ class Schedule(Checked):
             return False
         return step >= self.start and (self.stop is None or step < self.stop)
 
-    def changes(self) -> tuple[int, ...]:
-        """The steps at which `active` changes."""
-        return tuple(s for s in (self.start, self.stop) if s is not None and s > 0)
-
     def __call__(self, step: Array | int, steps: int) -> Array:
         """The factor at one step, float32 scalar.
 

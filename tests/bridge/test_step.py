@@ -179,7 +179,6 @@ def test_schedule_starts_late_and_ends() -> None:
     assert values[4] == values[20] == 0.0
     assert values[9] == values[19] == 1.0
     assert [late.active(s) for s in (4, 5, 19, 20)] == [False, True, True, False]
-    assert late.changes() == (5, 20)
     assert float(jnp.max(jnp.asarray(values))) == 1.0
 
 

@@ -344,14 +344,49 @@ def test_why_there_are_no_events(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_the_pages_are_what_sources_and_records_say(tmp_path: Path) -> None:
+    """So a false figure in a page, or among README's, is one that this test finds."""
     home = tmp_path / "docs"
     shutil.copytree(DOCS / "results", home / "results", ignore=shutil.ignore_patterns("*.md"))
     (home / "records").symlink_to(DOCS / "records")
+    shutil.copy(DOCS.parent / "README.md", tmp_path)
     written = [path for path in write_pages(home / "results") if path.suffix == ".md"]
-    assert {p.name for p in written} == {p.name for p in (DOCS / "results").glob("*.md")}
-    for path in written:
+    pages = {
+        path: DOCS / "results" / path.name for path in written if path.parent.name == "results"
+    }
+    assert {p.name for p in pages} == {p.name for p in (DOCS / "results").glob("*.md")}
+    (readme,) = set(written) - set(pages)
+    for path, held in (pages | {readme: DOCS.parent / "README.md"}).items():
         text = path.read_text().replace(str(home), "docs")
-        assert text == (DOCS / "results" / path.name).read_text(), path.name
+        assert text == held.read_text(), held
+
+
+SAID = {
+    "ablations": {"0.2", "0.70", "0.28", "0.001", "0.97"},
+    "classification": {"0.25", "0.2", "0.3"},
+    "columns": {"1.5", "0.70"},
+    "facts": {"0.70", "0.006"},
+    "readback": {"0.70"},
+    "soft_tokens": {"1.8", "0.1"},
+    "telepathy": {"0.8"},
+}
+"""Numbers in prose that are no results of a run: settings, thresholds, a stop's name, what others
+report."""
+
+
+@pytest.mark.parametrize("source", sorted((DOCS / "results").glob("*.yaml")), ids=lambda p: p.stem)
+def test_figures_in_prose_are_a_records_or_say_that_they_are_not(source: Path) -> None:
+    """Decimals outside code and braces; a table may have "no record" in the text above it."""
+    spec = yaml.safe_load(source.read_text())
+    texts = [spec.get("text") or "", *(s.get("text") or "" for s in spec["sections"])]
+    found = set()
+    for text in texts if not spec.get("no_record") else ():
+        plain = re.sub(r"```.*?```|`[^`]*`|\{[^{}]*\}", "", text, flags=re.DOTALL)
+        above = ""
+        for block in plain.split("\n\n"):
+            if not (block.lstrip().startswith("|") and "no record" in above):
+                found |= set(re.findall(r"(?<![\w.])\d+\.\d+", block))
+            above = block
+    assert found <= SAID.get(source.stem, set())
 
 
 def cells(text: str) -> dict[str, list[list[str]]]:
@@ -419,6 +454,7 @@ def prose(tmp_path: Path, runs: list[Path], text: str, **names: Any) -> str:
         ("{wire_0.evaluation.compression.latent.bytes.float16:,.0f}", "1,000"),
         ("{wire_0.config.stages.fit.train.optimiser.lr}", "0.5"),
         ("{wire_0.minutes} min, {wire_0.latent}", "1.5 min, 0.500 [0.400, 0.600]"),
+        ("read by {no record: 0.9 of\n  all}.", "read by 0.9 of\n  all (no record)."),
         ("`{fit: null}`\n```\n{a.b}\n```", "`{fit: null}`\n```\n{a.b}\n```"),  # code is left alone
     ],
 )
@@ -470,5 +506,49 @@ def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "record RUN_DIR" in capsys.readouterr().out
     assert main(["nothing"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: results: expected record RUN_DIR")
+    assert err.startswith("error: results: expected record, write, tensorboard; got nothing")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("source", ["README", "measured", "out_of_template"])
+def test_a_headlines_latent_stands_beside_its_controls(source: str) -> None:
+    spec = yaml.safe_load((DOCS / "results" / f"{source}.yaml").read_text())
+    tables = [s["columns"] for s in spec["sections"] if s.get("rows")]
+    assert tables
+    for columns in tables:
+        assert {"latent", "deranged", "text", "n"} <= set(columns)
+        for beside in {c.rpartition("/")[0] for c in columns}:
+            assert f"{beside}/deranged".lstrip("/") in columns
+
+
+def test_a_source_can_write_a_part_of_another_file(tmp_path: Path, runs: list[Path]) -> None:
+    folder = page(tmp_path, runs, picture=None)
+    (folder / "part.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "into": "../../READ.md",
+                "sections": [
+                    {"title": "Measured", "text": "It has {wire_0.latent.em:.3f}."},
+                    {
+                        "title": "",
+                        "columns": ["latent"],
+                        "rows": [{"label": "{wire_1.latent.em:.1f}", "record": "wire_1"}],
+                    },
+                ],
+            }
+        )
+    )
+    other = tmp_path / "READ.md"
+    with pytest.raises(UserError, match=r"READ.md: no such file"):
+        write_pages(folder)
+    other.write_text("# A\n\nbefore\n")
+    with pytest.raises(UserError, match=r"READ.md: expected a part between '<!-- part: written"):
+        write_pages(folder)
+    assert not (folder / "wires.md").exists()
+    other.write_text("# A\n\nbefore\n\n<!-- part: -->\n\nold\n\n<!-- part: end -->\n\nafter\n")
+    for _ in range(2):  # what is written can be written again
+        assert other in [path.resolve() for path in write_pages(folder)]
+        head, _, rest = other.read_text().partition("<!-- part: written by `python -m")
+        assert head == "# A\n\nbefore\n\n"
+        assert "\n\n## Measured\n\nIt has 0.500.\n\n| run | latent EM |\n" in rest
+        assert "| 0.7 | 0.700 [0.600, 0.800] |\n\n<!-- part: end -->\n\nafter\n" in rest
