@@ -1,17 +1,14 @@
 """The bridge that ships, from Python: a text becomes bytes, and the bytes answer for it.
 
-<<<<<<< HEAD
 Loaded and used from another directory than the repository's root.
 """
 
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-=======
-import re
->>>>>>> h-figures
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +29,8 @@ from tests.tiny.compilations import compilations
 from tests.wire.crafted import changed, sealed
 
 ROOT = Path(__file__).parents[1]
-<<<<<<< HEAD
 FACTS = ROOT / "zoo/bridges/facts"
-=======
 README = (ROOT / "README.md").read_text()
->>>>>>> h-figures
 TEXT = (
     "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic. "
     "Ada Lumen works as a diver in Zelmora. Ben Korim works as a baker in Ostrin."
