@@ -11,6 +11,7 @@ from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.models.encoder_arch import AnyArch, arch_from_hf
+from lw_jax.models.gguf import SUFFIX, gguf_file, open_gguf
 from lw_jax.models.names import parts
 
 WEIGHTS = "model.safetensors"
@@ -60,6 +61,8 @@ def open_checkpoint(
         UserError: no such directory or hub model, no network, pickled weights, a bad config.
     """
     folder = small_files(name_or_path)
+    if folder.suffix == SUFFIX:
+        return Checkpoint(folder, read_arch(folder), dict.fromkeys(open_gguf(folder).keys(), folder))
     hub = None if Path(name_or_path).expanduser().is_dir() else str(name_or_path)
     arch = read_arch(folder)
     if (folder / INDEX).is_file():
@@ -84,16 +87,23 @@ def open_checkpoint(
 def small_files(name_or_path: str | Path) -> Path:
     """The directory of a model's files; for a hub name, all but the weights are fetched first.
 
+    A model in GGUF form is one file: that file.
+
     Raises:
         UserError: no such directory or hub model, or no network.
     """
+    found = gguf_file(name_or_path)
+    if found is not None:
+        return found
     folder = Path(name_or_path).expanduser()
     return folder if folder.is_dir() else _fetch(str(name_or_path), _SMALL_FILES)
 
 
 def read_arch(directory: str | Path) -> AnyArch:
-    """The arch of a model directory, from config.json and generation_config.json."""
+    """The arch of a model directory, from config.json and generation_config.json, or of a GGUF file."""
     folder = Path(directory)
+    if folder.suffix == SUFFIX:
+        return arch_from_hf(open_gguf(folder).config(), None, where=str(folder))
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; a Hugging Face model directory has one")
     generation = folder / "generation_config.json"

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from lw_jax.errors import UserError
 from lw_jax.models.checkpoint import Checkpoint
 from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.models.gguf import SUFFIX, open_gguf
 from lw_jax.models.names import FAN_IN, Part, harmless, parts
 from lw_jax.models.params import Leaf, abstract, depth, sharding
 from lw_jax.models.quant import KINDS, QuantArray, quantise
@@ -122,6 +123,9 @@ def abstract_params(
 def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, Any]:
     opened: dict[Path, Any] = {}
     for path in sorted({path for name, path in found.files.items() if name in names}):
+        if path.suffix == SUFFIX:
+            opened[path] = open_gguf(path)
+            continue
         try:
             opened[path] = stack.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:

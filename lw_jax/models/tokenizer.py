@@ -10,20 +10,23 @@ from typing import Any
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.gguf import SUFFIX, open_gguf
 from lw_jax.text.tokenizer import Tokenizer
 
 _MESSAGE = "\u0001message\u0001"
 
 
 def load_tokenizer(directory: str | Path) -> Any:
-    """The fast tokenizer in a model directory, through transformers; never remote code.
+    """The fast tokenizer of a model directory or a GGUF file, through transformers; never remote code.
 
     Raises:
         UserError: there is no tokenizer, or it has no fast (tokenizer.json) form.
     """
+    folder = Path(directory)
+    if folder.suffix == SUFFIX:
+        return open_gguf(folder).tokenizer()
     from transformers import AutoTokenizer  # takes seconds to import, so only where it is needed
 
-    folder = Path(directory)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json in the model directory")
     try:
