@@ -12,13 +12,13 @@ from typing import Any
 from lw_jax.errors import UserError
 from lw_jax.models.arch_keys import shown
 from lw_jax.models.encoder_arch import AnyArch, arch_from_hf
+from lw_jax.models.gguf import gguf_file, is_gguf, open_gguf
 from lw_jax.models.names import parts
 from lw_jax.utils.hub import HubUnreachableError, ask_once
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-_GGUF = "a GGUF file, not supported for now; give the model's Hugging Face directory (safetensors)"
 _SMALL_FILES = [
     "config.json",
     "generation_config.json",
@@ -69,6 +69,10 @@ def open_checkpoint(
         UserError: no such directory or hub model, no network, pickled weights, a bad config.
     """
     folder = small_files(name_or_path, revision)
+    if is_gguf(folder):
+        return Checkpoint(
+            folder, read_arch(folder), dict.fromkeys(open_gguf(folder).keys(), folder)
+        )
     hub = None if folder == _as_path(name_or_path) else str(name_or_path)
     arch = read_arch(folder)
     if (folder / INDEX).is_file():
@@ -91,8 +95,10 @@ def open_checkpoint(
 def small_files(name_or_path: str | Path, revision: str | None = None) -> Path:
     """The directory of a model's files; for a hub name, all but the weights are fetched first.
 
+    A model in GGUF form is one file: that file.
+
     Args:
-        name_or_path: a directory, or a hub name.
+        name_or_path: a directory, a GGUF file, or a hub name.
         revision: branch, tag or commit of a hub model; None: its main branch.
 
     Raises:
@@ -102,28 +108,31 @@ def small_files(name_or_path: str | Path, revision: str | None = None) -> Path:
     if folder is not None and folder.is_dir():
         if revision is not None:
             raise UserError(f"revision: {name_or_path} is a directory here; leave revision out")
-        return folder
+        return gguf_file(folder) or folder
     if folder is not None and folder.exists():
-        if folder.suffix.lower() == ".gguf" or _begins_with(folder, b"GGUF"):
-            raise UserError(f"{name_or_path}: {_GGUF}")
-        raise UserError(f"{name_or_path} is a file; give the model's Hugging Face directory")
+        if is_gguf(folder):
+            return folder
+        raise UserError(
+            f"{name_or_path} is a file; give the model's Hugging Face directory, or a GGUF file"
+        )
     if folder is None or str(name_or_path).startswith(("/", ".", "~")):
         raise UserError(f"model {shown(str(name_or_path))}: no such directory here")
     return _fetch(str(name_or_path), _SMALL_FILES, revision)
 
 
 def read_arch(directory: str | Path) -> AnyArch:
-    """The arch of a model directory, from config.json and generation_config.json.
+    """The arch of a model directory, from config.json and generation_config.json, or of a GGUF
+    file.
 
     Raises:
         UserError: there is no config.json, or it cannot be read or computed right.
     """
     folder = Path(directory)
+    if is_gguf(folder):
+        return arch_from_hf(open_gguf(folder).config(), None, where=str(folder))
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER).is_file():
             raise UserError(f"{folder}: {_adapter(folder)}")
-        if any(folder.glob("*.gguf")):
-            raise UserError(f"{folder}: {_GGUF}")
         raise UserError(f"{folder}: no config.json; a Hugging Face model directory has one")
     config = read_json(folder / "config.json")
     auto_map = config.get("auto_map")
@@ -290,6 +299,4 @@ def _no_weights(folder: Path, missing: list[str]) -> str:
         )
     if (folder / ADAPTER).is_file():
         return f"{folder}: {_adapter(folder)}"
-    if list(folder.glob("*.gguf")):
-        return f"{folder}: {_GGUF}"
     return f"{folder}: weight files missing: {', '.join(missing) or WEIGHTS}"

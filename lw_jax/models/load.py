@@ -24,6 +24,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch_keys import named
 from lw_jax.models.checkpoint import Checkpoint, one_line
 from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.models.gguf import is_gguf, open_gguf
 from lw_jax.models.names import FAN_IN, Part, harmless, parts
 from lw_jax.models.params import Leaf, abstract, depth, sharding
 from lw_jax.models.quant import KINDS, QuantArray, quantise
@@ -131,6 +132,9 @@ def abstract_params(
 def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, Any]:
     opened: dict[Path, Any] = {}
     for path in sorted({path for name, path in found.files.items() if name in names}):
+        if is_gguf(path):
+            opened[path] = open_gguf(path)
+            continue
         try:
             opened[path] = stack.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
+from lw_jax.models.gguf import is_gguf, open_gguf
 from lw_jax.text.tokenizer import Tokenizer
 
 _PROBE = "a"
@@ -17,14 +18,18 @@ _MESSAGE = "\u0001message\u0001"
 
 
 def load_tokenizer(directory: str | Path) -> Any:
-    """The fast tokenizer in a model directory, through transformers; never remote code.
+    """The fast tokenizer of a model directory or a GGUF file, through transformers.
+
+    Remote code is never run.
 
     Raises:
         UserError: there is no tokenizer, or it has no fast (tokenizer.json) form.
     """
+    folder = Path(directory)
+    if is_gguf(folder):
+        return open_gguf(folder).tokenizer()
     from transformers import AutoTokenizer  # takes seconds to import, so only where it is needed
 
-    folder = Path(directory)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json in the model directory")
     try:

@@ -298,7 +298,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
     key = name if name == SENDER else f"receivers.{name}"
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
-        if Path(model.path).expanduser().is_dir():
+        if Path(model.path).expanduser().exists():
             spec.check_files(head=name != SENDER)
         seen.specs[name] = spec
         arch = spec.arch
@@ -335,7 +335,7 @@ def _weights(seen: Examination) -> None:
     """Checks that the weights of local models are finite; a run checks it while it loads them."""
     for name, spec in seen.specs.items():
         key = name if name == SENDER else f"receivers.{name}"
-        if Path(spec.config.path).expanduser().is_dir():
+        if Path(spec.config.path).expanduser().exists():
             with seen.trying(f"{key}.path"):
                 spec.check_weights(head=name != SENDER)
 

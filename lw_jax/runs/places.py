@@ -61,10 +61,10 @@ def located(
 
 
 def found(path: str, home: Path) -> str:
-    """A model's directory, seen from here; a hub name, or what is nowhere, as it is."""
+    """A model's directory or file, seen from here; a hub name, or what is nowhere, as it is."""
     plain = Path(path).expanduser()
-    if plain.is_absolute() or plain.is_dir():
+    if plain.is_absolute() or plain.exists():
         return path
     whole = home.resolve()
     above = (place / plain for place in (whole, *whole.parents))
-    return next((str(place) for place in above if place.is_dir()), path)
+    return next((str(place) for place in above if place.exists()), path)

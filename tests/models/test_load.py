@@ -276,7 +276,7 @@ def gguf(folder: Path) -> None:
     ("damage", "says"),
     [
         (adapter, r"a PEFT adapter; merge it into its base model \('org/base'\) first"),
-        (gguf, "a GGUF file, not supported for now"),
+        (gguf, "is no readable GGUF file"),
         (pickled, r"convert them to model.safetensors.*python -c .*save_pretrained"),
     ],
 )
@@ -305,7 +305,7 @@ def hub(monkeypatch):
 def test_a_file_and_a_path_are_never_looked_up_on_the_hub(folder, hub):
     file = folder / "model.gguf"
     file.write_bytes(b"GGUF...")
-    with pytest.raises(UserError, match=r"model\.gguf: a GGUF file, not supported for now"):
+    with pytest.raises(UserError, match=r"model\.gguf: is no readable GGUF file"):
         open_checkpoint(file)
     with pytest.raises(UserError, match="is a file; give the model's"):
         open_checkpoint(folder / "config.json")
@@ -330,5 +330,5 @@ def test_a_directory_has_no_revision(folder):
     with pytest.raises(UserError, match=r"revision: .* is a directory here"):
         open_checkpoint(folder, revision="main")
     for text in ("", " main", "a\nb", "x" * 2000):
-        with pytest.raises(UserError, match="revision: expected 1 to 1024 printable characters"):
+        with pytest.raises(UserError, match="revision: expected "):
             ModelConfig("org/model", revision=text)

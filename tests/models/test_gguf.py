@@ -1,0 +1,264 @@
+"""GGUF files: weights, config and tokens of the Hugging Face directory that they were made of."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lw_jax.errors import UserError
+from lw_jax.models import gguf as reading
+from lw_jax.models.arch import Llama3Scaling
+from lw_jax.models.checkpoint import WEIGHTS, open_checkpoint, read_arch, small_files
+from lw_jax.models.load import load_params
+from lw_jax.models.tokenizer import load_tokenizer
+from tests.models import parity
+
+gguf = pytest.importorskip("gguf")
+
+ZOO = Path(__file__).parents[2] / "zoo" / "tiny-llama"
+NAMES = {new: old for old, new in reading._TOP.items()}
+TEXTS = [
+    "Nadia Rovek keeps 12 goats in the barn.\nQuestion:",
+    "  two  spaces\t1234567 3.14 don't",
+    "naïve 日本 👩‍👩‍👧 end ",
+    "",
+]
+
+
+def paired(values: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of queries and keys: numbers that rotate together are neighbours."""
+    halves = values.reshape(heads, 2, -1, values.shape[-1])
+    return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def short(name: str) -> str:
+    """A tensor's name in a GGUF file."""
+    if name in NAMES:
+        return NAMES[name]
+    _, _, layer, rest = name.split(".", 3)
+    old = {new: old for old, new in reading._LAYER.items()}[rest]
+    return f"blk.{layer}.{old}"
+
+
+def write(path: Path, family: str, kind: str = "F32", **changes: Any) -> Path:
+    """A GGUF file of a golden checkpoint.
+
+    Args:
+        path: the file.
+        family: which golden checkpoint.
+        kind: how matrices are stored.
+        changes: metadata to change, by its key without the architecture (null: left out); dots are
+            written as two underscores.
+    """
+    folder = parity.GOLDEN / family
+    arch = read_arch(folder)
+    name = "llama" if arch.family in ("llama", "mistral") else arch.family
+    out = gguf.GGUFWriter(path, changes.pop("architecture", name))
+    said: dict[str, Any] = {
+        "block_count": arch.layers,
+        "context_length": arch.max_positions,
+        "embedding_length": arch.width,
+        "feed_forward_length": arch.mlp_width,
+        "attention.head_count": arch.heads,
+        "attention.head_count_kv": arch.kv_heads,
+        "attention.key_length": arch.head_dim,
+        "attention.value_length": arch.head_dim,
+        "attention.layer_norm_rms_epsilon": arch.norm_eps,
+        "rope.freq_base": arch.rope.theta,
+        "vocab_size": arch.vocab_size,
+    }
+    said |= {key.replace("__", "."): value for key, value in changes.items()}
+    for key, value in said.items():
+        if isinstance(value, float):
+            out.add_float32(f"{out.arch}.{key}", value)
+        elif isinstance(value, str):
+            out.add_string(f"{out.arch}.{key}", value)
+        elif value is not None:
+            out.add_uint32(f"{out.arch}.{key}", value)
+    tokens = [f"t{i}" for i in range(arch.vocab_size)]
+    out.add_tokenizer_model("gpt2")
+    out.add_token_list(tokens)
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    for full, values in load_file(folder / WEIGHTS).items():
+        if arch.tied and full == "lm_head.weight":
+            continue
+        values = values.astype(np.float32)
+        if name == "llama" and "q_proj" in full:
+            values = paired(values, arch.heads)
+        if name == "llama" and "k_proj" in full:
+            values = paired(values, arch.kv_heads)
+        fits = values.ndim > 1 and values.shape[-1] % 32 == 0  # blocks have 32 values
+        stored = gguf.GGMLQuantizationType[kind if fits else "F32"]
+        data = gguf.quants.quantize(values, stored)
+        out.add_tensor(short(full), data, raw_dtype=stored)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def params(path: Path, **options: Any) -> Any:
+    found = open_checkpoint(path, options.get("layers"), options.get("head", True))
+    return load_params(found, parity.one_device(), dtype=jnp.float32, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "llama2", "mistral", "qwen2", "qwen2_tied", "qwen3"])
+def test_weights_and_config_are_those_of_the_directory(family, tmp_path):
+    """With fewer key/value heads than heads, biases, norms of the heads, tied and untied."""
+    path = write(tmp_path / "model.gguf", family)
+    arch, whole = read_arch(parity.GOLDEN / family), params(parity.GOLDEN / family)
+    found = read_arch(small_files(tmp_path))
+    for field in "width layers heads kv_heads head_dim mlp_width vocab_size tied".split():
+        assert getattr(found, field) == getattr(arch, field), field
+    assert found.rope.theta == arch.rope.theta
+    chex.assert_trees_all_equal(params(path), whole)
+    cut = params(path, layers=2, head=False)
+    chex.assert_trees_all_equal(cut["layers"]["q"], whole["layers"]["q"][:2])
+    assert "head" not in cut
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_1", "Q5_0"])
+def test_quantised_weights_are_what_the_package_makes_of_them(kind, tmp_path):
+    path = write(tmp_path / "model.gguf", "qwen2", kind)
+    exact = load_file(parity.GOLDEN / "qwen2" / WEIGHTS)["model.layers.1.mlp.up_proj.weight"]
+    stored = gguf.GGMLQuantizationType[kind]
+    expected = gguf.quants.dequantize(gguf.quants.quantize(exact, stored), stored)
+    found = reading.open_gguf(path).get_tensor("model.layers.1.mlp.up_proj.weight")
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - exact).max() > 0
+    assert kind in reading.open_gguf(path).stored
+
+
+def test_llama_3_scaling_is_recovered_from_its_factors(tmp_path):
+    from lw_jax.models.rope import angles
+
+    file = write(tmp_path / "model.gguf", "llama")
+    opened = reading.open_gguf(file)
+    arch = read_arch(file)
+    scaled = Llama3Scaling(32.0, 1.0, 4.0, 8192)
+    theta = 500000.0
+    steps = np.arange(arch.head_dim // 2) / (arch.head_dim // 2)
+    plain = theta**-steps
+    import dataclasses
+
+    wanted = dataclasses.replace(
+        arch, rope=dataclasses.replace(arch.rope, theta=theta, scaling=scaled)
+    )
+    cos, sin = angles(wanted, jnp.ones((1, 1), jnp.int32))
+    turned = np.arctan2(np.asarray(sin), np.asarray(cos)).reshape(-1)[: len(plain)]
+    factors = (plain / turned).astype(np.float32)
+    found = opened._llama3({"rope_theta": theta}, factors)
+    assert found["factor"] == pytest.approx(32.0, rel=1e-4)
+    with pytest.raises(UserError, match="not the factors of a Llama 3 model"):
+        opened._llama3({"rope_theta": theta}, factors + np.float32(0.5))
+
+
+def tokenizer_file(path: Path) -> Path:
+    """A GGUF file that holds the tokenizer of a model that ships."""
+    held = json.loads((ZOO / "tokenizer.json").read_text())
+    vocab = {**held["model"]["vocab"], **{t["content"]: t["id"] for t in held["added_tokens"]}}
+    tokens = sorted(vocab, key=lambda token: vocab[token])
+    special = {t["content"] for t in held["added_tokens"]}
+    out = gguf.GGUFWriter(path, "llama")
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("qwen2")
+    out.add_token_list(tokens)
+    out.add_token_types([3 if token in special else 1 for token in tokens])
+    merges = held["model"]["merges"]
+    out.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_add_bos_token(True)
+    out.add_chat_template("{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}")
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+def test_tokens_are_those_of_transformers(tmp_path):
+    pytest.importorskip("torch")  # by which transformers reads the file
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+
+    path = tokenizer_file(tmp_path / "model.gguf")
+    ours = load_tokenizer(path)
+    family, said, config = get_gguf_tokenizer(str(path))
+    theirs, _ = convert_gguf_tokenizer(family, said)
+    for text in TEXTS:
+        ids = ours(text, add_special_tokens=False)["input_ids"]
+        assert ids == theirs.encode(text, add_special_tokens=False).ids
+        assert ours.decode(ids) == text
+        assert ours(text)["input_ids"] == [1, *ids]  # as add_bos_token says
+    assert config["eos_token"] == ours.eos_token == "</s>"
+    chat = [{"role": "user", "content": "hello"}]
+    assert ours.apply_chat_template(chat, tokenize=False) == "<s>hello</s>"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "gemma3"}, "architecture 'gemma3' are not supported; known: llama"),
+        ({"rope__scaling__type": "yarn"}, "rope.scaling.type = 'yarn' would change the model"),
+        ({"expert_count": 8}, "expert_count = 8 would change the model"),
+        ({"rope__dimension_count": 4}, "rope.dimension_count = 4 would change the model"),
+        ({"logit_scale": 0.5}, "logit_scale = 0.5 would change the model"),
+        ({"block_count": None}, "num_hidden_layers"),
+    ],
+)
+def test_what_would_change_the_model_is_refused(changes, said, tmp_path):
+    path = write(tmp_path / "model.gguf", "qwen2", **changes)
+    with pytest.raises(UserError, match=said) as error:
+        read_arch(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_damaged_files_are_one_line(tmp_path):
+    whole = write(tmp_path / "model.gguf", "qwen2").read_bytes()
+    for name, data in {
+        "empty": b"",
+        "cut": whole[:2000],
+        "short": whole[: len(whole) // 2],
+        "text": b"not a model" * 9,
+        "magic": b"GGUF" + b"\xff" * 60,
+    }.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=name) as error:
+            params(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_missing_tensor_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "model.gguf", "qwen2")
+    opened = reading.open_gguf(path)
+    monkeypatch.delitem(opened._tensors, "model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(UserError, match=r"layers.1.mlp.up_proj.weight is missing"):
+        params(path)
+
+
+def test_a_directory_names_its_one_file(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        read_arch(small_files(tmp_path))
+    path = write(tmp_path / "a.gguf", "qwen2")
+    assert small_files(tmp_path) == path
+    write(tmp_path / "b.gguf", "qwen2")
+    with pytest.raises(UserError, match=r"2 GGUF files \(a.gguf, b.gguf\); name one"):
+        small_files(tmp_path)
+
+
+def test_without_the_package_its_name_is_said(tmp_path, monkeypatch):
+    import sys
+
+    path = write(tmp_path / "model.gguf", "qwen2")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match="need the package gguf"):
+        reading.GGUF(path)
