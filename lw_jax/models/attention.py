@@ -1,7 +1,7 @@
 """Scaled dot-product attention behind one signature.
 
 `xla` is the reference and runs everywhere; `cudnn` is faster on NVIDIA GPUs for more than one query
-(`benchmarks/attention.py`) and must be asked for.
+(`benchmarks/attention.py`). `auto` in a config is one of the two, see `chosen`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import Mesh
 
 from lw_jax.errors import UserError
 from lw_jax.types import Array
@@ -30,6 +31,40 @@ class Mask:
 
     allowed: Array
     lengths: Array | None = None
+
+
+def chosen(impl: str, mesh: Mesh, head_dim: int, *, dtype: Any, quant: str | None) -> str:
+    """The implementation that a config's choice means for a decoder.
+
+    `auto` is `cudnn` on NVIDIA GPUs from compute capability 8.0 on, in bfloat16, for head widths
+    that it takes; not for weights of 4 bits, which it was not tried with, nor where the heads are
+    split over the devices of a mesh: its partitioning rules ask for queries, keys and values that
+    are split alike, and a mesh does not promise that.
+
+    Args:
+        impl: `auto`, `xla` or `cudnn`.
+        mesh: the devices that it runs on.
+        head_dim: width of a head.
+        dtype: of the weights that are computed with.
+        quant: how the matrices are stored, see `quant.KINDS`; None: in `dtype`.
+
+    Returns:
+        `xla` or `cudnn`.
+    """
+    if impl != "auto":
+        return impl
+    device = mesh.devices.flat[0]
+    fits = jnp.dtype(dtype) == jnp.bfloat16 and head_dim <= 128 and head_dim % 8 == 0
+    whole = mesh.shape.get("model", 1) == 1 and quant != "nf4"
+    return "cudnn" if fits and whole and _flash(device) else "xla"
+
+
+def _flash(device: Any) -> bool:
+    """Whether a device is an NVIDIA GPU on which cudnn has fused attention."""
+    if device.platform not in ("gpu", "cuda"):
+        return False
+    major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # ROCm's: "gfx942"
+    return major.isdigit() and int(major) >= 8
 
 
 def check(impl: str, dtype: Any, head_dim: int) -> None:

@@ -18,13 +18,15 @@ class ModelConfig(Checked):
         revision: branch, tag or commit of a hub model; null: its main branch.
         dtype: storage and compute type.
         quant: storage of the matrices; `none` keeps `dtype`.
-        attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16.
+        attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16; `auto` is cudnn where
+            that can run and is known to be faster, else xla. What was used is in the checkpoints
+            and in metrics.json.
     """
 
     path: Location
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     quant: Literal["none", "int8", "nf4"] = "none"
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
     revision: Name | None = None
 
     def __post_init__(self) -> None:

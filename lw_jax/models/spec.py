@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lw_jax.errors import UserError
+from lw_jax.models import attention
 from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import (
     Checkpoint,
@@ -102,13 +103,13 @@ class FrozenSpec:
         found = self.files(layers, head)
         given = None if have is None else have.params
         return self._with(
-            load_params(found, mesh, **self._storage, layers=layers, head=head, have=given)
+            load_params(found, mesh, **self._storage, layers=layers, head=head, have=given), mesh
         )
 
     def abstract(self, mesh: Mesh, layers: int | None = None, head: bool = True) -> Frozen:
         """What `load` gives, as shapes with shardings; no weight is read."""
         return self._with(
-            abstract_params(self.arch, mesh, **self._storage, layers=layers, head=head)
+            abstract_params(self.arch, mesh, **self._storage, layers=layers, head=head), mesh
         )
 
     def check_files(self, layers: int | None = None, head: bool = True) -> None:
@@ -169,10 +170,12 @@ class FrozenSpec:
         quant = None if self.config.quant == "none" else self.config.quant
         return {"dtype": jnp.dtype(self.config.dtype), "quant": quant}
 
-    def _with(self, params: PyTree) -> Frozen:
-        if isinstance(self.arch, EncoderArch):
-            return FrozenEncoder(params, self.arch, self.config.attention)
-        return FrozenDecoder(params, self.arch, self.config.attention)
+    def _with(self, params: PyTree, mesh: Mesh) -> Frozen:
+        asked = self.config.attention
+        if isinstance(self.arch, EncoderArch):  # small, and its masks are not causal
+            return FrozenEncoder(params, self.arch, "xla" if asked == "auto" else asked)
+        impl = attention.chosen(asked, mesh, self.arch.head_dim, **self._storage)
+        return FrozenDecoder(params, self.arch, impl)
 
 
 SENDER = "sender"

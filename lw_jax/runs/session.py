@@ -57,7 +57,15 @@ def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
         "format": FORMAT,
         "fingerprints": pipeline.fingerprints,
         "weights": pipeline.weights,
+        "attention": attention_of(pipeline),  # is recorded, and may differ
     }
+
+
+def attention_of(pipeline: Pipeline) -> dict[str, str]:
+    """The attention implementation that each loaded model uses, by its name."""
+    frozen = pipeline.frozen
+    sender = {} if frozen.sender is None else {SENDER: frozen.sender.attention}
+    return sender | {name: model.attention for name, model in frozen.receivers.items()}
 
 
 class Session:

@@ -37,7 +37,7 @@ from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import account_of, leaks, remarks_of
 from lw_jax.runs.rows import report as say
-from lw_jax.runs.session import open_pipeline
+from lw_jax.runs.session import attention_of, open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.collate import Lengths
 from lw_jax.text.fit import length_remark
@@ -188,6 +188,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         },
         "format": FORMAT,
         "fingerprints": pipeline.fingerprints,
+        "attention": attention_of(pipeline),
     }
     texts = () if relayed is None else written_by.texts
     files.write_lines(

@@ -157,6 +157,7 @@ def test_a_run_directory_belongs_to_one_config(
     argv = ["--config", str(write())]
     assert launch.main(argv) == 0
     assert launch.main([*argv, "--stages.fit.train.log_every=1"]) == 0  # may change
+    assert launch.main([*argv, "--receivers.reader.attention=xla"]) == 0  # and so this: it is auto
     capsys.readouterr()
     assert launch.main([*argv, "--seed=1", "--stages.fit.train.steps=3"]) == 2
     err = capsys.readouterr().err

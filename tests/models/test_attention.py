@@ -1,12 +1,14 @@
 """The reference attention against a plain formula, and what is refused before compiling."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.models.attention import Mask, attention, check, cudnn
+from lw_jax.models.attention import Mask, attention, check, chosen, cudnn
 
 
 def test_equals_the_formula():
@@ -47,6 +49,35 @@ def test_cudnn_is_given_even_sizes_and_the_same_problem(monkeypatch, columns, by
     assert found.shape == want.shape
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(found[row, :length], want[row, :length], atol=1e-6)
+
+
+H200 = {"platform": "gpu", "compute_capability": "9.0"}
+
+
+@pytest.mark.parametrize(
+    ("device", "change", "want"),
+    [
+        (H200, {}, "cudnn"),
+        (H200, {"quant": "int8"}, "cudnn"),
+        (H200, {"quant": "nf4"}, "xla"),
+        (H200, {"dtype": jnp.float32}, "xla"),
+        (H200, {"head_dim": 256}, "xla"),
+        (H200, {"head_dim": 36}, "xla"),
+        (H200, {"model": 2}, "xla"),
+        (H200, {"impl": "xla"}, "xla"),
+        ({"platform": "gpu", "compute_capability": "7.5"}, {}, "xla"),
+        ({"platform": "gpu", "compute_capability": "gfx942"}, {}, "xla"),
+        ({"platform": "tpu"}, {}, "xla"),
+        ({"platform": "cpu"}, {}, "xla"),
+        ({"platform": "cpu"}, {"impl": "cudnn"}, "cudnn"),  # and is refused by `check`
+    ],
+)
+def test_auto_is_cudnn_where_it_can_run(device, change, want):
+    asked = {"impl": "auto", "head_dim": 128, "dtype": jnp.bfloat16, "quant": None, "model": 1}
+    asked |= change
+    shape = {"data": 1, "model": asked.pop("model")}
+    mesh = SimpleNamespace(shape=shape, devices=np.array([[SimpleNamespace(**device)]]))
+    assert chosen(mesh=mesh, **asked) == want
 
 
 @pytest.mark.parametrize(

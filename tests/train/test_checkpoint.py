@@ -346,7 +346,8 @@ def test_what_changes_nothing_may_differ(state: TrainState, tmp_path: Path) -> N
     wire = {"lr": 0.05, "log_every": 50, "keep": 7}
     wire |= {"film": False, "private": 0, "refiner": None}  # options that came later, off
     config = {"stages": {"wire": wire}, "betas": [0.9, 0.95], "run_dir": "elsewhere"}
-    assert store_of(tmp_path, IDENTITY | {"config": config}).restore(state) is not None
+    now = IDENTITY | {"config": config, "attention": {"reader": "cudnn"}}
+    assert store_of(tmp_path, now).restore(state) is not None
 
 
 def test_other_parameters_are_refused_and_not_called_damaged(
