@@ -43,7 +43,7 @@ from lw_jax.text.layout import asked_ids, source_head_ids
 from lw_jax.text.stop import stop_of, stop_strings
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Latent
-from lw_jax.utils import arguments
+from lw_jax.utils import arguments, program_cache
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import codec as check
 
@@ -109,6 +109,7 @@ class Bridge:
             UserError: neither there, nothing trained yet, its receiver needs the text as well, or
                 the frozen models are not to be had.
         """
+        program_cache.use()
         home = arguments.path("run_dir", run_dir)
         arguments.one_of("checkpoint", checkpoint, ("last", "best"))
         arguments.one_of("role", role, ("both", "sender", "receiver"))

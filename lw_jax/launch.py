@@ -22,7 +22,7 @@ from lw_jax import __version__
 from lw_jax.config import yaml_files
 from lw_jax.config.command import overview, read_command
 from lw_jax.errors import UserError
-from lw_jax.utils import kinds
+from lw_jax.utils import kinds, program_cache
 from lw_jax.utils.failures import in_one_line
 from lw_jax.utils.signals import leave
 
@@ -265,6 +265,7 @@ def set_environment(environ: MutableMapping[str, str]) -> None:
     """Sets variables that the libraries read when they are loaded; the user's own values stay."""
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches may come from forked workers
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    environ.update(program_cache.settings(environ))
     flags = environ.get("XLA_FLAGS", "")
     if "xla_gpu_enable_triton_gemm" not in flags:
         # On a GPU, to time Triton's kernels against cuBLAS's for each product of each program takes

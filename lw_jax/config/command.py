@@ -27,6 +27,9 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
        python -m lw_jax.launch --help [KEY]                        this, or every key under KEY
        python -m lw_jax.launch --help all                          every key
        python -m lw_jax.launch --version
+
+Compiled programs are kept in $JAX_COMPILATION_CACHE_DIR, or lw_jax/xla in the user's cache
+directory, for the next start; JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
 """
 
 

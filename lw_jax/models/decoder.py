@@ -6,7 +6,7 @@ copy of the frozen stack is ever made, forward or backward (scanning slices of i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,15 @@ from lw_jax.models import attention as attend
 from lw_jax.models import cache as kept
 from lw_jax.models.arch import Arch
 from lw_jax.models.cache import Cache
-from lw_jax.models.layer import heads, mlp, output, rms_norm, stacked_slot
+from lw_jax.models.layer import PRODUCTS, heads, mlp, output, rms_norm, stacked_slot
 from lw_jax.models.params import depth
 from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles, rotate
 from lw_jax.types import KV, Array, Edits, PyTree
+
+Remat = Literal["full", "dots"]
+"""What the backward pass computes again: all of a layer but its input; or what is no matrix product
+(norms, rotations, attention, activations). To keep everything would keep each layer's weights."""
 
 
 @struct.dataclass
@@ -82,6 +86,7 @@ def run(
     delivery: LayerInputs | None = None,
     cache: Cache | None = None,
     impl: str = "xla",
+    remat: Remat = "full",
 ) -> Run:
     """Runs layers `start` to `stop` on the residual stream.
 
@@ -105,6 +110,7 @@ def run(
         cache: with one, the T tokens follow those in the cache (each row at its own next columns),
             see them, and are added; for decoding, not for gradients.
         impl: attention implementation, see `attention.check`.
+        remat: what the backward pass computes again; the more, the less memory it needs.
 
     Raises:
         UserError: a tap or `stop` beyond the layers that are stacked.
@@ -125,7 +131,9 @@ def run(
     def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any]:
         return _layer(arch, params["layers"], h, kv_cache, x, given.edits, ctx, impl)
 
-    checkpointed = jax.checkpoint(one_layer, prevent_cse=False)
+    products = jax.checkpoint_policies.save_only_these_names(*PRODUCTS)
+    policy = products if remat == "dots" else None
+    checkpointed = jax.checkpoint(one_layer, prevent_cse=False, policy=policy)
 
     def body(carry: Any, x: dict[str, Any]) -> tuple[Any, None]:
         h, kv_cache, tapped = carry

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from flax import struct
 
 from lw_jax.models.arch import Arch
+from lw_jax.models.decoder import Remat
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.text.layout import Prompt
 
@@ -21,11 +23,13 @@ class FrozenDecoder:
             output head; never donated, never differentiated.
         arch: its architecture, with all of its layers; static.
         attention: implementation, see `attention.check`; static.
+        remat: what a backward pass through it computes again, see `decoder.run`; static.
     """
 
     params: Any
     arch: Arch = struct.field(pytree_node=False)
     attention: str = struct.field(pytree_node=False, default="xla")
+    remat: Remat = struct.field(pytree_node=False, default="full")
 
 
 @struct.dataclass
@@ -75,6 +79,15 @@ class FrozenModels:
     ) -> FrozenModels:
         """The models with prompts by receiver."""
         return cls(sender, dict(receivers), tuple(prompts.items()))
+
+    def rematerialised(self, remat: Remat) -> FrozenModels:
+        """The same models; a backward pass computes again what `remat` says."""
+
+        def of(model: Any) -> Any:
+            return replace(model, remat=remat) if isinstance(model, FrozenDecoder) else model
+
+        receivers = {name: of(model) for name, model in self.receivers.items()}
+        return FrozenModels(of(self.sender), receivers, self.prompts)
 
     def prompt(self, receiver: str) -> Prompt:
         """What the layout puts around the message of a receiver."""

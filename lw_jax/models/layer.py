@@ -10,11 +10,16 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from lw_jax.models.arch import Arch
 from lw_jax.models.quant import einsum
 from lw_jax.models.rope import rotate
 from lw_jax.types import Array, Lora, PyTree
+
+PRODUCTS = ("q", "k", "v", "o", "gate", "up")
+"""Names of the matrix products whose results the backward pass needs: weights are frozen, so it
+needs no product's inputs. Of a layer they are D + 2 F + (H + 2 K) h numbers a token."""
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -42,7 +47,7 @@ def heads(
             y = y + _low_rank(lora, name, slot, x, y)
         if arch.qkv_bias:
             y = y + w[f"{name}_bias"].astype(x.dtype)[None, None]
-        return y
+        return checkpoint_name(y, name)
 
     q, k, v = project("q"), project("k"), project("v")
     if arch.qk_norm:
@@ -55,13 +60,14 @@ def output(w: PyTree, mixed: Array, lora: Lora | None, slot: Array | None) -> Ar
     y = einsum("btnh,nhd->btd", mixed, w["o"])
     if lora is not None and slot is not None and "o" in lora.a:
         y = y + _low_rank(lora, "o", slot, rearrange(mixed, "b t h e -> b t (h e)"), y)
-    return y
+    return checkpoint_name(y, "o")
 
 
 def mlp(w: PyTree, x: Array) -> Array:
     """down(silu(gate x) * up x), [B, T, D]."""
-    gate = jax.nn.silu(einsum("btd,df->btf", x, w["gate"]))
-    return einsum("btf,fd->btd", gate * einsum("btd,df->btf", x, w["up"]), w["down"])
+    gate = jax.nn.silu(checkpoint_name(einsum("btd,df->btf", x, w["gate"]), "gate"))
+    up = checkpoint_name(einsum("btd,df->btf", x, w["up"]), "up")
+    return einsum("btf,fd->btd", gate * up, w["down"])
 
 
 def _low_rank(lora: Lora, name: str, slot: Array, x: Array, like: Array) -> Array:

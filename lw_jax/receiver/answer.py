@@ -210,7 +210,14 @@ def reading(
 ) -> Reading:
     """The receiver's states where it predicts the answers."""
     laid = segments(prompt, message, ask, answer)
-    return read(model.arch, model.params, laid, message.delivery, attention=model.attention)
+    return read(
+        model.arch,
+        model.params,
+        laid,
+        message.delivery,
+        attention=model.attention,
+        remat=model.remat,
+    )
 
 
 @partial(jax.jit, static_argnames=("prompt", "each", "stops"))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lw_jax.models.arch import Arch
-from lw_jax.models.decoder import LayerInputs, run
+from lw_jax.models.decoder import LayerInputs, Remat, run
 from lw_jax.models.generate import DecodeOptions, Generation, generate
 from lw_jax.receiver.pack import Packed, Segment, gather_states, pack
 from lw_jax.types import KV, Array, Delivery, Edits
@@ -137,6 +137,7 @@ def read(
     *,
     taps: tuple[int, ...] = (),
     attention: str = "xla",
+    remat: Remat = "full",
 ) -> Reading:
     """Runs the frozen receiver over [head][message][ask][answer].
 
@@ -149,6 +150,7 @@ def read(
         delivery: what the message delivers; None: nothing.
         taps: numbers of layers after which the stream is also returned.
         attention: implementation, see `attention.check`.
+        remat: what the backward pass computes again, see `decoder.run`.
     """
     answer = next(s for s in segments if s.role == "answer")
     assert answer.ids is not None
@@ -162,6 +164,7 @@ def read(
         taps=taps,
         delivery=laid.inputs,
         impl=attention,
+        remat=remat,
     )
     hidden = gather_states(out.h, laid.packed.starts["answer"] - 1, answer.size)
     mask = jnp.arange(answer.size)[None, :] < answer.lengths[:, None]

@@ -115,6 +115,7 @@ class Config(Source):
             taps=layers,
             delivery=LayerInputs(edits=edits),
             impl=sender.attention,
+            remat=sender.remat,
         )
         assert out.taps is not None
         states = out.taps if edits.lora is not None else jax.lax.stop_gradient(out.taps)

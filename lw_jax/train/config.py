@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -80,6 +80,9 @@ class TrainConfig(Checked):
         workers: processes that prepare batches; 0: in process.
         max_bad_steps: the stage ends after so many steps in a row whose loss, gradients or updated
             parameters are not finite. Each such step changes nothing, and is counted.
+        remat: what the backward pass through the receivers computes again rather than keeps:
+            `full`, all but the input of each layer; `dots`, all but that and the results of the
+            matrix products: faster, for more memory (--doctor says how much).
     """
 
     steps: Steps
@@ -105,6 +108,7 @@ class TrainConfig(Checked):
     keep: Annotated[int, Ge(1), Le(10_000)] = 2
     workers: Workers = 0
     max_bad_steps: Annotated[int, Ge(1), Le(10**6)] = 5
+    remat: Literal["full", "dots"] = "full"
 
     def __post_init__(self) -> None:
         for i, pattern in enumerate(self.train_only):

@@ -102,7 +102,7 @@ def train_step(
         _loss,
         plan=plan,
         bridge=bridge,
-        frozen=frozen,
+        frozen=frozen.rematerialised(cfg.remat),
         weights=weights,
         probabilities=probabilities,
         sown=codebook_trains and bridge.trains_itself,

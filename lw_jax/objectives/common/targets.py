@@ -144,6 +144,7 @@ def _states_after(
         stop=layer,
         delivery=laid.inputs,
         impl=model.attention,
+        remat=model.remat,
     )
     return gather_states(out.h, laid.packed.starts["message"], message.size)
 
@@ -175,6 +176,7 @@ def suffix_states(
         tap_at=at,
         delivery=laid.inputs,
         impl=model.attention,
+        remat=model.remat,
     )
     assert out.taps is not None
     mask = index < (sizes["ask"] + sizes["answer"] - 1)[:, None]

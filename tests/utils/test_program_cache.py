@@ -1,0 +1,69 @@
+"""Where compiled programs are kept, and that what the user has decided stays."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lw_jax.utils import program_cache
+
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+
+
+def test_the_users_cache_directory_is_the_users_alone(tmp_path: Path) -> None:
+    found = program_cache.settings({"XDG_CACHE_HOME": str(tmp_path), "HOME": "/nowhere"})
+    folder = Path(found[FOLDER])
+    assert folder.parent == tmp_path / "lw_jax" / "xla"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.5"
+    assert program_cache.settings({"HOME": str(tmp_path)})[FOLDER].startswith(
+        str(tmp_path / ".cache" / "lw_jax")
+    )
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {FOLDER: "/elsewhere"},
+        {FOLDER: ""},
+        {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        {"JAX_ENABLE_COMPILATION_CACHE": "False"},
+        {"HOME": ""},
+        {"HOME": "relative"},
+        {"HOME": "/proc/1"},  # cannot be written
+    ],
+)
+def test_what_the_user_has_decided_stays(said: dict[str, str], tmp_path: Path) -> None:
+    assert program_cache.settings({"HOME": str(tmp_path)} | said) == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    folder = Path(program_cache.settings(environ)[FOLDER])
+    folder.chmod(0o770)
+    assert program_cache.settings(environ) == {}
+
+
+def test_a_program_that_was_half_written_goes(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path)}
+    folder = Path(program_cache.settings(environ)[FOLDER])
+    for name in ("whole-cache", "whole-atime", "half-cache"):
+        (folder / name).touch()
+    program_cache.settings(environ)
+    assert sorted(p.name for p in folder.iterdir()) == ["whole-atime", "whole-cache"]
+
+
+def test_programs_are_kept_where_jax_has_compiled_already(tmp_path: Path) -> None:
+    code = (
+        "import jax; jax.jit(lambda x: x + 1)(1.0)\n"
+        "from lw_jax.utils import program_cache; program_cache.use()\n"
+        "jax.jit(lambda x: x * 3)(1.0)"
+    )
+    environ = {k: v for k, v in os.environ.items() if k not in (FOLDER, "XLA_FLAGS")}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True)
+    assert list(tmp_path.glob("lw_jax/xla/*/*-cache"))
