@@ -54,8 +54,7 @@ def logits(arch: Arch, params: PyTree, h: Array) -> Array:
     """[N, V] float32 next-token logits of h [N, D], the stream after the last layer."""
     x = rms_norm(h, params["final_norm"], arch.norm_eps)
     if arch.tied:
-        table = params["embed"].astype(x.dtype)
-        return jnp.einsum("nd,vd->nv", x, table, preferred_element_type=jnp.float32)
+        return einsum("nd,vd->nv", x, params["embed"], jnp.float32)
     return einsum("nd,dv->nv", x, params["head"], jnp.float32)
 
 
@@ -76,19 +75,7 @@ def chunked_cross_entropy(
     """
 
     def score(h: Array, labels: Array) -> TokenScores:
-        z = logits(arch, params, h)
-        total = jax.nn.logsumexp(z, axis=-1)
-        of_label = jnp.take_along_axis(z, labels[:, None], axis=-1)
-        best = jnp.argmax(z, axis=-1)
-        others = jnp.where(jnp.arange(z.shape[-1])[None] == best[:, None], -jnp.inf, z)
-        return TokenScores(
-            nll=total - of_label[:, 0],
-            argmax=best.astype(jnp.int32),
-            rank=jnp.sum(z > of_label, axis=-1, dtype=jnp.int32),
-            entropy=total - jnp.sum(jax.nn.softmax(z, axis=-1) * z, axis=-1),
-            margin=jnp.max(z, axis=-1) - jnp.max(others, axis=-1),
-            uniform=total - jnp.mean(z, axis=-1),
-        )
+        return _scores(logits(arch, params, h), labels)
 
     return _by_chunks(arch, score, chunk, labels.shape, h, labels)
 
@@ -116,13 +103,66 @@ def chunked_kl(
     """
 
     def divergence(student: Array, teacher: Array) -> Array:
-        log_q = jax.nn.log_softmax(logits(arch, params, student) / tau, axis=-1)
-        log_p = jax.nn.log_softmax(logits(arch, params, teacher) / tau, axis=-1)
-        log_p = lax.stop_gradient(log_p)
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+        return _divergence(logits(arch, params, student), logits(arch, params, teacher), tau)
 
     teacher = lax.stop_gradient(h_teacher)
     return _by_chunks(arch, divergence, chunk, h_student.shape[:-1], h_student, teacher)
+
+
+def chunked_scores_and_kl(
+    arch: Arch,
+    params: PyTree,
+    h_student: Array,
+    h_teacher: Array,
+    labels: Array,
+    tau: float = 1.0,
+    chunk: int | None = None,
+) -> tuple[TokenScores, Array]:
+    """`chunked_cross_entropy` and `chunked_kl` of the same states in one pass of the head: the
+    student's logits are made once, and their gradients added up before they go back through it.
+
+    Args:
+        arch: the decoder.
+        params: its weights.
+        h_student: [..., D] states of the student.
+        h_teacher: [..., D] states of the teacher.
+        labels: [...] int tokens.
+        tau: temperature of the KL alone.
+        chunk: positions in a slice; None: as `LOGITS_AT_ONCE` allows.
+    """
+
+    def both(student: Array, teacher: Array, labels: Array) -> tuple[TokenScores, Array]:
+        z = logits(arch, params, student)
+        return _scores(z, labels), _divergence(z, logits(arch, params, teacher), tau)
+
+    teacher = lax.stop_gradient(h_teacher)
+    found: tuple[TokenScores, Array] = _by_chunks(
+        arch, both, chunk, labels.shape, h_student, teacher, labels
+    )
+    return found
+
+
+def _scores(z: Array, labels: Array) -> TokenScores:
+    """Scores of labels [N] under logits z [N, V]."""
+    total = jax.nn.logsumexp(z, axis=-1)
+    of_label = jnp.take_along_axis(z, labels[:, None], axis=-1)
+    best = jnp.argmax(z, axis=-1)
+    others = jnp.where(jnp.arange(z.shape[-1])[None] == best[:, None], -jnp.inf, z)
+    return TokenScores(
+        nll=total - of_label[:, 0],
+        argmax=best.astype(jnp.int32),
+        rank=jnp.sum(z > of_label, axis=-1, dtype=jnp.int32),
+        entropy=total - jnp.sum(jax.nn.softmax(z, axis=-1) * z, axis=-1),
+        margin=jnp.max(z, axis=-1) - jnp.max(others, axis=-1),
+        uniform=total - jnp.mean(z, axis=-1),
+    )
+
+
+def _divergence(z: Array, z_teacher: Array, tau: float) -> Array:
+    """KL(teacher || student) [N] of logits [N, V]; no gradient reaches the teacher's."""
+    log_q = jax.nn.log_softmax(z / tau, axis=-1)
+    log_p = lax.stop_gradient(jax.nn.log_softmax(z_teacher / tau, axis=-1))
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 def _by_chunks(

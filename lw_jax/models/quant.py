@@ -8,6 +8,7 @@ contracted axes. Activations stay in their own dtype; nothing here is trained.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -122,12 +123,50 @@ def einsum(spec: str, x: Array, w: Array | QuantArray, out: Any = None) -> Array
         out: dtype of the result; None: the dtype of x.
     """
     if not isinstance(w, QuantArray):
-        return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
+        if w.dtype != x.dtype:  # trained in float32: its gradient takes no rounded cotangent
+            return jnp.einsum(spec, x, w.astype(x.dtype), preferred_element_type=out or x.dtype)
+        return product(spec, x, w, out or x.dtype)
     if w.kind == "int8":
-        raw = jnp.einsum(spec, x, w.codes.astype(x.dtype), preferred_element_type=jnp.float32)
+        raw = product(spec, x, w.codes.astype(x.dtype), jnp.float32)
         scale = w.scale.reshape((1,) * (raw.ndim - w.fan_out) + w.scale.shape[-w.fan_out :])
         return (raw * scale).astype(out or x.dtype)
-    return jnp.einsum(spec, x, dequantise(w, x.dtype), preferred_element_type=out or x.dtype)
+    return product(spec, x, dequantise(w, x.dtype), out or x.dtype)
+
+
+def product(spec: str, x: Array, w: Array, out: Any) -> Array:
+    """`jnp.einsum(spec, x, w)` in the dtype `out`, of operands of one dtype.
+
+    Where `out` is wider than they are, the cotangent is rounded to theirs: left to itself, the
+    backward product would be one of wide operands, with a wide copy of the weight.
+    """
+    if jnp.dtype(out).itemsize <= x.dtype.itemsize:
+        return jnp.einsum(spec, x, w, preferred_element_type=out)
+    return _widened(spec, out, x, w)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _widened(spec: str, out: Any, x: Array, w: Array) -> Array:
+    return jnp.einsum(spec, x, w, preferred_element_type=out)
+
+
+def _forward(spec: str, out: Any, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _widened(spec, out, x, w), (x, w)
+
+
+def _backward(
+    spec: str, out: Any, held: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, w = held
+    operands, _, result = spec.partition("->")
+    of_x, _, of_w = operands.partition(",")
+    narrow = cotangent.astype(x.dtype)
+    return (
+        jnp.einsum(f"{result},{of_w}->{of_x}", narrow, w, preferred_element_type=x.dtype),
+        jnp.einsum(f"{of_x},{result}->{of_w}", x, narrow, preferred_element_type=w.dtype),
+    )
+
+
+_widened.defvjp(_forward, _backward)
 
 
 def take_layer(stack: Any, layer: Array) -> Any:

@@ -94,6 +94,12 @@ class Objective(Checked, ABC):
         """Fresh parameters of its heads, which `terms` finds as `ctx.heads`; None: it has none."""
         return None
 
+    def teacher_tau(self) -> float | None:
+        """Of an objective that compares the answers' distributions with those of the receiver on
+        the text: its temperature, so that both it and the scores of the answers come from one pass
+        of the head (`Context.answers`). None: it does not."""
+        return None
+
     @abstractmethod
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Its terms for one receiver.

@@ -31,12 +31,18 @@ class Config(Objective):
     tau: Annotated[float, Ge(0.01), Le(100)] = 1.0
     first: Tokens | None = None
 
+    def teacher_tau(self) -> float | None:
+        """Its temperature."""
+        return self.tau
+
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats per answer token."""
         student = ctx.reading(receiver, Pass("latent"))
-        teacher = ctx.reading(receiver, Pass("text", gradient=False))
-        model = ctx.frozen.receivers[receiver]
-        kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, self.tau)
+        kl = ctx.answers(receiver)[1] if ctx.scored(receiver) and ctx.tau == self.tau else None
+        if kl is None:
+            teacher = ctx.reading(receiver, Pass("text", gradient=False))
+            model = ctx.frozen.receivers[receiver]
+            kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, self.tau)
         mask = student.mask & ctx.valid[:, None]
         if self.first is not None:
             mask = mask & (jnp.arange(mask.shape[1])[None, :] < self.first)

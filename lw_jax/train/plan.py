@@ -7,7 +7,7 @@ branch in the program.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -126,6 +126,8 @@ def all_terms(
     loss: LossTerms = {}
     watched: Watched = {}
     cosines: dict[str, Term] = {}
+    taus = [tau for _, c in plan.objectives if (tau := c.teacher_tau()) is not None]
+    context = replace(context, tau=taus[0] if taus else None)
     for name, config in plan.objectives:
         own = context.with_heads(heads.get(name))
         for receiver in context.dims.receivers:

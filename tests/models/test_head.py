@@ -8,6 +8,7 @@ import pytest
 
 from lw_jax.models import head
 from lw_jax.models.params import init
+from lw_jax.models.quant import quantise
 from tests.tiny.arch import decoder
 
 UNTIED = decoder("llama", 29, 12, 1, 2, 1, 4, 8, init_std=0.5)
@@ -76,6 +77,68 @@ def test_gradients_equal_the_plain_ones(model):
     np.testing.assert_allclose(ours[1][1], theirs[1][1], atol=1e-4)
     assert np.abs(ours[1][1]).max() > 0.1
     assert (np.asarray(ours[1][2]) == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_one_pass_for_scores_and_divergence_is_the_same(model, chunk):
+    arch, params = model
+    h, teacher = states(1, 13), states(3, 13)
+    labels = np.random.default_rng(2).integers(0, 29, 13)
+    weights = jnp.arange(13.0) / 13
+
+    def apart(params, h, teacher):
+        scores = head.chunked_cross_entropy(arch, params, h, labels, chunk)
+        return scores, head.chunked_kl(arch, params, h, teacher, 2.0, chunk)
+
+    def together(params, h, teacher):
+        return head.chunked_scores_and_kl(arch, params, h, teacher, labels, 2.0, chunk)
+
+    def loss(params, h, teacher, how):
+        scores, kl = how(params, h, teacher)
+        nll = scores.nll + 0.1 * (scores.uniform - scores.nll)
+        return jnp.sum(weights * (nll + 3 * kl)), (scores, kl)
+
+    made = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True), static_argnames="how")
+    (want, facts), grads = made(params, h, teacher, how=apart)
+    (got, same), ours = made(params, h, teacher, how=together)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(facts), jax.tree.leaves(same), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(ours), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6 * max(1e-6, np.abs(a).max()))
+
+
+def products(jaxpr):
+    """dtypes of the operands of every matrix product in a jaxpr and those inside it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield [str(v.aval.dtype) for v in eqn.invars]
+        for value in eqn.params.values():
+            for one in value if isinstance(value, tuple | list) else [value]:
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    yield from products(inner)
+
+
+@pytest.mark.parametrize("quant", [None, "int8", "nf4"])
+def test_the_backward_product_is_as_narrow_as_the_weights(model, quant):
+    """A float32 cotangent would make a float32 copy of the whole head."""
+    arch, wide = model
+    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wide)
+    if quant is not None and not arch.tied:
+        wide, narrow = ({**p, "head": quantise(p["head"], 1, quant)} for p in (wide, narrow))
+    labels = np.random.default_rng(2).integers(0, 29, 13)
+
+    def loss(h, params):
+        return jnp.mean(head.chunked_cross_entropy(arch, params, h, labels).nll)
+
+    h = jnp.asarray(states(1, 13))
+    short = h.astype(jnp.bfloat16)
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(short, narrow).jaxpr))
+    assert len(found) >= 3  # forward, forward again, backward
+    assert found == [["bfloat16", "bfloat16"]] * len(found)
+    want, got = (np.asarray(jax.grad(loss)(*a), np.float32) for a in ((h, wide), (short, narrow)))
+    assert (want * got).sum() > 0.999 * np.linalg.norm(want) * np.linalg.norm(got)
 
 
 def test_memory_holds_one_slice_of_logits():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from lw_jax.models.decoder import run
 from lw_jax.models.head import logits
 from lw_jax.objectives import (
+    answer_ce,
     bag_of_words,
     batch_diversity,
     cosine_reconstruction,
@@ -26,9 +28,11 @@ from lw_jax.objectives import (
     slot_alignment,
     state_kd,
 )
+from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.common.targets import given_slots
 from lw_jax.text.collate import Collate, measure
+from lw_jax.train.plan import Plan, all_terms
 from tests.tiny import objectives as world
 from tests.tiny.receiver import LAYOUT, groups, model, prompt, text_tokenizer
 
@@ -286,6 +290,27 @@ def test_state_kd_compares_what_follows_the_message() -> None:
     text = states([part("context", i) for i in range(world.CONTEXTS)])
     errors = [((a - b) ** 2).mean(-1) for a, b in zip(latent, text, strict=True)]
     np.testing.assert_allclose(loss, np.concatenate(errors).mean(), rtol=1e-4)
+
+
+def test_kd_beside_answer_ce_is_what_it_is_alone() -> None:
+    """One pass of the head makes both; losses and gradients are the sums of each alone."""
+    plan = Plan((("answer_ce", answer_ce.Config()), ("kd", kd.Config(tau=2.0))))
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def together(reader: Any, rows: world.Tree) -> Any:
+        seen = world.context({"reader": reader, "heads": {}}, rows)
+        terms, _ = all_terms(plan, seen, {})
+        means = {name: mean(term) for (name, _), term in terms.items()}
+        assert "answers/r" in seen.computed
+        return sum(means.values()), means
+
+    grads, means = jax.device_get(together(world.reader(), world.data()))
+    alone = {name: world.run(name, config) for name, config in plan.objectives}
+    for name, (loss, _, _) in alone.items():
+        np.testing.assert_allclose(means[name], loss, rtol=1e-6)
+    want = sum(found["reader"] for _, _, found in alone.values())
+    np.testing.assert_allclose(grads, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
 
 
 def test_kd_is_the_divergence_of_the_latent_from_the_text_at_a_temperature() -> None:

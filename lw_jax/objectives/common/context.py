@@ -14,7 +14,7 @@ from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
-from lw_jax.models.head import chunked_cross_entropy
+from lw_jax.models.head import TokenScores, chunked_cross_entropy, chunked_scores_and_kl
 from lw_jax.receiver import answer
 from lw_jax.receiver.read import Reading
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
@@ -57,6 +57,8 @@ class Context:
         latent_keep: probability of every slot not to be zeroed (latent dropout); None: all stay.
         scheduled_sampling: probability of every gold answer token to give way to the receiver's
             own; None: all stay.
+        tau: temperature at which an objective of the step compares the answers with the receiver's
+            on the text; None: none does.
         readings: what receivers have read so far, by receiver and pass.
         computed: what was made so far, by name. All objectives of a step share both.
     """
@@ -71,6 +73,7 @@ class Context:
     heads: PyTree = None
     latent_keep: Array | None = None
     scheduled_sampling: Array | None = None
+    tau: float | None = None
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
     computed: dict[str, Any] = field(default_factory=dict)
 
@@ -204,6 +207,27 @@ class Context:
                 reading = jax.lax.stop_gradient(reading)
             self.readings[key] = reading
         return self.readings[key]
+
+    def answers(self, receiver: str) -> tuple[TokenScores, Array | None]:
+        """Scores [N, A] of the answers' tokens read from the latent, and the divergence [N, A] from
+        the receiver on the text at `tau`; None: no objective of the step compares them."""
+        found: tuple[TokenScores, Array | None] = self._once(
+            f"answers/{receiver}", lambda: self._scored(receiver)
+        )
+        return found
+
+    def _scored(self, receiver: str) -> tuple[TokenScores, Array | None]:
+        model, read = self.frozen.receivers[receiver], self.reading(receiver, Pass("latent"))
+        if self.tau is None:
+            return chunked_cross_entropy(model.arch, model.params, read.hidden, read.labels), None
+        teacher = self.reading(receiver, Pass("text", gradient=False)).hidden
+        return chunked_scores_and_kl(
+            model.arch, model.params, read.hidden, teacher, read.labels, self.tau
+        )
+
+    def scored(self, receiver: str) -> bool:
+        """Whether something has asked for `answers`."""
+        return f"answers/{receiver}" in self.computed
 
     def _own_tokens(self, receiver: str) -> Array:
         """[N, A] answer tokens, some of them the receiver's most probable ones."""

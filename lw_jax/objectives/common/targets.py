@@ -32,7 +32,10 @@ def answer_scores(
     count, all [N, A]; of the `first` tokens alone if a number is given."""
     reading, model = ctx.reading(receiver, Pass("latent")), ctx.frozen.receivers[receiver]
     hidden, labels, mask = (x[:, :first] for x in (reading.hidden, reading.labels, reading.mask))
-    scored = chunked_cross_entropy(model.arch, model.params, hidden, labels)
+    if first is None:
+        scored, _ = ctx.answers(receiver)
+    else:
+        scored = chunked_cross_entropy(model.arch, model.params, hidden, labels)
     return scored, labels, mask & ctx.valid[:, None]
 
 
