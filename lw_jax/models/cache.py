@@ -49,6 +49,28 @@ def new_cache(arch: Arch, layers: int, batch: int, room: int, dtype: Any) -> Cac
     )
 
 
+def begun(k: Array, v: Array, positions: Array, lengths: Array, room: int) -> Cache:
+    """A cache that holds its first tokens.
+
+    Args:
+        k: [L, B, T, K, h] keys of T tokens, rotated.
+        v: [L, B, T, K, h] their values.
+        positions: [B, T] their positions.
+        lengths: [B], how many of a row's tokens are real; what is beyond is not kept.
+        room: tokens that fit into a row, T or more.
+    """
+    real = jnp.arange(positions.shape[1])[None] < lengths[:, None]
+
+    def laid(x: Array, axis: int) -> Array:
+        shown = real.reshape((1,) * (axis - 1) + real.shape + (1,) * (x.ndim - axis - 1))
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (0, room - x.shape[axis])
+        return jnp.pad(jnp.where(shown, x, 0), pad)
+
+    at = laid(positions.astype(jnp.float32), 1)
+    return Cache(laid(k, 2), laid(v, 2), at, lengths.astype(jnp.int32))
+
+
 def columns(cache: Cache, lengths: Array, tokens: int) -> Array:
     """[B, T] columns of the next T tokens; beyond a row's `lengths` it is S, which is no column."""
     offset = jnp.arange(tokens, dtype=jnp.int32)[None]

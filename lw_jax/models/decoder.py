@@ -6,6 +6,7 @@ copy of the frozen stack is ever made, forward or backward (scanning slices of i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax
@@ -59,12 +60,17 @@ class Run:
         h: [B, T, D] stream after the last layer that was run.
         taps: [n, B, T, D] streams after the layers asked for, in that order; with `tap_at`
             [n, B, S, D], of those tokens alone. None: no taps were asked for.
-        cache: the cache with the T tokens added; None: there was none.
+        cache: the cache with the T tokens added, or a new one with them; None: neither was asked
+            for.
     """
 
     h: Array
     taps: Array | None
     cache: Cache | None
+
+
+ROUND = 8
+"""cudnn trains on even lengths only; they are rounded once for all layers."""
 
 
 def embed_tokens(params: PyTree, ids: Array) -> Array:
@@ -85,6 +91,7 @@ def run(
     tap_at: Array | None = None,
     delivery: LayerInputs | None = None,
     cache: Cache | None = None,
+    keep: int | None = None,
     impl: str = "xla",
     remat: Remat = "full",
 ) -> Run:
@@ -109,12 +116,37 @@ def run(
         delivery: what enters the layers in addition; None: nothing.
         cache: with one, the T tokens follow those in the cache (each row at its own next columns),
             see them, and are added; for decoding, not for gradients.
+        keep: tokens that a new cache has room for, T or more, which then begins with these T;
+            None: no new cache. It takes no `cache`.
         impl: attention implementation, see `attention.check`.
         remat: what the backward pass computes again; the more, the less memory it needs.
 
     Raises:
         UserError: a tap or `stop` beyond the layers that are stacked.
     """
+    assert keep is None or cache is None
+    tokens = h.shape[1]
+    more = -tokens % ROUND if impl == "cudnn" and cache is None and keep is None else 0
+    if more:
+        given = delivery if delivery is not None else LayerInputs()
+        if given.gain is not None:
+            given = replace(given, gain=_longer(given.gain, more))
+        done = run(
+            arch,
+            params,
+            _longer(h, more),
+            positions=_longer(positions, more),
+            lengths=lengths,
+            start=start,
+            stop=stop,
+            taps=taps,
+            tap_at=tap_at,
+            delivery=given,
+            impl=impl,
+            remat=remat,
+        )
+        whole = done.taps if done.taps is None or tap_at is not None else done.taps[:, :, :tokens]
+        return Run(done.h[:, :tokens], whole, None)
     stop = depth(params) if stop is None else stop
     if not 0 <= start <= stop <= depth(params):
         raise UserError(f"cannot run layers {start} to {stop}: {depth(params)} are loaded")
@@ -128,19 +160,19 @@ def run(
     shape = (len(taps) + 1, h.shape[0], width, h.shape[2])
     tapped = jnp.zeros(shape, h.dtype) if taps else None
 
-    def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any]:
+    def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any, Any]:
         return _layer(arch, params["layers"], h, kv_cache, x, given.edits, ctx, impl)
 
     products = jax.checkpoint_policies.save_only_these_names(*PRODUCTS)
     policy = products if remat == "dots" else None
     checkpointed = jax.checkpoint(one_layer, prevent_cse=False, policy=policy)
 
-    def body(carry: Any, x: dict[str, Any]) -> tuple[Any, None]:
+    def body(carry: Any, x: dict[str, Any]) -> tuple[Any, Any]:
         h, kv_cache, tapped = carry
-        h, kv_cache = checkpointed(h, kv_cache, x)
+        h, kv_cache, own = checkpointed(h, kv_cache, x)
         # Outside the checkpoint: a write is linear, so no copy of the taps is kept per layer.
         tapped = _put_tap(tapped, h, tap_at, rows[x["layer"] + 1])
-        return (h, kv_cache, tapped), None
+        return (h, kv_cache, tapped), None if keep is None else own
 
     tapped = _put_tap(tapped, h, tap_at, rows[start])
     xs: dict[str, Any] = {"layer": jnp.arange(start, stop, dtype=jnp.int32)}
@@ -152,11 +184,18 @@ def run(
     }
     xs |= {name: x[start:stop] for name, x in per_layer.items() if x is not None}
     kv_cache = None if cache is None else (cache.k, cache.v)
-    (h, kv_cache, tapped), _ = lax.scan(body, (h, kv_cache, tapped), xs)
+    (h, kv_cache, tapped), own = lax.scan(body, (h, kv_cache, tapped), xs)
+    if keep is not None:
+        cache = kept.begun(own[0], own[1], positions, lengths, keep)
     if cache is not None and kv_cache is not None:
         filled = cache.lengths + lengths.astype(jnp.int32)
         cache = Cache(kv_cache[0], kv_cache[1], ctx.key_positions, filled)
     return Run(h, None if tapped is None else tapped[: len(taps)], cache)
+
+
+def _longer(x: Array, more: int) -> Array:
+    """x [B, T, ...] with so many zeros at the end of the rows."""
+    return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))
 
 
 @struct.dataclass
@@ -267,8 +306,9 @@ def _layer(
     edits: Edits,
     ctx: _Shared,
     impl: str,
-) -> tuple[Array, tuple[Array, Array] | None]:
-    """One layer with its edits: the stream after it, and the cache with its keys and values."""
+) -> tuple[Array, tuple[Array, Array] | None, tuple[Array, Array]]:
+    """One layer with its edits: the stream after it, the cache with its keys and values, and these
+    by themselves."""
     w, lora = take_layer(stack, x["layer"]), edits.lora
     size = stack["attn_norm"].shape[0]
     slot = None if lora is None else stacked_slot(lora.layers, size, x["layer"])
@@ -277,6 +317,7 @@ def _layer(
     )
     k = rotate(_add_at(k, ctx.slots, x.get("k_delta")), ctx.cos, ctx.sin)
     v = _add_at(v, ctx.slots, x.get("v_delta"))
+    own = (k, v)
     if kv_cache is not None:
         assert ctx.columns is not None
         k_all = kept.put(kv_cache[0], x["layer"], ctx.columns, k)
@@ -305,7 +346,7 @@ def _layer(
             lambda h: h,
             h,
         )
-    return h, kv_cache
+    return h, kv_cache, own
 
 
 def _add_at(x: Array, index: Array | None, delta: Array | None) -> Array:

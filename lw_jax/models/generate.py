@@ -16,9 +16,8 @@ from jax import lax
 
 from lw_jax.models import head
 from lw_jax.models.arch import Arch
-from lw_jax.models.cache import Cache, new_cache
+from lw_jax.models.cache import Cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
-from lw_jax.models.params import depth
 from lw_jax.types import Array, Edits, PyTree
 
 
@@ -130,7 +129,6 @@ def generate(
     batch, prompt = h.shape[:2]
     given = delivery if delivery is not None else LayerInputs()
     room = prompt + options.max_new - 1
-    cache = new_cache(arch, depth(params), batch, room, h.dtype)
     rng = jax.random.key(0) if rng is None else rng
     last = (lengths - 1)[:, None]
     ends_at = jnp.take_along_axis(positions, last, axis=1)
@@ -146,7 +144,7 @@ def generate(
         positions=positions,
         lengths=lengths,
         delivery=given,
-        cache=cache,
+        keep=room,
         impl=impl,
     )
     assert done.cache is not None

@@ -23,7 +23,7 @@ ROWS, TOKENS, SLOTS, COLUMNS = 3, 9, 3, 4
 LENGTHS = np.array([9, 6, 8], np.int32)
 STARTS = np.array([2, 1, 3], np.int32)
 
-jit_run = jax.jit(run, static_argnums=0, static_argnames=("start", "stop", "taps"))
+jit_run = jax.jit(run, static_argnums=0, static_argnames=("start", "stop", "taps", "keep"))
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -134,6 +134,18 @@ def test_cached_run_equals_one_run(params, h):
         cache=cache,
     )
     chex.assert_trees_all_equal(part.cache.lengths, prompts)
+    begun = jit_run(
+        WINDOW,
+        params,
+        h,
+        positions=whole_positions(),
+        lengths=prompts,
+        delivery=inputs,
+        keep=TOKENS,
+    )
+    chex.assert_trees_all_close(begun.cache, part.cache, atol=1e-5)
+    live = np.arange(TOKENS)[None] < prompts[:, None]
+    np.testing.assert_allclose(begun.h[live], part.h[live], atol=1e-5)
     for step in range(3):
         at = np.minimum(prompts + step, LENGTHS - 1)[:, None]
         live = prompts + step < LENGTHS
@@ -150,6 +162,25 @@ def test_cached_run_equals_one_run(params, h):
         want = np.take_along_axis(np.asarray(whole), at[..., None], axis=1)
         np.testing.assert_allclose(part.h[live], want[live], atol=2e-5)
     chex.assert_trees_all_equal(part.cache.lengths, LENGTHS)
+
+
+@pytest.mark.parametrize("given", ["nothing", "all"])
+def test_cudnn_is_given_lengths_that_are_rounded_once(given, params, h, monkeypatch):
+    """What it needs in training; taps, stream and gains are those of the tokens alone."""
+    xla, sizes = jax.nn.dot_product_attention, []
+
+    def stands_for_cudnn(q, k, v, implementation, **how):
+        sizes.append((implementation, q.shape[1]))
+        return xla(q, k, v, implementation="xla", **how)
+
+    asked = {"positions": whole_positions(), "lengths": LENGTHS, "delivery": GIVEN[given]}
+    want = run(ARCH, params, h, taps=(1, 3), **asked)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
+    found = run(ARCH, params, h, taps=(1, 3), impl="cudnn", **asked)
+    assert set(sizes) == {("cudnn", 16)}
+    for a, b in ((found.h, want.h), (found.taps, want.taps)):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(real(a), real(b), atol=1e-5)
 
 
 def test_prefix_of_real_tokens_equals_the_tokens(params, h):
