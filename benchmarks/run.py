@@ -1,0 +1,255 @@
+"""Measures lw_jax, and PyTorch beside it where that has a GPU, and writes docs/performance.md.
+
+    python -m benchmarks.run --preset h200 --parts step,decode,handoff,start --out speed.json
+    python -m benchmarks.run --page speed.json          # writes docs/performance.md from it
+
+Each way of each part is a process of its own, one after another. Times are medians after warm-up;
+ratios are of one run, so of one machine on one day. Weights are random: nothing is downloaded.
+`smoke` only shows that everything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN = "<!-- begin: written by `python -m benchmarks.run --page FILE.json` -->"
+END = "<!-- end -->"
+WAYS: dict[str, dict[str, dict[str, str]]] = {
+    "step": {
+        "lw_jax": {},
+        "lw_jax, attention xla": {"attention": "xla"},
+        "lw_jax, remat dots": {"remat": "dots"},
+        "torch, plain": {"torch": "plain"},
+        "torch, tuned": {"torch": "tuned"},
+        "torch, tuned and compiled": {"torch": "compiled"},
+    },
+    "decode": {
+        "lw_jax": {},
+        "torch, dynamic cache": {"torch": "plain"},
+        "torch, static cache, compiled": {"torch": "compiled"},
+    },
+    "handoff": {"lw_jax": {}, "lw_jax, attention xla": {"attention": "xla"}},
+    "start": {"lw_jax": {}},
+}
+"""Who does a part, and how."""
+RIVALS = {"step": "torch, tuned and compiled", "decode": "torch, static cache, compiled"}
+"""Against whom a part's ratios are."""
+START = ["--config", "configs/quickstart_scratch.yaml", "--stages.fit.train.steps=2"]
+START += ["--stages.fit.train.eval_every=0"]
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
+
+
+def measured(preset: str, parts: list[str], seconds: int) -> dict[str, Any]:
+    """Runs the parts, each way in a process of its own.
+
+    Args:
+        preset: `smoke` or `h200`.
+        parts: some of `WAYS`.
+        seconds: that one process may take.
+    """
+    made = "import torch; print(torch.cuda.is_available())"
+    rivals = importlib.util.find_spec("torch") is not None and "True" in _said(made)
+    found: dict[str, Any] = {"preset": preset, **_about(), "parts": {}}
+    for part in parts:
+        rows = found["parts"][part] = {}
+        for name, how in WAYS[part].items():
+            if "torch" in how and not rivals:
+                continue
+            if preset == "smoke" and how.get("attention"):  # what auto is on a CPU
+                continue
+            print(f"{part}: {name}", file=sys.stderr, flush=True)
+            rows[name] = _process(preset, part, how, seconds)
+    return found
+
+
+def _environ(preset: str) -> dict[str, str]:
+    """Of the processes: a smoke run compiles more than it computes, and is quicker without LLVM's
+    optimiser."""
+    if preset != "smoke":
+        return dict(os.environ)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+    return os.environ | {"XLA_FLAGS": flags.strip()}
+
+
+def _process(preset: str, part: str, how: dict[str, str], seconds: int) -> dict[str, Any]:
+    if part == "start":
+        return _starts(preset, seconds)
+    command = [sys.executable, "-m", "benchmarks.run", "--one", json.dumps([preset, part, how])]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=_environ(preset),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"more than {seconds} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no words"])[-1][:200]}
+    rows: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def _one(preset: str, part: str, how: dict[str, str]) -> None:
+    """In a process of its own: does a part one way, and prints its rows."""
+    from benchmarks.speed.sizes import sizes
+
+    kind = "torch" if "torch" in how else "lw_jax"
+    if kind == "lw_jax":  # the flags that the command line sets
+        from lw_jax.launch import set_environment
+
+        set_environment(os.environ)
+    parts = importlib.import_module(f"benchmarks.speed.{kind}_parts").PARTS
+    print(json.dumps(parts[part](sizes(preset), how)))
+
+
+def _starts(preset: str, seconds: int) -> dict[str, Any]:
+    """From the command to the end of two steps of the small models, with an empty cache of compiled
+    programs and with what that left."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        over = Path(folder) / "over.yaml"
+        over.write_text(json.dumps({"stages": {"align": None, "report": None}}))
+        environ = _environ(preset) | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        for name in ("cold", "warm"):
+            command = [sys.executable, "-m", "lw_jax.launch", *START, "--config", str(over)]
+            before, began = os.times(), time.perf_counter()
+            done = subprocess.run(
+                [*command, f"--run_dir={folder}/{name}"],
+                cwd=ROOT,
+                env=environ,
+                capture_output=True,
+                timeout=seconds,
+                check=False,
+            )
+            after = os.times()
+            used = sum(after[2:4]) - sum(before[2:4])
+            row = {"s": round(time.perf_counter() - began, 2), "cpu_s": round(used, 2)}
+            found[name] = row if not done.returncode else {"failed": done.stderr.decode()[-200:]}
+    return found
+
+
+def _about() -> dict[str, Any]:
+    """Hardware and versions; the device is asked for in a process that then lets go of it."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    code = "import jax; d = jax.devices(); print(len(d), d[0].device_kind, sep='|')"
+    count, _, kind = _said(code).partition("|")
+    from lw_jax.utils.provenance import provenance
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": kind.strip(),
+        "devices": int(count),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": versions,
+        **provenance(),
+    }
+
+
+def _said(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def page(found: dict[str, Any]) -> str:
+    """What is measured in docs/performance.md: a table a part, and what it was measured on."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    lines = [
+        f"Preset `{found['preset']}` on {found['devices']} x {found['device']}, {found['cores']} "
+        f"cores ({found['machine']}), {found['date']}; Python {found['python']}, {versions}; "
+        f"lw_jax {found['lw_jax']}{', commit ' + found['commit'] if 'commit' in found else ''}.",
+        "",
+        "```",
+        f"python -m benchmarks.run --preset {found['preset']} --parts {','.join(found['parts'])} "
+        "--out FILE.json",
+        "```",
+        "",
+        "Medians after warm-up, each call waited for; `first` is the first call with its",
+        "compilation. Ratios are to the row named, in the same run.",
+    ]
+    for part, ways in found["parts"].items():
+        rival = ways.get(RIVALS.get(part, ""), {})
+        against = RIVALS[part] if rival and "failed" not in rival else "lw_jax"
+        lines += ["", f"## {part}", ""]
+        if part == "start":
+            lines += ["| cache | seconds | CPU seconds |", "|---|---|---|"]
+            for name, row in ways["lw_jax"].items():
+                lines.append(f"| {name} | {row.get('s', 'failed')} | {row.get('cpu_s', '')} |")
+            continue
+        lines.append(f"| | by | ms | min to max | first, s | peak GB | ratio to {against} |")
+        lines.append("|---|---|---|---|---|---|---|")
+        for name, rows in ways.items():
+            if "failed" in rows:
+                lines.append(f"| | {name} | failed: {rows['failed']} | | | | |")
+                continue
+            for what, row in rows.items():
+                other = ways[against].get(what, {}).get("ms")
+                ratio = f"{row['ms'] / other:.2f}" if other else ""
+                spread = f"{row['min']} to {row['max']}" if "min" in row else ""
+                lines.append(
+                    f"| {what} | {name} | {row['ms']} | {spread} | {row.get('first_s', '')} "
+                    f"| {row.get('peak_gb', '')} | {ratio} |"
+                )
+    return "\n".join(lines)
+
+
+def spliced(text: str, tables: str) -> str:
+    """A page with new tables between its two marks; what stands around them stays."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", choices=("smoke", "h200"), default="smoke")
+    parser.add_argument("--parts", default=",".join(WAYS), help=f"some of {','.join(WAYS)}")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--seconds", type=int, default=550, help="that one process may take")
+    parser.add_argument("--page", type=Path, help="JSON file to write docs/performance.md from")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        _one(*json.loads(asked.one))
+        return 0
+    if asked.page:
+        tables = page(json.loads(asked.page.read_text()))
+        PAGE.write_text(spliced(PAGE.read_text(), tables))
+        return 0
+    parts = asked.parts.split(",")
+    if asked.out is None or not set(parts) <= set(WAYS):
+        parser.error(f"--out FILE.json and --parts of {','.join(WAYS)} are needed")
+    found = measured(asked.preset, parts, asked.seconds)
+    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    failed = [n for rows in found["parts"].values() for n, r in rows.items() if "failed" in r]
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""What is measured, at which sizes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHAPES = Path(__file__).parents[2] / "configs" / "shapes"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a preset.
+
+    Attributes:
+        sender, receiver: their config.json.
+        dtype: of both models.
+        tap: layers of the sender that are run.
+        rows: of a training step.
+        source, ask, answer: tokens.
+        slots: of the latent.
+        width, heads, depth: of the bridge's compressor.
+        decoded: batch sizes of decoding.
+        prompt, new: tokens of a prompt and of what is decoded.
+        texts: tokens of the texts that are handed over.
+        warm, times: calls before measuring, and measured.
+    """
+
+    sender: dict[str, Any]
+    receiver: dict[str, Any]
+    dtype: str
+    tap: int
+    rows: int
+    source: int
+    ask: int
+    answer: int
+    slots: int
+    width: int
+    heads: int
+    depth: int
+    decoded: tuple[int, ...]
+    prompt: int
+    new: int
+    texts: tuple[int, ...]
+    warm: int
+    times: int
+
+
+def _tiny(kind: str) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def sizes(preset: str) -> Sizes:
+    """The sizes of `smoke` (a minute on a CPU) or `h200` (one GPU of 80 GB or more)."""
+    if preset == "smoke":
+        return Sizes(
+            sender=_tiny("llama"),
+            receiver=_tiny("mistral"),
+            dtype="float32",
+            tap=1,
+            rows=2,
+            source=16,
+            ask=4,
+            answer=4,
+            slots=4,
+            width=32,
+            heads=2,
+            depth=1,
+            decoded=(1,),
+            prompt=8,
+            new=8,
+            texts=(16,),
+            warm=1,
+            times=3,
+        )
+    sender, receiver = (
+        json.loads((SHAPES / f"{name}.json").read_text())
+        for name in ("llama-3.1-8b-instruct", "mistral-7b-instruct-v0.3")
+    )
+    return Sizes(
+        sender=sender,
+        receiver=receiver,
+        dtype="bfloat16",
+        tap=16,
+        rows=16,
+        source=512,
+        ask=16,
+        answer=64,
+        slots=128,
+        width=1024,
+        heads=16,
+        depth=2,
+        decoded=(1, 16),
+        prompt=512,
+        new=128,
+        texts=(512, 2048, 8192),
+        warm=3,
+        times=12,
+    )
