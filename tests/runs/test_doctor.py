@@ -106,7 +106,7 @@ def test_texts_that_are_not_laid_out_as_they_are(write: Write, tmp_path: Path) -
     assert found.keys() == {"bridge.source", "receivers.reader"}
     assert "'Context: " in found["bridge.source"]
     assert "is laid out as 'context: " in found["bridge.source"]
-    assert found["receivers.reader"].startswith("receivers.reader: ")
+    assert found["receivers.reader"].startswith("its tokenizer")
 
 
 def test_weights_that_are_not_finite_are_found(write: Write, tmp_path: Path) -> None:
