@@ -124,7 +124,7 @@ def test_a_killed_stage_ends_with_the_same_pca(
                 raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics.os, "replace", kill)
+        patch.setattr(os, "replace", kill)
         with pytest.raises(Killed):
             launch(home, tmp_path / "run", "taps.yaml")
     assert launch(home, tmp_path / "run", "taps.yaml") == 0
