@@ -17,7 +17,7 @@ from lw_jax.config.parse import read
 from lw_jax.data.load import load_rows, sample
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
-from lw_jax.runs import export, exported, statistics
+from lw_jax.runs import export, exported
 from lw_jax.runs.session import open_pipeline
 from lw_jax.stages.calibrate import path_of
 from lw_jax.train.checkpoint import load_params
