@@ -210,7 +210,8 @@ class Context:
 
     def answers(self, receiver: str) -> tuple[TokenScores, Array | None]:
         """Scores [N, A] of the answers' tokens read from the latent, and the divergence [N, A] from
-        the receiver on the text at `tau`; None: no objective of the step compares them."""
+        the receiver on the text at `tau`; None: no objective of the step compares them, or the
+        receiver is in float32, where each objective makes a pass of its own."""
         found: tuple[TokenScores, Array | None] = self._once(
             f"answers/{receiver}", lambda: self._scored(receiver)
         )
@@ -218,7 +219,8 @@ class Context:
 
     def _scored(self, receiver: str) -> tuple[TokenScores, Array | None]:
         model, read = self.frozen.receivers[receiver], self.reading(receiver, Pass("latent"))
-        if self.tau is None:
+        # In float32 the order in which gradients are added would show: it stays what it was.
+        if self.tau is None or read.hidden.dtype == jnp.float32:
             return chunked_cross_entropy(model.arch, model.params, read.hidden, read.labels), None
         teacher = self.reading(receiver, Pass("text", gradient=False)).hidden
         return chunked_scores_and_kl(
