@@ -164,8 +164,7 @@ def test_cached_run_equals_one_run(params, h):
     chex.assert_trees_all_equal(part.cache.lengths, LENGTHS)
 
 
-@pytest.mark.parametrize("given", ["nothing", "all"])
-def test_cudnn_is_given_lengths_that_are_rounded_once(given, params, h, monkeypatch):
+def test_cudnn_is_given_lengths_that_are_rounded_once(params, h, monkeypatch):
     """What it needs in training; taps, stream and gains are those of the tokens alone."""
     xla, sizes = jax.nn.dot_product_attention, []
 
@@ -173,7 +172,7 @@ def test_cudnn_is_given_lengths_that_are_rounded_once(given, params, h, monkeypa
         sizes.append((implementation, q.shape[1]))
         return xla(q, k, v, implementation="xla", **how)
 
-    asked = {"positions": whole_positions(), "lengths": LENGTHS, "delivery": GIVEN[given]}
+    asked = {"positions": whole_positions(), "lengths": LENGTHS, "delivery": GIVEN["all"]}
     want = run(ARCH, params, h, taps=(1, 3), **asked)
     monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
     found = run(ARCH, params, h, taps=(1, 3), impl="cudnn", **asked)

@@ -292,6 +292,7 @@ def test_state_kd_compares_what_follows_the_message() -> None:
     np.testing.assert_allclose(loss, np.concatenate(errors).mean(), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_kd_beside_answer_ce_is_what_it_is_alone() -> None:
     """In bfloat16 one pass of the head makes both; losses are those of each alone, and the gradient
     is their sum."""
