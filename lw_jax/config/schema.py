@@ -126,14 +126,16 @@ class Config(Checked):
                 self._check_trains(name, stage.train)
             if stage.pretrain and not stage.pretrain.optimiser.schedule.ever(stage.pretrain.steps):
                 raise UserError(_never(f"stages.{name}.pretrain", stage.pretrain.steps))
-            if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
-                raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
-            if stage.evaluate and "relay" in stage.evaluate.methods and self.bridge is not None:
-                for view, source in self.bridge.views.items():
+            for needs in stage.evaluate.of_whole_sender if stage.evaluate else ():
+                if self.sender is None:
+                    raise UserError(
+                        f"sender: missing, and stages.{name}.evaluate's {needs} needs one"
+                    )
+                for view, source in self.bridge.views.items() if self.bridge else ():
                     if source.reads_sender and not source.sender_writes:
                         raise UserError(
-                            f"stages.{name}.evaluate.methods: relay needs a sender that writes, "
-                            f"and that of bridge.{view} reads only; leave relay out"
+                            f"stages.{name}.evaluate.methods: {needs} needs a sender that writes, "
+                            f"and that of bridge.{view} reads only; leave {needs} out"
                         )
 
     def _check_kinds(self, stage: str, train: TrainConfig) -> None:

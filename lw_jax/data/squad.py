@@ -86,7 +86,15 @@ def _example(cfg: Config, title: str, passage: Any, question: Any) -> Iterator[t
     number = own or short_hash(asked)
     yield (
         title or context,
-        Example(f"squad-{name}/{number}", f"squad-{name}", context, asked, texts, row_id=own),
+        Example(
+            f"squad-{name}/{number}",
+            f"squad-{name}",
+            context,
+            asked,
+            texts,
+            row_id=own,
+            article=title,
+        ),
     )
 
 
