@@ -17,7 +17,12 @@ from lw_jax.evaluate.summary import Settings
 
 SHARE = 0.8
 METRIC = "f1"
-BUDGETS = ("token_budget_first", "token_budget_last")
+BUDGETS = (
+    "token_budget_first",
+    "token_budget_last",
+    "token_budget_sentences",
+    "token_budget_surprisal",
+)
 BYTES = "token_budget_bytes"
 NEAR = "deranged_near"
 RAN_ON = 0.05
@@ -112,7 +117,8 @@ def judge(
     budgets = [m for m in BUDGETS if m in rows]
     if budgets:
         best = max(budgets, key=lambda m: float(rows[m].mean()))
-        of = f"the better token budget ({best}, {columns:g} columns)"
+        most = "better" if len(budgets) < 3 else "best"
+        of = f"the {most} token budget ({best}, {columns:g} columns)"
         words.append(_budget(apart[best], of, name))
     if BYTES in rows:
         words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
