@@ -36,7 +36,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
         return SimpleNamespace(run=run, lost=own[kind].lost)
 
     monkeypatch.setattr(launch, "stage_module", stage)
-    monkeypatch.setattr(doctor, "check", lambda *_: None)  # of models and rows, which are right
+    monkeypatch.setattr(doctor, "check", lambda *_: [])  # of models and rows, which are right
     return does
 
 

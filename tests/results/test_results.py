@@ -625,3 +625,11 @@ def test_a_record_keeps_the_normalised_score(tmp_path: Path, runs: list[Path]) -
     write_pages(folder)
     text = (folder / "wires.md").read_text()
     assert "| both | 0.500 [0.400, 0.600], 0.750 | – |" in text
+
+
+def test_two_seeds_have_no_interval_in_prose_either(tmp_path: Path, runs: list[Path]) -> None:
+    both = {"records": ["wire_0", "wire_1"]}
+    with pytest.raises(UserError, match="two seeds have no interval"):
+        prose(tmp_path, runs, "{both.latent.em.low:.3f}", both=both)
+    three = {"records": ["wire_0", "wire_1", "wire_0"]}
+    assert prose(tmp_path, runs, "{three.text.em.low:.3f}", three=three) == "0.757"  # Wilson's
