@@ -52,6 +52,11 @@ class Config(FileSource):
         """A context that is read back may go over lines."""
         return () if self.answer_field is None else super().stop
 
+    @property
+    def has_articles(self) -> bool:
+        """Where a field names them."""
+        return self.article_field is not None
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each context, with all its questions."""
 

@@ -37,6 +37,11 @@ class Config(FileSource):
     eval_split: Name = "validation"
     unanswerable: Word | None = None
 
+    @property
+    def has_articles(self) -> bool:
+        """The titles."""
+        return True
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each passage, with all its questions; a split never divides an article."""
 

@@ -248,6 +248,11 @@ class EvaluateConfig(Checked):
         return tuple(name for name, one in named.items() if one.relayed or one.surprisal)
 
     @property
+    def of_articles(self) -> tuple[str, ...]:
+        """The methods that need contexts of the same article."""
+        return tuple(name for name in self.all_methods if method(name).latent == "near")
+
+    @property
     def changed(self) -> tuple[str, ...]:
         """The methods that `wire` and `replay` ask for."""
         sent = (f"latent_{codec}" for codec in self.wire)

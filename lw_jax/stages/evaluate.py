@@ -319,16 +319,15 @@ def _near(
     Raises:
         UserError: no row has one.
     """
-    names = [name for name in cfg.all_methods if method(name).latent == "near"]
+    names = cfg.of_articles
     if not names:
         return [], {}
     near = rows.near(examples)
     counted = [row for row, other in enumerate(near) if other is not None]
     if not counted:
-        known = "no two contexts of one article" if any(e.article for e in examples) else "none"
         raise UserError(
-            f"methods: {names[0]} needs contexts of the same article, and of these rows' articles "
-            f"there are {known}; leave it out, evaluate more rows, or name data.jsonl.article_field"
+            f"methods: {names[0]} needs several contexts of one article, and no two of these "
+            f"{len(examples)} rows have that; evaluate more rows, or leave it out"
         )
     return near, dict.fromkeys(names, counted)
 

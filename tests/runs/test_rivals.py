@@ -142,3 +142,22 @@ def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: 
     with pytest.raises(UserError, match="elsewhere: its receivers are not"):
         evaluated(made(raw_config(models, tmp_path / "b", **FEW, rivals=rivals)))
     assert not (tmp_path / "b" / "metrics.json").exists()
+
+
+def test_contexts_of_one_article_are_needed_for_another_ones_latent(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Said before anything is trained where the data knows none, else before anything is run."""
+    few = FEW | {"methods": ["latent", "deranged_near"], "rows": 2}
+    raw = raw_config(models, tmp_path / "host", **few)
+    with pytest.raises(
+        UserError, match=r"deranged_near needs rows of known articles, and data.fac"
+    ):
+        from_dict(raw)
+    data = with_articles(tmp_path)
+    bare = {"jsonl": data["jsonl"] | {"article_field": None}}
+    with pytest.raises(UserError, match=r"data.jsonl has none; name data.jsonl.article_field, or"):
+        from_dict(raw | {"data": bare})
+    alone = {"jsonl": data["jsonl"] | {"article_field": "question"}}
+    with pytest.raises(UserError, match="no two of these 2 rows have that; evaluate more rows"):
+        evaluated(made(raw | {"data": alone}))
