@@ -50,6 +50,8 @@ from tests.mutation.related import every, related  # noqa: E402
 
 WANTED = 0.95
 NOTICED, SURVIVED, TIMED_OUT, BROKEN = "noticed", "survived", "timed out", "broken"
+UNJUDGED = "unjudged"
+"""No test about the mutant is green without it; it counts as not noticed."""
 OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line", "-p", "no:randomly")
 
 
@@ -115,7 +117,7 @@ class Runs:
         """End all that run."""
         with self._lock:
             self.stopped = True
-            for process in self._running:
+            for process in list(self._running):
                 _kill(process)
 
 
@@ -193,6 +195,11 @@ def sound(root: Path, journal: Journal, runs: Runs, files: Sequence[str], given:
 
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(one, left))
+    red = [test for test in files if test in journal.baseline[test]]
+    if red:
+        print(
+            f"{len(red)} of {len(files)} files cannot be run here at all: {' '.join(red[:5])} ..."
+        )
 
 
 def judge(mutant: Mutant, tree: Path, journal: Journal, runs: Runs, given: Any) -> dict[str, Any]:
@@ -202,6 +209,7 @@ def judge(mutant: Mutant, tree: Path, journal: Journal, runs: Runs, given: Any) 
     near = related(given.root, mutant.path)
     rest = [] if given.related_only else [t for t in every(given.root) if t not in near]
     line: dict[str, Any] = {"mutant": mutant.key, "where": str(mutant), "seconds": 0.0}
+    line |= {"verdict": UNJUDGED, "by": []}
     path.write_text(mutant.put(right), encoding="utf-8")
     try:
         for tests, limit in ((near, given.timeout), (rest, given.suite_timeout)):
@@ -240,11 +248,12 @@ def report(
 ) -> float:
     """Print the score and the survivors; the share that was noticed."""
     found = [judged[m.key] for m in mutants if m.key in judged]
-    count = dict.fromkeys((NOTICED, TIMED_OUT, SURVIVED, BROKEN), 0)
+    count = dict.fromkeys((NOTICED, TIMED_OUT, SURVIVED, BROKEN, UNJUDGED), 0)
     for line in found:
         count[line["verdict"]] += 1
     noticed = count[NOTICED] + count[TIMED_OUT]
-    score = noticed / max(1, noticed + count[SURVIVED])
+    missed = count[SURVIVED] + count[UNJUDGED]
+    score = noticed / max(1, noticed + missed)
     rules: dict[str, list[int]] = {}
     for line in found:
         rule = line["mutant"].split(" | ")[2]
@@ -254,13 +263,13 @@ def report(
     for rule, (those, of) in sorted(rules.items()):
         print(f"{rule:12} {those} of {of}")
     for line in found:
-        if line["verdict"] in (SURVIVED, BROKEN):
+        if line["verdict"] in (SURVIVED, BROKEN, UNJUDGED):
             print(f"{line['verdict']}  {line['where']}\n    {line['mutant']}")
             print(f"    {reasons.get(line['mutant'], 'no reason in known.yaml')}")
     left = f", {count[BROKEN]} could not be judged" if count[BROKEN] else ""
     print(
-        f"mutants: {noticed} of {noticed + count[SURVIVED]} noticed, {score:.1%} "
-        f"({count[TIMED_OUT]} by time{left})"
+        f"mutants: {noticed} of {noticed + missed} noticed, {score:.1%} ({count[TIMED_OUT]} by "
+        f"time{left}; {count[UNJUDGED]} without a test that is green without them)"
     )
     return score
 
