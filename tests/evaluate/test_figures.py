@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
-from lw_jax.evaluate import bootstrap, examples, report, summary
+from lw_jax.evaluate import bootstrap, compare, examples, report, summary
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.config import EvaluateConfig, NormalisedConfig
 from lw_jax.evaluate.figures import Asked, figures
+from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.summary import Settings
 from lw_jax.utils import files
@@ -188,6 +190,31 @@ def test_the_nearest_other_context_is_of_the_same_article() -> None:
             assert asked[other].context_id != row.context_id
         else:
             assert other is None
+
+
+def test_a_row_is_given_the_packet_of_the_nearest_other_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row without one is given its own, and does not count; the last place is filling."""
+    monkeypatch.setattr(compare, "put_batch", lambda mesh, rows: rows)
+    packets = SimpleNamespace(received=lambda codec, rows: rows)
+    asked: Any = SimpleNamespace(
+        packets=packets,
+        examples=range(3),
+        size=4,
+        near=[2, None, 0],
+        others=[1, 2, 0],
+        pipeline=SimpleNamespace(mesh=None),
+    )
+    rows = {
+        name: compare.Comparison.received(asked, method(name), 0)
+        for name in ("latent", "deranged", "deranged_near")
+    }
+    assert rows == {
+        "latent": [0, 1, 2, 0],
+        "deranged": [1, 2, 0, 1],
+        "deranged_near": [2, 1, 0, 2],
+    }
 
 
 def test_rows_that_a_method_does_not_count_are_in_none_of_its_figures() -> None:
