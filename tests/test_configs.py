@@ -21,16 +21,18 @@ from lw_jax.models.spec import FrozenSpec
 from lw_jax.runs.abstract import AbstractStep, abstract_step, size_in_bytes
 from lw_jax.runs.grid import grid
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.train.optimiser import groups
+from lw_jax.train.optimiser import groups, trained_leaves
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import BatchKind
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 RIVALS = sorted((ROOT / "configs" / "classification" / "rivals").glob("*.yaml"))
+REAL = ROOT / "configs" / "real"
+REAL_RIVALS = sorted((REAL / "rivals").glob("*.yaml"))
 LATENTWIRE = ROOT / "configs" / "latentwire"
 SWEEP = LATENTWIRE / "sweep.yaml"
-FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *RIVALS, SWEEP})
+FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *RIVALS, *REAL_RIVALS, SWEEP})
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
 QUICK = ("v09", "v14", "v15a")
@@ -304,6 +306,32 @@ def test_a_classification_has_its_rivals(path: Path) -> None:
             assert abs(count - wanted) < 0.05 * wanted
         else:
             assert count < wanted
+
+
+@pytest.mark.parametrize("path", REAL_RIVALS, ids=lambda path: path.stem)
+def test_a_wire_between_real_models_has_its_rivals(path: Path) -> None:
+    """On the same question rows, where the report looks for them; LoRA with as many parameters as
+    the wire, soft tokens in units of the embeddings' RMS, whose rate is a rate of theirs."""
+    wire = read(REAL / "questions.yaml")
+    evaluation = wire.stages["report"].evaluate
+    assert evaluation is not None and evaluation.normalised is not None
+    config = read(REAL / "questions.yaml", over=[path])
+    assert evaluation.rivals[path.stem] == f"runs/{config.name}"
+    assert path.stem in (*evaluation.normalised.text, evaluation.normalised.nothing)
+    assert config.layout == replace(wire.layout, with_text="text" in path.stem)
+    assert (config.data, config.receivers) == (wire.data, wire.receivers)
+    assert config.bridge is not None
+    assert list(chosen(config.bridge.compressor)) == ["constant"]  # sees no text
+    (step,) = steps(config, MeshConfig(data=1))
+    fit = config.stages["questions"].train
+    assert fit is not None
+    if path.stem == "lora_text":
+        of_wire = _parameters(steps(wire, MeshConfig(data=1))[0])
+        assert abs(_parameters(step) - of_wire) < 0.05 * of_wire
+        return
+    trained = trained_leaves(step.state.params, fit.train_only, config.receivers)["bridge"]
+    scale = {"qwen": {"soft_tokens": {"log_scale": False}}}
+    assert trained == {"compressor": {"tokens": True}, "readers": scale}
 
 
 def _parameters(step: AbstractStep) -> int:

@@ -126,15 +126,27 @@ class Config(Checked):
                 self._check_trains(name, stage.train)
             if stage.pretrain and not stage.pretrain.optimiser.schedule.ever(stage.pretrain.steps):
                 raise UserError(_never(f"stages.{name}.pretrain", stage.pretrain.steps))
-            if stage.evaluate and "relay" in stage.evaluate.methods and self.sender is None:
-                raise UserError(f"sender: missing, and stages.{name}.evaluate's relay needs one")
-            if stage.evaluate and "relay" in stage.evaluate.methods and self.bridge is not None:
-                for view, source in self.bridge.views.items():
-                    if source.reads_sender and not source.sender_writes:
-                        raise UserError(
-                            f"stages.{name}.evaluate.methods: relay needs a sender that writes, "
-                            f"and that of bridge.{view} reads only; leave relay out"
-                        )
+            if stage.evaluate:
+                self._check_evaluates(name, stage.evaluate)
+
+    def _check_evaluates(self, stage: str, evaluate: EvaluateConfig) -> None:
+        """Checks that sender and rows are such that the methods can run."""
+        for needs in evaluate.of_whole_sender:
+            if self.sender is None:
+                raise UserError(f"sender: missing, and stages.{stage}.evaluate's {needs} needs one")
+            for view, source in self.bridge.views.items() if self.bridge else ():
+                if source.reads_sender and not source.sender_writes:
+                    raise UserError(
+                        f"stages.{stage}.evaluate.methods: {needs} needs a sender that writes, "
+                        f"and that of bridge.{view} reads only; leave {needs} out"
+                    )
+        for kind, data in chosen(evaluate.data or self.data).items():
+            if evaluate.of_articles and not data.has_articles:
+                which = "name data.jsonl.article_field, or " if kind == "jsonl" else ""
+                raise UserError(
+                    f"stages.{stage}.evaluate.methods: {evaluate.of_articles[0]} needs rows of "
+                    f"known articles, and data.{kind} has none; {which}leave it out"
+                )
 
     def _check_kinds(self, stage: str, train: TrainConfig) -> None:
         """Checks that every kind of batch has an objective, and every objective a batch."""

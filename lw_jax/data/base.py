@@ -34,6 +34,11 @@ class DataSet(Checked, ABC):
         return False
 
     @property
+    def has_articles(self) -> bool:
+        """Whether rows may name what several contexts come from (`Example.article`)."""
+        return False
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Strings at which an answer ends: a line break where answers are short, none where they
         are texts or worked solutions (`decode.stop` of an evaluation says otherwise)."""

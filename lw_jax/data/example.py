@@ -26,6 +26,7 @@ class Example:
         answers: accepted answers; the first is trained on.
         level: level of a curriculum (facts: the number of sentences), else 0.
         row_id: the id that the user's file gives the row; "" where it gives none.
+        article: name of what several contexts come from; "" where that is not known.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Example:
     answers: tuple[str, ...]
     level: int = 0
     row_id: str = ""
+    article: str = ""
 
 
 class Remark(NamedTuple):

@@ -34,6 +34,8 @@ class Config(FileSource):
         answer_field: text, or a list of texts that all count as right; null: the context is read
             back.
         level_field: a whole number, the curriculum level; null: all 0.
+        article_field: name of what several contexts come from, which no split divides; a row in
+            which it is null has none. null: nothing is known of articles.
         ends_in_number: whether answers are worked solutions that end in `#### NUMBER`, as GSM8K's;
             then the number is scored by itself.
     """
@@ -42,12 +44,18 @@ class Config(FileSource):
     question_field: Name | None = "question"
     answer_field: Name | None = "answer"
     level_field: Name | None = None
+    article_field: Name | None = None
     ends_in_number: bool = False
 
     @property
     def stop(self) -> tuple[str, ...]:
         """A context that is read back may go over lines."""
         return () if self.answer_field is None else super().stop
+
+    @property
+    def has_articles(self) -> bool:
+        """Where a field names them."""
+        return self.article_field is not None
 
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each context, with all its questions."""
@@ -66,8 +74,9 @@ class Config(FileSource):
             )
             name = f"jsonl-{short_hash(context)}"
             number = short_hash(f"{question}\n{answers[0]}")
+            article = _article(record, self)
             yield (
-                context,
+                article or context,
                 Example(
                     f"{name}/{number}",
                     name,
@@ -76,6 +85,7 @@ class Config(FileSource):
                     answers,
                     _level(record, self),
                     row_id(self, record),
+                    article,
                 ),
             )
 
@@ -89,6 +99,13 @@ def _answers(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not value:
         raise records.BadRowError(f"{field}: expected text or a list of texts, got []")
     return tuple(dict.fromkeys(records.text({field: text}, field, numbers=True) for text in value))
+
+
+def _article(record: Mapping[str, Any], cfg: Config) -> str:
+    field = cfg.article_field
+    if field is None or (field in record and record[field] in (None, "")):
+        return ""
+    return records.text(record, field, numbers=True)
 
 
 def _level(record: Mapping[str, Any], cfg: Config) -> int:

@@ -37,6 +37,11 @@ class Config(FileSource):
     eval_split: Name = "validation"
     unanswerable: Word | None = None
 
+    @property
+    def has_articles(self) -> bool:
+        """The titles."""
+        return True
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each passage, with all its questions; a split never divides an article."""
 
@@ -86,7 +91,15 @@ def _example(cfg: Config, title: str, passage: Any, question: Any) -> Iterator[t
     number = own or short_hash(asked)
     yield (
         title or context,
-        Example(f"squad-{name}/{number}", f"squad-{name}", context, asked, texts, row_id=own),
+        Example(
+            f"squad-{name}/{number}",
+            f"squad-{name}",
+            context,
+            asked,
+            texts,
+            row_id=own,
+            article=title,
+        ),
     )
 
 

@@ -21,13 +21,14 @@ from lw_jax.data.example import Example
 from lw_jax.evaluate.candidates import answering
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import EvalContext, Method
+from lw_jax.evaluate.methods.base import Cut, EvalContext, Method
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.packets import Packets, encode, send
 from lw_jax.evaluate.predict import (
     Held,
     Planned,
     compile_all,
+    cut,
     held,
     look,
     on_host,
@@ -37,11 +38,12 @@ from lw_jax.evaluate.predict import (
     shortened,
 )
 from lw_jax.evaluate.relay import Written
+from lw_jax.evaluate.surprisal import Spans, of_tokens
 from lw_jax.mesh import put_batch
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.collate import Batch, Collate
-from lw_jax.text.layout import message_text
+from lw_jax.text.layout import message_ids, message_text
 from lw_jax.text.stop import Stop, stop_of
 from lw_jax.types import Latent
 from lw_jax.utils import signals
@@ -60,6 +62,9 @@ class Comparison:
         config: of the evaluation.
         examples: the rows.
         others: row by row the row of another context.
+        near: row by row that of another context of the same article; None where there is none.
+        nats: row by row the nats of the spans of its text under the sender; none where no method
+            asks for them.
         collate: with lengths that hold them all.
         console: for people.
         terminated: whether to stop after the batch at hand.
@@ -80,6 +85,8 @@ class Comparison:
     other: str | None = None
     packets: Packets | None = None
     stop: tuple[str, ...] = ()
+    near: Sequence[int | None] = ()
+    nats: Sequence[Spans] = ()
 
     def method(self, name: str) -> Method:
         """The method of that name; the guest's is `latent`."""
@@ -158,6 +165,8 @@ class Comparison:
         rows += rows[:1] * (self.size - len(rows))
         if how.latent == "other":
             rows = [self.others[i] for i in rows]
+        if how.latent == "near":  # a row without another one is run, and does not count
+            rows = [i if (other := self.near[i]) is None else other for i in rows]
         latent = self.packets.received(how.codec, rows)
         placed: Latent = put_batch(self.pipeline.mesh, latent)
         return placed
@@ -232,6 +241,7 @@ class Comparison:
         stop = stop_of(tokenizer, self.stop)
         options = self._options(how, ctx, stop)
         texts, root = self.texts(), jax.random.key(self.config.seed)
+        cuts = [] if how.cut is None else self._cuts(how, ctx, texts)
         sizes = self.latent_bytes(how.codec)
         said: list[Prediction] = []
         seconds = 0.0
@@ -247,6 +257,7 @@ class Comparison:
                     receiver=ctx.receiver,
                     tokenizer=tokenizer,
                 )
+                batch = cut(batch, cuts[rows], method=how, receiver=ctx.receiver)
                 placed = put_batch(self.pipeline.mesh, batch)
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
@@ -269,6 +280,27 @@ class Comparison:
                 advance()
                 self._stop("run the same command again to go on at this method")
         return said, seconds
+
+    def _cuts(self, how: Method, ctx: EvalContext, texts: Sequence[str]) -> list[Cut]:
+        """Every row's text as a method that cuts it is given it."""
+        layout, tokenizer = self.pipeline.layout, self.pipeline.receivers[ctx.receiver]
+
+        def encode(text: str) -> list[int]:
+            return message_ids(layout, tokenizer, [text])[0]
+
+        every = message_ids(layout, tokenizer, texts)
+        nats: Sequence[Any] = [None] * len(texts)
+        if how.surprisal:
+            nats = [
+                of_tokens(spans, text, tokenizer, ids)
+                for spans, text, ids in zip(self.nats, texts, every, strict=True)
+            ]
+        return [
+            Cut(text, ids, example.question, columns, encode, of_each)
+            for text, ids, example, columns, of_each in zip(
+                texts, every, self.examples, self.columns(ctx), nats, strict=True
+            )
+        ]
 
     def _options(self, how: Method, ctx: EvalContext, stop: Stop) -> DecodeOptions:
         """How a method's answers are decoded: the wire's controls act on the wire's methods."""

@@ -141,12 +141,33 @@ class RelayConfig(Checked):
 
 
 @dataclass(frozen=True)
+class NormalisedConfig(Checked):
+    """The two ends of the teacher-normalised score (docs/design.md section 8).
+
+    Args:
+        text: lines whose receiver is given the text (names of `rivals` that were tuned for it, or
+            methods); the one with the best F1 is the end where the score is 1.
+        nothing: the line whose receiver is given nothing, where it is 0: a tuned one of `rivals`,
+            or `no_message`.
+    """
+
+    text: Annotated[tuple[Name, ...], MinLen(1), FEW]
+    nothing: Name
+
+    def __post_init__(self) -> None:
+        distinct(self, "text")
+        if self.nothing in self.text:
+            raise UserError(f"nothing: {self.nothing!r} is a line of text as well; name another")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig(Checked):
     """A stage that compares methods on the same held-out rows (docs/design.md section 8).
 
     Args:
-        methods: methods to run; the controls are always run with `latent`. All but `relay`, which
-            loads the whole sender, `token_budget_bytes` and `pca` unless they are named.
+        methods: methods to run; the controls are always run with `latent`. All but `relay` and
+            `token_budget_surprisal`, which load the whole sender, `token_budget_bytes`,
+            `token_budget_sentences`, `pca` and `deranged_near` unless they are named.
         wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
             the bridge was trained for: methods `latent_float16`, ...
         replay: changes of the text's own embeddings that are read as well: methods
@@ -168,6 +189,8 @@ class EvaluateConfig(Checked):
         seed: seed of the rows' order and of the bootstrap.
         bootstrap: resamples for the 95 % intervals.
         relay: what the sender writes in the method `relay`.
+        normalised: lines that every other one is measured between, as a share of what the text is
+            worth; null: none.
         probe: linear probes of the sender and the receivers, where answers are a few labels.
         candidates: the answers that a receiver chooses from, by their log-probability after its
             message (`choice`, beside what it writes); null: the labels of data that has a few
@@ -189,6 +212,7 @@ class EvaluateConfig(Checked):
     seed: Seed = 12345
     bootstrap: Annotated[int, Ge(1), Le(10**6)] = 2000
     relay: RelayConfig = RelayConfig()
+    normalised: NormalisedConfig | None = None
     probe: ProbeConfig | None = None
     candidates: Words | None = None
 
@@ -202,11 +226,31 @@ class EvaluateConfig(Checked):
                     f"rivals.{name}: a line's name has letters, digits, - and _ only, and is no "
                     "method's"
                 )
+        whole = [name for name in self.all_methods if method(name).latent != "near"]
+        lines = [*whole, *self.rivals]
+        ends = () if self.normalised is None else (*self.normalised.text, self.normalised.nothing)
+        for name in ends:
+            if name not in lines:
+                raise UserError(
+                    f"normalised: {name!r} is no line of all rows of this evaluation; there are "
+                    f"{', '.join(lines)}"
+                )
         words = [word.strip() for word in self.candidates or ()]
         if self.candidates and (len(set(words)) < max(2, len(words)) or not all(words)):
             raise UserError(
                 f"candidates: expected two or more different answers; got {list(words)}"
             )
+
+    @property
+    def of_whole_sender(self) -> tuple[str, ...]:
+        """The methods that need the complete sender, with its head."""
+        named = {name: method(name) for name in self.methods}
+        return tuple(name for name, one in named.items() if one.relayed or one.surprisal)
+
+    @property
+    def of_articles(self) -> tuple[str, ...]:
+        """The methods that need contexts of the same article."""
+        return tuple(name for name in self.all_methods if method(name).latent == "near")
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -64,6 +64,26 @@ def others(examples: Sequence[Example]) -> list[int]:
     return [int(i) for i in pairs]
 
 
+def near(examples: Sequence[Example]) -> list[int | None]:
+    """Row by row the row of another context of the same article, about as long; None where the
+    article has no other context among the rows, or is not known."""
+    found: list[int | None] = [None] * len(examples)
+    articles: dict[str, list[int]] = {}
+    for row, example in enumerate(examples):
+        if example.article:
+            articles.setdefault(example.article, []).append(row)
+    for rows in articles.values():
+        held = [examples[row] for row in rows]
+        if len({e.context_id for e in held}) < 2:
+            continue
+        pairs = derangement(
+            [e.context_id for e in held], [e.level for e in held], [len(e.context) for e in held]
+        )
+        for row, pair in zip(rows, pairs.tolist(), strict=True):
+            found[row] = rows[pair]
+    return found
+
+
 def digest(examples: Sequence[Example]) -> str:
     """SHA-256 of the examples, in order."""
     text = "".join(json.dumps(asdict(e), ensure_ascii=False, sort_keys=True) for e in examples)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from lw_jax.data.example import Example
-from lw_jax.evaluate import bootstrap, summary
+from lw_jax.evaluate import bootstrap, normalised, summary
+from lw_jax.evaluate.config import NormalisedConfig
+from lw_jax.evaluate.methods import controls
 from lw_jax.evaluate.metrics import squad
 from lw_jax.evaluate.metrics.base import Prediction, Rows
 from lw_jax.evaluate.summary import CHOICE, Settings
@@ -29,6 +31,7 @@ class Asked:
         seed: of the bootstrap.
         resamples: of the bootstrap.
         ends_in_number: whether final numbers are scored, as the data set says.
+        counted: by the methods that do not count every row the indices of those that they do.
     """
 
     examples: Sequence[Example]
@@ -36,6 +39,7 @@ class Asked:
     seed: int
     resamples: int
     ends_in_number: bool = False
+    counted: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def settings(self) -> Settings:
@@ -53,16 +57,20 @@ def figures(
     said: Said,
     rescored: Sequence[str] | None = None,
     rivals: Sequence[str] = (),
+    ends: NormalisedConfig | None = None,
 ) -> dict[str, Any]:
-    """`receivers`, `joint` and `verdict` of metrics.json.
+    """`receivers`, `joint`, `verdict` and, where it is asked for, `normalised` of metrics.json.
 
     Args:
+        asked: the rows.
+        said: the predictions.
         rescored: row by row what several receivers chose together.
         rivals: lines that are another bridge's.
+        ends: of the normalised score.
     """
     receivers = {
         receiver: {
-            name: summary.of_method(asked.examples, rows, seconds, asked.settings)
+            name: _of_method(asked, name, rows, seconds)
             for name, (rows, seconds) in methods.items()
         }
         for receiver, methods in said.items()
@@ -73,7 +81,47 @@ def figures(
         if "latent" in methods
     }
     together = joint(asked, said, rescored)
-    return {"receivers": receivers, "joint": together, "verdict": verdicts}
+    found = {"receivers": receivers, "joint": together, "verdict": verdicts}
+    if ends is not None:
+        found["normalised"] = {
+            receiver: _normalised(asked, methods, ends) for receiver, methods in said.items()
+        }
+    return found
+
+
+def _of_method(
+    asked: Asked, name: str, said: Sequence[Prediction], seconds: float
+) -> dict[str, Any]:
+    """A method's figures, of the rows that it counts."""
+    rows = asked.counted.get(name)
+    if rows is None:
+        return summary.of_method(asked.examples, said, seconds, asked.settings)
+    kept = [asked.examples[i] for i in rows], [said[i] for i in rows]
+    found = summary.of_method(*kept, seconds, asked.settings)
+    return found | {"left_out": len(said) - len(rows)}
+
+
+def _normalised(
+    asked: Asked,
+    methods: Mapping[str, tuple[Sequence[Prediction], float]],
+    config: NormalisedConfig,
+) -> dict[str, Any]:
+    """The normalised score of every line that counts all rows."""
+    lines = {}
+    for name, (said, _) in methods.items():
+        if name not in asked.counted:
+            values = summary.per_row(Rows(asked.examples, said), tuple(normalised.FIGURES))
+            lines[name] = {figure: normalised.Line(*values[figure]) for figure in values}
+    apart = {*controls(), *config.text, config.nothing}
+    return normalised.of_lines(
+        lines,
+        config.text,
+        config.nothing,
+        normalised.Groups.of([e.article for e in asked.examples], asked.groups),
+        seed=asked.seed,
+        resamples=asked.resamples,
+        shown=[name for name in lines if name not in apart],
+    )
 
 
 def joint(asked: Asked, said: Said, rescored: Sequence[str] | None = None) -> dict[str, Any]:
@@ -148,6 +196,7 @@ def _verdict(
     """The verdict by what is written, and under `choice` that by what is chosen, where it is: there
     an answer's form, which a trained latent teaches and `no_message` cannot know, counts nothing.
     """
+    counted = {name: rows for name, rows in asked.counted.items() if name in methods}
     every = {
         name: summary.per_row(Rows(asked.examples, said)) for name, (said, _) in methods.items()
     }
@@ -160,7 +209,9 @@ def _verdict(
     def judged(metric: str) -> dict[str, Any]:
         rows = {name: values[metric][0] for name, values in every.items()}
         late = ran_on if metric == METRIC else None
-        return judge(rows, asked.groups, columns, asked.settings, metric, rivals, late).to_json()
+        settings = asked.settings
+        found = judge(rows, asked.groups, columns, settings, metric, rivals, late, counted)
+        return found.to_json()
 
     chosen = all(CHOICE in values for values in every.values())
     return judged(METRIC) | ({CHOICE: judged(CHOICE)} if chosen else {})

@@ -11,14 +11,19 @@ several, seeds of the bridge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEAST = 0.2
 """Smallest distance of text and nothing for which a share of it says something, in F1."""
+_CHUNK = 4_000_000  # counts held at once
+FIGURES = {"f1": "F1", "nll": "nats"}
+"""The figures that the score is taken of, and how they are called."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,13 @@ class Line:
 
     total: ArrayLike
     count: ArrayLike | None = None
+
+    def mean(self) -> float:
+        """Over rows (and parts), then over seeds."""
+        total = np.atleast_2d(np.asarray(self.total, np.float64))
+        count = np.ones_like(total) if self.count is None else np.asarray(self.count, np.float64)
+        count = np.broadcast_to(np.atleast_2d(count), total.shape)
+        return float(np.mean(total.sum(1) / count.sum(1)))
 
     def sums(self, label: NDArray[np.int64], groups: int) -> tuple[NDArray, NDArray]:
         """Sums and counts of whole groups, [S, groups].
@@ -53,7 +65,8 @@ class Score:
 
     Attributes:
         share: (latent - nothing) / (text - nothing).
-        low: lower end of its 95 % interval.
+        low: lower end of its 95 % interval; NaN where all rows are of one group, or where there
+            are two seeds, which say too little of their spread.
         high: upper end.
         of_text: latent / text, as others report it.
         latent: the latent's figure.
@@ -68,6 +81,22 @@ class Score:
     latent: float
     text: float
     nothing: float
+
+    def __str__(self) -> str:
+        ends = f" [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.low) else ""
+        return f"{self.share:.2f}{ends}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `metrics.json`."""
+        ends = [self.low, self.high] if math.isfinite(self.low) else None
+        return {
+            "share": self.share,
+            "ci": ends,
+            "of_text": self.of_text,
+            "own": self.latent,
+            "text": self.text,
+            "nothing": self.nothing,
+        }
 
 
 def score(
@@ -104,16 +133,22 @@ def score(
         return None
     rng = np.random.default_rng(seed)
     drawn = np.empty((resamples, 3))
-    for i in range(resamples):
-        pick = rng.integers(0, len(order), len(order))
+    at_once = max(1, _CHUNK // len(order))
+    for begin in range(0, resamples, at_once):
+        size = min(at_once, resamples - begin)
+        times = rng.multinomial(len(order), np.full(len(order), 1 / len(order)), size)
         for j, (total, count) in enumerate(lines):
-            seeds = rng.integers(0, len(total), len(total)) if len(total) > 1 else [0]
-            values = total[seeds][:, pick].sum(1) / np.maximum(1e-12, count[seeds][:, pick].sum(1))
-            drawn[i, j] = values.mean()
+            values = (total @ times.T) / np.maximum(1e-12, count @ times.T)  # [S, size]
+            if len(total) > 1:
+                seeds = rng.integers(0, len(total), (len(total), size))
+                values = np.take_along_axis(values, seeds, axis=0)
+            drawn[begin : begin + size, j] = values.mean(0)
     apart = drawn[:, 1] - drawn[:, 2]
     shares = (drawn[:, 0] - drawn[:, 2]) / np.where(apart == 0, np.nan, apart)
     tail = 50 * (1 - level)
     low, high = np.nanpercentile(shares, [tail, 100 - tail])
+    if len(order) < 2 or any(len(total) == 2 for total, _ in lines):
+        low = high = np.nan
     return Score(
         share=(mine - bare) / (whole - bare),
         low=float(low),
@@ -122,4 +157,114 @@ def score(
         latent=mine,
         text=whole,
         nothing=bare,
+    )
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which rows are resampled together.
+
+    Attributes:
+        kind: whole articles, where every row has one; else contexts.
+        labels: of the rows.
+        seeds: how many seeds' runs the figures are of.
+    """
+
+    kind: Literal["article", "context"]
+    labels: Sequence[str]
+    seeds: int = 1
+
+    @classmethod
+    def of(cls, articles: Sequence[str], contexts: Sequence[str], seeds: int = 1) -> Groups:
+        """By article, if it is known of every row.
+
+        Args:
+            articles: of the rows; "" where it is not known.
+            contexts: of the rows.
+            seeds: how many seeds' runs.
+        """
+        if all(articles):
+            return cls("article", articles, seeds)
+        return cls("context", contexts, seeds)
+
+    def __str__(self) -> str:
+        count = len(set(self.labels))
+        over = f"{count} {self.kind}{'s' * (count != 1)}"
+        return over if self.seeds == 1 else f"{over} and {self.seeds} seeds"
+
+
+def of_lines(
+    lines: Mapping[str, Mapping[str, Line]],
+    text: Sequence[str],
+    nothing: str,
+    groups: Groups,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    shown: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The score of every line of one receiver, as it stands in `metrics.json`.
+
+    Args:
+        lines: by name its `f1` and `nll`, row by row.
+        text: names of the lines that are given the text; the best of them by F1 is the upper end.
+        nothing: name of the line that is the lower end.
+        groups: which rows are resampled together.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        shown: lines that `words` has a sentence about; None: all but the two ends.
+
+    Returns:
+        `text` and `nothing`, the ends; `of`, the lines that were asked for as text; `groups` and
+        `count`, what was resampled; `why`, if there is no score; `lines`, by name `f1` and `nll`
+        (null where there is no score in nats); `words`.
+    """
+    best = max(text, key=lambda name: lines[name]["f1"].mean())
+    whole, bare = (lines[name]["f1"].mean() for name in (best, nothing))
+    found: dict[str, Any] = {
+        "text": best,
+        "nothing": nothing,
+        "of": list(text),
+        "groups": groups.kind,
+        "count": len(set(groups.labels)),
+        "seeds": groups.seeds,
+        "why": None,
+        "lines": {},
+    }
+    ends = f"{best} {whole:.3f}, {nothing} {bare:.3f}"
+    if not whole - bare >= LEAST:
+        found["why"] = f"text - nothing is {whole - bare:.3f} F1 ({ends}), below {LEAST:g}"
+        return found | {"words": [f"No share of what the text is worth: {found['why']}."]}
+    nats = lines[best]["nll"].mean() < lines[nothing]["nll"].mean()
+    words = []
+    for name, own in lines.items():
+        scores: dict[str, Score | None] = {}
+        for figure in FIGURES:
+            parts = (own[figure], lines[best][figure], lines[nothing][figure])
+            scores[figure] = (
+                score(*parts, groups.labels, seed=seed, resamples=resamples, least=0.0)
+                if figure == "f1" or nats
+                else None
+            )
+        found["lines"][name] = {k: None if s is None else s.to_json() for k, s in scores.items()}
+        if name not in (best, nothing) if shown is None else name in shown:
+            words.append(_sentence(name, best, scores))
+    if words:
+        over = f"intervals over {groups}"
+        if found["count"] < 2:
+            over = f"no intervals: there is one {groups.kind}"
+        elif groups.seeds == 2:
+            over = f"no intervals of two seeds ({groups})"
+        words.append(f"Shares are of {ends} F1; {over}.")
+    return found | {"words": words}
+
+
+def _sentence(name: str, best: str, scores: Mapping[str, Score | None]) -> str:
+    f1, nll = scores["f1"], scores["nll"]
+    assert f1 is not None
+    nats = "none in nats, where the text is worth nothing" if nll is None else f"{nll} in nats"
+    figures = f"{name} {f1.latent:.3f}, text {f1.text:.3f}, nothing {f1.nothing:.3f}"
+    return (
+        f"{name} carries {f1} of what the text ({best}) is worth in F1 ({figures}), {nats}; "
+        f"{name} / text {f1.of_text:.2f} in F1."
     )

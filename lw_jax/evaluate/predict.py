@@ -20,7 +20,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
+from lw_jax.evaluate.methods.base import Batch, Cut, EvalContext, Method, Sent
 from lw_jax.evaluate.metrics.base import Ended, Prediction
 from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
@@ -278,6 +278,35 @@ def shortened(
         ids = batch[f"{receiver}/context/ids"][i][: lengths[i]].tolist()
         lengths[i] = method.kept(tokenizer, ids, budget)
     return batch | {f"{receiver}/context/lengths": lengths}
+
+
+def cut(
+    batch: dict[str, np.ndarray], rows: Sequence[Cut], *, method: Method, receiver: str
+) -> dict[str, np.ndarray]:
+    """A batch on the host with the tokens of every row's text that the method chooses.
+
+    Args:
+        batch: the host's arrays; rows beyond `rows` are filling.
+        rows: the texts.
+        method: the method.
+        receiver: whose tokens they are.
+
+    Raises:
+        UserError: the method keeps more than it may.
+    """
+    if method.cut is None:
+        return batch
+    ids, lengths = (batch[f"{receiver}/context/{part}"].copy() for part in ("ids", "lengths"))
+    for i, row in enumerate(rows):
+        kept = list(method.cut(row))
+        if len(kept) > min(row.columns, ids.shape[1]):
+            raise UserError(
+                f"{method.cut.__module__}: cut keeps {len(kept)} tokens of a text whose latent has "
+                f"{row.columns} columns (lw_jax/evaluate/methods/base.py)"
+            )
+        ids[i], lengths[i] = 0, len(kept)
+        ids[i, : len(kept)] = kept
+    return batch | {f"{receiver}/context/ids": ids, f"{receiver}/context/lengths": lengths}
 
 
 def on_host(

@@ -83,6 +83,7 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
     """In words: whether the wire carries content, what it replaces, where the bridge comes from."""
     verdict = metrics["verdict"].get(receiver, {})
     found = [*verdict.get("words", ()), *verdict.get(CHOICE, {}).get("words", ())]
+    found += metrics.get("normalised", {}).get(receiver, {}).get("words", ())
     packed = metrics["compression"]
     if packed:
         at, size = packed["receivers"][receiver], packed["latent"]["bytes"]
@@ -152,6 +153,11 @@ def notes(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines about methods whose outputs did not end by themselves, or say nothing."""
     found = []
     for method, figures in methods.items():
+        if left := figures.get("left_out"):
+            found.append(
+                f"NOTE {receiver}, {method}: {left} of {left + figures['n']} rows do not count, "
+                "their article has no other context among the rows."
+            )
         late, empty = figures.get("ended", {}).get("limit", 0.0), figures.get("empty", 0.0)
         if late > RAN_ON:
             found.append(
@@ -191,14 +197,18 @@ def predictions(
     said: Said,
     relayed: Sequence[str] = (),
     rescored: Sequence[str] | None = None,
+    counted: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The lines of predictions.jsonl: an example, its gold, every method's output, what the sender
-    wrote for `relay`, and what several receivers chose together."""
+    """The lines of predictions.jsonl: an example, its gold, every method's output (of `counted`
+    only in the rows that count), what the sender wrote for `relay`, and what several receivers
+    chose together."""
+    some = {name: frozenset(rows) for name, rows in (counted or {}).items()}
     for i, example in enumerate(examples):
         yield {
             "id": example.id,
             **({"row_id": example.row_id} if example.row_id else {}),
             "context_id": example.context_id,
+            **({"article": example.article} if example.article else {}),
             "level": example.level,
             "context": example.context,
             "question": example.question,
@@ -206,7 +216,11 @@ def predictions(
             **({"relayed": relayed[i]} if relayed else {}),
             **({} if rescored is None else {"joint": rescored[i]}),
             "receivers": {
-                receiver: {name: _said(example, rows[i]) for name, (rows, _) in methods.items()}
+                receiver: {
+                    name: _said(example, rows[i])
+                    for name, (rows, _) in methods.items()
+                    if name not in some or i in some[name]
+                }
                 for receiver, methods in said.items()
             },
         }
@@ -247,6 +261,7 @@ def _said(example: Example, p: Prediction) -> dict[str, Any]:
         "em": squad.exact_match(p.text, example.answers),
         "f1": squad.f1(p.text, example.answers),
         "nll": p.nll / max(1, p.tokens),
+        "tokens": p.tokens,
         "first_rank": p.first_rank,
         "ended": p.ended,
         **({"choice": p.choice, "nats": dict(p.nats)} if p.nats else {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -40,12 +40,17 @@ class Settings:
     ends_in_number: bool = False
 
 
-def per_row(rows: Rows) -> dict[str, Values]:
-    """The figures that are means over rows or over their parts, row by row."""
+def per_row(rows: Rows, names: Collection[str] | None = None) -> dict[str, Values]:
+    """The figures that are means over rows or over their parts, row by row.
+
+    Args:
+        rows: the rows.
+        names: of the figures; None: all that there are.
+    """
     return {
         name: _checked(metric, rows)
         for name, metric in metrics().items()
-        if metric.per_row is not None and metric.of(rows)
+        if metric.per_row is not None and (names is None or name in names) and metric.of(rows)
     }
 
 

@@ -17,8 +17,14 @@ from lw_jax.evaluate.summary import Settings
 
 SHARE = 0.8
 METRIC = "f1"
-BUDGETS = ("token_budget_first", "token_budget_last")
+BUDGETS = (
+    "token_budget_first",
+    "token_budget_last",
+    "token_budget_sentences",
+    "token_budget_surprisal",
+)
 BYTES = "token_budget_bytes"
+NEAR = "deranged_near"
 RAN_ON = 0.05
 """Share of a method's outputs that run into the most tokens from which that is said."""
 
@@ -74,6 +80,7 @@ def judge(
     metric: str = METRIC,
     rivals: Sequence[str] = (),
     ran_on: Mapping[str, float] | None = None,
+    counted: Mapping[str, Sequence[int]] | None = None,
 ) -> Verdict:
     """The verdict of one receiver.
 
@@ -84,13 +91,16 @@ def judge(
         rivals: methods that are another bridge's.
         ran_on: per method the share of its outputs that neither EOS nor a stop ended; None: the
             metric does not depend on what is written.
+        counted: of methods that do not count every row the indices of those that they do.
     """
+    some = counted or {}
 
     def against(other: str) -> Difference:
+        kept = some.get(other, range(len(groups)))
         mean, (low, high) = bootstrap.paired(
-            rows["latent"],
-            rows[other],
-            groups=groups,
+            rows["latent"][kept],
+            rows[other][kept],
+            groups=[groups[i] for i in kept],
             seed=settings.seed,
             resamples=settings.resamples,
             bounds=(0, 1),
@@ -107,11 +117,15 @@ def judge(
     budgets = [m for m in BUDGETS if m in rows]
     if budgets:
         best = max(budgets, key=lambda m: float(rows[m].mean()))
-        of = f"the better token budget ({best}, {columns:g} columns)"
+        most = "better" if len(budgets) < 3 else "best"
+        of = f"the {most} token budget ({best}, {columns:g} columns)"
         words.append(_budget(apart[best], of, name))
     if BYTES in rows:
         words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
     words += [_budget(apart[m], f"{m}, another bridge", name) for m in rivals]
+    if NEAR in rows:
+        of = f"the latent of another text of the same article ({NEAR}, {len(some[NEAR])} rows)"
+        words.append(_budget(apart[NEAR], of, name))
     compared = ("latent", "text", "no_message", "deranged", *BUDGETS, BYTES, *rivals)
     late = {m: s for m, s in (ran_on or {}).items() if m in compared and s > RAN_ON}
     if late:

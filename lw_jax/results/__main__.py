@@ -3,11 +3,13 @@
     python -m lw_jax.results record RUN_DIR... docs/records/TOPIC.jsonl
     python -m lw_jax.results write docs/results
     python -m lw_jax.results tensorboard RUN_DIR
+    python -m lw_jax.results normalised RUN_DIR...
 
 A record replaces the line of its name; `docs/records` alone is enough for a name that is there.
 Each `docs/results/<topic>.yaml` is the source of a page: prose with figures
 (`lw_jax.results.figures`), tables (rows of records, columns of `lw_jax.results.columns`) and
-pictures. `README.yaml` is the page with the contents.
+pictures. `README.yaml` is the page with the contents. `normalised` prints the teacher-normalised
+score of several seeds' evaluations on the same rows, with intervals over articles and seeds.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lw_jax.errors import UserError
+from lw_jax.results.normalised import sentences
 from lw_jax.results.page import write_pages
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
@@ -38,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
                     print(path)
             case ["tensorboard", run]:
                 print(write_events(Path(run)))
-            case ["-h" | "--help"]:
-                print(__doc__)
+            case ["normalised", *runs] if runs:
+                for line in sentences([Path(run) for run in runs]):
+                    print(line)
             case _:
                 raise UserError(_wrong(argv))
     except UserError as error:
@@ -57,6 +61,7 @@ def _wrong(argv: Sequence[str]) -> str:
         "record": "record: give a run directory, or several, and then a file docs/records/X.jsonl",
         "write": "write: give one folder, that of the pages' sources (docs/results)",
         "tensorboard": "tensorboard: give one run directory",
+        "normalised": "normalised: give the run directory of every seed",
     }
     got = argv[0] if argv else "nothing"
     line = found.get(got, f"results: expected {', '.join(found)}; got {got}")

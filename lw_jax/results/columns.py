@@ -47,6 +47,23 @@ def _own(metric: str) -> Column:
     return Column(heading, lambda row: _text(row.figure(row.method, metric)))
 
 
+def _normalised(figure: str, heading: str) -> Column:
+    """The normalised score of the row's own method; of several seeds it has the interval that so
+    many allow (`lw_jax.results.row.combine`)."""
+
+    def cell(row: Row) -> str:
+        held = [
+            s.evaluation.get("normalised", {}).get(s.receiver, {}).get(row.method, {}).get(figure)
+            for s in row.seeds
+        ]
+        if any(one is None for one in held):
+            return MISSING
+        found = [one for one in held if one is not None]
+        return _text(combine([one["share"] for one in found], [one["ci"] for one in found]))
+
+    return Column(heading, cell)
+
+
 def column(name: str) -> Column | None:
     """The column of that name in `COLUMNS`, or `METHOD.METRIC` of any method and metric there is;
     None: there is none."""
@@ -283,6 +300,8 @@ COLUMNS: dict[str, Column] = {
     "source_entities_floor": Column("the same by chance", _floor("source_entities")),
     "content": Column("carries content (share)", _content),
     "within": Column("gold answers within the limit", _within),
+    "normalised": _normalised("f1", "share of the text's worth, F1"),
+    "normalised_nll": _normalised("nll", "share of the text's worth, nats"),
     "final": _of("latent", "final", "accuracy"),
     "partial": _of("latent", "partial", "partial"),
     "distinct": _of("latent", "distinct", "distinct outputs"),

@@ -121,6 +121,13 @@ def evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
             receiver: _only(held, ("carries", "share"))
             for receiver, held in metrics["verdict"].items()
         },
+        "normalised": {
+            receiver: {
+                line: {figure: _only(one, ("share", "ci")) for figure, one in scores.items() if one}
+                for line, scores in held["lines"].items()
+            }
+            for receiver, held in metrics.get("normalised", {}).items()
+        },
         "probe": {
             who: _only(held, ("accuracy", "ci")) for who, held in metrics.get("probe", {}).items()
         },
@@ -135,7 +142,7 @@ def evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "data": _only(metrics["data"], ("rows", "entity_floor")),
         "versions": _only(metrics["versions"], ("jax", "device")),
     }
-    return {k: v for k, v in found.items() if v or k not in ("joint", "probe")}
+    return {k: v for k, v in found.items() if v or k not in ("joint", "normalised", "probe")}
 
 
 def _method(held: Mapping[str, Any]) -> dict[str, Any]:

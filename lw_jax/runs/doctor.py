@@ -511,7 +511,7 @@ def _memory(seen: Examination) -> None:
     for name, stage in seen.config.stages.items():
         if stage.train is not None:
             _training_memory(seen, f"stages.{name}.train", stage.train)
-        elif stage.evaluate is not None and "relay" in stage.evaluate.methods:
+        elif stage.evaluate is not None and stage.evaluate.of_whole_sender:
             _relay_memory(seen, f"stages.{name}.evaluate", stage.evaluate)
 
 
@@ -533,7 +533,10 @@ def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
         mesh, layout = make_mesh(config.mesh), cfg.layout or config.layout
         frozen = abstract_models(config, seen.specs, mesh, layout)
         whole = seen.specs[SENDER].abstract(mesh)
-        need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory())
+        needs = cfg.of_whole_sender[0]
+        need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory(), needs)
         fits = need.total < need.room
-        advice = "" if fits else "; leave relay out, spread the models (mesh.model), or set quant"
+        advice = (
+            "" if fits else f"; leave {needs} out, spread the models (mesh.model), or set quant"
+        )
         seen.note("ok" if fits else "error", key, f"{need}{advice}")

@@ -48,11 +48,13 @@ class RelayNeed:
         frozen: the frozen weights of the other methods.
         sender: the complete sender; what it shares with those is counted twice.
         room: memory of the device.
+        method: that needs it.
     """
 
     frozen: int
     sender: int
     room: int
+    method: str = "relay"
 
     @property
     def total(self) -> int:
@@ -61,8 +63,8 @@ class RelayNeed:
 
     def __str__(self) -> str:
         return (
-            f"relay: {_size(self.sender)} whole sender + {_size(self.frozen)} frozen weights "
-            f"= {_size(self.total)} of {_size(self.room)} a device, without work"
+            f"{self.method}: {_size(self.sender)} whole sender + {_size(self.frozen)} frozen "
+            f"weights = {_size(self.total)} of {_size(self.room)} a device, without work"
         )
 
 

@@ -15,10 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.config.parse import to_dict
-from lw_jax.data.example import Group
+from lw_jax.data.example import Example, Group
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
-from lw_jax.evaluate import compression, examples, mean_latent, probe, relay, report, rescore
+from lw_jax.evaluate import (
+    compression,
+    examples,
+    mean_latent,
+    probe,
+    relay,
+    report,
+    rescore,
+    surprisal,
+)
 from lw_jax.evaluate import examples as rows
 from lw_jax.evaluate.candidates import answering, candidates_of
 from lw_jax.evaluate.compare import Comparison
@@ -96,6 +105,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         )
     other = rows.others(examples) if any(m.latent == "other" for m in wanted) else []
     others = [examples[i] for i in other]
+    near, counted = _near(cfg, examples)
     data_config = data_set(cfg.data or run.config.data)
     stop = stop_strings(cfg.decode.stop, data_config, layout)
     key = key_of(
@@ -125,8 +135,19 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
     with termination() as terminated, jax.default_matmul_precision("highest"):
         compared = Comparison(
-            pipeline, cfg, examples, other, collate, run.console, terminated, candidates, stop=stop
+            pipeline,
+            cfg,
+            examples,
+            other,
+            collate,
+            run.console,
+            terminated,
+            candidates,
+            stop=stop,
+            near=near,
         )
+        if any(m.surprisal for m in wanted):
+            compared = dataclasses.replace(compared, nats=_surprisal(run, compared, layout))
         if trained is not None:
             first, codecs = next(iter(pipeline.receivers)), [m.codec for m in wanted if m.codec]
             compared = compared.sent(
@@ -153,8 +174,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     probed = _probe(run, pipeline, cfg, Asked(examples, others, *how))
     # What the receiver is to write is what its output is held against.
     examples, others = ([written(layout, e) for e in some] for some in (examples, others))
-    asked = Asked(examples, others, *how)
-    measured = figures(asked, said, rescored, tuple(cfg.rivals))
+    asked = Asked(examples, others, *how, counted)
+    measured = figures(asked, said, rescored, tuple(cfg.rivals), cfg.normalised)
     for receiver, methods in measured["receivers"].items():
         if receiver in slots:
             methods["latent"]["slots"] = slots[receiver]
@@ -192,7 +213,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     }
     texts = () if relayed is None else written_by.texts
     files.write_lines(
-        out / "predictions.jsonl", report.predictions(examples, said, texts, rescored)
+        out / "predictions.jsonl", report.predictions(examples, said, texts, rescored, counted)
     )
     files.write_json(out / "metrics.json", metrics)
     files.append_line(
@@ -288,6 +309,38 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
         )
         mean_latent.save(run.run_dir, measured, slots, pipeline.fingerprints)
     return jax.device_put(jnp.asarray(slots), replicated(pipeline.mesh))
+
+
+def _near(
+    cfg: EvaluateConfig, examples: Sequence[Example]
+) -> tuple[list[int | None], dict[str, list[int]]]:
+    """Row by row the row of another context of its article, and by the methods that use it the
+    rows that have one.
+
+    Raises:
+        UserError: no row has one.
+    """
+    names = cfg.of_articles
+    if not names:
+        return [], {}
+    near = rows.near(examples)
+    counted = [row for row, other in enumerate(near) if other is not None]
+    if not counted:
+        raise UserError(
+            f"methods: {names[0]} needs several contexts of one article, and no two of these "
+            f"{len(examples)} rows have that; evaluate more rows, or leave it out"
+        )
+    return near, dict.fromkeys(names, counted)
+
+
+def _surprisal(run: Run, compared: Comparison, layout: LayoutConfig) -> list[surprisal.Spans]:
+    """The nats of every text's tokens under the sender, which is loaded whole and let go of."""
+    sender = run.config.sender
+    assert sender is not None  # the config was checked
+    spec = run.session.open(SENDER, sender)
+    model = run.session.load(spec, run.mesh)
+    assert isinstance(model, FrozenDecoder)  # the config was checked
+    return surprisal.of_texts(layout, model, spec.tokenizer, compared.texts(), compared.size)
 
 
 def _relay(

@@ -334,6 +334,27 @@ def test_jsonl_under_field_names_of_ones_own(tmp_path):
         cfg.rows("eval", level=9)
 
 
+def test_articles_are_known_and_not_torn_apart(tmp_path):
+    records = [
+        {"context": f"Text {n} of {n // 4}.", "question": "Which?", "answer": "b", "page": n // 4}
+        for n in range(80)
+    ]
+    file = write(tmp_path / "rows.jsonl", [*records, records[0] | {"page": None, "context": "x y"}])
+    cfg = jsonl.Config(
+        train=file, eval=None, eval_share=0.3, validation_share=0.1, article_field="page"
+    )
+    found = [{e.article for e in every(cfg.rows(split))} for split in ("train", "eval")]
+    assert not (found[0] & found[1]) - {""}
+    assert {"0", "19"} <= set.union(*found, {e.article for e in every(cfg.rows("validation"))})
+    assert {e.article for e in every(replace(cfg, article_field=None).rows("train"))} == {""}
+    rows = replace(cfg, article_field="pages", max_malformed=1.0)
+    with pytest.raises(UserError, match="pages: expected text, got nothing"):
+        rows.rows("train")
+    nested = write(tmp_path / "squad.json", [article(n) for n in range(3)])
+    asked = squad.Config(train="none.json", eval=nested).rows("eval")
+    assert {e.article for e in every(asked)} == {"Article 0", "Article 1", "Article 2"}
+
+
 def errors(tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
-from lw_jax.evaluate import bootstrap, examples, report, summary
+from lw_jax.evaluate import bootstrap, compare, examples, report, summary
 from lw_jax.evaluate import examples as rows
+from lw_jax.evaluate.config import EvaluateConfig, NormalisedConfig
 from lw_jax.evaluate.figures import Asked, figures
+from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.summary import Settings
 from lw_jax.utils import files
@@ -168,6 +172,135 @@ def test_deranged_rows_have_another_context() -> None:
     assert rows.digest(examples) == rows.digest(list(examples))
     assert rows.digest(examples) != rows.digest(other)
     assert np.mean([len(e.id) for e in other]) > 0
+
+
+def test_the_nearest_other_context_is_of_the_same_article() -> None:
+    """Two articles of three and two contexts, one with a single context, and a row of none."""
+    articles = ["a", "a", "a", "b", "b", "c", ""]
+    asked = [
+        replace(_example(i, "dog"), id=f"q{i}/{turn}", article=article)
+        for turn in range(2)
+        for i, article in enumerate(articles)
+    ]
+    near = rows.near(asked)
+    for row, other in zip(asked, near, strict=True):
+        if row.article in ("a", "b"):
+            assert other is not None
+            assert asked[other].article == row.article
+            assert asked[other].context_id != row.context_id
+        else:
+            assert other is None
+
+
+def test_a_row_is_given_the_packet_of_the_nearest_other_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row without one is given its own, and does not count; the last place is filling."""
+    monkeypatch.setattr(compare, "put_batch", lambda mesh, rows: rows)
+    packets = SimpleNamespace(received=lambda codec, rows: rows)
+    asked: Any = SimpleNamespace(
+        packets=packets,
+        examples=range(3),
+        size=4,
+        near=[2, None, 0],
+        others=[1, 2, 0],
+        pipeline=SimpleNamespace(mesh=None),
+    )
+    rows = {
+        name: compare.Comparison.received(asked, method(name), 0)
+        for name in ("latent", "deranged", "deranged_near")
+    }
+    assert rows == {
+        "latent": [0, 1, 2, 0],
+        "deranged": [1, 2, 0, 1],
+        "deranged_near": [2, 1, 0, 2],
+    }
+
+
+def test_rows_that_a_method_does_not_count_are_in_none_of_its_figures() -> None:
+    asked = [_example(i, "dog") for i in range(4)]
+    right, wrong = _said("dog"), _said("cat")
+    said = {name: ([wrong] * 4, 1.0) for name in ("no_message", "deranged")}
+    said |= {"latent": ([right] * 4, 1.0), "deranged_near": ([right, wrong, wrong, right], 1.0)}
+    found = figures(Asked(asked, [], 0, 50, counted={"deranged_near": [1, 2, 3]}), {"a": said})
+    near = found["receivers"]["a"]["deranged_near"]
+    assert (near["em"], near["n"], near["left_out"]) == (pytest.approx(1 / 3), 3, 1)
+    verdict = found["verdict"]["a"]
+    assert verdict["differences"]["deranged_near"]["mean"] == pytest.approx(2 / 3)
+    assert "of the same article (deranged_near, 3 rows)" in verdict["words"][-1]
+    (note,) = report.notes("a", {"deranged_near": near})
+    assert "deranged_near: 1 of 4 rows do not count" in note
+    lines = report.predictions(asked, {"a": said}, counted={"deranged_near": [1, 2, 3]})
+    assert ["deranged_near" in line["receivers"]["a"] for line in lines] == [False] + [True] * 3
+
+
+ENDS = NormalisedConfig(text=("plain", "tuned"), nothing="no_message")
+
+
+def _tuned(rows: int, latent: int, tuned: int) -> dict[str, tuple[list[Prediction], float]]:
+    """A text that is right in `tuned` rows of which the latent is right in `latent`."""
+
+    def rights(count: int, nll: float) -> tuple[list[Prediction], float]:
+        said = [_said("dog" if i % rows < count else "cat", nll=nll) for i in range(rows)]
+        return said, 1.0
+
+    return {
+        "latent": rights(latent, 2.0),
+        "plain": rights(tuned // 2, 0.5),
+        "tuned": rights(tuned, 1.0),
+        "no_message": rights(0, 5.0),
+        "deranged": rights(0, 6.0),
+    }
+
+
+def test_the_normalised_score_is_between_the_best_text_and_nothing() -> None:
+    asked = [replace(_example(i, "dog"), article=f"a{i % 8}") for i in range(40)]
+    found = figures(Asked(asked, [], 0, 50), {"a": _tuned(40, 20, 30)}, ends=ENDS)["normalised"][
+        "a"
+    ]
+    assert (found["text"], found["nothing"], found["why"]) == ("tuned", "no_message", None)
+    assert (found["groups"], found["count"]) == ("article", 8)
+    shares = {name: (s["f1"]["share"], s["nll"]["share"]) for name, s in found["lines"].items()}
+    assert shares["tuned"] == (1, 1)
+    assert shares["no_message"] == (0, 0)
+    assert shares["latent"] == pytest.approx((20 / 30, 3 / 4))
+    assert found["lines"]["latent"]["f1"]["of_text"] == pytest.approx(20 / 30)
+    low, high = found["lines"]["latent"]["f1"]["ci"]
+    assert low < 20 / 30 < high
+    first, last = found["words"]
+    assert first.startswith("latent carries 0.67 [0.")
+    assert (
+        "of what the text (tuned) is worth in F1 (latent 0.500, text 0.750, nothing 0.000)" in first
+    )
+    assert "0.75 [0.75, 0.75] in nats; latent / text 0.67 in F1" in first
+    assert "intervals over 8 articles" in last
+    bare = [replace(e, article="") for e in asked]
+    found = figures(Asked(bare, [], 0, 50), {"a": _tuned(40, 20, 30)}, ends=ENDS)["normalised"]["a"]
+    assert (found["groups"], found["count"]) == ("context", 40)
+
+
+def test_there_is_no_share_of_a_text_that_is_worth_little() -> None:
+    asked = [_example(i, "dog") for i in range(40)]
+    found = figures(Asked(asked, [], 0, 50), {"a": _tuned(40, 3, 7)}, ends=ENDS)["normalised"]["a"]
+    assert found["lines"] == {}
+    (line,) = found["words"]
+    assert "text - nothing is 0.175 F1 (tuned 0.175, no_message 0.000), below 0.2" in line
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"text": ("tuned",), "nothing": "no_message"}, "'tuned' is no line of all rows"),
+        ({"text": ("text",), "nothing": "text"}, "nothing: 'text' is a line of text as well"),
+        ({"text": (), "nothing": "no_message"}, "text: "),
+        ({"text": ("deranged_near",), "nothing": "zero"}, "'deranged_near' is no line of all rows"),
+    ],
+)
+def test_the_ends_are_lines_of_the_evaluation(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        EvaluateConfig(
+            methods=("latent", "text", "deranged_near"), normalised=NormalisedConfig(**raw)
+        )
 
 
 def _asked_twice(

@@ -49,6 +49,8 @@ def test_the_table_is_what_the_methods_say() -> None:
         "latent",
         "token_budget_first",
         "token_budget_last",
+        "token_budget_sentences",
+        "token_budget_surprisal",
         "token_budget_bytes",
         "pca",
         "relay",
@@ -57,9 +59,11 @@ def test_the_table_is_what_the_methods_say() -> None:
         "zero",
         "mean",
         "deranged",
+        "deranged_near",
     )
     assert controls() == ("no_message", "zero", "mean", "deranged")
-    left_out = {"relay", "token_budget_bytes", "pca"}
+    named = {"relay", "token_budget_bytes", "pca", "deranged_near"}
+    left_out = named | {"token_budget_sentences", "token_budget_surprisal"}
     assert default_methods() == tuple(n for n in methods() if n not in left_out)
     assert EvaluateConfig().methods == default_methods()
 
@@ -93,7 +97,8 @@ GOOD = Method(reads_text, latent_bytes, order=1)
         ("new", None, r"f\.py: expected METHOD .* got a NoneType"),
         ("new", replace(GOOD, message=lambda batch: batch), r"f\.py: message\(batch\) has other "),
         ("new", replace(GOOD, wire_bytes=3), r"wire_bytes has to be a function, wire_bytes\(sent"),
-        ("new", replace(GOOD, latent="its"), r"latent None, 'own' or 'other'; got 1 and 'its'"),
+        ("new", replace(GOOD, latent="its"), r"'own', 'other' or 'near'; got 1 and 'its'"),
+        ("new", replace(GOOD, cut=lambda: [0]), r"f\.py: cut\(\) has other parameters than cut"),
         ("new", Family("latent_", method, ""), r"f\.py: there is a family 'latent_' already"),
     ],
 )

@@ -44,7 +44,7 @@ def _options(world: World) -> DecodeOptions:
 
 def _batch(world: World, name: str, start: int = 0) -> Arrays:
     batch = world.batch(start, SIZE)
-    if method(name).latent == "other":
+    if method(name).latent in ("other", "near"):
         other = world.other(start, SIZE)
         batch |= {k: v for k, v in other.items() if k.startswith("source/")}
     return batch
@@ -86,8 +86,8 @@ def _with_gold(batch: Arrays, raw: Raw, spoil: bool = True) -> Arrays:
     return batch | {f"{RECEIVER}/answer/ids": ids, f"{RECEIVER}/answer/lengths": lengths}
 
 
-# The message of `token_budget_bytes` is that of `text`; the slow ones' are laid out as others' are.
-ALIKE = ("zero", "mean", "token_budget_last", "relay", "pca")
+# The messages of what cuts on the host are `text`'s; the slow ones' are laid out as others' are.
+ALIKE = ("zero", "mean", "token_budget_last", "relay", "pca", "deranged_near")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ ALIKE = ("zero", "mean", "token_budget_last", "relay", "pca")
     [
         pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else [])
         for n in methods()
-        if n != "token_budget_bytes"
+        if method(n).kept is None and method(n).cut is None
     ],
 )
 def test_argmax_is_greedy_on_256_examples(world: World, name: str) -> None:

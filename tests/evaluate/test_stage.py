@@ -184,6 +184,8 @@ def test_compression_and_parameters(metrics: dict[str, Any]) -> None:
     assert methods["text"]["wire_bytes"] == pytest.approx(packed["latent"]["bytes"]["utf8"])
     assert methods["latent"]["wire_bytes"] == packet.nbytes(6, 12, "float32")
     assert methods["token_budget_first"]["columns"] == 6
+    assert methods["token_budget_surprisal"]["columns"] == 6
+    assert 0 < methods["token_budget_sentences"]["columns"] <= 6
     assert methods["text"]["wire_bytes"] < methods["latent"]["wire_bytes"]
     assert methods["token_budget_bytes"]["columns"] == methods["text"]["columns"]  # all of it
     held = metrics["parameters"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -236,12 +237,17 @@ def test_help_is_a_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "results: expected record, write, tensorboard; got nothing"),
-        (["recrod", "x", "y"], "results: expected record, write, tensorboard; got recrod"),
+        ([], "results: expected record, write, tensorboard, normalised; got nothing"),
+        (
+            ["recrod", "x", "y"],
+            "results: expected record, write, tensorboard, normalised; got recrod",
+        ),
         (["record", "x"], "record: give a run directory, or several, and then a file"),
         (["write"], "write: give one folder, that of the pages' sources (docs/results)"),
         (["write", "nope.yaml"], "nope.yaml: no such folder; give that of the pages' sources"),
         (["tensorboard", "x", "y"], "tensorboard: give one run directory"),
+        (["normalised"], "normalised: give the run directory of every seed"),
+        (["normalised", "nope"], "nope: no metrics.json; give the directory of a finished"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_line(
@@ -506,7 +512,9 @@ def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "record RUN_DIR" in capsys.readouterr().out
     assert main(["nothing"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: results: expected record, write, tensorboard; got nothing")
+    assert err.startswith(
+        "error: results: expected record, write, tensorboard, normalised; got nothing"
+    )
     assert err.count("\n") == 1
 
 
@@ -552,6 +560,71 @@ def test_a_source_can_write_a_part_of_another_file(tmp_path: Path, runs: list[Pa
         assert head == "# A\n\nbefore\n\n"
         assert "\n\n## Measured\n\nIt has 0.500.\n\n| run | latent EM |\n" in rest
         assert "| 0.7 | 0.700 [0.600, 0.800] |\n\n<!-- part: end -->\n\nafter\n" in rest
+
+
+def seeds(tmp_path: Path, count: int) -> list[Path]:
+    """Evaluations of so many seeds on 60 questions of 6 articles; the text is always right."""
+    made = []
+    for seed in range(count):
+        rng, lines = np.random.default_rng(seed), []
+        for i in range(60):
+            own = {"text": 1.0, "no_message": 0.0, "latent": float(rng.random() < 0.4 + 0.1 * seed)}
+            said = {k: {"f1": v, "nll": 3 - 2 * v, "tokens": 2} for k, v in own.items()}
+            row = {"id": f"q{i}", "context_id": f"c{i}", "article": f"a{i % 6}"}
+            lines.append(row | {"receivers": {"r": said}})
+        made.append(tmp_path / f"seed_{seed}")
+        made[-1].mkdir()
+        ends = {"r": {"of": ["text"], "nothing": "no_message"}}
+        metrics = {"normalised": ends, "data": {"seed": 7}}
+        (made[-1] / "metrics.json").write_text(json.dumps(metrics))
+        turned = lines[seed:] + lines[:seed]  # joined by id, not by place
+        text = "".join(json.dumps(line) + "\n" for line in turned)
+        (made[-1] / "predictions.jsonl").write_text(text)
+    return made
+
+
+def test_the_normalised_score_of_several_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [str(path) for path in seeds(tmp_path, 3)]
+
+    def said(runs: list[str]) -> tuple[str, str]:
+        assert main(["normalised", *runs]) == 0
+        first, last = capsys.readouterr().out.splitlines()
+        return first, last
+
+    first, last = said(made)
+    assert first.startswith("r: latent carries 0.")
+    assert "intervals over 6 articles and 3 seeds" in last
+    mean = np.mean(
+        [
+            json.loads(line)["receivers"]["r"]["latent"]["f1"]
+            for run in made
+            for line in (Path(run) / "predictions.jsonl").read_text().splitlines()
+        ]
+    )
+    assert first.startswith(f"r: latent carries {mean:.2f} [")
+    assert f"{mean:.2f} [" in first.rpartition(" in nats")[0].rpartition(", ")[0]
+    first, last = said(made[:2])
+    assert "[" not in first and "no intervals of two seeds" in last
+    assert "intervals over 6 articles." in said(made[:1])[1]
+    path = Path(made[1]) / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"q3"', '"p3"'))
+    assert main(["normalised", *made]) == 2
+    assert "other rows than" in capsys.readouterr().err
+
+
+def test_a_record_keeps_the_normalised_score(tmp_path: Path, runs: list[Path]) -> None:
+    for run, share in zip(runs, (0.5, 0.75), strict=True):
+        metrics = json.loads((run / "metrics.json").read_text())
+        (receiver,) = metrics["receivers"]
+        one = {"share": share, "ci": [share - 0.1, share + 0.1], "own": 0.3}
+        metrics["normalised"] = {receiver: {"lines": {"latent": {"f1": one, "nll": None}}}}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    folder = page(tmp_path, runs, columns=["normalised", "normalised_nll"])
+    write_pages(folder)
+    text = (folder / "wires.md").read_text()
+    assert "| both | 0.500 [0.400, 0.600], 0.750 | – |" in text
 
 
 def test_two_seeds_have_no_interval_in_prose_either(tmp_path: Path, runs: list[Path]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from lw_jax.config.parse import from_dict
+from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 from lw_jax.runs import doctor
 from lw_jax.runs.directory import Run
@@ -64,13 +65,47 @@ def said(metrics: dict[str, Any], name: str) -> list[Any]:
     return [line["receivers"][RECEIVER][name] for line in metrics["lines"]]
 
 
+def with_articles(folder: Path) -> dict[str, Any]:
+    """Rows of three articles with three contexts each, and of one with a single one."""
+    paths = {}
+    for split in ("train", "eval"):
+        paths[split] = folder / f"{split}.jsonl"
+        facts = FactsRows(split, 0, 2, 10)
+        rows = (
+            {
+                "context": example.context,
+                "question": example.question,
+                "answer": list(example.answers),
+                "article": f"{split} {i // 3}",
+            }
+            for i in range(10)
+            for example in facts[i]
+        )
+        paths[split].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {split: str(path) for split, path in paths.items()}
+    return {"jsonl": files | {"article_field": "article"}}
+
+
 def test_each_line_is_what_its_own_evaluation_says(models: dict[str, Path], tmp_path: Path) -> None:
-    other = evaluated(made(other_raw(models, tmp_path / "other")))
+    """Of rows with articles, whose other contexts' latents are another control."""
+    data = with_articles(tmp_path)
+    other = evaluated(made(other_raw(models, tmp_path / "other") | {"data": data}))
     twin = made(raw_config(models, tmp_path / "twin", **FEW))  # the host's very parameters
     open_pipeline(twin.config, twin.mesh, twin.run_dir)
     screen = io.StringIO()
     rivals = {"rival": str(tmp_path / "other"), "twin": str(tmp_path / "twin")}
-    found = evaluated(made(raw_config(models, tmp_path / "host", **FEW, rivals=rivals), screen))
+    ends = {"text": ["rival", "twin"], "nothing": "no_message"}
+    more = {"rivals": rivals, "normalised": ends, "methods": ["latent", "deranged_near"]}
+    raw = raw_config(models, tmp_path / "host", **(FEW | more)) | {"data": data}
+    found = evaluated(made(raw, screen))
+    near = found["receivers"][RECEIVER]["deranged_near"]
+    assert (near["n"], near["left_out"]) == (9, 1)
+    for line in found["lines"]:
+        own = line["receivers"][RECEIVER]
+        assert ("deranged_near" in own) == (line["article"] != "eval 3")
+        assert own.get("deranged_near") != own["latent"]
+    assert found["normalised"][RECEIVER]["of"] == ["rival", "twin"]
+    assert "No share of what the text is worth: text - nothing is " in screen.getvalue()
     for name, own in (("rival", other), ("twin", found)):
         assert figures(found, name) == figures(own, "latent")
         assert said(found, name) == said(own, "latent")
@@ -107,3 +142,22 @@ def test_what_cannot_stand_beside_is_refused(models: dict[str, Path], tmp_path: 
     with pytest.raises(UserError, match="elsewhere: its receivers are not"):
         evaluated(made(raw_config(models, tmp_path / "b", **FEW, rivals=rivals)))
     assert not (tmp_path / "b" / "metrics.json").exists()
+
+
+def test_contexts_of_one_article_are_needed_for_another_ones_latent(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Said before anything is trained where the data knows none, else before anything is run."""
+    few = FEW | {"methods": ["latent", "deranged_near"], "rows": 2}
+    raw = raw_config(models, tmp_path / "host", **few)
+    with pytest.raises(
+        UserError, match=r"deranged_near needs rows of known articles, and data.fac"
+    ):
+        from_dict(raw)
+    data = with_articles(tmp_path)
+    bare = {"jsonl": data["jsonl"] | {"article_field": None}}
+    with pytest.raises(UserError, match=r"data.jsonl has none; name data.jsonl.article_field, or"):
+        from_dict(raw | {"data": bare})
+    alone = {"jsonl": data["jsonl"] | {"article_field": "question"}}
+    with pytest.raises(UserError, match="no two of these 2 rows have that; evaluate more rows"):
+        evaluated(made(raw | {"data": alone}))

@@ -27,7 +27,7 @@ from lw_jax.train.state import new_state
 from tests.tiny.evaluation import RECEIVER, fresh, make_party
 
 STEP = 7
-METHODS = tuple(methods())
+METHODS = tuple(n for n in methods() if n != "deranged_near")  # the rows are of no articles
 
 
 def make_models(home: Path) -> dict[str, Path]:

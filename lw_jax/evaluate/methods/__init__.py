@@ -17,6 +17,8 @@ from lw_jax.evaluate.methods.base import Family, Method
 from lw_jax.utils.registry import HANDLERS, added_entry_points
 
 CONTRACT = "lw_jax/evaluate/methods/base.py"
+WHOSE = (None, "own", "other", "near")
+"""Whose latent a row can be given (`Method.latent`)."""
 
 
 def methods() -> dict[str, Method]:
@@ -89,11 +91,13 @@ def _add(
         case Method():
             _takes(entry.message, ("ctx", "batch", "latent"), "message", where)
             _takes(entry.wire_bytes, ("sent",), "wire_bytes", where)
-            if not isinstance(entry.order, int) or entry.latent not in (None, "own", "other"):
+            if not isinstance(entry.order, int) or entry.latent not in WHOSE:
                 raise UserError(
-                    f"{where}: METHOD needs order, a number, and latent None, 'own' or 'other'; "
-                    f"got {entry.order!r} and {entry.latent!r} ({CONTRACT})"
+                    f"{where}: METHOD needs order, a number, and latent None, 'own', 'other' or "
+                    f"'near'; got {entry.order!r} and {entry.latent!r} ({CONTRACT})"
                 )
+            if entry.cut is not None:
+                _takes(entry.cut, ("row",), "cut", where)
             if name in held:
                 raise UserError(f"{where}: there is a method {name!r} already; rename the file")
             held[name] = entry

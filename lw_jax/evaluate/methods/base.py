@@ -102,6 +102,27 @@ class Sent:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """One row's text on the host, which a method is to cut to the latent's columns.
+
+    Attributes:
+        text: that the latent replaces.
+        ids: its ids in the receiver's tokens.
+        question: that is asked about it; "" if there is none.
+        columns: receiver columns of the row's latent: tokens that may stay.
+        encode: from a text to its ids, as they stand in the message's place.
+        nats: of every id, under the sender; None where the method does not ask for them.
+    """
+
+    text: str
+    ids: Sequence[int]
+    question: str
+    columns: int
+    encode: Callable[[str], list[int]]
+    nats: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """One line of the table.
 
@@ -110,12 +131,17 @@ class Method:
             says so), to what stands in the message's place.
         wire_bytes: what had to cross the wire for one row.
         order: of the line in the table, from the top; those alike in the order of their names.
-        latent: whose latent each row is given: its `own`, that of an `other` context, or None.
+        latent: whose latent each row is given: its `own`, that of an `other` context, that of a
+            `near` one, which is another of the same article (rows without one do not count), or
+            None.
         codec: in which it was sent; None: the bridge's own.
         mean: whether it reads the training set's mean slots (`EvalContext.mean`).
         relayed: whether the rows' contexts are what the sender wrote.
         kept: from the receiver's tokenizer, a text's tokens and the bytes of its latent to how many
             of the tokens stay; None: all.
+        cut: from a row's text to the tokens that stay, no more than the latent has columns; None:
+            all.
+        surprisal: whether `cut` asks for the nats of every token under the sender.
         default: whether it is run where no methods are named.
         control: whether it is always run with `latent`, which says nothing without it.
         wire: whether the decode controls that are meant for the wire act on it; None: where it is
@@ -125,11 +151,13 @@ class Method:
     message: Callable[[EvalContext, Batch, Any], Message]
     wire_bytes: Callable[[Sent], int]
     order: int
-    latent: Literal["own", "other"] | None = None
+    latent: Literal["own", "other", "near"] | None = None
     codec: str | None = None
     mean: bool = False
     relayed: bool = False
     kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
+    cut: Callable[[Cut], Sequence[int]] | None = None
+    surprisal: bool = False
     default: bool = True
     control: bool = False
     wire: bool | None = None
@@ -142,7 +170,7 @@ class Method:
     @property
     def needs_bridge(self) -> bool:
         """Whether it cannot run without trained parameters."""
-        return self.latent is not None or self.kept is not None
+        return any(part is not None for part in (self.latent, self.kept, self.cut))
 
 
 @dataclass(frozen=True)
@@ -186,6 +214,11 @@ def text_bytes(sent: Sent) -> int:
 def latent_bytes(sent: Sent) -> int:
     """The latent's packet, header included."""
     return sent.latent_bytes
+
+
+def left_bytes(sent: Sent) -> int:
+    """UTF-8 bytes of the tokens that were left of the text."""
+    return len(sent.tokenizer.backend.decode(sent.ids).encode())
 
 
 def nothing(sent: Sent) -> int:

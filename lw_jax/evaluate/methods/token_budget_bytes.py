@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lw_jax.evaluate.methods.base import Method, Sent, reads_text
+from lw_jax.evaluate.methods.base import Method, left_bytes, reads_text
 from lw_jax.text.tokenizer import Tokenizer
 
 
@@ -24,9 +24,4 @@ def kept(tokenizer: Tokenizer, ids: Sequence[int], budget: int) -> int:
     return low
 
 
-def wire_bytes(sent: Sent) -> int:
-    """UTF-8 bytes of what is left of the text."""
-    return len(sent.tokenizer.backend.decode(sent.ids).encode())
-
-
-METHOD = Method(reads_text, wire_bytes, order=50, kept=kept, default=False)
+METHOD = Method(reads_text, left_bytes, order=50, kept=kept, default=False)

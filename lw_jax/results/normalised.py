@@ -1,0 +1,80 @@
+"""The teacher-normalised score of several seeds' runs, from their predictions on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lw_jax.errors import UserError
+from lw_jax.evaluate.normalised import FIGURES, Groups, Line, of_lines
+from lw_jax.utils.files import damaged, read_json, read_lines
+
+
+def sentences(runs: Sequence[Path]) -> list[str]:
+    """What every line of every receiver carries, in sentences; intervals are over articles and
+    seeds. Lines that not all runs have are left out.
+
+    Args:
+        runs: directories with `metrics.json` and `predictions.jsonl`, one for each seed.
+
+    Raises:
+        UserError: a file is missing or damaged, has no normalised score, or is of other rows.
+    """
+    held = [_read(run) for run in runs]
+    first, rows = held[0]
+    ids = [row["id"] for row in rows]
+    by_id = []
+    for run, (_, own) in zip(runs, held, strict=True):
+        found = {row["id"]: row for row in own}
+        if found.keys() != set(ids):
+            raise UserError(
+                f"{run}: other rows than {runs[0]}; evaluate with the same data and seed"
+            )
+        by_id.append([found[name] for name in ids])
+    groups = Groups.of(
+        [row.get("article", "") for row in rows], [row["context_id"] for row in rows], len(runs)
+    )
+    said = []
+    for receiver, ends in first["normalised"].items():
+        for run, (metrics, _) in zip(runs, held, strict=True):
+            other = metrics["normalised"].get(receiver, {})
+            if (other.get("of"), other.get("nothing")) != (ends["of"], ends["nothing"]):
+                raise UserError(f"{run}: its normalised score has other ends than {runs[0]}")
+        lines = {
+            name: _line(by_id, receiver, name)
+            for name in rows[0]["receivers"][receiver]
+            if all(name in row["receivers"][receiver] for seed in by_id for row in seed)
+        }
+        found = of_lines(lines, ends["of"], ends["nothing"], groups, seed=first["data"]["seed"])
+        said += [f"{receiver}: {line}" for line in found["words"]]
+    return said
+
+
+def _line(
+    seeds: Sequence[Sequence[Mapping[str, Any]]], receiver: str, name: str
+) -> dict[str, Line]:
+    """A line's figures [S, n] of several seeds."""
+    own = [[row["receivers"][receiver][name] for row in seed] for seed in seeds]
+    tokens = [[one["tokens"] for one in seed] for seed in own]
+    nats = [[one["nll"] * max(1, one["tokens"]) for one in seed] for seed in own]
+    f1 = [[one["f1"] for one in seed] for seed in own]
+    return dict(zip(FIGURES, (Line(f1), Line(nats, tokens)), strict=True))
+
+
+def _read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's metrics and predictions."""
+    for name in ("metrics.json", "predictions.jsonl"):
+        if not (run / name).is_file():
+            raise UserError(f"{run}: no {name}; give the directory of a finished evaluation")
+    metrics, path = read_json(run / "metrics.json", dict), run / "predictions.jsonl"
+    if not metrics.get("normalised"):
+        raise UserError(f"{run}: its evaluation has no `normalised`, which names the score's ends")
+    rows, bad = read_lines(path)
+    if bad or not rows:
+        raise damaged(path, f"{bad} lines are no JSON objects" if bad else "it is empty")
+    for row in rows:
+        said = [one for lines in row.get("receivers", {}).values() for one in lines.values()]
+        if "id" not in row or not said or any({"f1", "nll", "tokens"} - one.keys() for one in said):
+            raise damaged(path, "a line without id, f1, nll or tokens (of an earlier version?)")
+    return metrics, rows
