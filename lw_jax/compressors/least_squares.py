@@ -54,10 +54,10 @@ class Sums(NamedTuple):
         yy: [] sum of the targets' squares.
     """
 
-    tokens: Array | NDArray[Any]
-    xx: Array | NDArray[Any]
-    xy: Array | NDArray[Any]
-    yy: Array | NDArray[Any]
+    tokens: Array
+    xx: Array
+    xy: Array
+    yy: Array
 
 
 def sums(x: Array, embeddings: Array, spans: Array, mask: Array) -> Sums:

@@ -69,7 +69,7 @@ def _export(run_dir: Path, out: Path) -> None:
 
 def trained_lengths(config: Config, pipeline: Pipeline) -> dict[str, int]:
     """Most tokens of what the last train stage was given (without one, what was fitted on), by
-    part: texts of the sources, and what each receiver was asked; {} if its rows are no longer there.
+    part: texts of the sources, and what each receiver was asked; {} if its rows are gone.
 
     Args:
         config: config of the run.

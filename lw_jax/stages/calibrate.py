@@ -127,7 +127,7 @@ def _fitted(bridge: Bridge, found: statistics.Found) -> tuple[dict[str, np.ndarr
         fitted |= {f"source/{key}": value for key, value in own.items()}
         said.append(_shares(own))
     if (mapped := closed_form(bridge.config)) is not None:
-        gathered = Sums(*found[KEY])
+        gathered = Sums(*cast(tuple[Array, ...], found[KEY]))
         try:
             kernel, bias, explained = solve(mapped[1], gathered)
         except UserError as error:
