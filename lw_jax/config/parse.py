@@ -265,6 +265,9 @@ def _prepared(kind: Any, raw: Any, where: str) -> Any:
     Raises:
         UserError: an unknown key, or a text that is no Unicode.
     """
+    for one in kinds.alternatives(kind):
+        if isinstance(raw, list) == (get_origin(kinds.bare(one)) is tuple):
+            return _prepared(one, raw, where)
     if isinstance(raw, list) and get_origin(kinds.bare(kind)) is tuple:
         return [_prepared(tree.at(kind, (i,)), v, f"{where}.{i}") for i, v in enumerate(raw)]
     if isinstance(raw, str) and any("\ud800" <= c <= "\udfff" for c in raw):

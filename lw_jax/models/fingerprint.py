@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,8 +91,7 @@ def comparable(
         _warned.add(place)
         print(
             f"warning: {where}: fingerprints of format 1, which do not cover the tokenizers and "
-            "chat templates; only weights and architectures are compared",
-            file=sys.stderr,
+            "chat templates; only weights and architectures are compared"
         )
     return weights
 

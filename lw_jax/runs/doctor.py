@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -31,7 +31,7 @@ from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.directory import run_directory
-from lw_jax.runs.frozen import sender_arch, tokenizers_of
+from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
 from lw_jax.runs.ready import check_free, check_parts, check_start, traced
 from lw_jax.runs.rows import beyond_models, leaks, lengths_of, remarks_of
@@ -166,6 +166,9 @@ def examine(
                 key = f"bridge.sources.{name}" if config.bridge.sources else "bridge.source"
                 seen.note("ok", key, text if one.taps else "the text itself, no sender")
                 _taps(seen, key, name)
+        if SENDER in seen.specs and seen.sound:
+            with seen.trying("sender.path"):
+                _needed(seen, seen.specs[SENDER].check_files)
     _rows(seen)
     if config.bridge is not None and seen.sound:
         _lengths(seen)
@@ -305,7 +308,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
         if Path(model.path).expanduser().exists():
-            spec.check_files(head=name != SENDER)
+            spec.check_files() if name != SENDER else spec.files()
         seen.specs[name] = spec
         arch = spec.arch
         ends = (
@@ -343,7 +346,26 @@ def _weights(seen: Examination) -> None:
         key = name if name == SENDER else f"receivers.{name}"
         if Path(spec.config.path).expanduser().exists():
             with seen.trying(f"{key}.path"):
-                spec.check_weights(head=name != SENDER)
+                if name == SENDER:
+                    _needed(seen, spec.check_weights)
+                else:
+                    spec.check_weights()
+
+
+def _needed(seen: Examination, check: Callable[[int | None, bool], None]) -> None:
+    """Checks the part of a local sender that is read: up to the highest tap, or all if it writes.
+
+    Args:
+        seen: the examination.
+        check: takes the number of layers, from the first on, and whether the head is needed.
+    """
+    if not Path(seen.specs[SENDER].config.path).expanduser().exists():
+        return
+    stages = seen.config.stages.values()
+    if any(s.evaluate and any(method(m).relayed for m in s.evaluate.methods) for s in stages):
+        check(None, True)
+    else:
+        check(sender_layers(seen.config, seen.specs), False)
 
 
 def _rows(seen: Examination) -> None:

@@ -59,7 +59,8 @@ def sweep(home: Path, points: Sequence[Point], console: Console, run: Callable[[
     failed = [row for row in rows if "error" in row]
     for row in failed:
         where = ", ".join(f"{key} {value}" for key, value in row["values"].items())
-        console.print(f"failed: {where}: {row['error']}", highlight=False, markup=False)
+        line = f"failed: {where}: {row['error']}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return len(failed)
 
 

@@ -37,7 +37,7 @@ from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import account_of, leaks, remarks_of
 from lw_jax.runs.rows import report as say
-from lw_jax.runs.session import open_pipeline
+from lw_jax.runs.session import MEASURED_ROWS, open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.collate import Lengths
 from lw_jax.text.fit import length_remark
@@ -270,7 +270,13 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
     measured = mean_latent.key_of(trained.digest, cfg.ratio, pipeline.layout, count)
     slots = mean_latent.load(run.run_dir, measured, pipeline.fingerprints)
     if slots is None:
-        groups = sample(load_rows(run.config.data, "train", run.config.seed), count)
+        training = load_rows(run.config.data, "train", run.config.seed)
+        groups = sample(training, count)
+        lengths = pipeline.lengths(groups)
+        if lengths.long == lengths.contexts:  # all of these: others may be shorter
+            more = [group[:1] for group in sample(training, MEASURED_ROWS)]
+            fits = pipeline.collate(more)(more)["valid"]
+            groups = [g for g, fit in zip(more, fits, strict=True) if fit][:count] or groups
         receiver = next(iter(pipeline.receivers))
         slots = mean_latent.measure(
             _context(compared, trained, receiver),

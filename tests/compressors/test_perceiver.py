@@ -92,5 +92,5 @@ def test_one_ratio_of_several_is_trained() -> None:
 def test_a_ratio_needs_ratios() -> None:
     with pytest.raises(UserError, match="ratio: this bridge"):
         config(ratio=4.0)
-    with pytest.raises(UserError, match="ratios: source tokens"):
+    with pytest.raises(UserError, match=r"ratios\.0: expected at least 1; got 0\.5"):
         config(ratios=(0.5,))

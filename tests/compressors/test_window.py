@@ -86,7 +86,7 @@ def test_parameters_of_bridges_that_were_trained() -> None:
     [
         ({"size": 0}, "size: expected at least 1"),
         ({"size": 6, "mode": "hierarchical"}, "use a power of two; got 6"),
-        ({"size": 4, "mode": "conv", "kernel": 3}, "kernel: expected at least 4"),
+        ({"size": 4, "mode": "conv", "kernel": 3}, "kernel: expected at least the size 4"),
         ({"size": 4, "kernel": 8}, "mode 'concat' has none"),
     ],
 )

@@ -98,6 +98,8 @@ def required(kind: Any) -> dict[str, Any]:
 
 def right(kind: Any) -> Any:
     """A plain value of a type, inside its bounds."""
+    if several := kinds.alternatives(kind):
+        return right(several[0])
     inner, ends = kinds.bare(kind), kinds.bounds(kind)
     if inner in (int, float):
         return ends.least if ends.least is not None else ends.most
@@ -114,6 +116,14 @@ def right(kind: Any) -> Any:
 
 def wrong(kind: Any) -> Iterator[Any]:
     """Plain values that a type and its bounds exclude."""
+    if several := kinds.alternatives(kind):  # a text or a list of texts
+        if not kinds.optional(kind):
+            yield None
+        lists = [isinstance(right(one), list) for one in several]
+        for one, is_list in zip(several, lists, strict=True):
+            found = (v for v in wrong(one) if v is not None)
+            yield from (v for v in found if isinstance(v, list) == is_list)
+        return
     inner, ends = kinds.bare(kind), kinds.bounds(kind)
     if not kinds.optional(kind):
         yield None
@@ -157,6 +167,8 @@ def wrong(kind: Any) -> Iterator[Any]:
 
 def unbounded(kind: Any) -> str | None:
     """What a type lacks: bounds, or choices; None: nothing."""
+    if several := kinds.alternatives(kind):
+        return next((found for found in map(unbounded, several) if found), None)
     inner, ends = kinds.bare(kind), kinds.bounds(kind)
     if inner is bool or get_origin(inner) is Literal or kinds.fields(inner):
         return None

@@ -39,12 +39,15 @@ OBJECTIVE = "objectives.answer_ce"
             f"{OBJECTIVE}.schedule.stop: 3 is not after start 3",
         ),
         (
-            f"{TRAIN}.text_batches={{steps:2}} {OBJECTIVE}.schedule.on=latent "
+            f"{TRAIN}.text_batches.steps=2 {OBJECTIVE}.schedule.on=latent "
             "objectives.text_ce.weight=0 objectives.text_ce.schedule.on=text "
             f"{OBJECTIVE}.schedule.stop=1",
             "objectives: answer_ce is off in all 2 steps",
         ),
-        (f"{TRAIN}.latent_keep={{start:0,end:0}}", f"{TRAIN}.latent_keep.end: at 0 every slot"),
+        (
+            f"{TRAIN}.latent_keep.start=0 {TRAIN}.latent_keep.end=0",
+            f"{TRAIN}.latent_keep.end: at 0 every slot",
+        ),
         (
             f"{OBJECTIVE}.first=2 {OBJECTIVE}.first_tokens=2 {OBJECTIVE}.first_weight=0",
             f"{OBJECTIVE}.first_weight: at 0 none of the first 2 tokens counts",
@@ -105,11 +108,11 @@ def test_nonsense_gets_one_line(flags: str, said: str) -> None:
         f"{SCHEDULE}.start=1",
         f"{TRAIN}.optimiser.clip=0",
         f"{TRAIN}.optimiser.name=muon {TRAIN}.optimiser.adam_lr=0",
-        f"{TRAIN}.latent_keep={{start:0,end:0.5,ramp:1}}",
+        f"{TRAIN}.latent_keep.start=0 {TRAIN}.latent_keep.ramp=1",
         f"{TRAIN}.steps=1000000 {TRAIN}.batch_size=100000",
         "bridge.latent_dim=8192",
         "stages.report.evaluate.rows=0",
-        f"{TRAIN}.text_batches={{steps:2}} objectives.text_ce.schedule.on=text",
+        f"{TRAIN}.text_batches.steps=2 objectives.text_ce.schedule.on=text",
     ],
 )
 def test_what_makes_sense_is_taken(flags: str) -> None:

@@ -36,7 +36,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
         return SimpleNamespace(run=run, lost=own[kind].lost)
 
     monkeypatch.setattr(launch, "stage_module", stage)
-    monkeypatch.setattr(doctor, "check", lambda *_: None)  # of models and rows, which are right
+    monkeypatch.setattr(doctor, "check", lambda *_: [])  # of models and rows, which are right
     return does
 
 
@@ -257,7 +257,8 @@ def test_an_exported_bridge_is_evaluated_as_its_own_config_says(
     exported = Path("bridges/mine")
     exported.mkdir(parents=True)
     (exported / "bridge.safetensors").write_bytes(b"")
-    about = {"step": 4, "stage": "fit", "fingerprints": {}, "config": to_dict(config)}
+    about = {"parameters": {}, "step": 4, "stage": "fit", "fingerprints": {}}
+    about["config"] = to_dict(config)
     (exported / "bridge.json").write_text(json.dumps(about))
     (exported / "receivers.json").write_text("{}\n")
     stages["evaluate"] = lambda this, name: given.append((this, name))

@@ -93,10 +93,10 @@ def test_format_1_is_read_with_one_warning(capsys: pytest.CaptureFixture[str]) -
     now, weights = {"a": "22"}, {"a": "11"}
     where = Path("runs/of format 1")
     assert fingerprint.comparable({"format": 2}, now, weights, where) == now
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().out == ""
     assert fingerprint.comparable({}, now, weights, where) == weights
     assert fingerprint.comparable({}, now, weights, where) == weights
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"warning: {where}: fingerprints of format 1")
     identity = {"config": {}, "format": 2, "fingerprints": now, "weights": weights}
     old = {"config": {}, "fingerprints": weights}

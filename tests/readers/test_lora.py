@@ -145,9 +145,9 @@ def test_edits_of_several_readers_stand_together() -> None:
     ("options", "message"),
     [
         ({"r": 0}, "^r: expected at least 1"),
-        ({"targets": ()}, "^targets: expected different ones"),
+        ({"targets": ()}, "^targets: expected one or more"),
         ({"targets": ("q", "q")}, "^targets: expected different ones"),
-        ({"dropout": 1.0}, "^dropout: expected 0 to 0.99"),
+        ({"dropout": 1.0}, "^dropout: expected at most 0.99"),
     ],
 )
 def test_bad_options(options: Any, message: str) -> None:

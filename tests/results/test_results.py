@@ -552,3 +552,11 @@ def test_a_source_can_write_a_part_of_another_file(tmp_path: Path, runs: list[Pa
         assert head == "# A\n\nbefore\n\n"
         assert "\n\n## Measured\n\nIt has 0.500.\n\n| run | latent EM |\n" in rest
         assert "| 0.7 | 0.700 [0.600, 0.800] |\n\n<!-- part: end -->\n\nafter\n" in rest
+
+
+def test_two_seeds_have_no_interval_in_prose_either(tmp_path: Path, runs: list[Path]) -> None:
+    both = {"records": ["wire_0", "wire_1"]}
+    with pytest.raises(UserError, match="two seeds have no interval"):
+        prose(tmp_path, runs, "{both.latent.em.low:.3f}", both=both)
+    three = {"records": ["wire_0", "wire_1", "wire_0"]}
+    assert prose(tmp_path, runs, "{three.text.em.low:.3f}", three=three) == "0.757"  # Wilson's

@@ -89,6 +89,26 @@ def test_wrong_shapes_are_found_before_the_run(write: Write, tmp_path: Path) -> 
     assert found["sender.path"].endswith("; and 3 more")
 
 
+def test_texts_that_are_not_laid_out_as_they_are(write: Write, tmp_path: Path) -> None:
+    """Tokenizers that lose the case: of the sender, which is only read, and of the receiver."""
+    path = write()
+    config, places = read(path, []), {}
+    for name, model in (("sender", config.sender), ("reader", config.receivers["reader"])):
+        assert model is not None
+        places[name] = shutil.copytree(model.path, tmp_path / name)
+        state = json.loads((places[name] / "tokenizer.json").read_text())
+        (places[name] / "tokenizer.json").write_text(
+            json.dumps(state | {"normalizer": {"type": "Lowercase"}})
+        )
+    found = errors(
+        path, f"sender.path={places['sender']}", f"receivers.reader.path={places['reader']}"
+    )
+    assert found.keys() == {"bridge.source", "receivers.reader"}
+    assert "'Context: " in found["bridge.source"]
+    assert "is laid out as 'context: " in found["bridge.source"]
+    assert found["receivers.reader"].startswith("its tokenizer")
+
+
 def test_weights_that_are_not_finite_are_found(write: Write, tmp_path: Path) -> None:
     path = write()
     model = shutil.copytree(read(path, []).receivers["reader"].path, tmp_path / "model")

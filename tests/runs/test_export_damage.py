@@ -169,7 +169,7 @@ def test_receivers_that_were_not_measured_so(entry: str, shipped: Path) -> None:
     plain = json.loads(path.read_text())
     plain["r"] = plain["r"] | change if isinstance(change, dict) else change
     path.write_text(json.dumps(plain))
-    with pytest.raises(UserError, match=r"receivers\.json: 'r': "):
+    with pytest.raises(UserError, match=r"receivers\.json is damaged \('r': "):
         receiver_rms.load(shipped, PRINTS, {})
 
 

@@ -76,6 +76,6 @@ def test_format_1_is_compared_by_weights_alone(
 ) -> None:
     here: Any = SimpleNamespace(fingerprints={"sender": "2x@4"}, weights={"sender": "1a@4"})
     check_frozen({"fingerprints": {"sender": "1a@4"}}, here, tmp_path, some=False)
-    assert capsys.readouterr().err.count("format 1") == 1
+    assert capsys.readouterr().out.count("format 1") == 1
     with pytest.raises(UserError, match=r"sender: .* frozen weights and tokenizer 1b@4"):
         check_frozen({"fingerprints": {"sender": "1b@4"}}, here, tmp_path, some=False)

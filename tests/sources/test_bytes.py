@@ -107,7 +107,7 @@ bridge:
   reader: {{soft_tokens: {{}}}}
 objectives: {{answer_ce: {{}}}}
 stages:
-  fit: {{train: {{steps: 2, batch_size: 4, eval_every: 0}}}}
+  fit: {{train: {{steps: 2, optimiser: {{schedule: {{ramp: 0}}}}, batch_size: 4, eval_every: 0}}}}
 """
 
 

@@ -29,6 +29,7 @@ from lw_jax.runs.session import open_pipeline
 from lw_jax.stages import train
 from lw_jax.stages.calibrate import combine, moments, path_of
 from lw_jax.train.checkpoint import load_params
+from lw_jax.utils import files
 from lw_jax.utils.registry import chosen
 from tests.tiny.models import write_model
 
@@ -157,7 +158,7 @@ def test_a_killed_stage_ends_with_the_same_numbers(
         move(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics.os, "replace", kill)
+        patch.setattr(files.os, "replace", kill)
         with pytest.raises(Killed):
             launch(home, tmp_path / "run")
     assert not path_of(tmp_path / "run", "measure").exists()
@@ -182,7 +183,7 @@ def test_sigterm_keeps_what_is_gathered(
 
     with monkeypatch.context() as patch:
         patch.setattr(statistics, "save_part", save_and_stop)
-        assert launch(home, tmp_path / "run") == 0
+        assert launch(home, tmp_path / "run") == 128 + signal.SIGTERM
     assert "stopped after row 8: run the same command again" in capsys.readouterr().out
     assert launch(home, tmp_path / "run") == 0
     chex.assert_trees_all_equal(arrays(tmp_path / "run"), arrays(undisturbed))

@@ -17,11 +17,12 @@ from lw_jax.config.parse import read
 from lw_jax.data.load import load_rows, sample
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
-from lw_jax.runs import export, exported, statistics
+from lw_jax.runs import export, exported
 from lw_jax.runs.session import open_pipeline
 from lw_jax.stages.calibrate import path_of
 from lw_jax.train.checkpoint import load_params
 from lw_jax.train.loop import checkpoint_root
+from lw_jax.utils import files
 from tests.tiny.models import write_model
 
 WIDTH = 16
@@ -124,7 +125,7 @@ def test_a_killed_stage_ends_with_the_same_pca(
                 raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(statistics.os, "replace", kill)
+        patch.setattr(files.os, "replace", kill)
         with pytest.raises(Killed):
             launch(home, tmp_path / "run", "taps.yaml")
     assert launch(home, tmp_path / "run", "taps.yaml") == 0

@@ -125,9 +125,9 @@ def test_a_limit_that_leaves_most_out_is_one_line(
 ) -> None:
     flags = [f"--run_dir={tmp_path}", "--stages.make.pretrain.max_tokens=20"]
     assert launch.main(["--config", str(made / "tiny.yaml"), *flags]) == 2
-    said = capsys.readouterr().err
-    assert "stages.make.pretrain.max_tokens" in said
-    assert said.count("\n") == 1
+    said = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning: ")]
+    assert len(said) == 1
+    assert "stages.make.pretrain.max_tokens" in said[0]
 
 
 def test_sigterm_between_steps_ends_it_with_the_code_of_shells(

@@ -20,7 +20,7 @@ from lw_jax.text.stop import Stop, cut, stop_of, stop_strings, unwritable
 from lw_jax.text.tokenizer import Tokenizer
 
 ZOO = Path(__file__).parents[2] / "zoo"
-WORDS = ["<s>", "</s>", "ĠCat", "holicism", "Ċ", ".Ċ", "ĊĊ", "This", "EN", "D", "ĠĊ", "Ġ"]
+WORDS = ["<s>", "</s>", "ĠCat", "holicism", "Ċ", ".Ċ", "ĊĊ", "This", "EN", "D", "ĠĊ", "Ġ", "ĊThis"]
 
 
 def made() -> Tokenizer:
@@ -54,8 +54,8 @@ def test_a_text_ends_at_its_first_stop(text: str, stops: list[str], left: str) -
 
 def test_tokens_that_hold_a_stop() -> None:
     found = stop_of(made(), ("\n",))
-    assert found.ids == tuple(sorted(ids("Ċ", ".Ċ", "ĊĊ", "ĠĊ")))
-    assert found.clean == tuple(sorted(ids("Ċ", "ĊĊ", "ĠĊ")))
+    assert found.ids == tuple(sorted(ids("Ċ", ".Ċ", "ĊĊ", "ĠĊ", "ĊThis")))
+    assert found.clean == tuple(sorted(ids("Ċ", "ĊĊ", "ĠĊ", "ĊThis")))
     assert stop_of(made(), ()) == Stop()
     assert stop_of(made(), ("<|im_end|>",)).ids == tuple(ids("<|im_end|>"))
     assert stop_of(made(), ("END",)).ids == ()  # no token holds it: the text does
@@ -77,6 +77,7 @@ def test_the_models_that_ship_have_a_line_break(name: str) -> None:
     [
         (["ĠCat", "holicism", "Ċ", "This"], 2, True, ("\n",), "Catholicism"),
         (["ĠCat", "holicism", ".Ċ", "This"], 2, True, ("\n",), "Catholicism."),
+        (["ĠCat", "holicism", "ĊThis", "This"], 2, True, ("\n",), "Catholicism"),
         (["ĠCat", "holicism", "</s>"], 2, False, ("\n",), "Catholicism"),
         (["ĠCat", "<|im_end|>", "This"], 1, True, ("<|im_end|>",), "Cat"),
         (["ĠCat", "EN", "D", "This"], 4, False, ("END",), "Cat"),
@@ -125,9 +126,10 @@ def test_every_task_says_where_its_answers_end(data: DataSet, stop: tuple[str, .
 
 @pytest.mark.parametrize("stop", ["", " ", "  "])
 def test_a_stop_that_every_answer_begins_with_is_refused(stop: str) -> None:
-    with pytest.raises(UserError, match=r"^stop: .* before it begins"):
+    said = r"^stop: .* before it begins" if stop else r"^stop\.\d: expected some text"
+    with pytest.raises(UserError, match=said):
         DecodeConfig(stop=("\n", stop))
-    with pytest.raises(UserError, match=r"^stop: .* before it begins"):
+    with pytest.raises(UserError, match=said):
         RelayConfig(stop=(stop,))
 
 
