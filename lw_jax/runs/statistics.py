@@ -25,7 +25,8 @@ from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.checkpoint import first_difference
 from lw_jax.utils.files import AGAIN, damaged, read_npz, write_npz
 
-_ADVICE = f"{AGAIN}: it is measured anew"
+ADVICE = f"{AGAIN}: it is measured anew"
+"""What to do about a file that is damaged."""
 
 Found = dict[str, tuple[np.ndarray, ...]]
 """By part: count [], mean [n, D] and sum of squared deviations [n, D], float64; for the source of a
@@ -119,8 +120,8 @@ def check(path: Path) -> None:
         UserError: they are damaged.
         FileNotFoundError: there are none.
     """
-    if "identity" not in read_npz(path, _ADVICE):
-        raise damaged(path, "it has no identity", _ADVICE)
+    if "identity" not in read_npz(path, ADVICE):
+        raise damaged(path, "it has no identity", ADVICE)
 
 
 def _part(path: Path) -> Path:
@@ -132,11 +133,11 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, 
 
 
 def _read_any(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    arrays = read_npz(path, _ADVICE)
+    arrays = read_npz(path, ADVICE)
     try:
         return arrays, dict(json.loads(str(arrays.pop("identity"))))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise damaged(path, error, _ADVICE) from None
+        raise damaged(path, error, ADVICE) from None
 
 
 def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from lw_jax.runs import receiver_rms, statistics
 from lw_jax.runs.calibrated import alone
 from lw_jax.runs.directory import read_config, read_finished
 from lw_jax.runs.exported import ABOUT, about_bridge, is_exported, load_bridge, trained_config
+from lw_jax.runs.session import identity
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.checkpoint import (
     check_same,
@@ -33,6 +34,7 @@ from lw_jax.train.checkpoint import (
 )
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
+from lw_jax.utils.files import damaged
 from lw_jax.wire.mark import mark_of
 
 FITTED = ".npz"
@@ -117,7 +119,9 @@ def load_trained(
     """
     root, origin = _place(config, run_dir, before, init_from)
     if root.suffix == FITTED:
-        return _fitted(config, pipeline, root, origin, only, own=init_from is None)
+        if before is not None and root.parents[1] == run_dir:  # a stage of the run that fitted it
+            statistics.load(root, identity(config, root.stem, pipeline))
+        return _fitted(config, pipeline, root, origin, only)
     everywhere = replicated(pipeline.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
@@ -152,7 +156,7 @@ def load_trained(
 
 
 def _fitted(
-    config: Config, pipeline: Pipeline, path: Path, origin: str, only: Sequence[str], own: bool
+    config: Config, pipeline: Pipeline, path: Path, origin: str, only: Sequence[str]
 ) -> Trained:
     """The bridge that a calibrate stage has wholly determined.
 
@@ -162,7 +166,6 @@ def _fitted(
         path: the stage's statistics.
         origin: how its parameters began, in words.
         only: components to load; empty: all.
-        own: whether it is the stage of this run.
 
     Raises:
         UserError: it is another bridge than the config's, or between other frozen models.
@@ -170,7 +173,7 @@ def _fitted(
     found, saved = statistics.load_any(path)
     home = path.parent.parent
     check_frozen(saved, pipeline, home, bool(only))
-    if not own and not only and read_config(home).bridge != config.bridge:
+    if not only and read_config(home).bridge != config.bridge:
         raise UserError(f"{home}: its bridge is not this config's; take one part with init_only")
     bridge = pipeline.bridge
     prints = {name: pipeline.fingerprints[name] for name in bridge.dims.receivers}
@@ -179,7 +182,10 @@ def _fitted(
     if measured is not None:
         bridge = replace(bridge, dims=replace(bridge.dims, receivers=measured))
     like = jax.eval_shape(bridge.init, jax.random.key(0))
-    params = alone(bridge, found)
+    try:
+        params = alone(bridge, found)
+    except KeyError as error:
+        raise damaged(path, f"it has no {error}", statistics.ADVICE) from None
     check_same(component_counts({"bridge": like}), component_counts({"bridge": params}))
     if only:
         params = from_paths(chosen_parts(params, only))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lw_jax.bridge.config import BridgeConfig, to_be_trained
 from lw_jax.config.parse import build, read
 from lw_jax.data.facts import FactsRows
 from lw_jax.data.load import load_rows, sample
+from lw_jax.errors import UserError
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
 from lw_jax.runs import export, statistics
@@ -147,6 +149,25 @@ def test_it_is_used_without_training(home: Path, same: Path, tmp_path: Path) -> 
         own = table[batch["reader/context/ids"][i, :n]]
         np.testing.assert_allclose(np.asarray(given.embeds)[i, :n], own, rtol=1e-3, atol=1e-3)
         assert np.asarray(given.mask)[i].sum() == n
+
+
+def test_a_file_without_the_fit_is_damaged(home: Path, same: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(same, copy)
+    path = statistics.path_of(copy, "measure")
+    with np.load(path) as file:
+        held = {k: x for k, x in file.items() if k != "compressor/fit/bias"}
+    files.write_npz(path, held)
+    config = read(home / "same.yaml")
+    pipeline = open_pipeline(config, make_mesh(config.mesh), copy, rows=False)
+    with pytest.raises(UserError, match=r"measure\.npz: damaged.*no 'compressor/fit/bias'"):
+        load_trained(config, copy, pipeline)
+    # the evaluation of a run takes only what it has fitted itself
+    other = read(home / "report.yaml", [("bridge.compressor.tokens.fit.l2", "0.5")])
+    with pytest.raises(
+        UserError, match=r"measured with config\.bridge\.compressor\.tokens\.fit\.l2"
+    ):
+        load_trained(other, same, pipeline, before="report")
 
 
 @pytest.mark.slow
