@@ -26,6 +26,8 @@ class Bottleneck(Checked, ABC):
 
     trains_itself: ClassVar[bool] = False
     """Whether `after_step` changes parameters of its own (a codebook's dead codes)."""
+    random_start: ClassVar[bool] = True
+    """Whether it has parameters that start as random numbers, and so have to be trained."""
     optimizer_rules: ClassVar[Mapping[str, str]] = {}
     """What its leaves are to the optimiser, by regular expressions on their paths below it:
     "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which

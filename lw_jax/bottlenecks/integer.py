@@ -7,7 +7,7 @@ unchanged. The scale follows the slot's largest entry and has no gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 
@@ -27,6 +27,8 @@ class Config(Bottleneck):
     """
 
     bits: Literal[4, 6, 8] = 8
+
+    random_start: ClassVar[bool] = False
 
     def build(self, dims: BridgeDims) -> Integer:
         """The bottleneck."""

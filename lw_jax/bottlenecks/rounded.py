@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 
@@ -23,6 +23,8 @@ class Config(Bottleneck):
     """
 
     dtype: Literal["float16", "bfloat16"] = "float16"
+
+    random_start: ClassVar[bool] = False
 
     def build(self, dims: BridgeDims) -> Rounded:
         """The bottleneck."""

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.bridge import paths
-from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.config import BridgeConfig, closed_form
 from lw_jax.bridge.module import BridgeModule, owners
+from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import Sender
@@ -57,7 +58,20 @@ class Bridge:
                 jnp.zeros((1, source_tokens), jnp.int32),
             )
         module = BridgeModule(self.config, self.dims)
-        return self._nested(module.init({"params": rng, "noise": rng}, taps)["params"])
+        found = self._nested(module.init({"params": rng, "noise": rng}, taps)["params"])
+        self._check_fit(found)
+        return found
+
+    def _check_fit(self, params: PyTree) -> None:
+        """Raises UserError if the compressor is fitted to features that depend on parameters."""
+        fitted, own = closed_form(self.config), params.get("source")
+        if fitted is not None and own:
+            (source,) = chosen(self.config.source)
+            raise UserError(
+                f"bridge.source.{source}: {', '.join(sorted(own))} would be trained or measured, "
+                f"and {fitted[0]} fits features that are there from the start; use hidden_states "
+                "or embeddings with mix: concat, without normaliser, pca and lora"
+            )
 
     def extract(
         self, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None

@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 
 from lw_jax.bottlenecks.base import Bottleneck
 from lw_jax.compressors.base import Compressor
+from lw_jax.compressors.least_squares import LeastSquares, least_squares_of
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims, ModelDims, ViewDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
@@ -95,6 +96,11 @@ class BridgeConfig(Checked):
         except UserError as error:
             raise UserError(f"compressor.{kind}: {error}") from error
         self._check_views(kind, compressor)
+        if self.sources and least_squares_of(compressor) is not None:
+            raise UserError(
+                f"compressor.{kind}.fit: a calibrate stage measures `source` alone; leave fit out "
+                "with several sources"
+            )
         if self.private and compressor.fixed_slots is None:
             raise UserError(
                 f"private: the number of slots of compressor.{kind} depends on the text's length, "
@@ -261,4 +267,29 @@ def pca(bridge: BridgeConfig) -> tuple[str, Pca] | None:
     for name, options in chosen(bridge.source).items():
         if (found := pca_of(options)) is not None:
             return f"bridge.source.{name}.pca", found
+    return None
+
+
+def closed_form(bridge: BridgeConfig) -> tuple[str, LeastSquares] | None:
+    """The dotted key and the config of the compressor's least squares; None: it has none."""
+    for name, options in chosen(bridge.compressor).items():
+        if (found := least_squares_of(options)) is not None:
+            return f"bridge.compressor.{name}.fit", found
+    return None
+
+
+def to_be_trained(bridge: BridgeConfig) -> str | None:
+    """A part of the bridge that no `calibrate` stage determines, and that has to be trained; None:
+    there is none, because the compressor is fitted and nothing else starts at random.
+    """
+    if closed_form(bridge) is None:
+        return f"bridge.compressor.{next(iter(chosen(bridge.compressor)))}"
+    if bridge.refiner is not None:
+        return "bridge.refiner"
+    for name, bottleneck in chosen(bridge.bottleneck).items():
+        if bottleneck.random_start:
+            return f"bridge.bottleneck.{name}"
+    for name, reader in chosen(bridge.reader).items():
+        if reader.random_start:
+            return f"bridge.reader.{name}"
     return None

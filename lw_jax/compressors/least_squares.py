@@ -9,21 +9,26 @@ depend on the batches' order but for rounding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from lw_jax.errors import UserError
-from lw_jax.types import Array
-from lw_jax.utils.checks import at_least
+from lw_jax.types import Array, PyTree
+from lw_jax.utils.bounds import Checked, Name
+
+KEY = "compressor/fit"
+"""Of the sums, and of what is fitted to them, in the file of a `calibrate` stage."""
 
 
 @dataclass(frozen=True)
-class LeastSquares:
+class LeastSquares(Checked):
     """How the map is fitted.
 
     Args:
@@ -31,11 +36,8 @@ class LeastSquares:
         l2: ridge penalty, in shares of the features' mean square; 0 for none.
     """
 
-    receiver: str | None = None
-    l2: float = 1e-4
-
-    def __post_init__(self) -> None:
-        at_least(self, 0, "l2")
+    receiver: Name | None = None
+    l2: Annotated[float, Ge(0), Le(10**6)] = 1e-4
 
     def target_of(self, receivers: list[str]) -> str:
         """The receiver whose embeddings are fitted."""
@@ -85,6 +87,12 @@ def sums(x: Array, embeddings: Array, spans: Array, mask: Array) -> Sums:
     )
 
 
+def least_squares_of(compressor: Any) -> LeastSquares | None:
+    """The fit in a compressor's options; None: it has none."""
+    found = [value for value in vars(compressor).values() if isinstance(value, LeastSquares)]
+    return found[0] if found else None
+
+
 class Fit(NamedTuple):
     """A fitted map, float32.
 
@@ -125,3 +133,14 @@ def solve(config: LeastSquares, found: Sums) -> Fit:
     error = variance - 2 * np.sum(kernel * crossed) + np.sum(kernel * (centred @ kernel))
     explained = 1 - error / variance if variance > 0 else 0.0
     return Fit(kernel.astype(np.float32), bias.astype(np.float32), float(explained))
+
+
+def fill(params: PyTree, statistics: Mapping[str, NDArray[Any]]) -> PyTree:
+    """A compressor's parameters with a fitted map.
+
+    Args:
+        params: the compressor's parameters.
+        statistics: `compressor/fit/kernel` [K, D], `compressor/fit/bias` [D].
+    """
+    found = {k: jnp.asarray(statistics[f"{KEY}/{k}"], jnp.float32) for k in ("kernel", "bias")}
+    return {**params, "leave": found}

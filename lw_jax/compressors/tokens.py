@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.compressors.base import Compressor, only
+from lw_jax.compressors.least_squares import LeastSquares
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import SHARED, Latent, Views
@@ -24,12 +25,31 @@ class Config(Compressor):
     Args:
         linear: a learned linear map of each token to the latent's width; false: its features as
             they are, which must then be as wide as the latent.
+        fit: a `calibrate` stage fits the map, in closed form, to a receiver's input embeddings of
+            the same characters; null: it starts at random.
     """
 
     linear: bool = True
+    fit: LeastSquares | None = None
+
+    def __post_init__(self) -> None:
+        if self.fit is not None and not self.linear:
+            raise UserError("fit: without a linear map there is nothing to fit; set linear to true")
 
     def build(self, dims: BridgeDims) -> Tokens:
-        """The compressor."""
+        """The compressor.
+
+        Raises:
+            UserError: it is to be fitted to embeddings of another width than the latent's.
+        """
+        if self.fit is not None and dims.receivers:
+            target = self.fit.target_of(list(dims.receivers))
+            width = dims.receivers[target].width
+            if width != dims.latent_dim:
+                raise UserError(
+                    f"bridge.latent_dim: {dims.latent_dim}, and bridge.compressor.tokens.fit fits "
+                    f"slots to the embeddings of {target}, of width {width}; set it to {width}"
+                )
         return Tokens(self, dims)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from lw_jax.bridge.config import BridgeConfig, normaliser, pca
+from lw_jax.bridge.config import BridgeConfig, closed_form, normaliser, pca
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
@@ -15,7 +15,6 @@ from lw_jax.mesh import MeshConfig
 from lw_jax.models.config import ModelConfig
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.pretrain.config import PretrainConfig
-from lw_jax.sources.normaliser import Normaliser
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.bounds import FEW, BatchSize, Checked, Location, Name, Rows, Seed
@@ -28,7 +27,8 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
 @dataclass(frozen=True)
 class CalibrateConfig(Checked):
-    """A stage that measures statistics of the frozen models (docs/design.md section 4).
+    """A stage that measures statistics of the frozen models, and fits a bridge's parts to them
+    (docs/design.md section 4).
 
     Args:
         rows: training rows read.
@@ -45,7 +45,7 @@ class StageConfig(Checked):
 
     Args:
         pretrain: trains one of the small models that ship.
-        calibrate: measures statistics of the frozen models.
+        calibrate: measures statistics of the frozen models, and fits parts of a bridge to them.
         train: trains the bridge.
         evaluate: compares methods on the same held-out rows.
     """
@@ -238,10 +238,11 @@ def _all_of(names: Iterable[str]) -> str:
     return f"{found[0]} is" if len(found) == 1 else f"{', '.join(found)} are all"
 
 
-def calibrate_before(stages: Mapping[str, StageConfig], name: str) -> str | None:
-    """The nearest `calibrate` stage before a stage."""
+def calibrate_before(stages: Mapping[str, StageConfig], name: str | None = None) -> str | None:
+    """The nearest `calibrate` stage before a stage; without a name the last of all."""
     names = list(stages)
-    earlier = [n for n in names[: names.index(name)] if stages[n].calibrate is not None]
+    count = len(names) if name is None else names.index(name)
+    earlier = [n for n in names[:count] if stages[n].calibrate is not None]
     return earlier[-1] if earlier else None
 
 
@@ -253,20 +254,33 @@ def check_calibrated(
     Raises:
         UserError: no `calibrate` stage before the first train stage, or an unknown target.
     """
-    needed = normaliser(bridge) or pca(bridge)
-    if needed is None:
-        return
-    key, options = needed
-    target = options.target if isinstance(options, Normaliser) else None
-    if target is not None and target not in receivers:
-        raise UserError(
-            f"{key}.target: {target!r} is no receiver; there are {', '.join(receivers)}"
-        )
+    coloured, fitted = normaliser(bridge), closed_form(bridge)
+    targets: dict[str, str | None] = {}
+    if coloured is not None:
+        targets[f"{coloured[0]}.target"] = coloured[1].target
+    if fitted is not None:
+        targets[f"{fitted[0]}.receiver"] = fitted[1].receiver
+    for key, target in targets.items():
+        if target is not None and target not in receivers:
+            raise UserError(f"{key}: {target!r} is no receiver; there are {', '.join(receivers)}")
+    needed = {"source": coloured or pca(bridge), "compressor": fitted}
+    for part, options in needed.items():
+        if options is not None:
+            _check_measured(options[0], part, stages)
+
+
+def _check_measured(key: str, part: str, stages: Mapping[str, StageConfig]) -> None:
+    """Checks that statistics which a part of the bridge needs are there at its start.
+
+    Raises:
+        UserError: no `calibrate` stage is before the first train stage, which does not take the
+            part from another bridge.
+    """
     for name, stage in stages.items():
         if stage.train is None:
             continue
-        taken = stage.train.init_only or ("source",)
-        brought = stage.train.init_from is not None and "source" in taken
+        taken = stage.train.init_only or (part,)
+        brought = stage.train.init_from is not None and part in taken
         if not brought and calibrate_before(stages, name) is None:
             raise UserError(
                 f"{key}: stages.{name} starts without statistics; put a stage with "

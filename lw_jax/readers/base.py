@@ -32,6 +32,11 @@ class Reader(Checked, ABC):
     "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
     is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
+    @property
+    def random_start(self) -> bool:
+        """Whether it has parameters that start as random numbers, and so have to be trained."""
+        return True
+
     @abstractmethod
     def build(self, dims: ModelDims) -> nn.Module:
         """The linen module `(Latent, train) -> Delivery` of one receiver."""

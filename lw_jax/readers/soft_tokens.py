@@ -72,6 +72,11 @@ class Config(Reader):
                 f"or set conditioning to one of {', '.join(SCALED)}"
             )
 
+    @property
+    def random_start(self) -> bool:
+        """All but a linear map or an MLP starts as it has to."""
+        return self.hidden != "none"
+
     def build(self, dims: ModelDims) -> SoftTokens:
         """The reader of one receiver."""
         return SoftTokens(self, dims)

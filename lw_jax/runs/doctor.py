@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lw_jax.bridge.config import closed_form
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example, Rows
 from lw_jax.data.load import data_set, load_rows, sample
@@ -32,10 +33,10 @@ from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
-from lw_jax.runs.ready import check_free, check_start, traced
+from lw_jax.runs.ready import check_free, check_parts, check_start, traced
 from lw_jax.runs.rows import beyond_models, leaks, lengths_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
-from lw_jax.runs.trained import layout_at
+from lw_jax.runs.trained import is_fitted, layout_at, still_to_train
 from lw_jax.text.collate import Collate, Lengths, by_key, measure
 from lw_jax.text.layout import check_labels, check_reading
 from lw_jax.text.layout_config import LayoutConfig
@@ -253,6 +254,10 @@ def _shapes(seen: Examination, steps: bool) -> None:
             stage's own step comes soon enough, and a compiled step is traced anyway.
     """
     for i, (name, stage) in enumerate(seen.config.stages.items()):
+        bridge = seen.config.bridge
+        if stage.calibrate is not None and bridge is not None and closed_form(bridge) is not None:
+            with seen.trying("bridge"):
+                check_parts(seen.config, seen.specs)
         if stage.train is not None:
             key = f"stages.{name}.train"
             mesh = make_mesh(seen.config.mesh)
@@ -272,13 +277,14 @@ def _starts(seen: Examination) -> None:
                 with seen.trying(key):
                     only = getattr(cfg, "init_only", ())
                     check_start(config, start, only, seen.specs, mesh)
-            trained = trained or kind == "train"
+            trained = trained or kind == "train" or is_fitted(config, before=name)
             if kind == "evaluate" and start is None and not trained:
                 later = next((s.train for s in config.stages.values() if s.train), None)
                 if any(method(n).needs_bridge for n in cfg.all_methods) and (
                     later is None or later.init_from is None
                 ):
                     text = "no train stage before it, and `latent` needs a trained bridge"
+                    text += still_to_train(config)
                     seen.note("error", f"stages.{name}.evaluate", text)
 
 
@@ -403,7 +409,7 @@ def _rows(seen: Examination) -> None:
             begun = {"init_from": getattr(cfg, "init_from", None)}
             begun |= {f"rivals.{n}": d for n, d in getattr(cfg, "rivals", {}).items()}
             for of, start in begun.items():
-                parts = ("checkpoints", "bridge.safetensors")
+                parts = ("checkpoints", "bridge.safetensors", "calibration")
                 if start is not None and not any((Path(start) / part).exists() for part in parts):
                     text = (
                         f"{start} has no checkpoints; give the directory of a finished run, "

@@ -68,18 +68,22 @@ def _export(run_dir: Path, out: Path) -> None:
 
 
 def trained_lengths(config: Config, pipeline: Pipeline) -> dict[str, int]:
-    """Most tokens of what the last train stage was given, by part: texts of the sources, and what
-    each receiver was asked; {} if its rows are no longer there.
+    """Most tokens of what the last train stage was given (without one, what was fitted on), by
+    part: texts of the sources, and what each receiver was asked; {} if its rows are gone.
 
     Args:
         config: config of the run.
         pipeline: its pipeline.
     """
-    stage = [s.train for s in config.stages.values() if s.train is not None][-1]
-    level = max((p.level for p in stage.curriculum if p.level is not None), default=None)
+    trains = [s.train for s in config.stages.values() if s.train is not None]
+    level, data, layout = None, config.data, config.layout
+    if trains:  # else it was fitted
+        last = trains[-1]
+        level = max((p.level for p in last.curriculum if p.level is not None), default=None)
+        data, layout = last.data or config.data, last.layout or config.layout
     try:
-        rows = load_rows(stage.data or config.data, "train", config.seed, level)
-        sizes = pipeline.lengths(sample(rows, MEASURED_ROWS), stage.layout).sizes
+        rows = load_rows(data, "train", config.seed, level)
+        sizes = pipeline.lengths(sample(rows, MEASURED_ROWS), layout).sizes
     except UserError:
         return {}
     parts = by_key(pipeline.sources)

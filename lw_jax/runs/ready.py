@@ -81,6 +81,22 @@ def traced(
     return found
 
 
+def check_parts(config: Config, specs: Mapping[str, FrozenSpec]) -> None:
+    """Checks from shapes that the bridge's parts fit each other and the frozen models.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+
+    Raises:
+        UserError: they do not.
+    """
+    assert config.bridge is not None
+    receivers = {name: sizes(specs[name].arch) for name in config.receivers}
+    bridge = Bridge(config.bridge, config.bridge.dims(sender_arch(specs), receivers))
+    jax.eval_shape(bridge.init, jax.random.key(0))
+
+
 def abstract_pipeline(
     config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh, layout: LayoutConfig
 ) -> Pipeline:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lw_jax.bridge.config import BridgeConfig
+from lw_jax.bridge.config import BridgeConfig, closed_form
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Remark, Rows
 from lw_jax.data.leak import overlap
@@ -76,6 +76,10 @@ def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:
     """(stage, data, level) of all different training rows of a run."""
     seen: set[Any] = set()
     for name, stage in config.stages.items():
+        fits = config.bridge is not None and closed_form(config.bridge) is not None
+        if stage.calibrate is not None and fits and (config.data, None) not in seen:
+            seen.add((config.data, None))
+            yield name, config.data, None
         if stage.train is None:
             continue
         data = stage.train.data or config.data

@@ -5,7 +5,9 @@
 
 A part is `source` or a receiver. For a source with a PCA the first file also holds what was fitted,
 `source/directions`, `/variances`, `/kept` (`lw_jax.sources.pca.fit`), and the second the sums that
-it is fitted to. Both files say what they were measured with, and are refused under anything else.
+it is fitted to. For a compressor that is fitted, the first holds `compressor/fit/kernel`, `/bias`,
+`/explained`, `/tokens`, and the second the sums of `lw_jax.compressors.least_squares`. Both files
+say what they were measured with, and are refused under anything else.
 """
 
 from __future__ import annotations
@@ -23,12 +25,18 @@ from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.checkpoint import first_difference
 from lw_jax.utils.files import AGAIN, damaged, read_npz, write_npz
 
-_ADVICE = f"{AGAIN}: it is measured anew"
+ADVICE = f"{AGAIN}: it is measured anew"
+"""What to do about a file that is damaged."""
 
 Found = dict[str, tuple[np.ndarray, ...]]
 """By part: count [], mean [n, D] and sum of squared deviations [n, D], float64; for the source of a
 PCA then the sum of their products [n, D, D].
 """
+
+
+def path_of(run_dir: Path, name: str) -> Path:
+    """Where a calibrate stage's statistics are."""
+    return run_dir / "calibration" / f"{name}.npz"
 
 
 def save_part(path: Path, found: Found, done: int, identity: Mapping[str, Any]) -> None:
@@ -73,9 +81,9 @@ def save(
         path: the file.
         found: the moments.
         identity: what they were measured with.
-        fitted: what was fitted for the source's PCA; None: it has none.
+        fitted: what was fitted to them, by its key in the file; None: nothing.
     """
-    arrays = {f"source/{name}": x for name, x in (fitted or {}).items()}
+    arrays = dict(fitted or {})
     for key, (count, mean, squares, *_) in found.items():
         arrays |= {f"{key}/mean": mean, f"{key}/std": np.sqrt(squares / count)}
         arrays[f"{key}/tokens"] = count
@@ -94,6 +102,17 @@ def load(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return _read(path, identity)
 
 
+def load_any(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Finished statistics, and what they were measured with.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no statistics; run the calibrate stage that measures them first")
+    return _read_any(path)
+
+
 def check(path: Path) -> None:
     """Checks that finished statistics are there and whole.
 
@@ -101,8 +120,8 @@ def check(path: Path) -> None:
         UserError: they are damaged.
         FileNotFoundError: there are none.
     """
-    if "identity" not in read_npz(path, _ADVICE):
-        raise damaged(path, "it has no identity", _ADVICE)
+    if "identity" not in read_npz(path, ADVICE):
+        raise damaged(path, "it has no identity", ADVICE)
 
 
 def _part(path: Path) -> Path:
@@ -113,12 +132,16 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, 
     write_npz(path, {"identity": np.array(json.dumps(identity)), **arrays})
 
 
-def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    arrays = read_npz(path, _ADVICE)
+def _read_any(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays = read_npz(path, ADVICE)
     try:
-        known = json.loads(str(arrays.pop("identity")))
-    except (ValueError, KeyError, RecursionError) as error:
-        raise damaged(path, error, _ADVICE) from None
+        return arrays, dict(json.loads(str(arrays.pop("identity"))))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise damaged(path, error, ADVICE) from None
+
+
+def _read(path: Path, identity: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    arrays, known = _read_any(path)
     now = as_saved(known, json.loads(json.dumps(identity)), path.parent.parent)
     if difference := first_difference(known, now):
         key, old, new = difference

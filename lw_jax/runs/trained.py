@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
-from lw_jax.bridge.paths import readable
+from lw_jax.bridge.config import closed_form, to_be_trained
+from lw_jax.bridge.paths import chosen_parts, from_paths, readable
 from lw_jax.config.parse import build, from_dict, to_dict
-from lw_jax.config.schema import Config
+from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.errors import UserError
 from lw_jax.mesh import replicated
 from lw_jax.models.fingerprint import comparable
 from lw_jax.pipeline import Pipeline
+from lw_jax.runs import receiver_rms, statistics
+from lw_jax.runs.calibrated import alone
 from lw_jax.runs.directory import read_config, read_finished
 from lw_jax.runs.exported import ABOUT, about_bridge, is_exported, load_bridge, trained_config
+from lw_jax.runs.session import identity
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.train.checkpoint import checksum, component_counts, load_params, read_meta, steps
+from lw_jax.train.checkpoint import (
+    check_same,
+    checksum,
+    component_counts,
+    load_params,
+    read_meta,
+    steps,
+)
 from lw_jax.train.loop import checkpoint_root
 from lw_jax.types import PyTree
+from lw_jax.utils.files import damaged
 from lw_jax.wire.mark import mark_of
+
+FITTED = ".npz"
+"""Ends the name of a calibrate stage's statistics, which may determine a bridge."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,8 @@ def load_trained(
     """The bridge as the last train stage left it, or of another run.
 
     Before the first train stage it is the bridge that this stage starts from, if it starts from
-    another run.
+    another run; else, where nothing in it is to be trained, the one that a `calibrate` stage has
+    fitted, of step 0.
 
     Args:
         config: config of the run.
@@ -102,6 +118,10 @@ def load_trained(
             was trained between other frozen models.
     """
     root, origin = _place(config, run_dir, before, init_from)
+    if root.suffix == FITTED:
+        if before is not None and root.parents[1] == run_dir:  # a stage of the run that fitted it
+            statistics.load(root, identity(config, root.stem, pipeline))
+        return _fitted(config, pipeline, root, origin, only)
     everywhere = replicated(pipeline.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
@@ -131,6 +151,54 @@ def load_trained(
             trained_by, meta.get("stage", root.name) if is_exported(root) else root.name
         ),
         bad_steps=meta.get("progress", {}).get("bad_steps"),
+        about=_meaning(config, saved.get("fingerprints", {})),
+    )
+
+
+def _fitted(
+    config: Config, pipeline: Pipeline, path: Path, origin: str, only: Sequence[str]
+) -> Trained:
+    """The bridge that a calibrate stage has wholly determined.
+
+    Args:
+        config: config of the run that uses it.
+        pipeline: pipeline of that run.
+        path: the stage's statistics.
+        origin: how its parameters began, in words.
+        only: components to load; empty: all.
+
+    Raises:
+        UserError: it is another bridge than the config's, or between other frozen models.
+    """
+    found, saved = statistics.load_any(path)
+    home = path.parent.parent
+    check_frozen(saved, pipeline, home, bool(only))
+    if not only and read_config(home).bridge != config.bridge:
+        raise UserError(f"{home}: its bridge is not this config's; take one part with init_only")
+    bridge = pipeline.bridge
+    prints = {name: pipeline.fingerprints[name] for name in bridge.dims.receivers}
+    bare = {n: pipeline.weights[n] for n in bridge.dims.receivers if n in pipeline.weights}
+    measured = receiver_rms.load(home, prints, bare)  # a scale of the reader starts at them
+    if measured is not None:
+        bridge = replace(bridge, dims=replace(bridge.dims, receivers=measured))
+    like = jax.eval_shape(bridge.init, jax.random.key(0))
+    try:
+        params = alone(bridge, found)
+    except KeyError as error:
+        raise damaged(path, f"it has no {error}", statistics.ADVICE) from None
+    check_same(component_counts({"bridge": like}), component_counts({"bridge": params}))
+    if only:
+        params = from_paths(chosen_parts(params, only))
+    params = jax.device_put(params, replicated(pipeline.mesh))
+    return Trained(
+        params=params,
+        stage=path.stem,
+        step=0,
+        which="last",
+        origin=origin,
+        counts={k.partition("/")[2]: n for k, n in component_counts({"bridge": params}).items()},
+        digest=f"{checksum(params):08x}",
+        layout=_layout_of(saved.get("config", {}), path.stem),
         about=_meaning(config, saved.get("fingerprints", {})),
     )
 
@@ -167,25 +235,65 @@ def _meaning(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
 def _place(
     config: Config, run_dir: Path, before: str | None, init_from: str | None
 ) -> tuple[Path, str]:
-    """Where the bridge is (checkpoints of a stage, or an exported bridge), and how it began."""
+    """Where the bridge is (checkpoints or statistics of a stage, or an exported bridge), and how
+    it began.
+    """
     if init_from is not None:
         return _of_another(init_from), f"the bridge in {init_from}"
     names = list(config.stages)
     trains = [n for n in names if config.stages[n].train is not None]
     done = [n for n in trains if before is None or names.index(n) < names.index(before)]
     where = f"stages.{before}" if before is not None else str(run_dir)
-    if not trains:
-        raise UserError(f"{where}: no stage trains a bridge, and `latent` needs one")
-    first = config.stages[trains[0]].train
-    assert first is not None
+    first = config.stages[trains[0]].train if trains else None
+    brought = None if first is None else first.init_from
     origin = "from random initialisation"
-    if first.init_from is not None:
-        origin = f"started from the bridge in {first.init_from}"
+    if brought is not None:
+        origin = f"started from the bridge in {brought}"
     if done:
         return checkpoint_root(run_dir, done[-1]), origin
-    if first.init_from is not None:
-        return _of_another(first.init_from), origin
-    raise UserError(f"{where}: no train stage before it, and `latent` needs a trained bridge")
+    if brought is not None:
+        return _of_another(brought), origin
+    fitted = _fitted_file(config, run_dir, before)
+    if fitted is not None:
+        return fitted, f"fitted in closed form by stages.{fitted.stem}, without training"
+    lacks = still_to_train(config)
+    if not trains:
+        raise UserError(f"{where}: no stage trains a bridge, and `latent` needs one{lacks}")
+    raise UserError(
+        f"{where}: no train stage before it, and `latent` needs a trained bridge{lacks}"
+    )
+
+
+def is_fitted(config: Config, before: str | None = None) -> bool:
+    """Whether a `calibrate` stage determines the whole bridge, so that none has to train it.
+
+    Args:
+        config: config of the run.
+        before: only stages before this one count; None: all.
+    """
+    return (
+        config.bridge is not None
+        and to_be_trained(config.bridge) is None
+        and calibrate_before(config.stages, before) is not None
+    )
+
+
+def still_to_train(config: Config) -> str:
+    """Why a bridge that is fitted in closed form is not ready for use by that; "" for others."""
+    if config.bridge is None or closed_form(config.bridge) is None:
+        return ""
+    part = to_be_trained(config.bridge)
+    if part is None:
+        return ": no calibrate stage before it"
+    return f": {part} starts at random, and calibrate fits the compressor alone"
+
+
+def _fitted_file(config: Config, run_dir: Path, before: str | None = None) -> Path | None:
+    """The statistics that determine the whole bridge; None: it has to be trained."""
+    stage = calibrate_before(config.stages, before)
+    if stage is None or not is_fitted(config, before):
+        return None
+    return statistics.path_of(run_dir, stage)
 
 
 def _of_another(directory: str) -> Path:
@@ -219,6 +327,8 @@ def saved_at(directory: Path) -> dict[str, Any]:
     if is_exported(directory):
         return about_bridge(directory)
     root = last_trained(directory)
+    if root.suffix == FITTED:
+        return statistics.load_any(root)[1]
     for step in steps(root):
         try:
             return dict(read_meta(root / str(step))["identity"])
@@ -243,22 +353,26 @@ def layout_at(config: Config, before: str | None = None) -> LayoutConfig:
 
 def _layout_of(config: Mapping[str, Any], stage: str) -> LayoutConfig | None:
     """The layout of a train stage, from the plain values of a config; None: unknown."""
-    own = config.get("stages", {}).get(stage, {}).get("train", {}).get("layout")
+    own = (config.get("stages", {}).get(stage, {}).get("train") or {}).get("layout")
     plain = own or config.get("layout")
     return None if plain is None else build(LayoutConfig, plain)
 
 
 def last_trained(run_dir: Path) -> Path:
-    """The checkpoints of a run's last train stage.
+    """The checkpoints of a run's last train stage; without one the statistics that determine its
+    bridge.
 
     Raises:
         UserError: there is no run, or it trained nothing.
     """
-    stages = read_config(run_dir).stages
-    trains = [n for n, s in stages.items() if s.train is not None]
-    if not trains:
-        raise UserError(f"{run_dir}: no stage of that run trains a bridge")
-    return checkpoint_root(run_dir, trains[-1])
+    config = read_config(run_dir)
+    trains = [n for n, s in config.stages.items() if s.train is not None]
+    if trains:
+        return checkpoint_root(run_dir, trains[-1])
+    fitted = _fitted_file(config, run_dir)
+    if fitted is None:
+        raise UserError(f"{run_dir}: no stage of that run trains a bridge{still_to_train(config)}")
+    return fitted
 
 
 def check_frozen(

@@ -1,23 +1,25 @@
 """The stage that measures the frozen models: the sender's taps and the receivers' embeddings.
 
 Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979), and for a
-source with a PCA the covariance of each tap, whose principal directions are kept. What is
-gathered is kept after every batch, in float64, so that a run that is killed goes on from there and
-ends with the very same numbers. The file: see `lw_jax.runs.statistics`.
+source with a PCA the covariance of each tap, whose principal directions are kept. For a compressor
+that is fitted in closed form, the sums that its map is solved from. What is gathered is kept after
+every batch, in float64, so that a run that is killed goes on from there and ends with the very same
+numbers. The file: see `lw_jax.runs.statistics`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bridge.bridge import Bridge
-from lw_jax.bridge.config import pca
+from lw_jax.bridge.config import SOURCE, closed_form, pca, to_be_trained
+from lw_jax.bridge.module import BridgeModule
+from lw_jax.compressors.least_squares import KEY, Sums, least_squares_of, solve, sums
 from lw_jax.config.schema import CalibrateConfig
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
@@ -30,15 +32,20 @@ from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import remarks_of, report
 from lw_jax.runs.session import identity, open_pipeline
-from lw_jax.sources.pca import Pca, fit
+from lw_jax.sources.pca import fit
 from lw_jax.text.fit import length_remark
 from lw_jax.train.progress import Display
-from lw_jax.types import Array
+from lw_jax.types import Array, Features, Taps
+from lw_jax.utils.registry import chosen
 from lw_jax.utils.signals import termination
 
 Moments = tuple[Array, ...]
 """Count [], mean [n, D], sum of squared deviations [n, D]; for a PCA that of their products
 [n, D, D] as well. Float32 on the device, of one batch; float64 on the host, of all."""
+
+path_of = statistics.path_of
+SPANS = "fit/spans"
+"""Key of a batch: which of the receiver's tokens overlap each of the source's."""
 
 
 def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
@@ -52,6 +59,8 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     rows = load_rows(config.data, "train", config.seed)
     groups = [group[:1] for group in sample(rows, cfg.rows)]
+    if closed_form(pipeline.bridge.config) is not None:
+        jax.eval_shape(pipeline.bridge.init, jax.random.key(0))  # raises if parts do not fit
     path, mine = path_of(run.run_dir, name), identity(config, name, pipeline)
     found, start = statistics.load_part(path, mine)
     collate = pipeline.collate(groups)
@@ -64,7 +73,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
         for at in range(start, len(groups), cfg.batch_size):
             part = groups[at : at + cfg.batch_size]
             seen = _batch_moments(pipeline, collate, part, cfg.batch_size)
-            found = {key: combine(found.get(key), value) for key, value in seen.items()}
+            found = {key: _together(key, found.get(key), value) for key, value in seen.items()}
             done = at + len(part)
             statistics.save_part(path, found, done, mine)
             display.step(done)
@@ -73,24 +82,28 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
                 stop.leave()
         if not all(value[0] for value in found.values()):
             raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
-        needed = pca(pipeline.bridge.config)
-        fitted = None if needed is None else _fitted(needed[1], found["source"])
+        fitted, said = _fitted(pipeline.bridge, found)
+        found.pop(KEY, None)
         statistics.save(path, found, mine, fitted)
         tokens = ", ".join(f"{key} {int(value[0])}" for key, value in found.items())
         display.say(f"{len(groups)} contexts measured into {path}; tokens: {tokens}")
-        if fitted is not None:
-            display.say(_shares(fitted))
+        for line in said:
+            display.say(line)
 
 
 def lost(run: Run, name: str, cfg: CalibrateConfig) -> str | None:
-    """Whether the finished stage's statistics are gone, and a later stage is still to be trained.
+    """Whether the finished stage's statistics are gone, and a later stage still needs them.
 
     Raises:
         UserError: they are damaged.
     """
     names, done = list(run.config.stages), run.finished()
     later = names[names.index(name) + 1 :]
-    if all(n in done or run.config.stages[n].train is None for n in later):
+    bridge = run.config.bridge
+    fitted = bridge is not None and to_be_trained(bridge) is None
+    kinds = ("train", "evaluate") if fitted else ("train",)
+    needing = [n for n in later if not chosen(run.config.stages[n]).keys().isdisjoint(kinds)]
+    if all(n in done for n in needing):
         return None
     path = path_of(run.run_dir, name)
     try:
@@ -100,15 +113,33 @@ def lost(run: Run, name: str, cfg: CalibrateConfig) -> str | None:
     return None
 
 
-def path_of(run_dir: Path, name: str) -> Path:
-    """Where a calibrate stage's statistics are."""
-    return run_dir / "calibration" / f"{name}.npz"
+def _fitted(bridge: Bridge, found: statistics.Found) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What is fitted to what was gathered, by its key in the file, and lines for people.
 
-
-def _fitted(config: Pca, source: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-    """The PCA of the source's moments."""
-    count, _, _, products = source
-    return fit(config, products, float(count))
+    Raises:
+        UserError: too few tokens for a fit.
+    """
+    fitted: dict[str, np.ndarray] = {}
+    said = []
+    if (projected := pca(bridge.config)) is not None:
+        count, _, _, products = found["source"]
+        own = fit(projected[1], products, float(count))
+        fitted |= {f"source/{key}": value for key, value in own.items()}
+        said.append(_shares(own))
+    if (mapped := closed_form(bridge.config)) is not None:
+        gathered = Sums(*cast(tuple[Array, ...], found[KEY]))
+        try:
+            kernel, bias, explained = solve(mapped[1], gathered)
+        except UserError as error:
+            raise UserError(f"{mapped[0]}: {error}") from error
+        parts = {"kernel": kernel, "bias": bias, "explained": np.array(explained)}
+        parts["tokens"] = np.asarray(gathered.tokens)
+        fitted |= {f"{KEY}/{key}": value for key, value in parts.items()}
+        said.append(
+            f"closed form: explains {explained:.2f} of the embeddings' variance "
+            f"({int(gathered.tokens)} tokens)"
+        )
+    return fitted, said
 
 
 def _shares(fitted: dict[str, np.ndarray]) -> str:
@@ -122,7 +153,11 @@ def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: 
     """Moments of some rows, filled up to `size`: one shape, one program."""
     filled = groups + groups[:1] * (size - len(groups))
     real = np.arange(size) < len(groups)
-    batch = put_batch(pipeline.mesh, collate(filled) | {"real": real})
+    extra = {"real": real}
+    if (mapped := closed_form(pipeline.bridge.config)) is not None:
+        target = mapped[1].target_of(list(pipeline.receivers))
+        extra[SPANS] = collate.overlaps(filled, target)
+    batch = put_batch(pipeline.mesh, collate(filled) | extra)
     return jax.device_get(_moments(pipeline.bridge, pipeline.frozen, batch))
 
 
@@ -138,7 +173,31 @@ def _moments(bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any]) -> dic
         ids, lengths = batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"]
         mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & batch["real"][:, None]
         found[name] = moments(embed_tokens(model.params, ids)[None], mask)
+    if closed_form(bridge.config) is not None:
+        found[KEY] = _sums(bridge, frozen, batch, taps)
     return found
+
+
+def _sums(bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any], taps: Taps) -> Sums:
+    """The sums that a batch adds to the least squares of the compressor.
+
+    Raises:
+        UserError: the source does not give a vector for every token.
+    """
+    mapped = least_squares_of(bridge.config.chosen_compressor)
+    assert mapped is not None
+    module = BridgeModule(bridge.config, bridge.dims)
+    views = module.apply({"params": {}}, {SOURCE: taps}, method="views")
+    view = cast(dict[str, Features], views)[SOURCE]
+    if view.x.shape[1] != taps.ids.shape[1]:
+        raise UserError(
+            "bridge.source: it does not give a vector for every token, and "
+            "bridge.compressor.tokens.fit needs one; use hidden_states or embeddings"
+        )
+    target = mapped.target_of(list(frozen.receivers))
+    embeds = embed_tokens(frozen.receivers[target].params, batch[f"{target}/context/ids"])
+    whole = (batch["real"] & batch["valid"])[:, None]
+    return sums(view.x, embeds, batch[SPANS], view.mask & whole)
 
 
 def moments(x: Array, mask: Array, crossed: bool = False) -> Moments:
@@ -157,6 +216,16 @@ def moments(x: Array, mask: Array, crossed: bool = False) -> Moments:
     # By default a GPU rounds the factors to ten bits.
     products = jnp.einsum("nbtd,nbte->nde", apart, apart, precision=jax.lax.Precision.HIGHEST)
     return count, mean, squares, products
+
+
+def _together(
+    key: str, old: tuple[np.ndarray, ...] | None, new: tuple[np.ndarray, ...]
+) -> tuple[np.ndarray, ...]:
+    """What two parts of the rows give together, float64: moments are combined, sums added."""
+    if key != KEY:
+        return combine(old, new)
+    own = tuple(np.asarray(x, np.float64) for x in new)
+    return own if old is None else tuple(a + b for a, b in zip(old, own, strict=True))
 
 
 def combine(

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bridge.config import normaliser, pca
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.data.example import Example, Remark, Rows
@@ -21,13 +20,11 @@ from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch, replicated
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms, statistics
+from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
 from lw_jax.runs.rows import beyond_models, remarks_of, report
 from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, identity, open_pipeline
 from lw_jax.runs.trained import load_trained
-from lw_jax.sources.normaliser import fill as fill_normaliser
-from lw_jax.sources.pca import fill as fill_pca
-from lw_jax.stages import calibrate
 from lw_jax.text.collate import Collate, has_row
 from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
@@ -186,19 +183,14 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
     load = partial(load_trained, run.config, run.run_dir, pipeline, before=name)
     if not cfg.init_only and (cfg.init_from is not None or earlier.index(name) > 0):
         return load(init_from=cfg.init_from).params
-    config = pipeline.bridge.config
-    found, coloured, projected = None, normaliser(config), pca(config)
-    measured = calibrate_before(run.config.stages, name)
-    if (coloured or projected) and measured is not None:
-        path = calibrate.path_of(run.run_dir, measured)
+    found, measured = None, calibrate_before(run.config.stages, name)
+    if needs_statistics(pipeline.bridge) and measured is not None:
+        path = statistics.path_of(run.run_dir, measured)
         found = statistics.load(path, identity(run.config, measured, pipeline))
     # Compiled: outside jit a deep part is built op by op, which takes seconds.
     fresh = jax.jit(pipeline.bridge.init)(jax.random.fold_in(rng, 0))
-    if found is not None and coloured is not None:
-        target = coloured[1].target_of(list(pipeline.receivers))
-        fresh = {**fresh, "source": fill_normaliser(fresh["source"], found, target)}
-    if found is not None and projected is not None:
-        fresh = {**fresh, "source": fill_pca(fresh["source"], found)}
+    if found is not None:
+        fresh = filled(pipeline.bridge, fresh, found)
     if cfg.init_only:
         found_there = load(init_from=cfg.init_from, only=cfg.init_only).params
         fresh = from_paths(dict(components(fresh)) | dict(components(found_there)))

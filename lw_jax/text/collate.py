@@ -23,9 +23,12 @@ import numpy as np
 
 from lw_jax.data.example import Example, Group
 from lw_jax.errors import UserError
+from lw_jax.text.align import overlaps
 from lw_jax.text.layout import (
     asked_pair,
     first_word,
+    located_messages,
+    located_sources,
     message_ids,
     message_text,
     source_head_ids,
@@ -139,6 +142,30 @@ class Collate:
         for name, tokenizer in self.receivers.items():
             parts[f"{name}/context"] = message_ids(self.layout, tokenizer, messages)
         return parts
+
+    def overlaps(self, groups: Sequence[Group], receiver: str) -> np.ndarray:
+        """Which of a receiver's tokens share characters with each of the source's tokens.
+
+        Args:
+            groups: the contexts.
+            receiver: name of the receiver.
+
+        Returns:
+            [B, Ts, 2] int32, places in `<receiver>/context/ids`: the first, and the one after the
+            last; equal for head and tail, padding, and contexts that are too long.
+        """
+        ((key, tokenizer),) = by_key(self.sources).items()
+        head = len(source_head_ids(self.layout, tokenizer))
+        examples = [group[0] for group in groups]
+        own = located_sources(self.layout, tokenizer, examples)
+        other = located_messages(self.layout, self.receivers[receiver], examples)
+        size, most = self.lengths[key], self.lengths[f"{receiver}/context"]
+        found = np.zeros((len(groups), size, 2), np.int32)
+        for row, mine, theirs in zip(found, own, other, strict=True):
+            last = head + len(mine.ids)
+            if last + len(tokenizer.tail) <= size and len(theirs.ids) <= most:
+                row[head:last] = overlaps(mine.spans, theirs.spans)
+        return found
 
     def rows(
         self, groups: Sequence[Group], flat: Sequence[Example], questions: int

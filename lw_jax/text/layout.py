@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.text.layout_config import LayoutConfig
-from lw_jax.text.tokenizer import Pieces, Tokenizer
+from lw_jax.text.tokenizer import Encoded, Pieces, Tokenizer
 
 
 def _chat(config: LayoutConfig, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -52,6 +52,19 @@ def message_ids(
 ) -> list[list[int]]:
     """Ids of messages in words, as they follow the head."""
     return tokenizer.encode_all(messages, start=_empty(_head(config, tokenizer)))
+
+
+def located_messages(
+    config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]
+) -> list[Encoded]:
+    """Tokens of messages as `message_ids` gives them; their spans count from the content's first
+    character, so those of a space before it are negative.
+    """
+    found = tokenizer.locate_all(
+        [message_text(config, e) for e in examples], start=_empty(_head(config, tokenizer))
+    )
+    lead = len(_lead(config.primer))
+    return [_from(lead, one) for one in found]
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,24 @@ def source_ids(config: LayoutConfig, tokenizer: Tokenizer, texts: Sequence[str])
     return tokenizer.encode_all(texts, start=_empty(_source_head(config, tokenizer)))
 
 
+def located_sources(
+    config: LayoutConfig, tokenizer: Tokenizer, examples: Sequence[Example]
+) -> list[Encoded]:
+    """Tokens of the texts that the sender reads as `source_ids` gives them, with the spans of
+    `located_messages`.
+    """
+    found = tokenizer.locate_all(
+        [source_text(config, e) for e in examples], start=_empty(_source_head(config, tokenizer))
+    )
+    lead = len(_lead(_source_primer(config)))
+    return [_from(lead, one) for one in found]
+
+
+def _from(lead: int, text: Encoded) -> Encoded:
+    """The same with spans that count from the character `lead`."""
+    return Encoded(text.ids, [(first - lead, stop - lead) for first, stop in text.spans])
+
+
 def _source_head(config: LayoutConfig, tokenizer: Tokenizer) -> Pieces:
     """What the sender reads before the text, BOS aside."""
     before = ""
@@ -131,12 +162,17 @@ def content_text(config: LayoutConfig, example: Example) -> str:
 
 def message_text(config: LayoutConfig, example: Example) -> str:
     """The content as a receiver is given it in words."""
-    return (" " if config.primer else "") + content_text(config, example)
+    return _lead(config.primer) + content_text(config, example)
+
+
+def _lead(primer: str) -> str:
+    """What stands between a primer and the content."""
+    return " " if primer else ""
 
 
 def source_text(config: LayoutConfig, example: Example) -> str:
     """The content in words, for the sender."""
-    return (" " if _source_primer(config) else "") + content_text(config, example)
+    return _lead(_source_primer(config)) + content_text(config, example)
 
 
 def ask_text(config: LayoutConfig, tokenizer: Tokenizer, question: str) -> str:

@@ -6,12 +6,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer as Backend
 
+from lw_jax.text.align import Span
+
 Pieces = Sequence[str | int]
 """A text with control tokens in it: strings are text, whatever they spell; integers are ids."""
+
+
+class Encoded(NamedTuple):
+    """A text in tokens.
+
+    Attributes:
+        ids: the tokens.
+        spans: the characters of each, spaces included; a control token has none.
+    """
+
+    ids: list[int]
+    spans: list[Span]
 
 
 @dataclass(frozen=True)
@@ -58,17 +72,40 @@ class Tokenizer:
         self, texts: Sequence[str] | Sequence[Pieces], start: bool = False
     ) -> list[list[int]]:
         """Token ids of several texts; see `encode`."""
+        return [one.ids for one in self._encoded(texts, start, located=False)]
+
+    def locate_all(
+        self, texts: Sequence[str] | Sequence[Pieces], start: bool = False
+    ) -> list[Encoded]:
+        """Token ids as `encode_all` gives them, with the characters that each stands for.
+
+        Args:
+            texts: texts; of one with control ids in it, characters are counted without them.
+            start: see `encode`.
+        """
+        return self._encoded(texts, start, located=True)
+
+    def _encoded(
+        self, texts: Sequence[str] | Sequence[Pieces], start: bool, located: bool
+    ) -> list[Encoded]:
+        """Tokens of several texts; `spans` are empty unless they are asked for."""
         pieces = [(text,) if isinstance(text, str) else _joined(text) for text in texts]
         flat = [one for row in pieces for one in row if isinstance(one, str)]
-        ids = dict(zip(flat, self._apart(flat, self._inner), strict=True))
-        found = [
-            [i for one in row for i in (ids[one] if isinstance(one, str) else [one])]
-            for row in pieces
-        ]
-        if start and self._inner is not self.backend:
-            for n, row in enumerate(pieces):
-                if row and isinstance(row[0], str) and row[0]:
-                    found[n][: len(ids[row[0]])] = self._at_start(row[0], ids[row[0]])
+        parts = dict(zip(flat, self._apart(flat, self._inner, located), strict=True))
+        opens = start and self._inner is not self.backend
+        found = []
+        for row in pieces:
+            whole, at = Encoded([], []), 0
+            for n, one in enumerate(row):
+                if isinstance(one, str):
+                    part = parts[one]
+                    if opens and one and not n:
+                        part = self._at_start(one, part, located)
+                    _append(whole, part, at)
+                    at += len(one)
+                else:
+                    _append(whole, Encoded([one], [(0, 0)] if located else []), at)
+            found.append(whole)
         return found
 
     def literal(self, text: str) -> tuple[str | int, ...]:
@@ -124,28 +161,56 @@ class Tokenizer:
             return self.backend
         return Backend.from_str(json.dumps(json.loads(self.backend.to_str()) | bare))
 
-    def _at_start(self, text: str, bare: list[int]) -> list[int]:
-        """Ids of a text that begins a sequence: with the tokenizer's own space where decoding takes
-        it off again, else without.
+    @cached_property
+    def _untrimmed(self) -> tuple[Backend, Backend]:
+        """The tokenizer, and that of texts that do not begin a sequence, whose tokens' spans hold
+        their spaces too. (A post-processor takes them off; it changes no id here.)
         """
-        (own,) = self._apart([text], self.backend)
-        back = [self.backend.decode(ids, skip_special_tokens=False) for ids in (own, bare)]
+        own = _without_post_processor(self.backend)
+        inner = own if self._inner is self.backend else _without_post_processor(self._inner)
+        return own, inner
+
+    def _at_start(self, text: str, bare: Encoded, located: bool) -> Encoded:
+        """Tokens of a text that begins a sequence: with the tokenizer's own space where decoding
+        takes it off again, else without.
+        """
+        (own,) = self._apart([text], self.backend, located)
+        back = [self.backend.decode(one.ids, skip_special_tokens=False) for one in (own, bare)]
         return bare if back[0] != text and back[1] == text else own
 
-    def _apart(self, texts: Sequence[str], backend: Backend) -> list[list[int]]:
-        """Ids of texts, each alone; none is a control token's."""
-        if not backend.encode_special_tokens:  # not kept when pickled
-            backend.encode_special_tokens = True
-        found = [e.ids for e in backend.encode_batch(list(texts), add_special_tokens=False)]
-        for n, (text, ids) in enumerate(zip(texts, found, strict=True)):
-            held = self._control.keys() & set(ids)
+    def _apart(self, texts: Sequence[str], backend: Backend, located: bool) -> list[Encoded]:
+        """Tokens of texts, each alone; none is a control token."""
+        used = backend
+        if located:
+            used = self._untrimmed[0 if backend is self.backend else 1]
+        if not used.encode_special_tokens:  # not kept when pickled
+            used.encode_special_tokens = True
+        found = [
+            Encoded(e.ids, e.offsets if located else [])
+            for e in used.encode_batch(list(texts), add_special_tokens=False)
+        ]
+        for n, (text, whole) in enumerate(zip(texts, found, strict=True)):
+            held = self._control.keys() & set(whole.ids)
             spelled = {self._control[i] for i in held if self._control[i] in text}
             cut = next((text.index(one) + 1 for one in sorted(spelled) if len(one) > 1), None)
             if cut is not None:  # a vocabulary may hold the literal as a piece of text
-                (first,) = self._apart([text[:cut]], backend)
-                (rest,) = self._apart([text[cut:]], self._inner)
-                found[n] = first + rest
+                (first,) = self._apart([text[:cut]], backend, located)
+                (rest,) = self._apart([text[cut:]], self._inner, located)
+                found[n] = Encoded(list(first.ids), list(first.spans))
+                _append(found[n], rest, cut)
         return found
+
+
+def _append(whole: Encoded, part: Encoded, at: int) -> None:
+    """Adds tokens of the text that begins with the character `at`."""
+    whole.ids.extend(part.ids)
+    whole.spans.extend((first + at, stop + at) for first, stop in part.spans)
+
+
+def _without_post_processor(backend: Backend) -> Backend:
+    if backend.post_processor is None:
+        return backend
+    return Backend.from_str(json.dumps(json.loads(backend.to_str()) | {"post_processor": None}))
 
 
 def _joined(pieces: Pieces) -> tuple[str | int, ...]:

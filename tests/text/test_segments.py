@@ -222,6 +222,34 @@ def test_workers_lay_out_the_same(tokenizer: Tokenizer) -> None:
         assert there.encode(text) == tokenizer.encode(text)
 
 
+def read_alone(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.backend.decode(ids, skip_special_tokens=False).strip()
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_tokens_know_their_characters(tokenizer: Tokenizer, start: bool) -> None:
+    """As encode gives them, control tokens that are spelled out included; a character of several
+    tokens is in the span of each."""
+    rows = [ROW.context, f" {ROW.context}", SPELLED.context, SPELLED.answers[0], "", "é日 a"]
+    rows += [(3, "<s>40</s> is", 4, " so"), ("a ", 3, "b")]  # type: ignore[list-item]
+    found = tokenizer.locate_all(rows, start)
+    assert [one.ids for one in found] == tokenizer.encode_all(rows, start)
+    for row, (ids, spans) in zip(rows, found, strict=True):
+        text = row if isinstance(row, str) else "".join(x for x in row if isinstance(x, str))
+        assert len(ids) == len(spans)
+        assert sorted(spans) == spans
+        assert {i for first, stop in spans for i in range(first, stop)} == {*range(len(text))}
+        for token, (first, stop) in zip(ids, spans, strict=True):
+            alone = read_alone(tokenizer, [token])
+            if token in (3, 4):
+                assert first == stop
+            elif "\ufffd" not in alone:  # else part of a character
+                assert alone in text[first:stop]
+                by_byte = tokenizer.backend.id_to_token(token).startswith("<0x")
+                # A unigram's bytes share the span of a run of characters that it lacks.
+                assert not alone or by_byte or alone == text[first:stop].strip()
+
+
 @pytest.mark.parametrize("model", ZOO)
 def test_ids_of_the_models_that_ship_are_as_they_were(model: str) -> None:
     """Where no text spells a control token, every id is the backend's own."""

@@ -1,0 +1,48 @@
+"""What a `calibrate` stage has measured, in a bridge's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.config import closed_form, normaliser, pca
+from lw_jax.compressors.least_squares import fill as fill_least_squares
+from lw_jax.sources.normaliser import fill as fill_normaliser
+from lw_jax.sources.pca import fill as fill_pca
+from lw_jax.types import PyTree
+
+
+def needs_statistics(bridge: Bridge) -> bool:
+    """Whether a bridge has parts that a `calibrate` stage measures or fits."""
+    config = bridge.config
+    return any(part is not None for part in (normaliser(config), pca(config), closed_form(config)))
+
+
+def filled(bridge: Bridge, params: PyTree, statistics: Mapping[str, np.ndarray]) -> PyTree:
+    """Fresh parameters with what was measured and fitted.
+
+    Args:
+        bridge: the bridge.
+        params: its parameters.
+        statistics: the stage's file (`lw_jax.runs.statistics`).
+    """
+    config = bridge.config
+    coloured = normaliser(config)
+    if coloured is not None:
+        target = coloured[1].target_of(list(bridge.dims.receivers))
+        params = {**params, "source": fill_normaliser(params["source"], statistics, target)}
+    if pca(config) is not None:
+        params = {**params, "source": fill_pca(params["source"], statistics)}
+    if closed_form(config) is not None:
+        params = {**params, "compressor": fill_least_squares(params["compressor"], statistics)}
+    return params
+
+
+def alone(bridge: Bridge, statistics: Mapping[str, np.ndarray]) -> PyTree:
+    """A bridge that has nothing to be trained (`lw_jax.bridge.config.to_be_trained`): its fresh
+    parameters do not depend on the random key.
+    """
+    return filled(bridge, jax.jit(bridge.init)(jax.random.key(0)), statistics)
