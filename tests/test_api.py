@@ -93,6 +93,14 @@ def slots_of(data: bytes) -> np.ndarray:
     return np.asarray(packet.from_bytes(data).latent.slots)
 
 
+@pytest.mark.parametrize(
+    "text", ["Hi", "A", "7", "\u65e5\u672c\u8a9e", "\U0001f469\u200d\U0001f467", "."]
+)
+def test_texts_unlike_those_of_training_break_nothing(text: str, wire: Bridge) -> None:
+    said = wire.answer(wire.encode(text), HOW_MANY_HENS)
+    assert isinstance(said, str)
+
+
 def test_padding_changes_nothing(wire: Bridge) -> None:
     """A text that is padded to a power of two is what it is at its own length."""
     layout, sources = wire.pipeline.layout, wire.pipeline.sources

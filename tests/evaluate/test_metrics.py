@@ -25,6 +25,7 @@ from tests.real_data import real_file
         ("", ("cat",), 0, 0),
         ("the", ("",), 1, 1),
         ("cat", (), 0, 0),
+        ("", ("A",), 1, 1),  # an article alone is nothing, as the official script has it
     ],
 )
 def test_squad_scores(prediction: str, answers: tuple[str, ...], em: float, f1: float) -> None:

@@ -56,7 +56,7 @@ def rewind(home: Path) -> None:
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": read_config,
     "finished.json": read_finished,
-    "receivers.json": lambda home: receiver_rms.load(home, PRINTS),
+    "receivers.json": lambda home: receiver_rms.load(home, PRINTS, {}),
     "mean_latent.npz": lambda home: mean_latent.load(home, "key"),
     "calibration/c.npz": read_statistics,
     "calibration/c.part.npz": lambda h: statistics.load_part(h / "calibration/c.npz", IDENTITY),
