@@ -111,9 +111,11 @@ def abstract_pipeline(
     assert config.bridge is not None
     receivers = {name: specs[name] for name in config.receivers}
     prints = {name: spec.fingerprint() for name, spec in receivers.items()}
+    weights = {name: spec.weights_print() for name, spec in receivers.items()}
     if SENDER in specs:
         layers = sender_layers(config, specs)
         prints[SENDER] = f"{specs[SENDER].fingerprint(layers, head=False)}@{layers}"
+        weights[SENDER] = f"{specs[SENDER].weights_print(layers, head=False)}@{layers}"
     of_receivers = {name: sizes(spec.arch) for name, spec in receivers.items()}
     return Pipeline(
         layout=layout,
@@ -122,6 +124,7 @@ def abstract_pipeline(
         sources=tokenizers_of(config.bridge, specs),
         receivers={name: spec.tokenizer for name, spec in receivers.items()},
         fingerprints=prints,
+        weights=weights,
         mesh=mesh,
     )
 

@@ -293,7 +293,8 @@ def test_one_vector_makes_the_slots_of_pool_expand(path: Path) -> None:
     }
     config = read(path, list(flags.items()))
     found = examine(config)
-    assert {f.level for f in found} == {"ok"}, found
+    # its answers are cut short on purpose
+    assert {f.key for f in found if f.level != "ok"} == {"stages.report.evaluate.decode"}
     said = {f.key: f.text for f in found}
     assert said["bridge.source"] == "1 taps of width 16"
     assert "vocabulary 200, encoder of at most 60 tokens" in said["sender.path"]
