@@ -39,7 +39,13 @@ from lw_jax.text.collate import Collate, measure
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "unchanged.json"
 STEPS = 5
-LONG = ("facts_two_receivers", "latentwire_smoke", "telepathy_v12", "telepathy_v15a")
+LONG = (
+    "facts_two_receivers",
+    "latentwire_smoke",
+    "quickstart_scratch",
+    "telepathy_v12",
+    "telepathy_v15a",
+)
 """Starts that take 15 seconds and more."""
 LOSS_TOLERANCE = 1e-6
 MEASURED = "statistics"
