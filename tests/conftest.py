@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
@@ -15,9 +16,11 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far more than they compute: without LLVM's optimiser they take half the time, and
 # a train step compiles in a third of it where fusions are not emitted through MLIR. Two processes
 # keep two cores busy, so that none compiles in threads.
+JAXLIB = tuple(int(part) for part in version("jaxlib").split(".")[:2])
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    # Later versions have no other way, and end the process at a flag that they do not know.
+    + ("--xla_cpu_use_fusion_emitters=false " if JAXLIB < (0, 11) else "")
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
