@@ -24,7 +24,17 @@ class UserError(ValueError):
 def one_line(text: str) -> str:
     """A text as one line of characters that can be printed, cut to `LONGEST`."""
     text = "".join(c if c.isprintable() else " " if c in "\n\r\t" else _escape(c) for c in text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return short(text, LONGEST)
+
+
+def said(error: BaseException, most: int = 300) -> str:
+    """What an error of a library says, in one short line; its type where it says nothing."""
+    return short(one_line(" ".join(str(error).split()) or type(error).__name__), most)
+
+
+def short(text: str, most: int) -> str:
+    """A text of at most so many characters; dots where it is cut."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _escape(character: str) -> str:

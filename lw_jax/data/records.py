@@ -18,7 +18,7 @@ from typing import Any
 
 from lw_jax.data import files
 from lw_jax.data.files import SUFFIXES, Names
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 
 LONGEST_TEXT = 1_000_000
 """Characters of a text; no model reads a longer one."""
@@ -241,7 +241,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     except UserError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a parquet file ({_one_line(error)})") from None
+        raise UserError(f"{path}: not a parquet file ({said(error)})") from None
     number = 0
     for batch in batches:
         for record in _rows_of(batch):
@@ -260,7 +260,7 @@ def _rows_of(batch: Any) -> Iterator[Any]:
         try:
             yield batch.slice(at, 1).to_pylist()[0]
         except (ValueError, OverflowError, OSError) as error:
-            yield BadRowError(_one_line(error))
+            yield BadRowError(said(error))
 
 
 def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]:
@@ -273,7 +273,7 @@ def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]
         table = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # datasets and the hub's client raise a dozen unrelated types
         raise UserError(
-            f"data set {name!r} (subset {subset!r}, split {split!r}): {_one_line(error)}; give a "
+            f"data set {name!r} (subset {subset!r}, split {split!r}): {said(error)}; give a "
             f"local file ({', '.join(SUFFIXES)}) or another hub name, subset or split"
         ) from None
     finally:
@@ -286,12 +286,8 @@ def _hub(name: str, subset: str | None, split: str) -> Iterator[tuple[str, Any]]
         # a column of pictures without the package that reads them, a damaged cache, ...
         raise UserError(
             f"data set {name!r} (split {split!r}): row {number} or the next cannot be read "
-            f"({_one_line(error)})"
+            f"({said(error)})"
         ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 _SHORT = reprlib.Repr()

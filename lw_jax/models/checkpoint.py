@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 from lw_jax.models.arch_keys import shown
 from lw_jax.models.encoder_arch import AnyArch, arch_from_hf
 from lw_jax.models.gguf import gguf_file, is_gguf, open_gguf
 from lw_jax.models.names import parts
+from lw_jax.utils import files
 from lw_jax.utils.hub import HubUnreachableError, ask_once
 
 WEIGHTS = "model.safetensors"
@@ -129,7 +130,7 @@ def read_arch(directory: str | Path) -> AnyArch:
     """
     folder = Path(directory)
     if is_gguf(folder):
-        return arch_from_hf(open_gguf(folder).config(), None, where=str(folder))
+        return arch_from_hf(open_gguf(folder).config, None, where=str(folder))
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER).is_file():
             raise UserError(f"{folder}: {_adapter(folder)}")
@@ -147,25 +148,15 @@ def read_arch(directory: str | Path) -> AnyArch:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """A JSON object from a file of a model.
 
     Raises:
-        UserError: the file holds no JSON object.
+        UserError: the file cannot be read, or holds no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must be a JSON object, found a {type(value).__name__}")
-    return value
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one short line; its type where it says nothing."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+        return files.read_json(path, dict, "put it right, or copy it again")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {said(error)}") from error
 
 
 def fingerprint(
@@ -196,14 +187,6 @@ def _as_path(name_or_path: str | Path) -> Path | None:
     except (OSError, ValueError, RuntimeError):
         return None
     return path if "\0" not in str(path) else None
-
-
-def _begins_with(path: Path, mark: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(mark)) == mark
-    except OSError:
-        return False
 
 
 def _adapter(folder: Path) -> str:
@@ -287,7 +270,7 @@ def _names(path: Path) -> list[str]:
         with safe_open(path, framework="numpy") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is no readable safetensors file: {one_line(error)}") from error
+        raise UserError(f"{path}: is no readable safetensors file: {said(error)}") from error
 
 
 def _no_weights(folder: Path, missing: list[str]) -> str:

@@ -14,13 +14,14 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lw_jax import errors
 from lw_jax.errors import UserError
 
 SUFFIX = ".gguf"
@@ -149,8 +150,9 @@ class GGUF:
 
     # Config
 
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """What a config.json of this model says.
+        """What a config.json of this model says; not to be changed.
 
         Raises:
             UserError: a key that is missing, or one that would change the maths and is not known.
@@ -165,7 +167,9 @@ class GGUF:
             "tie_word_embeddings": "lm_head.weight" not in self._tensors,
         }
         config |= {new: own.pop(old) for old, new in _CONFIG.items() if old in own}
-        config.setdefault("vocab_size", len(self.array("tokenizer.ggml.tokens")))
+        if "vocab_size" not in config:
+            tokens = self._reader.fields.get("tokenizer.ggml.tokens")
+            config["vocab_size"] = 0 if tokens is None else len(tokens.data)
         for name in ("bos_token_id", "eos_token_id"):
             config[name] = self.metadata.get(f"tokenizer.ggml.{name}")
         self._check_rest(config, own)
@@ -259,12 +263,11 @@ class GGUF:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         values = values.reshape(self.get_slice(name).shape)
         if self.family in ("llama", "mistral"):
+            heads = int(self.config["num_attention_heads"])
             if name.endswith("self_attn.q_proj.weight"):
-                return _halves_apart(values, int(self.config()["num_attention_heads"]))
+                return _halves_apart(values, heads)
             if name.endswith("self_attn.k_proj.weight"):
-                config = self.config()
-                heads = config["num_attention_heads"]
-                return _halves_apart(values, int(config.get("num_key_value_heads", heads)))
+                return _halves_apart(values, int(self.config.get("num_key_value_heads", heads)))
         return values
 
     @staticmethod
@@ -320,8 +323,8 @@ class GGUF:
                 **{**more, **special, **added},
             )
         except Exception as error:  # transformers raises many kinds
-            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(f"{self.path}: the tokenizer cannot be read: {reason}") from error
+            line = errors.said(error)
+            raise UserError(f"{self.path}: the tokenizer cannot be read: {line}") from error
 
 
 def is_gguf(path: Path) -> bool:
@@ -379,8 +382,8 @@ def _read(path: Path) -> Any:
     try:
         return GGUFReader(path)
     except Exception as error:  # of a file that is cut or garbled, many kinds
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UserError(f"{path}: is no readable GGUF file: {reason}") from error
+        line = errors.said(error)
+        raise UserError(f"{path}: is no readable GGUF file: {line}") from error
 
 
 def _is_long(key: str, field: Any) -> bool:

@@ -20,9 +20,9 @@ from jax.tree_util import DictKey
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 from lw_jax.models.arch_keys import named
-from lw_jax.models.checkpoint import Checkpoint, one_line
+from lw_jax.models.checkpoint import Checkpoint
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.gguf import is_gguf, open_gguf
 from lw_jax.models.names import FAN_IN, Part, harmless, parts
@@ -138,9 +138,7 @@ def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, An
         try:
             opened[path] = stack.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: is no readable safetensors file: {one_line(error)}"
-            ) from error
+            raise UserError(f"{path}: is no readable safetensors file: {said(error)}") from error
     return opened
 
 
@@ -254,7 +252,7 @@ def _read(file: Any, found: Checkpoint, name: str) -> NDArray:
     try:
         tensor: NDArray = file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{found.files[name]}: {name} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{found.files[name]}: {name} cannot be read: {said(error)}") from error
     if tensor.dtype == np.float64:
         with np.errstate(over="ignore"):  # what overflows is found to be infinite
             tensor = tensor.astype(np.float32)

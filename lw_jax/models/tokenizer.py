@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.gguf import is_gguf, open_gguf
@@ -40,9 +40,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # many kinds for a bad file; a panic is no Exception
-        reason = " ".join((str(error) or type(error).__name__).split())
-        reason = reason if reason.isprintable() else ascii(reason)
-        raise UserError(f"{folder}: the tokenizer cannot be read: {reason[:300]}") from error
+        raise UserError(f"{folder}: the tokenizer cannot be read: {said(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: only fast tokenizers (tokenizer.json) are supported")
     # Sentence encoders ship with both switched on: texts would be cut and padded silently.

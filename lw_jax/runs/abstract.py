@@ -81,11 +81,7 @@ def abstract_step(
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
     """
-    assert config.bridge is not None
-    dims = config.bridge.dims(
-        sender_arch(specs), {name: sizes(specs[name].arch) for name in config.receivers}
-    )
-    bridge = Bridge(config.bridge, dims)
+    bridge = abstract_bridge(config, specs)
     objectives = train.objectives or config.objectives
     params = jax.eval_shape(partial(_params, bridge, objectives), jax.random.key(0))
     optimiser, trained = stage_optimiser(train, bridge, objectives, params)
@@ -97,6 +93,21 @@ def abstract_step(
         abstract_models(config, specs, mesh, train.layout or config.layout),
         batch_shapes(train, list(config.receivers), lengths, mesh),
     )
+
+
+def abstract_bridge(config: Config, specs: Mapping[str, FrozenSpec]) -> Bridge:
+    """The bridge between these frozen models, whose receivers are not measured.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+
+    Raises:
+        UserError: a tap beyond the sender, or no source reads it.
+    """
+    assert config.bridge is not None
+    receivers = {name: sizes(specs[name].arch) for name in config.receivers}
+    return Bridge(config.bridge, config.bridge.dims(sender_arch(specs), receivers))
 
 
 def abstract_models(

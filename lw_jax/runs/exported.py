@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from lw_jax.bridge.paths import chosen_parts, flat_name, from_paths
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 from lw_jax.models.arch_keys import shown
-from lw_jax.models.checkpoint import one_line, read_json
+from lw_jax.models.checkpoint import read_json
 from lw_jax.models.fingerprint import FORMAT
 from lw_jax.runs.receiver_rms import FILE as RECEIVERS
 from lw_jax.train.checkpoint import check_same, component_counts, old_names
@@ -174,7 +174,7 @@ def _digest(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+        raise UserError(f"{path}: cannot be read: {said(error)}") from error
 
 
 def _stored(path: str, value: np.ndarray) -> np.ndarray:
@@ -208,9 +208,7 @@ def load_bridge(
     try:
         tensors = load_file(directory / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{directory / WEIGHTS}: cannot be read: {one_line(error)}{_ADVICE}"
-        ) from error
+        raise UserError(f"{directory / WEIGHTS}: cannot be read: {said(error)}{_ADVICE}") from error
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:
         name = flat_name(path_of(path)) if old else path_of(path)

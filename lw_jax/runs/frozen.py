@@ -52,6 +52,25 @@ def sender_layers(config: Config, specs: Mapping[str, FrozenSpec]) -> int:
     return config.bridge.sender_layers(sender_arch(specs))
 
 
+def prints_of(
+    config: Config, specs: Mapping[str, FrozenSpec]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Fingerprints of models by name, and those of their weights alone (format 1): a sender's are
+    of the layers that the run's source reads.
+
+    Args:
+        config: config of the run.
+        specs: the models.
+    """
+    whole, weights = {}, {}
+    for name, spec in specs.items():
+        layers = sender_layers(config, specs) if name == SENDER else None
+        part, end = (layers, name != SENDER), "" if layers is None else f"@{layers}"
+        whole[name] = f"{spec.fingerprint(*part)}{end}"
+        weights[name] = f"{spec.weights_print(*part)}{end}"
+    return whole, weights
+
+
 def sender_arch(specs: Mapping[str, FrozenSpec]) -> AnyArch | None:
     """The sender's architecture, with all of its layers; None: there is no sender."""
     return specs[SENDER].arch if SENDER in specs else None

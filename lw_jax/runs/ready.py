@@ -9,15 +9,13 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
-from lw_jax.models.dims import sizes
-from lw_jax.models.spec import SENDER, FrozenSpec
+from lw_jax.models.spec import FrozenSpec
 from lw_jax.pipeline import Pipeline
-from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step
+from lw_jax.runs.abstract import AbstractStep, abstract_bridge, abstract_models, abstract_step
 from lw_jax.runs.directory import check_directory, run_directory
-from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
+from lw_jax.runs.frozen import prints_of, tokenizers_of
 from lw_jax.runs.trained import load_trained
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
@@ -91,10 +89,7 @@ def check_parts(config: Config, specs: Mapping[str, FrozenSpec]) -> None:
     Raises:
         UserError: they do not.
     """
-    assert config.bridge is not None
-    receivers = {name: sizes(specs[name].arch) for name in config.receivers}
-    bridge = Bridge(config.bridge, config.bridge.dims(sender_arch(specs), receivers))
-    jax.eval_shape(bridge.init, jax.random.key(0))
+    jax.eval_shape(abstract_bridge(config, specs).init, jax.random.key(0))
 
 
 def abstract_pipeline(
@@ -109,20 +104,13 @@ def abstract_pipeline(
         layout: layout of the stage.
     """
     assert config.bridge is not None
-    receivers = {name: specs[name] for name in config.receivers}
-    prints = {name: spec.fingerprint() for name, spec in receivers.items()}
-    weights = {name: spec.weights_print() for name, spec in receivers.items()}
-    if SENDER in specs:
-        layers = sender_layers(config, specs)
-        prints[SENDER] = f"{specs[SENDER].fingerprint(layers, head=False)}@{layers}"
-        weights[SENDER] = f"{specs[SENDER].weights_print(layers, head=False)}@{layers}"
-    of_receivers = {name: sizes(spec.arch) for name, spec in receivers.items()}
+    prints, weights = prints_of(config, specs)
     return Pipeline(
         layout=layout,
-        bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(specs), of_receivers)),
+        bridge=abstract_bridge(config, specs),
         frozen=abstract_models(config, specs, mesh, layout),
         sources=tokenizers_of(config.bridge, specs),
-        receivers={name: spec.tokenizer for name, spec in receivers.items()},
+        receivers={name: specs[name].tokenizer for name in config.receivers},
         fingerprints=prints,
         weights=weights,
         mesh=mesh,

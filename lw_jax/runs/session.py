@@ -29,8 +29,8 @@ from lw_jax.runs.frozen import (
     Make,
     make_receivers,
     make_sender,
+    prints_of,
     sender_arch,
-    sender_layers,
     tokenizers_of,
 )
 from lw_jax.text.collate import Collate, by_key, measure
@@ -158,8 +158,7 @@ def open_pipeline(
     specs = {name: session.open(name, model) for name, model in config.receivers.items()}
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
     prompts = prompts_of(config.layout, tokenizers)
-    own = {name: spec.fingerprint() for name, spec in specs.items()}
-    bare = {name: spec.weights_print() for name, spec in specs.items()}
+    own, bare = prints_of(config, specs)
     measured = None if run_dir is None else receiver_rms.load(run_dir, own, bare)
     if measured is None and not rows and run_dir is not None and receiver_rms.known(run_dir):
         raise UserError(
@@ -240,6 +239,7 @@ def open_half(
     specs = {name: session.open(name, model) for name, model in config.receivers.items()}
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
     receivers = make_receivers(config, specs, _loading(session, mesh))
+    own, weights = prints_of(config, specs)
     arch = None if config.sender is None else read_arch(small_files(config.sender.path))
     return Pipeline(
         layout=config.layout,
@@ -247,8 +247,8 @@ def open_half(
         frozen=FrozenModels.of(None, receivers, prompts_of(config.layout, tokenizers)),
         sources=None,
         receivers=tokenizers,
-        fingerprints=recorded | {name: spec.fingerprint() for name, spec in specs.items()},
-        weights=bare | {name: spec.weights_print() for name, spec in specs.items()},
+        fingerprints=recorded | own,
+        weights=bare | weights,
         mesh=mesh,
     )
 
@@ -313,13 +313,10 @@ def _open_sender(
     assert config.bridge is not None
     specs = {} if config.sender is None else {SENDER: session.open(SENDER, config.sender)}
     config.bridge.dims(sender_arch(specs), {})  # raises if a source cannot read the sender
-    prints, weights = {}, {}
-    for name, spec in specs.items():
+    for spec in specs.values():
         source_head_ids(layout, spec.tokenizer)  # raises if there is no chat template
-        layers = sender_layers(config, specs)
-        prints[name] = f"{spec.fingerprint(layers, head=False)}@{layers}"
-        weights[name] = f"{spec.weights_print(layers, head=False)}@{layers}"
-    return specs, make_sender(config, specs, _loading(session, mesh)), prints, weights
+    sender = make_sender(config, specs, _loading(session, mesh))
+    return specs, sender, *prints_of(config, specs)
 
 
 def _loading(session: Session, mesh: Mesh) -> Make:

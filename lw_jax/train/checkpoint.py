@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from lw_jax.bridge.paths import chosen_parts, components, from_paths, nested
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
@@ -230,13 +230,13 @@ def _reading(path: Path, sealed: bool = True) -> Iterator[None]:
         raise
     except Exception as error:
         if of_storage(error) and not isinstance(error, FileNotFoundError):
-            said = in_one_line(error) or f"{_one_line(error)}; nothing is changed: try again"
-            raise UserError(f"{path} cannot be read: {said}") from error
+            line = in_one_line(error) or f"{said(error, 200)}; nothing is changed: try again"
+            raise UserError(f"{path} cannot be read: {line}") from error
         if not sealed:
-            raise DamagedFileError(f"it was not finished: {_one_line(error)}") from None
+            raise DamagedFileError(f"it was not finished: {said(error, 200)}") from None
         if isinstance(error, ValueError | KeyError | TypeError | FileNotFoundError):
             raise UserError(
-                f"{path} is whole, but does not fit what is to be restored ({_one_line(error)}): "
+                f"{path} is whole, but does not fit what is to be restored ({said(error, 200)}): "
                 "another version may have written it; go on with that one, or start another "
                 "run from it (init_from)"
             ) from error
@@ -262,11 +262,6 @@ def _quiet() -> Iterator[None]:
 
 def _say_nothing(_: Any) -> None:
     pass
-
-
-def _one_line(error: BaseException, most: int = 200) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _directories(root: Path, names: re.Pattern[str]) -> list[Path]:

@@ -38,11 +38,3 @@ def at_least(config: Any, least: float, *fields: str) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{name}: expected at least {least}; got {value}")
-
-
-def between(config: Any, low: float, high: float, *fields: str) -> None:
-    """Raises UserError if one of the fields is outside [low, high] (null passes)."""
-    for name in fields:
-        value = getattr(config, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{name}: expected {low} to {high}; got {value}")

@@ -6,6 +6,8 @@ import errno
 import re
 from collections.abc import Iterator
 
+from lw_jax.errors import short
+
 _DISK = {
     errno.ENOSPC: "the disk is full: make room",
     errno.EDQUOT: "the quota of the disk is used up: make room",
@@ -66,7 +68,7 @@ def of_storage(error: BaseException) -> bool:
 def _of_text(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if (code := _code(text)) is not None:
-        return f"{_DISK[code]}, {GO_ON} ({_short(text)})"
+        return f"{_DISK[code]}, {GO_ON} ({short(text, 160)})"
     status = _STATUS.search(text)
     if status is None:
         return None
@@ -78,11 +80,11 @@ def _of_text(error: BaseException) -> str | None:
         return None
     if status[1] == "RESOURCE_EXHAUSTED" and isinstance(error, RuntimeError):
         return _memory(error)
-    return f"reading or writing failed: put that right, {GO_ON} ({_short(text)})"
+    return f"reading or writing failed: put that right, {GO_ON} ({short(text, 160)})"
 
 
 def _memory(error: BaseException) -> str:
-    text = _short(" ".join(str(error).split()))
+    text = short(" ".join(str(error).split()), 160)
     return (
         "too little memory: lower batch_size, accumulate more, set quant, or use a larger device, "
         f"{GO_ON}" + (f" ({text})" if text else "")
@@ -105,7 +107,3 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         one = one.__cause__
-
-
-def _short(text: str, most: int = 160) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."

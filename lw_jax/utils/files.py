@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, short
 
 MANIFEST = "files.json"
 AGAIN = "delete it and run the same command again"
@@ -43,11 +43,7 @@ def damaged(path: Path, reason: object, advice: str = AGAIN) -> DamagedFileError
         advice: what to do about it.
     """
     said = " ".join(str(reason).split())
-    return DamagedFileError(f"{path} is damaged ({_short(said)}); {advice}")
-
-
-def _short(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return DamagedFileError(f"{path} is damaged ({short(said, 200)}); {advice}")
 
 
 def read_json(path: Path, kind: type[_Json], advice: str = AGAIN) -> _Json:
@@ -69,7 +65,7 @@ def read_json(path: Path, kind: type[_Json], advice: str = AGAIN) -> _Json:
         raise damaged(path, error if content else "it is empty", advice) from None
     if not isinstance(value, kind):
         expected = "an object" if kind is dict else "a list"
-        got = _short(repr(value), 40)
+        got = short(repr(value), 40)
         raise damaged(path, f"expected {expected}, not {got}", advice)
     return value
 

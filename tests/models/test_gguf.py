@@ -1,6 +1,7 @@
 """GGUF files: weights, config and tokens of the Hugging Face directory that they were made of."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lw_jax.models.checkpoint import WEIGHTS, open_checkpoint, read_arch, small_
 from lw_jax.models.load import load_params
 from lw_jax.models.tokenizer import load_tokenizer
 from tests.models import parity
+from tests.real_data import real_file
 
 gguf = pytest.importorskip("gguf")
 
@@ -262,3 +264,41 @@ def test_without_the_package_its_name_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="need the package gguf"):
         reading.GGUF(path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
+def test_real_files_are_read_as_transformers_reads_them(name, capsys):
+    """LW_JAX_GGUF names a directory with these files, LW_JAX_DATA one with real texts."""
+    home = os.environ.get("LW_JAX_GGUF")
+    if home is None:
+        pytest.skip("LW_JAX_GGUF names no directory of real GGUF files")
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    path = Path(home) / f"{name}.gguf"
+    lines = real_file("prose_levels.jsonl").read_text(encoding="utf-8").splitlines()[:2400]
+    texts = [json.loads(line)["context"] for line in lines[:1000]] + TEXTS
+    ours = load_tokenizer(path)
+    theirs = transformers.AutoTokenizer.from_pretrained(home, gguf_file=path.name)
+    for text in texts:
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+    rows = [ours(json.loads(line)["context"])["input_ids"][:48] for line in lines[2000:]]
+    ids = np.array([row for row in rows if len(row) == 48][:2], np.int32)
+    full = np.full(2, 48, np.int32)
+    found = np.asarray(parity.logits_of(read_arch(path), params(path), ids, full))
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        home, gguf_file=path.name, dtype=torch.float32
+    )
+    with torch.no_grad():
+        single = model(torch.tensor(ids)).logits.numpy()
+        exact = model.double()(torch.tensor(ids)).logits.numpy()
+    apart = {
+        "to transformers": np.abs(found - single).max(),
+        "to float64": np.abs(found - exact).max(),
+        "transformers' own to float64": np.abs(single - exact).max(),
+    }
+    with capsys.disabled():
+        print(f"\n{name}: {len(texts)} texts; largest logit {np.abs(exact).max():.1f};", apart)
+    # As near to the exact numbers as another float32 program is.
+    assert apart["to float64"] <= 3 * apart["transformers' own to float64"]

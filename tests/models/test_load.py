@@ -187,8 +187,11 @@ FAULTS = {
     ),
     "escaping": (escaping, ["outside the model directory"]),
     "no config": (lambda f: (f / "config.json").unlink(), ["no config.json"]),
-    "bad config": (lambda f: (f / "config.json").write_text("{"), ["cannot be read as JSON"]),
-    "list": (lambda f: (f / "config.json").write_text("[]"), ["must be a JSON object"]),
+    "bad config": (
+        lambda f: (f / "config.json").write_text("{"),
+        ["config.json is damaged", "put it right"],
+    ),
+    "list": (lambda f: (f / "config.json").write_text("[]"), ["expected an object"]),
 }
 
 

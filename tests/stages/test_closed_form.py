@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from lw_jax.text.layout import located_messages, located_sources
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.utils import files
+from tests.tiny.killed import killed_after
 from tests.tiny.models import write_model
 
 ROOT = Path(__file__).parents[2]
@@ -212,29 +212,14 @@ def test_a_killed_stage_ends_with_the_same_fit(
     home: Path,
     two: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = arrays(two)
     explained, tokens = found["compressor/fit/explained"], found["compressor/fit/tokens"]
     assert 0 < explained < 1
     assert 24 < tokens <= found["source/tokens"]
-    move, moved = os.replace, []
-
-    class Killed(BaseException):
-        """Stands for `kill -9`: nothing catches it."""
-
-    def kill(source: Any, target: Any) -> None:
-        move(source, target)
-        if Path(target).name == "measure.part.npz":
-            moved.append(target)
-            if len(moved) == 2:
-                raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", kill)
-        with pytest.raises(Killed):
-            launch(home, tmp_path / "run", "two.yaml")
+    with killed_after("measure.part.npz", 2):
+        launch(home, tmp_path / "run", "two.yaml")
     assert launch(home, tmp_path / "run", "two.yaml") == 0
     said = capsys.readouterr().out
     assert "resumed after row 16 of 22" in said

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import chex
 import jax
@@ -22,7 +20,7 @@ from lw_jax.runs.session import open_pipeline
 from lw_jax.stages.calibrate import path_of
 from lw_jax.train.checkpoint import load_params
 from lw_jax.train.loop import checkpoint_root
-from lw_jax.utils import files
+from tests.tiny.killed import killed_after
 from tests.tiny.models import write_model
 
 WIDTH = 16
@@ -109,25 +107,10 @@ def test_a_killed_stage_ends_with_the_same_pca(
     home: Path,
     undisturbed: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    move, moved = os.replace, []
-
-    class Killed(BaseException):
-        """Stands for `kill -9`: nothing catches it."""
-
-    def kill(source: Any, target: Any) -> None:
-        move(source, target)
-        if Path(target).name == "measure.part.npz":
-            moved.append(target)
-            if len(moved) == 2:
-                raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", kill)
-        with pytest.raises(Killed):
-            launch(home, tmp_path / "run", "taps.yaml")
+    with killed_after("measure.part.npz", 2):
+        launch(home, tmp_path / "run", "taps.yaml")
     assert launch(home, tmp_path / "run", "taps.yaml") == 0
     said = capsys.readouterr().out
     assert "resumed after row 16 of 22" in said

@@ -3,5 +3,5 @@
 `models` and `encoder` write random checkpoints to disk; `receiver` has a tokenizer, a decoder and
 rows; `objectives`, `bottlenecks` and `training` have what a part, or a loop of its own, needs;
 `evaluation` has a whole wire without a run, `run` the directory of one; `compilations` counts
-programs; `arch` has the sizes of decoders.
+programs; `killed` ends a run at a file; `arch` has the sizes of decoders.
 """
