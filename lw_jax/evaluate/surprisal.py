@@ -14,6 +14,7 @@ import jax
 from lw_jax.data.example import Example
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.receiver.answer import Batch, asked, message_of, score
+from lw_jax.text.align import Span
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import Prompt, head_ids
 from lw_jax.text.layout_config import LayoutConfig
@@ -80,13 +81,16 @@ def of_tokens(spans: Spans, text: str, tokenizer: Tokenizer, ids: Sequence[int])
     return [sum(of_character[a:b]) for a, b in offsets(tokenizer, text, ids)]
 
 
-def offsets(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[tuple[int, int]]:
-    """First character of each token of a text, and the one after its last."""
-    found = tokenizer.backend.encode(text, add_special_tokens=False)
-    if found.ids == list(ids):
-        return [(int(a), int(b)) for a, b in found.offsets]
-    # Tokenised in its place in a sequence, it has other ids: by the lengths of what they spell.
-    ends = [len(tokenizer.backend.decode(list(ids[: n + 1]))) for n in range(len(ids))]
-    missing = len(text) - ends[-1] if ends else 0  # a space that decoding takes off
-    ends = [max(0, min(len(text), end + missing)) for end in ends]
-    return [(a, max(a, b)) for a, b in zip([0, *ends], ends, strict=False)]
+def offsets(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[Span]:
+    """The characters of each token of a text.
+
+    Args:
+        tokenizer: that made them.
+        text: the text.
+        ids: its tokens, where it begins a sequence or stands within one.
+    """
+    for start in (False, True):
+        (found,) = tokenizer.locate_all([text], start)
+        if found.ids == list(ids):
+            return found.spans
+    raise ValueError(f"{ids[:8]}... are not the tokens of {text[:40]!r}")
