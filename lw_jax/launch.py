@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -41,9 +41,21 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code of the process.
     """
+    return guarded(lambda: _dispatch(argv))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Does what a command line asks; what is wrong with it is one line.
+
+    Args:
+        work: does it, and gives the exit code.
+
+    Returns:
+        The exit code of the process.
+    """
     try:
         with stoppable():
-            return _dispatch(argv)
+            return work()
     except UserError as error:
         return _wrong(str(error))
     except KeyboardInterrupt:
@@ -256,7 +268,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
 
 
 def cli() -> None:
-    """The entry point of the command `lw-jax`."""
+    """The entry point of `python -m lw_jax.launch`."""
     set_environment(os.environ)
     raise SystemExit(main(sys.argv[1:]))
 

@@ -30,6 +30,8 @@ FLOORS = """
     stages
     results api
     launch
+    commands
+    __main__
 """
 """The rooms (folders, and files at the root), lowest first; a line may not import its own line."""
 ORDER = {room: i for i, line in enumerate(FLOORS.split("\n")) for room in line.split()}

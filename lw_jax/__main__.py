@@ -1,0 +1,40 @@
+"""The command `lw-jax`, which is `python -m lw_jax`: dispatches to `lw_jax.commands`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from lw_jax import launch
+from lw_jax.commands import base
+
+
+def main(argv: Sequence[str]) -> int:
+    """Does what the command line says.
+
+    Args:
+        argv: the words after the program's name: a subcommand and its own, or flags of
+            `python -m lw_jax.launch`.
+
+    Returns:
+        The exit code of the process.
+    """
+    if not argv or list(argv) in (["-h"], ["--help"], ["help"]):
+        print(base.overview(), end="")
+        return launch.OK
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
+    if argv[0].startswith("-"):
+        return launch.main(argv)
+    return launch.guarded(lambda: base.call(argv[0], argv[1:]))
+
+
+def cli() -> None:
+    """The entry point."""
+    launch.set_environment(os.environ)
+    raise SystemExit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

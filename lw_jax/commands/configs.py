@@ -1,0 +1,75 @@
+"""`lw-jax configs`: what ships."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import lw_jax
+from lw_jax.commands.base import Command, Parser
+from lw_jax.errors import UserError, short
+
+_NAMES, _WIDTH = 48, 100
+"""Columns of a name and of what is said about it."""
+
+
+def run(given: Namespace) -> int:
+    """Prints a line for each config, bridge and model."""
+    wanted, found = given.word, False
+    for home in _homes():
+        for name, about in _listed(home):
+            if wanted in name or wanted in about:
+                found = True
+                print(f"{name:<{_NAMES}} {about}")
+    if not found:
+        raise UserError(f"configs: nothing that ships has {wanted!r} in its name or its line")
+    return 0
+
+
+def _homes() -> list[Path]:
+    """Directories that hold `configs` and `zoo`: this one, else the package's own checkout."""
+    for home in (Path(), Path(lw_jax.__file__).parents[1]):
+        if (home / "configs").is_dir():
+            return [home]
+    raise UserError("configs: no directory configs here; they are in the repository of lw_jax")
+
+
+def _listed(home: Path) -> Iterator[tuple[str, str]]:
+    for file in sorted((home / "configs").rglob("*.yaml")):
+        yield str(file.relative_to(home)), _sentence(_comment(file))
+    for card in sorted((home / "zoo").rglob("README.md")):
+        yield str(card.parent.relative_to(home)), _sentence(_text(card))
+
+
+def _comment(file: Path) -> str:
+    """The comment that a config begins with."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    count = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return " ".join(line.lstrip("# ") for line in lines[:count])
+
+
+def _text(card: Path) -> str:
+    """The first paragraph below a model card's title."""
+    title = re.search(r"^# .*$", body := card.read_text(encoding="utf-8"), re.MULTILINE)
+    text = body[title.end() if title else 0 :].strip()
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _sentence(text: str) -> str:
+    return short(re.split(r"\.\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(" .:"), _WIDTH)
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "word", nargs="?", default="", metavar="WORD", help="list those with this word alone"
+    )
+
+
+COMMAND = Command(
+    summary="list the configs, bridges and models that ship, a line each",
+    examples=(("configs", "all"), ("configs telepathy", "those with that word")),
+    arguments=_arguments,
+    run=run,
+)
