@@ -1,17 +1,9 @@
-"""The Python API: a text to bytes on one machine, bytes and a question to an answer on another.
-
-    bridge = Bridge.load("zoo/bridges/facts")
-    sent = bridge.encode("Ada keeps 7 goats in the barn.")
-    bridge.answer(sent, "How many goats does Ada keep?")
-
-Each end needs its own models alone: `Bridge.load(..., role="sender")` and `role="receiver"`.
-Texts, packets and questions may be lists, and the result is then one.
-"""
+"""A trained bridge with its frozen models: texts to packets, packets and questions to answers."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -20,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lw_jax.api.shapes import SLOTS_RUNG, TEXT_RUNG, batches, rung, rung_of, rungs
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example, Group
 from lw_jax.data.load import data_set
@@ -38,7 +31,7 @@ from lw_jax.runs.exported import LONGEST, about_bridge, is_exported
 from lw_jax.runs.places import located
 from lw_jax.runs.session import open_half, open_pipeline
 from lw_jax.runs.trained import Trained, check_frozen, config_at, load_trained, saved_at
-from lw_jax.text.collate import MULTIPLE, Batch, Collate, Lengths, by_key
+from lw_jax.text.collate import Batch, Collate, Lengths, by_key
 from lw_jax.text.layout import asked_ids, source_head_ids
 from lw_jax.text.stop import stop_of, stop_strings
 from lw_jax.text.tokenizer import Tokenizer
@@ -48,11 +41,6 @@ from lw_jax.wire import packet
 from lw_jax.wire.codecs import codec as check
 
 Role = Literal["both", "sender", "receiver"]
-TEXT_RUNG, SLOTS_RUNG = 16, 8
-"""The shortest lengths that texts and questions, and latents, are padded to. Each next one is
-twice as long, so that few shapes are compiled."""
-ROW_RUNGS = (1, 4, 16)
-"""Rows at once; a list is cut into batches of the last, and a batch filled up to one of these."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -216,7 +204,7 @@ class Bridge:
         rows = [(Example("", "", t, q, ("",)),) for t, q in zip(texts, asked, strict=True)]
         sizes = self._sizes(rows, many)
         found: dict[int, bytes] = {}
-        for size, places in _batches(sizes):
+        for size, places in batches(sizes):
             batch = self._collate(size)([rows[i] for i in places])
             assert batch["valid"].all()  # their lengths were checked
             found |= zip(places, self._send(ctx, batch, name), strict=False)
@@ -295,14 +283,14 @@ class Bridge:
             raise UserError(f"warm_up: tokens: expected a whole number; got {tokens}")
         most = int(tokens or max((self.longest.get(k, 0) for k in self._sources), default=0) or 128)
         limits = self.pipeline.bridge.limits
-        slots = _rungs(SLOTS_RUNG, most, limits.most)
+        slots = rungs(SLOTS_RUNG, most, limits.most)
         if limits.fewest == limits.most:
             slots = [limits.fewest]
         if self.role != "receiver":
             ctx = self._context("")
             if ratio is not None:
                 ctx = replace(ctx, bridge=ctx.bridge.at_ratio(self._ratio(ratio)))
-            for size in _rungs(TEXT_RUNG, most, None):
+            for size in rungs(TEXT_RUNG, most, None):
                 jax.block_until_ready(packets.encode(ctx, self._blank(size)))
         if self.role != "sender":
             name, width = self._receiver(receiver), limits.width
@@ -315,7 +303,7 @@ class Bridge:
                 )
                 span = None if limits.span is None else np.ones(1, np.float32)
                 blank = Latent(values, np.ones((1, count), bool), span, limits.owners[:count])  # type: ignore[arg-type]
-                for size in _rungs(TEXT_RUNG, self.longest.get(f"{name}/ask", 32), None):
+                for size in rungs(TEXT_RUNG, self.longest.get(f"{name}/ask", 32), None):
                     self._ask(name, [packet.sendable(blank)], [[0] * size])
 
     # The sending end
@@ -369,7 +357,7 @@ class Bridge:
                         f"encode: {what} is longer than {words}: it has {len(one)} tokens"
                     )
                 self._warn(f"encode: {what}", len(one), key, "texts")
-                found[i][key] = _rung(TEXT_RUNG, len(one), limit)
+                found[i][key] = rung(TEXT_RUNG, len(one), limit)
         return found
 
     def _limit(self, tokenizer: Tokenizer) -> tuple[int | None, str]:
@@ -404,7 +392,7 @@ class Bridge:
         batch: Batch = {}
         for key, tokenizer in self._sources.items():
             limit, _ = self._limit(tokenizer)
-            length = _rung(TEXT_RUNG, size if limit is None else min(size, limit), limit)
+            length = rung(TEXT_RUNG, size if limit is None else min(size, limit), limit)
             head = len(source_head_ids(self.pipeline.layout, tokenizer))
             batch[f"{key}/ids"] = np.zeros((1, length), np.int32)
             batch[f"{key}/lengths"] = np.full(1, length, np.int32)
@@ -413,7 +401,7 @@ class Bridge:
 
     def _send(self, ctx: EvalContext, batch: Batch, codec: str) -> list[bytes]:
         """The packets of a batch's rows."""
-        rows = _rung_of(len(batch["valid"]))
+        rows = rung_of(len(batch["valid"]))
         whole = {k: np.concatenate([x, *[x[:1]] * (rows - len(x))]) for k, x in batch.items()}
         sent = jax.device_get(packets.encode(ctx, whole))
         return packets.to_packets(ctx.bridge, sent, codec, self.trained.mark, key=self.key)
@@ -470,14 +458,14 @@ class Bridge:
                 )
             self._warn("answer: the question", len(ids), f"{name}/ask", "questions")
             if limits.fewest != limits.most:
-                slots = _rung(SLOTS_RUNG, slots, limits.most)
+                slots = rung(SLOTS_RUNG, slots, limits.most)
             codes = latent.slots.dtype == np.int32
             sizes.append(
-                {"slots": slots, "ask": _rung(TEXT_RUNG, len(ids), None), "codes": int(codes)}
+                {"slots": slots, "ask": rung(TEXT_RUNG, len(ids), None), "codes": int(codes)}
             )
         found: dict[int, str] = {}
-        for size, places in _batches(sizes):
-            rows = [*places, *[places[0]] * (_rung_of(len(places)) - len(places))]
+        for size, places in batches(sizes):
+            rows = [*places, *[places[0]] * (rung_of(len(places)) - len(places))]
             latent = packets.filled([sent[i] for i in rows], size["slots"])
             said = answer.write(
                 ctx.model,
@@ -528,38 +516,6 @@ def _segment(asked: Sequence[list[int]], size: int) -> Segment:
         row[: len(one)] = one
     lengths = jnp.asarray([len(one) for one in asked], jnp.int32)
     return Segment(jnp.asarray(ids), None, lengths, "ask")
-
-
-def _batches(sizes: Sequence[dict[str, int]]) -> Iterable[tuple[dict[str, int], list[int]]]:
-    """Rows of equal sizes, as many at once as the largest of `ROW_RUNGS`: sizes and places."""
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for i, size in enumerate(sizes):
-        alike.setdefault(tuple(size.values()), []).append(i)
-    for places in alike.values():
-        for begin in range(0, len(places), ROW_RUNGS[-1]):
-            chunk = places[begin : begin + ROW_RUNGS[-1]]
-            yield sizes[chunk[0]], chunk
-
-
-def _rung_of(rows: int) -> int:
-    """Rows of the batch that so many rows are filled up to."""
-    return next(rung for rung in ROW_RUNGS if rung >= rows)
-
-
-def _rung(first: int, count: int, limit: int | None) -> int:
-    """The length that `count` entries are padded to."""
-    size = first
-    while size < count:
-        size *= 2
-    return size if limit is None else min(size, -(-limit // MULTIPLE) * MULTIPLE)
-
-
-def _rungs(first: int, most: int, limit: int | None) -> list[int]:
-    """All lengths that up to `most` entries are padded to."""
-    whole = [first]
-    while whole[-1] < most:
-        whole.append(2 * whole[-1])
-    return sorted({_rung(first, size, limit) for size in whole})
 
 
 def _whole_numbers(value: Any) -> dict[str, int]:
