@@ -32,7 +32,7 @@ from lw_jax.train.checkpoint import (
     read_meta,
     steps,
 )
-from lw_jax.train.loop import checkpoint_root
+from lw_jax.train.loop import checkpoint_root, end_of
 from lw_jax.types import PyTree
 from lw_jax.utils.files import damaged
 from lw_jax.wire.mark import mark_of
@@ -217,7 +217,7 @@ def _check_end(root: Path, step: int) -> None:
     if name not in read_finished(run_dir):
         return
     stage = read_config(run_dir).stages[name].train
-    if stage is not None and step < stage.steps:
+    if stage is not None and step < end_of(run_dir, name, stage.steps):
         raise UserError(
             f"{root}: the checkpoint of step {stage.steps}, with which the stage ended, is gone or "
             f"damaged: delete {root / str(stage.steps)} if it is there, and run the command that "

@@ -31,7 +31,7 @@ from lw_jax.text.stop import stop_strings
 from lw_jax.train.checkpoint import steps
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, phases_of
-from lw_jax.train.loop import Job, StepFn, checkpoint_root, fit
+from lw_jax.train.loop import Job, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
 from lw_jax.train.plan import Plan, init_heads, plan_at
@@ -121,6 +121,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         eval_every=cfg.eval_every,
         keep=cfg.keep,
         max_bad_steps=cfg.max_bad_steps,
+        stop_when=cfg.stop_when,
+        judged_after=judged_after(cfg),
         prepare=prepare,
         evaluate=quick,
         look_at_models=lambda batch: look_at_models(pipeline, batch),
@@ -162,9 +164,15 @@ def lost(run: Run, name: str, cfg: TrainConfig) -> str | None:
             f"{root}: stages.{name} was finished, and its checkpoints are gone: put them back, or "
             f"delete {run.run_dir / FINISHED} to train it again from its start"
         )
-    if held[0] >= cfg.steps:
+    if held[0] >= end_of(run.run_dir, name, cfg.steps):
         return None
     return f"done already, but its last checkpoint is gone; going on from step {held[0]}"
+
+
+def judged_after(cfg: TrainConfig) -> int:
+    """Steps before which `stop_when` judges nothing."""
+    given = None if cfg.stop_when is None else cfg.stop_when.after
+    return phases(cfg)[-1].start if given is None else given
 
 
 def phases(cfg: TrainConfig) -> tuple[Phase, ...]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
@@ -78,6 +80,8 @@ class TrainConfig(Checked):
         eval_rows: rows of the quick evaluation (latent and deranged).
         keep: latest checkpoints to keep, beside the best.
         workers: processes that prepare batches; 0: in process.
+        stop_when: ends the stage before its `steps` once a figure of the quick evaluation has
+            stopped rising; null: never. Schedules and curriculum stay those of `steps`.
         max_bad_steps: the stage ends after so many steps in a row whose loss, gradients or updated
             parameters are not finite. Each such step changes nothing, and is counted.
         remat: what the backward pass through the receivers computes again rather than keeps:
@@ -107,6 +111,7 @@ class TrainConfig(Checked):
     eval_rows: Annotated[int, Ge(1), Le(10**6)] = 128
     keep: Annotated[int, Ge(1), Le(10_000)] = 2
     workers: Workers = 0
+    stop_when: StopWhen | None = None
     max_bad_steps: Annotated[int, Ge(1), Le(10**6)] = 5
     remat: Literal["full", "dots"] = "full"
 
@@ -120,6 +125,13 @@ class TrainConfig(Checked):
                 ) from None
         if self.eval_every and self.eval_rows < 2:
             raise UserError("eval_rows: the quick evaluation needs 2 or more; or set eval_every 0")
+        if self.stop_when is not None and not self.eval_every:
+            raise UserError("stop_when: it looks at the quick evaluation; set eval_every above 0")
+        if self.stop_when is not None and (self.stop_when.after or 0) >= self.steps:
+            raise UserError(
+                f"stop_when.after: {self.stop_when.after} of {self.steps} steps leave none to "
+                "judge by; lower it, or leave stop_when out"
+            )
         if self.init_only and self.init_from is None:
             raise UserError("init_only: it names components of init_from, which is not given")
         total = sum(c.share for c in self.curriculum)
@@ -168,6 +180,53 @@ class ScheduledSampling(Rising):
 
     start: Probability = 0.0
     end: Probability = 0.25
+
+
+@dataclass(frozen=True)
+class StopWhen(Checked):
+    """When a stage has been trained for long enough: a figure of its quick evaluation rose less
+    than `rise` in the last `share` of its steps.
+
+    Compared are the best figure of all evaluations so far, and the best of those before that share;
+    evaluations after `after` steps count. `eval_rows` decides how much of a rise is chance: with n
+    rows the standard error of a share is at most 0.5 / sqrt(n).
+
+    Args:
+        metric: the figure, its mean over the receivers: F1 of what is written, accuracy (all gold
+            tokens are the argmax), or nats a token of the gold answer, of which a fall is a rise.
+        rise: least rise that is worth going on for.
+        share: share of the steps done in which it has to rise so much.
+        after: steps before which nothing is judged; null: those before the curriculum's last level.
+    """
+
+    metric: Literal["f1", "accuracy", "nll"] = "f1"
+    rise: Annotated[float, Ge(0), Le(1000)] = 0.005
+    share: Annotated[float, Gt(0), Lt(1)] = 0.25
+    after: Step | None = None
+
+    def value(self, metrics: Mapping[str, Any]) -> float:
+        """The figure of a quick evaluation, larger is better."""
+        found = [value for key, value in metrics.items() if key.endswith(f"/{self.metric}")]
+        return float(np.mean(found)) * (-1 if self.metric == "nll" else 1)
+
+    def ended(self, history: Sequence[tuple[int, float]]) -> dict[str, float] | None:
+        """Why a stage ends after its last evaluation; None: it goes on.
+
+        Args:
+            history: steps and `value` of all evaluations that count, in order.
+
+        Returns:
+            `best` of all, the `best_before` the last share, and `since`, the step where that began.
+        """
+        step = history[-1][0]
+        since = step * (1 - self.share)
+        before = [value for at, value in history if at <= since]
+        if not before:
+            return None
+        best, best_before = max(value for _, value in history), max(before)
+        if best - best_before >= self.rise:
+            return None
+        return {"best": best, "best_before": best_before, "since": math.floor(since)}
 
 
 @dataclass(frozen=True)

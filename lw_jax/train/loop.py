@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from lw_jax.errors import UserError
 from lw_jax.train.checkpoint import Checkpoints, read_meta, steps
+from lw_jax.train.config import StopWhen
 from lw_jax.train.diagnostics import (
     DivergedError,
     Journal,
@@ -34,6 +35,7 @@ from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.train.progress import Display
 from lw_jax.train.state import SOUND, UPDATE_SOUND, TrainState
 from lw_jax.types import PyTree
+from lw_jax.utils.files import DamagedFileError
 from lw_jax.utils.signals import Stop, termination
 
 SMOOTHING = 0.7
@@ -77,6 +79,8 @@ class Job:
         log_every, save_every, eval_every: steps; `eval_every` 0 for never.
         keep: latest checkpoints kept.
         max_bad_steps: the stage ends after so many steps in a row that are not finite.
+        stop_when: ends the stage early, by what the quick evaluations say; None: never.
+        judged_after: steps before which it judges nothing.
         prepare: `prepare(state, start)`, before the first step of this leg (0-based `start`).
         evaluate: quick evaluation after some steps.
         look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
@@ -95,6 +99,8 @@ class Job:
     eval_every: int = 0
     keep: int = 2
     max_bad_steps: int = 5
+    stop_when: StopWhen | None = None
+    judged_after: int = 0
     prepare: Callable[[TrainState, int], None] | None = None
     evaluate: Callable[[TrainState, int], Evaluation] | None = None
     look_at_models: Callable[[Any], str | None] | None = None
@@ -108,6 +114,17 @@ class Job:
 def checkpoint_root(run: Path, stage: str) -> Path:
     """Where a stage's checkpoints are."""
     return run / "checkpoints" / stage
+
+
+def end_of(run: Path, stage: str, steps_asked: int) -> int:
+    """The step with which a stage ends: the last that was asked for, or where `stop_when` ended it,
+    as its newest checkpoint says."""
+    root = checkpoint_root(run, stage)
+    held = steps(root)
+    with suppress(DamagedFileError):
+        if held and "ended" in read_meta(root / str(held[0]))["progress"]:
+            return held[0]
+    return steps_asked
 
 
 def bad_steps(run: Path, stage: str) -> int:
@@ -127,6 +144,8 @@ class _Progress:
         best: step and score of the best checkpoint.
         bad_steps: steps so far that were not finite.
         bad_in_a_row: the last of them, without a finite one between.
+        history: steps and figures of the evaluations that `stop_when` judges by.
+        ended: why it ended the stage; None: it did not.
     """
 
     window: Window
@@ -134,12 +153,21 @@ class _Progress:
     best: dict[str, float] | None = None
     bad_steps: int = 0
     bad_in_a_row: int = 0
+    history: list[tuple[int, float]] = field(default_factory=list)
+    ended: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> _Progress:
         """What a checkpoint holds; those of earlier versions counted no bad steps."""
-        bad = (saved.get(name, 0) for name in ("bad_steps", "bad_in_a_row"))
-        return cls(Window(saved["window"]), saved["smoothed"], saved["best"], *bad)
+        return cls(
+            Window(saved["window"]),
+            saved["smoothed"],
+            saved["best"],
+            bad_steps=saved.get("bad_steps", 0),
+            bad_in_a_row=saved.get("bad_in_a_row", 0),
+            history=[(int(step), float(value)) for step, value in saved.get("history", [])],
+            ended=saved.get("ended"),
+        )
 
     def take(self, metrics: Mapping[str, Any]) -> None:
         """Take a step in: those that are not finite are counted, and enter no mean."""
@@ -171,7 +199,16 @@ class _Progress:
             "best": self.best,
             "bad_steps": self.bad_steps,
             "bad_in_a_row": self.bad_in_a_row,
+            **({"history": self.history} if self.history else {}),
+            **({} if self.ended is None else {"ended": self.ended}),
         }
+
+    def judge(self, rule: StopWhen, metrics: Mapping[str, Any], step: int) -> None:
+        """Take an evaluation in, after which the stage may have to end."""
+        value = rule.value(metrics)
+        if np.isfinite(value):
+            self.history.append((step, value))
+            self.ended = rule.ended(self.history)
 
 
 @dataclass(frozen=True)
@@ -207,7 +244,7 @@ def fit(job: Job) -> TrainState:
             f"stages.{job.name}: it was trained for {start} steps already, {job.steps} are asked "
             "for; steps may be raised, not lowered: give another run_dir"
         )
-    if start == job.steps:
+    if start == job.steps or progress.ended is not None:
         return state
     pending: _Pending | None = None
     saved_at = start
@@ -271,13 +308,18 @@ def fit(job: Job) -> TrainState:
                 for line in result.samples:
                     display.say(line)
                 since += took["seconds"]
-            if save or last:
+                if job.stop_when is not None and job.judged_after < done < job.steps:
+                    progress.judge(job.stop_when, result.metrics, done)
+            if job.stop_when is not None and progress.ended is not None:
+                journal.write(done, "stop", asdict(job.stop_when) | progress.ended)
+                display.say(_ended(job, done, progress.ended))
+            if save or last or progress.ended is not None:
                 settle()
                 store.save(state, done, progress.to_json())
                 saved_at = done
-            if stop():
+            if stop() or progress.ended is not None:
                 break
-        if done < job.steps:
+        if done < job.steps and progress.ended is None:
             if not stop():
                 raise RuntimeError(f"{job.name}: the batches ended after step {done}")
             settle()
@@ -286,6 +328,19 @@ def fit(job: Job) -> TrainState:
             display.say(f"stopped after step {done}: run the same command again to go on")
             stop.leave()
     return state
+
+
+def _ended(job: Job, step: int, why: Mapping[str, Any]) -> str:
+    """Why `stop_when` ends a stage, in words."""
+    rule = job.stop_when
+    assert rule is not None
+    sign = -1 if rule.metric == "nll" else 1
+    now, before = sign * why["best"], sign * why["best_before"]
+    return (
+        f"ended after step {step} of {job.steps} (stop_when): best {rule.metric} {now:.4g}, "
+        f"{before:.4g} up to step {why['since']}: less than {rule.rise:g} better in "
+        f"{rule.share:.0%} of the steps"
+    )
 
 
 def _cause(job: Job, state: TrainState, batch: Any, metrics: Metrics) -> tuple[str, bool]:

@@ -17,8 +17,10 @@ import numpy as np
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
+from lw_jax.evaluate.metrics import squad
 from lw_jax.mesh import put_batch
 from lw_jax.pipeline import Pipeline
+from lw_jax.text.layout import written as to_write
 from lw_jax.text.stop import Stop, stop_of
 from lw_jax.train import alarms
 from lw_jax.train.alarms import Alarm
@@ -94,6 +96,7 @@ class QuickEvaluation:
             found, first = self._scores(params, name)
             written = self._written(params, name)
             found["distinct"] = len(set(written)) / max(1, len(written))
+            found["f1"] = self._f1(name, written)
             slots_of, more = self._slots(params, name)
             metrics |= {f"{name}/{key}": value for key, value in (found | slots_of | more).items()}
             metrics[f"{name}/first_tokens"] = self._first_tokens(name, first)
@@ -250,11 +253,21 @@ class QuickEvaluation:
         rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
 
-    def _samples(self, name: str, written: Sequence[tuple[int, ...]]) -> list[str]:
+    def _f1(self, name: str, written: Sequence[tuple[int, ...]]) -> float:
+        """SQuAD's F1 of what is written, mean over the valid rows."""
+        stop, decode = self._stop(name), self.pipeline.receivers[name].backend.decode
+        texts = [stop.cut(decode(list(ids))) for ids in written]
+        golds = [to_write(self.pipeline.layout, group[0]).answers for group in self._valid()]
+        return float(np.mean([squad.f1(*pair) for pair in zip(texts, golds, strict=True)]))
+
+    def _valid(self) -> list[Sequence[Example]]:
+        """The groups of the valid rows."""
         valid = np.asarray(self.batch["valid"])
-        rows = [group for group, counts in zip(self.groups, valid, strict=False) if counts]
+        return [group for group, counts in zip(self.groups, valid, strict=False) if counts]
+
+    def _samples(self, name: str, written: Sequence[tuple[int, ...]]) -> list[str]:
         lines = []
-        for ids, group in zip(written[:SAMPLES], rows, strict=False):
+        for ids, group in zip(written[:SAMPLES], self._valid(), strict=False):
             tokenizer = self.pipeline.receivers[name]
             text = self._stop(name).cut(tokenizer.backend.decode(list(ids)))
             asked = group[0].question or "(read back)"
@@ -273,9 +286,10 @@ def _lines(
     of = {key.removeprefix("slots/"): value for key, value in slots_of.items()}
     lines = [
         f"step {step} {name}: accuracy {found['accuracy']:.3f} "
-        f"(deranged {found['deranged_accuracy']:.3f}), nll {found['nll']:.3f} "
-        f"(deranged {found['deranged_nll']:.3f}), distinct {found['distinct']:.2f}, first token "
-        f"top-1 {found['first_top1']:.3f} top-5 {found['first_top5']:.3f}"
+        f"(deranged {found['deranged_accuracy']:.3f}), F1 {found['f1']:.3f}, "
+        f"nll {found['nll']:.3f} (deranged {found['deranged_nll']:.3f}), "
+        f"distinct {found['distinct']:.2f}, first token top-1 {found['first_top1']:.3f} "
+        f"top-5 {found['first_top5']:.3f}"
     ]
     text = (
         f"  {of['count']:.1f} slots: cosine within a text {of['within_cosine']:.2f}, between texts "
