@@ -119,11 +119,11 @@ class Config(Checked):
             self._check_ratios(self.bridge)
             self._check_private(self.bridge)
         for name, stage in self.stages.items():
-            if stage.train and not chosen(stage.train.objectives or self.objectives):
-                raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
-            if stage.train:
-                self._check_kinds(name, stage.train)
-                self._check_trains(name, stage.train)
+            for train in stage.train.each().values() if stage.train else ():
+                if not chosen(train.objectives or self.objectives):
+                    raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
+                self._check_kinds(name, train)
+                self._check_trains(name, train)
             if stage.pretrain and not stage.pretrain.optimiser.schedule.ever(stage.pretrain.steps):
                 raise UserError(_never(f"stages.{name}.pretrain", stage.pretrain.steps))
             if stage.evaluate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -64,10 +65,12 @@ class Attention(nn.Module):
     Attributes:
         heads: attention heads.
         depth: layers of the stack, by which the start of the output is scaled.
+        dtype: of products; None: that of what they are made of.
     """
 
     heads: int
     depth: int = 1
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -81,11 +84,12 @@ class Attention(nn.Module):
         width = x.shape[-1]
         check_heads(width, self.heads)
         shape = (self.heads, width // self.heads)
-        q = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="query")(x)
-        k = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="key")(y)
-        v = nn.DenseGeneral(shape, use_bias=False, kernel_init=_INIT, name="value")(y)
+        project = partial(
+            nn.DenseGeneral, shape, use_bias=False, kernel_init=_INIT, dtype=self.dtype
+        )
+        q, k, v = project(name="query")(x), project(name="key")(y), project(name="value")(y)
         if at is not None:
-            q, k = _turned(q, at[0]), _turned(k, at[1])
+            q, k = (_turned(z, p).astype(z.dtype) for z, p in zip((q, k), at, strict=True))
         scores = jnp.einsum("bmhe,bthe->bhmt", q, k) * shape[1] ** -0.5
         if bias is not None:
             scores = scores + bias
@@ -93,7 +97,12 @@ class Attention(nn.Module):
         weights = nn.softmax(scores, axis=-1).astype(v.dtype)
         mixed = jnp.einsum("bhmt,bthe->bmhe", weights, v)
         return nn.DenseGeneral(
-            width, axis=(-2, -1), use_bias=False, kernel_init=_out_init(self.depth), name="out"
+            width,
+            axis=(-2, -1),
+            use_bias=False,
+            kernel_init=_out_init(self.depth),
+            dtype=self.dtype,
+            name="out",
         )(mixed)
 
 
@@ -104,19 +113,21 @@ class Mlp(nn.Module):
         ratio: hidden width over the width.
         depth: layers of the stack, by which the output's start is scaled.
         dropout: dropout of the hidden units.
+        dtype: of products; None: that of what they are made of.
     """
 
     ratio: int = 4
     depth: int = 1
     dropout: float = 0.0
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         width = x.shape[-1]
-        h = nn.gelu(nn.Dense(self.ratio * width, use_bias=False, kernel_init=_INIT, name="up")(x))
+        dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
+        h = nn.gelu(dense(self.ratio * width, kernel_init=_INIT, name="up")(x))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        init = _out_init(self.depth)
-        return nn.Dense(width, use_bias=False, kernel_init=init, name="down")(h)
+        return dense(width, kernel_init=_out_init(self.depth), name="down")(h)
 
 
 class Block(nn.Module):
@@ -128,6 +139,7 @@ class Block(nn.Module):
         depth: layers of the stack, by which the start of residual outputs is scaled.
         cross: whether it attends to y.
         dropout: dropout in the MLP.
+        dtype: of products; None: that of what they are made of.
     """
 
     heads: int
@@ -135,6 +147,7 @@ class Block(nn.Module):
     depth: int = 1
     cross: bool = False
     dropout: float = 0.0
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -151,13 +164,14 @@ class Block(nn.Module):
             assert y is not None and y_mask is not None
             seen = nn.RMSNorm(name="cross_norm")(x)
             where = None if at is None or y_at is None else (at, y_at)
-            attend = Attention(self.heads, self.depth, name="cross")
+            attend = Attention(self.heads, self.depth, self.dtype, name="cross")
             x = x + attend(seen, y, y_mask, at=where)
         h = nn.RMSNorm(name="self_norm")(x)
         where = None if at is None else (at, at)
-        x = x + Attention(self.heads, self.depth, name="self")(h, h, mask, at=where)
+        x = x + Attention(self.heads, self.depth, self.dtype, name="self")(h, h, mask, at=where)
         h = nn.RMSNorm(name="mlp_norm")(x)
-        return x + Mlp(self.ratio, self.depth, self.dropout, name="mlp")(h, train)
+        mlp = Mlp(self.ratio, self.depth, self.dropout, self.dtype, name="mlp")
+        return x + mlp(h, train)
 
 
 class Stack(nn.Module):
@@ -173,6 +187,8 @@ class Stack(nn.Module):
         ratio: hidden width of the MLPs over the width.
         cross: whether blocks attend to y.
         dropout: dropout in the MLPs.
+        dtype: of products, as in bfloat16 with float32 parameters; None: that of what they are
+            made of. The stream between the blocks keeps its own.
     """
 
     depth: int
@@ -180,6 +196,7 @@ class Stack(nn.Module):
     ratio: int = 4
     cross: bool = False
     dropout: float = 0.0
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -202,7 +219,16 @@ class Stack(nn.Module):
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
             in_axes=nn.broadcast,
-        )(self.heads, self.ratio, self.depth, self.cross, self.dropout, train, name="blocks")
+        )(
+            self.heads,
+            self.ratio,
+            self.depth,
+            self.cross,
+            self.dropout,
+            train,
+            self.dtype,
+            name="blocks",
+        )
         x, _ = stacked(x, (mask, y, y_mask, at, y_at))
         return x
 
@@ -211,7 +237,7 @@ class _Step(nn.Module):
     """One scanned block.
 
     Attributes:
-        heads, ratio, depth, cross, dropout: as of `Block`.
+        heads, ratio, depth, cross, dropout, dtype: as of `Block`.
         train: whether this is a training step.
     """
 
@@ -221,10 +247,12 @@ class _Step(nn.Module):
     cross: bool
     dropout: float
     train: bool
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, seen: tuple[Array | None, ...]) -> Any:
         mask, y, y_mask, at, y_at = seen
         assert mask is not None
-        block = Block(self.heads, self.ratio, self.depth, self.cross, self.dropout, name="block")
+        options = self.heads, self.ratio, self.depth, self.cross, self.dropout, self.dtype
+        block = Block(*options, name="block")
         return block(x, mask, y, y_mask, self.train, at, y_at), None

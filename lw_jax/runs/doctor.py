@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lw_jax.bridge.config import closed_form
-from lw_jax.config.schema import Config
+from lw_jax.config.schema import Config, StageConfig
 from lw_jax.data.example import Example, Rows
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
@@ -34,7 +34,7 @@ from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
 from lw_jax.runs.ready import check_free, check_parts, check_start, traced
-from lw_jax.runs.rows import beyond_models, leaks, lengths_of, remarks_of
+from lw_jax.runs.rows import beyond_models, leaks, lengths_of, levels_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import is_fitted, layout_at, still_to_train
 from lw_jax.text.collate import Collate, Lengths, by_key, measure
@@ -291,7 +291,7 @@ def _starts(seen: Examination) -> None:
 def _batches(seen: Examination, rows: int) -> None:
     """Checks that every batch divides over the mesh's rows."""
     for name, stage in seen.config.stages.items():
-        for kind, cfg in chosen(stage).items():
+        for kind, cfg in _batched(stage):
             count = cfg.batch_size // getattr(cfg, "accumulate", 1)
             if count % rows:
                 seen.note(
@@ -300,6 +300,13 @@ def _batches(seen: Examination, rows: int) -> None:
                     f"{count} rows at once do not divide over {rows} devices; "
                     f"use a multiple of {rows}, or mesh.data",
                 )
+
+
+def _batched(stage: StageConfig) -> Iterator[tuple[str, Any]]:
+    """What a stage makes batches for, by key below the stage."""
+    for kind, cfg in chosen(stage).items():
+        each = cfg.each() if kind == "train" else {None: cfg}
+        yield from ((kind if n is None else f"{kind}.tasks.{n}", own) for n, own in each.items())
 
 
 def _model(seen: Examination, name: str, model: ModelConfig) -> None:
@@ -372,13 +379,11 @@ def _rows(seen: Examination) -> None:
     """Reads the rows of every stage."""
     config, load = seen.config, cache(load_rows)
     for name, stage in config.stages.items():
-        for kind, cfg in chosen(stage).items():
+        for kind, whole in chosen(stage).items():
             if kind == "pretrain":
-                _pretraining_rows(seen, f"stages.{name}.pretrain", cfg)
+                _pretraining_rows(seen, f"stages.{name}.pretrain", whole)
                 continue
-            data = getattr(cfg, "data", None) or config.data
-            key = "data" if data is config.data else f"stages.{name}.{kind}.data"
-            for split, level in _splits(kind, cfg):
+            for key, cfg, data, split, level in _needed_rows(config, name, kind, whole):
                 with seen.trying(key):
                     rows = load(data, split, config.seed, level)
                     groups = sample(rows, CHECKED_ROWS)
@@ -406,8 +411,8 @@ def _rows(seen: Examination) -> None:
                         said += leaks(config, name, rows, load)
                     for remark in said:
                         seen.note(remark.level, key, remark.text)
-            begun = {"init_from": getattr(cfg, "init_from", None)}
-            begun |= {f"rivals.{n}": d for n, d in getattr(cfg, "rivals", {}).items()}
+            begun = {"init_from": getattr(whole, "init_from", None)}
+            begun |= {f"rivals.{n}": d for n, d in getattr(whole, "rivals", {}).items()}
             for of, start in begun.items():
                 parts = ("checkpoints", "bridge.safetensors", "calibration")
                 if start is not None and not any((Path(start) / part).exists() for part in parts):
@@ -435,13 +440,26 @@ def _lengths(seen: Examination) -> None:
                 seen.note(found.level, f"stages.{name}", found.text)
 
 
-def _splits(kind: str, cfg: Any) -> list[tuple[str, int | None]]:
-    if kind == "evaluate":
-        return [("eval", None)]
-    if kind == "calibrate":
-        return [("train", None)]
-    levels = list(dict.fromkeys(c.level for c in cfg.curriculum)) or [None]
-    return [("train", level) for level in levels] + [("validation", None)] * bool(cfg.eval_every)
+def _needed_rows(
+    config: Config, name: str, kind: str, cfg: Any
+) -> Iterator[tuple[str, Any, Any, str, int | None]]:
+    """(key, config of the stage or task, data, split, level) of all rows that a stage reads."""
+
+    def keyed(data: Any, own: str) -> tuple[str, Any]:
+        return ("data", config.data) if data is None else (f"stages.{name}.{kind}.{own}", data)
+
+    if kind != "train":
+        key, data = keyed(getattr(cfg, "data", None), "data")
+        yield key, cfg, data, "eval" if kind == "evaluate" else "train", None
+        return
+    for task, own in cfg.each().items():
+        replaced = task is not None and cfg.tasks[task].data is not None
+        key, data = keyed(own.data, f"tasks.{task}.data" if replaced else "data")
+        for level in levels_of(own):
+            yield key, own, data, "train", level
+    if cfg.eval_every:
+        key, data = keyed(cfg.data, "data")
+        yield key, cfg, data, "validation", None
 
 
 def _pretraining_rows(seen: Examination, key: str, cfg: Any) -> None:
@@ -509,8 +527,9 @@ def _reading(seen: Examination, examples: list[Example]) -> None:
 
 def _layouts(config: Config) -> list[LayoutConfig]:
     """The config's layout, and those of single stages."""
-    stages = [stage.train or stage.evaluate for stage in config.stages.values()]
-    return [config.layout, *(s.layout for s in stages if s is not None and s.layout is not None)]
+    stages = [cfg for stage in config.stages.values() for _, cfg in _batched(stage)]
+    given = [getattr(cfg, "layout", None) for cfg in stages]
+    return [config.layout, *(layout for layout in given if layout is not None)]
 
 
 def _memory(seen: Examination) -> None:

@@ -82,11 +82,12 @@ def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:
             yield name, config.data, None
         if stage.train is None:
             continue
-        data = stage.train.data or config.data
-        for level in levels_of(stage.train):
-            if (data, level) not in seen:
-                seen.add((data, level))
-                yield name, data, level
+        for train in stage.train.each().values():
+            data = train.data or config.data
+            for level in levels_of(train):
+                if (data, level) not in seen:
+                    seen.add((data, level))
+                    yield name, data, level
 
 
 def levels_of(cfg: TrainConfig) -> list[int | None]:

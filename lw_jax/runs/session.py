@@ -191,6 +191,27 @@ def open_pipeline(
     )
 
 
+def laid_out(pipeline: Pipeline, layout: LayoutConfig, groups: Sequence[Group]) -> Pipeline:
+    """The same pipeline with another layout, whose labels are checked.
+
+    Args:
+        pipeline: the pipeline.
+        layout: the receiver's sequence.
+        groups: contexts whose labels are looked at.
+
+    Raises:
+        UserError: a label, or what a source reads, is not right.
+    """
+    checked = [example for group in groups for example in group]
+    for tokenizer in pipeline.receivers.values():
+        check_labels(layout, tokenizer, checked)
+    for source in by_key(pipeline.sources).values():
+        check_reading(layout, source, checked)
+    prompts = tuple(prompts_of(layout, pipeline.receivers).items())
+    frozen = pipeline.frozen.replace(prompts=prompts)  # type: ignore[attr-defined]
+    return replace(pipeline, layout=layout, frozen=frozen)
+
+
 def open_half(
     config: Config,
     mesh: Mesh,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -15,22 +16,30 @@ from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.data.example import Example, Remark, Rows
 from lw_jax.data.load import data_set, load_rows, sample
+from lw_jax.data.prefetch import ahead
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
 from lw_jax.mesh import put_batch, replicated
+from lw_jax.models.dims import BridgeDims
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms, statistics
 from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
 from lw_jax.runs.rows import beyond_models, remarks_of, report
-from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, identity, open_pipeline
+from lw_jax.runs.session import (
+    CHECKED_ROWS,
+    MEASURED_ROWS,
+    identity,
+    laid_out,
+    open_pipeline,
+)
 from lw_jax.runs.trained import load_trained
 from lw_jax.text.collate import Collate, has_row
 from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
 from lw_jax.train.checkpoint import steps
 from lw_jax.train.config import TrainConfig
-from lw_jax.train.curriculum import Phase, phases_of
+from lw_jax.train.curriculum import Phase, Timetable, Turn, phases_of, turns_of
 from lw_jax.train.loop import Job, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
@@ -39,6 +48,7 @@ from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
 from lw_jax.utils.compile import AheadOfTime
+from lw_jax.utils.registry import chosen
 
 
 def run(run: Run, name: str, cfg: TrainConfig) -> None:
@@ -58,12 +68,18 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     params = jax.device_put(params, replicated(run.mesh))
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
-    parts = phases(cfg)
+    turns = turns_of(phases(cfg))
+    parts = _parts(pipeline, config, cfg, name)
+    for part in parts.values():
+        _check_heads(part.objectives, objectives, pipeline.bridge.dims, f"stages.{name}")
+        for key, stream in part.streams.items():
+            said = _remarks(part.pipeline, part.levels[key], stream)
+            report(run.console, f"stages.{name}", said)
 
     def plan(step: int) -> Plan:
         other = cfg.text_batches
         kind = "latent" if other is None else other.kind(config.seed, name, step)
-        return plan_at(objectives, step, kind)
+        return plan_at(parts[turns[step].task].objectives, step, kind)
 
     @cache
     def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
@@ -71,17 +87,15 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             cfg, pipeline.bridge, optimiser, run.mesh, plan, trained=trained, ratio=ratio
         )
 
-    @cache
-    def step_of(plan: Plan, ratio: float | None) -> StepFn:
-        return lambda state, batch: compiled(plan, ratio)(state, pipeline.frozen, batch)
-
     def step_for(step: int) -> StepFn:
-        (phase,) = (p for p in parts if p.start <= step < p.stop)
-        return step_of(plan(step), phase.ratio)
+        turn = turns[step]
+        program = compiled(plan(step), ratio_of[turn.phase])
+        frozen = parts[turn.task].pipeline.frozen
+        return lambda state, batch: program(state, frozen, batch)
 
-    streams = [_stream(pipeline, cfg, config.data, config.seed, name, p) for p in parts]
-    for phase, stream in zip(parts, streams, strict=True):
-        report(run.console, f"stages.{name}", _remarks(pipeline, phase, stream))
+    ratio_of = {phase.index: phase.ratio for phase in phases(cfg)}
+    streams = {key: one for part in parts.values() for key, one in part.streams.items()}
+    table = Timetable(turns, {key: one.batch for key, one in streams.items()})
     quick = None
     if cfg.eval_every:
         groups = _validation(pipeline, config, cfg)
@@ -96,13 +110,12 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
 
     def prepare(state: TrainState, start: int) -> None:
         programs = AheadOfTime()
-        for phase, stream in zip(parts, streams, strict=True):
-            ahead = range(max(start, phase.start), phase.stop)
-            if not ahead:
-                continue
-            batch = put_batch(run.mesh, stream.batch(0))
-            for ahead_plan in {plan(step) for step in ahead}:
-                programs.add(compiled(ahead_plan, phase.ratio), state, pipeline.frozen, batch)
+        batch_of = cache(lambda key: put_batch(run.mesh, streams[key].batch(0)))
+        for step in _each_once(turns, plan, start):
+            turn = turns[step]
+            frozen = parts[turn.task].pipeline.frozen
+            program = compiled(plan(step), ratio_of[turn.phase])
+            programs.add(program, state, frozen, batch_of(turn.stream))
         if quick is not None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
             quick.add_programs(programs, state, (step for step in done if step > start))
@@ -114,7 +127,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         steps=cfg.steps,
         state=jax.device_put(state, replicated(run.mesh)),
         step_for=step_for,
-        batches=lambda start, stop: _batches(pipeline, parts, streams, start, stop),
+        batches=lambda start, stop: (
+            put_batch(run.mesh, batch) for batch in ahead(table.batch, start, stop, cfg.workers)
+        ),
         identity=identity(run.config, name, pipeline),
         log_every=cfg.log_every,
         save_every=cfg.save_every,
@@ -205,27 +220,94 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
     return jax.device_put(fresh, replicated(run.mesh))
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The steps of one task, or all of a stage without tasks.
+
+    Attributes:
+        pipeline: with the task's layout.
+        objectives: of its steps.
+        streams: its batches, by the name of the stream (`Turn.stream`).
+        levels: of their rows, by the same names; None: as the data says.
+    """
+
+    pipeline: Pipeline
+    objectives: Any
+    streams: dict[str, Stream[Any, Any]]
+    levels: dict[str, int | None]
+
+
+def _parts(
+    pipeline: Pipeline, config: Config, cfg: TrainConfig, name: str
+) -> dict[str | None, _Part]:
+    """What the steps of every task work with.
+
+    Args:
+        pipeline: of the stage.
+        config: of the run, with the stage's own data and layout.
+        cfg: the stage.
+        name: its name.
+    """
+    found: dict[str | None, _Part] = {}
+    for task, own in cfg.each().items():
+        layout, data, mine = own.layout or config.layout, own.data or config.data, pipeline
+        levels: dict[str, int | None] = {str(p.index): p.level for p in phases(cfg)}
+        if task is not None:
+            levels = {task: cfg.tasks[task].level}
+        if layout != pipeline.layout:
+            rows = load_rows(data, "train", config.seed, next(iter(levels.values())))
+            mine = laid_out(pipeline, layout, sample(rows, CHECKED_ROWS))
+        streams = {
+            key: _stream(mine, own, data, config.seed, f"{name}/{key}", level)
+            for key, level in levels.items()
+        }
+        found[task] = _Part(mine, own.objectives or config.objectives, streams, levels)
+    return found
+
+
 def _stream(
-    pipeline: Pipeline, cfg: TrainConfig, data: Any, seed: int, name: str, phase: Phase
-) -> Stream:
-    rows = load_rows(data, "train", seed, phase.level)
+    pipeline: Pipeline, cfg: TrainConfig, data: Any, seed: int, stage: str, level: int | None
+) -> Stream[Any, Any]:
+    rows = load_rows(data, "train", seed, level)
     groups = sample(rows, MEASURED_ROWS)
     return Stream(
         rows,
         pipeline.collate(groups),
         batch_size=cfg.batch_size,
         seed=seed,
-        stage=f"{name}/{phase.index}",
+        stage=stage,
         questions=cfg.questions,
         workers=cfg.workers,
         usable=has_row,
     )
 
 
-def _remarks(pipeline: Pipeline, phase: Phase, stream: Stream) -> list[Remark | None]:
-    """What is said of a phase's rows before its first step."""
+def _check_heads(own: Any, all_of: Any, dims: BridgeDims, where: str) -> None:
+    """Raises UserError if an objective of a task has parameters, and is not one of the stage's."""
+    if own is all_of:
+        return
+    for name in jax.eval_shape(lambda rng: init_heads(own, dims, rng), jax.random.key(0)):
+        if name not in chosen(all_of):
+            raise UserError(
+                f"{where}.train.tasks: objectives.{name} has parameters of its own, so it must be "
+                "one of the stage's objectives as well"
+            )
+
+
+def _each_once(turns: tuple[Turn, ...], plan: Callable[[int], Plan], start: int) -> Iterator[int]:
+    """The first step from `start` on of every program that the stage runs."""
+    seen = set()
+    for step in range(start, len(turns)):
+        key = turns[step].phase, turns[step].stream, plan(step)
+        if key not in seen:
+            seen.add(key)
+            yield step
+
+
+def _remarks(pipeline: Pipeline, level: int | None, stream: Stream) -> list[Remark | None]:
+    """What is said of a stream's rows before its first step."""
     assert isinstance(stream.collate, Collate)
-    which = "to train on" if phase.level is None else f"of level {phase.level} to train on"
+    which = "to train on" if level is None else f"of level {level} to train on"
     lengths, limit = stream.collate.lengths, pipeline.layout.max_tokens
     frozen, bridge = pipeline.frozen, pipeline.bridge.config
     sender = None if frozen.sender is None else frozen.sender.arch
@@ -236,16 +318,6 @@ def _remarks(pipeline: Pipeline, phase: Phase, stream: Stream) -> list[Remark | 
         length_remark(lengths, limit, len(rows), which),
         *beyond_models(bridge, stream.collate, sample(rows, CHECKED_ROWS), sender, archs),
     ]
-
-
-def _batches(
-    pipeline: Pipeline, parts: tuple[Phase, ...], streams: list[Stream], start: int, stop: int
-) -> Iterator[Any]:
-    for phase, stream in zip(parts, streams, strict=True):
-        first, last = max(start, phase.start), min(stop, phase.stop)
-        if first < last:
-            for batch in stream.iterate(first - phase.start, last - phase.start):
-                yield put_batch(pipeline.mesh, batch)
 
 
 def _validation(pipeline: Pipeline, config: Config, cfg: TrainConfig) -> list[tuple[Example, ...]]:

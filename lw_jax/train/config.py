@@ -6,7 +6,7 @@ import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from lw_jax.utils.bounds import (
     Checked,
     Decay,
     Location,
+    Name,
     Names,
     Pattern,
     Probability,
@@ -31,9 +32,13 @@ from lw_jax.utils.bounds import (
     Share,
     Step,
     Steps,
+    Weight,
     Workers,
 )
 from lw_jax.utils.schedule import BatchKind, Rising
+
+RowLevel = Annotated[int, Ge(0), Le(10**6)]
+"""Level of rows (for facts: sentences in a context)."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,39 @@ class Level(Checked):
         share: share of the stage's steps.
         level: level of the rows (for facts: sentences in a context); null: as the data says.
         ratio: source tokens a slot, of a bridge with several ratios; null: any of them.
+        mix: how often each of the stage's tasks has a step, in proportion; empty: the stage has no
+            tasks.
     """
 
     share: Share
-    level: Annotated[int, Ge(0), Le(10**6)] | None = None
+    level: RowLevel | None = None
     ratio: Ratio | None = None
+    mix: Annotated[dict[Name, Weight], FEW] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mix and self.level is not None:
+            raise UserError("level: with a mix each task has its own; leave level out")
+        if self.mix and not any(self.mix.values()):
+            raise UserError("mix: all weights are 0; no task would have a step")
+
+
+@dataclass(frozen=True)
+class Task(Checked):
+    """What single steps of a stage are about; where null, as the stage says.
+
+    Args:
+        data, layout, objectives: replace the stage's.
+        level: level of the rows; null: as the data says.
+        batch_size: contexts in a step.
+        questions: questions asked of each context in a step.
+    """
+
+    data: DataConfig | None = None
+    layout: LayoutConfig | None = None
+    objectives: ObjectivesConfig | None = None
+    level: RowLevel | None = None
+    batch_size: BatchSize | None = None
+    questions: Questions | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +95,9 @@ class TrainConfig(Checked):
         questions: questions asked of each context in a step.
         curriculum: levels of the rows and ratios of the bridge in order, shares adding up to 1;
             empty: as the data and the bridge say.
+        tasks: what steps are about, by name, each with rows, layout and batch of its own; every
+            part of the curriculum then says in its `mix` how often each has a step. Empty: all
+            steps are alike. The quick evaluation is of the stage's own data and layout.
         optimiser: the optimiser.
         objectives, data, layout: replace the config's in this stage.
         train_only: regular expressions for whole names in parameter paths, as in `readers/qwen`;
@@ -94,6 +130,7 @@ class TrainConfig(Checked):
     accumulate: BatchSize = 1
     questions: Questions = 1
     curriculum: Annotated[tuple[Level, ...], FEW] = ()
+    tasks: Annotated[dict[Name, Task], FEW] = field(default_factory=dict)
     optimiser: OptimiserConfig = OptimiserConfig()
     objectives: ObjectivesConfig | None = None
     data: DataConfig | None = None
@@ -141,6 +178,43 @@ class TrainConfig(Checked):
             raise UserError(
                 f"accumulate: {self.accumulate} does not divide batch_size {self.batch_size}"
             )
+        self._check_tasks()
+
+    def _check_tasks(self) -> None:
+        """Raises UserError unless every part of the curriculum mixes tasks that there are."""
+        used = {name for part in self.curriculum for name in part.mix}
+        for i, part in enumerate(self.curriculum):
+            for name in part.mix:
+                if name not in self.tasks:
+                    known = ", ".join(self.tasks) or "none"
+                    raise UserError(f"curriculum.{i}.mix: no task {name!r}; there are: {known}")
+            if self.tasks and not part.mix:
+                raise UserError(f"curriculum.{i}.mix: missing; there are tasks to share the steps")
+        for name, task in self.tasks.items():
+            if name not in used:
+                raise UserError(f"tasks.{name}: in no mix of the curriculum; it has no step")
+            if (task.batch_size or self.batch_size) % self.accumulate:
+                raise UserError(
+                    f"tasks.{name}.batch_size: accumulate {self.accumulate} does not divide "
+                    f"{task.batch_size}"
+                )
+
+    def of(self, task: str | None) -> TrainConfig:
+        """The stage as the steps of one task see it, without tasks; of None: itself."""
+        if task is None:
+            return self
+        own = self.tasks[task]
+        given = {
+            name: value
+            for name in ("data", "layout", "objectives", "batch_size", "questions")
+            if (value := getattr(own, name)) is not None
+        }
+        parts = tuple(replace(part, level=own.level, mix={}) for part in self.curriculum)
+        return replace(self, tasks={}, curriculum=parts, **given)
+
+    def each(self) -> dict[str | None, TrainConfig]:
+        """The stage as the steps of every task see it; by None where it has no tasks."""
+        return {task: self.of(task) for task in self.tasks or (None,)}
 
 
 @dataclass(frozen=True)

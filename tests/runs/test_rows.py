@@ -25,7 +25,6 @@ from lw_jax.runs import doctor, rows
 from lw_jax.runs.session import Session, open_pipeline
 from lw_jax.stages import train
 from lw_jax.text.collate import has_row
-from lw_jax.train.curriculum import Phase
 from tests.config.conftest import Write
 
 SHORT, LONG = "Bo has 3 cats.", "Bo has 3 cats. " * 12
@@ -171,7 +170,7 @@ def test_a_stage_measures_evaluates_and_trains_on_the_rows_that_fit(
     assert 2 <= len(groups) <= cfg.eval_rows
     assert all(len(group[0].context) < 30 for group in groups)
 
-    stream = train._stream(pipeline, cfg, config.data, 1, "fit", Phase(0, None, 0, 9))
+    stream = train._stream(pipeline, cfg, config.data, 1, "fit/0", None)
     batches = [stream.batch(step) for step in range(60)]
     assert all(has_row(batch) for batch in batches)
     assert sum(len(batch["valid"]) for batch in batches) == 60 * 4

@@ -1,0 +1,122 @@
+"""`windows`: whole windows of tokens, several ratios from one bridge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.compressors.windows import Config
+from lw_jax.errors import UserError
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.types import Features, Latent
+
+DIMS = BridgeDims(6, 1, 6, {"lm": ModelDims(2, 8, 2, 4, 0.02)}, 0)
+
+
+def config(**options: Any) -> Config:
+    base = {"ratios": (1, 2, 4), "width": 16, "heads": 2, "encoder_layers": 1, "depth": 1}
+    return Config(**base | options)  # type: ignore[arg-type]
+
+
+def features(lengths: list[int], skip: int = 1) -> Features:
+    size = max(lengths) + skip
+    x = jax.random.normal(jax.random.key(1), (len(lengths), size, 6))
+    index = jnp.arange(size)[None]
+    mask = (index >= skip) & (index < jnp.asarray(lengths)[:, None] + skip)
+    return Features(x, mask, jnp.zeros(mask.shape, jnp.int32))
+
+
+def params_of(options: Config) -> Any:
+    return jax.jit(options.build(DIMS).init)(jax.random.key(0), {"source": features([8])})
+
+
+def latent(
+    options: Config, view: Features, params: Any = None, train: bool = False, seed: int = 0
+) -> Latent:
+    params = params_of(options) if params is None else params
+    apply = jax.jit(options.build(DIMS).apply, static_argnums=2)
+    rngs = {"noise": jax.random.key(seed)}
+    found: Latent = apply(params, {"source": view}, train, rngs=rngs)
+    found.check()
+    return found
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+def test_a_text_has_a_slot_for_every_window_of_its_tokens(ratio: int) -> None:
+    found = latent(config(phase=False).at_ratio(ratio), features([9, 4, 1]))
+    assert found.mask.sum(axis=1).tolist() == [-(-n // ratio) for n in (9, 4, 1)]
+    assert found.span is not None
+    assert found.span.tolist() == [9, 4, 1]
+    assert not np.asarray(found.slots)[~np.asarray(found.mask)].any()
+
+
+def test_padding_and_head_change_nothing() -> None:
+    options = config()
+    params, long = params_of(options), features([9, 14])
+    short = Features(long.x[:1, 1:10], long.mask[:1, 1:10], long.ids[:1, 1:10])
+    of_both, alone = latent(options, long, params), latent(options, short, params)
+    chex.assert_trees_all_close(of_both.slots[0, :3], alone.slots[0, :3], atol=1e-5)
+
+
+def test_one_bridge_has_all_ratios_and_a_larger_one_starts_from_a_smaller() -> None:
+    """Windows of two equal tokens are, at the start, what one token is at ratio 1, times root 2."""
+    options = config(ratios=(1, 2), encoder_layers=0, depth=0, phase=False)
+    params = params_of(options)
+    tree = params["params"]
+    assert not tree["window_2_kernel"].any()
+    one = features([4], skip=0)
+    pairs = replace(one, x=jnp.repeat(one.x, 2, axis=1), mask=jnp.repeat(one.mask, 2, axis=1))
+    at_one, at_two = (
+        latent(options.at_ratio(n), view, params).slots for n, view in ((1, one), (2, pairs))
+    )
+    # the last norm takes the root of two away
+    chex.assert_trees_all_close(at_one, at_two, atol=1e-4)
+    other = {**params, "params": {**tree, "window_1_kernel": tree["window_1_kernel"] + 0.5}}
+    moved = latent(options.at_ratio(2), pairs, other).slots
+    assert float(jnp.abs(moved - at_two).max()) > 1e-2
+
+
+def test_windows_begin_anywhere_in_training_alone() -> None:
+    options, view = config(), features([13] * 16)
+    params = params_of(options)
+    counts = {int(n) for n in latent(options, view, params, train=True).mask.sum(axis=1)}
+    assert counts == {4}
+    view = features([12] * 16)
+    counts = {int(n) for n in latent(options, view, params, train=True).mask.sum(axis=1)}
+    assert counts == {3, 4}
+    assert set(latent(options, view, params).mask.sum(axis=1).tolist()) == {3}
+
+
+def test_every_token_reaches_its_slot_alone_without_layers() -> None:
+    options = config(encoder_layers=0, depth=0, phase=False)
+    params, view = params_of(options), features([8], skip=0)
+    base = np.asarray(latent(options, view, params).slots)
+    for token in range(8):
+        moved = replace(view, x=view.x.at[0, token].add(1.0))
+        changed = np.abs(np.asarray(latent(options, moved, params).slots) - base).max(axis=(0, 2))
+        assert (changed > 1e-4).tolist() == [token < 4, token >= 4]
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters() -> None:
+    params, view = params_of(config()), features([9, 5])
+    exact = latent(config(), view, params).slots
+    found = latent(config(bfloat16=True), view, params).slots
+    assert found.dtype == jnp.float32
+    assert 0 < float(jnp.abs(found - exact).max()) < 0.1
+    leaves = jax.tree.leaves(params_of(config(bfloat16=True)))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_what_cannot_be_asked_for() -> None:
+    with pytest.raises(UserError, match="ratio: 3 is none of the ratios"):
+        config(ratio=3)
+    with pytest.raises(UserError, match=r"ratio: 8 has no map of its own; the ratios are 1, 2, 4"):
+        config().at_ratio(8)
+    with pytest.raises(UserError, match="ratios: expected different ones"):
+        config(ratios=(2, 2))
