@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jax.sharding import Mesh
@@ -10,9 +10,14 @@ from jax.sharding import Mesh
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.data.example import Group
 from lw_jax.models.frozen import FrozenModels
+from lw_jax.text.budget import Spans, needs_nats
 from lw_jax.text.collate import Collate, Lengths, Sources, measure
+from lw_jax.text.layout import message_text
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
+
+Nats = Callable[[Sequence[str]], Mapping[str, Spans]]
+"""From messages in words to the nats of the sender's tokens in each."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Pipeline:
         fingerprints: fingerprints of the frozen models by name (`lw_jax.models.fingerprint`).
         mesh: the device mesh.
         weights: fingerprints of the frozen models' weights and architectures alone, by name.
+        nats: from messages in words to the nats of the sender's tokens in each, for the layouts
+            whose `text_budget` asks for them.
     """
 
     layout: LayoutConfig
@@ -38,12 +45,29 @@ class Pipeline:
     fingerprints: dict[str, str]
     mesh: Mesh
     weights: dict[str, str] = field(default_factory=dict)
+    nats: Nats | None = None
 
-    def collate(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Collate:
-        """A collator whose static lengths hold these rows."""
-        return Collate(
-            layout or self.layout, self.sources, self.receivers, self.lengths(groups, layout)
-        )
+    def collate(
+        self,
+        groups: Sequence[Group],
+        layout: LayoutConfig | None = None,
+        rows: Sequence[Group] = (),
+    ) -> Collate:
+        """A collator whose static lengths hold these rows.
+
+        Args:
+            groups: the rows.
+            layout: another one than the pipeline's.
+            rows: more that it is to take, if they are short enough.
+        """
+        layout = layout or self.layout
+        lengths = self.lengths(groups, layout)
+        nats: Mapping[str, Spans] = {}
+        if needs_nats(layout.text_budget):
+            assert self.nats is not None  # the config was checked: there is a sender
+            texts = [message_text(layout, group[0]) for group in (*groups, *rows)]
+            nats = self.nats(list(dict.fromkeys(texts)))
+        return Collate(layout, self.sources, self.receivers, lengths, nats)
 
     def lengths(self, groups: Sequence[Group], layout: LayoutConfig | None = None) -> Lengths:
         """Static lengths that hold these rows."""

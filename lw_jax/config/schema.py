@@ -118,6 +118,7 @@ class Config(Checked):
             check_calibrated(self.bridge, self.stages, self.receivers)
             self._check_ratios(self.bridge)
             self._check_private(self.bridge)
+            self._check_budgets()
         for name, stage in self.stages.items():
             for train in stage.train.each().values() if stage.train else ():
                 if not chosen(train.objectives or self.objectives):
@@ -132,20 +133,41 @@ class Config(Checked):
     def _check_evaluates(self, stage: str, evaluate: EvaluateConfig) -> None:
         """Checks that sender and rows are such that the methods can run."""
         for needs in evaluate.of_whole_sender:
-            if self.sender is None:
-                raise UserError(f"sender: missing, and stages.{stage}.evaluate's {needs} needs one")
-            for view, source in self.bridge.views.items() if self.bridge else ():
-                if source.reads_sender and not source.sender_writes:
-                    raise UserError(
-                        f"stages.{stage}.evaluate.methods: {needs} needs a sender that writes, "
-                        f"and that of bridge.{view} reads only; leave {needs} out"
-                    )
+            self._check_writes(f"stages.{stage}.evaluate", needs, "methods")
         for kind, data in chosen(evaluate.data or self.data).items():
             if evaluate.of_articles and not data.has_articles:
                 which = "name data.jsonl.article_field, or " if kind == "jsonl" else ""
                 raise UserError(
                     f"stages.{stage}.evaluate.methods: {evaluate.of_articles[0]} needs rows of "
                     f"known articles, and data.{kind} has none; {which}leave it out"
+                )
+
+    def _check_writes(self, stage: str, needs: str, key: str) -> None:
+        """Checks that there is a sender with a head, for what a stage's key says needs one."""
+        if self.sender is None:
+            raise UserError(f"sender: missing, and {stage}'s {needs} needs one")
+        for view, source in self.bridge.views.items() if self.bridge else ():
+            if source.reads_sender and not source.sender_writes:
+                raise UserError(
+                    f"{stage}.{key}: {needs} needs a sender that writes, and that of bridge.{view} "
+                    f"reads only; leave {needs} out"
+                )
+
+    def _check_budgets(self) -> None:
+        """Checks that what `text_budget` chooses by is there: a sender, and one question."""
+        for name, stage in self.stages.items():
+            own = stage.train or stage.evaluate
+            layout = self.layout if own is None or own.layout is None else own.layout
+            budget = layout.text_budget
+            if own is None or budget is None:
+                continue
+            if budget.keep == "surprisal":
+                where = f"stages.{name}.{'train' if stage.train else 'evaluate'}"
+                self._check_writes(where, "text_budget.keep surprisal", "layout")
+            if budget.keep == "sentences" and stage.train and stage.train.questions > 1:
+                raise UserError(
+                    f"stages.{name}.train.questions: {stage.train.questions} on each context, and "
+                    "text_budget.keep sentences chooses them by one question; set it to 1"
                 )
 
     def _check_kinds(self, stage: str, train: TrainConfig) -> None:

@@ -21,7 +21,7 @@ from lw_jax.data.example import Example
 from lw_jax.evaluate.candidates import answering
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import Cut, EvalContext, Method
+from lw_jax.evaluate.methods.base import EvalContext, Method
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.packets import Packets, encode, send
 from lw_jax.evaluate.predict import (
@@ -38,10 +38,10 @@ from lw_jax.evaluate.predict import (
     shortened,
 )
 from lw_jax.evaluate.relay import Written
-from lw_jax.evaluate.surprisal import Spans, of_tokens
 from lw_jax.mesh import put_batch
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
+from lw_jax.text.budget import Cut, Spans, of_tokens
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.text.layout import message_ids, message_text
 from lw_jax.text.stop import Stop, stop_of
@@ -207,7 +207,21 @@ class Comparison:
         sizes = self.packets.sizes(codec)
         if not self.pipeline.layout.with_text:
             return sizes
-        return [n + len(t.encode()) for n, t in zip(sizes, self.texts(), strict=True)]
+        return [n + len(t.encode()) for n, t in zip(sizes, self._beside(), strict=True)]
+
+    def _beside(self) -> list[str]:
+        """The texts that the first receiver reads besides the latent, cut where they are."""
+        if self.pipeline.layout.text_budget is None:
+            return self.texts()
+        name, tokenizer = next(iter(self.pipeline.receivers.items()))
+        rows = [
+            ids[:n].tolist()
+            for _, batch in self.batches
+            for ids, n in zip(
+                batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"], strict=True
+            )
+        ]
+        return [tokenizer.backend.decode(ids) for ids in rows[: len(self.examples)]]
 
     # Methods
 

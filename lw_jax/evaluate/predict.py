@@ -20,7 +20,7 @@ from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
-from lw_jax.evaluate.methods.base import Batch, Cut, EvalContext, Method, Sent
+from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.evaluate.metrics.base import Ended, Prediction
 from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
@@ -33,6 +33,7 @@ from lw_jax.receiver.answer import (
     score,
     write,
 )
+from lw_jax.text.budget import Cut
 from lw_jax.text.layout import first_word
 from lw_jax.text.stop import NO_STOP, Stop, stop_of
 from lw_jax.text.tokenizer import Tokenizer

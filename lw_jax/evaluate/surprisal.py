@@ -14,14 +14,12 @@ import jax
 from lw_jax.data.example import Example
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.receiver.answer import Batch, asked, message_of, score
-from lw_jax.text.align import Span
+from lw_jax.text.budget import Spans, offsets
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import Prompt, head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 
-Spans = Sequence[tuple[int, int, float]]
-"""Of one text: each token's first character, the one after its last, and its nats."""
 PRIMER = "Text:"
 """Before the text where the sender reads no primer, so that its first token follows something."""
 
@@ -63,34 +61,3 @@ def of_texts(
             each = zip(at, nats[i][:end].tolist(), strict=True)
             found.append([(a + shift, b + shift, value) for (a, b), value in each])
     return found
-
-
-def of_tokens(spans: Spans, text: str, tokenizer: Tokenizer, ids: Sequence[int]) -> list[float]:
-    """The nats that fall on each token of another tokenizer.
-
-    Args:
-        spans: of the text.
-        text: the text.
-        tokenizer: the other tokenizer.
-        ids: the text in its tokens.
-    """
-    of_character = [0.0] * len(text)
-    for begin, end, value in spans:
-        for place in range(max(0, begin), min(end, len(text))):
-            of_character[place] += value / (end - begin)
-    return [sum(of_character[a:b]) for a, b in offsets(tokenizer, text, ids)]
-
-
-def offsets(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> list[Span]:
-    """The characters of each token of a text.
-
-    Args:
-        tokenizer: that made them.
-        text: the text.
-        ids: its tokens, where it begins a sequence or stands within one.
-    """
-    for start in (False, True):
-        (found,) = tokenizer.locate_all([text], start)
-        if found.ids == list(ids):
-            return found.spans
-    raise ValueError(f"{ids[:8]}... are not the tokens of {text[:40]!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -138,7 +139,8 @@ def beyond_models(
     limit = collate.layout.max_tokens
     if limit is not None and all(arch.max_positions >= limit for _, arch in known.values()):
         return []
-    found, tokens = [], collate.contexts(groups)
+    whole = replace(collate, layout=replace(collate.layout, text_budget=None))
+    found, tokens = [], whole.contexts(groups)
     for part, (name, arch) in known.items():
         count = sum(len(ids) > arch.max_positions for ids in tokens[part])
         if count:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lw_jax.bridge.bridge import Bridge
@@ -16,6 +17,7 @@ from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Rows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.evaluate.surprisal import of_texts
 from lw_jax.models.checkpoint import read_arch, small_files
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import ModelDims
@@ -33,6 +35,7 @@ from lw_jax.runs.frozen import (
     sender_arch,
     tokenizers_of,
 )
+from lw_jax.text.budget import Spans
 from lw_jax.text.collate import Collate, by_key, measure
 from lw_jax.text.fit import length_remark
 from lw_jax.text.layout import check_labels, check_reading, prompts_of, source_head_ids
@@ -45,6 +48,8 @@ RMS_ROWS = 32
 """Number of contexts on which the receivers' RMS is measured."""
 CHECKED_ROWS = 64
 """Number of contexts whose labels are checked at start-up."""
+NATS_ROWS = 64
+"""Texts that the whole sender reads at once for their nats."""
 
 
 def identity(config: Config, name: str, pipeline: Pipeline) -> dict[str, Any]:
@@ -175,8 +180,9 @@ def open_pipeline(
         for source in by_key(tokenizers_of(config.bridge, senders)).values():
             check_reading(config.layout, source, checked)
         if measured is None:
-            fitting = _fitting(config.layout, tokenizers, groups[:RMS_ROWS], training)
-            measured = _receiver_rms(config.layout, receivers, tokenizers, fitting)
+            layout = replace(config.layout, text_budget=None)  # whole texts, as for the bridge
+            fitting = _fitting(layout, tokenizers, groups[:RMS_ROWS], training)
+            measured = _receiver_rms(layout, receivers, tokenizers, fitting)
         if run_dir is not None and rows:
             receiver_rms.save(run_dir, measured, own)
     return Pipeline(
@@ -188,6 +194,7 @@ def open_pipeline(
         fingerprints=prints | own,
         mesh=mesh,
         weights=weights | bare,
+        nats=SenderNats(config, config.layout, mesh, session) if config.sender else None,
     )
 
 
@@ -316,7 +323,38 @@ def open_rival(
         sources=tokenizers_of(config.bridge, senders),
         fingerprints=prints | own,
         weights=weights | bare,
+        nats=SenderNats(config, layout, pipeline.mesh, session) if config.sender else None,
     )
+
+
+class SenderNats:
+    """From messages in words to the nats of the sender's tokens in each; every text is read once.
+
+    A text that is too long for the layout has none.
+    """
+
+    def __init__(self, config: Config, layout: LayoutConfig, mesh: Mesh, session: Session) -> None:
+        assert config.sender is not None  # the caller looked
+        self.sender, self.layout, self.mesh, self.session = config.sender, layout, mesh, session
+        self._known: dict[str, Spans] = {}
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Spans]:
+        """The nats of some messages; the sender is loaded whole for new ones, and let go of."""
+        new = [text for text in texts if text not in self._known]
+        if new:
+            spec, limit = self.session.open(SENDER, self.sender), self.layout.max_tokens
+            sizes = [len(ids) for ids in spec.tokenizer.encode_all(new)]
+            self._known |= dict.fromkeys(new, ())
+            short = [t for t, n in zip(new, sizes, strict=True) if limit is None or n <= limit]
+            model = self.session.load(spec, self.mesh)
+            assert isinstance(model, FrozenDecoder)  # the config was checked
+            rows = min(NATS_ROWS, max(1, len(short)))
+            found = of_texts(self.layout, model, spec.tokenizer, short, rows) if short else []
+            self._known |= {
+                text: np.asarray(spans, np.float32)
+                for text, spans in zip(short, found, strict=True)
+            }
+        return {text: self._known[text] for text in texts}
 
 
 def _open_sender(

@@ -228,7 +228,12 @@ def _check_end(root: Path, step: int) -> None:
 def _meaning(config: Config, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """What, besides the parameters, says what a packet means, as plain values."""
     plain = to_dict(config)
-    layout = {k: v for k, v in plain["layout"].items() if k != "max_tokens"}
+    # an option of a later version, switched off, names no other bridge
+    layout = {
+        k: v
+        for k, v in plain["layout"].items()
+        if k != "max_tokens" and not (k == "text_budget" and v is None)
+    }
     return {"bridge": plain["bridge"], "layout": layout, "fingerprints": dict(fingerprints)}
 
 

@@ -34,6 +34,7 @@ from lw_jax.runs.session import (
     open_pipeline,
 )
 from lw_jax.runs.trained import load_trained
+from lw_jax.text.budget import needs_nats
 from lw_jax.text.collate import Collate, has_row
 from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
@@ -270,9 +271,11 @@ def _stream(
 ) -> Stream[Any, Any]:
     rows = load_rows(data, "train", seed, level)
     groups = sample(rows, MEASURED_ROWS)
+    every = needs_nats(pipeline.layout.text_budget)
+    budgeted = [rows[i] for i in range(len(rows))] if every else ()
     return Stream(
         rows,
-        pipeline.collate(groups),
+        pipeline.collate(groups, rows=budgeted),
         batch_size=cfg.batch_size,
         seed=seed,
         stage=stage,

@@ -17,13 +17,14 @@ belongs to context n // Q.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lw_jax.data.example import Example, Group
 from lw_jax.errors import UserError
 from lw_jax.text.align import overlaps
+from lw_jax.text.budget import KEPT, Cut, Spans, columns_at, needs_nats, of_tokens
 from lw_jax.text.layout import (
     asked_pair,
     first_word,
@@ -84,12 +85,15 @@ class Collate:
         sources: tokenizers of the source.
         receivers: the receivers' tokenizers by name.
         lengths: static lengths of the arrays.
+        nats: by message in words what `layout.text_budget` asks for of every text: the nats of the
+            sender's tokens.
     """
 
     layout: LayoutConfig
     sources: Sources
     receivers: dict[str, Tokenizer]
     lengths: Lengths
+    nats: Mapping[str, Spans] = field(default_factory=dict)
 
     def __call__(self, groups: Sequence[Group]) -> Batch:
         """A batch of contexts, each with the same number of questions."""
@@ -131,17 +135,60 @@ class Collate:
 
     def contexts(self, groups: Sequence[Group]) -> dict[str, list[list[int]]]:
         """Token ids of every context, for the source and for the receivers."""
-        parts = {}
+        parts: dict[str, list[list[int]]] = {}
+        sent: list[int] = []
         for key, tokenizer in by_key(self.sources).items():
             head = source_head_ids(self.layout, tokenizer)
             texts = [source_text(self.layout, group[0]) for group in groups]
             tail = list(tokenizer.tail)
             read = source_ids(self.layout, tokenizer, texts)
             parts[key] = [head + ids + tail for ids in read]
+            sent = sent or [len(ids) for ids in read]
         messages = [message_text(self.layout, group[0]) for group in groups]
         for name, tokenizer in self.receivers.items():
             parts[f"{name}/context"] = message_ids(self.layout, tokenizer, messages)
+        if self.layout.text_budget is not None:
+            for name in self.receivers:
+                whole = parts[f"{name}/context"]
+                parts[f"{name}/context"] = self._cut(name, groups, messages, whole, sent)
         return parts
+
+    def _cut(
+        self,
+        receiver: str,
+        groups: Sequence[Group],
+        texts: Sequence[str],
+        whole: Sequence[list[int]],
+        sent: Sequence[int],
+    ) -> list[list[int]]:
+        """The ids that `layout.text_budget` leaves of every text.
+
+        Args:
+            receiver: whose ids.
+            groups: the contexts.
+            texts: their messages in words.
+            whole: ids of those; where they are too long they stay, so that they are left out.
+            sent: tokens of the first source.
+        """
+        budget, tokenizer = self.layout.text_budget, self.receivers[receiver]
+        assert budget is not None  # the caller looked
+        most = limit_of(self.layout.max_tokens, None)
+
+        def encode(text: str) -> list[int]:
+            return message_ids(self.layout, tokenizer, [text])[0]
+
+        found = []
+        for group, text, ids, tokens in zip(groups, texts, whole, sent, strict=True):
+            columns = columns_at(tokens, budget.ratio)
+            if most is not None and len(ids) > most:
+                found.append(ids)
+                continue
+            nats = None
+            if needs_nats(budget):
+                nats = of_tokens(self.nats[text], text, tokenizer, ids)
+            row = Cut(text, ids, group[0].question, columns, encode, nats)
+            found.append(KEPT[budget.keep](row))
+        return found
 
     def overlaps(self, groups: Sequence[Group], receiver: str) -> np.ndarray:
         """Which of a receiver's tokens share characters with each of the source's tokens.
@@ -208,6 +255,9 @@ def measure(
     """
     if not groups:
         raise UserError("data: no rows to measure; give at least one")
+    budget = layout.text_budget
+    if budget is not None:  # the others keep no more than this one, which needs no question
+        layout = replace(layout, text_budget=replace(budget, keep="first"))
     probe, sent = Collate(layout, sources, receivers, Lengths()), by_key(sources)
     flat = [example for group in groups for example in group]
     sizes: dict[str, int] = {}
@@ -217,8 +267,11 @@ def measure(
         if key in sent or key.endswith("/context"):
             limit = limit_of(max_tokens, sent.get(key))
             if limit is not None:
-                long |= [row is None or len(row) > limit for row in rows]
+                over = [row is None or len(row) > limit for row in rows]
+                long |= over
                 longest = min(longest, limit)
+                if budget is not None and key.endswith("/context") and not all(over):
+                    longest = max(len(r) for r in rows if r is not None and len(r) <= limit)
         sizes[key] = -(-longest // MULTIPLE) * MULTIPLE
     return Lengths(sizes, len(groups), int(long.sum()))
 
@@ -245,6 +298,7 @@ def too_long(collate: Collate, groups: Sequence[Group]) -> Lengths:
         groups: the contexts.
     """
     long, sources = np.zeros(len(groups), bool), by_key(collate.sources)
+    collate = replace(collate, layout=replace(collate.layout, text_budget=None))
     for key, rows in collate.contexts(groups).items():
         limit = limit_of(collate.layout.max_tokens, sources.get(key))
         if limit is not None:

@@ -6,7 +6,24 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from lw_jax.errors import UserError
-from lw_jax.utils.bounds import Checked, Text, Tokens
+from lw_jax.utils.bounds import Checked, Ratio, Text, Tokens
+
+
+@dataclass(frozen=True)
+class TextBudget(Checked):
+    """How much of the text a rival reads that reads it (`with_text`): as many of its tokens as a
+    latent would have slots. A text that is too long whole is left out all the same.
+
+    Args:
+        ratio: source tokens a slot of that latent; the budget is a text's source tokens over it,
+            rounded up.
+        keep: which tokens stay: the `first`, the `last`, the `sentences` nearest the question (one
+            question of a context at a time, `train.questions: 1`), or those of the highest
+            `surprisal` under the sender, which is loaded whole for it.
+    """
+
+    ratio: Ratio
+    keep: Literal["first", "last", "sentences", "surprisal"] = "first"
 
 
 @dataclass(frozen=True)
@@ -31,6 +48,7 @@ class LayoutConfig(Checked):
             without one, the text), then anchor and answer.
         with_text: the text follows what the wire delivers, so that the receiver reads both (for
             rivals that see the text: prompt tuning, LoRA).
+        text_budget: cuts that text to the budget of a latent; null: it is whole.
         max_tokens: contexts with more tokens (in any model) are left out and counted; null: none.
     """
 
@@ -45,6 +63,7 @@ class LayoutConfig(Checked):
     bos_after_anchor: bool = False
     target: Literal["answer", "question_answer"] = "answer"
     with_text: bool = False
+    text_budget: TextBudget | None = None
     max_tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +76,10 @@ class LayoutConfig(Checked):
                 )
         if self.question and "{question}" not in self.question:
             raise UserError("question: must contain {question}, or be empty")
+        if self.text_budget is not None and not self.with_text:
+            raise UserError(
+                "text_budget: it cuts the text that a rival reads; set with_text: true, or null"
+            )
         if self.bos == "after_message" and self.anchor_mode == "chat":
             raise UserError("bos: a chat template begins with BOS; use anchor_mode: text or none")
         if self.target == "question_answer":

@@ -9,10 +9,9 @@ import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods import method
-from lw_jax.evaluate.methods.base import Cut
-from lw_jax.evaluate.methods.token_budget_sentences import sentences
 from lw_jax.evaluate.predict import cut
-from lw_jax.evaluate.surprisal import of_texts, of_tokens, offsets
+from lw_jax.evaluate.surprisal import of_texts
+from lw_jax.text.budget import Cut, of_tokens, offsets, sentences
 from tests.tiny.evaluation import LAYOUT, World
 
 TEXT = (

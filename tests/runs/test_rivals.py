@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -16,9 +19,9 @@ from lw_jax.errors import UserError
 from lw_jax.runs import doctor
 from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
-from lw_jax.stages import evaluate
+from lw_jax.stages import evaluate, train
 from tests.tiny.evaluation import RECEIVER
-from tests.tiny.run import make_models, make_run, raw_config
+from tests.tiny.run import make_models, make_run, raw_config, save_bridge
 
 FEW = {"methods": ["latent"], "rows": 10, "bootstrap": 20}
 
@@ -161,3 +164,52 @@ def test_contexts_of_one_article_are_needed_for_another_ones_latent(
     alone = {"jsonl": data["jsonl"] | {"article_field": "question"}}
     with pytest.raises(UserError, match="no two of these 2 rows have that; evaluate more rows"):
         evaluated(made(raw | {"data": alone}))
+
+
+def budget_rival(models: dict[str, Path], home: Path, keep: str) -> Run:
+    """A rival that changes nothing, and reads a part of the text."""
+    raw = raw_config(models, home, **FEW)
+    raw["layout"] = {"with_text": True, "text_budget": {"ratio": 2, "keep": keep}}
+    raw["bridge"] |= {
+        "compressor": {"constant": {"slots": 0}},
+        "reader": {"lora": {"r": 2, "alpha": 2.0, "targets": ["q"]}},
+    }
+    return made(raw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["first", "last", "sentences", "surprisal"])
+def test_a_rival_reads_what_the_budget_method_reads(
+    models: dict[str, Path], tmp_path: Path, keep: str
+) -> None:
+    """Untrained and with nothing delivered it is the method of that name."""
+    rival = budget_rival(models, tmp_path / "rival", keep)
+    open_pipeline(rival.config, rival.mesh, rival.run_dir)
+    checkpoints = tmp_path / "rival" / "checkpoints"
+    shutil.rmtree(checkpoints)
+    save_bridge(rival, flatten=lambda params: jax.tree.map(jnp.zeros_like, params))
+    method = f"token_budget_{keep}"
+    more = {"rivals": {"rival": str(tmp_path / "rival")}, "methods": ["latent", method, "text"]}
+    raw = raw_config(models, tmp_path / "host", **(FEW | more))
+    raw["bridge"]["compressor"]["perceiver"] |= {"slots": 64, "ratios": [2]}
+    found = evaluated(made(raw))
+    own, other, whole = (figures(found, name) for name in ("rival", method, "text"))
+    assert own["nll"] == pytest.approx(other["nll"], rel=1e-5)
+    assert own["columns"] == other["columns"] < whole["columns"]
+    assert own["nll"] != pytest.approx(whole["nll"], rel=1e-5)
+    assert [row["text"] for row in said(found, "rival")] == [
+        row["text"] for row in said(found, method)
+    ]
+    assert own["wire_bytes"] > other["wire_bytes"]  # its latent's packet as well
+
+
+@pytest.mark.slow
+def test_a_rival_is_trained_on_the_part_that_it_reads(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    rival = budget_rival(models, tmp_path / "rival", "surprisal")
+    shutil.rmtree(tmp_path / "rival" / "checkpoints")
+    cfg = rival.config.stages["wire"].train
+    assert cfg is not None
+    train.run(rival, "wire", cfg)
+    assert evaluated(rival)["receivers"][RECEIVER]["latent"]["n"] == 10

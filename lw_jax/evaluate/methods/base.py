@@ -18,6 +18,7 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.receiver.answer import Message, delivered, occupied
 from lw_jax.receiver.read import text_message
+from lw_jax.text.budget import Cut
 from lw_jax.text.layout import Prompt
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
@@ -99,27 +100,6 @@ class Sent:
     tokenizer: Tokenizer
     latent_bytes: int
     embedding_bytes: int
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One row's text on the host, which a method is to cut to the latent's columns.
-
-    Attributes:
-        text: that the latent replaces.
-        ids: its ids in the receiver's tokens.
-        question: that is asked about it; "" if there is none.
-        columns: receiver columns of the row's latent: tokens that may stay.
-        encode: from a text to its ids, as they stand in the message's place.
-        nats: of every id, under the sender; None where the method does not ask for them.
-    """
-
-    text: str
-    ids: Sequence[int]
-    question: str
-    columns: int
-    encode: Callable[[str], list[int]]
-    nats: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
