@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import phases_of
 from lw_jax.train.optimiser import stage_optimiser
-from lw_jax.train.plan import init_heads, plan_at
+from lw_jax.train.plan import Plan, init_heads, plan_at
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
@@ -47,17 +47,26 @@ class AbstractStep:
         state: the training state.
         frozen: the frozen models.
         batch: the batch, from `batch_shapes`.
+        plan: the step's objectives.
+        trained: True for every leaf of the parameters that the stage trains.
     """
 
     step: jax.stages.Wrapped
     state: TrainState
     frozen: FrozenModels
     batch: dict[str, jax.ShapeDtypeStruct]
+    plan: Plan
+    trained: PyTree
 
     @property
     def arguments(self) -> tuple[Any, ...]:
         """The arguments of `step`."""
         return self.state, self.frozen, self.batch
+
+    @cached_property
+    def traced(self) -> jax.stages.Traced:
+        """The traced step."""
+        return self.step.trace(*self.arguments)
 
 
 def abstract_step(
@@ -67,8 +76,9 @@ def abstract_step(
     lengths: Mapping[str, int],
     mesh: Mesh,
     kind: BatchKind = "latent",
+    at: int = 0,
 ) -> AbstractStep:
-    """The first step of a train stage.
+    """The first step of a train stage, or one with the objectives of a later step.
 
     Args:
         config: config of the run.
@@ -77,6 +87,7 @@ def abstract_step(
         lengths: tokens of each part of a batch, as `lw_jax.text.collate.measure` gives them.
         mesh: the device mesh.
         kind: what the step trains.
+        at: the step (0-based) whose objectives it has.
 
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
@@ -86,12 +97,14 @@ def abstract_step(
     params = jax.eval_shape(partial(_params, bridge, objectives), jax.random.key(0))
     optimiser, trained = stage_optimiser(train, bridge, objectives, params)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
-    plan, first = plan_at(objectives, 0, kind), phases_of(train.curriculum, train.steps)[0]
+    plan, first = plan_at(objectives, at, kind), phases_of(train.curriculum, train.steps)[0]
     return AbstractStep(
         make_step(train, bridge, optimiser, mesh, plan, trained=trained, ratio=first.ratio),
         _put(state, replicated(mesh)),
         abstract_models(config, specs, mesh, train.layout or config.layout),
         batch_shapes(train, list(config.receivers), lengths, mesh),
+        plan,
+        trained,
     )
 
 

@@ -33,7 +33,7 @@ from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
 from lw_jax.runs.memory import RelayNeed, device_memory, estimate
-from lw_jax.runs.ready import check_free, check_parts, check_start, traced
+from lw_jax.runs.ready import check_free, check_parts, check_start, check_trains, traced
 from lw_jax.runs.rows import beyond_models, leaks, lengths_of, levels_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
 from lw_jax.runs.trained import is_fitted, layout_at, still_to_train
@@ -544,6 +544,7 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
     config = seen.config
     with seen.trying(key):
         step = abstract_step(config, cfg, seen.specs, seen.sizes, make_mesh(config.mesh))
+        check_trains(config, cfg, seen.specs, seen.sizes, step)
         need = estimate(step)
         fits = need.total < need.room
         advice = "; lower batch_size, accumulate more, or set quant"

@@ -79,7 +79,7 @@ def estimate(step: AbstractStep, room: int | None = None) -> Need:
     there = device_memory() if room is None else room
     if frozen + state >= there:
         return Need(frozen, state, 0, there)
-    memory = step.step.lower(*step.arguments).compile().memory_analysis()
+    memory = step.traced.lower().compile().memory_analysis()
     if memory is None:  # the backend does not report it
         return Need(frozen, state, 0, there)
     own = memory.output_size_in_bytes - memory.alias_size_in_bytes

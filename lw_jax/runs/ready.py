@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
+from lw_jax.mesh import make_mesh
 from lw_jax.models.spec import FrozenSpec
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs.abstract import AbstractStep, abstract_bridge, abstract_models, abstract_step
@@ -19,6 +21,10 @@ from lw_jax.runs.frozen import prints_of, tokenizers_of
 from lw_jax.runs.trained import load_trained
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
+from lw_jax.train.plan import Plan
+from lw_jax.train.reach import check_reach
+from lw_jax.utils.registry import chosen
+from lw_jax.utils.schedule import BatchKind
 
 
 def check_free(config: Config) -> None:
@@ -66,17 +72,54 @@ def traced(
         step: whether the whole step is traced, or its parameters and optimiser alone.
 
     Raises:
-        UserError: parts do not fit each other, or `train_only` matches nothing.
+        UserError: parts do not fit each other, `train_only` matches nothing, or no gradient
+            reaches what is trained.
     """
     try:
         found = abstract_step(config, train, specs, lengths, mesh)
         if step:
-            jax.eval_shape(found.step, *found.arguments)
+            check_trains(config, train, specs, lengths, found)
     except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(f"its parts do not fit: {type(error).__name__}: {error}") from error
     return found
+
+
+def check_trains(
+    config: Config,
+    train: TrainConfig,
+    specs: Mapping[str, FrozenSpec],
+    lengths: Mapping[str, int],
+    first: AbstractStep,
+) -> None:
+    """Checks that a train stage trains something.
+
+    Args:
+        config: config of the run.
+        train: config of the stage.
+        specs: the frozen models by name.
+        lengths: tokens of each part of a batch.
+        first: the stage's first step; others are traced only where it trains nothing.
+
+    Raises:
+        UserError: no gradient reaches what is trained.
+    """
+    assert config.bridge is not None
+    kinds: tuple[BatchKind, ...] = ("latent",) if train.text_batches is None else ("latent", "text")
+    mesh = make_mesh(config.mesh)
+
+    def steps() -> Iterator[tuple[Plan, jax.stages.Traced]]:
+        yield first.plan, first.traced
+        for own in train.each().values():
+            found = chosen(own.objectives or config.objectives).values()
+            starts = sorted({c.schedule.start for c in found if c.schedule.start < train.steps})
+            for at, kind in product(starts, kinds):
+                other = abstract_step(config, own, specs, lengths, mesh, kind, at)
+                if other.plan != first.plan and other.plan.objectives:
+                    yield other.plan, other.traced
+
+    check_reach(steps(), abstract_bridge(config, specs), first.trained)
 
 
 def check_parts(config: Config, specs: Mapping[str, FrozenSpec]) -> None:

@@ -45,6 +45,7 @@ from lw_jax.train.loop import Job, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
 from lw_jax.train.plan import Plan, init_heads, plan_at
+from lw_jax.train.reach import check_reach
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
@@ -110,13 +111,19 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         )
 
     def prepare(state: TrainState, start: int) -> None:
-        programs = AheadOfTime()
+        programs, own = AheadOfTime(), []
         batch_of = cache(lambda key: put_batch(run.mesh, streams[key].batch(0)))
         for step in _each_once(turns, plan, start):
             turn = turns[step]
             frozen = parts[turn.task].pipeline.frozen
             program = compiled(plan(step), ratio_of[turn.phase])
-            programs.add(program, state, frozen, batch_of(turn.stream))
+            key = programs.add(program, state, frozen, batch_of(turn.stream))
+            own.append((plan(step), programs.traced[key]))
+        if not start:
+            try:
+                check_reach(own, pipeline.bridge, trained)
+            except UserError as error:
+                raise UserError(f"stages.{name}.train: {error}") from None
         if quick is not None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
             quick.add_programs(programs, state, (step for step in done if step > start))

@@ -24,6 +24,7 @@ SECONDS = 5
 class AheadOfTime:
     """Programs to compile; one that is added twice is compiled once."""
 
+    traced: dict[Hashable, jax.stages.Traced] = field(default_factory=dict)
     lowered: dict[Hashable, jax.stages.Lowered] = field(default_factory=dict)
 
     def add(self, program: jax.stages.Wrapped, *arguments: Any) -> Hashable:
@@ -40,7 +41,8 @@ class AheadOfTime:
         leaves, tree = jax.tree.flatten(arguments)
         key = (program, tree, tuple(_kind(leaf) for leaf in leaves))
         if key not in self.lowered:
-            self.lowered[key] = program.lower(*arguments)
+            self.traced[key] = program.trace(*arguments)
+            self.lowered[key] = self.traced[key].lower()
         return key
 
     def compile(self, console: Console) -> dict[Hashable, jax.stages.Compiled]:

@@ -183,7 +183,7 @@ class Context:
         if edits is None or edits.lora is None:
             raise UserError(
                 f"bridge.reader: no low-rank edits; nothing that is trained reads the text for "
-                f"receiver {receiver!r}"
+                f"receiver {receiver!r}: set bridge.reader.lora, or another objective"
             )
         return edits.lora
 
