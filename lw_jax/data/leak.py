@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -13,22 +14,30 @@ from lw_jax.data.example import Example
 from lw_jax.data.overlap import RunIndex, normalised
 from lw_jax.data.stream import Groups
 from lw_jax.data.words import open_split
+from lw_jax.errors import short
 
 _WORD = re.compile(r"[A-Za-z]+")
+_ANY_WORD = re.compile(r"[^\W_]+")
 LOOKED_AT = 100_000
-"""Contexts of each side that are compared, spread evenly over all; 50,000 take half a second."""
+"""Contexts of each side that are compared, spread evenly over all; 50,000 of 120 words take two
+seconds."""
+LEAST = 32
+"""Letters and digits of a context that is looked for inside others: shorter ones stand anywhere."""
+COUNTED = 2_000
+"""Training contexts whose words are counted to know the rare ones."""
 GENERATED = 256
 """Rows that are generated and compared; their words are divided among the splits by a hash."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Evaluation rows that are training rows as well, white space and case aside.
+    """Evaluation rows that are training rows as well, or stand inside one.
 
     Attributes:
-        contexts: evaluation contexts that a training row has.
+        contexts: evaluation contexts that a training row has, white space and case aside.
         of: evaluation contexts that were looked at.
         asked: evaluation questions that a training row asks of the same context.
+        inside: other evaluation contexts of which all words stand in a row in a training context.
         example: the first such context.
         where: id of its training row, the file's own if it has one.
     """
@@ -36,19 +45,21 @@ class Overlap:
     contexts: int
     of: int
     asked: int
+    inside: int
     example: str
     where: str
 
     def __str__(self) -> str:
-        text = self.example if len(self.example) <= 60 else self.example[:57] + "..."
-        return (
-            f"{self.contexts} of {self.of} contexts, {self.asked} with the same question; "
-            f"{text!r} is row {self.where}"
-        )
+        text, row = repr(short(self.example, 60)), f"row {self.where}"
+        if not self.contexts:
+            return f"{self.inside} of {self.of} contexts; {text} is a part of {row}"
+        more = f", {self.inside} more as a part of a longer one" if self.inside else ""
+        same = f"{self.contexts} of {self.of} contexts, {self.asked} with the same question"
+        return f"{same}{more}; {text} is {row}"
 
 
 def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
-    """Evaluation rows that are training rows as well; None: there are none.
+    """Evaluation rows that are training rows as well, or stand inside one; None: there are none.
 
     Of rows that are generated when they are needed the first are compared; rows that are rewritten
     from a file are compared as the file has them.
@@ -64,16 +75,55 @@ def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
         texts.setdefault(context, group[0].context)
         asked.setdefault(context, set()).update(_key(e.question) for e in group)
     found: dict[int, str] = {}
+    inside: dict[int, str] = {}
     again: set[tuple[int, int]] = set()
+    parts = _Parts(texts, (g[0].context for g in islice(_some(training), COUNTED)))
     for group in _some(training):
-        context = _key(group[0].context)
+        name, context = group[0].row_id or group[0].id, _key(group[0].context)
         if context in asked:
-            found.setdefault(context, group[0].row_id or group[0].id)
+            found.setdefault(context, name)
             again |= {(context, q) for e in group if (q := _key(e.question)) in asked[context]}
-    if not found:
+        for other in parts.inside(group[0].context):
+            inside.setdefault(other, name)
+    parts_only = {key: name for key, name in inside.items() if key not in found}
+    if not found and not parts_only:
         return None
-    first, where = next(iter(found.items()))
-    return Overlap(len(found), len(asked), len(again), texts[first], where)
+    first, where = next(iter((found or parts_only).items()))
+    return Overlap(len(found), len(asked), len(again), len(parts_only), texts[first], where)
+
+
+class _Parts:
+    """Finds texts inside others, word for word: punctuation, white space and case aside.
+
+    Of each text only the rarest word is looked for, and the whole text where that stands.
+
+    Args:
+        texts: the texts by key.
+        others: some texts in which words are counted, beside `texts`.
+    """
+
+    def __init__(self, texts: Mapping[int, str], others: Iterable[str]) -> None:
+        words = {key: _words(text) for key, text in texts.items()}
+        count = Counter(word for found in words.values() for word in set(found))
+        count.update(word for text in others for word in set(_words(text)))
+        self.by_word: dict[str, list[tuple[int, str]]] = {}
+        for key, found in words.items():
+            if sum(map(len, found)) >= LEAST:
+                rare = min(found, key=lambda word: (count[word], -len(word)))
+                self.by_word.setdefault(rare, []).append((key, f" {' '.join(found)} "))
+        self.rare = frozenset(self.by_word)
+
+    def inside(self, text: str) -> Iterator[int]:
+        """Keys of the texts that stand in a text."""
+        words = _words(text) if self.rare else []
+        rare = self.rare.intersection(words)
+        whole = f" {' '.join(words)} " if rare else ""
+        for word in rare:
+            yield from (key for key, part in self.by_word[word] if part in whole)
+
+
+def _words(text: str) -> list[str]:
+    return _ANY_WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _key(text: str) -> int:

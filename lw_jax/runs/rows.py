@@ -47,7 +47,7 @@ Load = Callable[[Any, str, int, int | None], Rows]
 
 
 def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) -> list[Remark]:
-    """What is said of evaluation rows that stand in the rows which the run's stages train on.
+    """What is said of evaluation rows that are, or stand in, rows which the run trains on.
 
     Args:
         config: config of the run.
@@ -63,10 +63,11 @@ def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) 
         leak = overlap(load(data, "train", config.seed, level), evaluation)
         if leak is not None:
             of = "" if level is None else f" (level {level})"
+            how = "are" if leak.contexts else "are parts of"
             found.append(
                 Remark(
                     "warning",
-                    f"evaluation rows of stages.{stage} are training rows of stages.{name}{of}: "
+                    f"evaluation rows of stages.{stage} {how} training rows of stages.{name}{of}: "
                     f"{leak}",
                 )
             )

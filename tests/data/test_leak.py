@@ -1,5 +1,7 @@
 """No held-out word and no evaluation row is in any training stream; and the check would see one."""
 
+import importlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -91,7 +93,8 @@ def test_evaluation_rows_in_training_rows_are_counted():
         ("\u65b0\u3057\u3044", "t/4", "?"),  # no letter of the Latin alphabet: no text is empty
     )
     found = leak.overlap(training, evaluation)
-    assert (found.contexts, found.of, found.asked, found.where) == (2, 3, 1, "t/2")
+    assert (found.contexts, found.of, found.asked, found.inside) == (2, 3, 1, 0)
+    assert found.where == "t/2"
     assert str(found) == (
         "2 of 3 contexts, 1 with the same question; 'The goat  is red.' is row t/2"
     )
@@ -106,3 +109,57 @@ def test_overlap_of_generated_rows_is_looked_for_in_a_sample():
     assert own.contexts == own.of == leak.GENERATED
     row = cfg.rows("train")[3][0]
     assert leak.overlap(cfg.rows("train"), asked((row.context, "e", "Who?"))).contexts == 1
+
+
+LONG = "The goat of the mill is red, and it has eaten 4 hats."
+
+
+def test_evaluation_rows_inside_longer_training_rows_are_found():
+    """Whole words in a row, whatever stands around them; short texts stand anywhere."""
+    training = asked(
+        (
+            "Title\nSee: \u201cthe goat of the mill is  RED and it has eaten 4 hats\u201d.",
+            "t/1",
+            "?",
+        ),
+        ("The goat of the mill is red, and it has eaten 4 hatstands.", "t/2", "?"),
+        ("The goat of the mill is red. It has eaten.", "t/3", "?"),
+        ("A house. \u65b0\u3057\u3044", "t/4", "?"),
+    )
+    other = asked((LONG, "e/1", "Which?"), ("A house", "e/2", "?"), ("So red a goat!", "e/3", "?"))
+    found = leak.overlap(training, other)
+    assert (found.contexts, found.asked, found.inside, found.of) == (0, 0, 1, 3)
+    assert str(found) == f"1 of 3 contexts; {LONG!r} is a part of row t/1"
+    both = leak.overlap(asked((f"No. {LONG}", "t/1", ""), ("A house", "t/2", "?")), other)
+    assert str(both).startswith("1 of 3 contexts, 1 with the same question, 1 more as a part of a ")
+    again = leak.overlap(asked((LONG, "t/1", "?"), (f"So {LONG}", "t/2", "?")), other)
+    assert (again.contexts, again.inside) == (1, 0)  # counted once
+    assert leak.overlap(other, training) is None
+
+
+def rows_of(kind, text):
+    """A row of a data set with this text."""
+    return {
+        "jsonl": {"context": text, "question": "What?", "answer": "4"},
+        "squad": {"context": text, "question": "What?", "answers": {"text": ["hats"]}},
+        "hotpotqa": {
+            "context": [["T", [text]]],
+            "supporting_facts": [["T", 0]],
+            "question": "What?",
+            "answer": "4",
+        },
+        "gsm8k": {"question": text, "answer": "4\n#### 4"},
+        "classification": {"text": text, "label": 1},
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "squad", "hotpotqa", "gsm8k", "classification"])
+def test_every_data_set_is_looked_through_for_parts(kind, tmp_path):
+    """GSM8K's runs of 13 words aside, which are left out of its training rows."""
+    for name, text in (("train", f"T: {LONG} So it is."), ("eval", LONG)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(rows_of(kind, text)) + "\n")
+    module = importlib.import_module(f"lw_jax.data.{kind}")
+    own = {"gsm8k": {"decontaminate": 0}, "classification": {"labels": ("no", "yes")}}.get(kind, {})
+    cfg = module.Config(str(tmp_path / "train.jsonl"), str(tmp_path / "eval.jsonl"), **own)
+    found = leak.overlap(cfg.rows("train", 0), cfg.rows("eval", 0))
+    assert (found.contexts, found.inside) == (0, 1)

@@ -123,6 +123,14 @@ def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
     said = [text for level, text in found(write(), *flags) if level == "warning"]
     assert said and "evaluation rows of stages.report" in said[0]
     assert not [1 for level, _ in found(write(), flags[0]) if level == "warning"]
+    part = "The red goat of the old mill ate 4 hats."
+    file = write_rows(tmp_path / "part.jsonl", [part] * 9)
+    whole = write_rows(tmp_path / "whole.jsonl", [f"{n} {part}" for n in range(40)])
+    parts = [text for level, text in found(write(), data(whole, file)) if level == "warning"]
+    assert len(parts) == 1
+    assert parts[0].startswith(
+        "evaluation rows of stages.report are parts of training rows of stages.fit: "
+    )
 
 
 def test_small_files_are_told_which_key_helps(write: Write, tmp_path: Path) -> None:
