@@ -123,7 +123,7 @@ def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
     said = [text for level, text in found(write(), *flags) if level == "warning"]
     assert said and "evaluation rows of stages.report" in said[0]
     assert not [1 for level, _ in found(write(), flags[0]) if level == "warning"]
-    part = "The red goat of the old mill ate 4 hats."
+    part = "The red goat of the old mill ate 4 hats today."
     file = write_rows(tmp_path / "part.jsonl", [part] * 9)
     whole = write_rows(tmp_path / "whole.jsonl", [f"{n} {part}" for n in range(40)])
     parts = [text for level, text in found(write(), data(whole, file)) if level == "warning"]
