@@ -55,6 +55,13 @@ Group = Sequence[Example]
 """A context with its questions."""
 
 
+def characters(group: Group) -> int:
+    """About how long a context is with the longest of its questions and answers; nothing is
+    tokenised."""
+    asked = max(len(one.question) + len(one.answers[0]) for one in group)
+    return len(group[0].context) + asked
+
+
 class Rows(Protocol):
     """Contexts by index, each with all its questions.
 

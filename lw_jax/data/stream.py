@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Generic, Protocol, TypeVar
@@ -27,6 +27,8 @@ TRIES = 1000
 """Batches that are drawn for a step until one has a row that can be used."""
 IN_MEMORY = 2**20
 """Up to this many rows, the order of an epoch is held in memory."""
+WINDOW = 32
+"""Batches of an epoch whose rows are put together by length."""
 
 
 class Groups(Protocol[Item_co]):
@@ -55,6 +57,9 @@ class Stream(Generic[Item, Batch]):
         workers: processes that prepare batches ahead; 0: a thread does.
         usable: whether a batch has a row that can be used; for one that has none others are drawn.
             None: every batch can be used. Picklable if there are workers.
+        length: about how long a row is. The rows of `WINDOW` batches, shuffled as ever, are then
+            put together by length, and these batches shuffled again. None: rows of all lengths are
+            in a batch. Picklable if there are workers.
     """
 
     rows: Groups[Item]
@@ -65,6 +70,7 @@ class Stream(Generic[Item, Batch]):
     questions: int = 1
     workers: int = 0
     usable: Callable[[Batch], bool] | None = None
+    length: Callable[[tuple[Item, ...]], int] | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -79,10 +85,34 @@ class Stream(Generic[Item, Batch]):
             places = [divmod(step * size + i, n) for i in range(size)]
         else:
             epoch, batch = divmod(step, n // size)
+            if self.length is not None:
+                begin = batch - batch % WINDOW
+                return self._by_length(epoch, begin)[batch - begin]
             places = [(epoch, batch * size + i) for i in range(size)]
+        return self._drawn(places)
+
+    def _drawn(self, places: Sequence[tuple[int, int]]) -> list[int]:
+        """The rows at places (epoch, place in its order)."""
+        n = len(self.rows)
         if n <= IN_MEMORY:
             return [int(_permutation(n, self._key, epoch)[place]) for epoch, place in places]
         return [self._large[epoch * n + place] for epoch, place in places]
+
+    def _by_length(self, epoch: int, begin: int) -> list[list[int]]:
+        """The rows of up to `WINDOW` batches of an epoch from `begin` on, each of like lengths."""
+        held = self._windows.get((epoch, begin))
+        if held is None:
+            size = self.batch_size
+            end = min(begin + WINDOW, len(self.rows) // size)
+            rows = self._drawn([(epoch, place) for place in range(begin * size, end * size)])
+            assert self.length is not None
+            lengths = np.asarray([self.length(self.rows[row]) for row in rows])
+            rows = [rows[i] for i in np.argsort(lengths, kind="stable").tolist()]
+            order = np.random.default_rng([self._key, epoch, begin]).permutation(end - begin)
+            held = [rows[i * size : (i + 1) * size] for i in order.tolist()]
+            self._windows.clear()
+            self._windows[epoch, begin] = held
+        return held
 
     def items(self, step: int, again: int = 0) -> list[tuple[Item, ...]]:
         """The input of `collate` in a step: the rows, each with `questions` of its items.
@@ -132,6 +162,11 @@ class Stream(Generic[Item, Batch]):
         """32 bits of the seed and the stage."""
         digest = hashlib.blake2b(f"{self.seed}/{self.stage}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "big")
+
+    @cached_property
+    def _windows(self) -> dict[tuple[int, int], list[list[int]]]:
+        """The window that was put together last."""
+        return {}
 
     @cached_property
     def _large(self) -> Any:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import Config, calibrate_before
-from lw_jax.data.example import Example, Remark, Rows
+from lw_jax.data.example import Example, Remark, Rows, characters
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.data.prefetch import ahead
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
-from lw_jax.mesh import put_batch, replicated
+from lw_jax.mesh import batch_sharding, put_batch, replicated
 from lw_jax.models.dims import BridgeDims
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms, statistics
@@ -34,14 +35,15 @@ from lw_jax.runs.session import (
     open_pipeline,
 )
 from lw_jax.runs.trained import load_trained
+from lw_jax.text.buckets import TILE, bucketed, tokens_of
 from lw_jax.text.budget import needs_nats
-from lw_jax.text.collate import Collate, has_row
+from lw_jax.text.collate import MULTIPLE, Batch, Collate, has_row
 from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
 from lw_jax.train.checkpoint import steps
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.curriculum import Phase, Timetable, Turn, phases_of, turns_of
-from lw_jax.train.loop import Job, StepFn, checkpoint_root, end_of, fit
+from lw_jax.train.loop import Evaluation, Job, Metrics, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
 from lw_jax.train.plan import Plan, init_heads, plan_at
@@ -49,7 +51,7 @@ from lw_jax.train.reach import check_reach
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
-from lw_jax.utils.compile import AheadOfTime
+from lw_jax.utils.compile import Behind
 from lw_jax.utils.registry import chosen
 
 
@@ -89,11 +91,22 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             cfg, pipeline.bridge, optimiser, run.mesh, plan, trained=trained, ratio=ratio
         )
 
+    programs = Behind(run.console)
+    keys: dict[tuple[tuple[Plan, float | None], str | None, Hashable], Hashable] = {}
+    """Of the programs of steps, by what they depend on."""
+    evaluation: list[Hashable] = []
+
     def step_for(step: int) -> StepFn:
         turn = turns[step]
-        program = compiled(plan(step), ratio_of[turn.phase])
-        frozen = parts[turn.task].pipeline.frozen
-        return lambda state, batch: program(state, frozen, batch)
+        own = plan(step), ratio_of[turn.phase]
+        program, frozen = compiled(*own), parts[turn.task].pipeline.frozen
+
+        def stepped(state: TrainState, fed: Fed) -> tuple[TrainState, Metrics]:
+            programs.wait(keys.get((own, turn.task, shapes_of(fed.arrays))))
+            state, metrics = program(state, frozen, fed.arrays)
+            return state, dict(metrics) | fed.metrics
+
+        return stepped
 
     ratio_of = {phase.index: phase.ratio for phase in phases(cfg)}
     streams = {key: one for part in parts.values() for key, one in part.streams.items()}
@@ -111,23 +124,44 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         )
 
     def prepare(state: TrainState, start: int) -> None:
-        programs, own = AheadOfTime(), []
-        batch_of = cache(lambda key: put_batch(run.mesh, streams[key].batch(0)))
-        for step in _each_once(turns, plan, start):
+        shapes = cache(lambda name: _shapes(run.mesh, streams[name]))
+        needed: list[tuple[int, Callable[[], None]]] = []
+
+        def step_programs(step: int) -> None:
             turn = turns[step]
+            own = plan(step), ratio_of[turn.phase]
             frozen = parts[turn.task].pipeline.frozen
-            program = compiled(plan(step), ratio_of[turn.phase])
-            key = programs.add(program, state, frozen, batch_of(turn.stream))
-            own.append((plan(step), programs.traced[key]))
+            first = [on_mesh(run.mesh, table.batch(step))] if step == start else []
+            for batch in first + shapes(turn.stream):
+                key = programs.add(compiled(*own), state, frozen, batch)
+                keys[own, turn.task, shapes_of(batch)] = key
+
+        def evaluation_programs(quick: QuickEvaluation) -> None:
+            done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
+            after = (step for step in done if step > start)
+            evaluation.extend(quick.add_programs(programs, state, after))
+
+        for step in _each_once(turns, plan, start):
+            needed.append((step, partial(step_programs, step)))
+        if quick is not None:
+            needed.append((start + cfg.eval_every, partial(evaluation_programs, quick)))
+        for _, add in sorted(needed, key=lambda one: one[0]):
+            add()
         if not start:
             try:
-                check_reach(own, pipeline.bridge, trained)
+                check_reach(
+                    ((own[0], programs.traced(key)) for (own, *_), key in keys.items()),
+                    pipeline.bridge,
+                    trained,
+                )
             except UserError as error:
                 raise UserError(f"stages.{name}.train: {error}") from None
-        if quick is not None:
-            done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
-            quick.add_programs(programs, state, (step for step in done if step > start))
-        programs.compile(run.console)
+        programs.start()
+
+    def evaluate(state: TrainState, step: int) -> Evaluation:
+        assert quick is not None
+        programs.wait(*evaluation)
+        return quick(state, step)
 
     job = Job(
         name=name,
@@ -136,7 +170,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         state=jax.device_put(state, replicated(run.mesh)),
         step_for=step_for,
         batches=lambda start, stop: (
-            put_batch(run.mesh, batch) for batch in ahead(table.batch, start, stop, cfg.workers)
+            fed(run.mesh, batch) for batch in ahead(table.batch, start, stop, cfg.workers)
         ),
         identity=identity(run.config, name, pipeline),
         log_every=cfg.log_every,
@@ -147,10 +181,54 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         stop_when=cfg.stop_when,
         judged_after=judged_after(cfg),
         prepare=prepare,
-        evaluate=quick,
-        look_at_models=lambda batch: look_at_models(pipeline, batch),
+        evaluate=None if quick is None else evaluate,
+        look_at_models=lambda fed: look_at_models(pipeline, fed.arrays),
     )
-    fit(job)
+    try:
+        fit(job)
+    finally:
+        programs.close()
+
+
+class Fed(NamedTuple):
+    """A step's batch.
+
+    Attributes:
+        arrays: on the mesh.
+        metrics: what the host says of it.
+    """
+
+    arrays: dict[str, Any]
+    metrics: dict[str, float]
+
+
+def fed(mesh: Mesh, batch: Batch) -> Fed:
+    """A batch of the host on the mesh, and how much of it is padding."""
+    tokens, places = tokens_of(batch)
+    said = {"tokens": float(tokens), "tokens_padded": float(places)}
+    return Fed(put_batch(mesh, batch), said)
+
+
+def shapes_of(batch: Mapping[str, Any]) -> Hashable:
+    """The names and shapes of a batch's arrays."""
+    return tuple((key, x.shape) for key, x in batch.items())
+
+
+def on_mesh(mesh: Mesh, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+    """What stands for a batch on the mesh when a program is traced."""
+    where = batch_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for k, x in batch.items()}
+
+
+def _shapes(mesh: Mesh, stream: Stream[Any, Any]) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """What stands for the batches of a stream, one for every length."""
+    assert isinstance(stream.collate, Collate)
+    batch, found = stream.batch(0), []
+    for sizes in stream.collate.lengths.buckets:
+        own = {f"{key}/ids": size for key, size in sizes.items()}
+        cut = {k: x[:, :1].repeat(own[k], 1) if k in own else x for k, x in batch.items()}
+        found.append(on_mesh(mesh, cut))
+    return found
 
 
 def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:
@@ -280,15 +358,20 @@ def _stream(
     groups = sample(rows, MEASURED_ROWS)
     every = needs_nats(pipeline.layout.text_budget)
     budgeted = [rows[i] for i in range(len(rows))] if every else ()
+    collate = pipeline.collate(groups, rows=budgeted)
+    if cfg.buckets is not None:
+        multiple = MULTIPLE if jax.default_backend() == "cpu" else TILE
+        collate = bucketed(collate, groups, cfg.buckets, multiple)
     return Stream(
         rows,
-        pipeline.collate(groups, rows=budgeted),
+        collate,
         batch_size=cfg.batch_size,
         seed=seed,
         stage=stage,
         questions=cfg.questions,
         workers=cfg.workers,
         usable=has_row,
+        length=None if cfg.buckets is None else characters,
     )
 
 

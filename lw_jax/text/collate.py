@@ -66,14 +66,29 @@ class Lengths:
         sizes: tokens of `source`, and of `<receiver>/context`, `/ask` and `/answer`.
         contexts: number of contexts that were measured.
         long: number of them that are longer than `limit_of` allows.
+        shorter: smaller sizes of the same parts, ascending, of which a batch has the first that
+            hold its rows, else `sizes` (`lw_jax.text.buckets`).
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     contexts: int = 0
     long: int = 0
+    shorter: tuple[Mapping[str, int], ...] = ()
 
     def __getitem__(self, key: str) -> int:
         return self.sizes[key]
+
+    @property
+    def buckets(self) -> tuple[Mapping[str, int], ...]:
+        """All sizes that a batch can have, ascending."""
+        return *self.shorter, self.sizes
+
+    def holding(self, longest: Mapping[str, int]) -> Mapping[str, int]:
+        """The first sizes that hold these lengths; the last where none do."""
+        for sizes in self.shorter:
+            if all(length <= sizes[key] for key, length in longest.items()):
+                return sizes
+        return self.sizes
 
 
 @dataclass(frozen=True)
@@ -102,17 +117,19 @@ class Collate:
         sources = by_key(self.sources)
         batch: Batch = {}
         ok = np.ones(len(flat), bool)
+        parts = self.rows(groups, flat, questions)
+        most = {key: self.most(key) for key in parts}
+        longest = {
+            key: max((n for row in rows if row and (n := len(row)) <= most[key]), default=0)
+            for key, (rows, _) in parts.items()
+        }
+        sizes = self.lengths.holding(longest)
 
         def put(key: str, rows: Sequence[Sequence[int] | None], repeat: int) -> None:
-            size = self.lengths[key]
-            most = size
-            if key in sources or key.endswith("/context"):
-                limit = limit_of(self.layout.max_tokens, sources.get(key))
-                most = size if limit is None else min(size, limit)
-            ids = np.zeros((len(rows), size), np.int32)
+            ids = np.zeros((len(rows), sizes[key]), np.int32)
             lengths = np.zeros(len(rows), np.int32)
             for i, row in enumerate(rows):
-                if row is None or len(row) > most:
+                if row is None or len(row) > most[key]:
                     ok[i * repeat : (i + 1) * repeat] = False
                     continue
                 ids[i, : len(row)] = row
@@ -120,7 +137,7 @@ class Collate:
             batch[f"{key}/ids"] = ids
             batch[f"{key}/lengths"] = lengths
 
-        for key, (rows, repeat) in self.rows(groups, flat, questions).items():
+        for key, (rows, repeat) in parts.items():
             put(key, rows, repeat)
         for name, tokenizer in self.receivers.items():
             ids, lengths = (batch[f"{name}/answer/{part}"] for part in ("ids", "lengths"))
@@ -132,6 +149,14 @@ class Collate:
             batch[f"{key}/skip"] = np.minimum(head, batch[f"{key}/lengths"]).astype(np.int32)
         batch["valid"] = ok
         return batch
+
+    def most(self, key: str) -> int:
+        """The most tokens of a part; a longer row is left out."""
+        sources, size = by_key(self.sources), self.lengths[key]
+        if key not in sources and not key.endswith("/context"):
+            return size
+        limit = limit_of(self.layout.max_tokens, sources.get(key))
+        return size if limit is None else min(size, limit)
 
     def contexts(self, groups: Sequence[Group]) -> dict[str, list[list[int]]]:
         """Token ids of every context, for the source and for the receivers."""

@@ -123,6 +123,10 @@ class TrainConfig(Checked):
         remat: what the backward pass through the receivers computes again rather than keeps:
             `full`, all but the input of each layer; `dots`, all but that and the results of the
             matrix products: faster, for more memory (--doctor says how much).
+        buckets: most lengths that batches can have, chosen so that a sample of the contexts is
+            padded least; contexts of like length are then put together in a batch, among those of
+            32 batches of the shuffled rows. null: every batch is as long as the longest context of
+            a sample, and its contexts are of all lengths.
     """
 
     steps: Steps
@@ -151,6 +155,7 @@ class TrainConfig(Checked):
     stop_when: StopWhen | None = None
     max_bad_steps: Annotated[int, Ge(1), Le(10**6)] = 5
     remat: Literal["full", "dots"] = "full"
+    buckets: Annotated[int, Ge(2), Le(8)] | None = None
 
     def __post_init__(self) -> None:
         for i, pattern in enumerate(self.train_only):

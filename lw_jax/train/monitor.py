@@ -6,7 +6,7 @@ become metrics, lines and alarms.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +29,7 @@ from lw_jax.train.loop import Evaluation
 from lw_jax.train.plan import plan_at
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
-from lw_jax.utils.compile import AheadOfTime
+from lw_jax.utils.compile import Behind
 
 SAMPLES = 4
 FIRST_TOKENS = 5
@@ -114,19 +114,25 @@ class QuickEvaluation:
         shown = (*lines, *(str(alarm) for alarm in raised))
         return Evaluation(metrics, float(np.mean(scores)), shown)
 
-    def add_programs(self, programs: AheadOfTime, state: TrainState, steps: Iterable[int]) -> None:
-        """What evaluations after these steps will run."""
+    def add_programs(
+        self, programs: Behind, state: TrainState, steps: Iterable[int]
+    ) -> list[Hashable]:
+        """Adds what evaluations after these steps will run, and gives its keys."""
+        keys = []
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
         for name in pipeline.bridge.dims.receivers:
             given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, self.batch)
             stop = self._stop(name)
-            programs.add(latents.quick_scores, *given, np.int32(0), self._starts[name], stop.clean)
-            programs.add(latents.inspect, *given)
-            programs.add(latents.quick_answers, *given[:2], self.max_new, *given[2:], stop.ids)
+            scored = *given, np.int32(0), self._starts[name], stop.clean
+            written = *given[:2], self.max_new, *given[2:], stop.ids
+            keys.append(programs.add(latents.quick_scores, *scored))
+            keys.append(programs.add(latents.inspect, *given))
+            keys.append(programs.add(latents.quick_answers, *written))
         if self.objectives is not None:
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
                 of = pipeline.bridge, plan, state.params, frozen, self._few
-                programs.add(objective_gradients, *of)
+                keys.append(programs.add(objective_gradients, *of))
+        return keys
 
     def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""

@@ -1,4 +1,4 @@
-"""Compiles jitted programs in parallel, before they are first called.
+"""Compiles jitted programs in parallel, before they are first called, or behind what runs.
 
 One compilation does not keep all cores busy. A jitted function that is called later, on arguments
 of the same shapes, dtypes and shardings, finds its program compiled.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,7 @@ class AheadOfTime:
         Returns:
             The program's key.
         """
-        leaves, tree = jax.tree.flatten(arguments)
-        key = (program, tree, tuple(_kind(leaf) for leaf in leaves))
+        key = _key(program, arguments)
         if key not in self.lowered:
             self.traced[key] = program.trace(*arguments)
             self.lowered[key] = self.traced[key].lower()
@@ -69,9 +68,103 @@ class AheadOfTime:
             return dict(zip(self.lowered, made, strict=True))
 
 
+class Behind:
+    """Programs in the order in which they are needed: whoever needs one waits for that one alone,
+    and the others are traced and compiled behind what runs meanwhile.
+
+    What goes wrong with any of them is raised at the next `wait`, whatever that waits for.
+
+    Args:
+        console: that is told how many there are.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._programs: dict[Hashable, tuple[jax.stages.Wrapped, tuple[Any, ...]]] = {}
+        self._traced: dict[Hashable, jax.stages.Traced] = {}
+        self._running: dict[Hashable, Future[None]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def add(self, program: jax.stages.Wrapped, *arguments: Any) -> Hashable:
+        """Takes a program in, after those that are there already; see `AheadOfTime.add`.
+
+        Nothing is traced yet, and no array is held: those of a state may be donated meanwhile.
+
+        Returns:
+            The program's key.
+        """
+        key = _key(program, arguments)
+        if key not in self._programs:
+            self._programs[key] = program, jax.tree.map(_shape, arguments)
+        return key
+
+    def traced(self, key: Hashable) -> jax.stages.Traced:
+        """A program that was added, traced; before `start`."""
+        if key not in self._traced:
+            program, shapes = self._programs[key]
+            self._traced[key] = program.trace(*shapes)
+        return self._traced[key]
+
+    def start(self) -> None:
+        """Compiles the first program; when it is there, the others begin."""
+        if not self._programs:
+            return
+        first, *others = self._programs
+        more = len(others)
+        behind = f", and {more} more behind the first steps" if more else ""
+        self.console.print(
+            f"compiling 1 program{behind} (once; about {SECONDS} s each for small models on a CPU, "
+            "longer for large ones)",
+            highlight=False,
+            soft_wrap=True,
+        )
+        with self.console.status("compiling the first step"):
+            self._compile(first)
+        self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "compile")
+        self._running = {key: self._pool.submit(self._compile, key) for key in others}
+
+    def wait(self, *keys: Hashable) -> None:
+        """Returns when these programs are compiled; those that were not added are no matter."""
+        for key in [key for key, one in self._running.items() if one.done()]:
+            self._running.pop(key).result()
+        for key in keys:
+            one = self._running.pop(key, None)
+            if one is None:
+                continue
+            if one.cancel():  # it waits behind others
+                self._compile(key)
+            else:
+                one.result()
+
+    def _compile(self, key: Hashable) -> None:
+        program, shapes = self._programs[key]
+        traced = self._traced.pop(key, None)
+        (program.trace(*shapes) if traced is None else traced).lower().compile()
+
+    def close(self) -> None:
+        """Leaves out what has not begun."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _key(program: jax.stages.Wrapped, arguments: tuple[Any, ...]) -> Hashable:
+    leaves, tree = jax.tree.flatten(arguments)
+    return program, tree, tuple(_kind(leaf) for leaf in leaves)
+
+
+def _shape(leaf: Any) -> Any:
+    """What stands for an array of a device when a program is traced."""
+    if not isinstance(leaf, jax.Array):
+        return leaf
+    where = leaf.sharding if leaf.committed else None
+    weak = leaf.aval.weak_type
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where, weak_type=weak)
+
+
 def _kind(leaf: Any) -> Hashable:
     """What a program depends on in an argument."""
     if not hasattr(leaf, "shape"):
         return leaf
     weak = getattr(leaf, "weak_type", False)
-    return leaf.shape, leaf.dtype, weak, getattr(leaf, "sharding", None)
+    where = getattr(leaf, "sharding", None) if getattr(leaf, "committed", True) else None
+    return leaf.shape, leaf.dtype, weak, where

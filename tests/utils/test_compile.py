@@ -1,6 +1,7 @@
 """Programs are compiled once, before they are called, whatever thread compiles them."""
 
 import io
+import threading
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from lw_jax.mesh import MeshConfig, batch_sharding, make_mesh
-from lw_jax.utils.compile import AheadOfTime
+from lw_jax.utils.compile import AheadOfTime, Behind
 from tests.tiny.compilations import compilations
 
 SCREEN = Console(file=io.StringIO())
@@ -78,3 +79,80 @@ def test_a_program_that_cannot_be_compiled_says_why() -> None:
     programs = AheadOfTime()
     with pytest.raises(TypeError):
         programs.add(powers, 2, {"a": "text"})
+
+
+@pytest.fixture
+def behind():
+    programs = Behind(Console(file=io.StringIO()))
+    yield programs
+    programs.close()
+
+
+def test_the_first_program_runs_before_the_others_are_traced(behind: Behind) -> None:
+    ran = threading.Event()
+
+    @jax.jit
+    def later(x: jax.Array) -> jax.Array:
+        assert ran.wait(60), "traced before the first program could run"
+        return x + 1
+
+    x = jnp.arange(11.0)
+    first, second = behind.add(powers, 5, {"a": x}), behind.add(later, x)
+    with compilations() as compiled:
+        behind.start()
+        behind.wait(first)
+        assert powers(5, {"a": x})["a"][2] == 32
+        ran.set()
+        behind.wait(second)
+        assert later(x)[0] == 1
+    assert [name for name in compiled if name in ("powers", "later")] == ["powers", "later"]
+    assert "compiling 1 program, and 1 more behind" in behind.console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_needed_next_does_not_wait_for_what_is_needed_later(behind: Behind) -> None:
+    free = threading.Event()
+
+    @jax.jit
+    def stuck(x: jax.Array) -> jax.Array:
+        assert free.wait(60)
+        return x
+
+    x = jnp.arange(12.0)
+    behind.add(powers, 6, {"a": x})
+    waiting = [behind.add(stuck, x[:n]) for n in range(1, 8)]  # more than there are threads for
+    last = behind.add(powers, 7, {"a": x})
+    behind.start()
+    with compilations() as compiled:
+        behind.wait(last)
+        powers(7, {"a": x})
+        assert compiled.count("powers") == 1 and "stuck" not in compiled
+        free.set()
+        behind.wait(*waiting)
+        assert compiled.count("stuck") == len(waiting)
+
+
+def test_donated_arrays_are_not_held(behind: Behind) -> None:
+    double = jax.jit(lambda state, x: (state * x, x), donate_argnums=0)
+    state, x = jnp.arange(13.0), jnp.float32(2)
+    behind.add(powers, 8, {"a": state})
+    key = behind.add(double, state, x)
+    state.delete()
+    behind.start()
+    behind.wait(key)
+    with compilations() as compiled:
+        assert double(jnp.arange(13.0), x)[0][3] == 6
+    assert "<lambda>" not in compiled
+
+
+def test_what_cannot_be_traced_is_said_at_the_next_step(behind: Behind) -> None:
+    def wrong(x: jax.Array) -> jax.Array:
+        raise ValueError("too large")
+
+    x = jnp.arange(14.0)
+    first = behind.add(powers, 9, {"a": x})
+    behind.add(jax.jit(wrong), x)
+    behind.start()
+    assert behind._pool is not None
+    behind._pool.shutdown()  # all have ended
+    with pytest.raises(ValueError, match="too large"):
+        behind.wait(first)
