@@ -27,6 +27,7 @@ FLOORS = """
     pretrain
     config
     runs
+    report
     stages
     results api
     launch

@@ -17,7 +17,7 @@ from lw_jax.bridge import paths
 from lw_jax.bridge.config import BridgeConfig, closed_form
 from lw_jax.bridge.module import BridgeModule, owners
 from lw_jax.errors import UserError
-from lw_jax.layers.intermediates import Intermediates
+from lw_jax.layers.intermediates import READ_ROWS, READS, Intermediates
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import Sender
 from lw_jax.types import Array, Delivery, Latent, PyTree, SourceTokens, Taps
@@ -168,6 +168,40 @@ class Bridge:
             mutable=["intermediates"],
         )
         return value, self._nested(sown.get("intermediates", {}))
+
+    def reads(
+        self, params: PyTree, taps: Mapping[str, Taps], rows: int = READ_ROWS
+    ) -> tuple[Latent, Array | None]:
+        """The latents of a batch's first rows, and which tokens of the source each slot reads.
+
+        Args:
+            params: the bridge's parameters.
+            taps: what `extract` gives.
+            rows: how many, `READ_ROWS` at most.
+
+        Returns:
+            The latents; the compressor's cross-attention [rows, M, T] float32, mean over its layers
+            and heads, each slot's shares summing to 1. None: its slots do not attend to the source.
+            Tokens that it reads have seen each other before, in the source and in the layers
+            that the compressor has of its own.
+        """
+        latent, sown = BridgeModule(self.config, self.dims).apply(
+            {"params": paths.flat(params)},
+            taps,
+            False,
+            method="encode",
+            rngs={"noise": jax.random.fold_in(jax.random.key(0), 1)},
+            mutable=[READS],
+        )
+        few = jax.tree.map(lambda x: x[:rows], cast(Latent, latent))
+        own, (_, slots, _) = sown.get(READS, {}).get("compressor", {}), few.slots.shape
+        found = [
+            leaf.reshape(-1, *leaf.shape[-3:]).mean(axis=0)[:rows]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(own)
+            if "cross" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        ]
+        found = [one for one in found if one.shape[1] == slots]
+        return few, jnp.mean(jnp.stack(found), axis=0) if found else None
 
     def at_ratio(self, ratio: float) -> Bridge:
         """The same bridge with another number of source tokens in a slot.

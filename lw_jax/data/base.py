@@ -34,6 +34,11 @@ class DataSet(Checked, ABC):
         return False
 
     @property
+    def origin(self) -> str:
+        """Where its texts come from, and under what licence, for those who quote them."""
+        return "Where these rows come from, and their licence, is not known to lw_jax."
+
+    @property
     def has_articles(self) -> bool:
         """Whether rows may name what several contexts come from (`Example.article`)."""
         return False

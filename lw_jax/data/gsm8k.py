@@ -69,6 +69,13 @@ class Config(FileSource):
         go over lines."""
         return super().stop if self.task == "final" else ()
 
+    @property
+    def origin(self) -> str:
+        """Where its texts come from, and under what licence."""
+        return (
+            f"GSM8K (Cobbe et al. 2021, OpenAI), MIT licence, if the file is of it: {self.named}."
+        )
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows | RewrittenRows:
         """One row for each problem; problems that occur twice in a file share a context."""
 

@@ -36,6 +36,14 @@ class Config(FileSource):
     eval_split: Name = "validation"
     paragraphs: Literal["supporting", "all"] = "supporting"
 
+    @property
+    def origin(self) -> str:
+        """Where its texts come from, and under what licence."""
+        return (
+            "HotpotQA (Yang et al. 2018; passages of Wikipedia), CC BY-SA 4.0, if the file is of "
+            f"it: {self.named}."
+        )
+
     def rows(self, split: str, seed: int = 0, level: int | None = None) -> ListRows:
         """One row for each context; `level` is 1 easy, 2 medium, 3 hard, 0 unknown."""
 

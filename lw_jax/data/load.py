@@ -39,6 +39,16 @@ def labels_of(data: Any) -> tuple[str, ...]:
     return data_set(data).choices
 
 
+def origins(*data: Any) -> list[str]:
+    """Where the texts of data sets come from, and their licences; each said once.
+
+    Args:
+        data: data sets, or the data of a config, of which one is set.
+    """
+    held = [one if isinstance(one, DataSet) else data_set(one) for one in data]
+    return list(dict.fromkeys(one.origin for one in held))
+
+
 def sample(rows: Rows, count: int) -> list[Group]:
     """`count` contexts spread evenly over the rows."""
     if not len(rows):

@@ -96,6 +96,17 @@ class FileSource(DataSet):
         return not same or (not local and self.eval_split != self.train_split)
 
     @property
+    def named(self) -> str:
+        """The files, or hub names, as the config has them."""
+        given = [n for one in (self.train, self.eval) if one for n in files.several(one)]
+        return ", ".join(dict.fromkeys(given))
+
+    @property
+    def origin(self) -> str:
+        """Where its texts come from, as far as that is known."""
+        return f"{self.named}: its source and licence are not known to lw_jax."
+
+    @property
     def key(self) -> str:
         """Where the config has it: `data.squad`."""
         return f"data.{type(self).__module__.rpartition('.')[2]}"

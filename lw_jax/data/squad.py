@@ -38,6 +38,14 @@ class Config(FileSource):
     unanswerable: Word | None = None
 
     @property
+    def origin(self) -> str:
+        """Where its texts come from, and under what licence."""
+        return (
+            "SQuAD (Rajpurkar et al. 2016; passages of Wikipedia), CC BY-SA 4.0, if the file is of "
+            f"it: {self.named}."
+        )
+
+    @property
     def has_articles(self) -> bool:
         """The titles."""
         return True

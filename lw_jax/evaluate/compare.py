@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lw_jax.data.example import Example
+from lw_jax.evaluate import slot_maps
 from lw_jax.evaluate.candidates import answering
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
@@ -42,7 +43,7 @@ from lw_jax.mesh import put_batch
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.budget import Cut, Spans, of_tokens
-from lw_jax.text.collate import Batch, Collate
+from lw_jax.text.collate import Batch, Collate, by_key
 from lw_jax.text.layout import message_ids, message_text
 from lw_jax.text.stop import Stop, stop_of
 from lw_jax.types import Latent
@@ -132,6 +133,8 @@ class Comparison:
         programs = AheadOfTime()
         for wanted in {looked(begin) for begin, _ in self.batches}:
             programs.add(encode, ctx, place(self.batches[0][1]), wanted)
+        if look:
+            programs.add(slot_maps.reads, ctx, place(self.batches[0][1]))
         programs.compile(self.console)
 
         def placed() -> Iterator[tuple[int, Any]]:
@@ -385,6 +388,16 @@ class Comparison:
             found.append(seen)
         means = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
         return means | {"texts": float(self.size)}
+
+    def slot_maps(self, ctx: EvalContext) -> list[dict[str, Any]]:
+        """The first texts' slots to look at (`lw_jax.evaluate.slot_maps.maps`)."""
+        _, batch = self.batches[0]
+        if not by_key(self.pipeline.sources):
+            return []
+        latent, read = jax.device_get(slot_maps.reads(ctx, put_batch(self.pipeline.mesh, batch)))
+        key, tokenizer = next(iter(by_key(self.pipeline.sources).items()))
+        ids = [example.id for example in self.examples]
+        return slot_maps.maps(ids, batch, key, tokenizer, latent, read)
 
     def _looked(self, look: bool, begin: int) -> bool:
         """Whether the batch that begins there is looked at: the first, and whole ones after it."""

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
+from lw_jax.layers.intermediates import READS, show_reads
 from lw_jax.models.rope import rotate
 from lw_jax.types import Array
 
@@ -95,6 +96,7 @@ class Attention(nn.Module):
             scores = scores + bias
         scores = jnp.where(mask[:, None, None, :], scores.astype(jnp.float32), -1e9)
         weights = nn.softmax(scores, axis=-1).astype(v.dtype)
+        show_reads(self, weights)
         mixed = jnp.einsum("bhmt,bthe->bmhe", weights, v)
         return nn.DenseGeneral(
             width,
@@ -215,7 +217,7 @@ class Stack(nn.Module):
         again = x.shape[0] * self.heads * x.shape[1] * seen > KEPT_WEIGHTS
         stacked = nn.scan(
             nn.remat(_Step, prevent_cse=False) if again else _Step,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, READS: 0},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
             in_axes=nn.broadcast,

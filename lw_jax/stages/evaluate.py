@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Example, Group
-from lw_jax.data.load import data_set, load_rows, sample
+from lw_jax.data.load import data_set, load_rows, origins, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate import (
     compression,
@@ -42,6 +42,8 @@ from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.spec import SENDER
 from lw_jax.pipeline import Pipeline
+from lw_jax.report import page
+from lw_jax.report.read import MAPS
 from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import account_of, leaks, remarks_of
@@ -164,10 +166,11 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
             written_by = partial.load_written() or _relay(run, compared, layout, partial)
             relayed = compared.relayed(written_by)
         said, packed = _compare(compared, trained, mean, partial, relayed, bridges)
-        slots, rescored = {}, None
+        slots, maps, rescored = {}, [], None
         if trained is not None and "latent" in cfg.methods:
             ctxs = {r: _context(compared, trained, r) for r in pipeline.receivers}
             slots = {r: compared.slots(ctx) for r, ctx in ctxs.items()}
+            maps = compared.slot_maps(next(iter(ctxs.values())))
             answers = {r: [p.text for p in said[r]["latent"][0]] for r in ctxs}
             rescored = rescore.together(compared, ctxs, answers)
     how = cfg.seed, cfg.bootstrap, data_config.ends_in_number
@@ -201,7 +204,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "stage": name,
         "versions": versions(),
         "data": data(asked, len(drawn) - len(examples), source.malformed, candidates)
-        | account_of(source),
+        | account_of(source)
+        | {"origins": origins(data_config, run.config.data)},
         "decode": {
             "max_new_tokens": cfg.decode.max_new_tokens,
             "stop": list(stop),
@@ -219,10 +223,13 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     files.append_line(
         run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
     )
+    files.write_json(out / MAPS, {"texts": maps})
     report.show(run.console, metrics)
     for line in (*warnings, *cannot):
         compared.say(line)
     partial.remove()
+    if out == run.out_dir:
+        compared.say(f"to look at: {page.write(out)}")
 
 
 def versions() -> dict[str, str]:
