@@ -20,7 +20,6 @@ from markupsafe import Markup
 
 from lw_jax import __version__
 from lw_jax.config.yaml_files import dumps
-from lw_jax.errors import UserError
 from lw_jax.evaluate import report as terminal
 from lw_jax.evaluate.methods import methods
 from lw_jax.evaluate.metrics import columns
@@ -43,14 +42,18 @@ SHOWN = ("text", BUDGET, "latent", "deranged")
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write(home: Path) -> Path:
+def write(home: Path, config: Mapping[str, Any] | None = None) -> Path:
     """Write `report.html` into a run's directory; its path.
+
+    Args:
+        home: the directory.
+        config: of the run, if it is known; None: its `config.yaml` says.
 
     Raises:
         UserError: it is no run directory, or a file in it is damaged.
     """
     path = home / FILE
-    write_text(path, html(read(home)))
+    write_text(path, html(read(home, config)))
     return path
 
 
@@ -160,6 +163,13 @@ def facts(run: Read) -> list[tuple[str, str]]:
     for name, print_ in metrics.get("fingerprints", {}).items():
         found.append((f"Fingerprint of {name}", print_))
     return [(name, value) for name, value in found if value]
+
+
+def run_of_page(run: Read) -> str:
+    """A run in a line."""
+    models = [run.config.get("sender") or {}, *run.config.get("receivers", {}).values()]
+    paths = " → ".join(str(model["path"]) for model in models if model.get("path"))
+    return f"{run.name}: {paths}"
 
 
 def _model(model: Mapping[str, Any]) -> str:
@@ -456,9 +466,3 @@ def _row(run: Read, row: Mapping[str, Any], receiver: str) -> dict[str, Any]:
         "rest": [answer(m) for m in rest],
         "marks": {m: said[m]["em"] >= 1 for m in said},
     }
-
-
-def check_rows(run: Read) -> None:
-    """Raises UserError if a run has no rows to compare."""
-    if not run.rows:
-        raise UserError(f"{run.home}: no predictions.jsonl with rows in it; evaluate the run first")

@@ -68,16 +68,21 @@ class Read:
         return self.last.metrics if self.last else {}
 
 
-def read(home: Path) -> Read:
+def read(home: Path, config: Mapping[str, Any] | None = None) -> Read:
     """A run's files, or those of one of its further evaluations (`RUN/evaluations/N`).
+
+    Args:
+        home: its directory.
+        config: of the run, if it is known; None: its `config.yaml` says.
 
     Raises:
         UserError: it is no run directory, or a file in it is damaged.
     """
-    path = home / RUN_CONFIG
-    if not path.is_file():
-        raise UserError(f"{home}: no {RUN_CONFIG} there, so it is no run directory")
-    config = load(path)
+    if config is None:
+        path = home / RUN_CONFIG
+        if not path.is_file():
+            raise UserError(f"{home}: no {RUN_CONFIG} there, so it is no run directory")
+        config = load(path)
     root = home.parent.parent if home.resolve().parent.name == AGAIN else home
     evaluations = [
         Evaluated(str(where.relative_to(root)) if where != root else _last_name(config), found)

@@ -1,6 +1,7 @@
-"""A run's diagnostics as TensorBoard events (tensorboardX, an optional extra).
+"""A run's diagnostics and evaluation as TensorBoard events (tensorboardX, an optional extra).
 
-Written from `diagnostics.jsonl`, so it can be done at any time, again, and after any resume.
+Written from the run's files, so it can be done at any time, again, and after any resume. With
+`tensorboard: true` a train stage writes them while it trains.
 """
 
 from __future__ import annotations
@@ -10,32 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
+from lw_jax.report.board import write_evaluation
+from lw_jax.report.read import read
+from lw_jax.train import board
+from lw_jax.train.board import FOLDER, Board
 
 
 def write_events(run_dir: Path) -> Path:
-    """Write `<run_dir>/tensorboard/<stage>` anew; the folder.
+    """Write `<run_dir>/tensorboard/<stage>` anew, and `.../evaluation`; the folder.
 
     Raises:
         UserError: no diagnostics there, or tensorboardX is not installed.
     """
     lines = _lines(run_dir)
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UserError("tensorboard: pip install 'lw_jax[tensorboard]' first") from error
-    folder = run_dir / "tensorboard"
+    board.check()
+    folder = run_dir / FOLDER
     for old in folder.glob("*/events.*"):
         old.unlink()
-    writers: dict[str, SummaryWriter] = {}
+    boards: dict[str, Board] = {}
     for line in lines:
         stage, step, kind = line.pop("stage"), line.pop("step"), line.pop("kind")
-        if stage not in writers:
-            writers[stage] = SummaryWriter(str(folder / stage))
-        for key, value in line.items():
-            if isinstance(value, (int, float)):
-                writers[stage].add_scalar(f"{kind}/{key}", value, step)
-    for writer in writers.values():
-        writer.close()
+        if stage not in boards:
+            boards[stage] = Board(folder / stage)
+        boards[stage].figures(step, kind, line)
+        boards[stage].text("alarms", line.get("alarms", ()), step)
+    for one in boards.values():
+        one.close()
+    if (run_dir / "config.yaml").is_file():
+        write_evaluation(read(run_dir), run_dir)
     return folder
 
 

@@ -41,6 +41,7 @@ from lw_jax.text.collate import Collate, Lengths, by_key, measure
 from lw_jax.text.layout import check_labels, check_reading
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import stop_strings, unwritable
+from lw_jax.train import board
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.registry import chosen
 
@@ -157,6 +158,10 @@ def examine(
     for name, model in config.receivers.items():
         _model(seen, name, model)
     _schedules(seen)
+    for name, stage in config.stages.items():
+        if stage.train is not None and stage.train.tensorboard:
+            with seen.trying(f"stages.{name}.train.tensorboard"):
+                board.check()
     if config.bridge is not None and (config.sender is None or SENDER in seen.specs):
         with seen.trying("bridge"):
             dims = config.bridge.dims(sender_arch(seen.specs), {})

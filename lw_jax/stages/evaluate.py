@@ -43,7 +43,8 @@ from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.spec import SENDER
 from lw_jax.pipeline import Pipeline
 from lw_jax.report import page
-from lw_jax.report.read import MAPS
+from lw_jax.report.board import write_evaluation
+from lw_jax.report.read import MAPS, read
 from lw_jax.runs import rivals
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import account_of, leaks, remarks_of
@@ -229,7 +230,16 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         compared.say(line)
     partial.remove()
     if out == run.out_dir:
-        compared.say(f"to look at: {page.write(out)}")
+        _to_look_at(run, compared)
+
+
+def _to_look_at(run: Run, compared: Comparison) -> None:
+    """The page of the run, and events where its stages write some."""
+    config = to_dict(run.config)
+    compared.say(f"to look at: {page.write(run.out_dir, config)}")
+    trained = (stage.train for stage in run.config.stages.values())
+    if any(stage is not None and stage.tensorboard for stage in trained):
+        write_evaluation(read(run.out_dir, config), run.out_dir)
 
 
 def versions() -> dict[str, str]:

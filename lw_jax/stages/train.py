@@ -183,6 +183,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         prepare=prepare,
         evaluate=None if quick is None else evaluate,
         look_at_models=lambda fed: look_at_models(pipeline, fed.arrays),
+        tensorboard=cfg.tensorboard,
     )
     try:
         fit(job)

@@ -127,6 +127,8 @@ class TrainConfig(Checked):
             padded least; contexts of like length are then put together in a batch, among those of
             32 batches of the shuffled rows. null: every batch is as long as the longest context of
             a sample, and its contexts are of all lengths.
+        tensorboard: events are written while it trains, to `<run>/tensorboard/<stage>` (needs
+            `lw_jax[tensorboard]`).
     """
 
     steps: Steps
@@ -156,6 +158,7 @@ class TrainConfig(Checked):
     max_bad_steps: Annotated[int, Ge(1), Le(10**6)] = 5
     remat: Literal["full", "dots"] = "full"
     buckets: Annotated[int, Ge(2), Le(8)] | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for i, pattern in enumerate(self.train_only):

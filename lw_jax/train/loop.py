@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.errors import UserError
+from lw_jax.train.board import board
 from lw_jax.train.checkpoint import Checkpoints, read_meta, steps
 from lw_jax.train.config import StopWhen
 from lw_jax.train.diagnostics import (
@@ -83,6 +84,7 @@ class Job:
         judged_after: steps before which it judges nothing.
         prepare: `prepare(state, start)`, before the first step of this leg (0-based `start`).
         evaluate: quick evaluation after some steps.
+        tensorboard: whether events are written as well.
         look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
             nothing. Asked when the stage ends for its bad steps.
     """
@@ -104,6 +106,7 @@ class Job:
     prepare: Callable[[TrainState, int], None] | None = None
     evaluate: Callable[[TrainState, int], Evaluation] | None = None
     look_at_models: Callable[[Any], str | None] | None = None
+    tensorboard: bool = False
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -271,6 +274,7 @@ def fit(job: Job) -> TrainState:
 
     with ExitStack() as stack:
         stop = stack.enter_context(termination())
+        events = stack.enter_context(board(job.tensorboard, job.directory, job.name, start))
         if job.prepare is not None:
             job.prepare(state, start)
         display = stack.enter_context(Display(job.name, start, job.steps))
@@ -295,7 +299,10 @@ def fit(job: Job) -> TrainState:
                 since, at = time.monotonic(), done
                 means = progress.window.close() | {"bad_steps": progress.bad_steps}
                 means.setdefault("loss", None)  # an interval without a finite step has none
-                journal.write(done, "train", means | {"seconds_per_step": per_step})
+                means |= {"seconds_per_step": per_step}
+                journal.write(done, "train", means)
+                if events is not None:
+                    events.figures(done, "train", means)
                 display.train(done, means, per_step)
             if job.evaluate and job.eval_every and (done % job.eval_every == 0 or last):
                 settle()
@@ -305,6 +312,9 @@ def fit(job: Job) -> TrainState:
                     save = progress.score(result.score, done) or save
                 took = {"seconds": time.monotonic() - began}
                 journal.write(done, "evaluate", dict(result.metrics) | took)
+                if events is not None:
+                    events.figures(done, "evaluate", dict(result.metrics) | took)
+                    events.text("samples", result.samples, done)
                 for line in result.samples:
                     display.say(line)
                 since += took["seconds"]

@@ -23,7 +23,7 @@ from lw_jax.data import facts, load
 from lw_jax.data.config import DataConfig
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
-from lw_jax.evaluate import compare, examples, mean_latent, report, rescore
+from lw_jax.evaluate import compare, examples, mean_latent, report, rescore, slot_maps
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.metrics import columns, squad
 from lw_jax.evaluate.metrics.base import Prediction
@@ -299,6 +299,20 @@ def test_bytes_read_like_the_direct_path(
     other = packet.to_bytes(packet.from_bytes(sent).latent, mark=b"another!")
     with pytest.raises(UserError, match="another bridge"):
         bridge.answer(other, "?")
+
+
+def test_the_page_and_the_slots_to_look_at(run: Run, lines: list[dict[str, Any]]) -> None:
+    maps = json.loads((run.run_dir / "slot_maps.json").read_text())["texts"]
+    assert [one["row"] for one in maps] == [line["id"] for line in lines[: len(maps)]]
+    assert len(maps) == slot_maps.TEXTS
+    for one, line in zip(maps, lines, strict=False):
+        reads, cosine = np.asarray(one["reads"]), np.asarray(one["cosine"])
+        assert reads.shape == (one["slots"], len(one["tokens"])) and one["slots"] == 6
+        chex.assert_trees_all_close(reads.sum(axis=1), np.ones(6), atol=0.0005 * reads.shape[1])
+        chex.assert_trees_all_close(np.diag(cosine), np.ones(6), atol=1e-3)
+        assert "".join(one["tokens"]).replace(" ", "").endswith(line["context"].replace(" ", ""))
+    html = (run.run_dir / "report.html").read_text()
+    assert "slot-data" in html and html.count("<article") == len(lines)
 
 
 def test_on_two_devices_with_other_methods(
