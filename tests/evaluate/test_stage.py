@@ -417,8 +417,9 @@ def test_two_receivers_choose_an_answer_together(
         patch.setattr(Bridge, "extract", counted)
         evaluate.run(run, "test", cfg)
         jax.effects_barrier()
-    # 22 rows in three batches of 8, and of the training texts for `mean` two whole batches.
-    assert read == [8] * 5
+    # 22 rows in three batches of 8, of the training texts for `mean` two whole batches, and the
+    # first batch once more, for the slots to look at.
+    assert read == [8] * 6
     found = json.loads((run.run_dir / "metrics.json").read_text())["joint"]
     text = (run.run_dir / "predictions.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
