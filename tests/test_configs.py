@@ -30,9 +30,11 @@ OVERLAYS = sorted((ROOT / "configs" / "overlays").glob("*.yaml"))
 RIVALS = sorted((ROOT / "configs" / "classification" / "rivals").glob("*.yaml"))
 REAL = ROOT / "configs" / "real"
 REAL_RIVALS = sorted((REAL / "rivals").glob("*.yaml"))
+REAL_OVERLAYS = sorted([*(REAL / "overlays").glob("*.yaml"), *(REAL / "whose").glob("*.yaml")])
 LATENTWIRE = ROOT / "configs" / "latentwire"
 SWEEP = LATENTWIRE / "sweep.yaml"
-FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - {*OVERLAYS, *RIVALS, *REAL_RIVALS, SWEEP})
+PARTS = {*OVERLAYS, *RIVALS, *REAL_RIVALS, *REAL_OVERLAYS, SWEEP}
+FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - PARTS)
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
 QUICK = ("v09", "v14", "v15a")
@@ -319,30 +321,88 @@ def test_a_classification_has_its_rivals(path: Path) -> None:
             assert count < wanted
 
 
-@pytest.mark.parametrize("path", REAL_RIVALS, ids=lambda path: path.stem)
+DEVICES = [p for p in REAL_RIVALS if p.stem.startswith(("prompt_tuning", "lora", "reader"))]
+BUDGETS = [p for p in REAL_RIVALS if p.stem.startswith("budget")]
+RATES = [p for p in REAL_RIVALS if p.stem.startswith("rates")]
+TABLE = REAL / "rivals" / "table.yaml"
+QUESTIONS = REAL / "questions.yaml"
+
+
+def test_every_rival_is_one_of_these() -> None:
+    assert sorted([*DEVICES, *BUDGETS, *RATES, TABLE]) == REAL_RIVALS
+
+
+@pytest.mark.parametrize("path", DEVICES, ids=lambda path: path.stem)
 def test_a_wire_between_real_models_has_its_rivals(path: Path) -> None:
     """On the same question rows, where the report looks for them; LoRA with as many parameters as
     the wire, soft tokens in units of the embeddings' RMS, whose rate is a rate of theirs."""
-    wire = read(REAL / "questions.yaml")
-    evaluation = wire.stages["report"].evaluate
+    wire = read(QUESTIONS)
+    evaluation = read(QUESTIONS, over=[TABLE]).stages["report"].evaluate
     assert evaluation is not None and evaluation.normalised is not None
-    config = read(REAL / "questions.yaml", over=[path])
+    config = read(QUESTIONS, over=[path])
     assert evaluation.rivals[path.stem] == f"runs/{config.name}"
-    assert path.stem in (*evaluation.normalised.text, evaluation.normalised.nothing)
-    assert config.layout == replace(wire.layout, with_text="text" in path.stem)
+    ends = (*evaluation.normalised.text, evaluation.normalised.nothing)
+    assert path.stem in ends or path.stem == "lora_nothing"
+    reads = path.stem in ("prompt_tuning_text", "lora_text")
+    assert config.layout == replace(wire.layout, with_text=reads)
     assert (config.data, config.receivers) == (wire.data, wire.receivers)
-    assert config.bridge is not None
+    fit, settle = (config.stages[name].train for name in ("questions", "settle"))
+    assert fit is not None and fit.stop_when is not None and settle is not None
+    assert (fit.stop_when.metric, fit.stop_when.rise, fit.stop_when.share) == ("f1", 0.005, 0.25)
+    assert fit.optimiser.schedule.shape == "constant" and settle.optimiser.lr == fit.optimiser.lr
+    assert config.bridge is not None and wire.bridge is not None
+    if path.stem == "reader_text":  # the receiver's own tokens, one slot each, through that reader
+        assert config.bridge.reader == wire.bridge.reader
+        assert list(chosen(config.bridge.source)) == ["embeddings"]
+        assert list(chosen(config.bridge.compressor)) == ["tokens"]
+        assert config.sender is not None
+        assert config.sender.path == config.receivers["qwen"].path
+        return
     assert list(chosen(config.bridge.compressor)) == ["constant"]  # sees no text
-    (step,) = steps(config, MeshConfig(data=1))
-    fit = config.stages["questions"].train
-    assert fit is not None
-    if path.stem == "lora_text":
+    (step, _) = steps(config, MeshConfig(data=1))
+    if path.stem.startswith("lora"):
         of_wire = _parameters(steps(wire, MeshConfig(data=1))[0])
         assert abs(_parameters(step) - of_wire) < 0.05 * of_wire
         return
     trained = trained_leaves(step.state.params, fit.train_only, config.receivers)["bridge"]
     scale = {"qwen": {"soft_tokens": {"log_scale": False}}}
     assert trained == {"compressor": {"tokens": True}, "readers": scale}
+
+
+@pytest.mark.parametrize("path", BUDGETS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("device", ["prompt_tuning", "lora"])
+def test_a_device_is_tuned_on_a_part_of_the_text(path: Path, device: str) -> None:
+    """It differs from the one that reads the whole in that alone; sentences are chosen by one
+    question, so that each comes with its own copy of the text."""
+    whole = REAL / "rivals" / f"{device}_text.yaml"
+    name = f"{device}_{path.stem.removeprefix('budget_')}"
+    config = read(QUESTIONS, [("name", f"real_{name}")], over=[whole, path])
+    table = read(QUESTIONS, over=[TABLE]).stages["report"].evaluate
+    assert table is not None and table.rivals[name] == f"runs/{config.name}"
+    bare, budget = read(QUESTIONS, over=[whole]), config.layout.text_budget
+    assert budget is not None and name.endswith(budget.keep) and budget.ratio == 4
+    assert replace(config.layout, text_budget=None) == bare.layout
+    assert (config.bridge, config.data, config.seed) == (bare.bridge, bare.data, bare.seed)
+    for stage in ("questions", "settle"):
+        fit, other = config.stages[stage].train, bare.stages[stage].train
+        assert fit is not None and other is not None
+        assert fit.batch_size * fit.questions == other.batch_size * other.questions
+        same = {"batch_size": other.batch_size, "questions": other.questions}
+        assert replace(fit, **same) == other  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", RATES, ids=lambda path: path.stem)
+def test_a_rival_has_a_rate_search(path: Path) -> None:
+    device = path.stem.removeprefix("rates_")
+    rival = REAL / "rivals" / f"{device}_text.yaml"
+    _, points = grid(QUESTIONS, [], [rival, path], [])
+    rates = set()
+    for point in points:
+        fit = point.config.stages["questions"].train
+        assert fit is not None
+        rates.add(fit.optimiser.lr)
+    own = read(QUESTIONS, over=[rival]).stages["questions"].train
+    assert own is not None and own.optimiser.lr in rates and len(rates) >= 3
 
 
 def _parameters(step: AbstractStep) -> int:

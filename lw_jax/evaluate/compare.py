@@ -188,9 +188,14 @@ class Comparison:
         )
         return Held(columns, keys, found[0].layers, entries)  # type: ignore[arg-type]
 
-    def columns(self, ctx: EvalContext) -> list[int]:
-        """Per row the receiver columns of its latent's message."""
-        return [int(n) for n in self.held(ctx).columns]
+    def columns(self, ctx: EvalContext, by_entries: bool = False) -> list[int]:
+        """Per row the receiver columns of its latent's message, or by entries the tokens of text
+        that hold as many K/V entries, rounded up."""
+        held = self.held(ctx)
+        arch = ctx.model.arch
+        more = held.entries if by_entries else np.zeros_like(held.entries)
+        tokens = held.columns + np.ceil(np.asarray(more) / (arch.layers * arch.kv_heads))
+        return [int(n) for n in tokens]
 
     def tokens(self, receiver: str) -> list[int]:
         """Receiver tokens of every row's text."""
@@ -315,7 +320,7 @@ class Comparison:
         return [
             Cut(text, ids, example.question, columns, encode, of_each)
             for text, ids, example, columns, of_each in zip(
-                texts, every, self.examples, self.columns(ctx), nats, strict=True
+                texts, every, self.examples, self.columns(ctx, how.by_entries), nats, strict=True
             )
         ]
 

@@ -90,7 +90,8 @@ def of_columns(
 ) -> dict[str, Any]:
     """Receiver tokens of the texts against the columns that the message occupies instead.
 
-    Token budgets are matched to `columns` alone. `keys` is all that the receiver holds of the
+    Token budgets are matched to `columns`, those by K/V entries to `kv_tokens`, the tokens of text
+    that hold as many. `keys` is all that the receiver holds of the
     message: a key, with its value, for every column in every layer, and those that adapters read
     (`adapter_keys` in each of `adapter_layers` layers); `kv_entries` the same over all heads.
 
@@ -101,6 +102,7 @@ def of_columns(
     """
     characters, held = _mean(len(t) for t in texts), _mean(columns)
     more = adapters or Adapters([0] * len(texts), 0, [0] * len(texts))
+    entries = held * arch.layers * arch.kv_heads + _mean(more.entries)
     return {
         "receiver_tokens": _mean(tokens),
         "columns": held,
@@ -109,7 +111,8 @@ def of_columns(
         "adapter_keys": _mean(more.keys),
         "adapter_layers": more.layers,
         "keys": held * arch.layers + _mean(more.keys) * more.layers,
-        "kv_entries": held * arch.layers * arch.kv_heads + _mean(more.entries),
+        "kv_entries": entries,
+        "kv_tokens": entries / (arch.layers * arch.kv_heads),
     }
 
 

@@ -167,7 +167,8 @@ class EvaluateConfig(Checked):
     Args:
         methods: methods to run; the controls are always run with `latent`. All but `relay` and
             `token_budget_surprisal`, which load the whole sender, `token_budget_bytes`,
-            `token_budget_sentences`, `pca` and `deranged_near` unless they are named.
+            `token_budget_sentences`, `token_budget_kv_<what>`, `pca` and `deranged_near` unless
+            they are named.
         wire: codecs (float16, int8, int6, int4, ...) in which the latent is sent as well, whatever
             the bridge was trained for: methods `latent_float16`, ...
         replay: changes of the text's own embeddings that are read as well: methods

@@ -93,7 +93,11 @@ def lines(receiver: str, metrics: Mapping[str, Any]) -> list[str]:
         if at.get("adapter_keys"):
             keys, layers = at["adapter_keys"], at["adapter_layers"]
             more = f", and {keys * layers:.1f} keys in {layers} layers (adapters: {keys:.1f} each),"
-            matched = f" Token budgets are matched to the {at['columns']:.1f} columns alone."
+            matched = (
+                f" Token budgets are matched to the {at['columns']:.1f} columns; those by K/V "
+                f"entries (token_budget_kv_*) to the {at['kv_tokens']:.1f} tokens that hold as "
+                "many."
+            )
         found.append(
             f"{at['columns']:.1f} columns{more} stand for {at['receiver_tokens']:.1f} receiver "
             "tokens: "

@@ -13,7 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lw_jax.evaluate import bootstrap
+from lw_jax.evaluate.methods.token_budget_kv import PREFIX
 from lw_jax.evaluate.summary import Settings
+from lw_jax.text.budget import KEPT
 
 SHARE = 0.8
 METRIC = "f1"
@@ -23,6 +25,7 @@ BUDGETS = (
     "token_budget_sentences",
     "token_budget_surprisal",
 )
+BUDGETS_KV = tuple(f"{PREFIX}{kept}" for kept in KEPT)
 BYTES = "token_budget_bytes"
 NEAR = "deranged_near"
 RAN_ON = 0.05
@@ -120,13 +123,16 @@ def judge(
         most = "better" if len(budgets) < 3 else "best"
         of = f"the {most} token budget ({best}, {columns:g} columns)"
         words.append(_budget(apart[best], of, name))
+    if held := [m for m in BUDGETS_KV if m in rows]:
+        best = max(held, key=lambda m: float(rows[m].mean()))
+        words.append(_budget(apart[best], f"as many K/V entries of text ({best})", name))
     if BYTES in rows:
         words.append(_budget(apart[BYTES], f"as many bytes of text ({BYTES})", name))
     words += [_budget(apart[m], f"{m}, another bridge", name) for m in rivals]
     if NEAR in rows:
         of = f"the latent of another text of the same article ({NEAR}, {len(some[NEAR])} rows)"
         words.append(_budget(apart[NEAR], of, name))
-    compared = ("latent", "text", "no_message", "deranged", *BUDGETS, BYTES, *rivals)
+    compared = ("latent", "text", "no_message", "deranged", *BUDGETS, *BUDGETS_KV, BYTES, *rivals)
     late = {m: s for m, s in (ran_on or {}).items() if m in compared and s > RAN_ON}
     if late:
         of = ", ".join(f"{s:.0%} of the answers of {m}" for m, s in late.items())

@@ -34,7 +34,8 @@ class Cut:
         text: that the latent replaces.
         ids: its ids in the receiver's tokens.
         question: that is asked about it; "" if there is none.
-        columns: receiver columns of the row's latent: tokens that may stay.
+        columns: tokens that may stay: receiver columns of the row's latent, or tokens that hold as
+            many K/V entries.
         encode: from a text to its ids, as they stand in the message's place.
         nats: of every id, under the sender; None where the method does not ask for them.
     """

@@ -106,3 +106,14 @@ def test_nats_go_over_from_the_senders_tokens_to_the_receivers(world: World):
         assert "".join(pieces).replace(" ", "") == text.replace(" ", "")
     again = of_texts(LAYOUT, sender, world.sender, texts[2:], 2)
     np.testing.assert_allclose([n for *_, n in again[0]], [n for *_, n in found[2]], rtol=1e-4)
+
+
+def test_a_budget_by_entries_is_cut_as_that_by_columns():
+    for what in ("sentences", "surprisal"):
+        own, other = method(f"token_budget_kv_{what}"), method(f"token_budget_{what}")
+        assert (own.cut, own.surprisal) == (other.cut, other.surprisal)
+        assert own.by_entries and not other.by_entries
+    assert words(method("token_budget_kv_last").cut(row(3))) == "and her dog."
+    assert words(method("token_budget_kv_first").cut(row(2))) == "The city"
+    with pytest.raises(UserError, match="unknown 'token_budget_kv_most'; one of first, last, sent"):
+        method("token_budget_kv_most")

@@ -69,7 +69,9 @@ def test_keys_that_adapters_read_are_counted_besides_the_columns() -> None:
     }
     (line,) = report.lines("reader", metrics)
     assert line.startswith("24.0 columns, and 72.0 keys in 3 layers (adapters: 24.0 each), stand")
-    assert line.endswith("Token budgets are matched to the 24.0 columns alone.")
+    assert out["kv_tokens"] == 24 + 24 * 3 * 8 / (4 * 2)
+    assert "Token budgets are matched to the 24.0 columns; those by K/V entries" in line
+    assert line.endswith("to the 96.0 tokens that hold as many.")
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -213,3 +213,19 @@ def test_a_rival_is_trained_on_the_part_that_it_reads(
     assert cfg is not None
     train.run(rival, "wire", cfg)
     assert evaluated(rival)["receivers"][RECEIVER]["latent"]["n"] == 10
+
+
+@pytest.mark.slow
+def test_a_budget_by_entries_counts_what_adapters_read(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """6 columns in 2 layers of 2 heads, and in one of them 6 keys under 4 heads: as 12 tokens."""
+    more = {"methods": ["latent", "token_budget_last", "token_budget_kv_last"]}
+    raw = raw_config(models, tmp_path / "host", **(FEW | more))
+    raw["bridge"]["reader"]["latent_adapters"] = {"layers": [1], "heads": 4, "head_dim": 4}
+    found = evaluated(made(raw))
+    assert figures(found, "token_budget_last")["columns"] == 6
+    assert figures(found, "token_budget_kv_last")["columns"] == 12
+    assert found["compression"]["receivers"][RECEIVER]["kv_tokens"] == 12
+    (words,) = [w for w in found["verdict"][RECEIVER]["words"] if "K/V entries" in w]
+    assert "as many K/V entries of text (token_budget_kv_last)" in words

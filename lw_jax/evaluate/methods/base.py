@@ -121,6 +121,8 @@ class Method:
             of the tokens stay; None: all.
         cut: from a row's text to the tokens that stay, no more than the latent has columns; None:
             all.
+        by_entries: whether `cut` has as many tokens as hold the message's K/V entries, instead of
+            its columns.
         surprisal: whether `cut` asks for the nats of every token under the sender.
         default: whether it is run where no methods are named.
         control: whether it is always run with `latent`, which says nothing without it.
@@ -137,6 +139,7 @@ class Method:
     relayed: bool = False
     kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
     cut: Callable[[Cut], Sequence[int]] | None = None
+    by_entries: bool = False
     surprisal: bool = False
     default: bool = True
     control: bool = False
