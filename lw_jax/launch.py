@@ -101,19 +101,29 @@ def _dispatch(argv: Sequence[str]) -> int:
                 f"{command.target}: no {CONFIG_FILE} there, so it is no run directory, and no "
                 f"{BRIDGE_FILE}, so it is no exported bridge"
             )
-        return evaluate_again(Path(command.target), command.flags, console)
+        return evaluate_again(Path(command.target), command.flags, console, argv)
     for file in (command.target, *command.over):
         yaml_files.load(file)
     line = f"python -m lw_jax.launch {shlex.join(argv)}"
     from lw_jax.config import parse
+    from lw_jax.runs.history import Call
 
-    if command.sweep or (command.action == "run" and parse.files(command.target, command.over)[1]):
+    call = Call.of(argv, command.flags)
+    runs = command.action in ("run", "dry_run")
+    if command.sweep or (runs and parse.files(command.target, command.over)[1]):
         from lw_jax.runs.grid import grid
-        from lw_jax.runs.sweep import sweep
+        from lw_jax.runs.sweep import listed, sweep
 
         home, points = grid(command.target, command.flags, command.over, command.sweep)
-        failed = sweep(home, points, console, lambda config: run(config, console, line))
+        if command.action == "dry_run":
+            listed(home, points, console)
+            return OK
+        failed = sweep(home, points, console, lambda config: run(config, console, line, call))
         return BAD_INPUT if failed else OK
+    if command.action == "dry_run":
+        raise UserError(
+            "--dry_run: there is no sweep; give --sweep KEY=A,B (or --doctor for a run)"
+        )
     config = parse.read(command.target, command.flags, command.over)
     if command.action == "print_config":
         print(parse.to_yaml(config), end="")
@@ -122,20 +132,22 @@ def _dispatch(argv: Sequence[str]) -> int:
         from lw_jax.runs.doctor import examine, report
 
         return report(examine(config, directory=True), console)
-    return run(config, console, line)
+    return run(config, console, line, call)
 
 
-def run(config: Any, console: Console, command: str) -> int:
+def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     """Runs the stages of a config in order; finished ones are skipped."""
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import check_directory, open_run
     from lw_jax.runs.doctor import check
     from lw_jax.runs.session import Session
+    from lw_jax.utils.device import use_device
 
+    use_device(config.device, os.environ)
     check_directory(config)
     session = Session()
     warn(check(config, session))
-    with open_run(config, make_mesh(config.mesh), console, command, session) as this:
+    with open_run(config, make_mesh(config.mesh), console, command, session, call) as this:
         console.print(f"run directory: {this.run_dir}", highlight=False)
         for name in config.stages:
             if name not in this.finished():
@@ -199,7 +211,16 @@ def run_stage(this: Any, name: str) -> None:
     began = time.monotonic()
     this.session.begin(this.config, kind)
     stage_module(kind).run(this, name, config)
-    this.finish(name, round(time.monotonic() - began, 1))
+    seconds = round(time.monotonic() - began, 1)
+    this.finish(name, seconds)
+    if kind != "evaluate":  # which has written its own
+        from lw_jax.runs import history
+        from lw_jax.runs.directory import DIAGNOSTICS
+
+        said = this.run_dir / DIAGNOSTICS
+        history.add(
+            this.run_dir, history.of_training(this.run_dir, name, kind, seconds, said), this.call
+        )
 
 
 def stage_module(kind: str) -> Any:
@@ -207,7 +228,12 @@ def stage_module(kind: str) -> Any:
     return importlib.import_module(f"lw_jax.stages.{kind}")
 
 
-def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Console) -> int:
+def evaluate_again(
+    run_dir: Path,
+    flags: Sequence[tuple[str, str]],
+    console: Console,
+    argv: Sequence[str] = (),
+) -> int:
     """Evaluates a finished run with other data, methods or decoding, into a new directory.
 
     A flag names a field of the evaluate stage (`--methods`, `--data...`), else one of the config.
@@ -217,6 +243,7 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
         run_dir: directory of the run, or of an exported bridge.
         flags: keys and the text of their values.
         console: prints for people.
+        argv: words of the command line.
 
     Returns:
         The exit code.
@@ -229,9 +256,11 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     from lw_jax.runs.directory import open_evaluation
     from lw_jax.runs.doctor import check
     from lw_jax.runs.exported import is_exported
+    from lw_jax.runs.history import Call
     from lw_jax.runs.places import located
     from lw_jax.runs.session import Session
     from lw_jax.runs.trained import config_at
+    from lw_jax.utils.device import use_device
 
     raw, exported = parse.to_dict(config_at(run_dir)), is_exported(run_dir)
     if exported:
@@ -255,13 +284,14 @@ def evaluate_again(run_dir: Path, flags: Sequence[tuple[str, str]], console: Con
     if exported:
         stage["init_from"] = str(run_dir)
     config = located(parse.from_dict(raw), run_dir)
-    session = Session()
+    use_device(config.device, os.environ)
+    session, call = Session(), Call.of(argv, flags)
     warn(check(config, session))
     if exported:
         assert config.run_dir is not None
         receiver_rms.copy(run_dir, home := Path(config.run_dir))
         run_dir = home
-    with open_evaluation(config, run_dir, make_mesh(config.mesh), console, session) as this:
+    with open_evaluation(config, run_dir, make_mesh(config.mesh), console, session, call) as this:
         console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)
         run_stage(this, name)
     return OK

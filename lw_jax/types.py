@@ -124,12 +124,14 @@ class KV:
         v: [L, B, C, K, h] values.
         mask: [B, C] bool.
         positions: [B, C], relative to the start of the message.
+        layers: the layers in which the columns are seen, static; empty: in all.
     """
 
     k: Array
     v: Array
     mask: Array
     positions: Array
+    layers: tuple[int, ...] = struct.field(pytree_node=False, default=())
 
 
 @struct.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ REAL_RIVALS = sorted((REAL / "rivals").glob("*.yaml"))
 REAL_OVERLAYS = sorted([*(REAL / "overlays").glob("*.yaml"), *(REAL / "whose").glob("*.yaml")])
 LATENTWIRE = ROOT / "configs" / "latentwire"
 SWEEP = LATENTWIRE / "sweep.yaml"
-PARTS = {*OVERLAYS, *RIVALS, *REAL_RIVALS, *REAL_OVERLAYS, SWEEP}
+SWEEPS = sorted((LATENTWIRE / "sweeps").glob("*.yaml"))
+PARTS = {*OVERLAYS, *RIVALS, *REAL_RIVALS, *REAL_OVERLAYS, SWEEP, *SWEEPS}
 FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - PARTS)
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
@@ -101,9 +103,15 @@ def test_it_is_read(path: Path) -> None:
 
 
 def _traced() -> list[Any]:
-    """All configs; of the versions that differ in a few keys only those of QUICK by default."""
-    alike = [p.parent.name == "telepathy" and p.stem not in (*QUICK, "default") for p in FILES]
-    largest = [p.name == "hero.yaml" for p in FILES]
+    """All configs; of the versions that differ in a few keys only those of QUICK by default, and of
+    LatentWire's those that have no smoke of their parts."""
+    alike = [
+        p.stem not in (*QUICK, "default")
+        if p.parent.name == "telepathy"
+        else p.parent.name in ("smokes", "suite")
+        for p in FILES
+    ]
+    largest = [p.stem in ("hero", "final_plan", "interlingua", "phase_1b_annealed") for p in FILES]
     late = [a or b for a, b in zip(alike, largest, strict=True)]
     return [
         pytest.param(path, id=name, marks=pytest.mark.slow if slow else ())
@@ -222,6 +230,15 @@ def test_latentwires_sweep_is_a_grid() -> None:
             bridge.refiner.depth,
         )
         assert [str(value) for value in chosen_by] == list(point.values.values())
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_of_latentwire_is_a_grid_over_the_config_that_it_names(path: Path) -> None:
+    text = " ".join(line.removeprefix("#").strip() for line in path.read_text().splitlines())
+    (under,) = re.findall(r"--config (configs/\S+) \\ --config configs/latentwire/sweeps/", text)
+    _, points = grid(ROOT / under, [], [path], [])
+    assert len(points) >= 2
+    assert len({point.config.run_dir for point in points}) == len(points)
 
 
 def _versions() -> list[Any]:

@@ -150,12 +150,26 @@ CASES = {
     "latentwire_smoke": Case(
         "latentwire/smoke",
         "a",
-        ("--stages.a.train.batch_size=2",),
+        (
+            "--stages.a.train.batch_size=2",
+            "--stages.a.train.watch_every=0",
+            "--objectives.warm_up_align=null",  # as it was at f3f8990
+            "--objectives.latent_align.schedule.on=all",
+        ),
         "squad",
     ),
-    "telepathy_v12": Case("telepathy/v12", "fit", CALIBRATED, "gsm8k"),
+    # as these two were at f3f8990
+    "telepathy_v12": Case(
+        "telepathy/v12",
+        "fit",
+        (*CALIBRATED, "--stages.fit.train.optimiser.schedule.shape=constant"),
+        "gsm8k",
+    ),
     "telepathy_v15a": Case(
-        "telepathy/v15a", "fit", (*CALIBRATED, "--stages.fit.train.batch_size=4"), "gsm8k"
+        "telepathy/v15a",
+        "fit",
+        (*CALIBRATED, "--stages.fit.train.batch_size=4", "--bridge.bottleneck.vq.start=normal"),
+        "gsm8k",
     ),
 }
 

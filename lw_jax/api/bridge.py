@@ -156,6 +156,7 @@ class Bridge:
         question: str | None = None,
         codec: str | None = None,
         ratio: float | None = None,
+        view: str | None = None,
     ) -> bytes: ...
 
     @overload
@@ -165,6 +166,7 @@ class Bridge:
         question: str | Sequence[str] | None = None,
         codec: str | None = None,
         ratio: float | None = None,
+        view: str | None = None,
     ) -> list[bytes]: ...
 
     def encode(
@@ -173,6 +175,7 @@ class Bridge:
         question: str | Sequence[str] | None = None,
         codec: str | None = None,
         ratio: float | None = None,
+        view: str | None = None,
     ) -> bytes | list[bytes]:
         """One text as the bytes that cross the wire, or a list of texts as a list of such.
 
@@ -188,6 +191,8 @@ class Bridge:
                 exactly what this bridge sends.
             ratio: source tokens a slot, of a bridge trained for several, between the smallest and
                 the largest of them; None: as its config says.
+            view: whose view of the text the latent is made from, of a bridge that makes it from one
+                of several (`compressor.interlingua`); None: as its config says.
 
         Raises:
             UserError: an argument is not what it should be, a question is missing or of no use,
@@ -201,6 +206,8 @@ class Bridge:
         ctx = self._context("")
         if ratio is not None:
             ctx = replace(ctx, bridge=ctx.bridge.at_ratio(self._ratio(ratio)))
+        if view is not None:
+            ctx = replace(ctx, bridge=ctx.bridge.at_view(arguments.text("encode: view", view)))
         rows = [(Example("", "", t, q, ("",)),) for t, q in zip(texts, asked, strict=True)]
         sizes = self._sizes(rows, many)
         found: dict[int, bytes] = {}

@@ -36,12 +36,17 @@ class Config(Bottleneck):
     Args:
         codes: codes in the codebook.
         distance: `l2`; or `cosine`: slots and codes have unit RMS when they are compared and sent.
+        input_norm: LayerNorm on the slots, with gain and bias, before they are compared.
+        start: of a code: `normal`, entries of deviation 1, as a slot at unit RMS has; `unit`, of
+            length 1, which lies far inside such slots.
         revive: steps without use after which a code is replaced by a slot of the batch; null:
             never.
     """
 
     codes: Annotated[int, Ge(2), Le(2**20)] = 4096
     distance: Literal["l2", "cosine"] = "l2"
+    input_norm: bool = False
+    start: Literal["normal", "unit"] = "normal"
     revive: Steps | None = 100
 
     trains_itself: ClassVar[bool] = True
@@ -98,12 +103,16 @@ class Vq(nn.Module):
 
     def setup(self) -> None:
         shape = (self.config.codes, self.width)
-        self.codebook = self.param("codebook", nn.initializers.normal(1.0), shape)
+        init = nn.initializers.normal(1.0) if self.config.start == "normal" else _unit_length
+        self.codebook = self.param("codebook", init, shape)
+        if self.config.input_norm:
+            self.input_norm = nn.LayerNorm()
         # Steps since a code was used; no gradient reaches it, `after_step` changes it.
         self.idle = self.param("idle", nn.initializers.zeros, shape[:1])
 
     def __call__(self, latent: Latent, train: bool = False) -> Latent:
-        x, book = self._comparable(latent.slots), self._comparable(self.codebook)
+        slots = self.input_norm(latent.slots) if self.config.input_norm else latent.slots
+        x, book = self._comparable(slots), self._comparable(self.codebook)
         distances = _distances(x, book)
         nearest = jnp.argmin(distances, axis=-1)
         chosen = jnp.take(book, nearest, axis=0)
@@ -129,6 +138,12 @@ class Vq(nn.Module):
     def _masked(self, latent: Latent, slots: Array) -> Latent:
         slots = jnp.where(latent.mask[..., None], slots, 0.0)
         return latent.replace(slots=slots)  # type: ignore[attr-defined]
+
+
+def _unit_length(rng: Array, shape: tuple[int, int]) -> Array:
+    """Random directions [K, d]."""
+    x = jax.random.normal(rng, shape)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _distances(x: Array, book: Array) -> Array:

@@ -19,7 +19,7 @@ from lw_jax.bridge.module import BridgeModule, owners
 from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import READ_ROWS, READS, Intermediates
 from lw_jax.models.dims import BridgeDims
-from lw_jax.models.frozen import Sender
+from lw_jax.models.frozen import FrozenDecoder, Sender
 from lw_jax.types import Array, Delivery, Latent, PyTree, SourceTokens, Taps
 from lw_jax.utils.registry import chosen
 from lw_jax.wire.codecs import CODES
@@ -74,7 +74,11 @@ class Bridge:
             )
 
     def extract(
-        self, sender: Sender | None, batch: Mapping[str, Array], params: PyTree | None
+        self,
+        sender: Sender | None,
+        batch: Mapping[str, Array],
+        params: PyTree | None,
+        receivers: Mapping[str, FrozenDecoder] | None = None,
     ) -> dict[str, Taps]:
         """The frozen part of every view, with the sources' edits of the sender, if they make any.
 
@@ -82,6 +86,7 @@ class Bridge:
             sender: the frozen sender; None: the sources need none.
             batch: a batch of `lw_jax.text.collate`.
             params: the bridge's parameters; None: the sender without edits.
+            receivers: the frozen receivers by name; None where no view reads one.
 
         Returns:
             `Taps` by the name of the view (`source` if there is one source).
@@ -94,6 +99,9 @@ class Bridge:
             prefix = self.config.batch_key(name)
             tokens = SourceTokens(*(batch[f"{prefix}/{k}"] for k in ("ids", "lengths", "skip")))
             reads = sender if source.reads_sender else None
+            if source.reads_receiver is not None:
+                assert receivers is not None
+                reads = receivers[source.reads_receiver]
             found[name] = source.extract(reads, tokens, own)
         return found
 
@@ -210,6 +218,14 @@ class Bridge:
             UserError: its compressor has only one number of slots.
         """
         return replace(self, config=self.config.at_ratio(ratio))
+
+    def at_view(self, view: str) -> Bridge:
+        """The same bridge, whose latents are made from one view of the text.
+
+        Raises:
+            UserError: its compressor makes one latent of all that it reads, or not of this view.
+        """
+        return replace(self, config=self.config.at_view(view))
 
     # What crosses the wire
 

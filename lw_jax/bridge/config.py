@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated
 
@@ -142,6 +142,19 @@ class BridgeConfig(Checked):
         """Prefix of the keys of a view's tokens in a batch."""
         return f"{SOURCE}/{view}" if self.sources else SOURCE
 
+    def at_view(self, view: str) -> BridgeConfig:
+        """The same config whose latents are made from one view of the text.
+
+        Raises:
+            UserError: its compressor makes one latent of all that it reads, or not of this view.
+        """
+        ((kind, compressor),) = chosen(self.compressor).items()
+        try:
+            other = compressor.at_view(view)
+        except UserError as error:
+            raise UserError(f"view: bridge.compressor.{kind}: {error}") from error
+        return replace(self, compressor=replace(self.compressor, **{kind: other}))
+
     def at_ratio(self, ratio: float) -> BridgeConfig:
         """The same config with another number of source tokens in a slot.
 
@@ -159,9 +172,26 @@ class BridgeConfig(Checked):
 
     # What it reads of the frozen models
 
-    def tokenizers(self, sender: Tokenizer | None) -> dict[str, Tokenizer | None]:
-        """The tokenizer of every view."""
-        return {name: source.tokenizer(sender) for name, source in self.views.items()}
+    def tokenizers(
+        self, sender: Tokenizer | None, receivers: Mapping[str, Tokenizer]
+    ) -> dict[str, Tokenizer | None]:
+        """The tokenizer of every view.
+
+        Args:
+            sender: the sender's; None: there is none.
+            receivers: the receivers' by name, of those at least that a view reads.
+        """
+        found = {}
+        for name, source in self.views.items():
+            read = source.reads_receiver
+            found[name] = source.tokenizer(sender if read is None else receivers[read])
+        return found
+
+    @property
+    def receivers_read(self) -> tuple[str, ...]:
+        """Names of the receivers that views read in a sender's place."""
+        read = (source.reads_receiver for source in self.views.values())
+        return tuple(dict.fromkeys(name for name in read if name is not None))
 
     def sender_layers(self, sender: AnyArch | None) -> int:
         """Number of the sender's layers that the views need together."""
@@ -175,10 +205,12 @@ class BridgeConfig(Checked):
 
         Args:
             sender: the sender's architecture; None: there is none.
-            receivers: sizes of the receivers by name.
+            receivers: sizes of the receivers by name; {}: not known yet, and of no view that
+                reads one.
 
         Raises:
-            UserError: a source cannot read the sender, or no source reads it.
+            UserError: a source cannot read the sender, no source reads it, or a view reads a
+                receiver that is not there.
         """
         views: dict[str, ViewDims] = {}
         if sender is not None and not any(s.reads_sender for s in self.views.values()):
@@ -187,7 +219,11 @@ class BridgeConfig(Checked):
         for name, source in self.views.items():
             reads = sender if source.reads_sender else None
             layers = 0 if reads is None else source.sender_layers(reads)
-            views[name] = ViewDims(*source.shape(reads), layers)
+            shape = source.shape(reads)
+            if source.reads_receiver is not None and receivers:
+                self.check_read(receivers)
+                shape = source.of_receiver(receivers[source.reads_receiver])
+            views[name] = ViewDims(*shape, layers)
         first = next(iter(views.values()))
         return BridgeDims(
             first.width,
@@ -198,6 +234,20 @@ class BridgeConfig(Checked):
             None if sender is None else sizes(sender, self.sender_layers(sender)),
             tuple(views.items()) if self.sources else (),
         )
+
+    def check_read(self, receivers: Iterable[str]) -> None:
+        """Checks that the receivers that views read are there.
+
+        Raises:
+            UserError: one is not.
+        """
+        known = list(receivers)
+        for name, source in self.views.items():
+            if source.reads_receiver not in (None, *known):
+                key = f"bridge.sources.{name}" if self.sources else "bridge.source"
+                raise UserError(
+                    f"{key}: {source.reads_receiver!r} is no receiver; there are {', '.join(known)}"
+                )
 
     def _named(self) -> str:
         if not self.sources:

@@ -78,6 +78,17 @@ class Compressor(Checked, ABC):
         """
         raise UserError("it has one number of slots")
 
+    def at_view(self, view: str) -> Self:
+        """The config that makes its latents from one view of the text alone.
+
+        Args:
+            view: the view's name.
+
+        Raises:
+            UserError: it makes one latent of all that it reads, or none of this view.
+        """
+        raise UserError("it makes one latent of all that it reads; leave view out")
+
     @property
     def reads(self) -> tuple[str, ...]:
         """Names of the views (`bridge.sources`) that it reads; (): the only view."""

@@ -2,11 +2,15 @@
 
 docs/design.md section 1. Everything in a stretch has to pass through one vector, so `pools`, not
 `slots`, limits what crosses; more slots give the receiver more columns to read it from.
+
+With `use: pooled` the expanded slots are there in training alone, where objectives that look at the
+text's tokens ask something of each; what is sent and read in use are the pooled vectors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,6 +33,8 @@ class Config(Compressor):
     Args:
         slots: latent slots M.
         pools: stretches of the text that are averaged; each makes slots / pools of the slots.
+        use: what is delivered outside training: the `expanded` slots, as in training, or the
+            `pooled` ones, a slot for each stretch (trained on the expanded, used pooled).
         width: width of the layers.
         heads: attention heads.
         encoder_layers: self-attention layers over the source before pooling.
@@ -39,6 +45,7 @@ class Config(Compressor):
 
     slots: Slots
     pools: Slots
+    use: Literal["expanded", "pooled"] = "expanded"
     width: Width = 256
     heads: Heads = 8
     encoder_layers: LayersOrNone = 0
@@ -53,8 +60,8 @@ class Config(Compressor):
 
     @property
     def fixed_slots(self) -> int:
-        """Number of slots of every text."""
-        return self.slots
+        """Number of slots of every text, as it is sent."""
+        return self.slots if self.use == "expanded" else self.pools
 
     def build(self, dims: BridgeDims) -> PoolExpand:
         """The compressor."""
@@ -62,7 +69,10 @@ class Config(Compressor):
 
 
 class PoolExpand(nn.Module):
-    """Views -> Latent with M slots, all real."""
+    """Views -> Latent with M slots, or outside training with one for each stretch, all real.
+
+    Both go through the same mixer and the same projection.
+    """
 
     config: Config
     dims: BridgeDims
@@ -76,15 +86,17 @@ class PoolExpand(nn.Module):
         lengths = view.mask.sum(axis=1)
         pools = jnp.full_like(lengths, c.pools)
         pooled = jnp.einsum("bpt,btw->bpw", stretch_weights(index, view.mask, pools, c.pools), x)
-        each = c.slots // c.pools
-        made = nn.Dense(each * c.width, name="expand")(nn.RMSNorm(name="pool_norm")(pooled))
-        z = jnp.repeat(pooled, each, axis=1) + rearrange(made, "b p (e w) -> b (p e) w", e=each)
-        z = z + sinusoid(
-            stretch_positions(lengths, jnp.full_like(lengths, c.slots), c.slots), c.width
-        )
+        if c.use == "pooled" and not (train or self.is_initializing()):
+            count, z = c.pools, pooled
+        else:
+            count, each = c.slots, c.slots // c.pools
+            made = nn.Dense(each * c.width, name="expand")(nn.RMSNorm(name="pool_norm")(pooled))
+            made = rearrange(made, "b p (e w) -> b (p e) w", e=each)
+            z = jnp.repeat(pooled, each, axis=1) + made
+        z = z + sinusoid(stretch_positions(lengths, jnp.full_like(lengths, count), count), c.width)
         mask = jnp.ones(z.shape[:2], bool)
         z = Stack(c.depth, c.heads, c.mlp_ratio, dropout=c.dropout, name="mixer")(
             z, mask, train=train
         )
         slots = nn.Dense(self.dims.latent_dim, name="leave")(nn.RMSNorm(name="out_norm")(z))
-        return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * c.slots)
+        return Latent(slots, mask, lengths.astype(jnp.float32), (SHARED,) * count)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from lw_jax.bridge.config import BridgeConfig, closed_form, normaliser, pca
 from lw_jax.data.config import DataConfig
@@ -76,6 +76,8 @@ class Config(Checked):
         bridge: the trainable part.
         objectives: what the bridge is trained for; one or several.
         mesh: the device mesh.
+        device: `auto`: what jax finds, and where there is an NVIDIA GPU that jax cannot use, an
+            error; `cpu`: the CPU, whatever else there is.
         plugins: Python files that define parts of your own: a variant, named like its file.
     """
 
@@ -90,6 +92,7 @@ class Config(Checked):
     bridge: BridgeConfig | None = None
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     mesh: MeshConfig = MeshConfig()
+    device: Literal["auto", "cpu"] = "auto"
     plugins: Annotated[tuple[Location, ...], FEW] = ()
 
     def __post_init__(self) -> None:
@@ -115,10 +118,14 @@ class Config(Checked):
                 raise UserError("data: missing; a train, calibrate or evaluate stage needs it")
             exactly_one(self.data, "data")
         if self.bridge is not None:
+            self.bridge.check_read(self.receivers)
             check_calibrated(self.bridge, self.stages, self.receivers)
             self._check_ratios(self.bridge)
             self._check_private(self.bridge)
             self._check_budgets()
+            for name, stage in self.stages.items():
+                if stage.evaluate is not None and stage.evaluate.view is not None:
+                    _check_view(self.bridge, stage.evaluate.view, f"stages.{name}.evaluate")
         for name, stage in self.stages.items():
             for train in stage.train.each().values() if stage.train else ():
                 if not chosen(train.objectives or self.objectives):
@@ -213,11 +220,12 @@ class Config(Checked):
         steps = range(schedule.start, last)
         if other is None or schedule.on == "all":
             return bool(steps)
-        warm = range(schedule.start, min(last, other.steps))
-        later = last > max(other.steps, schedule.start)
-        if schedule.on == "text":
-            return any(s % 2 == 0 for s in warm[:2]) or (later and other.tail > 0)
-        return any(s % 2 for s in warm[:2]) or (later and other.tail < 1)
+        known = range(schedule.start, min(last, other.known))
+        # of the last steps that are known, two that follow each other are one of either kind
+        if any(other.kind(self.seed, "", s) == schedule.on for s in (*known[:1], *known[-2:])):
+            return True
+        later = last > max(other.known, schedule.start)
+        return later and (other.tail > 0 if schedule.on == "text" else other.tail < 1)
 
     def _check_private(self, bridge: BridgeConfig) -> None:
         """Checks that there are enough slots for the private ones of all receivers."""
@@ -246,6 +254,14 @@ class Config(Checked):
                             f"stages.{name}.{key}: bridge.compressor.{kind} has one number of "
                             "slots; give it `ratios`, if it can have some, or leave this out"
                         )
+
+
+def _check_view(bridge: BridgeConfig, view: str, where: str) -> None:
+    """Raises UserError if the bridge makes no latents from that view alone."""
+    try:
+        bridge.at_view(view)
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 def _never(where: str, steps: int) -> str:

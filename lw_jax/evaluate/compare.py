@@ -39,6 +39,7 @@ from lw_jax.evaluate.predict import (
     shortened,
 )
 from lw_jax.evaluate.relay import Written
+from lw_jax.evaluate.slots import NEAREST, spelled
 from lw_jax.mesh import put_batch
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
@@ -52,6 +53,8 @@ from lw_jax.utils.compile import AheadOfTime
 
 SLOT_ROWS = 256
 """Rows whose slots are looked at."""
+SPELLED = 4
+"""Rows whose soft tokens are spelled in the nearest tokens."""
 
 
 @dataclass(frozen=True)
@@ -380,19 +383,27 @@ class Comparison:
         collate = self.pipeline.collate(groups, layout)
         return replace(self, examples=examples, collate=collate, packets=None)
 
-    def slots(self, ctx: EvalContext) -> dict[str, float]:
+    def slots(self, ctx: EvalContext) -> dict[str, Any]:
         """Statistics of the latent's slots (`lw_jax.evaluate.latents`): means over some batches, of
-        `texts` rows each."""
+        `texts` rows each; `spelled`, what the nearest rows of the vocabulary spell for the first
+        texts, where there are soft tokens."""
         assert self.packets is not None
-        found: list[dict[str, float]] = []
+        found: list[dict[str, Any]] = []
+        nearest: list[np.ndarray] = []
         begins = (begin for begin, _ in self.batches if self._looked(True, begin))
         for begin, made in zip(begins, self.packets.seen, strict=True):
             latent = self.received(self.method("latent"), begin)
             seen = dict(sorted({**made, **jax.device_get(look(ctx, latent))}.items()))
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
+            if NEAREST in seen:
+                nearest.append(seen.pop(NEAREST))
             found.append(seen)
         means = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
-        return means | {"texts": float(self.size)}
+        means |= {"texts": float(self.size)}
+        if not nearest:
+            return means
+        shown = nearest[0][: min(SPELLED, len(self.examples))]
+        return means | {"spelled": spelled(shown, self.pipeline.receivers[ctx.receiver])}
 
     def slot_maps(self, ctx: EvalContext) -> list[dict[str, Any]]:
         """The first texts' slots to look at (`lw_jax.evaluate.slot_maps.maps`)."""

@@ -55,7 +55,8 @@ class DecodeConfig(Checked):
     `max_new_tokens`, `stop`, `temperature` and `top_p` are of every method. All others are meant
     for the wire: they act on what is read over a bridge (`latent`, `latent_<codec>`, `rivals`) and
     on the controls that it is held against (`no_message`, `zero`, `mean`, `deranged`), which are
-    decoded as the latent is; never on `text`, token budgets, `pca`, `relay` or replayed embeddings.
+    decoded as the latent is; never on `text`, token budgets, `pca`, `relay` or a text's replayed
+    embeddings.
 
     Args:
         max_new_tokens: tokens decoded at most.
@@ -185,6 +186,8 @@ class EvaluateConfig(Checked):
         layout: another receiver's sequence than that of training, which is then said beside the
             figures; null: training's.
         ratio: source tokens a slot, of a bridge trained for several; null: as its config says.
+        view: the view of the text that latents are made from, of a bridge that makes them from one
+            of several (`compressor.interlingua`); null: as its config says.
         decode: decoding.
         data: other rows than the config's; null for the config's.
         seed: seed of the rows' order and of the bootstrap.
@@ -208,6 +211,7 @@ class EvaluateConfig(Checked):
     rivals: Annotated[dict[Name, Location], FEW] = field(default_factory=dict)
     layout: LayoutConfig | None = None
     ratio: Ratio | None = None
+    view: Name | None = None
     decode: DecodeConfig = DecodeConfig()
     data: DataConfig | None = None
     seed: Seed = 12345

@@ -23,7 +23,8 @@ from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.receiver.answer import asked, message_of, score, write
-from lw_jax.types import Array, Latent, PyTree, Taps
+from lw_jax.receiver.transform import transformed
+from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
 
 
 @struct.dataclass
@@ -74,7 +75,7 @@ def quick_scores(
     order = (jnp.arange(latent.slots.shape[0]) + shift) % latent.slots.shape[0]
     latent = jax.tree.map(lambda x: x[order], latent)
     model, prompt = frozen.receivers[name], frozen.prompt(name)
-    delivery = bridge.deliver(params, name, latent)
+    delivery = delivered(bridge, params, name, frozen, latent)
     message = message_of(model, prompt, batch, name, "latent", delivery)
     scored = score(model, prompt, message, *asked(batch, name), each=True, stops=stops)
     assert scored.each is not None
@@ -94,7 +95,7 @@ def inspect(
     Returns:
         what `making` and `given` say.
     """
-    views = bridge.extract(frozen.sender, batch, params)
+    views = bridge.extract(frozen.sender, batch, params, frozen.receivers)
     latent, intermediates = bridge.apply(params, views, method="encode")
     return making(bridge, params, views, intermediates) | given(
         bridge, name, params, frozen, latent
@@ -137,9 +138,12 @@ def given(
 
     Returns:
         scalars of `lw_jax.evaluate.slots` (of the soft tokens where there are some, else of the
-        slots), and `saturation` if the reader says so.
+        slots), the rows of the vocabulary `nearest` [B, P] to soft tokens, and `saturation` if the
+        reader says so.
     """
-    delivery, read = bridge.apply(params, name, latent, method="deliver")
+    plain, read = bridge.apply(params, name, latent, method="deliver")
+    model, prompt = frozen.receivers[name], frozen.prompt(name)
+    delivery = transformed(model, prompt, plain, bridge.dims.receivers[name].embed_rms)
     sown = read.get("readers", {}).get(name, {}).values()
     saturation = [x["saturation"] for x in sown if "saturation" in x]
     found = {"saturation": jnp.stack(saturation).max()} if saturation else {}
@@ -174,7 +178,7 @@ def quick_answers(
     """
     latent = _latent(bridge, params, frozen, batch)
     model, prompt = frozen.receivers[name], frozen.prompt(name)
-    delivery = bridge.deliver(params, name, latent)
+    delivery = delivered(bridge, params, name, frozen, latent)
     message, (ask, _) = (
         message_of(model, prompt, batch, name, "latent", delivery),
         asked(batch, name),
@@ -184,6 +188,23 @@ def quick_answers(
     return out.ids, out.lengths + out.stopped
 
 
+def delivered(
+    bridge: Bridge, params: PyTree, name: str, frozen: FrozenModels, latent: Latent
+) -> Delivery:
+    """What receiver `name` is given of a latent, changed as the layout says.
+
+    Args:
+        bridge: the bridge.
+        params: the bridge's.
+        name: the receiver's.
+        frozen: the frozen models.
+        latent: as it was received.
+    """
+    given = bridge.deliver(params, name, latent)
+    rms = bridge.dims.receivers[name].embed_rms
+    return transformed(frozen.receivers[name], frozen.prompt(name), given, rms)
+
+
 def _latent(bridge: Bridge, params: PyTree, frozen: FrozenModels, batch: Any) -> Latent:
-    taps = bridge.extract(frozen.sender, batch, params)
+    taps = bridge.extract(frozen.sender, batch, params, frozen.receivers)
     return bridge.encode(params, taps)

@@ -68,10 +68,10 @@ def measure(
     return np.asarray([*own, mean], np.float32)
 
 
-def key_of(digest: str, ratio: float | None, layout: LayoutConfig, count: int) -> str:
-    """Names what a mean was measured with: the parameters, the ratio, the layout of the source,
-    and how many texts."""
-    return f"{digest}@{ratio}@{layout}@{count}"
+def key_of(digest: str, at: float | str | None, layout: LayoutConfig, count: int) -> str:
+    """Names what a mean was measured with: the parameters, the ratio or the view, the layout of the
+    source, and how many texts."""
+    return f"{digest}@{at}@{layout}@{count}"
 
 
 def save(directory: Path, key: str, slots: Slots, prints: Mapping[str, str] | None = None) -> None:

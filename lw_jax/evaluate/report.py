@@ -172,7 +172,7 @@ def notes(receiver: str, methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if empty > RAN_ON:
             found.append(
                 f"NOTE {receiver}, {method}: {empty:.0%} of its answers are empty, they begin with "
-                "a stop (decode.stop)."
+                "EOS or a stop (decode.stop)."
             )
     return found
 
@@ -237,6 +237,7 @@ def history(run: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run,
         "stage": metrics["stage"],
+        "kind": "evaluate",
         "step": metrics["parameters"].get("step"),
         "rows": metrics["data"]["rows"],
         "receivers": {

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import entr
 
 from lw_jax.models.head import LOGITS_AT_ONCE
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array
 
+NEAREST = "nearest"
 _SMALL = 1e-12
 
 
@@ -52,29 +55,45 @@ def against_table(slots: Array, mask: Array, table: Array, embed_rms: float) -> 
     Returns:
         float32 scalars over the slots of mask [B, M]. `rms`: of their entries; `rms_ratio`: over
         embed_rms, that of embeddings of real text; `nearest_cosine`: mean over the slots of the
-        largest cosine with a row of the table.
+        largest cosine with a row of the table. And `nearest` [B, M] int32, those rows, -1 where a
+        slot is not real.
     """
     x = jnp.where(mask[..., None], slots.astype(jnp.float32), 0.0)
     total = jnp.maximum(1, jnp.sum(mask))
     rms = jnp.sqrt(jnp.sum(jnp.square(x)) / (total * x.shape[-1]))
-    nearest = nearest_cosine(x.reshape(-1, x.shape[-1]), table)
-    mean = jnp.sum(jnp.where(mask.reshape(-1), nearest, 0.0)) / total
-    return {"rms": rms, "rms_ratio": rms / embed_rms, "nearest_cosine": mean}
+    cosines, rows = nearest(x.reshape(-1, x.shape[-1]), table)
+    mean = jnp.sum(jnp.where(mask.reshape(-1), cosines, 0.0)) / total
+    ids = jnp.where(mask, rows.reshape(mask.shape), -1)
+    return {"rms": rms, "rms_ratio": rms / embed_rms, "nearest_cosine": mean, NEAREST: ids}
 
 
-def nearest_cosine(x: Array, table: Array) -> Array:
-    """[N] largest cosine of x [N, D] with a row of table [V, D], some rows of x at a time."""
+def nearest(x: Array, table: Array) -> tuple[Array, Array]:
+    """The largest cosine [N] of x [N, D] with a row of table [V, D], and that row [N] int32, some
+    rows of x at a time."""
     lengths = jnp.sqrt(jnp.sum(jnp.square(table.astype(jnp.float32)), axis=-1))
     unit = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), _SMALL)
 
-    def one(row: Array) -> Array:
+    def one(row: Array) -> tuple[Array, Array]:
         z = jnp.einsum(
             "vd,d->v", table, row.astype(table.dtype), preferred_element_type=jnp.float32
         )
-        return jnp.max(z / jnp.maximum(lengths, _SMALL))
+        cosines = z / jnp.maximum(lengths, _SMALL)
+        return jnp.max(cosines), jnp.argmax(cosines).astype(jnp.int32)
 
     at_once = max(1, LOGITS_AT_ONCE // table.shape[0])
-    return jax.lax.map(one, unit, batch_size=min(at_once, x.shape[0]))
+    found: tuple[Array, Array] = jax.lax.map(one, unit, batch_size=min(at_once, x.shape[0]))
+    return found
+
+
+def spelled(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
+    """What the rows of the vocabulary that are nearest to each text's soft tokens spell.
+
+    Args:
+        ids: [B, M] int32, -1 where a slot is not real.
+        tokenizer: the receiver's.
+    """
+    decode = tokenizer.backend.decode
+    return [decode([i for i in row.tolist() if i >= 0], skip_special_tokens=False) for row in ids]
 
 
 def _rank(x: Array) -> Array:

@@ -82,7 +82,7 @@ def of_method(
     writes the gold answer" differ, of `compared`: anything but 0 means that the scorer and the
     decoder saw different sequences (docs/design.md section 8). Of `compared` 0 nothing is known.
     `ended` has the share of outputs that ended at EOS, at a stop, or in neither way (`limit`: they
-    ran into the most tokens), `empty` that of outputs before whose stop nothing stands.
+    ran into the most tokens), `empty` that of outputs with nothing before their end.
     """
     seen = Rows(examples, said, settings.ends_in_number)
     rows = per_row(seen)
@@ -103,7 +103,7 @@ def of_method(
         "compared": len(compared),
         "disagreements": sum(p.same != p.argmax for p in compared),
         "ended": {how: _share(p.ended == how for p in said) for how in get_args(Ended)},
-        "empty": _share(p.ended == "stop" and not p.text for p in said),
+        "empty": _share(not p.text.strip() for p in said),
         "ci": {
             name: list(
                 bootstrap.interval(

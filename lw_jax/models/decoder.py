@@ -183,6 +183,9 @@ def run(
         "v_delta": given.edits.v_delta,
     }
     xs |= {name: x[start:stop] for name, x in per_layer.items() if x is not None}
+    if given.kv is not None and given.kv.layers:
+        on = [i in given.kv.layers for i in range(start, stop)]
+        xs["prefix_seen"] = jnp.asarray(on)
     kv_cache = None if cache is None else (cache.k, cache.v)
     (h, kv_cache, tapped), own = lax.scan(body, (h, kv_cache, tapped), xs)
     if keep is not None:
@@ -330,10 +333,15 @@ def _layer(
         prefix = rotate(x["prefix_k"].astype(k.dtype), ctx.prefix_cos, ctx.prefix_sin)
         k = jnp.concatenate([prefix, k], axis=1)
         v = jnp.concatenate([x["prefix_v"].astype(v.dtype), v], axis=1)
-    mixed = attend.attention(q, k, v, ctx.mask, impl)
+    mask = ctx.mask
+    if "prefix_seen" in x:
+        own_columns = jnp.arange(mask.allowed.shape[-1]) >= x["prefix_k"].shape[1]
+        seen = x["prefix_seen"] | own_columns
+        mask = attend.Mask(mask.allowed & seen[None, None, None])
+    mixed = attend.attention(q, k, v, mask, impl)
     if ctx.gain is not None and ctx.message is not None:
         # The factor is per query, so it cannot be put on v once: the message's share is added.
-        share = attend.attention(q, k, v * ctx.message[..., None, None], ctx.mask, impl)
+        share = attend.attention(q, k, v * ctx.message[..., None, None], mask, impl)
         mixed += (ctx.gain.astype(mixed.dtype) - 1)[..., None, None] * share
     h = h + output(w, mixed, lora, slot)
     h = h + mlp(w, rms_norm(h, w["mlp_norm"], arch.norm_eps))

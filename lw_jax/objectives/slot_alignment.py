@@ -47,4 +47,4 @@ class Config(Objective):
         if self.mse_weight:
             apart = apart + self.mse_weight * distance("mse", slots, target)
         alike = masked(cosine(slots, target), counts)
-        return Terms(masked(apart, counts), watched={"slot_cosine": alike})
+        return Terms(masked(apart, counts), watched={"slot_cosine": alike}, cosine=alike)

@@ -46,8 +46,10 @@ class Config(Reader):
             `layer_norm_tanh` does so before tanh x scale; `none` changes nothing.
         init_scale: start of the learned scale; null: the RMS of the receiver's own embeddings.
         colour: a learned gain and bias for each channel at the very end.
-        film: a gain and a bias for each channel, made from the mean of the slots, before the
-            conditioning (FiLM, Perez et al. 2018); at the start they change nothing.
+        film: a gain and a bias for each channel, made from the latent, before the conditioning
+            (FiLM, Perez et al. 2018); at the start they change nothing.
+        film_from: what these are made from: the `mean` of the slots, the same for all soft tokens
+            of a text, or each `slot`, for its own soft token.
     """
 
     hidden: Literal["none", "linear", "mlp", "plain_mlp"] = "linear"
@@ -60,6 +62,7 @@ class Config(Reader):
     init_scale: Annotated[float, Ge(1e-12), Le(10_000)] | None = None
     colour: bool = False
     film: bool = False
+    film_from: Literal["mean", "slot"] = "mean"
 
     gives_embeds: ClassVar[bool] = True
 
@@ -128,13 +131,18 @@ class SoftTokens(nn.Module):
         return Delivery(embeds, latent.mask, positions, advance=advance)
 
     def _modulated(self, x: Array, latent: Latent) -> Array:
-        """x [B, M, D] with a gain and a bias for each channel, made from the row's real slots."""
-        count = jnp.maximum(1, jnp.sum(latent.mask, axis=1))
-        mean = jnp.einsum("bmd,bm->bd", latent.slots, latent.mask) / count[:, None]
+        """x [B, M, D] with gains and biases, made from the mean of the row's real slots, or from
+        each slot."""
+        if self.config.film_from == "slot":
+            read = latent.slots
+        else:
+            count = jnp.maximum(1, jnp.sum(latent.mask, axis=1))
+            read = jnp.einsum("bmd,bm->bd", latent.slots, latent.mask) / count[:, None]
+            read = read[:, None]
         made = nn.Dense(2 * x.shape[-1], kernel_init=nn.initializers.zeros, name="film")(
-            nn.RMSNorm(name="film_norm")(mean)
+            nn.RMSNorm(name="film_norm")(read)
         )
-        gain, bias = jnp.split(made[:, None], 2, axis=-1)
+        gain, bias = jnp.split(made, 2, axis=-1)
         return x * (1.0 + gain) + bias
 
     def _conditioned(self, x: Array, mask: Array) -> Array:

@@ -111,7 +111,7 @@ def lay_out(params: Any, segments: Sequence[Segment], delivery: Delivery | None)
     if kv is not None:
         columns = kv.mask.sum(axis=1, dtype=jnp.int32)
         absolute = kv.positions + start[:, None]
-        kv = KV(kv.k, kv.v, kv.mask, absolute)
+        kv = KV(kv.k, kv.v, kv.mask, absolute, kv.layers)
     advance = jnp.maximum(soft, columns) if delivery.advance is None else delivery.advance
     within = relative
     slots = None
@@ -219,7 +219,8 @@ def expand(delivery: Delivery | None, times: int) -> Delivery | None:
     kv = delivery.kv
     if kv is not None:
         k, v = jnp.repeat(kv.k, times, axis=1), jnp.repeat(kv.v, times, axis=1)
-        kv = KV(k, v, jnp.repeat(kv.mask, times, axis=0), jnp.repeat(kv.positions, times, axis=0))
+        mask, at = (jnp.repeat(x, times, axis=0) for x in (kv.mask, kv.positions))
+        kv = KV(k, v, mask, at, kv.layers)
     edits = delivery.edits
     if edits is not None:
         k_delta, v_delta = rows(edits.k_delta, 1), rows(edits.v_delta, 1)

@@ -138,7 +138,7 @@ def abstract_models(
     def make(spec: FrozenSpec, layers: int | None, head: bool) -> Frozen:
         return spec.abstract(mesh, layers, head)
 
-    prompts = dict.fromkeys(config.receivers, Prompt(HEAD, layout.with_text))
+    prompts = dict.fromkeys(config.receivers, Prompt(HEAD, layout.with_text, layout.transform))
     return FrozenModels.of(
         make_sender(config, specs, make), make_receivers(config, specs, make), prompts
     )

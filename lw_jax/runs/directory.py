@@ -24,6 +24,7 @@ from lw_jax.config.schema import Config
 from lw_jax.config.yaml_files import RUN_CONFIG, dumps, load
 from lw_jax.errors import UserError
 from lw_jax.runs import receiver_rms
+from lw_jax.runs.history import Call
 from lw_jax.runs.session import Session
 from lw_jax.utils.files import damaged, number_of, read_json, write_text
 from lw_jax.utils.resume import free, raised
@@ -45,6 +46,7 @@ class Run:
         out_dir: where an evaluation writes: `run_dir`, or a new directory if a finished run is
             evaluated again.
         command: the command line that started it, as a person would type it.
+        call: the same in its words.
         session: the frozen models, opened once for all stages.
     """
 
@@ -54,6 +56,7 @@ class Run:
     console: Console
     out_dir: Path
     command: str = ""
+    call: Call = Call()
     session: Session = field(default_factory=Session)
 
     def finished(self) -> dict[str, float]:
@@ -191,6 +194,7 @@ def open_run(
     console: Console,
     command: str = "",
     session: Session | None = None,
+    call: Call | None = None,
 ) -> Iterator[Run]:
     """Makes or re-opens the run directory of a config that passed its checks; locked until the end.
 
@@ -200,6 +204,7 @@ def open_run(
         console: prints for people.
         command: the command line that started it.
         session: the session whose models the checks have opened; None: a new one.
+        call: the command line in its words; None: not known.
 
     Raises:
         UserError: see `check_directory`; or another process uses the directory.
@@ -219,7 +224,7 @@ def open_run(
         if old is not None:
             _take_over(path, old, config, console)
         write_text(path / CONFIG, to_yaml(config))
-        yield Run(config, path, mesh, console, path, command, session or Session())
+        yield Run(config, path, mesh, console, path, command, call or Call(), session or Session())
 
 
 def _take_over(path: Path, old: Config, config: Config, console: Console) -> None:
@@ -261,7 +266,12 @@ def _remove_beginnings(path: Path, name: str) -> None:
 
 @contextmanager
 def open_evaluation(
-    config: Config, run_dir: Path, mesh: Mesh, console: Console, session: Session | None = None
+    config: Config,
+    run_dir: Path,
+    mesh: Mesh,
+    console: Console,
+    session: Session | None = None,
+    call: Call | None = None,
 ) -> Iterator[Run]:
     """A new directory `<run_dir>/evaluations/<n>` for another evaluation of a run.
 
@@ -273,11 +283,20 @@ def open_evaluation(
         mesh: the device mesh.
         console: prints for people.
         session: the session whose models the checks have opened; None: a new one.
+        call: the command line in its words; None: not known.
     """
     out = _next_number(run_dir / "evaluations")
     try:
         write_text(out / CONFIG, to_yaml(config))
-        yield Run(config, run_dir, mesh, console, out, session=session or Session())
+        yield Run(
+            config,
+            run_dir,
+            mesh,
+            console,
+            out,
+            call=call or Call(),
+            session=session or Session(),
+        )
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise

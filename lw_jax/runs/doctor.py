@@ -27,6 +27,7 @@ from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
 from lw_jax.mesh import make_mesh, mesh_shape
 from lw_jax.models.config import ModelConfig
+from lw_jax.models.dims import sizes
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
@@ -164,7 +165,8 @@ def examine(
                 board.check()
     if config.bridge is not None and (config.sender is None or SENDER in seen.specs):
         with seen.trying("bridge"):
-            dims = config.bridge.dims(sender_arch(seen.specs), {})
+            known = {n: sizes(seen.specs[n].arch) for n in config.receivers if n in seen.specs}
+            dims = config.bridge.dims(sender_arch(seen.specs), known)
             for name in config.bridge.views:
                 one = dims.of_view(name)
                 text = f"{one.taps} taps of width {one.source_width}"

@@ -10,6 +10,7 @@ from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Frozen, FrozenDecoder
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.text.collate import Sources
+from lw_jax.text.tokenizer import Tokenizer
 
 Make = Callable[[FrozenSpec, int | None, bool], Frozen]
 """(spec, layers, head) -> model: `FrozenSpec.load` or `.abstract` on a mesh."""
@@ -76,7 +77,18 @@ def sender_arch(specs: Mapping[str, FrozenSpec]) -> AnyArch | None:
     return specs[SENDER].arch if SENDER in specs else None
 
 
-def tokenizers_of(bridge: BridgeConfig, specs: Mapping[str, FrozenSpec]) -> Sources:
-    """The tokenizers of a bridge's source, by the views' keys in a batch."""
-    found = bridge.tokenizers(specs[SENDER].tokenizer if SENDER in specs else None)
+def tokenizers_of(
+    bridge: BridgeConfig,
+    specs: Mapping[str, FrozenSpec],
+    receivers: Mapping[str, Tokenizer] | None = None,
+) -> Sources:
+    """The tokenizers of a bridge's source, by the views' keys in a batch.
+
+    Args:
+        bridge: config of the bridge.
+        specs: the sender, and the receivers unless `receivers` has their tokenizers.
+        receivers: the receivers' tokenizers by name; None: of `specs`.
+    """
+    own = {n: s.tokenizer for n, s in specs.items()} if receivers is None else receivers
+    found = bridge.tokenizers(specs[SENDER].tokenizer if SENDER in specs else None, own)
     return {bridge.batch_key(name): one for name, one in found.items() if one is not None}

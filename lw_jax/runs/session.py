@@ -177,7 +177,7 @@ def open_pipeline(
         checked = [e for group in groups for e in group]
         for tokenizer in tokenizers.values():
             check_labels(config.layout, tokenizer, checked)
-        for source in by_key(tokenizers_of(config.bridge, senders)).values():
+        for source in by_key(tokenizers_of(config.bridge, senders, tokenizers)).values():
             check_reading(config.layout, source, checked)
         if measured is None:
             layout = replace(config.layout, text_budget=None)  # whole texts, as for the bridge
@@ -189,7 +189,7 @@ def open_pipeline(
         layout=config.layout,
         bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
         frozen=FrozenModels.of(sender, receivers, prompts),
-        sources=tokenizers_of(config.bridge, senders),
+        sources=tokenizers_of(config.bridge, senders, tokenizers),
         receivers=tokenizers,
         fingerprints=prints | own,
         mesh=mesh,
@@ -254,11 +254,13 @@ def open_half(
         )
     if role == "sender":
         senders, sender, prints, weights = _open_sender(config, config.layout, mesh, session)
+        read = {n: session.open(n, config.receivers[n]) for n in config.bridge.receivers_read}
         return Pipeline(
             layout=config.layout,
             bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
-            frozen=FrozenModels.of(sender, {}, {}),
-            sources=tokenizers_of(config.bridge, senders),
+            # of a receiver that a view reads, its embeddings alone
+            frozen=FrozenModels.of(sender, _tables(read, session, mesh), {}),
+            sources=tokenizers_of(config.bridge, senders | read),
             receivers={},
             fingerprints=prints | others[0],
             weights=weights | others[1],
@@ -320,7 +322,7 @@ def open_rival(
         layout=layout,
         bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
         frozen=FrozenModels.of(sender, pipeline.frozen.receivers, prompts),
-        sources=tokenizers_of(config.bridge, senders),
+        sources=tokenizers_of(config.bridge, senders, pipeline.receivers),
         fingerprints=prints | own,
         weights=weights | bare,
         nats=SenderNats(config, layout, pipeline.mesh, session) if config.sender else None,
@@ -380,6 +382,18 @@ def _open_sender(
 
 def _loading(session: Session, mesh: Mesh) -> Make:
     return lambda spec, layers, head: session.load(spec, mesh, layers, head)
+
+
+def _tables(
+    specs: Mapping[str, FrozenSpec], session: Session, mesh: Mesh
+) -> dict[str, FrozenDecoder]:
+    """Receivers without their layers and output heads."""
+    found = {}
+    for name, spec in specs.items():
+        model = session.load(spec, mesh, layers=0, head=False)
+        assert isinstance(model, FrozenDecoder)  # `open_model` opens no other receiver
+        found[name] = model
+    return found
 
 
 def _models_of(config: Config) -> dict[str, ModelConfig]:

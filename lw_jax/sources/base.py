@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 
-from lw_jax.models.dims import BridgeDims
+from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
 from lw_jax.text.tokenizer import Tokenizer
@@ -45,6 +45,11 @@ class Source(Checked, ABC):
     "matrix" [..., in, out], "heads_out" [..., D, H, h], "heads_in" [..., H, h, D], or "adam", which
     is no matrix. Without a rule a leaf of two axes is a matrix; see `lw_jax.train.optimiser`."""
 
+    @property
+    def reads_receiver(self) -> str | None:
+        """Name of the receiver that it reads in the sender's place; None: it reads none."""
+        return None
+
     @abstractmethod
     def build(self, dims: BridgeDims) -> nn.Module:
         """The trainable part, a linen module `Taps -> Features`."""
@@ -54,7 +59,7 @@ class Source(Checked, ABC):
         """The frozen part: runs the sender's layers on a batch of texts.
 
         Args:
-            sender: the frozen sender; None: there is none.
+            sender: the frozen sender, or the receiver that it reads in its place; None: none.
             tokens: the texts.
             params: the source's own parameters; None leaves out its edits of the sender.
         """
@@ -67,10 +72,19 @@ class Source(Checked, ABC):
             UserError: the source cannot read this sender.
         """
 
+    def of_receiver(self, dims: ModelDims) -> SourceShape:
+        """Sizes of the taps of a source that `reads_receiver`.
+
+        Args:
+            dims: sizes of that receiver.
+        """
+        raise NotImplementedError
+
     def sender_layers(self, sender: AnyArch) -> int:
         """Number of the sender's layers that have to be loaded."""
         return 0
 
     def tokenizer(self, sender: Tokenizer | None) -> Tokenizer | None:
-        """The tokenizer of the text: the sender's, unless the source has its own."""
+        """The tokenizer of the text: the sender's (or that of the receiver that it reads), unless
+        the source has its own."""
         return sender

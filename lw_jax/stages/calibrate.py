@@ -164,7 +164,7 @@ def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: 
 @partial(jax.jit, static_argnums=0)
 def _moments(bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any]) -> dict[str, Moments]:
     """Moments over the real tokens of a batch, per tap of the source and per receiver."""
-    taps = next(iter(bridge.extract(frozen.sender, batch, None).values()))
+    taps = next(iter(bridge.extract(frozen.sender, batch, None, frozen.receivers).values()))
     found = {}
     if taps.states.shape[0]:  # bytes have no taps
         crossed = pca(bridge.config) is not None

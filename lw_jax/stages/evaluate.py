@@ -45,7 +45,7 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.report import page
 from lw_jax.report.board import write_evaluation
 from lw_jax.report.read import MAPS, read
-from lw_jax.runs import rivals
+from lw_jax.runs import history, rivals
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import account_of, leaks, remarks_of
 from lw_jax.runs.rows import report as say
@@ -78,6 +78,8 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     if cfg.ratio is not None:
         pipeline = dataclasses.replace(pipeline, bridge=pipeline.bridge.at_ratio(cfg.ratio))
+    if cfg.view is not None:
+        pipeline = dataclasses.replace(pipeline, bridge=pipeline.bridge.at_view(cfg.view))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
     drawn = rows.choose(source, cfg.rows, cfg.seed)
     tokenizers = pipeline.receivers.values()
@@ -113,7 +115,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     stop = stop_strings(cfg.decode.stop, data_config, layout)
     key = key_of(
         asdict(cfg.decode),
-        [cfg.seed, cfg.ratio, rows.digest(examples), candidates, stop],
+        [cfg.seed, cfg.view or cfg.ratio, rows.digest(examples), candidates, stop],
         asdict(layout),
         asdict(cfg.relay),
         pipeline.fingerprints,
@@ -221,9 +223,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         out / "predictions.jsonl", report.predictions(examples, said, texts, rescored, counted)
     )
     files.write_json(out / "metrics.json", metrics)
-    files.append_line(
-        run.run_dir.parent / "metrics_history.jsonl", report.history(run.out_dir.name, metrics)
-    )
+    history.add(run.run_dir, report.history(run.out_dir.name, metrics), run.call)
     files.write_json(out / MAPS, {"texts": maps})
     report.show(run.console, metrics)
     for line in (*warnings, *cannot):
@@ -306,7 +306,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
     """
     pipeline = compared.pipeline
     count = min(MEAN_ROWS, len(compared.examples))
-    measured = mean_latent.key_of(trained.digest, cfg.ratio, pipeline.layout, count)
+    measured = mean_latent.key_of(trained.digest, cfg.view or cfg.ratio, pipeline.layout, count)
     slots = mean_latent.load(run.run_dir, measured, pipeline.fingerprints)
     if slots is None:
         training = load_rows(run.config.data, "train", run.config.seed)

@@ -95,6 +95,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     keys: dict[tuple[tuple[Plan, float | None], str | None, Hashable], Hashable] = {}
     """Of the programs of steps, by what they depend on."""
     evaluation: list[Hashable] = []
+    watching: list[Hashable] = []
 
     def step_for(step: int) -> StepFn:
         turn = turns[step]
@@ -112,7 +113,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     streams = {key: one for part in parts.values() for key, one in part.streams.items()}
     table = Timetable(turns, {key: one.batch for key, one in streams.items()})
     quick = None
-    if cfg.eval_every:
+    if cfg.eval_every or cfg.watch_every:
         groups = _validation(pipeline, config, cfg)
         quick = QuickEvaluation(
             pipeline,
@@ -121,6 +122,10 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             cfg.steps,
             cfg.batch_size // cfg.accumulate,
             stop=answer_stop(config, cfg),
+            watch_every=cfg.watch_every,
+            contexts=cfg.batch_size,
+            max_new=cfg.eval_tokens,
+            ends_in_number=data_set(config.data).ends_in_number,
         )
 
     def prepare(state: TrainState, start: int) -> None:
@@ -141,10 +146,17 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             after = (step for step in done if step > start)
             evaluation.extend(quick.add_programs(programs, state, after))
 
+        def watching_programs(quick: QuickEvaluation) -> None:
+            done = range(cfg.watch_every, cfg.steps + 1, cfg.watch_every)
+            after = [step for step in done if step > start]
+            watching.extend(quick.add_watching(programs, state, after))
+
         for step in _each_once(turns, plan, start):
             needed.append((step, partial(step_programs, step)))
-        if quick is not None:
+        if quick is not None and cfg.eval_every:
             needed.append((start + cfg.eval_every, partial(evaluation_programs, quick)))
+        if quick is not None and cfg.watch_every:
+            needed.append((start + cfg.watch_every, partial(watching_programs, quick)))
         for _, add in sorted(needed, key=lambda one: one[0]):
             add()
         if not start:
@@ -162,6 +174,11 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         assert quick is not None
         programs.wait(*evaluation)
         return quick(state, step)
+
+    def watch(state: TrainState, step: int) -> Mapping[str, Any]:
+        assert quick is not None
+        programs.wait(*watching)
+        return quick.watch(state, step)
 
     job = Job(
         name=name,
@@ -181,7 +198,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         stop_when=cfg.stop_when,
         judged_after=judged_after(cfg),
         prepare=prepare,
-        evaluate=None if quick is None else evaluate,
+        evaluate=evaluate if cfg.eval_every else None,
+        watch_every=cfg.watch_every,
+        watch=watch if cfg.watch_every else None,
         look_at_models=lambda fed: look_at_models(pipeline, fed.arrays),
         tensorboard=cfg.tensorboard,
     )
@@ -244,7 +263,8 @@ def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:
         rms = dims.embed_rms, *dims.key_rms, *dims.value_rms
         if not np.all(np.isfinite(rms)):
             return f"the RMS of {name}, in {receiver_rms.FILE}, is not"
-    sources = jax.jit(pipeline.bridge.extract)(pipeline.frozen.sender, batch, None)
+    frozen = pipeline.frozen
+    sources = jax.jit(pipeline.bridge.extract)(frozen.sender, batch, None, frozen.receivers)
     for name, taps in sources.items():
         if not bool(jnp.all(jnp.isfinite(jnp.where(taps.mask[None, ..., None], taps.states, 0)))):
             return f"what the {name} reads of the texts is not (is its dtype too narrow?)"

@@ -76,10 +76,12 @@ class Prompt:
     Attributes:
         head: ids of [BOS] and primer, which come first.
         with_text: whether the text follows what is delivered, so that the receiver reads both.
+        transform: change of the soft tokens that are delivered; None: none.
     """
 
     head: tuple[int, ...] = ()
     with_text: bool = False
+    transform: str | None = None
 
 
 def prompts_of(config: LayoutConfig, receivers: Mapping[str, Tokenizer]) -> dict[str, Prompt]:
@@ -89,7 +91,7 @@ def prompts_of(config: LayoutConfig, receivers: Mapping[str, Tokenizer]) -> dict
         UserError: the layout needs a chat template, and a receiver has none.
     """
     return {
-        name: Prompt(tuple(head_ids(config, tokenizer)), config.with_text)
+        name: Prompt(tuple(head_ids(config, tokenizer)), config.with_text, config.transform)
         for name, tokenizer in receivers.items()
     }
 

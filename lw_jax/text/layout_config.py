@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from lw_jax.errors import UserError
-from lw_jax.utils.bounds import Checked, Ratio, Text, Tokens
+from lw_jax.text.transform import parsed
+from lw_jax.utils.bounds import Checked, Name, Ratio, Text, Tokens
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class LayoutConfig(Checked):
         with_text: the text follows what the wire delivers, so that the receiver reads both (for
             rivals that see the text: prompt tuning, LoRA).
         text_budget: cuts that text to the budget of a latent; null: it is whole.
+        transform: a change of the soft tokens that a reader delivers, in training, scoring and
+            decoding alike (`rms`, `batch`, `scale_0.5`, `nearest_4`, `offset_0.5`, `codebook_0.1`;
+            see `lw_jax/text/transform.py`); null: none.
         max_tokens: contexts with more tokens (in any model) are left out and counted; null: none.
     """
 
@@ -64,9 +68,12 @@ class LayoutConfig(Checked):
     target: Literal["answer", "question_answer"] = "answer"
     with_text: bool = False
     text_budget: TextBudget | None = None
+    transform: Name | None = None
     max_tokens: Tokens | None = None
 
     def __post_init__(self) -> None:
+        if self.transform is not None:
+            parsed(self.transform, "transform")
         for name, owner in (("anchor", "answer"), ("primer", "text"), ("source_primer", "text")):
             literal = getattr(self, name) or ""
             if literal != literal.rstrip():

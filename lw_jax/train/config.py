@@ -32,6 +32,7 @@ from lw_jax.utils.bounds import (
     Share,
     Step,
     Steps,
+    Tokens,
     Weight,
     Workers,
 )
@@ -113,7 +114,12 @@ class TrainConfig(Checked):
             the start is forgotten; null for none.
         log_every, eval_every, save_every: steps between log lines, quick evaluations (0: never)
             and checkpoints.
+        watch_every: steps between looks at first answer tokens and at each objective's gradient, on
+            as few rows as take about a twentieth of the time between; 0: only quick evaluations
+            look at them.
         eval_rows: rows of the quick evaluation (latent and deranged).
+        eval_tokens: tokens that the quick evaluation writes at most; solutions that end in a number
+            need as many as they have.
         keep: latest checkpoints to keep, beside the best.
         workers: processes that prepare batches; 0: in process.
         stop_when: ends the stage before its `steps` once a figure of the quick evaluation has
@@ -151,7 +157,9 @@ class TrainConfig(Checked):
     log_every: Steps = 20
     eval_every: Step = 200
     save_every: Steps = 200
+    watch_every: Step = 0
     eval_rows: Annotated[int, Ge(1), Le(10**6)] = 128
+    eval_tokens: Tokens = 16
     keep: Annotated[int, Ge(1), Le(10_000)] = 2
     workers: Workers = 0
     stop_when: StopWhen | None = None
@@ -321,15 +329,23 @@ class TextBatches(Checked):
 
     Args:
         steps: of the warm-up: every other one, from the first on, is for text.
+        pure: steps before the warm-up, all of them for text.
         tail: probability of a later step to be for text.
     """
 
     steps: Step
     tail: Probability = 0.0
+    pure: Step = 0
+
+    @property
+    def known(self) -> int:
+        """Steps of which it is known what they are for, whatever the seed."""
+        return self.pure + self.steps
 
     def kind(self, seed: int, stage: str, step: int) -> BatchKind:
         """What a step (0-based) is for."""
-        if step < self.steps:
-            return "text" if step % 2 == 0 else "latent"
+        if step < self.known:
+            alternates = step >= self.pure
+            return "latent" if alternates and (step - self.pure) % 2 else "text"
         drawn = np.random.default_rng([seed, zlib.crc32(stage.encode()), step]).random()
         return "text" if drawn < self.tail else "latent"

@@ -14,7 +14,7 @@ from lw_jax.train.alarms import FAULTS
 from lw_jax.train.state import SOUND
 from lw_jax.utils.files import DIAGNOSTICS_LINE, append_line, read_lines, write_text
 
-TIMES = ("seconds", "seconds_per_step")
+TIMES = ("seconds", "seconds_per_step", "share_of_time", "peak_gib")
 """Keys in which an uninterrupted and a resumed run may differ."""
 
 
@@ -40,7 +40,7 @@ class Journal:
         return len(lines) - len(kept)
 
     def write(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
-        """Append a line: kind `train` (means over the interval) or `evaluate`."""
+        """Append a line: kind `train` (means over the interval), `watch` or `evaluate`."""
         append_line(self.path, {"stage": self.stage, "step": step, "kind": kind} | dict(values))
 
 

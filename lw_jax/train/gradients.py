@@ -66,11 +66,13 @@ def objective_gradients(
     params: PyTree,
     frozen: FrozenModels,
     batch: Batch,
+    step: Array,
 ) -> dict[str, Any]:
     """Gradient norms of every objective of a plan, weights aside, on one batch.
 
     Args:
         params: `{"bridge": ..., "heads": ...}`.
+        step: of the stage, for what an objective has on a schedule of its own.
 
     Returns:
         [K] arrays in the plan's order: `bridge`, the norm by the bridge's parameters; `latent`, by
@@ -85,9 +87,10 @@ def objective_gradients(
             own,
             frozen,
             batch,
-            bridge.extract(frozen.sender, batch, own),
+            bridge.extract(frozen.sender, batch, own, frozen.receivers),
             jax.random.key(0),
             True,
+            step=step,
             at_latent=at_latent,
             at_given=at_given,
         )

@@ -36,6 +36,7 @@ from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.train.progress import Display
 from lw_jax.train.state import SOUND, UPDATE_SOUND, TrainState
 from lw_jax.types import PyTree
+from lw_jax.utils.device import peak_memory
 from lw_jax.utils.files import DamagedFileError
 from lw_jax.utils.signals import Stop, termination
 
@@ -85,6 +86,8 @@ class Job:
         prepare: `prepare(state, start)`, before the first step of this leg (0-based `start`).
         evaluate: quick evaluation after some steps.
         tensorboard: whether events are written as well.
+        watch_every: steps between looks; 0 for never.
+        watch: what a look sees.
         look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
             nothing. Asked when the stage ends for its bad steps.
     """
@@ -105,6 +108,8 @@ class Job:
     judged_after: int = 0
     prepare: Callable[[TrainState, int], None] | None = None
     evaluate: Callable[[TrainState, int], Evaluation] | None = None
+    watch_every: int = 0
+    watch: Callable[[TrainState, int], Metrics] | None = None
     look_at_models: Callable[[Any], str | None] | None = None
     tensorboard: bool = False
 
@@ -286,7 +291,7 @@ def fit(job: Job) -> TrainState:
             display.say(f"resumed after step {start} of {job.steps}")
         elif beyond:
             display.say("starts at step 0: it had begun before, and left no checkpoint")
-        done, since, at = start, time.monotonic(), start
+        done, since, at, per_step = start, time.monotonic(), start, 0.0
         for done, batch in enumerate(batches, start + 1):
             state, metrics = job.step_for(done - 1)(state, batch)
             settle()
@@ -300,10 +305,21 @@ def fit(job: Job) -> TrainState:
                 means = progress.window.close() | {"bad_steps": progress.bad_steps}
                 means.setdefault("loss", None)  # an interval without a finite step has none
                 means |= {"seconds_per_step": per_step}
-                journal.write(done, "train", means)
+                peak = peak_memory()
+                journal.write(done, "train", means | ({"peak_gib": peak} if peak else {}))
                 if events is not None:
                     events.figures(done, "train", means)
                 display.train(done, means, per_step)
+            if job.watch and job.watch_every and done % job.watch_every == 0:
+                settle()
+                began = time.monotonic()
+                seen = dict(job.watch(state, done))
+                spent = time.monotonic() - began
+                since += spent
+                took: dict[str, float] = {"seconds": spent}
+                if per_step:  # of the last interval
+                    took["share_of_time"] = spent / (job.watch_every * per_step)
+                journal.write(done, "watch", seen | took)
             if job.evaluate and job.eval_every and (done % job.eval_every == 0 or last):
                 settle()
                 began = time.monotonic()

@@ -17,7 +17,9 @@ import numpy as np
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
-from lw_jax.evaluate.metrics import squad
+from lw_jax.evaluate.metrics import entity_transfer, solved, squad
+from lw_jax.evaluate.metrics.base import Prediction, Rows
+from lw_jax.evaluate.slots import NEAREST, spelled
 from lw_jax.mesh import put_batch
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.layout import written as to_write
@@ -26,13 +28,15 @@ from lw_jax.train import alarms
 from lw_jax.train.alarms import Alarm
 from lw_jax.train.gradients import objective_gradients
 from lw_jax.train.loop import Evaluation
-from lw_jax.train.plan import plan_at
+from lw_jax.train.plan import Plan, plan_at
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
 from lw_jax.utils.compile import Behind
 
 SAMPLES = 4
 FIRST_TOKENS = 5
+WATCHED = 0.05
+"""Share of the time between two looks that one may take."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class QuickEvaluation:
         microbatch: number of contexts that the gradients of each objective are taken on.
         max_new: number of tokens that are written.
         stop: strings at which an answer ends.
+        watch_every: steps between two looks (`watch`).
+        contexts: contexts in a step.
+        ends_in_number: whether answers are solutions that end in their number.
     """
 
     pipeline: Pipeline
@@ -56,6 +63,9 @@ class QuickEvaluation:
     microbatch: int = 8
     max_new: int = 16
     stop: tuple[str, ...] = ()
+    watch_every: int = 0
+    contexts: int = 1
+    ends_in_number: bool = False
 
     def __post_init__(self) -> None:
         contexts = [group[0].context_id for group in self.groups]
@@ -96,13 +106,16 @@ class QuickEvaluation:
             found, first = self._scores(params, name)
             written = self._written(params, name)
             found["distinct"] = len(set(written)) / max(1, len(written))
-            found["f1"] = self._f1(name, written)
-            slots_of, more = self._slots(params, name)
+            found |= self._of_written(name, written)
+            slots_of, more, spelled_as = self._slots(params, name)
             metrics |= {f"{name}/{key}": value for key, value in (found | slots_of | more).items()}
             metrics[f"{name}/first_tokens"] = self._first_tokens(name, first)
             lines += _lines(step, name, found, slots_of)
             raised += self._raised(name, found, slots_of, more, step / self.steps)
             lines += self._samples(name, written)
+            if spelled_as:
+                metrics[f"{name}/slots/spelled"] = spelled_as
+                lines.append(f"  nearest tokens: {spelled_as[0]!r}")
         if self.objectives is not None:
             seen, alarmed = self._gradients(state, step)
             metrics |= seen
@@ -130,7 +143,7 @@ class QuickEvaluation:
             keys.append(programs.add(latents.quick_answers, *written))
         if self.objectives is not None:
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                of = pipeline.bridge, plan, state.params, frozen, self._few
+                of = pipeline.bridge, plan, state.params, frozen, self._few, np.int32(0)
                 keys.append(programs.add(objective_gradients, *of))
         return keys
 
@@ -147,23 +160,21 @@ class QuickEvaluation:
             )
             for shift in (0, 1)
         )
-        rank = matched.rank[valid]
         found = {
             "accuracy": float(matched.exact[valid].mean()),
             "deranged_accuracy": float(other.exact[valid].mean()),
             "nll": float(matched.nll[valid].mean()),
             "deranged_nll": float(other.nll[valid].mean()),
-            "first_top1": float((rank < 1).mean()),
-            "first_top5": float((rank < 5).mean()),
-            "first_entropy": float(matched.entropy[valid].mean()),
-            "first_margin": float(matched.margin[valid].mean()),
-            "first_top_share": _top_share(matched.first[valid]),
+            **_of_first(matched, valid),
         }
         found["matched_minus_deranged"] = found["accuracy"] - found["deranged_accuracy"]
         return found, matched.first[valid]
 
-    def _slots(self, params: PyTree, name: str) -> tuple[dict[str, float], dict[str, float]]:
-        """`slots/...`: their statistics; and what else is seen of the latent without reading it."""
+    def _slots(
+        self, params: PyTree, name: str
+    ) -> tuple[dict[str, float], dict[str, float], list[str]]:
+        """`slots/...`: their statistics; what else is seen of the latent without reading it; what
+        the nearest rows of the vocabulary spell for the first texts."""
         seen = jax.device_get(
             latents.inspect(self.pipeline.bridge, name, params, self.pipeline.frozen, self.batch)
         )
@@ -171,7 +182,34 @@ class QuickEvaluation:
         more["moved_by_mean"] = float(seen.pop("moved"))
         if "saturation" in seen:
             more["saturation"] = float(seen.pop("saturation"))
-        return {f"slots/{key}": float(value) for key, value in seen.items()}, more
+        said: list[str] = []
+        if NEAREST in seen:
+            ids = seen.pop(NEAREST)[np.asarray(self.batch["valid"])][:SAMPLES]
+            said = spelled(ids, self.pipeline.receivers[name])
+        return {f"slots/{key}": float(value) for key, value in seen.items()}, more, said
+
+    def _of_written(self, name: str, written: Sequence[tuple[int, ...]]) -> dict[str, float]:
+        """Of what is written: SQuAD's F1, the share that is empty; final numbers and entities where
+        the task has them (`lw_jax.evaluate.metrics`), of as many tokens as are written."""
+        texts = [self._text(name, ids) for ids in written]
+        asked = [to_write(self.pipeline.layout, group[0]) for group in self._valid()]
+        pairs = zip(texts, asked, strict=True)
+        found = {
+            "f1": float(np.mean([squad.f1(text, e.answers) for text, e in pairs])),
+            "empty": float(np.mean([not text.strip() for text in texts])) if texts else 0.0,
+        }
+        said = [Prediction(text, 0.0, 0, 0, False, None, 0, 0) for text in texts]
+        rows = Rows(asked, said, self.ends_in_number)
+        for metric in (*solved.METRICS, *entity_transfer.METRICS) if said else ():
+            if metric.of(rows) and metric.per_row is not None:
+                total, count = metric.per_row(rows)
+                found[metric.name] = float(np.sum(total) / max(1.0, float(np.sum(count))))
+        return found
+
+    def _text(self, name: str, ids: Sequence[int]) -> str:
+        """What tokens say, up to the first stop."""
+        decode = self.pipeline.receivers[name].backend.decode
+        return self._stop(name).cut(decode(list(ids)))
 
     def _raised(
         self,
@@ -204,15 +242,13 @@ class QuickEvaluation:
     def _gradients(self, state: TrainState, step: int) -> tuple[dict[str, float], list[Alarm]]:
         """Gradient norms per objective, as weighted in the step just taken."""
         s, plan = self.pipeline, plan_at(self.objectives, step - 1)
-        # The parameters that are trained, not their average: the gradients are of these.
-        norms = objective_gradients(s.bridge, plan, state.params, s.frozen, self._few)
-        norms = jax.device_get(norms)
+        norms = self._norms(state, step, plan, self._few)
         weights = {
             name: float(config.weight * config.schedule(step - 1, self.steps))
             for name, config in plan.objectives
         }
         # An objective that waits for a gate, or has no weight yet, moves nothing by design.
-        live = {n for n, c in plan.objectives if weights[n] != 0 and c.schedule.gate is None}
+        live = {n for n, c in plan.objectives if weights[n] != 0 and not c.schedule.by_cosine}
         # Nor does a constraint that is met.
         losses = zip(plan.objectives, norms["loss"], strict=True)
         live -= {n for (n, c), loss in losses if loss <= c.at_rest}
@@ -230,6 +266,73 @@ class QuickEvaluation:
                     loss, shuffled = float(seen[own]), float(seen[f"{own}/shuffled"])
                     raised += alarms.blind_flow(name, loss, shuffled, step / self.steps)
         return {f"grad_norm/objective/{n}": v for n, v in weighted.items()}, raised
+
+    def _norms(self, state: TrainState, step: int, plan: Plan, rows: Any) -> dict[str, Any]:
+        """What `objective_gradients` gives of some rows: of the parameters that are trained, not
+        of their average."""
+        s, at = self.pipeline, np.int32(step - 1)
+        return dict(
+            jax.device_get(objective_gradients(s.bridge, plan, state.params, s.frozen, rows, at))
+        )
+
+    def watch(self, state: TrainState, step: int) -> dict[str, Any]:
+        """What a log line has of first tokens and gradients, on a few of the rows: top-1 and top-5,
+        entropy, margin, the histogram and the share of different ones; the norm of each
+        objective's gradient by the bridge, as weighted in the step just taken."""
+        params, found = state.params["bridge"], dict[str, Any]()
+        plan = plan_at(self.objectives, step - 1)
+        rows = self.watched(len(plan.objectives))
+        for name in self.pipeline.bridge.dims.receivers:
+            scores, first = self._first(params, name, rows)
+            found |= {f"{name}/{key}": value for key, value in scores.items()}
+            found[f"{name}/first_tokens"] = self._first_tokens(name, first)
+            found[f"{name}/first_distinct"] = len(set(first.tolist())) / max(1, len(first))
+        norms = self._norms(state, step, plan, rows)
+        for i, (name, config) in enumerate(plan.objectives):
+            weight = float(config.weight * config.schedule(step - 1, self.steps))
+            found[f"grad_norm/objective/{name}"] = abs(weight) * float(norms["bridge"][i])
+        return found
+
+    def watched(self, objectives: int) -> Any:
+        """The rows that a look takes: their forward pass, and a backward pass for each objective,
+        cost about `WATCHED` of the steps between two looks.
+
+        Args:
+            objectives: number of objectives.
+        """
+        share = WATCHED * self.watch_every * self.contexts / (objectives + 2)
+        ways = dict(self.pipeline.mesh.shape)["data"]
+        most = self.batch["valid"].shape[0]
+        rows = max(1, min(int(share), most) // ways) * ways
+        few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
+        return put_batch(self.pipeline.mesh, few)
+
+    def add_watching(
+        self, programs: Behind, state: TrainState, steps: Iterable[int]
+    ) -> list[Hashable]:
+        """Adds what looks after these steps will run, and gives its keys."""
+        keys = []
+        params, frozen, bridge = state.params, self.pipeline.frozen, self.pipeline.bridge
+        for plan in {plan_at(self.objectives, step - 1) for step in steps}:
+            rows = self.watched(len(plan.objectives))
+            of = bridge, plan, params, frozen, rows, np.int32(0)
+            keys.append(programs.add(objective_gradients, *of))
+            for name in bridge.dims.receivers:
+                start = np.asarray(rows[f"{name}/answer/start"])
+                given = bridge, name, params["bridge"], frozen, rows, np.int32(0), start
+                scored = *given, self._stop(name).clean
+                keys.append(programs.add(latents.quick_scores, *scored))
+        return keys
+
+    def _first(self, params: PyTree, name: str, rows: Any) -> tuple[dict[str, float], np.ndarray]:
+        """Figures of the first answer tokens of some rows, and the tokens [n] themselves."""
+        bridge, frozen, stops = self.pipeline.bridge, self.pipeline.frozen, self._stop(name).clean
+        start, valid = (np.asarray(rows[key]) for key in (f"{name}/answer/start", "valid"))
+        scored = latents.quick_scores(bridge, name, params, frozen, rows, np.int32(0), start, stops)
+        held = jax.device_get(scored)
+        if not valid.any():
+            return {}, held.first[valid]
+        return _of_first(held, valid), held.first[valid]
 
     def _gold_top_share(self, name: str) -> float:
         """Share of the rows whose gold answer begins with the most frequent first token."""
@@ -259,13 +362,6 @@ class QuickEvaluation:
         rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
 
-    def _f1(self, name: str, written: Sequence[tuple[int, ...]]) -> float:
-        """SQuAD's F1 of what is written, mean over the valid rows."""
-        stop, decode = self._stop(name), self.pipeline.receivers[name].backend.decode
-        texts = [stop.cut(decode(list(ids))) for ids in written]
-        golds = [to_write(self.pipeline.layout, group[0]).answers for group in self._valid()]
-        return float(np.mean([squad.f1(*pair) for pair in zip(texts, golds, strict=True)]))
-
     def _valid(self) -> list[Sequence[Example]]:
         """The groups of the valid rows."""
         valid = np.asarray(self.batch["valid"])
@@ -274,11 +370,22 @@ class QuickEvaluation:
     def _samples(self, name: str, written: Sequence[tuple[int, ...]]) -> list[str]:
         lines = []
         for ids, group in zip(written[:SAMPLES], self._valid(), strict=False):
-            tokenizer = self.pipeline.receivers[name]
-            text = self._stop(name).cut(tokenizer.backend.decode(list(ids)))
+            text = self._text(name, ids)
             asked = group[0].question or "(read back)"
             lines.append(f"  {asked} -> {text.strip()!r} ({group[0].answers[0][:80]!r})")
         return lines
+
+
+def _of_first(scored: latents.QuickScores, valid: np.ndarray) -> dict[str, float]:
+    """Figures of the first answer token that is no space, over the rows of `valid` [N]."""
+    rank = np.asarray(scored.rank)[valid]
+    return {
+        "first_top1": float((rank < 1).mean()),
+        "first_top5": float((rank < 5).mean()),
+        "first_entropy": float(np.asarray(scored.entropy)[valid].mean()),
+        "first_margin": float(np.asarray(scored.margin)[valid].mean()),
+        "first_top_share": _top_share(np.asarray(scored.first)[valid]),
+    }
 
 
 def _top_share(ids: np.ndarray) -> float:

@@ -36,7 +36,7 @@ class OptimiserConfig(Checked):
     schedule: Schedule = Schedule(shape="cosine", ramp=100, final=0.05)
 
     def __post_init__(self) -> None:
-        for key, none in (("gate", None), ("on", "all")):
+        for key, none in (("gate", None), ("halve", None), ("on", "all")):
             if getattr(self.schedule, key) != none:
                 raise UserError(
                     f"schedule.{key}: a learning rate has none; it belongs to objectives"

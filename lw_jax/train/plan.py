@@ -27,7 +27,7 @@ from lw_jax.objectives.base import (
 from lw_jax.objectives.common.context import Context
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.registry import chosen
-from lw_jax.utils.schedule import BatchKind
+from lw_jax.utils.schedule import BatchKind, Schedule
 
 Batch = dict[str, Array]
 LossTerms = dict[tuple[str, str], Term]
@@ -80,6 +80,7 @@ def context_of(
     train: bool,
     latent_keep: Array | None = None,
     scheduled_sampling: Array | None = None,
+    step: Array | None = None,
 ) -> Context:
     """What the objectives see of a batch.
 
@@ -92,17 +93,19 @@ def context_of(
         train: whether dropout is on.
         latent_keep: see `Context`.
         scheduled_sampling: see `Context`.
+        step: see `Context`.
     """
     return Context(
         bridge,
         params,
         frozen,
         batch,
-        bridge.extract(frozen.sender, batch, params),
+        bridge.extract(frozen.sender, batch, params, frozen.receivers),
         rng,
         train,
         latent_keep=latent_keep,
         scheduled_sampling=scheduled_sampling,
+        step=step,
     )
 
 
@@ -137,33 +140,40 @@ def all_terms(
             for suffix, term in terms.items():
                 loss[name, f"{receiver}/{name}_{suffix}" if suffix else f"{receiver}/{name}"] = term
             watched |= {f"{receiver}/{key}": term for key, term in found.watched.items()}
-            if found.cosine is not None:
+            if found.cosine is not None and receiver not in cosines:
                 watched[f"{receiver}/{COSINE}"] = cosines[receiver] = found.cosine
             if found.shuffled is not None:
                 watched[f"{receiver}/{name}/shuffled"] = found.shuffled
     for name, config in plan.objectives:
-        if config.schedule.gate is None:
+        if not config.schedule.by_cosine:
             continue
         for receiver in context.dims.receivers:
             with naming(name, config):
-                opened = gate(cosines.get(receiver), config.schedule.gate)
-            watched[f"{receiver}/gate/{name}"] = Term(opened, jnp.float32(1.0))
+                factor = gate(cosines.get(receiver), config.schedule)
+            watched[f"{receiver}/gate/{name}"] = Term(factor, jnp.float32(1.0))
             for key, term in loss.items():
                 if key[0] == name and key[1].startswith(f"{receiver}/"):
-                    loss[key] = Term(term.total * opened, term.count)
+                    loss[key] = Term(term.total * factor, term.count)
     return loss, watched
 
 
-def gate(cosine: Term | None, above: float) -> Array:
-    """1 while a batch's reconstruction cosine is above a threshold, else 0; no gradient goes
-    through it (docs/design.md section 6). With microbatches each has its own gate.
+def gate(cosine: Term | None, schedule: Schedule) -> Array:
+    """The factor that a batch's reconstruction cosine puts on an objective: 0 unless it is above
+    `gate`, a half where it is below `halve`, else 1; no gradient goes through it (docs/design.md
+    section 6). With microbatches each has its own.
 
     Raises:
         UserError: there is no cosine.
     """
     if cosine is None:
+        option = "halve" if schedule.gate is None else "gate"
         raise UserError(
-            "schedule.gate: nothing measures a reconstruction cosine; "
+            f"schedule.{option}: nothing measures a reconstruction cosine; "
             "set an objective that reconstructs the source as well"
         )
-    return (jax.lax.stop_gradient(mean(cosine)) > above).astype(jnp.float32)
+    measured, factor = jax.lax.stop_gradient(mean(cosine)), jnp.float32(1.0)
+    if schedule.gate is not None:
+        factor *= (measured > schedule.gate).astype(jnp.float32)
+    if schedule.halve is not None:
+        factor *= jnp.where(measured < schedule.halve, 0.5, 1.0)
+    return factor

@@ -105,6 +105,7 @@ def train_step(
         frozen=frozen.rematerialised(cfg.remat),
         weights=weights,
         probabilities=probabilities,
+        step=at,
         sown=codebook_trains and bridge.trains_itself,
     )
     gradients = microbatched(loss_fn, cfg.accumulate)
@@ -118,6 +119,9 @@ def train_step(
     metrics |= probabilities
     for path, tree in components(grads["bridge"]):
         metrics[f"grad_norm/{'/'.join(path)}"] = optax.tree.norm(tree)
+    for path, tree in components(state.params["bridge"]):
+        if path[-1] == "lora":
+            metrics[f"param_norm/{'/'.join(path)}"] = optax.tree.norm(tree)
     metrics |= shares(seen.terms, weights, loss, len(bridge.dims.receivers))
     metrics |= {name: mean(term) for name, term in seen.watched.items()}
     metrics["dropped"] = jnp.sum(~batch["valid"])
@@ -135,6 +139,7 @@ def _loss(
     frozen: FrozenModels,
     weights: Mapping[str, Array],
     probabilities: Mapping[str, Array],
+    step: Array,
     sown: bool,
 ) -> tuple[Array, Seen]:
     """The weighted loss of a batch, a mean over the receivers.
@@ -149,9 +154,12 @@ def _loss(
         frozen: the frozen models.
         weights: of the objectives.
         probabilities: `latent_keep` and `scheduled_sampling`, where the stage has them.
+        step: of the stage.
         sown: whether what the bridge's parts sowed is asked for.
     """
-    context = context_of(bridge, params["bridge"], frozen, batch, rng, True, **probabilities)
+    context = context_of(
+        bridge, params["bridge"], frozen, batch, rng, True, step=step, **probabilities
+    )
     terms, watched = all_terms(plan, context, params["heads"])
     watched |= _loudness(context, bridge.dims)
     loss = jnp.float32(0.0)
@@ -179,16 +187,31 @@ def shares(
 
 
 def _loudness(context: Context, dims: BridgeDims) -> dict[str, Term]:
-    """RMS of what is delivered over that of real embeddings, and saturation (faults 7 and 10)."""
+    """Of what is delivered: RMS over that of real embeddings, the RMS of single soft tokens (the
+    least, the most, and their deviation over their mean), the learned scale over its start, and
+    saturation (faults 7 and 10)."""
     found: dict[str, Term] = {}
     if not context.delivered:
         return found
+
+    def add(name: str, value: Array) -> None:
+        found[name] = Term(value, jnp.float32(1.0))
+
     for name, delivery in context.deliveries.items():
         if delivery.embeds is not None:
             x = jax.lax.stop_gradient(delivery.embeds).astype(jnp.float32)
-            ratio = jnp.sqrt(jnp.mean(jnp.square(x))) / dims.receivers[name].embed_rms
-            found[f"{name}/rms_ratio"] = Term(ratio, jnp.float32(1.0))
+            rms = dims.receivers[name].embed_rms
+            add(f"{name}/rms_ratio", jnp.sqrt(jnp.mean(jnp.square(x))) / rms)
+            each = jnp.sqrt(jnp.mean(jnp.square(x), axis=-1)) / rms
+            real = jnp.ones(each.shape, bool) if delivery.mask is None else delivery.mask
+            add(f"{name}/token_rms/least", jnp.min(jnp.where(real, each, jnp.inf)))
+            add(f"{name}/token_rms/most", jnp.max(jnp.where(real, each, 0.0)))
+            count = jnp.maximum(1, jnp.sum(real))
+            mean_rms = jnp.sum(each * real) / count
+            spread = jnp.sqrt(jnp.sum(jnp.square(each - mean_rms) * real) / count)
+            add(f"{name}/token_rms/spread", spread / jnp.maximum(mean_rms, 1e-12))
         for sown in context.reader_intermediates(name).values():
-            if "saturation" in sown:
-                found[f"{name}/saturation"] = Term(sown["saturation"], jnp.float32(1.0))
+            for key in ("saturation", "scale"):
+                if key in sown:
+                    add(f"{name}/{key}", jax.lax.stop_gradient(sown[key]))
     return found

@@ -31,6 +31,8 @@ class Schedule(Checked):
         final: factor at the end of a `linear` or `cosine` decay.
         gate: only for an objective's weight: the factor is zero for every batch whose
             reconstruction cosine is not above this.
+        halve: only for an objective's weight: the factor is halved for every batch whose
+            reconstruction cosine is below this.
         on: only for an objective's weight, in a stage with text batches: the batches it applies to.
     """
 
@@ -40,6 +42,7 @@ class Schedule(Checked):
     ramp: Step = 0
     final: Share = 0.0
     gate: Annotated[float, Ge(-1), Le(1)] | None = None
+    halve: Annotated[float, Ge(-1), Le(1)] | None = None
     on: Literal["all", "latent", "text"] = "all"
 
     def __post_init__(self) -> None:
@@ -47,6 +50,11 @@ class Schedule(Checked):
             raise UserError(
                 f"stop: {self.stop} is not after start {self.start}, so the factor is always 0"
             )
+
+    @property
+    def by_cosine(self) -> bool:
+        """Whether the factor depends on the batch's reconstruction cosine."""
+        return self.gate is not None or self.halve is not None
 
     def ever(self, steps: int) -> bool:
         """Whether the factor can be non-zero in a stage of so many steps."""

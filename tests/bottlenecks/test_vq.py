@@ -108,3 +108,14 @@ def test_cosine_codes_are_revived_at_unit_rms() -> None:
     after = step(config, params, x)
     np.testing.assert_allclose(np.square(after["codebook"][1]).mean(), 1.0, rtol=1e-5)
     assert np.abs(unit(x)[0] - after["codebook"][1]).max(-1).min() < 1e-5
+
+
+def test_codes_may_start_at_unit_length_and_slots_be_normed() -> None:
+    part = Part(vq.Config(8, start="unit", input_norm=True), 6)
+    book, x = np.asarray(part.params["codebook"]), draw(2, 3, 6, std=5.0)
+    np.testing.assert_allclose(np.linalg.norm(book, axis=-1), 1.0, rtol=1e-5)
+    _, intermediates = part(latent(x))
+    normed = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    np.testing.assert_allclose(intermediates["inputs"], normed, rtol=1e-4, atol=1e-5)
+    nearest = np.square(normed[:, :, None] - book).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(intermediates["codes"][..., 0], nearest)

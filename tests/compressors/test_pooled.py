@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -59,6 +60,23 @@ def test_every_stretch_makes_slots_of_its_own() -> None:
     other = {**params, "expand": {**params["expand"], "kernel": second}}
     assert apart(plain, apply(other, view)) == [1, 3, 5]
     assert groups(params)["expand/kernel"] == "muon"
+
+
+def test_what_is_trained_on_the_expanded_is_used_pooled() -> None:
+    config = replace(EXPAND, use="pooled")
+    assert (config.fixed_slots, config.sent_slots) == (3, (3, 3))
+    built = config.build(DIMS)
+    _, params = made(config)
+    run = jax.jit(
+        lambda p, view, train: built.apply({"params": p}, {"source": view}, train),
+        static_argnums=2,
+    )
+    used, trained = run(params, features(), False), run(params, features(), True)
+    assert (used.slots.shape[1], len(used.owner), trained.slots.shape[1]) == (3, 3, 6)
+    assert apart(used, run(params, at(features(), 0, 5), False)) == [1]
+    other = {**params, "expand": jax.tree.map(jnp.negative, params["expand"])}
+    assert apart(used, run(other, features(), False)) == []
+    assert len(apart(trained, run(other, features(), True))) == 6
 
 
 def test_queries_read_what_is_real_and_not_each_other() -> None:

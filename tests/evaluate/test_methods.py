@@ -87,7 +87,16 @@ def _with_gold(batch: Arrays, raw: Raw, spoil: bool = True) -> Arrays:
 
 
 # The messages of what cuts on the host are `text`'s; the slow ones' are laid out as others' are.
-ALIKE = ("zero", "mean", "token_budget_last", "relay", "pca", "deranged_near")
+ALIKE = (
+    "zero",
+    "mean",
+    "token_budget_last",
+    "relay",
+    "pca",
+    "deranged_near",
+    "embedding_replay_anchor",
+    "embedding_replay_adapter",
+)
 
 
 @pytest.mark.parametrize(
@@ -431,3 +440,21 @@ def test_nothing_drops_out_in_an_evaluation(world: World) -> None:
         return both(parts.ctx.params)
 
     chex.assert_trees_all_equal(made(0.5), made(0.0))
+
+
+def test_soft_tokens_are_left_of_a_delivery_and_a_layout_may_change_them(world: World) -> None:
+    """`embedding_replay_adapter` has no prefix columns; what a layout changes is what is read."""
+    batch = world.batch(0, 8)
+    adapter, latent = (method(n) for n in ("embedding_replay_adapter", "latent"))
+    sent = received(world.ctx, latent, batch)
+    alone = adapter.message(world.ctx, batch, sent)
+    whole = latent.message(world.ctx, batch, sent)
+    assert whole.delivery is not None and whole.delivery.kv is not None
+    assert alone.delivery is not None and alone.delivery.kv is None
+    np.testing.assert_array_equal(alone.segment.embeds, whole.segment.embeds)
+    changed = world.with_layout(LayoutConfig(transform="scale_2"))
+    doubled = latent.message(changed.ctx, batch, sent).segment.embeds
+    np.testing.assert_allclose(doubled, 2 * np.asarray(whole.segment.embeds), rtol=1e-5)
+    raw = method("embedding_replay_raw")
+    plain, same = (raw.message(w.ctx, batch, None).segment.embeds for w in (world, changed))
+    np.testing.assert_array_equal(plain, same)

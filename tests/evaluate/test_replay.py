@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +13,11 @@ import pytest
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method, methods
-from lw_jax.evaluate.methods.embedding_replay import change
 from lw_jax.evaluate.methods.embedding_replay_raw import METHOD as RAW
+from lw_jax.receiver.transform import change, transformed
+from lw_jax.text.layout import Prompt
+from lw_jax.text.layout_config import LayoutConfig
+from lw_jax.types import Delivery
 
 ROWS, TOKENS, WIDTH, VOCAB, RMS = 3, 6, 8, 40, 0.25
 DRAW = np.random.default_rng(0)
@@ -32,6 +39,7 @@ def test_some_leave_rows_of_the_table_as_they_are(name: str) -> None:
 def test_loudness_alone() -> None:
     loud = changed("rms")
     np.testing.assert_allclose(np.sqrt(np.mean(loud**2, -1)), RMS, rtol=1e-5)
+    np.testing.assert_allclose(changed("rms_1.5"), 1.5 * loud, rtol=1e-5)
     cosine = np.sum(loud * X, -1) / np.linalg.norm(loud, axis=-1) / np.linalg.norm(X, axis=-1)
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
     np.testing.assert_allclose(changed("scale_0.5"), X / 2, rtol=1e-6)
@@ -75,8 +83,8 @@ def test_they_are_methods_after_the_others() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("louder", "unknown 'louder'; one of rms, batch, scale_<number>"),
-        ("rms_2", "unknown 'rms_2'"),
+        ("louder", "unknown 'louder'; one of rms, batch, rms_<number>"),
+        ("batch_2", "unknown 'batch_2'"),
         ("scale", "'scale' needs a number, as in scale_1"),
         ("nearest_1.5", "needs a whole number above 0"),
         ("codebook_0", "needs a number above 0"),
@@ -85,3 +93,28 @@ def test_they_are_methods_after_the_others() -> None:
 def test_names_that_are_none(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         EvaluateConfig(replay=(name,))
+
+
+@pytest.mark.parametrize("name", ["rms", "nearest_2", "codebook_0.5"])
+def test_a_layouts_change_is_of_what_a_reader_delivers(name: str) -> None:
+    """The same as of replayed embeddings; a gradient comes through it, also where rows are picked;
+    padding stays as it is."""
+    model: Any = SimpleNamespace(params={"embed": jnp.asarray(TABLE)})
+    prompt = Prompt(transform=name)
+
+    def of(x: Any) -> Any:
+        return transformed(model, prompt, Delivery(x, jnp.asarray(MASK)), RMS).embeds
+
+    x = jnp.asarray(X + 0.3)
+    found = np.asarray(of(x))
+    np.testing.assert_allclose(found[MASK], changed(name, np.asarray(x))[MASK], atol=1e-6)
+    np.testing.assert_array_equal(found[~MASK], np.asarray(x)[~MASK])
+    gradient = np.asarray(jax.grad(lambda x: jnp.sum(of(x)[..., 0] * x[..., 1]))(x))
+    assert np.abs(gradient[MASK][:, 0]).min() > 0
+    assert transformed(model, Prompt(), Delivery(x, jnp.asarray(MASK)), RMS).embeds is x
+
+
+def test_a_layout_names_a_change_that_there_is() -> None:
+    assert LayoutConfig(transform="scale_0.5").transform == "scale_0.5"
+    with pytest.raises(UserError, match="transform: unknown 'louder'; one of rms, batch, rms_"):
+        LayoutConfig(transform="louder")

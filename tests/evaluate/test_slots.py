@@ -35,6 +35,10 @@ def test_masked_slots_count_for_nothing() -> None:
     for call in (STATISTICS, lambda a, m: AGAINST(a, m, jnp.asarray(table), 0.5)):
         a = call(jnp.asarray(noisy), jnp.asarray(mask))
         b = call(jnp.asarray(x[:, :3]), jnp.ones((3, 3), bool))
+        if slots.NEAREST in a:
+            ids = np.asarray(a.pop(slots.NEAREST))
+            np.testing.assert_array_equal(ids[:, :3], b.pop(slots.NEAREST))
+            assert (ids[:, 3:] == -1).all()
         for key, value in b.items():
             assert a[key] == pytest.approx(float(value), abs=1e-4), key
 
@@ -54,5 +58,6 @@ def test_against_the_table() -> None:
     rms = np.sqrt(np.mean(np.square(x)))
     np.testing.assert_allclose(found["rms"], rms, rtol=1e-5)
     np.testing.assert_allclose(found["rms_ratio"], rms / 0.25, rtol=1e-5)
-    exact = slots.nearest_cosine(jnp.asarray(x[0, :1]), jnp.asarray(table))
+    assert found[slots.NEAREST][0, 0] == 11
+    exact, _ = slots.nearest(jnp.asarray(x[0, :1]), jnp.asarray(table))
     np.testing.assert_allclose(exact, 1.0, rtol=1e-5)

@@ -168,6 +168,7 @@ def test_slots_and_alarms_of_training_stand_in_the_metrics(
     assert (slots["count"], slots["texts"]) == (6, 8)
     assert slots["rms_ratio"] > 1  # of random parameters
     assert 0 < slots["nearest_cosine"] <= 1
+    assert [type(text) for text in slots["spelled"]] == [str] * 4
     assert metrics["alarms"] == [
         {"name": "pooled", "fault": 16, "stage": "wire", "first": 2, "times": 3, "last": 6},
         {"name": "loudness", "fault": 7, "stage": "wire", "first": 2, "times": 2, "last": 4},

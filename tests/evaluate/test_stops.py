@@ -122,7 +122,15 @@ def test_gold_that_holds_a_stop_is_not_compared(world: World) -> None:
     assert all(p.same is None for p, own in zip(said, held, strict=True) if own)
 
 
-WIRE = {"latent", "no_message", "zero", "mean", "deranged", "deranged_near"}
+WIRE = {
+    "latent",
+    "embedding_replay_adapter",
+    "no_message",
+    "zero",
+    "mean",
+    "deranged",
+    "deranged_near",
+}
 CONTROLS: list[dict[str, Any]] = [
     {"min_new_tokens": 3},
     {"eos_ban_steps": 2},

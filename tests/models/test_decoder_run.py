@@ -378,3 +378,21 @@ def test_the_frozen_stack_is_never_copied(taps):
     for f in (loss, jax.grad(loss), jax.grad(partial(loss, remat="dots"))):
         used = jax.jit(f).lower(h, weights).compile().memory_analysis().temp_size_in_bytes
         assert used < stack / 4, (used, stack)
+
+
+def test_a_prefix_may_be_seen_in_some_layers_alone(params, h):
+    """As if the others were run without it; what it holds for them is never read."""
+    at = {"positions": whole_positions(), "lengths": LENGTHS}
+    kv = replace(prefix(), layers=(1,))
+    given = LayerInputs(kv=kv, message_start=STARTS)
+    found = real(jit_run(ARCH, params, h, delivery=given, **at).h)
+    spoilt = replace(kv, k=np.array(kv.k) * [[[[[9.0]]]], [[[[1.0]]]], [[[[9.0]]]]])
+    other = LayerInputs(kv=spoilt, message_start=STARTS)
+    np.testing.assert_allclose(real(jit_run(ARCH, params, h, delivery=other, **at).h), found)
+    first = jit_run(ARCH, params, h, stop=1, **at).h
+    everywhere = LayerInputs(kv=prefix(), message_start=STARTS)
+    second = jit_run(ARCH, params, first, start=1, stop=2, delivery=everywhere, **at).h
+    third = jit_run(ARCH, params, second, start=2, stop=3, **at).h
+    np.testing.assert_allclose(found, real(third), rtol=1e-4, atol=1e-5)
+    whole = real(jit_run(ARCH, params, h, delivery=everywhere, **at).h)
+    assert np.abs(whole - found).max() > 1e-3

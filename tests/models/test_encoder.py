@@ -6,6 +6,7 @@ See docs/design.md section 2.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,8 +27,11 @@ from lw_jax.models import encoder
 from lw_jax.models.checkpoint import INDEX, WEIGHTS, open_checkpoint
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import EncoderArch, arch_from_hf
+from lw_jax.models.frozen import FrozenEncoder
 from lw_jax.models.load import load_params
 from lw_jax.models.spec import FrozenSpec, open_model
+from lw_jax.sources import sentence_encoder
+from lw_jax.types import SourceTokens
 from tests.models import parity
 from tests.tiny.encoder import write_encoder
 
@@ -290,3 +294,47 @@ def test_equals_live_transformers(arch, tmp_path):
     assert any(name.startswith("bert.encoder") for name in load_file(tmp_path / WEIGHTS))
     ours = states(arch, load(tmp_path), ids.astype(np.int32), LENGTHS)
     assert difference(ours[-1:], theirs.last_hidden_state.numpy()[None]) <= parity.TOLERANCE
+
+
+TEXTS = (
+    "Ada keeps 7 goats in the barn.",
+    "The tower of Ur was built in 1203; it is 41 metres tall, and café owners sleep there.",
+    "A frozen sentence vector anchors what two models say of one text.",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["none", "mean"])
+def test_a_real_sentence_encoder_equals_transformers(pool: str) -> None:
+    """LW_JAX_MINILM names a directory of all-MiniLM-L6-v2; ids, states and sentence vectors."""
+    home = os.environ.get("LW_JAX_MINILM")
+    if home is None:
+        pytest.skip("LW_JAX_MINILM names no directory of all-MiniLM-L6-v2")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    spec = opened("minilm", Path(home))
+    assert isinstance(spec.arch, EncoderArch)
+    theirs = transformers.AutoTokenizer.from_pretrained(home)(list(TEXTS), padding=True)
+    model = transformers.AutoModel.from_pretrained(home, dtype=torch.float32).eval()
+    ids, real = (np.asarray(theirs[key]) for key in ("input_ids", "attention_mask"))
+    with torch.no_grad():
+        given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(real)}
+        expected = model(**given).last_hidden_state.numpy()
+    tokenizer = spec.tokenizer
+    for row, text in zip(ids * real, TEXTS, strict=True):
+        own = [tokenizer.bos_id, *tokenizer.encode(text), *tokenizer.tail]
+        assert own == row[: len(own)].tolist() and not row[len(own) :].any()
+    frozen = spec.load(parity.one_device(), None, False)
+    assert isinstance(frozen, FrozenEncoder)
+    lengths = real.sum(axis=1).astype(np.int32)
+    skip = np.ones(len(TEXTS), np.int32)
+    tokens = SourceTokens(*(jnp.asarray(x, jnp.int32) for x in (ids, lengths, skip)))
+    with jax.default_matmul_precision("highest"):
+        taps = jax.jit(
+            lambda f, t: sentence_encoder.Config(pool=pool).extract(f, t, None)  # type: ignore[arg-type]
+        )(frozen, tokens)
+    found = np.asarray(taps.states[0])
+    if pool == "mean":
+        weight = real[..., None] / real.sum(axis=1)[:, None, None]
+        expected = np.broadcast_to((expected * weight).sum(axis=1, keepdims=True), found.shape)
+    assert np.abs(np.where(real[..., None] > 0, found - expected, 0)).max() <= 1e-4

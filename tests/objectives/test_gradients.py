@@ -191,6 +191,23 @@ def test_a_weight_gated_on_the_reconstruction(threshold: float, share: float) ->
     assert float(mean(watched["r/gate/batch_diversity"])) == share
 
 
+@pytest.mark.parametrize(("below", "share"), [(-1.0, 1.0), (0.99, 0.5)])
+def test_a_weight_halved_by_the_reconstruction(below: float, share: float) -> None:
+    config = batch_diversity.Config(schedule=Schedule(gate=-1.0, halve=below))
+    watching = ("cosine_reconstruction", cosine_reconstruction.Config())
+    plan = Plan((("batch_diversity", config), watching))
+
+    @jax.jit
+    def factor(reader: Any) -> Any:
+        seen = world.context({"reader": reader}, world.data())
+        _, watched = all_terms(plan, seen, {"cosine_reconstruction": {}})
+        return watched["r/gate/batch_diversity"].total
+
+    assert float(factor(world.reader())) == share
+    with pytest.raises(UserError, match=r"schedule\.halve"):
+        OptimiserConfig(schedule=Schedule(halve=0.5))
+
+
 def test_a_gate_needs_something_to_look_at() -> None:
     config = batch_diversity.Config(schedule=Schedule(gate=0.75))
     seen = world.context({"reader": world.reader()}, world.data())

@@ -130,6 +130,21 @@ def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
     np.testing.assert_allclose(seen[1, :2], found[1, :2], rtol=1e-5)
 
 
+def test_film_may_be_of_each_slot() -> None:
+    _, plain, _ = given(conditioning="none")
+    options = {"conditioning": "none", "film": True, "film_from": "slot"}
+    params, same, _ = given(**options)
+    np.testing.assert_allclose(same, plain, rtol=1e-5)
+    rng = np.random.default_rng(3)
+    film = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in params["film"].items()}
+    reader = soft_tokens.Config(**options).build(DIMS)  # type: ignore[arg-type]
+    latent = Latent(SLOTS, np.ones((2, 3), bool))
+    found = reader.apply({"params": {**params, "film": film}}, latent).embeds  # type: ignore[union-attr]
+    made = SLOTS / rms(SLOTS)[..., None] @ film["kernel"] + film["bias"]
+    expected = plain * (1 + made[..., :8]) + made[..., 8:]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_options_that_do_not_fit() -> None:
     narrow = soft_tokens.Config(hidden="none").build(ModelDims(16, 2, 2, 4))
     with pytest.raises(UserError, match=r"set bridge\.latent_dim to 16"):

@@ -14,6 +14,7 @@ from lw_jax.config.parse import to_dict
 from lw_jax.config.yaml_files import load
 from lw_jax.errors import UserError
 from lw_jax.runs.grid import grid
+from lw_jax.runs.sweep import against
 from lw_jax.train.diagnostics import DivergedError
 from tests.config.conftest import Write
 
@@ -210,3 +211,51 @@ def test_a_single_runs_directory_is_no_sweeps(
     assert launch.main(["--config", path]) == 0
     assert launch.main(["--config", path, "--sweep", "seed=1,2"]) == 2
     assert "holds a single run" in capsys.readouterr().err
+
+
+def result(f1: float, distinct: float = 0.8, low: float = 0.4, high: float = 0.6) -> dict[str, Any]:
+    latent = {"f1": f1, "distinct": distinct, "f1_ci": [low, high]}
+    return {"receivers": {"reader": {"latent": latent}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        (result(0.7), "improved"),
+        (result(0.6), "stable"),
+        (result(0.39), "degraded"),
+        (result(0.12), "collapsed"),
+        (result(0.5, distinct=0.19), "collapsed"),
+        ({"error": "diverged"}, "collapsed"),
+    ],
+)
+def test_a_run_has_a_verdict_against_the_first(row: dict[str, Any], word: str) -> None:
+    assert against(result(0.5), row) == {"reader": word}
+
+
+def test_a_run_that_is_not_evaluated_has_none() -> None:
+    assert against(result(0.5), {"values": {}}) == {}
+    assert against({"values": {}}, result(0.5)) == {}
+
+
+def test_the_verdict_is_in_the_table(
+    write: Write, ran: list[tuple[str, int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["--config", str(write()), "--sweep", f"{KEY}=4,40"]) == 130
+    assert launch.main(["--config", str(write()), "--sweep", f"{KEY}=4,40"]) == 0
+    found = json.loads(Path("runs/small/sweep.json").read_text())["runs"]
+    assert "against_first" not in found[0]
+    assert found[1]["against_first"] == {"reader": "stable"}  # the first's interval is 0 to 1
+    assert "against the first" in capsys.readouterr().out
+
+
+def test_a_dry_run_lists_the_runs_and_begins_none(
+    write: Write, ran: list[tuple[str, int, int]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write())
+    assert launch.main(["--dry_run", "--config", config, "--sweep", f"{KEY}=4,6"]) == 0
+    said = capsys.readouterr().out
+    assert "slots=4" in said and "slots=6" in said and "0 of 2" in said
+    assert ran == [] and not Path("runs").exists()
+    assert launch.main(["--dry_run", "--config", config]) == 2
+    assert "--dry_run: there is no sweep" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from lw_jax.config.parse import read
 from lw_jax.launch import main
 from lw_jax.utils.registry import chosen
+from tests.tiny.encoder import write_encoder
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "latentwire"
@@ -46,7 +47,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # compiles for a long time on slow cores
-@pytest.mark.parametrize("name", ["smoke", "hero", "default"])
+@pytest.mark.parametrize("name", ["smoke", "hero", "default", "final_plan"])
 def test_it_runs_from_end_to_end(
     name: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +67,8 @@ def test_it_runs_from_end_to_end(
         f"--stages.{report}.evaluate.bootstrap=50",
     ]
     for stage, train in trained.items():
-        values = {"steps": 2, "log_every": 1, "eval_every": 2, "eval_rows": 4, "workers": 0}
+        steps = 20 if name == "final_plan" else 2
+        values = {"steps": steps, "log_every": 1, "eval_every": steps, "eval_rows": 4, "workers": 0}
         values |= {"batch_size": 2 * train.accumulate}
         if train.text_batches is not None:
             values |= {"text_batches.steps": 2}
@@ -84,3 +86,44 @@ def test_it_runs_from_end_to_end(
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for receiver in RECEIVERS:
         assert {"text", "latent", "deranged", "mean"} <= set(metrics["receivers"][receiver])
+
+
+SMALL = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in (*CONFIGS.rglob("smokes/*.yaml"), *CONFIGS.rglob("suite/*.yaml"))
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [*SMALL, "interlingua", "phase_1b", "phase_1b_annealed"])
+def test_a_run_of_one_feature_ends_in_its_report(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps; the sentence encoder is a random one."""
+    monkeypatch.chdir(ROOT)
+    path = CONFIGS / f"{name}.yaml"
+    config = read(path)
+    flags = ["--mesh.data=1"]
+    if config.sender is not None and "MiniLM" in config.sender.path:
+        flags.append(f"--sender.path={write_encoder(tmp_path / 'encoder', positions=256)}")
+    for stage, options in config.stages.items():
+        ((kind, given),) = chosen(options).items()
+        values: dict[str, Any] = {"rows": 4}
+        if kind == "evaluate":
+            values |= {"batch_size": 4, "bootstrap": 50}
+        if kind == "calibrate":
+            values = {"rows": 80, "batch_size": 16}
+        if kind == "train":
+            values = {"steps": 4, "log_every": 1, "eval_every": 4, "eval_rows": 4}
+            values |= {"watch_every": 2, "batch_size": 4}
+            if given.text_batches is not None:
+                values |= {"text_batches.pure": 1, "text_batches.steps": 2}
+        flags += [f"--stages.{stage}.{kind}.{key}={value}" for key, value in values.items()]
+    run = tmp_path / "run"
+    assert main(["--config", str(path), f"--run_dir={run}", *flags]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    for methods in metrics["receivers"].values():
+        assert {"text", "latent", "deranged"} <= set(methods)
+    lines = [json.loads(line) for line in (run / "diagnostics.jsonl").read_text().splitlines()]
+    assert any(line["kind"] == "watch" for line in lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -21,6 +22,7 @@ from lw_jax.sources import bytes as raw_bytes
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train import loop
+from lw_jax.train.diagnostics import TIMES
 from lw_jax.types import Taps
 from tests.tiny.models import write_model
 from tests.tiny.receiver import arch, groups, text_tokenizer
@@ -46,7 +48,7 @@ objectives:
   answer_ce: {{weight: 1.0}}
 stages:
   fit:
-    train: {{steps: 20, batch_size: 4, eval_every: 0, save_every: 6, log_every: 1}}
+    train: {{steps: 20, batch_size: 4, eval_every: 0, watch_every: 6, save_every: 6, log_every: 1}}
   report:
     evaluate: {{rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 20}}
 """
@@ -60,6 +62,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = home / "views.yaml"
     path.write_text(CONFIG.format(home=home))
     return path
+
+
+def watched(run: Path) -> list[dict[str, Any]]:
+    """Lines of looks, without what differs from one process to the next."""
+    found = [json.loads(line) for line in (run / "diagnostics.jsonl").read_text().splitlines()]
+    looks = [line for line in found if line["kind"] == "watch"]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in looks]
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -95,6 +104,27 @@ def test_trained_killed_resumed_and_evaluated(
     assert losses[STEPS] < losses[1]
     for line in lines(whole):  # the sender's states have no parameters of their own
         assert line["grad_norm/sources/bytes"] > 0
+    looks = watched(whole)
+    assert looks == watched(killed)
+    assert [look["step"] for look in looks] == [6, 12, 18]
+    for look in looks:
+        assert look["grad_norm/objective/answer_ce"] > 0
+        assert 0 <= look["reader/first_top1"] <= look["reader/first_top5"] <= 1
+        assert look["reader/first_entropy"] > 0 and look["reader/first_tokens"]
+    for line in lines(whole):
+        least, most = (line[f"reader/token_rms/{end}"] for end in ("least", "most"))
+        assert 0 < least <= most
+        assert line["reader/scale"] == pytest.approx(1, abs=0.1)
+    history = (tmp_path / "metrics_history.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in history]
+    assert [(e["run"], e["stage"], e["kind"]) for e in said] == [
+        (run, stage, kind)
+        for run in ("whole", "killed")
+        for stage, kind in (("fit", "train"), ("report", "evaluate"))
+    ]
+    assert all(e["argv"][:2] == ["--config", str(config)] for e in said)
+    assert said[0]["overrides"] == {"run_dir": str(whole)}
+    assert (said[0]["step"], said[0]["loss"]) == (STEPS, losses[STEPS])
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (whole, killed)]
     assert metrics[0]["parameters"]["digest"] == metrics[1]["parameters"]["digest"]
     assert "sources/bytes" in metrics[0]["parameters"]["components"]

@@ -218,9 +218,30 @@ def test_a_fresh_bridge_raises_nothing_at_once() -> None:
     for key in ("slots/nearest_cosine", "slots/within_cosine", "first_top5", "first_entropy"):
         assert np.isfinite(result.metrics[f"r/{key}"])
     assert 0 < result.metrics["r/slots/rms_ratio"] < 1
+    assert 0 <= result.metrics["r/empty"] <= 1
+    assert "r/final" not in result.metrics  # answers are no solutions
+    assert [type(text) for text in result.metrics["r/slots/spelled"]] == [str] * 4
+    assert any(line.startswith("  nearest tokens: ") for line in result.samples)
     norms = {k: v for k, v in result.metrics.items() if k.startswith("grad_norm/objective/")}
     assert len(norms) == 5
     assert {k.split("/")[-1] for k, norm in norms.items() if norm == 0} == {"scale_l2"}
+
+
+def test_what_is_written_is_scored_as_the_task_asks() -> None:
+    """Of solutions the final number, of long answers their entities, of all what is empty."""
+    rows = [
+        (replace(g[0], answers=(f"Ada has {i} goats and Bo has 9 cats. #### {i}",)),)
+        for i, g in enumerate(groups(4), 11)
+    ]
+    quick = replace(watch(), groups=rows, ends_in_number=True)
+    tokenizer = pipeline().receivers["r"]
+    written = [tuple(tokenizer.encode(" " + row[0].answers[0])) for row in rows]
+    found = quick._of_written("r", written)
+    assert found["final"] == found["entities"] == 1.0
+    assert found["empty"] == 0.0
+    wrong = quick._of_written("r", [*written[:1], (), (), ()])
+    assert (wrong["final"], wrong["empty"], wrong["failed"]) == (0.25, 0.75, 0.75)
+    assert wrong["numbers"] == 0.25
 
 
 def test_what_holds_the_scale_is_no_dead_objective_and_pulls_once_it_moves() -> None:

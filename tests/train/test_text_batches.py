@@ -57,6 +57,12 @@ def test_kinds_alternate_then_text_comes_now_and_then() -> None:
     assert {TextBatches(steps=0).kind(0, "fit", s) for s in range(99)} == {"latent"}
 
 
+def test_a_window_of_text_alone_comes_first() -> None:
+    kinds = TextBatches(steps=4, pure=3)
+    said = [kinds.kind(0, "fit", s) for s in range(9)]
+    assert said == ["text"] * 3 + ["text", "latent"] * 2 + ["latent"] * 2
+
+
 def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     params = {"bridge": fresh_bridge(), "heads": {}}

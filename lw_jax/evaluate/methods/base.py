@@ -18,6 +18,7 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels
 from lw_jax.receiver.answer import Message, delivered, occupied
 from lw_jax.receiver.read import text_message
+from lw_jax.receiver.transform import transformed
 from lw_jax.text.budget import Cut
 from lw_jax.text.layout import Prompt
 from lw_jax.text.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ class EvalContext:
 
     def views(self, batch: Batch) -> dict[str, Taps]:
         """The frozen part of every view of the rows' source: here the sender runs."""
-        return self.bridge.extract(self.frozen.sender, batch, self.params)
+        return self.bridge.extract(self.frozen.sender, batch, self.params, self.frozen.receivers)
 
     @property
     def prompt(self) -> Prompt:
@@ -69,8 +70,10 @@ class EvalContext:
         return self.bridge.from_wire(self.params, sent)
 
     def deliver(self, latent: Latent) -> Delivery:
-        """What the reader makes of a latent; nothing else is seen."""
-        return self.bridge.deliver(self.params, self.receiver, latent)
+        """What the reader makes of a latent, changed as the layout says; nothing else is seen."""
+        given = self.bridge.deliver(self.params, self.receiver, latent)
+        rms = self.bridge.dims.receivers[self.receiver].embed_rms
+        return transformed(self.model, self.prompt, given, rms)
 
     def delivered(self, batch: Batch, latent: Latent) -> Message:
         """What the reader makes of a latent, as the layout has it."""

@@ -17,6 +17,7 @@ from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import TokenScores, chunked_cross_entropy, chunked_scores_and_kl
 from lw_jax.receiver import answer
 from lw_jax.receiver.read import Reading
+from lw_jax.receiver.transform import transformed
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
 
 _DROPOUT, _SAMPLING = 63, 62
@@ -57,6 +58,7 @@ class Context:
         latent_keep: probability of every slot not to be zeroed (latent dropout); None: all stay.
         scheduled_sampling: probability of every gold answer token to give way to the receiver's
             own; None: all stay.
+        step: of the stage, from 0 on; None: not a step of training.
         tau: temperature at which an objective of the step compares the answers with the receiver's
             on the text; None: none does.
         readings: what receivers have read so far, by receiver and pass.
@@ -73,6 +75,7 @@ class Context:
     heads: PyTree = None
     latent_keep: Array | None = None
     scheduled_sampling: Array | None = None
+    step: Array | None = None
     tau: float | None = None
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
     computed: dict[str, Any] = field(default_factory=dict)
@@ -118,10 +121,13 @@ class Context:
         return found
 
     def _give(self) -> dict[str, tuple[Delivery, Intermediates]]:
-        return {
-            name: self.apply(name, self.latent, method="deliver", key=1 + i)
-            for i, name in enumerate(self.dims.receivers)
-        }
+        found = {}
+        for i, name in enumerate(self.dims.receivers):
+            given, sown = self.apply(name, self.latent, method="deliver", key=1 + i)
+            model, prompt = self.frozen.receivers[name], self.frozen.prompt(name)
+            rms = self.dims.receivers[name].embed_rms
+            found[name] = transformed(model, prompt, given, rms), sown
+        return found
 
     @property
     def deliveries(self) -> dict[str, Delivery]:

@@ -1,0 +1,72 @@
+"""docs/coverage.yaml: every feature of the earlier systems has a config, a test, and a record or
+the word `none`."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lw_jax.results.record import read_records
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docs" / "coverage.yaml"
+SECTIONS = {
+    "Models, hardware, launch": 6,
+    "The receiver's sequence": 3,
+    "Sources, encoders, compressors": 23,
+    "Readers": 11,
+    "Objectives and schedules": 13,
+    "Stages, runs, diagnostics": 13,
+    "Evaluation, baselines, metrics": 17,
+    "Telepathy versions": 26,
+}
+"""The sections, and the least number of their features: none may be dropped."""
+LEAST = 200
+"""Training steps of a run that shows something."""
+
+
+@cache
+def found() -> dict[str, list[dict[str, Any]]]:
+    return dict(yaml.safe_load(FILE.read_text(encoding="utf-8")))
+
+
+@cache
+def steps() -> dict[str, int]:
+    """Training steps of every record, by its name."""
+    records = read_records(ROOT / "docs" / "records")
+    return {
+        name: sum(stage["steps"] for stage in record["training"].values())
+        for name, record in records.items()
+    }
+
+
+def test_no_section_and_no_feature_is_dropped() -> None:
+    assert list(found()) == list(SECTIONS)
+    for section, least in SECTIONS.items():
+        features = [row["feature"] for row in found()[section]]
+        assert len(features) == len(set(features))
+        assert len(features) >= least, section
+
+
+@pytest.mark.parametrize("section", list(SECTIONS))
+def test_a_feature_has_a_config_a_test_and_a_record_or_none(section: str) -> None:
+    for row in found()[section]:
+        assert list(row) == ["feature", "config", "record", "test"], row
+        assert row["config"].startswith("configs/"), row
+        for path in (row["config"], row["test"]):
+            assert (ROOT / path).is_file(), f"{row['feature']}: no file {path}"
+        assert Path(row["test"]).name.startswith("test_"), row
+        if row["record"] != "none":
+            assert row["record"] in steps(), f"{row['feature']}: no record {row['record']}"
+            assert steps()[row["record"]] >= LEAST, f"{row['feature']}: too few steps"
+
+
+def test_every_config_of_latentwire_is_named() -> None:
+    named = {row["config"] for rows in found().values() for row in rows}
+    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs/latentwire").rglob("*.yaml")}
+    apart = {f"configs/latentwire/sweeps/{name}.yaml" for name in ("first_token", "latent_keep")}
+    assert configs - named == apart

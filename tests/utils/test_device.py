@@ -1,0 +1,68 @@
+"""A GPU that is there and that jax cannot use ends a run before it begins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lw_jax.errors import UserError
+from lw_jax.utils.device import gpu_expected, peak_memory, use_device
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    return tmp_path
+
+
+def test_what_says_that_there_is_a_gpu(root: Path, tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    assert gpu_expected({}, none) is None
+    assert gpu_expected({}, root) == "/dev/nvidiactl is there"
+    assert gpu_expected({"CUDA_VISIBLE_DEVICES": "0,1"}, none) == "CUDA_VISIBLE_DEVICES is 0,1"
+    for hidden in ("", "-1"):
+        assert gpu_expected({"CUDA_VISIBLE_DEVICES": hidden}, root) is None
+
+
+def test_a_gpu_without_jax_for_it_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process has a CPU alone; whatever platform the tests were started on is left aside."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        pytest.skip("jax has a GPU here")
+    before = jax.config.jax_platforms
+    try:
+        jax.config.update("jax_platforms", None)
+        with pytest.raises(UserError, match=r"device: /dev/nvidiactl is there, and jax .* no GPU"):
+            use_device("auto", {}, root)
+        use_device("auto", {"JAX_PLATFORMS": "cpu"}, root)
+        use_device("auto", {}, root / "none")
+        use_device("cpu", {}, root)
+        assert jax.config.jax_platforms == "cpu"
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert peak_memory() == []  # a CPU does not say
+
+
+@pytest.mark.slow
+def test_a_run_says_so_in_one_line(tmp_path: Path) -> None:
+    code = (
+        "import os; os.environ['CUDA_VISIBLE_DEVICES'] = '0'; os.environ.pop('JAX_PLATFORMS', 0)\n"
+        "import sys; from lw_jax.launch import main\n"
+        "sys.exit(main(['--config', 'configs/facts.yaml', '--run_dir', sys.argv[1]]))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: device: CUDA_VISIBLE_DEVICES is 0, and jax")
+    assert not (tmp_path / "run").exists()
