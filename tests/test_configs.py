@@ -102,33 +102,42 @@ def test_it_is_read(path: Path) -> None:
     assert path.stem.replace("_", "-") in config.name.replace("_", "-")
 
 
+ALIKE = (
+    *(f"ablations/{n}.yaml" for n in ("continuation_first", "questions_alone", "readback_first")),
+    *(f"classification/{n}.yaml" for n in ("sst2", "topics", "trec")),
+    *("facts_qwen.yaml", "quickstart.yaml"),
+)
+"""Configs whose steps have the parts of another one's, which is traced by default."""
+LARGEST = ("hero", "final_plan", "interlingua", "phase_1b_annealed")
+
+
 def _traced() -> list[Any]:
-    """All configs; of the versions that differ in a few keys only those of QUICK by default, and of
-    LatentWire's those that have no smoke of their parts."""
-    alike = [
-        p.stem not in (*QUICK, "default")
-        if p.parent.name == "telepathy"
-        else p.parent.name in ("smokes", "suite")
-        for p in FILES
-    ]
-    largest = [p.stem in ("hero", "final_plan", "interlingua", "phase_1b_annealed") for p in FILES]
-    late = [a or b for a, b in zip(alike, largest, strict=True)]
-    return [
-        pytest.param(path, id=name, marks=pytest.mark.slow if slow else ())
-        for path, name, slow in zip(FILES, NAMES, late, strict=True)
-    ]
+    """All configs; of those that are alike only the parameters are made by default, and none of the
+    versions (QUICK are compiled, the others differ from those in a few keys), of LatentWire's
+    smokes and suite, and of the largest."""
+    found = []
+    for path, name in zip(FILES, NAMES, strict=True):
+        version = path.parent.name == "telepathy" and path.stem != "default"
+        late = version or path.parent.name in ("smokes", "suite") or path.stem in LARGEST
+        marks = pytest.mark.slow if late or name in ALIKE else ()
+        found.append(pytest.param(path, True, id=name, marks=marks))
+        if name in ALIKE:
+            found.append(pytest.param(path, False, id=f"{name} parameters"))
+    return found
 
 
-@pytest.mark.parametrize("path", _traced())
-def test_its_parts_fit(path: Path) -> None:
+@pytest.mark.parametrize(("path", "whole"), _traced())
+def test_its_parts_fit(path: Path, whole: bool) -> None:
     for step in steps(undivided(read(path)), MeshConfig(data=1)):
+        found = groups(step.state.params)
+        assert found == {path: GROUP_OF[path.rpartition("/")[2]] for path in found}
+        if not whole:
+            continue
         state, metrics = jax.eval_shape(step.step, *step.arguments)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
             lambda x: (x.shape, x.dtype), step.state
         )
         assert metrics["loss"].shape == ()
-        found = groups(step.state.params)
-        assert found == {path: GROUP_OF[path.rpartition("/")[2]] for path in found}
 
 
 def test_a_step_has_the_stages_latent_dropout() -> None:

@@ -52,7 +52,7 @@ def _export(run_dir: Path, out: Path) -> None:
         "stage": trained.stage,
         "fingerprints": pipeline.fingerprints,
         "weights": pipeline.weights,
-        LONGEST: trained_lengths(config, pipeline),
+        LONGEST: trained_lengths(here, pipeline),
         "config": to_dict(config),
     }
     out.mkdir(parents=True, exist_ok=True)

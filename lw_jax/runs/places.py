@@ -1,23 +1,28 @@
-"""Where the models of a run or of an exported bridge are, seen from any directory.
+"""Where the models, rows and other bridges of a run or an exported bridge are, from any directory.
 
-A config names its models as the person who started the run did: often by a path that begins where
-the run was started. Such a path is looked up from the current directory first, then from the
+A config names them as the person who started the run did: often by a path that begins where the run
+was started. Such a path is looked up from the current directory first, then from the
 directory of the run or bridge and from each one above it, the nearest first. So
 `zoo/bridges/facts`, whose models are `zoo/tiny-llama` and `zoo/tiny-mistral`, works from anywhere.
-What is found is used only if its fingerprint is that of the model of the run.
+A model that is found is used only if its fingerprint is that of the model of the run.
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from lw_jax.config.schema import Config
+from lw_jax.config.schema import Config, StageConfig
+from lw_jax.data.files import Names
+from lw_jax.data.source import FileSource
 from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.spec import SENDER
 from lw_jax.utils.arguments import path as checked
+from lw_jax.utils.registry import chosen
 
 
 def located(
@@ -26,7 +31,7 @@ def located(
     sender: str | Path | None = None,
     receivers: Mapping[str, str | Path] | None = None,
 ) -> Config:
-    """The config with its models' directories as they are found from here.
+    """The config with its models, files of rows and other bridges as they are found from here.
 
     Args:
         config: config of a run, or of an exported bridge.
@@ -57,14 +62,53 @@ def located(
         config,
         sender=None if config.sender is None else of(SENDER, config.sender),
         receivers={name: of(name, model) for name, model in config.receivers.items()},
+        data=_data(config.data, home),
+        stages={name: _stage(stage, home) for name, stage in config.stages.items()},
     )
 
 
+def _stage(stage: StageConfig, home: Path) -> StageConfig:
+    if train := stage.train:
+        tasks = {n: replace(task, data=_data(task.data, home)) for n, task in train.tasks.items()}
+        start = found(train.init_from, home) if train.init_from else None
+        own = replace(train, data=_data(train.data, home), tasks=tasks, init_from=start)
+        return replace(stage, train=own)
+    if evaluate := stage.evaluate:
+        rivals = {name: found(path, home) for name, path in evaluate.rivals.items()}
+        start = found(evaluate.init_from, home) if evaluate.init_from else None
+        rows = _data(evaluate.data, home)
+        return replace(stage, evaluate=replace(evaluate, data=rows, rivals=rivals, init_from=start))
+    return stage
+
+
+def _data(data: Any, home: Path) -> Any:
+    """A data set with its files as they are found from here; None: there is none."""
+    parts = {} if data is None else chosen(data)
+    for kind, options in parts.items():
+        if isinstance(options, FileSource):
+            train, evaluation = (_files(names, home) for names in (options.train, options.eval))
+            there = replace(options, train=train or options.train, eval=evaluation)
+            return replace(data, **{kind: there})
+    return data
+
+
+def _files(names: Names | None, home: Path) -> Names | None:
+    if names is None or isinstance(names, str):
+        return names and found(names, home)
+    return tuple(found(name, home) for name in names)
+
+
 def found(path: str, home: Path) -> str:
-    """A model's directory or file, seen from here; a hub name, or what is nowhere, as it is."""
+    """A directory, a file or a pattern for files, seen from here; a hub name, or what is nowhere,
+    as it is."""
     plain = Path(path).expanduser()
-    if plain.is_absolute() or plain.exists():
+    if plain.is_absolute() or _exists(plain):
         return path
     whole = home.resolve()
     above = (place / plain for place in (whole, *whole.parents))
-    return next((str(place) for place in above if place.exists()), path)
+    return next((str(place) for place in above if _exists(place)), path)
+
+
+def _exists(path: Path) -> bool:
+    text = str(path)
+    return path.exists() or (glob.has_magic(text) and any(glob.iglob(text, recursive=True)))
