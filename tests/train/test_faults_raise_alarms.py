@@ -183,6 +183,7 @@ FAINT = Training(distance="mse", head_input="pre_scale")
             Training(conditioning="rms", beside="own"),
             Training(conditioning="rms", beside="other"),
             id="15: an answer that can be copied",
+            marks=pytest.mark.slow,  # the only one with a receiver that can read
         ),
         pytest.param(
             "pooled", EARLY * STEPS, Training(window=1000), Training(), id="16: one mean of all"
