@@ -33,7 +33,14 @@ from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.directory import run_directory
 from lw_jax.runs.frozen import sender_arch, sender_layers, tokenizers_of
-from lw_jax.runs.memory import RelayNeed, device_memory, estimate
+from lw_jax.runs.memory import (
+    RelayNeed,
+    address_space,
+    device_memory,
+    estimate,
+    host_memory,
+    in_words,
+)
 from lw_jax.runs.ready import check_free, check_parts, check_start, check_trains, traced
 from lw_jax.runs.rows import beyond_models, leaks, lengths_of, levels_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS, Session
@@ -154,6 +161,13 @@ def examine(
         shape = mesh_shape(config.mesh, jax.device_count())
         seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
         _batches(seen, shape[0])
+    if limit := address_space():
+        text = (
+            f"a process may have {in_words(limit)} of addresses here (ulimit -v), and the memory "
+            f"is {in_words(host_memory())}: where it needs more it ends without a message "
+            "(std::bad_alloc, SIGABRT); raise the limit"
+        )
+        seen.note("warning", "memory", text)
     if config.sender is not None:
         _model(seen, SENDER, config.sender)
     for name, model in config.receivers.items():

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 
 from lw_jax.runs.abstract import AbstractStep, size_in_bytes
 
 GIB = 2**30
+CONTROL_GROUP = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+"""Limits that a container or a batch system has set, of versions 2 and 1."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,9 @@ class Need:
 
     def __str__(self) -> str:
         return (
-            f"{_size(self.frozen)} frozen weights + {_size(self.state)} bridge and optimiser + "
-            f"{_size(self.work)} work = {_size(self.total)} of {_size(self.room)} a device"
+            f"{in_words(self.frozen)} frozen weights + {in_words(self.state)} bridge and optimiser "
+            f"+ {in_words(self.work)} work = {in_words(self.total)} of {in_words(self.room)} a "
+            "device"
         )
 
 
@@ -63,8 +71,8 @@ class RelayNeed:
 
     def __str__(self) -> str:
         return (
-            f"{self.method}: {_size(self.sender)} whole sender + {_size(self.frozen)} frozen "
-            f"weights = {_size(self.total)} of {_size(self.room)} a device, without work"
+            f"{self.method}: {in_words(self.sender)} whole sender + {in_words(self.frozen)} frozen "
+            f"weights = {in_words(self.total)} of {in_words(self.room)} a device, without work"
         )
 
 
@@ -86,13 +94,32 @@ def estimate(step: AbstractStep, room: int | None = None) -> Need:
     return Need(frozen, state, memory.temp_size_in_bytes + own, there)
 
 
-def _size(count: int) -> str:
+def in_words(count: int) -> str:
+    """Bytes as MiB or GiB."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
 
 
 def device_memory() -> int:
-    """Memory of one device: an accelerator's own, or a share of the host's."""
+    """Memory of one device: an accelerator's own, or a share of what this process may have."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
+    return min(host_memory(), address_space() or host_memory()) // jax.device_count()
+
+
+def host_memory() -> int:
+    """Memory of the host, or what its control group leaves to this process, if that is less."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in CONTROL_GROUP:
+        try:
+            found.append(int(Path(file).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue  # there is none, or it says "max"
+    return min(found)
+
+
+def address_space() -> int | None:
+    """Bytes of addresses that this process may have (`ulimit -v`), if less than the host's memory;
+    None: as many as it likes. An allocation beyond them in XLA ends the process at once."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY or limit >= host_memory() else limit

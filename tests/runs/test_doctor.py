@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from lw_jax.config.parse import read
 from lw_jax.errors import UserError
-from lw_jax.runs import doctor
+from lw_jax.runs import doctor, memory
 from lw_jax.runs.doctor import Finding, check, examine, report
-from lw_jax.runs.memory import GIB, Need
+from lw_jax.runs.memory import GIB, Need, address_space, device_memory, host_memory
 from lw_jax.train import optimiser
 from tests.config.conftest import Write
 
@@ -58,6 +59,30 @@ def test_relay_needs_room_for_the_whole_sender(
     found = next(f for f in findings(path, relay, memory=True) if f.key == key)
     assert found.level == "error"
     assert "leave relay out" in found.text
+
+
+def test_limits_of_memory_are_known(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An allocation that fails in XLA ends the process without a line, so it is said before."""
+    whole, before = host_memory(), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (whole - 1, before[1]))
+    limit = address_space()
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    assert limit == whole - 1
+    assert address_space() in (None, before[0])
+    group = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CONTROL_GROUP", (str(group), str(tmp_path / "none")))
+    group.write_text("max\n")
+    assert host_memory() >= whole
+    group.write_text(f"{2**30}\n")
+    assert host_memory() == 2**30
+    assert device_memory() == 2**30 // 8
+    monkeypatch.setattr(doctor, "address_space", lambda: 2**29)
+    (found,) = (f for f in findings(write()) if f.key == "memory")
+    assert found.level == "warning"
+    assert found.text.startswith("a process may have 512.0 MiB of addresses here (ulimit -v), and")
+    assert "the memory is 1.0 GiB" in found.text
 
 
 def test_candidates_that_no_row_has_for_an_answer(write: Write) -> None:
