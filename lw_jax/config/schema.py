@@ -132,6 +132,7 @@ class Config(Checked):
                     raise UserError(f"objectives: none is set, and stages.{name}.train needs one")
                 self._check_kinds(name, train)
                 self._check_trains(name, train)
+                self._check_reuse(name, train)
             if stage.pretrain and not stage.pretrain.optimiser.schedule.ever(stage.pretrain.steps):
                 raise UserError(_never(f"stages.{name}.pretrain", stage.pretrain.steps))
             if stage.evaluate:
@@ -211,6 +212,22 @@ class Config(Checked):
             raise UserError(
                 f"{key}: {_all_of(weighed)} off in all {train.steps} steps of {where} (schedule), "
                 "so it would train nothing"
+            )
+
+    def _check_reuse(self, stage: str, train: TrainConfig) -> None:
+        """Checks that what a stage keeps for later epochs does not change."""
+        if train.reuse is None or not train.reuse.sender or self.bridge is None:
+            return
+        for view, source in self.bridge.views.items():
+            if getattr(source, "lora", None) is not None:
+                raise UserError(
+                    f"stages.{stage}.train.reuse.sender: bridge.{view} trains a LoRA of the "
+                    "sender, so what that says changes in every step; set it to false"
+                )
+        views = self.bridge.views.values()
+        if not any(one.reads_sender or one.reads_receiver for one in views):
+            raise UserError(
+                f"stages.{stage}.train.reuse.sender: the source reads no model; set it to false"
             )
 
     def _on(self, schedule: Schedule, train: TrainConfig) -> bool:

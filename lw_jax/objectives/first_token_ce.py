@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from annotated_types import Ge, Le
 
 from lw_jax.objectives.base import Objective, Term, Terms, masked, mean
-from lw_jax.objectives.common.context import Context, Pass
+from lw_jax.objectives.common.context import TEACHER, Context, Pass
 from lw_jax.objectives.common.targets import first_token
 
 
@@ -36,7 +36,7 @@ class Config(Objective):
         loss = _first(ctx, receiver, Pass("latent"))
         watched: dict[str, Term] = {}
         if self.auto_scale > 1:
-            teacher = _first(ctx, receiver, Pass("text", gradient=False))
+            teacher = _first(ctx, receiver, TEACHER)
             lag = mean(loss) / jnp.maximum(mean(teacher), 1e-3)
             scale = jax.lax.stop_gradient(jnp.clip(lag, 1.0, self.auto_scale))
             watched["first_token_scale"] = Term(scale, jnp.float32(1.0))

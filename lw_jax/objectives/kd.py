@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 
 from lw_jax.models.head import chunked_kl
 from lw_jax.objectives.base import Objective, Terms, masked
-from lw_jax.objectives.common.context import Context, Pass
+from lw_jax.objectives.common.context import TEACHER, Context, Pass
 from lw_jax.utils.bounds import Tokens
 
 
@@ -40,7 +40,7 @@ class Config(Objective):
         student = ctx.reading(receiver, Pass("latent"))
         kl = ctx.answers(receiver)[1] if ctx.scored(receiver) and ctx.tau == self.tau else None
         if kl is None:
-            teacher = ctx.reading(receiver, Pass("text", gradient=False))
+            teacher = ctx.reading(receiver, TEACHER)
             model = ctx.frozen.receivers[receiver]
             kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, self.tau)
         mask = student.mask & ctx.valid[:, None]

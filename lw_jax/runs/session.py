@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.config import SOURCE
 from lw_jax.config.parse import to_dict
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Rows
@@ -71,6 +72,29 @@ def attention_of(pipeline: Pipeline) -> dict[str, str]:
     frozen = pipeline.frozen
     sender = {} if frozen.sender is None else {SENDER: frozen.sender.attention}
     return sender | {name: model.attention for name, model in frozen.receivers.items()}
+
+
+def depends_on(config: Config, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """What the numbers of the frozen models depend on, besides the tokens: those of the source by
+    `source`, those of the receivers by their names."""
+    models = _models_of(config)
+    attention = attention_of(pipeline)
+    found = {
+        name: {
+            "model": pipeline.fingerprints[name],
+            "dtype": model.dtype,
+            "quant": model.quant,
+            "attention": attention.get(name),
+        }
+        for name, model in models.items()
+    }
+    views = pipeline.bridge.config.views
+    read = {one.reads_receiver or (SENDER if one.reads_sender else None) for one in views.values()}
+    source = {
+        "views": {name: repr(one) for name, one in views.items()},
+        "models": {name: found[name] for name in sorted(filter(None, read))},
+    }
+    return found | {SOURCE: source}
 
 
 class Session:

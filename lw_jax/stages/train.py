@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from lw_jax.runs.rows import beyond_models, remarks_of, report
 from lw_jax.runs.session import (
     CHECKED_ROWS,
     MEASURED_ROWS,
+    depends_on,
     identity,
     laid_out,
     open_pipeline,
@@ -41,13 +43,14 @@ from lw_jax.text.collate import MULTIPLE, Batch, Collate, has_row
 from lw_jax.text.fit import length_remark
 from lw_jax.text.stop import stop_strings
 from lw_jax.train.checkpoint import steps
-from lw_jax.train.config import TrainConfig
+from lw_jax.train.config import Reuse, TrainConfig
 from lw_jax.train.curriculum import Phase, Timetable, Turn, phases_of, turns_of
 from lw_jax.train.loop import Evaluation, Job, Metrics, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
 from lw_jax.train.plan import Plan, init_heads, plan_at
 from lw_jax.train.reach import check_reach
+from lw_jax.train.reuse import Reused, expected, says
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
@@ -80,6 +83,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             said = _remarks(part.pipeline, part.levels[key], stream)
             report(run.console, f"stages.{name}", said)
 
+    streams = {key: one for part in parts.values() for key, one in part.streams.items()}
+
     def plan(step: int) -> Plan:
         other = cfg.text_batches
         kind = "latent" if other is None else other.kind(config.seed, name, step)
@@ -94,6 +99,15 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     programs = Behind(run.console)
     keys: dict[tuple[tuple[Plan, float | None], str | None, Hashable], Hashable] = {}
     """Of the programs of steps, by what they depend on."""
+    asking: dict[Hashable, Hashable] = {}
+    """Of those that ask the frozen models beforehand, by the same."""
+    wanted: dict[tuple[Plan, str | None], frozenset[str]] = {}
+    reused = None
+    if cfg.reuse is not None:
+        folder = Path(cfg.reuse.folder or run.run_dir / "reuse")
+        _check_repeats(f"stages.{name}.train", turns, streams)
+        prints = depends_on(run.config, pipeline)
+        reused = Reused(cfg.reuse, pipeline.bridge, prints, folder, run.console.print)
     evaluation: list[Hashable] = []
     watching: list[Hashable] = []
 
@@ -103,14 +117,20 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         program, frozen = compiled(*own), parts[turn.task].pipeline.frozen
 
         def stepped(state: TrainState, fed: Fed) -> tuple[TrainState, Metrics]:
-            programs.wait(keys.get((own, turn.task, shapes_of(fed.arrays))))
-            state, metrics = program(state, frozen, fed.arrays)
-            return state, dict(metrics) | fed.metrics
+            keyed = own, turn.task, shapes_of(fed.arrays)
+            arrays, said = fed.arrays, fed.metrics
+            if reused is not None:
+                asks = wanted[own[0], turn.task]
+                ready = partial(programs.wait, asking.get(keyed))
+                arrays, asked = reused.fill(asks, frozen, fed.host, arrays, ready)
+                said = said | {"reused": float(not asked)}
+            programs.wait(keys.get(keyed))
+            state, metrics = program(state, frozen, arrays)
+            return state, dict(metrics) | said
 
         return stepped
 
     ratio_of = {phase.index: phase.ratio for phase in phases(cfg)}
-    streams = {key: one for part in parts.values() for key, one in part.streams.items()}
     table = Timetable(turns, {key: one.batch for key, one in streams.items()})
     quick = None
     if cfg.eval_every or cfg.watch_every:
@@ -131,6 +151,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     def prepare(state: TrainState, start: int) -> None:
         shapes = cache(lambda name: _shapes(run.mesh, streams[name]))
         needed: list[tuple[int, Callable[[], None]]] = []
+        says_of: dict[str, dict[str, Any]] = {}
 
         def step_programs(step: int) -> None:
             turn = turns[step]
@@ -138,8 +159,17 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             frozen = parts[turn.task].pipeline.frozen
             first = [on_mesh(run.mesh, table.batch(step))] if step == start else []
             for batch in first + shapes(turn.stream):
-                key = programs.add(compiled(*own), state, frozen, batch)
-                keys[own, turn.task, shapes_of(batch)] = key
+                keyed = own, turn.task, shapes_of(batch)
+                if reused is not None:
+                    if (own[0], turn.task) not in wanted:
+                        asks = reused.wanted(own[0], state.params, frozen, batch)
+                        wanted[own[0], turn.task] = asks
+                    given = pipeline.bridge, wanted[own[0], turn.task], frozen, batch
+                    asking[keyed] = programs.add(says, *given)
+                    said = says.eval_shape(*given)
+                    says_of[turn.stream] = says_of.get(turn.stream, {}) | said
+                    batch = batch | on_mesh(run.mesh, said)
+                keys[keyed] = programs.add(compiled(*own), state, frozen, batch)
 
         def evaluation_programs(quick: QuickEvaluation) -> None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
@@ -159,6 +189,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             needed.append((start + cfg.watch_every, partial(watching_programs, quick)))
         for _, add in sorted(needed, key=lambda one: one[0]):
             add()
+        if cfg.reuse is not None:
+            report(run.console, f"stages.{name}", [_room(cfg.reuse, streams, says_of)])
         if not start:
             try:
                 check_reach(
@@ -203,11 +235,14 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         watch=watch if cfg.watch_every else None,
         look_at_models=lambda fed: look_at_models(pipeline, fed.arrays),
         tensorboard=cfg.tensorboard,
+        before_saving=None if reused is None else reused.settle,
     )
     try:
         fit(job)
     finally:
         programs.close()
+        if reused is not None:
+            reused.close()
 
 
 class Fed(NamedTuple):
@@ -215,10 +250,12 @@ class Fed(NamedTuple):
 
     Attributes:
         arrays: on the mesh.
+        host: the same on the host.
         metrics: what the host says of it.
     """
 
     arrays: dict[str, Any]
+    host: Batch
     metrics: dict[str, float]
 
 
@@ -226,7 +263,7 @@ def fed(mesh: Mesh, batch: Batch) -> Fed:
     """A batch of the host on the mesh, and how much of it is padding."""
     tokens, places = tokens_of(batch)
     said = {"tokens": float(tokens), "tokens_padded": float(places)}
-    return Fed(put_batch(mesh, batch), said)
+    return Fed(put_batch(mesh, batch), batch, said)
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Hashable:
@@ -234,7 +271,7 @@ def shapes_of(batch: Mapping[str, Any]) -> Hashable:
     return tuple((key, x.shape) for key, x in batch.items())
 
 
-def on_mesh(mesh: Mesh, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+def on_mesh(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """What stands for a batch on the mesh when a program is traced."""
     where = batch_sharding(mesh)
     return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for k, x in batch.items()}
@@ -406,6 +443,37 @@ def _check_heads(own: Any, all_of: Any, dims: BridgeDims, where: str) -> None:
                 f"{where}.train.tasks: objectives.{name} has parameters of its own, so it must be "
                 "one of the stage's objectives as well"
             )
+
+
+def _check_repeats(where: str, turns: tuple[Turn, ...], streams: Mapping[str, Stream]) -> None:
+    """Raises UserError if no stream of a stage gives a row twice."""
+    many = {key: len(stream.rows) for key, stream in streams.items()}
+    taken = {
+        key: sum(turn.stream == key for turn in turns) * stream.batch_size
+        for key, stream in streams.items()
+    }
+    if all(taken[key] <= many[key] for key in streams):
+        largest = max(streams, key=lambda key: many[key])
+        raise UserError(
+            f"{where}.reuse: no context comes twice: {taken[largest]} are taken of "
+            f"{many[largest]}, or they are made anew without end; leave reuse out"
+        )
+
+
+def _room(reuse: Reuse, streams: Mapping[str, Stream], says_of: Mapping[str, Any]) -> Remark:
+    """How much would be kept, and how much can be."""
+    asked = 0
+    for key, states in says_of.items():
+        collate = streams[key].collate
+        assert isinstance(collate, Collate)
+        asked += expected(states, collate, streams[key].rows)
+    room = max(reuse.memory_gb, reuse.disk_gb)
+    said = f"reuse: about {asked / 1e9:.3g} GB of what frozen models say, {room:g} GB of room"
+    if asked <= room * 1e9:
+        return Remark("ok", said)
+    return Remark(
+        "warning", f"{said}: batches with rows beyond it are asked anew each time; raise disk_gb"
+    )
 
 
 def _each_once(turns: tuple[Turn, ...], plan: Callable[[int], Plan], start: int) -> Iterator[int]:

@@ -38,6 +38,8 @@ from lw_jax.utils.bounds import (
 )
 from lw_jax.utils.schedule import BatchKind, Rising
 
+Gigabytes = Annotated[float, Ge(0), Le(10**6)]
+"""10^9 bytes."""
 RowLevel = Annotated[int, Ge(0), Le(10**6)]
 """Level of rows (for facts: sentences in a context)."""
 
@@ -135,6 +137,8 @@ class TrainConfig(Checked):
             a sample, and its contexts are of all lengths.
         tensorboard: events are written while it trains, to `<run>/tensorboard/<stage>` (needs
             `lw_jax[tensorboard]`).
+        reuse: keeps what the frozen models say of every row for later epochs; null: they are asked
+            anew each time.
     """
 
     steps: Steps
@@ -167,6 +171,7 @@ class TrainConfig(Checked):
     remat: Literal["full", "dots"] = "full"
     buckets: Annotated[int, Ge(2), Le(8)] | None = None
     tensorboard: bool = False
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         for i, pattern in enumerate(self.train_only):
@@ -231,6 +236,35 @@ class TrainConfig(Checked):
     def each(self) -> dict[str | None, TrainConfig]:
         """The stage as the steps of every task see it; by None where it has no tasks."""
         return {task: self.of(task) for task in self.tasks or (None,)}
+
+
+@dataclass(frozen=True)
+class Reuse(Checked):
+    """What the frozen models say of a row is kept, in host memory and in files.
+
+    Numbers are those of the batch in which a row came first, so a step differs from one without
+    this by rounding. Rows beyond the room are asked anew each time.
+
+    Args:
+        sender: whether the source's states of every text are kept.
+        teacher: whether the receivers' states at the answers, read from the text, are kept for
+            objectives that compare with them.
+        memory_gb: 10^9 bytes in host memory; 0: none.
+        disk_gb: 10^9 bytes in files; 0: none, so a resumed run asks again, and differs by rounding.
+        folder: of the files, which runs of the same models may share; null: the run's directory.
+    """
+
+    sender: bool = True
+    teacher: bool = True
+    memory_gb: Gigabytes = 4.0
+    disk_gb: Gigabytes = 64.0
+    folder: Location | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.sender or self.teacher):
+            raise UserError("sender: with teacher false as well nothing is kept; leave reuse out")
+        if not (self.memory_gb or self.disk_gb):
+            raise UserError("memory_gb: with disk_gb 0 as well there is no room; leave reuse out")
 
 
 @dataclass(frozen=True)

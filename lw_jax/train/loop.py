@@ -88,6 +88,7 @@ class Job:
         tensorboard: whether events are written as well.
         watch_every: steps between looks; 0 for never.
         watch: what a look sees.
+        before_saving: called before a checkpoint is written.
         look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
             nothing. Asked when the stage ends for its bad steps.
     """
@@ -110,6 +111,7 @@ class Job:
     evaluate: Callable[[TrainState, int], Evaluation] | None = None
     watch_every: int = 0
     watch: Callable[[TrainState, int], Metrics] | None = None
+    before_saving: Callable[[], None] | None = None
     look_at_models: Callable[[Any], str | None] | None = None
     tensorboard: bool = False
 
@@ -255,7 +257,7 @@ def fit(job: Job) -> TrainState:
     if start == job.steps or progress.ended is not None:
         return state
     pending: _Pending | None = None
-    saved_at = start
+    saved_at = done = start
 
     def settle() -> None:
         """Fetch the metrics of the step before, which the device has had time to finish."""
@@ -276,6 +278,11 @@ def fit(job: Job) -> TrainState:
                 what = wrong_metric(metrics) or "the updated parameters are not finite"
                 display.say(f"step {step}: {what}; the step is left out, and counted (bad_steps)")
         pending = None
+
+    def save_now() -> None:
+        if job.before_saving is not None:
+            job.before_saving()
+        store.save(state, done, progress.to_json())
 
     with ExitStack() as stack:
         stop = stack.enter_context(termination())
@@ -341,7 +348,7 @@ def fit(job: Job) -> TrainState:
                 display.say(_ended(job, done, progress.ended))
             if save or last or progress.ended is not None:
                 settle()
-                store.save(state, done, progress.to_json())
+                save_now()
                 saved_at = done
             if stop() or progress.ended is not None:
                 break
@@ -350,7 +357,7 @@ def fit(job: Job) -> TrainState:
                 raise RuntimeError(f"{job.name}: the batches ended after step {done}")
             settle()
             if saved_at < done:
-                store.save(state, done, progress.to_json())
+                save_now()
             display.say(f"stopped after step {done}: run the same command again to go on")
             stop.leave()
     return state

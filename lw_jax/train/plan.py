@@ -24,7 +24,7 @@ from lw_jax.objectives.base import (
     mean,
     naming,
 )
-from lw_jax.objectives.common.context import Context
+from lw_jax.objectives.common.context import Context, kept_taps
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import BatchKind, Schedule
@@ -82,7 +82,7 @@ def context_of(
     scheduled_sampling: Array | None = None,
     step: Array | None = None,
 ) -> Context:
-    """What the objectives see of a batch.
+    """What the objectives see of a batch; taps that it holds are taken from it.
 
     Args:
         bridge: the bridge.
@@ -95,12 +95,18 @@ def context_of(
         scheduled_sampling: see `Context`.
         step: see `Context`.
     """
+    views = bridge.extract(frozen.sender, batch, params, frozen.receivers)
+    for name, taps in views.items():
+        kept = kept_taps(bridge.config.batch_key(name))
+        if kept in batch:
+            # What ran for these taps is used by nobody, and is left out of the program.
+            views[name] = taps.replace(states=jnp.moveaxis(batch[kept], 1, 0))  # type: ignore[attr-defined]
     return Context(
         bridge,
         params,
         frozen,
         batch,
-        bridge.extract(frozen.sender, batch, params, frozen.receivers),
+        views,
         rng,
         train,
         latent_keep=latent_keep,

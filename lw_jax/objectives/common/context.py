@@ -40,6 +40,24 @@ class Pass:
     adapted: bool = False
 
 
+TEACHER = Pass("text", gradient=False)
+"""What a teacher says: it depends on the frozen receiver and the row alone, so it may be kept."""
+
+
+def kept_taps(source: str) -> str:
+    """The key in a batch of a source's taps [B, n, T, D], where they are kept.
+
+    Args:
+        source: key of the source in a batch.
+    """
+    return f"{source}/taps"
+
+
+def kept_states(receiver: str) -> str:
+    """The key in a batch of the teacher's states [N, A, D] at the answers, where they are kept."""
+    return f"{receiver}/teacher"
+
+
 @dataclass(frozen=True, eq=False)
 class Context:
     """What the objectives of one microbatch see; built inside the step's trace.
@@ -209,6 +227,9 @@ class Context:
             )
             reading = answer.reading(model, prompt, message, *answer.asked(batch, receiver))
             reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
+            if asked == TEACHER and kept_states(receiver) in batch:
+                # What ran above for it is used by nobody, and is left out of the program.
+                reading = reading.replace(hidden=batch[kept_states(receiver)])
             if not asked.gradient:
                 reading = jax.lax.stop_gradient(reading)
             self.readings[key] = reading
@@ -228,7 +249,7 @@ class Context:
         # In float32 the order in which gradients are added would show: it stays what it was.
         if self.tau is None or read.hidden.dtype == jnp.float32:
             return chunked_cross_entropy(model.arch, model.params, read.hidden, read.labels), None
-        teacher = self.reading(receiver, Pass("text", gradient=False)).hidden
+        teacher = self.reading(receiver, TEACHER).hidden
         return chunked_scores_and_kl(
             model.arch, model.params, read.hidden, teacher, read.labels, self.tau
         )
