@@ -20,7 +20,7 @@ from rich.console import Console
 
 from lw_jax import __version__
 from lw_jax.config import yaml_files
-from lw_jax.config.command import overview, read_command
+from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
 from lw_jax.utils import kinds, program_cache
 from lw_jax.utils.failures import in_one_line
@@ -105,6 +105,8 @@ def _dispatch(argv: Sequence[str]) -> int:
     for file in (command.target, *command.over):
         yaml_files.load(file)
     line = f"python -m lw_jax.launch {shlex.join(argv)}"
+    if command.action == "plan":
+        return plan(command, console)
     from lw_jax.config import parse
     from lw_jax.runs.history import Call
 
@@ -133,6 +135,50 @@ def _dispatch(argv: Sequence[str]) -> int:
 
         return report(examine(config, directory=True), console)
     return run(config, console, line, call)
+
+
+def plan(command: Command, console: Console) -> int:
+    """Prints what memory each stage of a config needs.
+
+    With `--devices=N` on N devices that need not be here, of `--device_gb` each: the host stands
+    for them.
+
+    Raises:
+        UserError: wrong devices, or jax is loaded already with fewer.
+    """
+    own, flags = {}, []
+    for key, text in command.flags:
+        if key in ("devices", "device_gb"):
+            own[key] = _number(f"--{key}", text)
+        else:
+            flags.append((key, text))
+    devices, gb = own.get("devices"), own.get("device_gb")
+    if devices is not None:
+        if devices != int(devices):
+            raise UserError(f"--devices: expected a whole number; got {devices:g}")
+        if gb is None:
+            raise UserError("--device_gb: missing; say how many GB (10^9 bytes) each device has")
+        if "jax" not in sys.modules:
+            more = f"--xla_force_host_platform_device_count={int(devices)}"
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {more}".strip()
+            os.environ["JAX_PLATFORMS"] = "cpu"
+    from lw_jax.config import parse
+    from lw_jax.runs.plan import print_plan
+
+    config = parse.read(command.target, flags, command.over)
+    count = None if devices is None else int(devices)
+    return print_plan(config, console, count, None if gb is None else int(gb * 1e9))
+
+
+def _number(where: str, text: str) -> float:
+    """A number of at least 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 1 <= found < 1e6:
+        raise UserError(f"{where}: expected a number from 1 up; got {text[:40]!r}")
+    return found
 
 
 def run(config: Any, console: Console, command: str, call: Any = None) -> int:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lw_jax.errors import UserError
 
-Action = Literal["run", "help", "version", "print_config", "doctor", "dry_run", "evaluate"]
+Action = Literal["run", "help", "version", "print_config", "doctor", "plan", "dry_run", "evaluate"]
 Flag = tuple[str, str]
 """A dotted key and the text of its value."""
 
@@ -20,6 +20,9 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
                                --config FILE --sweep KEY=A,B ...   a run for each value, one table
                                                                    (or `sweep: {KEY: [A, B]}` in it)
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
+       python -m lw_jax.launch --plan --config FILE ...            bytes on each device; with
+                                                                   --devices=N --device_gb=GB of
+                                                                   others than those that are here
        python -m lw_jax.launch --dry_run --config FILE ...         list a sweep's runs, start none
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again,
@@ -86,7 +89,7 @@ def read_command(argv: Sequence[str]) -> Command:
             near = f"; did you mean -{word}?" if word.startswith("-") and len(word) > 2 else ""
             raise UserError(f"unexpected {word!r}: flags look like --key=value (see --help){near}")
         key, equals, value = word[2:].partition("=")
-        if key in ("doctor", "print_config", "dry_run") and not equals:
+        if key in ("doctor", "plan", "print_config", "dry_run") and not equals:
             actions.add(key)  # type: ignore[arg-type]
             continue
         if not equals:
@@ -111,7 +114,9 @@ def read_command(argv: Sequence[str]) -> Command:
     if len(given) != 1:
         raise UserError("give either --config FILE or --evaluate RUN_DIR (see --help)")
     if len(actions) > 1 or (actions and "evaluate" in given):
-        raise UserError("give one of --doctor, --print_config, --dry_run and --evaluate at a time")
+        raise UserError(
+            "give one of --doctor, --plan, --print_config, --dry_run and --evaluate at a time"
+        )
     action: Action = actions.pop() if actions else "evaluate" if "evaluate" in given else "run"
     if sweep and action not in ("run", "dry_run"):
         raise UserError(f"--sweep: goes with --config alone, not with --{action}")

@@ -152,6 +152,16 @@ def examine(
         session: session of the run, which keeps the models that are opened here; None: a new one.
         directory: whether the run directory is looked at.
     """
+    return examined(config, memory, session, directory).findings
+
+
+def examined(
+    config: Config,
+    memory: bool = True,
+    session: Session | None = None,
+    directory: bool = False,
+) -> Examination:
+    """The same as `examine`, with all that was found on the way."""
     seen = Examination(config, session or Session())
     if directory:
         with seen.trying("run_dir"):
@@ -203,7 +213,7 @@ def examine(
             _memory(seen)
     if memory:
         _weights(seen)
-    return seen.findings
+    return seen
 
 
 def report(findings: list[Finding], console: Console) -> int:

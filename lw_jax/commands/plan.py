@@ -1,0 +1,33 @@
+"""`lw-jax plan`: what memory a config needs on every device."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from lw_jax import launch
+from lw_jax.commands.base import Command, config_words
+from lw_jax.errors import UserError
+
+
+def run(given: Namespace) -> int:
+    """Prints the bytes of every stage."""
+    if not given.words:
+        raise UserError("plan: give a config file (see lw-jax plan --help)")
+    return launch.main(["--plan", *config_words(given.words)])
+
+
+COMMAND = Command(
+    summary="say what memory a config needs on every device, before any weight is read",
+    usage="CONFIG [CONFIG ...] [--devices=N --device_gb=GB] [--KEY=VALUE ...]",
+    about=(
+        "Weights, bridge, optimiser, activations and the cache of keys and values, for each stage; "
+        "exit code 2 where they do not fit. --devices and --device_gb (10^9 bytes) are of devices "
+        "that need not be here."
+    ),
+    examples=(
+        ("plan configs/facts.yaml", "on the devices that are here"),
+        ("plan configs/facts.yaml --devices=8 --device_gb=80 --mesh.model=2", "on eight others"),
+    ),
+    run=run,
+    words=True,
+)

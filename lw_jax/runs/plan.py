@@ -1,0 +1,210 @@
+"""What each stage of a config needs on every device, before any weight is read.
+
+Weights, bridge and optimiser are counted from shapes and shardings. What a training step needs
+besides is what the compiler says that has planned it, for the devices that are here; of devices
+that are not here the host plans it, so that it is a guess. Written answers need keys and values of
+the longest sequence that an evaluation lays out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from lw_jax.config.schema import Config
+from lw_jax.errors import UserError
+from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.mesh import make_mesh
+from lw_jax.models.frozen import FrozenModels
+from lw_jax.models.spec import SENDER
+from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
+from lw_jax.runs.doctor import Examination, examined
+from lw_jax.runs.memory import device_memory, estimate, in_words
+from lw_jax.train.config import TrainConfig
+
+ADVICE = {
+    "weights": "spread the models (mesh.model), or set quant",
+    "bridge": "lower latent_dim, slots, widths or depths of the bridge",
+    "work": "lower batch_size, accumulate more, or set remat: full",
+    "cache": "lower the evaluation's batch_size, or its max_new_tokens",
+}
+"""What to change, by what is largest."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes on one device in a stage.
+
+    Attributes:
+        stage: its key.
+        parts: by what they are for: kind (of `ADVICE`), name, bytes.
+        host: bytes of host memory and of files beside them, by name.
+    """
+
+    stage: str
+    parts: tuple[tuple[str, str, int], ...]
+    host: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(part[2] for part in self.parts)
+
+    def over(self, room: int) -> str | None:
+        """What to change, in one line; None: it fits.
+
+        Args:
+            room: bytes of a device.
+        """
+        if self.total < room:
+            return None
+        kinds = {kind: sum(n for k, _, n in self.parts if k == kind) for kind in ADVICE}
+        largest = max(kinds, key=lambda kind: kinds[kind])
+        return f"{self.stage}: {in_words(self.total)} a device, which has {in_words(room)}: {ADVICE[largest]}"
+
+
+def print_plan(
+    config: Config, console: Console, devices: int | None = None, room: int | None = None
+) -> int:
+    """Prints what every stage needs, and what does not fit.
+
+    Args:
+        config: of the run.
+        console: prints for people.
+        devices: how many devices there will be; None: those that are here.
+        room: bytes of each; None: as they say.
+
+    Returns:
+        The exit code: 0 where all fits, else 2.
+
+    Raises:
+        UserError: anything wrong with the config, or with its mesh on so many devices.
+    """
+    here = jax.devices()
+    if devices is not None and len(here) < devices:
+        raise UserError(
+            f"--devices: jax was started with {len(here)} devices; give --devices on the command "
+            "line of a new process"
+        )
+    mesh = make_mesh(config.mesh, here if devices is None else here[:devices])
+    # the doctor is asked of one device: it is the stages' shapes that are wanted of it
+    found = examined(replace(config, mesh=replace(config.mesh, data=1, model=1)), memory=False)
+    for wrong in found.findings:
+        if wrong.level == "error":
+            raise UserError(f"{wrong.key}: {wrong.text}")
+    found = replace(found, config=config)
+    there = device_memory() if room is None else room
+    shape = dict(mesh.shape)
+    kind = here[0].device_kind if devices is None else "planned on the host"
+    many = f"{mesh.size} device{'s' * (mesh.size > 1)} ({kind})"
+    console.print(
+        f"{many}, data {shape['data']} x model {shape['model']}, {in_words(there)} each",
+        highlight=False,
+        soft_wrap=True,
+    )
+    over = []
+    for budget in budgets(found, mesh, there):
+        _show(budget, there, console)
+        over += [line] if (line := budget.over(there)) else []
+    if over:
+        raise UserError("; ".join(over))
+    return 0
+
+
+def budgets(seen: Examination, mesh: Mesh, room: int) -> Iterator[Budget]:
+    """What each stage needs on a device.
+
+    Args:
+        seen: the config, its models and the lengths of its rows.
+        mesh: the device mesh.
+        room: bytes of a device; a step whose weights alone are more is not compiled.
+    """
+    for name, stage in seen.config.stages.items():
+        if stage.train is not None:
+            yield from _training(seen, f"stages.{name}.train", stage.train, mesh, room)
+        elif stage.evaluate is not None:
+            yield _evaluation(seen, f"stages.{name}.evaluate", stage.evaluate, mesh)
+
+
+def _training(
+    seen: Examination, key: str, cfg: TrainConfig, mesh: Mesh, room: int
+) -> Iterator[Budget]:
+    for task, own in cfg.each().items():
+        where = key if task is None else f"{key}.tasks.{task}"
+        _check_rows(where, own.batch_size // own.accumulate, mesh)
+        step = abstract_step(seen.config, own, seen.specs, seen.sizes, mesh)
+        params = size_in_bytes(step.state.params)
+        host: tuple[tuple[str, int], ...] = ()
+        if cfg.reuse is not None:
+            kept = (cfg.reuse.memory_gb, "memory"), (cfg.reuse.disk_gb, "files")
+            host = tuple((f"kept in {place}, at most", int(gb * 1e9)) for gb, place in kept)
+        yield Budget(
+            where,
+            (
+                *_models(step.frozen),
+                ("bridge", "bridge and heads", params),
+                ("bridge", "optimiser and averages", size_in_bytes(step.state) - params),
+                ("work", "batch", size_in_bytes(step.batch)),
+                ("work", "activations and gradients", estimate(step, room).work),
+            ),
+            host,
+        )
+
+
+def _evaluation(seen: Examination, key: str, cfg: EvaluateConfig, mesh: Mesh) -> Budget:
+    config, ways = seen.config, dict(mesh.shape)["data"]
+    frozen = abstract_models(config, seen.specs, mesh, cfg.layout or config.layout)
+    parts = list(_models(frozen))
+    if cfg.of_whole_sender:
+        own = seen.specs[SENDER].abstract(mesh)
+        parts.append(("weights", f"whole sender ({cfg.of_whole_sender[0]})", size_in_bytes(own)))
+    rows = -(-cfg.batch_size // ways)
+    caches = {}
+    for name, model in frozen.receivers.items():
+        tokens = sum(seen.sizes.get(f"{name}/{part}", 0) for part in ("context", "ask"))
+        arch = model.arch
+        heads = arch.kv_heads
+        if heads % dict(mesh.shape)["model"] == 0:
+            heads //= dict(mesh.shape)["model"]
+        each = 2 * arch.layers * heads * arch.head_dim * model.params["embed"].dtype.itemsize
+        caches[name] = rows * (tokens + cfg.decode.max_new_tokens) * each
+    if caches:
+        name = max(caches, key=lambda one: caches[one])
+        parts.append(("cache", f"keys and values of {name}", caches[name]))
+    return Budget(key, tuple(parts))
+
+
+def _models(frozen: FrozenModels) -> Iterator[tuple[str, str, int]]:
+    if frozen.sender is not None:
+        yield "weights", "sender, up to its highest tap", size_in_bytes(frozen.sender)
+    for name, model in frozen.receivers.items():
+        yield "weights", f"receiver {name}", size_in_bytes(model)
+
+
+def _check_rows(key: str, rows: int, mesh: Mesh) -> None:
+    """Raises UserError if a batch cannot be split over the mesh."""
+    ways = dict(mesh.shape)["data"]
+    if rows % ways:
+        raise UserError(
+            f"{key}: {rows} contexts a microbatch cannot be split over mesh.data {ways}; "
+            "change batch_size, accumulate or mesh.data"
+        )
+
+
+def _show(budget: Budget, room: int, console: Console) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(min_width=32)
+    table.add_column(justify="right", no_wrap=True)
+    for _, name, count in budget.parts:
+        table.add_row(f"  {name}", in_words(count))
+    left = f"{budget.total / room:.0%} of a device"
+    table.add_row("  all", f"{in_words(budget.total)}", left)
+    for name, count in budget.host:
+        table.add_row(f"  host: {name}", in_words(count))
+    console.print(budget.stage, highlight=False)
+    console.print(table, highlight=False)
