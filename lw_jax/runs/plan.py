@@ -65,7 +65,8 @@ class Budget:
             return None
         kinds = {kind: sum(n for k, _, n in self.parts if k == kind) for kind in ADVICE}
         largest = max(kinds, key=lambda kind: kinds[kind])
-        return f"{self.stage}: {in_words(self.total)} a device, which has {in_words(room)}: {ADVICE[largest]}"
+        need = f"{in_words(self.total)} a device, which has {in_words(room)}"
+        return f"{self.stage}: {need}: {ADVICE[largest]}"
 
 
 def print_plan(

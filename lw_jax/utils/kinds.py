@@ -300,6 +300,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
+NAMED = 12
+"""Keys of a mapping that an error names; a few are a hint, all of a stage a wall of text."""
+
+
 def describe(kind: Any) -> str:
     """What a value of the type looks like, in words."""
     text = _describe(kind)
@@ -322,7 +326,10 @@ def _describe(kind: Any) -> str:
     if get_origin(inner) is dict:
         return "a mapping of names to their settings"
     if dataclasses.is_dataclass(inner):
-        return "a mapping with keys of " + ", ".join(fields(inner))
+        names = list(fields(inner))
+        more = len(names) - NAMED
+        shown = [*names[:NAMED], f"{more} more (--help)"] if more > 1 else names
+        return "a mapping with keys of " + ", ".join(shown)
     return str(inner)
 
 

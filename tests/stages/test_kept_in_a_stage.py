@@ -58,7 +58,7 @@ def test_losses_stay_and_a_stopped_run_ends_as_if_never_stopped(
             "stages.fit.train.reuse: no context comes twice: 48 are taken of 1000",
         ),
         (
-            ("--bridge.source.hidden_states.lora.rank=2",),
+            ("--bridge.source.hidden_states.lora.r=2",),
             "stages.fit.train.reuse.sender: bridge.source trains a LoRA of the sender",
         ),
     ],
