@@ -21,6 +21,9 @@ class ModelConfig(Checked):
         attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16; `auto` is cudnn where
             that can run and is known to be faster, else xla. What was used is in the checkpoints
             and in metrics.json.
+        unroll: `always` lets each layer of a decoder be a part of the program of its own, which
+            reads its weights where they lie; `never` compiles one layer, sooner, and copies each
+            layer's weights before it uses them; `auto`: always on accelerators, never on CPUs.
     """
 
     path: Location
@@ -28,6 +31,7 @@ class ModelConfig(Checked):
     quant: Literal["none", "int8", "nf4"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     revision: Name | None = None
+    unroll: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("path", "revision"):

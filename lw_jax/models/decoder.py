@@ -1,12 +1,15 @@
-"""The frozen decoder: embeddings in, residual stream out, in one scan over stacked layers.
+"""The frozen decoder: embeddings in, residual stream out.
 
-The scan runs over layer *indices* and its checkpointed body picks that layer's weights, so that no
-copy of the frozen stack is ever made, forward or backward (scanning slices of it makes one).
+Layers are apart (`lw_jax.models.apart`), one after another in the program, each weight used where
+it lies; or stacked, in one scan over layer *indices* whose checkpointed body picks that layer's
+weights. The scan compiles a layer once, and copies each layer's weights before it uses them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -17,17 +20,23 @@ from jax import lax
 from lw_jax.errors import UserError
 from lw_jax.models import attention as attend
 from lw_jax.models import cache as kept
+from lw_jax.models.apart import is_apart
 from lw_jax.models.arch import Arch
 from lw_jax.models.cache import Cache
 from lw_jax.models.layer import PRODUCTS, heads, mlp, output, rms_norm, stacked_slot
 from lw_jax.models.params import depth
 from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles, rotate
-from lw_jax.types import KV, Array, Edits, PyTree
+from lw_jax.types import KV, Array, Blocks, Edits, Lora, PyTree
 
-Remat = Literal["full", "dots"]
-"""What the backward pass computes again: all of a layer but its input; or what is no matrix product
-(norms, rotations, attention, activations). To keep everything would keep each layer's weights."""
+Remat = Literal["full", "dots", "none"]
+"""What the backward pass computes again: all of a layer but its input; what is no matrix product
+(norms, rotations, attention, activations); or nothing, of layers apart (a scan would keep each
+layer's weights)."""
+NONE_NEEDS_APART = (
+    "remat none needs the frozen models' layers apart: set unroll: always for each of them, or "
+    "remat to dots"
+)
 
 
 @struct.dataclass
@@ -103,8 +112,9 @@ def run(
 
     Args:
         arch: the decoder.
-        params: the tree of `params.abstract`; stacked at least up to `stop`. Weights are used in
-            the dtype of h, so float32 parameters train with bf16 compute if h is bf16.
+        params: the tree of `params.abstract`, its layers stacked or apart, at least up to `stop`.
+            Weights are used in the dtype of h, so float32 parameters train with bf16 compute if h
+            is bf16.
         h: [B, T, D], the stream after `start` layers (0: embeddings), rows packed at the left.
         positions: [B, T] absolute positions, whole or fractional.
         lengths: [B] int, how many of the T tokens of each row are real.
@@ -154,46 +164,164 @@ def run(
         raise UserError(f"taps {list(taps)} are not all between layers {start} and {stop}")
     given = delivery if delivery is not None else LayerInputs()
     ctx = _shared(arch, positions, lengths, given, cache)
+    each = _each_apart if is_apart(params) else _each_stacked
+    h, tapped, past, own = each(
+        partial(_layer, arch, impl=impl),
+        params["layers"],
+        h,
+        ctx,
+        given=given,
+        past=None if cache is None else (cache.k, cache.v),
+        span=(start, stop),
+        taps=taps,
+        tap_at=tap_at,
+        keep=keep is not None,
+        remat=remat,
+    )
+    if keep is not None:
+        cache = kept.begun(own[0], own[1], positions, lengths, keep)
+    elif cache is not None:
+        filled = cache.lengths + lengths.astype(jnp.int32)
+        cache = Cache(past[0], past[1], ctx.key_positions, filled)
+    return Run(h, tapped, cache)
+
+
+def _each_stacked(
+    layer: Callable[..., Any],
+    stack: PyTree,
+    h: Array,
+    ctx: _Shared,
+    *,
+    given: LayerInputs,
+    past: Any,
+    span: tuple[int, int],
+    taps: tuple[int, ...],
+    tap_at: Array | None,
+    keep: bool,
+    remat: Remat,
+) -> tuple[Array, Array | None, Any, Any]:
+    """The layers of a stack in one scan: stream, taps, cache, and the layers' keys and values."""
+    start, stop = span
+    if remat == "none":
+        raise UserError(NONE_NEEDS_APART)
+    size = stack["attn_norm"].shape[0] if stack else 0
+    lora, blocks = given.edits.lora, given.edits.blocks
     # Row `len(taps)` takes the writes of layers that are not tapped.
     rows = jnp.asarray([taps.index(i) if i in taps else len(taps) for i in range(stop + 1)])
     width = h.shape[1] if tap_at is None else tap_at.shape[1]
     shape = (len(taps) + 1, h.shape[0], width, h.shape[2])
     tapped = jnp.zeros(shape, h.dtype) if taps else None
 
-    def one_layer(h: Array, kv_cache: Any, x: dict[str, Any]) -> tuple[Array, Any, Any]:
-        return _layer(arch, params["layers"], h, kv_cache, x, given.edits, ctx, impl)
+    def one_layer(h: Array, past: Any, x: dict[str, Any]) -> tuple[Array, Any, Any]:
+        own = _Own(
+            prefix_k=x.get("prefix_k"),
+            prefix_v=x.get("prefix_v"),
+            prefix_seen=x.get("prefix_seen"),
+            k_delta=x.get("k_delta"),
+            v_delta=x.get("v_delta"),
+            lora=lora,
+            lora_at=None if lora is None else stacked_slot(lora.layers, size, x["layer"]),
+            blocks=blocks,
+            blocks_at=None if blocks is None else stacked_slot(blocks.layers, size, x["layer"]),
+            index=x["layer"],
+        )
+        done: tuple[Array, Any, Any] = layer(take_layer(stack, x["layer"]), h, past, own, ctx)
+        return done
 
-    products = jax.checkpoint_policies.save_only_these_names(*PRODUCTS)
-    policy = products if remat == "dots" else None
-    checkpointed = jax.checkpoint(one_layer, prevent_cse=False, policy=policy)
+    checkpointed = jax.checkpoint(one_layer, prevent_cse=False, policy=_policy(remat))
 
     def body(carry: Any, x: dict[str, Any]) -> tuple[Any, Any]:
-        h, kv_cache, tapped = carry
-        h, kv_cache, own = checkpointed(h, kv_cache, x)
+        h, past, tapped = carry
+        h, past, own = checkpointed(h, past, x)
         # Outside the checkpoint: a write is linear, so no copy of the taps is kept per layer.
         tapped = _put_tap(tapped, h, tap_at, rows[x["layer"] + 1])
-        return (h, kv_cache, tapped), None if keep is None else own
+        return (h, past, tapped), own if keep else None
 
     tapped = _put_tap(tapped, h, tap_at, rows[start])
     xs: dict[str, Any] = {"layer": jnp.arange(start, stop, dtype=jnp.int32)}
-    per_layer = {
+    xs |= {name: x[start:stop] for name, x in _by_layer(given).items()}
+    (h, past, tapped), own = lax.scan(body, (h, past, tapped), xs)
+    return h, None if tapped is None else tapped[: len(taps)], past, own
+
+
+def _each_apart(
+    layer: Callable[..., Any],
+    layers: tuple[PyTree, ...],
+    h: Array,
+    ctx: _Shared,
+    *,
+    given: LayerInputs,
+    past: Any,
+    span: tuple[int, int],
+    taps: tuple[int, ...],
+    tap_at: Array | None,
+    keep: bool,
+    remat: Remat,
+) -> tuple[Array, Array | None, Any, Any]:
+    """The same of layers apart, one after another, each used where it lies."""
+    once: Callable[..., Any] = jax.jit(layer)  # traced once, and used by all layers that are alike
+    if remat != "none":
+        # The stream alone must be computed again; a barrier before the weights has no use.
+        barred = (False, True, False, False, False)
+        once = jax.checkpoint(once, prevent_cse=barred, policy=_policy(remat))
+    streams: dict[int, Array] = {}
+
+    def tap(i: int) -> None:
+        if i in taps:
+            streams[i] = h if tap_at is None else jnp.take_along_axis(h, tap_at[..., None], axis=1)
+
+    pasts, owns, stacks = [], [], _by_layer(given)
+    tap(span[0])
+    for i in range(*span):
+        lora, blocks = given.edits.lora, given.edits.blocks
+        own = _Own(
+            **{name: x[i] for name, x in stacks.items()},
+            lora=None if lora is None or i not in lora.layers else _only(lora, i),
+            blocks=None if blocks is None or i not in blocks.layers else _only(blocks, i),
+        )
+        before = None if past is None else (past[0][i], past[1][i])
+        h, after, kv = once(layers[i], h, before, own, ctx)
+        tap(i + 1)
+        pasts.append(after)
+        owns.append(kv)
+    tapped = jnp.stack([streams[i] for i in taps]) if taps else None
+    pairs = pasts if past is not None else owns
+    columns = tuple(k for k, _ in pairs), tuple(v for _, v in pairs)
+    if past is not None:  # layers that were not run keep what they had
+        rest = tuple(x[: span[0]] for x in past), tuple(x[span[1] :] for x in past)
+        columns = tuple(rest[0][j] + columns[j] + rest[1][j] for j in (0, 1))
+    return h, tapped, columns if past is not None else None, columns if keep else None
+
+
+def _policy(remat: Remat) -> Any:
+    """What a checkpointed layer keeps besides its input."""
+    products = jax.checkpoint_policies.save_only_these_names(*PRODUCTS)
+    return products if remat == "dots" else None
+
+
+def _by_layer(given: LayerInputs) -> dict[str, Array]:
+    """What has an entry a layer: arrays [L, ...]."""
+    stacks = {
         "prefix_k": None if given.kv is None else given.kv.k,
         "prefix_v": None if given.kv is None else given.kv.v,
         "k_delta": given.edits.k_delta,
         "v_delta": given.edits.v_delta,
     }
-    xs |= {name: x[start:stop] for name, x in per_layer.items() if x is not None}
+    found = {name: x for name, x in stacks.items() if x is not None}
     if given.kv is not None and given.kv.layers:
-        on = [i in given.kv.layers for i in range(start, stop)]
-        xs["prefix_seen"] = jnp.asarray(on)
-    kv_cache = None if cache is None else (cache.k, cache.v)
-    (h, kv_cache, tapped), own = lax.scan(body, (h, kv_cache, tapped), xs)
-    if keep is not None:
-        cache = kept.begun(own[0], own[1], positions, lengths, keep)
-    if cache is not None and kv_cache is not None:
-        filled = cache.lengths + lengths.astype(jnp.int32)
-        cache = Cache(kv_cache[0], kv_cache[1], ctx.key_positions, filled)
-    return Run(h, None if tapped is None else tapped[: len(taps)], cache)
+        found["prefix_seen"] = jnp.asarray(
+            [i in given.kv.layers for i in range(given.kv.k.shape[0])]
+        )
+    return found
+
+
+def _only(edit: Any, layer: int) -> Any:
+    """A LoRA or blocks of one layer alone."""
+    at = edit.layers.index(layer)
+    if isinstance(edit, Lora):
+        a, b = ({name: x[at : at + 1] for name, x in m.items()} for m in (edit.a, edit.b))
+        return replace(edit, a=a, b=b, layers=(0,))
+    return replace(edit, params=jax.tree.map(lambda x: x[at], edit.params), layers=(0,))
 
 
 def _longer(x: Array, more: int) -> Array:
@@ -300,43 +428,72 @@ def _put_tap(tapped: Array | None, h: Array, at: Array | None, row: Array) -> Ar
     return lax.dynamic_update_index_in_dim(tapped, seen, row, 0)
 
 
+@struct.dataclass
+class _Own:
+    """What enters one layer.
+
+    Attributes:
+        prefix_k: [B, C, K, h] keys of the prefix; None: none.
+        prefix_v: their values.
+        prefix_seen: [] bool, whether this layer sees them; None: it does.
+        k_delta: [B, P, K, h], added to the soft tokens' keys; None: nothing.
+        v_delta: [B, P, K, h], added to their values.
+        lora: of this layer alone, or of all.
+        lora_at: this layer's place in it, -1: none; None: it is of this layer alone.
+        blocks: of this layer alone, their parameters not stacked, or of all.
+        blocks_at: this layer's place in them, -1: none; None: they are of this layer alone.
+        index: of the layer, where the cache is a stack.
+    """
+
+    prefix_k: Array | None = None
+    prefix_v: Array | None = None
+    prefix_seen: Array | None = None
+    k_delta: Array | None = None
+    v_delta: Array | None = None
+    lora: Lora | None = None
+    lora_at: Array | None = None
+    blocks: Blocks | None = None
+    blocks_at: Array | None = None
+    index: Array | None = None
+
+
 def _layer(
     arch: Arch,
-    stack: PyTree,
+    w: PyTree,
     h: Array,
-    kv_cache: tuple[Array, Array] | None,
-    x: dict[str, Any],
-    edits: Edits,
+    past: tuple[Array, Array] | None,
+    own: _Own,
     ctx: _Shared,
+    *,
     impl: str,
 ) -> tuple[Array, tuple[Array, Array] | None, tuple[Array, Array]]:
     """One layer with its edits: the stream after it, the cache with its keys and values, and these
     by themselves."""
-    w, lora = take_layer(stack, x["layer"]), edits.lora
-    size = stack["attn_norm"].shape[0]
-    slot = None if lora is None else stacked_slot(lora.layers, size, x["layer"])
+    lora = own.lora
+    slot: Array | int | None = 0 if own.lora_at is None else own.lora_at
     q, k, v = heads(
         arch, w, rms_norm(h, w["attn_norm"], arch.norm_eps), ctx.cos, ctx.sin, lora, slot
     )
-    k = rotate(_add_at(k, ctx.slots, x.get("k_delta")), ctx.cos, ctx.sin)
-    v = _add_at(v, ctx.slots, x.get("v_delta"))
-    own = (k, v)
-    if kv_cache is not None:
+    k = rotate(_add_at(k, ctx.slots, own.k_delta), ctx.cos, ctx.sin)
+    v = _add_at(v, ctx.slots, own.v_delta)
+    new = (k, v)
+    if past is not None:
         assert ctx.columns is not None
-        k_all = kept.put(kv_cache[0], x["layer"], ctx.columns, k)
-        v_all = kept.put(kv_cache[1], x["layer"], ctx.columns, v)
-        kv_cache = (k_all, v_all)
-        k, v = take_layer((k_all, v_all), x["layer"])
-    if "prefix_k" in x:
+        past = (
+            kept.put(past[0], own.index, ctx.columns, k),
+            kept.put(past[1], own.index, ctx.columns, v),
+        )
+        k, v = past if own.index is None else take_layer(past, own.index)
+    if own.prefix_k is not None and own.prefix_v is not None:
         assert ctx.prefix_cos is not None
         assert ctx.prefix_sin is not None
-        prefix = rotate(x["prefix_k"].astype(k.dtype), ctx.prefix_cos, ctx.prefix_sin)
+        prefix = rotate(own.prefix_k.astype(k.dtype), ctx.prefix_cos, ctx.prefix_sin)
         k = jnp.concatenate([prefix, k], axis=1)
-        v = jnp.concatenate([x["prefix_v"].astype(v.dtype), v], axis=1)
+        v = jnp.concatenate([own.prefix_v.astype(v.dtype), v], axis=1)
     mask = ctx.mask
-    if "prefix_seen" in x:
-        own_columns = jnp.arange(mask.allowed.shape[-1]) >= x["prefix_k"].shape[1]
-        seen = x["prefix_seen"] | own_columns
+    if own.prefix_seen is not None and own.prefix_k is not None:
+        own_columns = jnp.arange(mask.allowed.shape[-1]) >= own.prefix_k.shape[1]
+        seen = own.prefix_seen | own_columns
         mask = attend.Mask(mask.allowed & seen[None, None, None])
     mixed = attend.attention(q, k, v, mask, impl)
     if ctx.gain is not None and ctx.message is not None:
@@ -345,16 +502,17 @@ def _layer(
         mixed += (ctx.gain.astype(mixed.dtype) - 1)[..., None, None] * share
     h = h + output(w, mixed, lora, slot)
     h = h + mlp(w, rms_norm(h, w["mlp_norm"], arch.norm_eps))
-    blocks = edits.blocks
-    if blocks is not None:
-        at = stacked_slot(blocks.layers, size, x["layer"])
+    blocks, at = own.blocks, own.blocks_at
+    if blocks is not None and at is None:
+        h = blocks.apply(blocks.params, h, blocks.given).astype(h.dtype)
+    elif blocks is not None and at is not None:
         h = lax.cond(
             at >= 0,
             lambda h: blocks.apply(take_layer(blocks.params, at), h, blocks.given).astype(h.dtype),
             lambda h: h,
             h,
         )
-    return h, kv_cache, own
+    return h, past, new
 
 
 def _add_at(x: Array, index: Array | None, delta: Array | None) -> Array:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from flax import struct
 
+from lw_jax.errors import UserError
+from lw_jax.models.apart import is_apart
 from lw_jax.models.arch import Arch
-from lw_jax.models.decoder import Remat
+from lw_jax.models.decoder import NONE_NEEDS_APART, Remat
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.text.layout import Prompt
 
@@ -81,10 +83,17 @@ class FrozenModels:
         return cls(sender, dict(receivers), tuple(prompts.items()))
 
     def rematerialised(self, remat: Remat) -> FrozenModels:
-        """The same models; a backward pass computes again what `remat` says."""
+        """The same models; a backward pass computes again what `remat` says.
+
+        Raises:
+            UserError: `none`, and the layers of a decoder are stacked.
+        """
+        decoders = [m for m in (self.sender, *self.receivers.values()) if _decodes(m)]
+        if remat == "none" and not all(is_apart(model.params) for model in decoders):
+            raise UserError(NONE_NEEDS_APART)
 
         def of(model: Any) -> Any:
-            return replace(model, remat=remat) if isinstance(model, FrozenDecoder) else model
+            return replace(model, remat=remat) if _decodes(model) else model
 
         receivers = {name: of(model) for name, model in self.receivers.items()}
         return FrozenModels(of(self.sender), receivers, self.prompts)
@@ -92,3 +101,7 @@ class FrozenModels:
     def prompt(self, receiver: str) -> Prompt:
         """What the layout puts around the message of a receiver."""
         return dict(self.prompts)[receiver]
+
+
+def _decodes(model: Any) -> TypeGuard[FrozenDecoder]:
+    return isinstance(model, FrozenDecoder)

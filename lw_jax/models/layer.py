@@ -17,7 +17,7 @@ from lw_jax.models.quant import einsum
 from lw_jax.models.rope import rotate
 from lw_jax.types import Array, Lora, PyTree
 
-PRODUCTS = ("q", "k", "v", "o", "gate", "up")
+PRODUCTS = ("qkv", "q", "k", "v", "o", "gate_up", "gate", "up")
 """Names of the matrix products whose results the backward pass needs: weights are frozen, so it
 needs no product's inputs. Of a layer they are D + 2 F + (H + 2 K) h numbers a token."""
 
@@ -37,17 +37,32 @@ def stacked_slot(layers: tuple[int, ...], depth: int, index: Array) -> Array:
 
 
 def heads(
-    arch: Arch, w: PyTree, x: Array, cos: Array, sin: Array, lora: Lora | None, slot: Array | None
+    arch: Arch,
+    w: PyTree,
+    x: Array,
+    cos: Array,
+    sin: Array,
+    lora: Lora | None,
+    slot: Array | int | None,
 ) -> tuple[Array, Array, Array]:
-    """Queries [B, T, H, h] rotated, keys [B, T, K, h] not rotated, and values, of x [B, T, D]."""
+    """Queries [B, T, H, h] rotated, keys [B, T, K, h] not rotated, and values, of x [B, T, D].
+
+    The weights of the three are one matrix, "qkv", or three. `slot` is the place of this layer in
+    the stacks of `lora`, -1 where it is not edited.
+    """
+    joined: dict[str, Array] = {}
+    if "qkv" in w:
+        y = checkpoint_name(einsum("btd,dnh->btnh", x, w["qkv"]), "qkv")
+        sizes = (arch.heads, arch.kv_heads, arch.kv_heads)
+        joined = dict(zip("qkv", lax.split(y, sizes, axis=2), strict=True))
 
     def project(name: str) -> Array:
-        y = einsum("btd,dnh->btnh", x, w[name])
+        y = joined[name] if joined else einsum("btd,dnh->btnh", x, w[name])
         if lora is not None and slot is not None and name in lora.a:
             y = y + _low_rank(lora, name, slot, x, y)
         if arch.qkv_bias:
             y = y + w[f"{name}_bias"].astype(x.dtype)[None, None]
-        return checkpoint_name(y, name)
+        return y if joined else checkpoint_name(y, name)
 
     q, k, v = project("q"), project("k"), project("v")
     if arch.qk_norm:
@@ -55,7 +70,7 @@ def heads(
     return rotate(q, cos, sin), k, v
 
 
-def output(w: PyTree, mixed: Array, lora: Lora | None, slot: Array | None) -> Array:
+def output(w: PyTree, mixed: Array, lora: Lora | None, slot: Array | int | None) -> Array:
     """The attention's contribution [B, T, D] from its mixed values [B, T, H, h]."""
     y = einsum("btnh,nhd->btd", mixed, w["o"])
     if lora is not None and slot is not None and "o" in lora.a:
@@ -64,19 +79,25 @@ def output(w: PyTree, mixed: Array, lora: Lora | None, slot: Array | None) -> Ar
 
 
 def mlp(w: PyTree, x: Array) -> Array:
-    """down(silu(gate x) * up x), [B, T, D]."""
+    """down(silu(gate x) * up x), [B, T, D]; the weights of gate and up are one matrix, or two."""
+    if "gate_up" in w:
+        both = checkpoint_name(einsum("btd,dcf->btcf", x, w["gate_up"]), "gate_up")
+        gate, up = (y[:, :, 0] for y in lax.split(both, (1, 1), axis=2))
+        return einsum("btf,fd->btd", jax.nn.silu(gate) * up, w["down"])
     gate = jax.nn.silu(checkpoint_name(einsum("btd,df->btf", x, w["gate"]), "gate"))
     up = checkpoint_name(einsum("btd,df->btf", x, w["up"]), "up")
     return einsum("btf,fd->btd", gate * up, w["down"])
 
 
-def _low_rank(lora: Lora, name: str, slot: Array, x: Array, like: Array) -> Array:
+def _low_rank(lora: Lora, name: str, slot: Array | int, x: Array, like: Array) -> Array:
     """scale (x a) b shaped like the projection's output; zeros in a layer without an edit."""
 
-    def edit(slot: Array) -> Array:
+    def edit(slot: Array | int) -> Array:
         a = lax.dynamic_index_in_dim(lora.a[name], slot, keepdims=False).astype(x.dtype)
         b = lax.dynamic_index_in_dim(lora.b[name], slot, keepdims=False).astype(x.dtype)
         low = jnp.einsum("btr,ro->bto", jnp.einsum("bti,ir->btr", x, a), b)
         return (low * jnp.asarray(lora.scale, x.dtype)).reshape(like.shape)
 
+    if isinstance(slot, int):
+        return edit(slot) if slot >= 0 else jnp.zeros_like(like)
     return lax.cond(slot >= 0, edit, lambda _: jnp.zeros_like(like), slot)

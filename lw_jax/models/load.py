@@ -1,6 +1,7 @@
-"""Streams a checkpoint onto the mesh, tensor by tensor, stacking the layers there.
+"""Streams a checkpoint onto the mesh, tensor by tensor; layers are stacked or joined there.
 
-The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. Errors
+The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. It goes
+to the device as the file has it, and is transposed there. Errors
 of a checkpoint are collected from the headers of its files and raised together, before any weight
 is read.
 """
@@ -10,17 +11,18 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from lw_jax.errors import UserError, said
+from lw_jax.models.apart import JOINED, join, leaves_apart
 from lw_jax.models.arch_keys import named
 from lw_jax.models.checkpoint import Checkpoint
 from lw_jax.models.encoder_arch import AnyArch
@@ -48,6 +50,7 @@ def load_params(
     quant: str | None = None,
     layers: int | None = None,
     head: bool = True,
+    apart: bool = False,
     have: PyTree | None = None,
 ) -> PyTree:
     """The parameters of a checkpoint, laid out on the mesh as `abstract_params` says.
@@ -57,9 +60,10 @@ def load_params(
         mesh: the device mesh.
         dtype: dtype of the weights on the mesh.
         quant: "int8" or "nf4" stores the matrices of the layers and the head in fewer bits.
-        layers: number of layers to stack, from the first on (a sender's, up to its highest tap; 0:
-            its embeddings alone); None: all.
+        layers: number of layers, from the first on (a sender's, up to its highest tap; 0: its
+            embeddings alone); None: all.
         head: False leaves the final norm and the output head in the file.
+        apart: a decoder's layers as a tuple of dicts, see `lw_jax.models.apart`, and not stacked.
         have: parameters of the same checkpoint, loaded in the same way but for `layers` and `head`.
             What they hold is not read again, and is shared where it need not be copied.
 
@@ -72,34 +76,63 @@ def load_params(
     if layers is not None and not 0 <= layers <= found.arch.layers:
         raise UserError(f"{found.directory}: cannot load {layers} of {found.arch.layers} layers")
     wanted = list(parts(found.arch, layers, head, found.files))
-    tree = abstract(found.arch, dtype, layers, head)
-    have = {"layers": {}} if have is None else have
+    tree = _tree(found.arch, mesh, dtype, layers, head, apart)
+    have = {"layers": () if apart else {}} if have is None else have
     first = depth(have)
     missing = [p for p in wanted if (p.leaf not in have if p.layer is None else p.layer >= first)]
     loaded: dict[str, Any] = {name: x for name, x in have.items() if name in tree}
-    loaded["layers"] = {} if any(p.layer is not None for p in missing) else have["layers"]
+    by_place = {(part.layer, part.leaf): part for part in missing}
     with ExitStack() as stack:
         opened = _open(stack, found, {part.name for part in missing})
         _check(found, wanted, missing, opened, layers, head)
+
+        def sent(layer: int | None, name: str, leaf: Leaf) -> tuple[tuple[Array, ...], _Weight]:
+            """The tensors of a weight, one or several that are joined, and what becomes of them."""
+            pieces = [by_place[layer, piece] for piece in JOINED.get(name, (name,))]
+            arrays = []
+            for part in pieces:
+                stored = _read(opened[found.files[part.name]], found, part.name)
+                _check_finite(found, part.name, stored, dtype)
+                arrays.append(_on_mesh(stored, part, leaf, mesh))
+            ins, kind = FAN_IN.get(name, 0), quant if name in FAN_IN else None
+            places = tuple(s.sharding for s in jax.tree.leaves(_stored(leaf, mesh, ins, kind)))
+            joined = name if name in JOINED else ""
+            shapes = tuple(part.shape for part in pieces)
+            return tuple(arrays), _Weight(joined, shapes, dtype, ins, kind, places)
+
         for part in missing:
-            leaf = tree[part.leaf] if part.layer is None else tree["layers"][part.leaf]
-            place = loaded if part.layer is None else loaded["layers"]
-            stored = _read(opened[found.files[part.name]], found, part.name)
-            _check_finite(found, part.name, stored, dtype)
-            tensor = part.from_stored(stored)
-            kind = quant if part.leaf in FAN_IN else None
-            one = _on_mesh(tensor, _without_stack(leaf), mesh)
             if part.layer is None:
-                place[part.leaf] = _convert(one, dtype, part.fan_in, kind)
-                continue
-            if part.leaf not in place:
-                place[part.leaf] = _room(leaf, mesh, part.fan_in, kind)
-                if first:
-                    place[part.leaf] = _copy_in(place[part.leaf], have["layers"][part.leaf])
-            place[part.leaf] = _stack_in(
-                place[part.leaf], one, np.int32(part.layer), dtype, part.fan_in, kind
+                loaded[part.leaf] = _convert(*sent(None, part.leaf, tree[part.leaf]))
+        if all(part.layer is None for part in missing):
+            loaded["layers"] = have["layers"]
+        elif apart:
+            loaded["layers"] = have["layers"] + tuple(
+                {name: _convert(*sent(i, name, leaf)) for name, leaf in w.items()}
+                for i, w in enumerate(tree["layers"][first:], first)
             )
+        else:
+            loaded["layers"] = {}
+            for name, leaf in tree["layers"].items():
+                kind, ins = quant if name in FAN_IN else None, FAN_IN.get(name, 0)
+                whole = _room(leaf, mesh, ins, kind)
+                if first:
+                    whole = _copy_in(whole, have["layers"][name])
+                for i in range(first, leaf.shape[0]):
+                    whole = _stack_in(whole, np.int32(i), *sent(i, name, _without_stack(leaf)))
+                loaded["layers"][name] = whole
     return loaded
+
+
+def _tree(
+    arch: AnyArch, mesh: Mesh, dtype: Any, layers: int | None, head: bool, apart: bool
+) -> PyTree:
+    """The leaves of a model as it lies on the mesh, its layers stacked or apart."""
+    tree = abstract(arch, dtype, layers, head)
+    if apart:
+        count = arch.layers if layers is None else layers
+        whole = dict(mesh.shape).get("model", 1) == 1
+        tree["layers"] = leaves_apart(tree["layers"], count, whole) if count else ()
+    return tree
 
 
 def abstract_params(
@@ -110,6 +143,7 @@ def abstract_params(
     quant: str | None = None,
     layers: int | None = None,
     head: bool = True,
+    apart: bool = False,
 ) -> PyTree:
     """What `load_params` gives, as `jax.ShapeDtypeStruct`s with shardings; no file is opened.
 
@@ -118,15 +152,16 @@ def abstract_params(
         mesh: the device mesh.
         dtype: dtype of the weights on the mesh.
         quant: "int8" or "nf4" for fewer bits.
-        layers: number of layers to stack, from the first on; None: all.
+        layers: number of layers, from the first on; None: all.
         head: whether the final norm and the output head are among them.
+        apart: whether the layers are apart, or stacked.
     """
 
     def stored(path: tuple[DictKey, ...], leaf: Leaf) -> PyTree:
         fan_in = FAN_IN.get(path[-1].key, 0)
         return _stored(leaf, mesh, fan_in, quant if fan_in else None)
 
-    return jax.tree_util.tree_map_with_path(stored, abstract(arch, dtype, layers, head))
+    return jax.tree_util.tree_map_with_path(stored, _tree(arch, mesh, dtype, layers, head, apart))
 
 
 def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, Any]:
@@ -269,27 +304,72 @@ def _without_stack(leaf: Leaf) -> Leaf:
     return Leaf(leaf.shape[1:], leaf.dtype, leaf.axes[1:], leaf.init) if _stacked(leaf) else leaf
 
 
-def _on_mesh(tensor: NDArray, leaf: Leaf, mesh: Mesh) -> Array:
-    """One tensor on the mesh in its file's dtype; each device is sent its own part."""
+def _on_mesh(tensor: NDArray, part: Part, leaf: Leaf, mesh: Mesh) -> Array:
+    """One tensor on the mesh as its file has it; each device is sent its own part.
+
+    Args:
+        tensor: as stored.
+        part: which it is.
+        leaf: of one layer, that it becomes or is a piece of.
+        mesh: the device mesh.
+    """
+    where = sharding(leaf, mesh)
+    if any(where.spec):  # first of the output axes, first of the input axes
+        spec = [*where.spec, *(None,) * (len(leaf.shape) - len(where.spec))]
+        ins = part.fan_in
+        outs = [name for name in spec[ins:] if name is not None]
+        split = [outs[0] if outs else None, spec[0]] if ins else spec[: tensor.ndim]
+        where = NamedSharding(mesh, PartitionSpec(*split))
     return jax.make_array_from_callback(
-        tensor.shape, sharding(leaf, mesh), lambda at: np.ascontiguousarray(tensor[at])
+        tensor.shape, where, lambda at: np.ascontiguousarray(tensor[at])
     )
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _convert(one: Array, dtype: Any, fan_in: int, kind: str | None) -> Array | QuantArray:
-    return quantise(one, fan_in, kind) if kind else one.astype(dtype)
+class _Weight(NamedTuple):
+    """What becomes of a weight's tensors.
+
+    Attributes:
+        joined: name of the matrix that they are joined to; empty: there is one tensor.
+        shapes: theirs in this project's layout.
+        dtype: of the weight.
+        fan_in: number of its leading (contracted) axes; 0: no matrix.
+        kind: see `quant.KINDS`; None: kept in `dtype`.
+        places: shardings of what is kept.
+    """
+
+    joined: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: Any
+    fan_in: int
+    kind: str | None
+    places: tuple[NamedSharding, ...]
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5), donate_argnums=(0,))
-def _stack_in(
-    stack: Any, one: Array, layer: Array, dtype: Any, fan_in: int, kind: str | None
-) -> Any:
-    """Writes one layer's tensor into the stack, in place."""
+@partial(jax.jit, static_argnums=1)
+def _convert(stored: tuple[Array, ...], to: _Weight) -> Array | QuantArray:
+    """A weight from its tensors as stored: in this project's layout, joined, in its dtype."""
+    turned = [
+        (x.T if to.fan_in else x).reshape(shape) for x, shape in zip(stored, to.shapes, strict=True)
+    ]
+    whole = join(to.joined, turned) if to.joined else turned[0]
+    leaves, tree = jax.tree.flatten(_kept(whole, to.dtype, to.fan_in, to.kind))
+    put = [jax.lax.with_sharding_constraint(x, at) for x, at in zip(leaves, to.places, strict=True)]
+    done: Array | QuantArray = jax.tree.unflatten(tree, put)
+    return done
+
+
+def _kept(whole: Array, dtype: Any, fan_in: int, kind: str | None) -> Array | QuantArray:
+    """A weight as it is kept: in its dtype, or in few bits."""
+    return quantise(whole, fan_in, kind) if kind else whole.astype(dtype)
+
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _stack_in(stack: Any, layer: Array, stored: tuple[Array, ...], to: _Weight) -> Any:
+    """Writes one layer's weight into the stack, in place."""
     return jax.tree.map(
         lambda whole, x: jax.lax.dynamic_update_index_in_dim(whole, x, layer, 0),
         stack,
-        _convert(one, dtype, fan_in, kind),
+        _convert(stored, to),
     )
 
 
@@ -315,7 +395,7 @@ def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
     """How a leaf is stored, and its sharding (quantised weights: like their codes)."""
     one = _without_stack(leaf)
     plain = jax.ShapeDtypeStruct(one.shape, leaf.dtype)
-    shapes = jax.eval_shape(lambda x: _convert(x, leaf.dtype, fan_in, kind), plain)
+    shapes = jax.eval_shape(lambda x: _kept(x, leaf.dtype, fan_in, kind), plain)
     before = leaf.shape[: len(leaf.shape) - len(one.shape)]
 
     def place(entry: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

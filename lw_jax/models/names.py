@@ -64,8 +64,12 @@ _STACK = "model.layers"
 _ENCODER_STACK = "encoder.layer"
 _PREFIX = "bert."
 """Comes before every name of an encoder that was saved with a head on top."""
-FAN_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1}
-"""Matrices, with the number of their leading (contracted) axes; the others keep their layout."""
+FAN_IN = {"q": 1, "k": 1, "v": 1, "o": 2, "gate": 1, "up": 1, "down": 1, "head": 1} | {
+    "qkv": 1,
+    "gate_up": 1,
+}
+"""Matrices, with the number of their leading (contracted) axes; the others keep their layout. The
+last two are what layers apart hold joined; no checkpoint does."""
 
 
 class Part(NamedTuple):
@@ -96,10 +100,6 @@ class Part(NamedTuple):
             return (int(np.prod(self.shape)),) if flat else self.shape
         ins, outs = self.shape[: self.fan_in], self.shape[self.fan_in :]
         return (int(np.prod(outs)), int(np.prod(ins)))
-
-    def from_stored(self, tensor: NDArray) -> NDArray:
-        """A view in this project's layout."""
-        return (tensor.T if self.fan_in else tensor).reshape(self.shape)
 
     def to_stored(self, value: NDArray) -> NDArray:
         """A contiguous array in the checkpoint's layout."""

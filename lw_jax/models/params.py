@@ -133,8 +133,11 @@ def _encoder(std: float, n: int, leaf: Callable[..., Leaf]) -> PyTree:
 
 
 def depth(params: PyTree) -> int:
-    """Number of layers that are stacked in a tree of parameters."""
-    return int(params["layers"]["attn_norm"].shape[0]) if params["layers"] else 0
+    """Number of layers in a tree of parameters, stacked or apart."""
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return len(layers)
+    return int(layers["attn_norm"].shape[0]) if layers else 0
 
 
 def shapes(leaves: PyTree) -> PyTree:

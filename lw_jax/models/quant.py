@@ -169,6 +169,6 @@ def _backward(
 _widened.defvjp(_forward, _backward)
 
 
-def take_layer(stack: Any, layer: Array) -> Any:
+def take_layer(stack: Any, layer: Array | int) -> Any:
     """One layer of a tree of stacked weights, plain or quantised."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stack)

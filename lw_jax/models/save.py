@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
+from lw_jax.models.apart import piece_of
 from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import WEIGHTS
 from lw_jax.models.names import parts
@@ -33,7 +34,8 @@ def save_pretrained(
     host = jax.device_get(params)
     tensors = {}
     for part in parts(arch):
-        value = host[part.leaf] if part.layer is None else host["layers"][part.leaf][part.layer]
+        layer = part.layer
+        value = host[part.leaf] if layer is None else piece_of(arch, host, part.leaf, layer)
         tensors[part.name] = part.to_stored(np.asarray(value)).astype(ml_dtypes.bfloat16)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     for name, value in (

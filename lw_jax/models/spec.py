@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lw_jax.errors import UserError
-from lw_jax.models import attention
+from lw_jax.models import apart, attention
 from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import (
     Checkpoint,
@@ -102,15 +102,13 @@ class FrozenSpec:
         """
         found = self.files(layers, head)
         given = None if have is None else have.params
-        return self._with(
-            load_params(found, mesh, **self._storage, layers=layers, head=head, have=given), mesh
-        )
+        how = {**self._storage, "layers": layers, "head": head, "apart": self._apart(mesh)}
+        return self._with(load_params(found, mesh, **how, have=given), mesh)
 
     def abstract(self, mesh: Mesh, layers: int | None = None, head: bool = True) -> Frozen:
         """What `load` gives, as shapes with shardings; no weight is read."""
-        return self._with(
-            abstract_params(self.arch, mesh, **self._storage, layers=layers, head=head), mesh
-        )
+        how = {**self._storage, "layers": layers, "head": head, "apart": self._apart(mesh)}
+        return self._with(abstract_params(self.arch, mesh, **how), mesh)
 
     def check_files(self, layers: int | None = None, head: bool = True) -> None:
         """Compares the headers of its weight files with its config; no weight is read.
@@ -169,6 +167,9 @@ class FrozenSpec:
     def _storage(self) -> dict[str, Any]:
         quant = None if self.config.quant == "none" else self.config.quant
         return {"dtype": jnp.dtype(self.config.dtype), "quant": quant}
+
+    def _apart(self, mesh: Mesh) -> bool:
+        return isinstance(self.arch, Arch) and apart.chosen(self.config.unroll, mesh)
 
     def _with(self, params: PyTree, mesh: Mesh) -> Frozen:
         asked = self.config.attention

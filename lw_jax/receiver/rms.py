@@ -12,12 +12,12 @@ import numpy as np
 from einops import rearrange
 
 from lw_jax.errors import UserError
+from lw_jax.models.apart import is_apart, layer_of
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.dims import ModelDims
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.layer import heads, rms_norm
 from lw_jax.models.params import depth
-from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles
 from lw_jax.types import Array
 
@@ -37,12 +37,17 @@ def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, A
         square = rearrange(jnp.square(x.astype(jnp.float32)), "b t ... -> b t (...)").mean(axis=-1)
         return jnp.sum(square * real) / jnp.sum(real)
 
-    def layer(i: Array, tap: Array) -> tuple[Array, Array]:
-        w = take_layer(params["layers"], i)
+    def layer(i: Array | int, tap: Array) -> tuple[Array, Array]:
+        w = layer_of(params, i)
         _, k, v = heads(arch, w, rms_norm(tap, w["attn_norm"], arch.norm_eps), cos, sin, None, None)
         return mean_square(k), mean_square(v)
 
-    keys, values = jax.lax.map(lambda x: layer(*x), (jnp.arange(layers), out.taps))
+    if is_apart(params):
+        assert out.taps is not None
+        each = [layer(i, out.taps[i]) for i in range(layers)]
+        keys, values = (jnp.stack(x) for x in zip(*each, strict=True))
+    else:
+        keys, values = jax.lax.map(lambda x: layer(*x), (jnp.arange(layers), out.taps))
     return mean_square(h), keys, values
 
 

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh
 from safetensors.numpy import load_file
 
 from lw_jax.models import head
+from lw_jax.models.apart import is_apart, layer_of
 from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.attention import Mask, attention
 from lw_jax.models.cache import Cache, new_cache
@@ -25,7 +26,6 @@ from lw_jax.models.checkpoint import open_checkpoint
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.layer import heads, output, rms_norm
 from lw_jax.models.load import load_params
-from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles, rotate
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -63,7 +63,7 @@ def compute(arch: Arch, params: Any, ids: jax.Array, lengths: jax.Array) -> dict
         tokens = ids.shape[1]
         positions = jnp.broadcast_to(jnp.arange(tokens)[None], ids.shape)
         h = embed_tokens(params, ids)
-        w = take_layer(params["layers"], jnp.int32(0))
+        w = layer_of(params, 0)
         cos, sin = angles(arch, positions)
         normed = rms_norm(h, w["attn_norm"], arch.norm_eps)
         q, k, v = heads(arch, w, normed, cos, sin, None, None)
@@ -98,7 +98,7 @@ def compute_cached(arch: Arch, params: Any, ids: np.ndarray) -> np.ndarray:
     """Logits [B, T - PROMPT + 1, V] of tokens decoded one by one over the cache."""
     rows, tokens = ids.shape
     positions = np.broadcast_to(np.arange(tokens)[None], ids.shape)
-    cache = new_cache(arch, arch.layers, rows, tokens, jnp.float32)
+    cache = new_cache(arch, arch.layers, rows, tokens, jnp.float32, apart=is_apart(params))
     found = []
     for start, stop in [(0, PROMPT), *((i, i + 1) for i in range(PROMPT, tokens))]:
         at = slice(start, stop)

@@ -71,11 +71,13 @@ def test_host_holds_one_tensor_at_a_time(folder, monkeypatch):
     sent = []
     real = loading._on_mesh
     monkeypatch.setattr(
-        loading, "_on_mesh", lambda x, leaf, mesh: sent.append(x.size) or real(x, leaf, mesh)
+        loading, "_on_mesh", lambda x, *where: sent.append(x.size) or real(x, *where)
     )
-    load(folder)
-    assert len(sent) == 3 * 9 + 3
-    assert max(sent) == largest
+    for apart in (False, True):
+        sent.clear()
+        load(folder, apart=apart)
+        assert len(sent) == 3 * 9 + 3
+        assert max(sent) == largest
 
 
 @pytest.mark.parametrize(
