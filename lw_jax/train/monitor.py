@@ -35,8 +35,8 @@ from lw_jax.utils.compile import Behind
 
 SAMPLES = 4
 FIRST_TOKENS = 5
-WATCHED = 0.05
-"""Share of the time between two looks that one may take."""
+PULLED, SCORED = 0.03, 0.02
+"""Shares of the time between two looks that one may take, for gradients and for first tokens."""
 
 
 @dataclass(frozen=True)
@@ -276,34 +276,38 @@ class QuickEvaluation:
         )
 
     def watch(self, state: TrainState, step: int) -> dict[str, Any]:
-        """What a log line has of first tokens and gradients, on a few of the rows: top-1 and top-5,
-        entropy, margin, the histogram and the share of different ones; the norm of each
-        objective's gradient by the bridge, as weighted in the step just taken."""
+        """What a look between quick evaluations sees of first tokens and gradients, on a few rows:
+        top-1 and top-5, entropy, margin, the histogram and the share of different ones; the norm of
+        each objective's gradient by the bridge, as weighted in the step just taken."""
         params, found = state.params["bridge"], dict[str, Any]()
         plan = plan_at(self.objectives, step - 1)
-        rows = self.watched(len(plan.objectives))
         for name in self.pipeline.bridge.dims.receivers:
-            scores, first = self._first(params, name, rows)
+            scores, first = self._first(params, name, self._scored_rows)
             found |= {f"{name}/{key}": value for key, value in scores.items()}
             found[f"{name}/first_tokens"] = self._first_tokens(name, first)
             found[f"{name}/first_distinct"] = len(set(first.tolist())) / max(1, len(first))
-        norms = self._norms(state, step, plan, rows)
+        norms = self._norms(state, step, plan, self._pulled_rows(len(plan.objectives)))
         for i, (name, config) in enumerate(plan.objectives):
             weight = float(config.weight * config.schedule(step - 1, self.steps))
             found[f"grad_norm/objective/{name}"] = abs(weight) * float(norms["bridge"][i])
         return found
 
-    def watched(self, objectives: int) -> Any:
-        """The rows that a look takes: their forward pass, and a backward pass for each objective,
-        cost about `WATCHED` of the steps between two looks.
+    def _pulled_rows(self, objectives: int) -> Any:
+        """The rows whose gradients a look takes: a pass forward, and one back for each objective,
+        take about `PULLED` of the steps between two looks."""
+        return self._some(PULLED * self.watch_every * self.contexts / (objectives + 2))
 
-        Args:
-            objectives: number of objectives.
-        """
-        share = WATCHED * self.watch_every * self.contexts / (objectives + 2)
+    @cached_property
+    def _scored_rows(self) -> Any:
+        """The rows whose first tokens a look scores, forward alone, which is a third of a step."""
+        receivers = len(self.pipeline.bridge.dims.receivers)
+        return self._some(3 * SCORED * self.watch_every * self.contexts / receivers)
+
+    def _some(self, count: float) -> Any:
+        """The first rows of the batch: so many, one for each part of the data axis at least."""
         ways = dict(self.pipeline.mesh.shape)["data"]
         most = self.batch["valid"].shape[0]
-        rows = max(1, min(int(share), most) // ways) * ways
+        rows = max(1, min(int(count), most) // ways) * ways
         few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
         return put_batch(self.pipeline.mesh, few)
 
@@ -314,14 +318,13 @@ class QuickEvaluation:
         keys = []
         params, frozen, bridge = state.params, self.pipeline.frozen, self.pipeline.bridge
         for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-            rows = self.watched(len(plan.objectives))
+            rows = self._pulled_rows(len(plan.objectives))
             of = bridge, plan, params, frozen, rows, np.int32(0)
             keys.append(programs.add(objective_gradients, *of))
-            for name in bridge.dims.receivers:
-                start = np.asarray(rows[f"{name}/answer/start"])
-                given = bridge, name, params["bridge"], frozen, rows, np.int32(0), start
-                scored = *given, self._stop(name).clean
-                keys.append(programs.add(latents.quick_scores, *scored))
+        for name in bridge.dims.receivers:
+            start = np.asarray(self._scored_rows[f"{name}/answer/start"])
+            given = bridge, name, params["bridge"], frozen, self._scored_rows, np.int32(0), start
+            keys.append(programs.add(latents.quick_scores, *given, self._stop(name).clean))
         return keys
 
     def _first(self, params: PyTree, name: str, rows: Any) -> tuple[dict[str, float], np.ndarray]:

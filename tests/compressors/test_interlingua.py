@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.api import Bridge as Wire
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import window
@@ -61,6 +62,7 @@ stages:
     evaluate: {{view: two, rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 20}}
 """
 ROWS = 4
+ROLES: tuple[Literal["sender"], Literal["receiver"]] = ("sender", "receiver")
 WIDTHS = {"anchor": 16, "one": 16, "two": 24}
 
 
@@ -222,3 +224,15 @@ def test_all_four_pairs_are_trained_and_reported(tmp_path: Path) -> None:
         for r in m["receivers"]
     }
     assert len(nll) == len(set(nll.values())) == 4  # four pairs, each of its own
+    text = "Ada keeps 7 goats in the barn."
+    sender, receiver = (Wire.load(run, role=role) for role in ROLES)
+    whole = Wire.load(run)
+    sent = {view: sender.encode(text, view=view) for view in ("one", "two")}
+    assert sent["one"] != sent["two"]
+    for view, packet in sent.items():
+        assert packet == whole.encode(text, view=view)
+        for name in ("one", "two"):
+            said = receiver.answer(packet, "How many goats?", receiver=name)
+            assert said == whole.answer(packet, "How many goats?", receiver=name)
+    with pytest.raises(UserError, match=r"bridge\.compressor\.interlingua: view: 'three'"):
+        sender.encode(text, view="three")
