@@ -164,6 +164,14 @@ def test_a_long_series_keeps_its_ends() -> None:
     assert (kept[0], kept[-1]) == (points[0], points[-1])
 
 
+def test_a_line_may_lack_a_point_that_another_has() -> None:
+    """A loss of text batches alone is in some intervals only."""
+    lines = [svg.Series("kd", [(1.0, 0.5), (2.0, 0.25)]), svg.Series("text_ce", [(2.0, 0.125)])]
+    parts = page._environment().get_template("parts.html").module
+    texts = [t.strip() for t in Seen(str(parts.chart(svg.Chart("shares", lines)))).texts]  # type: ignore[attr-defined]
+    assert {"0.500", "0.250", "0.125"} <= set(texts)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "found"),
     [(0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]), (3.0, 3.0, [3.0]), (0.0, 60.0, [0, 20, 40, 60])],
