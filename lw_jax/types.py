@@ -162,7 +162,8 @@ class Blocks:
         params: parameters, a tree of arrays [n, ...] over the n layers.
         apply: `apply(params of one layer, h [B, T, D], given) -> h`, static.
         layers: the n layers, ascending, static.
-        given: a tree of arrays [B, ...] that all blocks read, or None.
+        given: a tree of arrays [B, M, ...] that all blocks read, or None; the parts of a message
+            are laid side by side along M.
         keys: [B] int32, how many keys of `given` each block attends to, for the account of what a
             message costs; None: none.
         heads: that attend to them, static.

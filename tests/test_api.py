@@ -3,6 +3,7 @@
 Loaded and used from another directory than the repository's root.
 """
 
+import doctest
 import re
 import shutil
 import struct
@@ -17,13 +18,16 @@ import numpy as np
 import pytest
 
 import lw_jax
-from lw_jax import Bridge
+from lw_jax import Bridge, Message
+from lw_jax.api.talk import Talk, pieces
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 from lw_jax.evaluate import packets
 from lw_jax.runs.places import found
 from lw_jax.text.collate import Collate, measure
+from lw_jax.text.layout import split_joint
+from lw_jax.text.stop import Stop
 from lw_jax.wire import packet
 from tests.tiny.compilations import compilations
 from tests.wire.crafted import changed, sealed
@@ -89,6 +93,12 @@ def test_lists_say_what_their_parts_say(wire: Bridge, sent: bytes) -> None:
         wire.answer([sent, changed(sent, 4, lambda b: 1)], "Who?")
 
 
+def same(a: Message, b: Message) -> bool:
+    """Whether they say the same, up to the rounding of batches of other sizes."""
+    pairs = zip(a.parts, b.parts, strict=True)
+    return all(np.allclose(slots_of(x.packet), slots_of(y.packet), atol=4e-3) for x, y in pairs)
+
+
 def slots_of(data: bytes) -> np.ndarray:
     return np.asarray(packet.from_bytes(data).latent.slots)
 
@@ -121,6 +131,120 @@ def test_what_was_warmed_up_is_compiled(wire: Bridge) -> None:
         for text in ("Ada has 3 hens.", HENS):
             wire.answer(wire.encode(text), "Who keeps hens?")
     assert not names
+
+
+def test_a_long_text_is_read_in_windows(wire: Bridge, sent: bytes) -> None:
+    sentences = [f"{one}." for one in TEXT.rstrip(".").split(". ")]
+    message = Message.of(wire.encode_stream(TEXT, tokens=24))
+    assert (len(message), message.characters, message.bridge) == (4, len(TEXT), wire.mark)
+    assert same(message, Message.of(wire.encode(sentences)))
+    half = " ".join(sentences[:2]) + " "
+    first, rest = (
+        Message.of(wire.encode_stream(part, tokens=24)) for part in (half, TEXT[len(half) :])
+    )
+    assert same(first + rest, message)  # at a border of windows
+    assert (first + rest).characters == len(TEXT)
+    pieces_of = (TEXT[i : i + 7] for i in range(0, len(TEXT), 7))
+    assert same(Message.of(wire.encode_stream(pieces_of, tokens=24)), message)
+    (alone,) = wire.encode_stream(TEXT)
+    assert alone.parts[0].packet == sent
+    # a part is replaced by what another text says, and dropped
+    (other,) = wire.encode_stream("Ben Korim keeps 52 cats in the attic. ", tokens=40)
+    asked = "How many cats does Ben Korim keep?"
+    (before,) = wire.score(message, asked, ["31"])
+    (after,) = wire.score(message.replaced(1, other), asked, ["31"])
+    (without,) = wire.score(message.dropped(1), asked, ["31"])
+    assert before.logprob > max(after.logprob, without.logprob) + 1
+    with pytest.raises(UserError, match=r"tokens: 1, where \d come before every text; give more"):
+        wire.encode_stream(TEXT, tokens=1)
+
+
+def test_what_the_parts_of_a_message_say_is_answered(wire: Bridge) -> None:
+    message = Message.of(wire.encode_stream(TEXT, tokens=40))
+    assert len(message) == 2
+    said = wire.answer(message, list(ASKED))
+    assert sum(a == b for a, b in zip(said, ASKED.values(), strict=True)) >= 2
+    many = Message.of([message] * 8)
+    with pytest.raises(UserError, match="with a message of 32 parts and 1024 slots and an answer"):
+        wire.answer(Message.of([many] * 2), "Who?")
+
+
+@pytest.mark.slow
+def test_messages_of_several_parts_are_answered_alike_in_lists_and_alone(wire: Bridge) -> None:
+    message = Message.of(wire.encode_stream(TEXT, tokens=24))
+    questions = list(ASKED)
+    said = wire.answer(message.to_bytes(), questions)
+    assert said == [wire.answer(message, q) for q in questions]
+    several = [message, message[0], message.dropped(2), message[:2]]
+    found = wire.answer(several, questions)
+    assert found == [wire.answer(m, q) for m, q in zip(several, questions, strict=True)]
+
+
+def test_ten_questions_of_a_conversation_cost_one_reading(wire: Bridge, sent: bytes) -> None:
+    questions = [*ASKED, HOW_MANY_HENS, *ASKED, "Who?"]
+    talk = wire.talk(sent, history=False)
+    assert [talk.ask(q) for q in questions] == [wire.answer(sent, q) for q in questions]
+    assert [q for q, _ in talk.turns] == questions
+    streamed = list(wire.answer_stream(sent, "Where does Ada Lumen work?"))
+    assert "".join(streamed) == wire.answer(sent, "Where does Ada Lumen work?")
+    assert len(streamed) > 1
+    talk.add(wire.encode(HENS))
+    assert talk.ask(HOW_MANY_HENS) == "50"
+
+
+def test_turns_that_stay_are_in_the_sequence(wire: Bridge, sent: bytes) -> None:
+    talk = wire.talk(sent)
+    first, second = list(ASKED)[:2]
+    said = [talk.ask(first), talk.ask(second)]
+    assert said[0] == wire.answer(sent, first)
+    one = wire.question(sent, first)
+    tokenizer, layout = wire.pipeline.receivers["mistral"], wire.pipeline.layout
+    (both,) = split_joint(layout, tokenizer, [(first, said[0])])
+    assert both is not None
+    ids = (*both.ask, *both.answer[:-1], *wire.question(sent, second).ids)
+    (whole,) = wire.ask([one._replace(ids=ids, size=one.size | {"ask": 128})])
+    assert said[1] == whole.text
+
+
+def test_answers_are_scored(wire: Bridge, sent: bytes) -> None:
+    asked = "How many cats does Ben Korim keep?"
+    scores = wire.score(sent, asked, ["31", "7", "a great many", "313"])
+    assert scores[0].logprob == max(score.logprob for score in scores)
+    (said,) = wire.ask([wire.question(sent, asked)])
+    assert said.text == "31"
+    assert said.logprob == pytest.approx(scores[0].logprob, abs=1e-3)
+    assert scores[2].tokens > scores[1].tokens >= 2
+
+
+@pytest.mark.slow
+def test_a_text_in_words_stands_in_the_messages_place(wire: Bridge) -> None:
+    asked = "How many cats does Ben Korim keep?"
+    whole, short = (wire.question_on_text(TEXT, asked, tokens=n) for n in (None, 12))
+    assert (len(short.words), short.words) == (12, whole.words[:12])
+    assert wire.ask([whole, short])[0].text == "31"
+
+
+def test_pieces_are_said_once_they_stay() -> None:
+    texts = ["a", "ab", "ab c\ufffd", "ab c\ufffd", "ab c\u00e9", "ab c\u00e9"]
+    assert list(pieces(["", "a", "ab", "ab c", "abc"])) == ["a", "b", "c"]
+    assert "".join(pieces(map(Stop().sure, texts))) == "ab c\u00e9"
+    stop = Stop(("\n\n", "END"))
+    assert [stop.sure(t) for t in ("a\n", "a E", "a EN", "a\ufffd", "a b")] == [
+        "a", "a ", "a ", "a", "a b",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", [Bridge, Message, Talk], ids=lambda x: x.__name__)
+def test_examples_of_docstrings_say_what_they_say(
+    shown: type, wire: Bridge, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    known = {"wire": wire, "sent": sent, "TEXT": TEXT, "Bridge": Bridge, "Message": Message}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    found = [t for t in doctest.DocTestFinder().find(shown, globs=known) if t.examples]
+    assert found
+    for test in found:
+        assert not runner.run(test).failed, test.name
 
 
 REFUSED: dict[str, tuple[Callable[[Bridge, bytes], Any], str]] = {

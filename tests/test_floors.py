@@ -30,6 +30,7 @@ FLOORS = """
     report
     stages
     results api
+    serve
     launch
     commands
     __main__

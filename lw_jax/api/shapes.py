@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from lw_jax.text.collate import MULTIPLE
 
-TEXT_RUNG, SLOTS_RUNG = 16, 8
-"""The shortest lengths that texts and questions, and latents, are padded to. Each next one is
-twice as long, so that few shapes are compiled."""
+TEXT_RUNG, SLOTS_RUNG, PARTS_RUNG = 16, 8, 1
+"""The shortest lengths that texts and questions, latents, and messages in parts are padded to. Each
+next one is twice as long, so that few shapes are compiled."""
 ROW_RUNGS = (1, 4, 16)
 """Rows at once; a list is cut into batches of the last, and a batch filled up to one of these."""
 

@@ -53,7 +53,7 @@ def names() -> list[str]:
     """The subcommands, in alphabetical order."""
     home = importlib.import_module(_HOME)
     found = {info.name for info in pkgutil.iter_modules(home.__path__)}
-    return sorted(found - {"base"})
+    return sorted(name for name in found - {"base"} if not name.startswith("_"))
 
 
 def command(name: str) -> Command:

@@ -81,7 +81,7 @@ class Generation:
 
 
 @struct.dataclass
-class _State:
+class Writing:
     """State of the decoding loop.
 
     Attributes:
@@ -126,10 +126,9 @@ def generate(
         rng: random key; needed if a temperature is not 0.
         impl: attention implementation, see `attention.check`.
     """
-    batch, prompt = h.shape[:2]
+    prompt = h.shape[1]
     given = delivery if delivery is not None else LayerInputs()
     room = prompt + options.max_new - 1
-    rng = jax.random.key(0) if rng is None else rng
     last = (lengths - 1)[:, None]
     ends_at = jnp.take_along_axis(positions, last, axis=1)
     first_gain = _gain(options, jnp.zeros((), jnp.int32))
@@ -148,7 +147,30 @@ def generate(
         impl=impl,
     )
     assert done.cache is not None
-    decoding = replace(given, edits=Edits(lora=given.edits.lora, blocks=given.edits.blocks))
+    h_last = jnp.take_along_axis(done.h, last[..., None], axis=1)[:, 0]
+    state = begun(arch, params, h_last, done.cache, options, rng)
+    return go_on(arch, params, state, ends_at, given, options, options.max_new).out
+
+
+def begun(
+    arch: Arch,
+    params: PyTree,
+    h: Array,
+    cache: Cache,
+    options: DecodeOptions,
+    rng: Array | None = None,
+) -> Writing:
+    """The first new token of each row.
+
+    Args:
+        arch: the decoder.
+        params: its weights.
+        h: [B, D] stream after the last layer at the last token of each prompt.
+        cache: with the prompts, and room for all new tokens but the last.
+        options: how to decode.
+        rng: random key; needed if a temperature is not 0.
+    """
+    batch = h.shape[0]
     blank = Generation(
         ids=jnp.zeros((batch, options.max_new), jnp.int32),
         lengths=jnp.zeros((batch,), jnp.int32),
@@ -156,14 +178,38 @@ def generate(
         stopped=jnp.zeros((batch,), bool),
         logprobs=jnp.zeros((batch, options.max_new), jnp.float32),
     )
-    state = _State(jnp.zeros((), jnp.int32), done.cache, blank, rng)
-    h_last = jnp.take_along_axis(done.h, last[..., None], axis=1)[:, 0]
-    state = _choose(arch, params, h_last, state, options, first=True)
+    key = jax.random.key(0) if rng is None else rng
+    state = Writing(jnp.zeros((), jnp.int32), cache, blank, key)
+    return _choose(arch, params, h, state, options, first=True)
 
-    def more(state: _State) -> Array:
-        return (state.step < options.max_new) & ~jnp.all(state.out.ended)
 
-    def advance(state: _State) -> _State:
+def go_on(
+    arch: Arch,
+    params: PyTree,
+    state: Writing,
+    ends_at: Array,
+    given: LayerInputs,
+    options: DecodeOptions,
+    until: int | Array,
+) -> Writing:
+    """Writes on until so many tokens are written, or all rows have ended.
+
+    Args:
+        arch: the decoder.
+        params: its weights.
+        state: with the first token.
+        ends_at: [B, 1] position of each prompt's last token.
+        given: what entered the layers with the prompt.
+        options: how to decode.
+        until: number of tokens, at most `options.max_new`.
+    """
+    decoding = replace(given, edits=Edits(lora=given.edits.lora, blocks=given.edits.blocks))
+    batch = state.out.lengths.shape[0]
+
+    def more(state: Writing) -> Array:
+        return (state.step < until) & ~jnp.all(state.out.ended)
+
+    def advance(state: Writing) -> Writing:
         token = lax.dynamic_slice_in_dim(state.out.ids, state.step - 1, 1, axis=1)
         gain = _gain(options, state.step)
         inputs = decoding
@@ -172,9 +218,9 @@ def generate(
         done = run(
             arch,
             params,
-            embed_tokens(params, token).astype(h.dtype),
+            embed_tokens(params, token).astype(state.cache.k.dtype),
             positions=ends_at + state.step.astype(ends_at.dtype),
-            lengths=jnp.ones_like(lengths),
+            lengths=jnp.ones((batch,), jnp.int32),
             delivery=inputs,
             cache=state.cache,
         )
@@ -182,7 +228,7 @@ def generate(
         state = replace(state, cache=done.cache)
         return _choose(arch, params, done.h[:, 0], state, options, first=False)
 
-    return lax.while_loop(more, advance, state).out
+    return lax.while_loop(more, advance, state)
 
 
 def _gain(options: DecodeOptions, step: Array) -> Array | None:
@@ -192,8 +238,8 @@ def _gain(options: DecodeOptions, step: Array) -> Array | None:
 
 
 def _choose(
-    arch: Arch, params: PyTree, h: Array, state: _State, options: DecodeOptions, first: bool
-) -> _State:
+    arch: Arch, params: PyTree, h: Array, state: Writing, options: DecodeOptions, first: bool
+) -> Writing:
     """Picks one token for each row from the states h [B, D] and writes it at the current step."""
     plain = head.logits(arch, params, h)
     z = plain

@@ -17,6 +17,7 @@ from flax import struct
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, Remat, run
 from lw_jax.models.generate import DecodeOptions, Generation, generate
+from lw_jax.receiver.join import advance_of
 from lw_jax.receiver.pack import Packed, Segment, gather_states, pack
 from lw_jax.types import KV, Array, Delivery, Edits
 
@@ -106,13 +107,11 @@ def lay_out(params: Any, segments: Sequence[Segment], delivery: Delivery | None)
     relative = index - start[:, None]
     if delivery is None:
         return Laid(packed, jnp.broadcast_to(index, packed.h.shape[:2]), LayerInputs())
-    columns = jnp.zeros_like(soft)
     kv = delivery.kv
     if kv is not None:
-        columns = kv.mask.sum(axis=1, dtype=jnp.int32)
         absolute = kv.positions + start[:, None]
         kv = KV(kv.k, kv.v, kv.mask, absolute, kv.layers)
-    advance = jnp.maximum(soft, columns) if delivery.advance is None else delivery.advance
+    advance = advance_of(delivery, soft)
     within = relative
     slots = None
     if delivery.embeds is not None:

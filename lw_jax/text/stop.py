@@ -40,6 +40,14 @@ class Stop:
         """A text up to its first stop; the whole text where there is none."""
         return cut(text, self.strings)
 
+    def sure(self, text: str) -> str:
+        """What of a text stays, whatever is written after it: without an end that may begin a stop,
+        or a character of more bytes.
+        """
+        text = text.rstrip("\ufffd")
+        begun = (s[:n] for s in self.strings for n in range(1, len(s)) if text.endswith(s[:n]))
+        return text[: len(text) - max(map(len, begun), default=0)]
+
     def text(self, tokenizer: Tokenizer, ids: Sequence[int], length: int, stopped: bool) -> str:
         """What was written as it is shown and scored: up to the stop, without spaces around it.
 

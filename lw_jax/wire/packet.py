@@ -72,6 +72,26 @@ class Message(NamedTuple):
     fingerprint: bytes | None
 
 
+class Facts(NamedTuple):
+    """What a packet says of itself, whoever sent it.
+
+    Attributes:
+        codec: name of the codec.
+        slots: number of slots.
+        width: of a slot, or number of its codes.
+        mark: 8 bytes that name the bridge; None: it is not named.
+        tokens: length of the text in tokens of the sender; None: it is not sent.
+        tagged: whether it was made with a key.
+    """
+
+    codec: str
+    slots: int
+    width: int
+    mark: bytes | None
+    tokens: float | None
+    tagged: bool
+
+
 @dataclass(frozen=True)
 class _Header:
     """What the first bytes say.
@@ -197,6 +217,26 @@ def from_bytes(
     return Message(latent, header.codec, own if header.flags & _MARK else None)
 
 
+def facts(data: bytes) -> Facts:
+    """What a packet says of itself; its slots are not read, and neither mark nor tag is judged.
+
+    Args:
+        data: the bytes.
+
+    Raises:
+        UserError: they are no packet, of another version, or damaged.
+    """
+    header = _header(data, None)
+    at, mark, tokens = _HEADER.size, None, None
+    if header.flags & _MARK:
+        mark, at = data[at : at + MARK_BYTES], at + MARK_BYTES
+    if header.flags & _OWNERS:
+        at += 2 * header.m
+    if header.flags & _SPAN:
+        tokens = float(_span(data[at : at + 4])[0])
+    return Facts(header.codec, header.m, header.d, mark, tokens, bool(header.flags & _TAG))
+
+
 def nbytes(
     m: int,
     d: int,
@@ -239,8 +279,12 @@ def sendable(latent: Latent) -> Latent:
     )
 
 
-def _header(data: bytes, levels: tuple[int, ...]) -> _Header:
+def _header(data: bytes, levels: tuple[int, ...] | None) -> _Header:
     """The header of a whole and undamaged packet.
+
+    Args:
+        data: the packet.
+        levels: number of values of each code; None: unknown, and so is the size of codes.
 
     Raises:
         UserError: it is none.
@@ -256,8 +300,13 @@ def _header(data: bytes, levels: tuple[int, ...]) -> _Header:
         raise UserError(f"wire: a packet of version {version}; this reads version {VERSION}")
     known = tag in _NAMES and not flags & ~(_MARK | _OWNERS | _SPAN | _TAG)
     header = _Header(_NAMES.get(tag, ""), flags, m, d)
-    fits = known and (header.codec != CODES or d == len(levels))
-    size = _HEADER.size + sum(header.sizes(levels)) if fits else len(data)
+    codes = header.codec == CODES
+    fits = known and (not codes or levels is None or d == len(levels))
+    size = len(data)
+    if fits and codes and levels is None:
+        size = max(size, _HEADER.size + sum(_parts(m, flags)))
+    elif fits:
+        size = _HEADER.size + sum(header.sizes(levels or ()))
     if size != len(data):
         raise UserError(f"wire: {len(data)} bytes where its header says {size}")
     if _crc(data) != data[_CRC]:
@@ -268,6 +317,7 @@ def _header(data: bytes, levels: tuple[int, ...]) -> _Header:
             f"{VERSION}; a later version of lw_jax wrote it"
         )
     if not fits:
+        assert levels is not None
         raise UserError(f"wire: {d} codes a slot, where the bridge at this end has {len(levels)}")
     return header
 
@@ -312,12 +362,17 @@ def _span(data: bytes) -> np.ndarray:
 def _sizes(
     codec_name: str, m: int, d: int, flags: int, levels: tuple[int, ...]
 ) -> tuple[int, int, int, int, int, int]:
+    mark, owners, span, mask, tag = _parts(m, flags)
+    return mark, owners, span, mask, codec(codec_name, levels).nbytes(m, d), tag
+
+
+def _parts(m: int, flags: int) -> tuple[int, int, int, int, int]:
+    """Bytes of mark, owners, span, mask and tag."""
     return (
         MARK_BYTES if flags & _MARK else 0,
         2 * m if flags & _OWNERS else 0,
         4 if flags & _SPAN else 0,
         (m + 7) // 8,
-        codec(codec_name, levels).nbytes(m, d),
         TAG_BYTES if flags & _TAG else 0,
     )
 

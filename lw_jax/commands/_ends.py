@@ -1,0 +1,94 @@
+"""What commands at one end of a wire have in common: files or pipes, the key, models that moved."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from lw_jax.commands.base import Parser
+from lw_jax.errors import UserError, said
+from lw_jax.utils.files import write_bytes
+
+MOST_BYTES = 2**30
+
+
+def read(place: str, command: str) -> bytes:
+    """The bytes of a file, or of standard input, which is `-`.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if place == "-":
+            return sys.stdin.buffer.read(MOST_BYTES)
+        with Path(place).open("rb") as file:
+            return file.read(MOST_BYTES)
+    except OSError as error:
+        raise UserError(f"{command}: {place}: {said(error)}") from error
+
+
+def write(place: str, data: bytes) -> None:
+    """Writes a file, whole or not at all, or to standard output, which is `-`."""
+    if place == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    write_bytes(Path(place), data)
+
+
+def add_models(parser: Parser) -> None:
+    """The options that say where receivers are, and which key both ends share."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME=PATH",
+        action="append",
+        default=[],
+        help="a receiver, if it has moved",
+    )
+
+
+def add_key(parser: Parser) -> None:
+    """The option that says which key both ends share."""
+    parser.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help="key that both ends share: others are refused",
+    )
+
+
+def key_of(given: Namespace) -> bytes | None:
+    """The key in the file that was named; None: none was."""
+    if given.key_file is None:
+        return None
+    return read(given.key_file, "--key-file").strip()
+
+
+def token_of(given: Namespace) -> str | None:
+    """The bearer token: in the file that was named, else in `LW_JAX_TOKEN`; None: there is none.
+
+    Raises:
+        UserError: it is empty, or no ASCII text.
+    """
+    found: str | None = os.environ.get("LW_JAX_TOKEN")
+    if given.token_file is not None:
+        found = read(given.token_file, "--token-file").decode("utf-8", "replace").strip()
+    if found is not None and not (found and found.isascii() and found.isprintable()):
+        raise UserError("the bearer token: expected some printable ASCII characters")
+    return found
+
+
+def models_of(given: Namespace) -> dict[str, str]:
+    """Where the receivers are that have moved.
+
+    Raises:
+        UserError: one is not NAME=PATH.
+    """
+    found = {}
+    for one in given.model:
+        name, equals, place = one.partition("=")
+        if not (name and equals and place):
+            raise UserError(f"--model {one}: expected NAME=PATH")
+        found[name] = place
+    return found

@@ -1,0 +1,1 @@
+"""A bridge behind HTTP: `lw-jax serve` (docs/serving.md)."""

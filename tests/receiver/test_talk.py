@@ -1,0 +1,164 @@
+"""What is read in steps, or in parts, is what is read at once."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.models.generate import DecodeOptions
+from lw_jax.receiver import talk
+from lw_jax.receiver.answer import Message, alone, write
+from lw_jax.receiver.join import joined
+from lw_jax.receiver.pack import Segment
+from lw_jax.types import KV, Blocks, Delivery, Edits
+from tests.tiny.receiver import model, prompt
+
+PARTS, SLOTS, COLUMNS, WIDTH = 3, 4, 2, 24
+OPTIONS = DecodeOptions(max_new=4)
+MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+"""Soft tokens of the parts of a message: all, half, and a part that fills it up."""
+
+
+def numbers(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape) * 0.3
+
+
+def delivery(everywhere: bool = True) -> Delivery:
+    """Of three parts of one message, with all that a reader can deliver.
+
+    Args:
+        everywhere: with prefix columns and blocks, which earlier tokens of the message see as well.
+    """
+    arch = model().arch
+    heads = (arch.kv_heads, arch.head_dim)
+    kv = KV(
+        numbers(1, arch.layers, PARTS, COLUMNS, *heads),
+        numbers(2, arch.layers, PARTS, COLUMNS, *heads),
+        jnp.ones((PARTS, COLUMNS), bool),
+        jnp.broadcast_to(jnp.arange(COLUMNS, dtype=jnp.float32), (PARTS, COLUMNS)),
+    )
+    given = {"x": numbers(3, PARTS, SLOTS, WIDTH), "mask": jnp.asarray(MASK)}
+    own = Blocks({"w": jnp.ones((1,))}, _add, (0,), given) if everywhere else None
+    deltas = (numbers(seed, arch.layers, PARTS, SLOTS, *heads) for seed in (4, 5))
+    keep = MASK[None, :, :, None, None]
+    edits = Edits(None, own, *(x * keep for x in deltas))
+    spread = jnp.broadcast_to(jnp.arange(SLOTS) * 2.5, (PARTS, SLOTS))
+    advance = jnp.asarray([10.0, 7.0, 0.0])
+    return Delivery(
+        numbers(6, PARTS, SLOTS, WIDTH),
+        jnp.asarray(MASK),
+        spread,
+        kv if everywhere else None,
+        advance,
+        edits,
+    )
+
+
+def _add(params: object, h: jax.Array, given: dict[str, jax.Array]) -> jax.Array:
+    """A block that adds the sum of all real slots."""
+    return h + jnp.einsum("bmd,bm->bd", given["x"], given["mask"])[:, None]
+
+
+def part(whole: Delivery, *rows: int) -> Message:
+    """Some of the parts, as one message."""
+    at = np.array(rows)
+    kv, edits = whole.kv, whole.edits
+    assert edits is not None
+    assert edits.k_delta is not None and edits.v_delta is not None
+    assert whole.embeds is not None and whole.advance is not None
+    blocks = edits.blocks
+    if blocks is not None:
+        blocks = blocks.replace(given=jax.tree.map(lambda x: x[at], blocks.given))  # type: ignore[attr-defined]
+    own = Delivery(
+        whole.embeds[at],
+        None if whole.mask is None else whole.mask[at],
+        None if whole.positions is None else whole.positions[at],
+        None if kv is None else KV(kv.k[:, at], kv.v[:, at], kv.mask[at], kv.positions[at]),
+        whole.advance[at],
+        Edits(None, blocks, edits.k_delta[:, at], edits.v_delta[:, at]),
+    )
+    real = jnp.asarray(MASK[at].any(axis=1))
+    return alone(model(), joined(own, len(rows), real), 1)
+
+
+def question(seed: int, size: int = 5) -> Segment:
+    ids = jax.random.randint(jax.random.key(seed), (1, size), 3, 300)
+    return Segment(ids, None, jnp.asarray([size]), "ask")
+
+
+def at_once(message: Message, asked: Segment) -> tuple[np.ndarray, np.ndarray]:
+    out = write(model(), prompt(), message, asked, jax.random.key(0), OPTIONS)
+    return np.asarray(out.ids), np.asarray(out.logprobs)
+
+
+def in_steps(heard: talk.Heard, asked: Segment) -> tuple[talk.Answering, np.ndarray, np.ndarray]:
+    assert asked.ids is not None
+    m = model()
+    said = talk.ask(m, heard, asked.ids, asked.lengths, OPTIONS, jax.random.key(0))
+    for step in range(2, OPTIONS.max_new + 1):  # a token at a time
+        said = talk.write(m, heard, said, OPTIONS, jnp.asarray(step))
+    out = said.writing.out
+    return said, np.asarray(out.ids), np.asarray(out.logprobs)
+
+
+def test_a_part_that_fills_a_message_up_changes_nothing() -> None:
+    whole = delivery()
+    (ids, scores), (again, same) = (
+        at_once(part(whole, *rows), question(9)) for rows in ((0, 1), (0, 1, 2))
+    )
+    assert ids.tolist() == again.tolist()
+    chex.assert_trees_all_close(scores, same, atol=1e-5)
+    _, turned = at_once(part(whole, 1, 0), question(9))
+    assert not np.allclose(scores, turned, atol=1e-3)
+
+
+def test_a_message_alone_is_left_as_it_is() -> None:
+    whole = delivery()
+    assert joined(whole, 1, jnp.ones(PARTS, bool)) is whole
+
+
+@pytest.mark.slow  # the API's own test has the bridge that ships
+def test_questions_in_steps_are_questions_at_once() -> None:
+    whole = delivery()
+    message = part(whole, 0)
+    heard = talk.begin(model(), prompt(), message, 40)
+    for seed in (7, 8):
+        _, ids, scores = in_steps(heard, question(seed))
+        expected, known = at_once(message, question(seed))
+        assert ids.tolist() == expected.tolist()
+        chex.assert_trees_all_close(scores, known, atol=1e-5)
+
+
+def test_a_second_message_is_read_after_the_first() -> None:
+    """Where its tokens see only what came before them, as if both had come at once."""
+    whole = delivery(everywhere=False)
+    first = talk.begin(model(), prompt(), part(whole, 0), 16)
+    heard = talk.hear(model(), talk.roomier(first, 40), part(whole, 1))
+    _, ids, scores = in_steps(heard, question(7))
+    expected, known = at_once(part(whole, 0, 1), question(7))
+    assert ids.tolist() == expected.tolist()
+    chex.assert_trees_all_close(scores, known, atol=1e-5)
+
+
+def test_a_turn_that_is_remembered_is_part_of_the_sequence() -> None:
+    message = part(delivery(), 0)
+    heard = talk.begin(model(), prompt(), message, 40)
+    said, ids, _ = in_steps(heard, question(7))
+    after = talk.remembered(heard, said)
+    second = question(8)
+    assert second.ids is not None
+    pending = np.concatenate([ids[:, -1:], second.ids], axis=1)  # the last token is not read yet
+    _, found, scores = in_steps(after, segment(pending))
+    first = question(7)
+    assert first.ids is not None
+    both = np.concatenate([first.ids, ids, second.ids], axis=1)
+    expected, known = at_once(message, segment(both))
+    assert found.tolist() == expected.tolist()
+    chex.assert_trees_all_close(scores, known, atol=1e-5)
+
+
+def segment(ids: np.ndarray) -> Segment:
+    return Segment(jnp.asarray(ids), None, jnp.asarray([ids.shape[1]]), "ask")
