@@ -218,7 +218,7 @@ def go_on(
         done = run(
             arch,
             params,
-            embed_tokens(params, token).astype(state.cache.k.dtype),
+            embed_tokens(params, token).astype(jax.tree.leaves(state.cache.k)[0].dtype),
             positions=ends_at + state.step.astype(ends_at.dtype),
             lengths=jnp.ones((batch,), jnp.int32),
             delivery=inputs,

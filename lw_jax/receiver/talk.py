@@ -183,17 +183,18 @@ def remembered(heard: Heard, said: Answering) -> Heard:
 
 def roomier(heard: Heard, room: int) -> Heard:
     """The same with room for so many tokens in a row."""
-    more = room - heard.cache.k.shape[2]
+    more = room - heard.cache.positions.shape[1]
     if more <= 0:
         return heard
 
-    def wide(x: Array, axis: int) -> Array:
+    def wide(x: Array) -> Array:
         pad = [(0, 0)] * x.ndim
-        pad[axis] = (0, more)
+        pad[1 if x.ndim < 5 else 2] = (0, more)  # of one layer, or of a stack
         return jnp.pad(x, pad)
 
     held = heard.cache
-    cache = Cache(wide(held.k, 2), wide(held.v, 2), wide(held.positions, 1), held.lengths)
+    k, v = jax.tree.map(wide, (held.k, held.v))
+    cache = Cache(k, v, wide(held.positions), held.lengths)
     return Heard(cache, heard.position, heard.inputs)
 
 
