@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, overload
 import jax
 import numpy as np
 
-from lw_jax.api import deliveries
+from lw_jax.api.deliveries import deliver, filled, in_words, segment
 from lw_jax.api.shapes import (
     PARTS_RUNG,
     ROW_RUNGS,
@@ -576,8 +576,8 @@ class Bridge:
                 ctx.model,
                 ctx.prompt,
                 message,
-                deliveries.segment([found[i].ask for i in rows], one.size["ask"]),
-                deliveries.segment([found[i].answer for i in rows], size["answer"], "answer"),
+                segment([found[i].ask for i in rows], one.size["ask"]),
+                segment([found[i].answer for i in rows], size["answer"], "answer"),
             )
             nll, count = jax.device_get((out.nll, out.tokens))
             for i, loss, tokens in zip(places, nll, count, strict=False):
@@ -646,7 +646,7 @@ class Bridge:
                 ctx.model,
                 ctx.prompt,
                 self._messages(ctx, [questions[i] for i in rows]),
-                deliveries.segment([questions[i].ids for i in rows], size["ask"]),
+                segment([questions[i].ids for i in rows], size["ask"]),
                 jax.random.key(0),
                 options,
             )
@@ -987,10 +987,10 @@ class Bridge:
         """What stands in the message's place, of questions of one size."""
         size = rows[0].size
         if size["words"]:
-            return deliveries.in_words([one.words for one in rows], size["words"])
+            return in_words([one.words for one in rows], size["words"])
         latents = [one.latents for one in rows]
-        filled = deliveries.filled(latents, size["parts"], size["slots"])
-        return deliveries.deliver(ctx, filled, size["parts"])
+        sent = filled(latents, size["parts"], size["slots"])
+        return deliver(ctx, sent, size["parts"])
 
     def _blank_latent(self, slots: int) -> Latent:
         """A latent of so many slots, whatever they say."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.api import deliveries
+from lw_jax.api.deliveries import deliver, filled
 from lw_jax.api.shapes import PARTS_RUNG, SLOTS_RUNG, TEXT_RUNG, rung
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import EvalContext
@@ -79,7 +79,7 @@ class Talk:
         if limits.fewest != limits.most:
             slots = rung(SLOTS_RUNG, slots, limits.most)
         parts = rung(PARTS_RUNG, len(latents), None)
-        message = deliveries.deliver(self._ctx, deliveries.filled([latents], parts, slots), parts)
+        message = deliver(self._ctx, filled([latents], parts, slots), parts)
         size = message.segment.size
         model, prompt = self._ctx.model, self._ctx.prompt
         if self._heard is None:
