@@ -1,6 +1,7 @@
 """Measures lw_jax, and PyTorch beside it where that has a GPU, and writes docs/performance.md.
 
     python -m benchmarks.run --preset h200 --parts step,decode,handoff,start --out speed.json
+    python -m benchmarks.run --preset h200 --parts decode --ways "lw_jax;lw_jax, int8" --out d.json
     python -m benchmarks.run --page speed.json          # writes docs/performance.md from it
 
 Each way of each part is a process of its own, one after another. Times are medians after warm-up;
@@ -33,17 +34,26 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
     "step": {
         "lw_jax": {},
         "lw_jax, attention xla": {"attention": "xla"},
+        "lw_jax, layers scanned": {"unroll": "never"},
+        "lw_jax, layers scanned, remat dots": {"unroll": "never", "remat": "dots"},
         "lw_jax, remat dots": {"remat": "dots"},
+        "lw_jax, remat none": {"remat": "none"},
         "torch, plain": {"torch": "plain"},
         "torch, tuned": {"torch": "tuned"},
         "torch, tuned and compiled": {"torch": "compiled"},
     },
     "decode": {
         "lw_jax": {},
+        "lw_jax, layers scanned": {"unroll": "never"},
+        "lw_jax, int8": {"quant": "int8"},
         "torch, dynamic cache": {"torch": "plain"},
         "torch, static cache, compiled": {"torch": "compiled"},
     },
-    "handoff": {"lw_jax": {}, "lw_jax, attention xla": {"attention": "xla"}},
+    "handoff": {
+        "lw_jax": {},
+        "lw_jax, layers scanned": {"unroll": "never"},
+        "lw_jax, attention xla": {"attention": "xla"},
+    },
     "start": {"lw_jax": {}},
 }
 """Who does a part, and how."""
@@ -54,13 +64,24 @@ START += ["--stages.fit.train.eval_every=0"]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
 
-def measured(preset: str, parts: list[str], seconds: int) -> dict[str, Any]:
-    """Runs the parts, each way in a process of its own.
+def measured(
+    preset: str,
+    parts: list[str],
+    seconds: int,
+    out: Path,
+    ways: frozenset[str] = frozenset(),
+    more: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Runs the parts, each way in a process of its own; the file holds what is measured so far.
 
     Args:
         preset: `smoke` or `h200`.
         parts: some of `WAYS`.
         seconds: that one process may take.
+        out: JSON file.
+        ways: names of the ways; empty: all (of `smoke` the first).
+        more: what every way is told besides: `texts`, lengths of the texts that are handed over;
+            `unroll`, `attention`, `quant`, `remat` as in a config.
     """
     made = "import torch; print(torch.cuda.is_available())"
     rivals = importlib.util.find_spec("torch") is not None and "True" in _said(made)
@@ -70,10 +91,13 @@ def measured(preset: str, parts: list[str], seconds: int) -> dict[str, Any]:
         for name, how in WAYS[part].items():
             if "torch" in how and not rivals:
                 continue
-            if preset == "smoke" and how:  # that each part runs once is enough
-                continue
+            if name not in ways if ways else preset == "smoke" and how:
+                continue  # that each part runs once is enough to show that it runs
             print(f"{part}: {name}", file=sys.stderr, flush=True)
-            rows[name] = _process(preset, part, how, seconds)
+            began = time.perf_counter()
+            rows[name] = _process(preset, part, how | (more or {}), seconds)
+            print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+            out.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
@@ -230,6 +254,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", choices=("smoke", "h200"), default="smoke")
     parser.add_argument("--parts", default=",".join(WAYS), help=f"some of {','.join(WAYS)}")
+    parser.add_argument("--ways", default="", help="names of ways, ; between them; empty: all")
+    parser.add_argument(
+        "--set", action="append", default=[], help="of every way: texts=512,2048 or unroll=always"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seconds", type=int, default=550, help="that one process may take")
     parser.add_argument("--page", type=Path, help="JSON file to write docs/performance.md from")
@@ -245,8 +273,12 @@ def main() -> int:
     parts = asked.parts.split(",")
     if asked.out is None or not set(parts) <= set(WAYS):
         parser.error(f"--out FILE.json and --parts of {','.join(WAYS)} are needed")
-    found = measured(asked.preset, parts, asked.seconds)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
+    ways = frozenset(asked.ways.split(";")) - {""}
+    unknown = ways - {name for part in parts for name in WAYS[part]}
+    if unknown:
+        parser.error(f"--ways: {', '.join(sorted(unknown))}: no part has it")
+    more = dict(pair.split("=", 1) for pair in asked.set)
+    found = measured(asked.preset, parts, asked.seconds, asked.out, ways, more)
     failed = [n for rows in found["parts"].values() for n, r in rows.items() if "failed" in r]
     return 1 if failed else 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -55,45 +57,61 @@ def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Greedy decoding: the whole, and a token's share of it."""
     found: dict[str, Row] = {}
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
+
+    @partial(jax.jit, static_argnames="new")
+    def written(model: FrozenDecoder, ids: Array, new: int) -> Array:
+        out = generate(
+            model.arch,
+            model.params,
+            embed_tokens(model.params, ids),
+            positions=jnp.broadcast_to(jnp.arange(s.prompt)[None], ids.shape),
+            lengths=jnp.full(ids.shape[:1], s.prompt, jnp.int32),
+            options=DecodeOptions(new),
+            impl=model.attention,
+        )
+        return out.ids
+
+    prompts = {rows: _ids((rows, s.prompt), s.receiver["vocab_size"]) for rows in s.decoded}
+    asked = [(rows, new) for rows in s.decoded for new in (1, s.new)]
+    calls = {at: (written, (model, prompts[at[0]]), {"new": at[1]}) for at in asked}
+    programs, spent = _compiled(calls)
     for rows in s.decoded:
-        ids = _ids((rows, s.prompt), s.receiver["vocab_size"])
-        at = jnp.broadcast_to(jnp.arange(s.prompt)[None], ids.shape)
-        lengths = jnp.full((rows,), s.prompt, jnp.int32)
-
-        @partial(jax.jit, static_argnames="new")
-        def written(model: FrozenDecoder, ids: Array, new: int) -> Array:
-            h = embed_tokens(model.params, ids)
-            options = DecodeOptions(new)
-            out = generate(
-                model.arch,
-                model.params,
-                h,
-                positions=at,  # noqa: B023
-                lengths=lengths,  # noqa: B023
-                options=options,
-                impl=model.attention,
-            )
-            return out.ids
-
         some = {
             new: times(
-                partial(written, model, ids, new=new),
+                partial(programs[rows, new], model, prompts[rows]),
                 jax.block_until_ready,
                 1,
                 max(3, s.times // 4),
             )
             for new in (1, s.new)
         }
-        found[f"b{rows}_prompt{s.prompt}_new{s.new}"] = some[s.new]
+        found[f"b{rows}_prompt{s.prompt}_new{s.new}"] = some[s.new] | {
+            "compile_s": spent[rows, s.new]
+        }
         each = (some[s.new]["ms"] - some[1]["ms"]) / (s.new - 1)
         found[f"b{rows}_per_token"] = {"ms": round(each, 4)} | _memory()
     return found
 
 
+def _compiled(calls: dict[Any, tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Any:
+    """Programs that are compiled side by side, by name, and the seconds that each took: a jitted
+    function, its arguments, its static arguments."""
+    lowered = {at: f.lower(*args, **static) for at, (f, args, static) in calls.items()}
+
+    def one(at: Any) -> tuple[Any, float]:
+        began = time.perf_counter()
+        return lowered[at].compile(), round(time.perf_counter() - began, 2)
+
+    with ThreadPoolExecutor() as pool:
+        done = dict(zip(lowered, pool.map(one, lowered), strict=True))
+    return {at: x[0] for at, x in done.items()}, {at: x[1] for at, x in done.items()}
+
+
 def handoff(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Tokens on the host to the first answer token on the host, batch 1: by the wire, by the text,
     and by a latent that is there already."""
-    return {k: row for length in s.texts for k, row in _handed(s, how, length).items()}
+    texts = [int(n) for n in how["texts"].split(",")] if "texts" in how else s.texts
+    return {k: row for length in texts for k, row in _handed(s, how, length).items()}
 
 
 def _handed(s: Sizes, how: dict[str, str], length: int) -> dict[str, Row]:
@@ -113,17 +131,24 @@ def _handed(s: Sizes, how: dict[str, str], length: int) -> dict[str, Row]:
         ask, _ = answer.asked(batch, RECEIVER)
         return answer.write(model, prompt, message, ask, rng, options).ids
 
-    def encode() -> Any:
-        return sent(frozen, params["bridge"], batch)
-
     def timed(call: Callable[[], Any]) -> Row:
         return times(call, jax.block_until_ready, s.warm, s.times)
 
+    there = jax.eval_shape(sent, frozen, params["bridge"], batch)
+    with ThreadPoolExecutor() as pool:  # compiled side by side
+        waiting = [pool.submit(sent.lower(frozen, params["bridge"], batch).compile)]
+        for kind, given in (("latent", there), ("text", None)):
+            waiting.append(pool.submit(read.lower(model, batch, given, kind=kind).compile))
+    send, by_latent, by_text = (done.result() for done in waiting)
+
+    def encode() -> Any:
+        return send(frozen, params["bridge"], batch)
+
     found = {f"encode_{length}": timed(encode)}
     there = encode()
-    found[f"read_{length}"] = timed(lambda: read(model, batch, there, "latent"))
-    found[f"wire_{length}"] = timed(lambda: read(model, batch, encode(), "latent"))
-    found[f"text_{length}"] = timed(lambda: read(model, batch, None, "text"))
+    found[f"read_{length}"] = timed(lambda: by_latent(model, batch, there))
+    found[f"wire_{length}"] = timed(lambda: by_latent(model, batch, encode()))
+    found[f"text_{length}"] = timed(lambda: by_text(model, batch, None))
     return found
 
 
@@ -167,7 +192,8 @@ def _config(s: Sizes, how: dict[str, str]) -> Any:
 
 def _spec(name: str, shape: dict[str, Any], s: Sizes, how: dict[str, str]) -> FrozenSpec:
     arch = arch_from_hf(shape, None, where=name)
-    config = ModelConfig(name, s.dtype, attention=cast(Any, how.get("attention", "auto")))
+    keys = {key: how[key] for key in ("attention", "quant", "unroll") if key in how}
+    config = ModelConfig(name, s.dtype, **cast(Any, keys))
     return FrozenSpec(name, config, arch, cast(Any, SimpleNamespace()))
 
 
@@ -215,13 +241,20 @@ def _filled(tree: Any) -> Any:
         name = jax.tree_util.keystr(path)
         if "norm" in name:
             return jnp.ones(x.shape, x.dtype)
-        key = jax.random.fold_in(jax.random.key(0), len(name))
-        draw = jax.jit(
-            lambda: jax.random.normal(key, x.shape, x.dtype) * jnp.asarray(0.02, x.dtype)
-        )
-        return draw()
+        if name.endswith(".scale"):
+            return jnp.full(x.shape, 0.02 / 64, x.dtype)
+        return _drawn(jax.random.fold_in(jax.random.key(0), len(name)), x.shape, x.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, tree)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _drawn(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Numbers 0.02 wide; of codes, 64 wide."""
+    codes = jnp.dtype(dtype).itemsize == 1
+    wide = 64 if codes else 0.02
+    draw = jax.random.normal(key, shape, jnp.bfloat16 if codes else dtype)
+    return (draw * jnp.asarray(wide, draw.dtype)).astype(dtype)
 
 
 def _ids(shape: tuple[int, ...], vocabulary: int) -> Array:
