@@ -82,14 +82,19 @@ class FrozenModels:
         """The models with prompts by receiver."""
         return cls(sender, dict(receivers), tuple(prompts.items()))
 
+    @property
+    def apart(self) -> bool:
+        """Whether the layers of all decoders are apart."""
+        decoders = [m for m in (self.sender, *self.receivers.values()) if _decodes(m)]
+        return all(is_apart(model.params) for model in decoders)
+
     def rematerialised(self, remat: Remat) -> FrozenModels:
         """The same models; a backward pass computes again what `remat` says.
 
         Raises:
             UserError: `none`, and the layers of a decoder are stacked.
         """
-        decoders = [m for m in (self.sender, *self.receivers.values()) if _decodes(m)]
-        if remat == "none" and not all(is_apart(model.params) for model in decoders):
+        if remat == "none" and not self.apart:
             raise UserError(NONE_NEEDS_APART)
 
         def of(model: Any) -> Any:

@@ -40,6 +40,7 @@ from lw_jax.runs.memory import (
     estimate,
     host_memory,
     in_words,
+    settled,
 )
 from lw_jax.runs.ready import check_free, check_parts, check_start, check_trains, traced
 from lw_jax.runs.rows import beyond_models, leaks, lengths_of, levels_of, remarks_of
@@ -576,7 +577,14 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
     with seen.trying(key):
         step = abstract_step(config, cfg, seen.specs, seen.sizes, make_mesh(config.mesh))
         check_trains(config, cfg, seen.specs, seen.sizes, step)
-        need = estimate(step)
+        if cfg.remat == "auto":
+            mesh = make_mesh(config.mesh)
+            cfg, need = settled(
+                cfg, lambda own: abstract_step(config, own, seen.specs, seen.sizes, mesh)
+            )
+            seen.note("ok", f"{key}.remat", f"auto: {cfg.remat}")
+        else:
+            need = estimate(step)
         fits = need.total < need.room
         advice = "; lower batch_size, accumulate more, or set quant"
         if need.state > max(need.frozen, need.work):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import resource
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 
 from lw_jax.runs.abstract import AbstractStep, size_in_bytes
+from lw_jax.train.config import TrainConfig
 
 GIB = 2**30
+SHARE = 0.95
+"""Of a device's memory that a step may take where `remat` is `auto`."""
 CONTROL_GROUP = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -92,6 +96,37 @@ def estimate(step: AbstractStep, room: int | None = None) -> Need:
         return Need(frozen, state, 0, there)
     own = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Need(frozen, state, memory.temp_size_in_bytes + own, there)
+
+
+def settled(
+    train: TrainConfig, make: Callable[[TrainConfig], AbstractStep], room: int | None = None
+) -> tuple[TrainConfig, Need]:
+    """What `remat: auto` means for a stage: the least that is computed again for which its step
+    fits into `SHARE` of a device; any other config as it is. The program that is compiled to find
+    out is the one that is run, and the cache of programs has it then.
+
+    Args:
+        train: config of the stage.
+        make: its step.
+        room: memory of a device; None: as the first device reports.
+    """
+    if train.remat != "auto":
+        return train, estimate(make(train), room)
+    for remat in ("none", "dots"):
+        own = replace(train, remat=remat)
+        step = make(own)
+        if remat == "none" and not step.frozen.apart:
+            continue
+        try:
+            need = estimate(step, room)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            continue
+        if need.work and need.total <= SHARE * need.room:
+            return own, need
+    own = replace(train, remat="full")
+    return own, estimate(make(own), room)
 
 
 def in_words(count: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 from jax.sharding import Mesh
@@ -22,9 +23,9 @@ from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.mesh import make_mesh
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.spec import SENDER
-from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
+from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.doctor import Examination, examined
-from lw_jax.runs.memory import device_memory, estimate, in_words
+from lw_jax.runs.memory import device_memory, in_words, settled
 from lw_jax.train.config import TrainConfig
 
 ADVICE = {
@@ -138,7 +139,9 @@ def _training(
     for task, own in cfg.each().items():
         where = key if task is None else f"{key}.tasks.{task}"
         _check_rows(where, own.batch_size // own.accumulate, mesh)
-        step = abstract_step(seen.config, own, seen.specs, seen.sizes, mesh)
+        make = partial(_step, seen, mesh)
+        own, need = settled(own, make, room)
+        step = make(own)
         params = size_in_bytes(step.state.params)
         host: tuple[tuple[str, int], ...] = ()
         if cfg.reuse is not None:
@@ -151,10 +154,14 @@ def _training(
                 ("bridge", "bridge and heads", params),
                 ("bridge", "optimiser and averages", size_in_bytes(step.state) - params),
                 ("work", "batch", size_in_bytes(step.batch)),
-                ("work", "activations and gradients", estimate(step, room).work),
+                ("work", "activations and gradients", need.work),
             ),
             host,
         )
+
+
+def _step(seen: Examination, mesh: Mesh, train: TrainConfig) -> AbstractStep:
+    return abstract_step(seen.config, train, seen.specs, seen.sizes, mesh)
 
 
 def _evaluation(seen: Examination, key: str, cfg: EvaluateConfig, mesh: Mesh) -> Budget:

@@ -25,8 +25,10 @@ from lw_jax.mesh import batch_sharding, put_batch, replicated
 from lw_jax.models.dims import BridgeDims
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms, statistics
+from lw_jax.runs.abstract import AbstractStep, size_in_bytes
 from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
+from lw_jax.runs.memory import settled
 from lw_jax.runs.rows import beyond_models, remarks_of, report
 from lw_jax.runs.session import (
     CHECKED_ROWS,
@@ -90,11 +92,17 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         kind = "latent" if other is None else other.kind(config.seed, name, step)
         return plan_at(parts[turns[step].task].objectives, step, kind)
 
+    decided = {"train": cfg}
+    """The config with `remat` decided, once the stage knows its shapes."""
+
+    def stepping(own: TrainConfig, plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
+        return make_step(
+            own, pipeline.bridge, optimiser, run.mesh, plan, trained=trained, ratio=ratio
+        )
+
     @cache
     def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
-        return make_step(
-            cfg, pipeline.bridge, optimiser, run.mesh, plan, trained=trained, ratio=ratio
-        )
+        return stepping(decided["train"], plan, ratio)
 
     programs = Behind(run.console)
     keys: dict[tuple[tuple[Plan, float | None], str | None, Hashable], Hashable] = {}
@@ -152,6 +160,18 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         shapes = cache(lambda name: _shapes(run.mesh, streams[name]))
         needed: list[tuple[int, Callable[[], None]]] = []
         says_of: dict[str, dict[str, Any]] = {}
+        if cfg.remat == "auto":
+            turn = turns[start]
+            own, frozen = (plan(start), ratio_of[turn.phase]), parts[turn.task].pipeline.frozen
+            batches = [on_mesh(run.mesh, table.batch(start)), *shapes(turn.stream)]
+            largest = max(batches, key=size_in_bytes)
+            decided["train"], _ = settled(
+                cfg,
+                lambda train: AbstractStep(
+                    stepping(train, *own), state, frozen, largest, own[0], trained
+                ),
+            )
+            run.console.print(f"remat: auto is {decided['train'].remat}", highlight=False)
 
         def step_programs(step: int) -> None:
             turn = turns[step]

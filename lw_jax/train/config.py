@@ -131,7 +131,8 @@ class TrainConfig(Checked):
         remat: what the backward pass through the receivers computes again rather than keeps:
             `full`, all but the input of each layer; `dots`, all but that and the results of the
             matrix products: faster, for more memory (--doctor says how much); `none`, nothing,
-            where the models' layers are apart (`unroll`).
+            where the models' layers are apart (`unroll`); `auto`, the least that fits into the
+            device's memory.
         buckets: most lengths that batches can have, chosen so that a sample of the contexts is
             padded least; contexts of like length are then put together in a batch, among those of
             32 batches of the shuffled rows. null: every batch is as long as the longest context of
@@ -169,7 +170,7 @@ class TrainConfig(Checked):
     workers: Workers = 0
     stop_when: StopWhen | None = None
     max_bad_steps: Annotated[int, Ge(1), Le(10**6)] = 5
-    remat: Literal["full", "dots", "none"] = "full"
+    remat: Literal["full", "dots", "none", "auto"] = "full"
     buckets: Annotated[int, Ge(2), Le(8)] | None = None
     tensorboard: bool = False
     reuse: Reuse | None = None

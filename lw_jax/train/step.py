@@ -102,7 +102,7 @@ def train_step(
         _loss,
         plan=plan,
         bridge=bridge,
-        frozen=frozen.rematerialised(cfg.remat),
+        frozen=frozen.rematerialised("full" if cfg.remat == "auto" else cfg.remat),
         weights=weights,
         probabilities=probabilities,
         step=at,
