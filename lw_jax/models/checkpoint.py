@@ -15,6 +15,7 @@ from lw_jax.models.encoder_arch import AnyArch, arch_from_hf
 from lw_jax.models.gguf import gguf_file, is_gguf, open_gguf
 from lw_jax.models.names import parts
 from lw_jax.utils import files
+from lw_jax.utils.digests import sha256
 from lw_jax.utils.hub import HubUnreachableError, ask_once
 
 WEIGHTS = "model.safetensors"
@@ -173,8 +174,7 @@ def fingerprint(
     digest = hashlib.sha256(json.dumps(asdict(arch), sort_keys=True).encode())
     for path in sorted(set(files)):
         if path not in known:
-            with path.open("rb") as file:
-                known[path] = hashlib.file_digest(file, "sha256").digest()
+            known[path] = sha256(path)
         digest.update(known[path])
     return digest.hexdigest()[:32]
 

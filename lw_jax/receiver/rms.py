@@ -21,6 +21,9 @@ from lw_jax.models.params import depth
 from lw_jax.models.rope import angles
 from lw_jax.types import Array
 
+TAPS = 2**30
+"""Bytes of the streams that are held at once: rows are read a few at a time."""
+
 
 @jax.jit
 def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, Array, Array]:
@@ -29,7 +32,15 @@ def _squares(model: FrozenDecoder, ids: Array, lengths: Array) -> tuple[Array, A
     layers = depth(params)
     h = embed_tokens(params, ids)
     index = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-    out = run(arch, params, h, positions=index, lengths=lengths, taps=tuple(range(layers)))
+    out = run(
+        arch,
+        params,
+        h,
+        positions=index,
+        lengths=lengths,
+        taps=tuple(range(layers)),
+        impl=model.attention,
+    )
     real = (index < lengths[:, None]).astype(jnp.float32)
     cos, sin = angles(arch, index)
 
@@ -60,7 +71,16 @@ def measure_rms(model: FrozenDecoder, ids: Array, lengths: Array) -> ModelDims:
     arch = model.arch
     if not np.any(np.asarray(lengths)):
         raise UserError("layout.max_tokens: no token is left to measure a receiver on; raise it")
-    embed, keys, values = (np.sqrt(np.asarray(x)) for x in _squares(model, ids, lengths))
+    a_row = arch.layers * ids.shape[1] * arch.width * model.params["embed"].dtype.itemsize
+    once = max(1, TAPS // a_row)
+    parts = [slice(i, i + once) for i in range(0, ids.shape[0], once)]
+    counts = [int(np.sum(np.asarray(lengths[part]))) for part in parts]
+    squares = [_squares(model, ids[p], lengths[p]) for p, n in zip(parts, counts, strict=True) if n]
+    shares = np.asarray([n for n in counts if n], np.float32) / np.float32(sum(counts))
+    embed, keys, values = (
+        np.sqrt(sum(np.asarray(x) * share for x, share in zip(each, shares, strict=True)))
+        for each in zip(*squares, strict=True)
+    )
     return ModelDims(
         width=arch.width,
         layers=arch.layers,

@@ -37,13 +37,8 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
     switch = environ.get(SWITCH, "1").strip().lower()
     if FOLDER in environ or switch in OFF:
         return {}
-    home = environ.get("XDG_CACHE_HOME") or (
-        str(Path(environ["HOME"]) / ".cache") if environ.get("HOME") else ""
-    )
-    if not home or not Path(home).is_absolute():
-        return {}
-    folder = Path(home) / "lw_jax" / "xla" / _processor()
-    if not _own(folder):
+    folder = own_folder(environ, f"xla/{_processor()}")
+    if folder is None:
         return {}
     _remove_unfinished(folder)
     found = {
@@ -52,6 +47,22 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(SECONDS),
     }
     return {name: value for name, value in found.items() if name not in environ}
+
+
+def own_folder(environ: Mapping[str, str], name: str) -> Path | None:
+    """A folder of the user's cache that nobody else can write, made; None: there can be none.
+
+    Args:
+        environ: the environment.
+        name: of the folder, below `lw_jax`.
+    """
+    home = environ.get("XDG_CACHE_HOME") or (
+        str(Path(environ["HOME"]) / ".cache") if environ.get("HOME") else ""
+    )
+    if not home or not Path(home).is_absolute():
+        return None
+    folder = Path(home) / "lw_jax" / name
+    return folder if _own(folder) else None
 
 
 def use() -> None:

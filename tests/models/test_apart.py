@@ -25,6 +25,7 @@ from lw_jax.models.load import abstract_params, load_params
 from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
 from lw_jax.models.spec import FrozenSpec
+from lw_jax.receiver import rms
 from lw_jax.receiver.rms import measure_rms
 from tests.models import parity
 from tests.models.test_decoder_run import (
@@ -177,7 +178,7 @@ def test_over_a_mesh(quant):
 
 
 @pytest.mark.slow
-def test_what_is_saved_and_measured_is_the_same(tmp_path):
+def test_what_is_saved_and_measured_is_the_same(tmp_path, monkeypatch):
     case = parity.load("qwen2")
     own = apart(case.params)
     for name, params in (("a", case.params), ("b", own)):
@@ -190,6 +191,10 @@ def test_what_is_saved_and_measured_is_the_same(tmp_path):
     ]
     np.testing.assert_allclose(sizes[0].key_rms, sizes[1].key_rms, rtol=1e-5)
     np.testing.assert_allclose(sizes[0].value_rms, sizes[1].value_rms, rtol=1e-5)
+    monkeypatch.setattr(rms, "TAPS", 1)  # a row at a time
+    by_row = measure_rms(FrozenDecoder(own, case.arch), ids, parity.LENGTHS)
+    np.testing.assert_allclose(by_row.key_rms, sizes[0].key_rms, rtol=1e-5)
+    np.testing.assert_allclose(by_row.embed_rms, sizes[0].embed_rms, rtol=1e-5)
 
 
 @pytest.mark.slow
