@@ -40,6 +40,7 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message as ReceiverMessage
 from lw_jax.runs.exported import LONGEST, about_bridge, is_exported
+from lw_jax.runs.hub import bridge_at
 from lw_jax.runs.places import located
 from lw_jax.runs.session import open_half, open_pipeline
 from lw_jax.runs.trained import Trained, check_frozen, config_at, load_trained, saved_at
@@ -165,7 +166,8 @@ class Bridge:
         the bridge's own and those above it. Their fingerprints have to be those of training.
 
         Args:
-            run_dir: of a run, or of an exported bridge (as those in `zoo/bridges` are).
+            run_dir: of a run, or of an exported bridge (as those in `zoo/bridges` are), or the name
+                of one on the Hugging Face hub.
             checkpoint: of a run.
             role: which end this is: "sender" loads no receiver, and "receiver" no sender but for
                 its config.json; "both" is both.
@@ -180,7 +182,7 @@ class Bridge:
                 the frozen models are not to be had.
         """
         program_cache.use()
-        home = arguments.path("run_dir", run_dir)
+        home = bridge_at(arguments.path("run_dir", run_dir))
         arguments.one_of("checkpoint", checkpoint, ("last", "best"))
         arguments.one_of("role", role, ("both", "sender", "receiver"))
         secret = arguments.key("key", key)

@@ -25,6 +25,8 @@ class Reader(Checked, ABC):
     """Names of what it occupies; two readers that share a name exclude each other."""
     gives_embeds: ClassVar[bool] = False
     """Whether it delivers soft tokens (`Delivery.embeds`)."""
+    acts_after: ClassVar[bool] = False
+    """Whether it changes how the receiver reads the tokens after the message."""
     needs_embeds: ClassVar[bool] = False
     """Whether it changes soft tokens that another reader has to deliver."""
     optimizer_rules: ClassVar[Mapping[str, str]] = {}

@@ -8,7 +8,7 @@ MLP, a learned gate (docs/design.md section 5; gated cross-attention of Flamingo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import flax.linen as nn
 import jax
@@ -41,6 +41,8 @@ class Config(Reader):
     head_dim: Annotated[int, Ge(1), Le(1024)] = 32
     mlp_ratio: MlpRatioOrNone = 4
     gate: Annotated[float, Ge(-100), Le(100)] = 0.5
+
+    acts_after: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         distinct(self, "layers")

@@ -7,6 +7,7 @@ clean receiver (fault 13 of docs/faults.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from lw_jax.layers.low_rank import LowRank, LowRankConfig
 from lw_jax.models.dims import ModelDims
@@ -16,6 +17,8 @@ from lw_jax.readers.base import Reader
 @dataclass(frozen=True)
 class Config(LowRankConfig, Reader):
     __doc__ = LowRankConfig.__doc__
+
+    acts_after: ClassVar[bool] = True
 
     def build(self, dims: ModelDims) -> LowRank:
         """The reader of one receiver."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lw_jax.bridge import engines
 from lw_jax.bridge.config import closed_form
 from lw_jax.config.schema import Config, StageConfig
 from lw_jax.data.example import Example, Rows
@@ -198,6 +199,7 @@ def examined(
                 key = f"bridge.sources.{name}" if config.bridge.sources else "bridge.source"
                 seen.note("ok", key, text if one.taps else "the text itself, no sender")
                 _taps(seen, key, name)
+            seen.note("ok", "bridge.reader", engines.summary(config.bridge, config.layout))
         if SENDER in seen.specs and seen.sound:
             with seen.trying("sender.path"):
                 _needed(seen, seen.specs[SENDER].check_files)

@@ -18,6 +18,7 @@ from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms
+from lw_jax.runs.card import write_card
 from lw_jax.runs.exported import LONGEST, WEIGHTS, about_bridge, is_exported, save_bridge, seal
 from lw_jax.runs.places import located
 from lw_jax.runs.session import MEASURED_ROWS, open_pipeline
@@ -33,14 +34,31 @@ def main(argv: list[str]) -> int:
         return 2
     run_dir, out = Path(argv[0]), Path(argv[1])
     try:
-        _export(run_dir, out)
+        export(run_dir, out)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _export(run_dir: Path, out: Path) -> None:
+def export(run_dir: Path, out: Path, card: bool = False, licence: str | None = None) -> None:
+    """Writes the bridge of a finished run, or an exported one again.
+
+    Args:
+        run_dir: of the run, or of the exported bridge.
+        out: where the files go.
+        card: whether a model card is written as well.
+        licence: that the card names.
+
+    Raises:
+        UserError: nothing was trained yet, or the run is damaged.
+    """
+    _write(run_dir, out)
+    if card:
+        write_card(out, config_at(out), about_bridge(out), run_dir, licence)
+
+
+def _write(run_dir: Path, out: Path) -> None:
     config = config_at(run_dir)
     shipped = is_exported(run_dir)
     here = located(config, run_dir)
