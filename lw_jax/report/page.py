@@ -37,6 +37,8 @@ MOST_TEXT = 4000
 """Characters of a text that are shown."""
 MOST_MORE = 60
 """Charts below "more curves"."""
+APART = 1.1
+"""Two ratios that differ by less are one: other rows have other lengths."""
 BUDGET = "token_budget"
 SHOWN = ("text", BUDGET, "latent", "deranged")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -416,8 +418,8 @@ def _ratios(run: Read) -> list[Chart]:
                 if method in ("text", "latent", "deranged") or method.startswith(BUDGET):
                     point = at["tokens_per_column"], figures["em"], tuple(figures["ci"]["em"])
                     lines.setdefault(method, []).append(point)
-        ratios = {round(p[0], 2) for p in lines.get("latent", [])}
-        if len(ratios) > 1:
+        ratios = [ratio for ratio, _, _ in lines.get("latent", [])]
+        if ratios and max(ratios) > APART * min(ratios):
             series = []
             for method, points in lines.items():
                 points.sort(key=lambda p: p[0])

@@ -61,6 +61,12 @@ class Chart:
         return [thinned(s) for s in self.series if s.points]
 
     @property
+    def rows(self) -> list[tuple[float, list[float | None]]]:
+        """The points as a table: x, and the y of every line that has a point there."""
+        held = [dict(s.points) for s in self.drawn]
+        return [(x, [one.get(x) for one in held]) for x in sorted({x for one in held for x in one})]
+
+    @property
     def svg(self) -> Markup:
         """The picture."""
         return _chart(self)

@@ -18,6 +18,7 @@ from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Example, Group
 from lw_jax.data.load import data_set, load_rows, origins, sample
 from lw_jax.errors import UserError
+from lw_jax.errors import said as said_of
 from lw_jax.evaluate import (
     compression,
     examples,
@@ -234,9 +235,13 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
 
 
 def _to_look_at(run: Run, compared: Comparison) -> None:
-    """The page of the run, and events where its stages write some."""
+    """The page of the run, and events where its stages write some. Figures are written by then: a
+    page that cannot be made is said, and costs nothing else."""
     config = to_dict(run.config)
-    compared.say(f"to look at: {page.write(run.out_dir, config)}")
+    try:
+        compared.say(f"to look at: {page.write(run.out_dir, config)}")
+    except Exception as error:
+        compared.say(f"WARNING {page.FILE} could not be made: {said_of(error)}")
     trained = (stage.train for stage in run.config.stages.values())
     if any(stage is not None and stage.tensorboard for stage in trained):
         write_evaluation(read(run.out_dir, config), run.out_dir)

@@ -81,7 +81,8 @@ def make(
     write_json(home / MAPS, {"texts": list(maps)})
     journal = Journal(home / "diagnostics.jsonl", "fit")
     for step in (10, 20, 30, 40):
-        journal.write(step, "train", {"loss": 4.0 / step, "share/answer_ce": 1.0})
+        late = {"share/kd": 0.25} if step > 20 else {}
+        journal.write(step, "train", {"loss": 4.0 / step, "share/answer_ce": 0.75} | late)
     alarmed = {"alarm/loudness": 1, "alarms": ["ALARM loudness (fault 7): too loud"]}
     seen = {f"{receiver}/accuracy": 0.5, f"{receiver}/deranged_accuracy": 0.1}
     journal.write(20, "evaluate", seen | alarmed)
