@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -230,7 +231,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     def watch(state: TrainState, step: int) -> Mapping[str, Any]:
         assert quick is not None
         programs.wait(*watching)
-        return quick.watch(state, step)
+        began = time.monotonic()
+        seen = quick.watch(state, step)
+        return seen | {"seconds": time.monotonic() - began}
 
     job = Job(
         name=name,

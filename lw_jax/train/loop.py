@@ -87,7 +87,7 @@ class Job:
         evaluate: quick evaluation after some steps.
         tensorboard: whether events are written as well.
         watch_every: steps between looks; 0 for never.
-        watch: what a look sees.
+        watch: what a look sees, and its `seconds` without what it waits for (compilation).
         before_saving: called before a checkpoint is written.
         look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
             nothing. Asked when the stage ends for its bad steps.
@@ -321,12 +321,10 @@ def fit(job: Job) -> TrainState:
                 settle()
                 began = time.monotonic()
                 seen = dict(job.watch(state, done))
-                spent = time.monotonic() - began
-                since += spent
-                took: dict[str, float] = {"seconds": spent}
+                since += time.monotonic() - began
                 if per_step:  # of the last interval
-                    took["share_of_time"] = spent / (job.watch_every * per_step)
-                journal.write(done, "watch", seen | took)
+                    seen["share_of_time"] = seen["seconds"] / (job.watch_every * per_step)
+                journal.write(done, "watch", seen)
             if job.evaluate and job.eval_every and (done % job.eval_every == 0 or last):
                 settle()
                 began = time.monotonic()

@@ -312,7 +312,7 @@ def test_a_real_sentence_encoder_equals_transformers(pool: str) -> None:
         pytest.skip("LW_JAX_MINILM names no directory of all-MiniLM-L6-v2")
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    spec = opened("minilm", Path(home))
+    spec = opened("sender", Path(home))
     assert isinstance(spec.arch, EncoderArch)
     theirs = transformers.AutoTokenizer.from_pretrained(home)(list(TEXTS), padding=True)
     model = transformers.AutoModel.from_pretrained(home, dtype=torch.float32).eval()
@@ -337,4 +337,5 @@ def test_a_real_sentence_encoder_equals_transformers(pool: str) -> None:
     if pool == "mean":
         weight = real[..., None] / real.sum(axis=1)[:, None, None]
         expected = np.broadcast_to((expected * weight).sum(axis=1, keepdims=True), found.shape)
-    assert np.abs(np.where(real[..., None] > 0, found - expected, 0)).max() <= 1e-4
+    apart = np.abs(np.where(real[..., None] > 0, found - expected, 0)).max()
+    assert apart <= 1e-4, apart
