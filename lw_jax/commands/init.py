@@ -26,7 +26,7 @@ def run(given: Namespace) -> int:
     notes = "\n".join(f"# {line}" for line in made.notes)
     write_text(out, f"{notes}\n{yaml_files.dumps(made.raw)}")
     print("\n".join(made.notes))
-    print(f"written to {out}; next: lw-jax doctor {out}, then lw-jax train {out}")
+    print(f"written to {out}; next: lw-jax doctor, plan and train {out}")
     return 0
 
 
@@ -44,7 +44,8 @@ COMMAND = Command(
     summary="write a config for two models and a data set, and say what it will cost",
     about=(
         "Taps, widths, lengths and curriculum are chosen by rule, from the models' config.json or\n"
-        "GGUF header and from some of the rows; no weights are read. It is a start to change."
+        "GGUF header and from some of the rows; no weights are read. It is a start to change.\n"
+        "What memory its stages need says `lw-jax plan`."
     ),
     examples=(
         ("init zoo/tiny-llama zoo/tiny-qwen facts", "generated facts"),

@@ -48,6 +48,8 @@ FEW_LAYERS = 8
 RATIOS = (1.5, 3.0, 6.0)
 """Source tokens a slot, from the easiest to what is wanted."""
 SHARES = (0.10, 0.20, 0.70)
+LEVELS = (1, 3, 6)
+"""Sentences of generated facts, in the same order."""
 SMALL = 10**8
 """Weights of a model that is kept in float32; a larger one in bfloat16."""
 LOOKED_AT, ENOUGH = 512, 0.98
@@ -110,6 +112,8 @@ def draft(sender: str, receiver: str, data: str, name: str) -> Draft:
     lengths = _lengths(parse.from_dict(raw), specs, called, groups)
     limits = [specs[SENDER].arch.max_positions, reader.arch.max_positions // 2, LONGEST]
     longest = min(_rounded(lengths["text"], 8), *limits)
+    if _rounded(max(lengths["texts"]), 8) <= 1.25 * longest:  # then none is left out
+        longest = min(_rounded(max(lengths["texts"]), 8), *limits)
     beyond = float(np.mean([n > longest for n in lengths["texts"]]))
     slots = math.ceil(longest / RATIOS[0])
     raw["layout"] = {"max_tokens": longest}
@@ -228,9 +232,11 @@ def _lengths(
 def _stages(source: Mapping[str, Any], count: int, answer: int, small: bool) -> dict[str, Any]:
     batch = 64 if small else 32
     steps = 2000 if next(iter(source)) in GENERATED else min(4000, max(300, 10 * count // batch))
-    curriculum = [
+    curriculum: list[dict[str, Any]] = [
         {"ratio": ratio, "share": share} for ratio, share in zip(RATIOS, SHARES, strict=True)
     ]
+    if "facts" in source:
+        curriculum = [p | {"level": n} for p, n in zip(curriculum, LEVELS, strict=True)]
     rates = {"lr": 0.01, "adam_lr": 0.001} if small else {"lr": 0.003, "adam_lr": 0.0006}
     train = {
         "steps": steps,

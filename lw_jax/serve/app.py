@@ -444,7 +444,7 @@ class Server:
         }
         tokenizer = wire.pipeline.receivers[questions[0].receiver]
         rows["cut"]["kept"] = tokenizer.backend.decode(list(questions[2].words))
-        return JSONResponse(about | {"rows": rows, "text_bytes": len(text.encode())})
+        return JSONResponse(about | {"rows": rows})
 
     # The other server
 

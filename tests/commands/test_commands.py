@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,27 @@ def test_each_explains_itself_with_examples(name: str, capsys: pytest.CaptureFix
     for line, _ in one.examples:
         assert f"  lw-jax {line}\n" in said
         assert line.split()[0] == name
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_command_lines_of_the_docs_and_of_examples_are_taken() -> None:
+    lines = [
+        line.partition(" | ")[0].partition(" < ")[0]
+        for page in PAGES
+        for fence in re.findall(r"^```\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        for line in fence.replace("\\\n", " ").splitlines()
+        if line.startswith("lw-jax ")
+    ]
+    assert len(lines) > 5
+    shown = (base.command(name).examples for name in base.names())
+    lines += [f"lw-jax {line}" for examples in shown for line, _ in examples]
+    for line in lines:
+        _, name, *words = shlex.split(line.partition(" | ")[0].partition(" < ")[0])
+        one = base.command(name)
+        if not one.words:
+            base.parser_of(name, one).parse_args(words)
 
 
 def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def test_the_page_shows_it_in_a_browser(address: str, scheme: str, tmp_path: Pat
         page.fill("#question", "How many goats does Ada Lumen keep?")
         page.press("#question", "Enter")
         page.wait_for_function("document.querySelectorAll('#turns table').length == 2")
-        page.screenshot(path=tmp_path / "demo.png")
+        page.screenshot(path=tmp_path / "demo.png")  # the picture of docs/serving.md
         assert not said
         page.fill("#text", "Ada keeps goats. " * 90)
         page.click("#encode")
