@@ -87,6 +87,12 @@ def begun(k: Columns, v: Columns, positions: Array, lengths: Array, room: int) -
     return Cache(k, v, at, lengths.astype(jnp.int32))
 
 
+def repeated(cache: Cache, times: int) -> Cache:
+    """A cache whose rows stand so many times, one beside the other."""
+    again: Cache = jax.tree.map(lambda x: jnp.repeat(x, times, 1 if x.ndim == 5 else 0), cache)
+    return again
+
+
 def columns(cache: Cache, lengths: Array, tokens: int) -> Array:
     """[B, T] columns of the next T tokens; beyond a row's `lengths` it is S, which is no column."""
     offset = jnp.arange(tokens, dtype=jnp.int32)[None]

@@ -18,15 +18,18 @@ import numpy as np
 from flax import struct
 
 from lw_jax.data.example import Example
+from lw_jax.models.cache import repeated
+from lw_jax.models.decoder import run
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
-from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.pack import Segment, gather_states, pack
 from lw_jax.receiver.read import (
     Reading,
     decode,
     expand,
     head_segment,
+    lay_out,
     message_segment,
     read,
     text_after,
@@ -218,6 +221,56 @@ def reading(
         attention=model.attention,
         remat=model.remat,
     )
+
+
+def of_shared_text(
+    model: FrozenDecoder,
+    prompt: Prompt,
+    ids: Array,
+    lengths: Array,
+    ask: Segment,
+    answer: Segment,
+) -> Array:
+    """The states [N, A, D] where the receiver predicts the answers, as `reading` has them of
+    messages that are texts, but each of B texts is read once for its N / B questions.
+
+    Keys and values of the texts are held for all N rows meanwhile.
+
+    Args:
+        model: the receiver.
+        prompt: what the layout puts around the message.
+        ids: [B, T] the texts.
+        lengths: [B] their tokens.
+        ask: N questions, those of one text beside each other.
+        answer: their answers.
+    """
+    params, times = model.params, ask.lengths.shape[0] // ids.shape[0]
+    head = head_segment(prompt.head, ids.shape[0])
+    text = lay_out(params, [head, text_message(ids, lengths)], None)
+    asked = pack(params["embed"], [ask, answer])
+    own = text.packed
+    begun = run(
+        model.arch,
+        params,
+        own.h,
+        positions=text.positions,
+        lengths=own.lengths,
+        keep=own.h.shape[1] + asked.h.shape[1],
+        impl=model.attention,
+    )
+    assert begun.cache is not None
+    before = jnp.repeat(own.lengths, times)[:, None]
+    rest = run(
+        model.arch,
+        params,
+        asked.h,
+        positions=before + jnp.arange(asked.h.shape[1])[None],
+        lengths=asked.lengths,
+        cache=repeated(begun.cache, times),
+        impl=model.attention,
+    )
+    last = jnp.repeat(gather_states(begun.h, own.lengths - 1, 1), times, axis=0)
+    return gather_states(jnp.concatenate([last, rest.h], axis=1), ask.lengths, answer.size)
 
 
 @partial(jax.jit, static_argnames=("prompt", "each", "stops"))

@@ -116,7 +116,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         folder = Path(cfg.reuse.folder or run.run_dir / "reuse")
         _check_repeats(f"stages.{name}.train", turns, streams)
         prints = depends_on(run.config, pipeline)
-        reused = Reused(cfg.reuse, pipeline.bridge, prints, folder, run.console.print)
+        reused = Reused(
+            cfg.reuse, pipeline.bridge, prints, folder, run.console.print, cfg.shared_text
+        )
     evaluation: list[Hashable] = []
     watching: list[Hashable] = []
 
@@ -185,7 +187,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
                     if (own[0], turn.task) not in wanted:
                         asks = reused.wanted(own[0], state.params, frozen, batch)
                         wanted[own[0], turn.task] = asks
-                    given = pipeline.bridge, wanted[own[0], turn.task], frozen, batch
+                    asks = wanted[own[0], turn.task]
+                    given = pipeline.bridge, asks, cfg.shared_text, frozen, batch
                     asking[keyed] = programs.add(says, *given)
                     said = says.eval_shape(*given)
                     says_of[turn.stream] = says_of.get(turn.stream, {}) | said

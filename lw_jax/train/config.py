@@ -139,6 +139,8 @@ class TrainConfig(Checked):
             a sample, and its contexts are of all lengths.
         tensorboard: events are written while it trains, to `<run>/tensorboard/<stage>` (needs
             `lw_jax[tensorboard]`).
+        shared_text: a teacher reads a text once for all questions of it, and holds its keys and
+            values for each meanwhile; numbers differ by rounding. For `questions` above 1.
         reuse: keeps what the frozen models say of every row for later epochs; null: they are asked
             anew each time.
     """
@@ -173,6 +175,7 @@ class TrainConfig(Checked):
     remat: Literal["full", "dots", "none", "auto"] = "full"
     buckets: Annotated[int, Ge(2), Le(8)] | None = None
     tensorboard: bool = False
+    shared_text: bool = False
     reuse: Reuse | None = None
 
     def __post_init__(self) -> None:

@@ -81,6 +81,7 @@ def context_of(
     latent_keep: Array | None = None,
     scheduled_sampling: Array | None = None,
     step: Array | None = None,
+    shared_text: bool = False,
 ) -> Context:
     """What the objectives see of a batch; taps that it holds are taken from it.
 
@@ -94,6 +95,7 @@ def context_of(
         latent_keep: see `Context`.
         scheduled_sampling: see `Context`.
         step: see `Context`.
+        shared_text: see `Context`.
     """
     views = bridge.extract(frozen.sender, batch, params, frozen.receivers)
     for name, taps in views.items():
@@ -112,6 +114,7 @@ def context_of(
         latent_keep=latent_keep,
         scheduled_sampling=scheduled_sampling,
         step=step,
+        shared_text=shared_text,
     )
 
 

@@ -46,6 +46,7 @@ class Reused:
         prints: for the sender and each receiver by name what their numbers depend on.
         folder: for the files.
         say: is told in one line of damage.
+        shared_text: whether a teacher reads a text once for all of its questions.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Reused:
         prints: Mapping[str, Mapping[str, Any]],
         folder: Path,
         say: Callable[[str], None],
+        shared_text: bool = False,
     ) -> None:
-        self.cfg, self.bridge = cfg, bridge
+        self.cfg, self.bridge, self.shared_text = cfg, bridge, shared_text
         self.prints, self.folder, self.say = prints, folder, say
         self.room = Room(int(cfg.memory_gb * GB), int(cfg.disk_gb * GB))
         self._kept: dict[Path, Kept] = {}
@@ -130,7 +132,7 @@ class Reused:
             made[name] = jax.device_put(whole, where)
         if missing:
             before()
-            asked = says(self.bridge, wanted, frozen, batch)
+            asked = says(self.bridge, wanted, self.shared_text, frozen, batch)
             for name, (kept, keys) in missing.items():
                 asked[name].copy_to_host_async()
                 lengths = host[f"{read_by(name)}/lengths"]
@@ -210,22 +212,28 @@ def expected(states: Mapping[str, Any], collate: Collate, rows: Any) -> int:
     return int(total)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def says(
-    bridge: Bridge, names: frozenset[str], frozen: FrozenModels, batch: dict[str, Array]
+    bridge: Bridge,
+    names: frozenset[str],
+    shared_text: bool,
+    frozen: FrozenModels,
+    batch: dict[str, Array],
 ) -> dict[str, Array]:
     """What the frozen models say of a batch, zero beyond each row's length.
 
     Args:
         bridge: the bridge.
         names: what is wanted.
+        shared_text: whether a teacher reads a text once for all of its questions.
         frozen: the frozen models.
         batch: the batch.
 
     Returns:
         By name the taps [B, n, T, D] of a source, or the states [N, A, D] of a receiver.
     """
-    context = context_of(bridge, None, frozen, batch, jax.random.key(0), False)
+    rng = jax.random.key(0)
+    context = context_of(bridge, None, frozen, batch, rng, False, shared_text=shared_text)
     found = {}
     for view, taps in context.views.items():
         name = kept_taps(bridge.config.batch_key(view))

@@ -106,6 +106,7 @@ def train_step(
         weights=weights,
         probabilities=probabilities,
         step=at,
+        shared_text=cfg.shared_text,
         sown=codebook_trains and bridge.trains_itself,
     )
     gradients = microbatched(loss_fn, cfg.accumulate)
@@ -140,6 +141,7 @@ def _loss(
     weights: Mapping[str, Array],
     probabilities: Mapping[str, Array],
     step: Array,
+    shared_text: bool,
     sown: bool,
 ) -> tuple[Array, Seen]:
     """The weighted loss of a batch, a mean over the receivers.
@@ -155,10 +157,20 @@ def _loss(
         weights: of the objectives.
         probabilities: `latent_keep` and `scheduled_sampling`, where the stage has them.
         step: of the stage.
+        shared_text: see `Context`.
         sown: whether what the bridge's parts sowed is asked for.
     """
     context = context_of(
-        bridge, params["bridge"], frozen, batch, rng, True, step=step, **probabilities
+        bridge,
+        params["bridge"],
+        frozen,
+        batch,
+        rng,
+        True,
+        probabilities.get("latent_keep"),
+        probabilities.get("scheduled_sampling"),
+        step,
+        shared_text,
     )
     terms, watched = all_terms(plan, context, params["heads"])
     watched |= _loudness(context, bridge.dims)

@@ -53,9 +53,10 @@ def test_losses_stay_and_a_stopped_run_ends_as_if_never_stopped(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (
+        pytest.param(
             ("--data.facts.size=1000",),
             "stages.fit.train.reuse: no context comes twice: 48 are taken of 1000",
+            marks=pytest.mark.slow,
         ),
         (
             ("--bridge.source.hidden_states.lora.r=2",),

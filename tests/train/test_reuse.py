@@ -14,6 +14,7 @@ import pytest
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
+from lw_jax.models.apart import apart
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import mean
 from lw_jax.text.collate import Collate, measure
@@ -154,10 +155,29 @@ def test_rows_are_found_in_batches_of_another_order_and_length(tmp_path: Path) -
     assert asked and before == ["asked"]
     assert [kept.path.name.split("-")[0] for kept, *_ in again._pending] == ["r"]
     again.close()
-    shapes = says.eval_shape(again.bridge, WANTED, frozen, other)
+    shapes = says.eval_shape(again.bridge, WANTED, False, frozen, other)
     real = expected(shapes, collate(), ListedRows(rows))
     taps = 2 * 24 * 4 * int(batch["source/lengths"].sum())
     assert taps < real < 1.5 * taps
+
+
+@pytest.mark.parametrize("form", ["stacked", pytest.param("apart", marks=pytest.mark.slow)])
+def test_a_text_that_is_read_once_gives_the_states_of_each_question(form: str) -> None:
+    frozen, rows = frozen_models(), groups(6, 3)
+    if form == "apart":
+        receiver = frozen.receivers["r"]
+        own = dataclasses.replace(receiver, params=apart(receiver.params))
+        frozen = dataclasses.replace(frozen, receivers={"r": own})
+    batch = {key: jnp.asarray(x) for key, x in collate()(rows).items()}
+    assert len(set(batch["r/context/lengths"].tolist())) > 1
+    bridge, wanted = Bridge(config(), DIMS), frozenset({"r/teacher"})
+    plain, shared = (
+        says.lower(bridge, wanted, share, frozen, batch).compile() for share in (False, True)
+    )
+    found, other = (made(frozen, batch)["r/teacher"] for made in (plain, shared))
+    assert float(jnp.abs(found).max()) > 0.1
+    np.testing.assert_allclose(found, other, atol=2e-5)
+    assert shared.cost_analysis()["flops"] < 0.8 * plain.cost_analysis()["flops"]
 
 
 class ListedRows(list[Any]):

@@ -77,6 +77,7 @@ class Context:
         scheduled_sampling: probability of every gold answer token to give way to the receiver's
             own; None: all stay.
         step: of the stage, from 0 on; None: not a step of training.
+        shared_text: whether a teacher reads a text once for all of its questions.
         tau: temperature at which an objective of the step compares the answers with the receiver's
             on the text; None: none does.
         readings: what receivers have read so far, by receiver and pass.
@@ -94,6 +95,7 @@ class Context:
     latent_keep: Array | None = None
     scheduled_sampling: Array | None = None
     step: Array | None = None
+    shared_text: bool = False
     tau: float | None = None
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
     computed: dict[str, Any] = field(default_factory=dict)
@@ -230,6 +232,11 @@ class Context:
             if asked == TEACHER and kept_states(receiver) in batch:
                 # What ran above for it is used by nobody, and is left out of the program.
                 reading = reading.replace(hidden=batch[kept_states(receiver)])
+            elif asked == TEACHER and self.shared_text and self.questions > 1:
+                ids, lengths = (batch[f"{receiver}/context/{part}"] for part in ("ids", "lengths"))
+                rest = answer.asked(batch, receiver)
+                hidden = answer.of_shared_text(model, prompt, ids, lengths, *rest)
+                reading = reading.replace(hidden=hidden)  # the same
             if not asked.gradient:
                 reading = jax.lax.stop_gradient(reading)
             self.readings[key] = reading
