@@ -22,7 +22,7 @@ from lw_jax import __version__
 from lw_jax.config import yaml_files
 from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
-from lw_jax.utils import kinds, program_cache
+from lw_jax.utils import kinds, program_cache, shipped
 from lw_jax.utils.failures import in_one_line
 from lw_jax.utils.signals import leave
 
@@ -133,7 +133,7 @@ def _dispatch(argv: Sequence[str]) -> int:
     if command.action == "doctor":
         from lw_jax.runs.doctor import examine, report
 
-        return report(examine(config, directory=True), console)
+        return report(examine(with_shipped(config), directory=True), console)
     return run(config, console, line, call)
 
 
@@ -181,6 +181,14 @@ def _number(where: str, text: str) -> float:
     return found
 
 
+def with_shipped(config: Any) -> Any:
+    """The config with what ships where it is, from any directory: models, starting bridges."""
+    from lw_jax.runs.places import located
+
+    place = shipped.home()
+    return config if place is None else located(config, place)
+
+
 def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     """Runs the stages of a config in order; finished ones are skipped."""
     from lw_jax.mesh import make_mesh
@@ -190,6 +198,7 @@ def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     from lw_jax.utils.device import use_device
 
     use_device(config.device, os.environ)
+    config = with_shipped(config)
     check_directory(config)
     session = Session()
     warn(check(config, session))

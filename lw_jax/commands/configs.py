@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import lw_jax
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError, short
 
@@ -29,11 +28,11 @@ def run(given: Namespace) -> int:
 
 
 def _homes() -> list[Path]:
-    """Directories that hold `configs` and `zoo`: this one, else the package's own checkout."""
-    for home in (Path(), Path(lw_jax.__file__).parents[1]):
-        if (home / "configs").is_dir():
+    """Directories that hold `configs` and `zoo`: this one, else where they were installed."""
+    for home in (Path(), shipped.home()):
+        if home is not None and (home / "configs").is_dir():
             return [home]
-    raise UserError("configs: no directory configs here; they are in the repository of lw_jax")
+    raise UserError("configs: no directory configs here, and they are not installed")
 
 
 def _listed(home: Path) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lw_jax.errors import UserError
+from lw_jax.utils import shipped
 
 Action = Literal["run", "help", "version", "print_config", "doctor", "plan", "dry_run", "evaluate"]
 Flag = tuple[str, str]
@@ -120,4 +121,5 @@ def read_command(argv: Sequence[str]) -> Command:
     action: Action = actions.pop() if actions else "evaluate" if "evaluate" in given else "run"
     if sweep and action not in ("run", "dry_run"):
         raise UserError(f"--sweep: goes with --config alone, not with --{action}")
-    return Command(action, next(iter(given.values())), tuple(flags), tuple(over), tuple(sweep))
+    target, *more = (shipped.found(path) for path in (next(iter(given.values())), *over))
+    return Command(action, target, tuple(flags), tuple(more), tuple(sweep))

@@ -8,6 +8,7 @@ from pathlib import Path
 from lw_jax.errors import UserError, said
 from lw_jax.runs.exported import ABOUT, WEIGHTS, is_exported
 from lw_jax.runs.receiver_rms import FILE as RECEIVERS
+from lw_jax.utils import shipped
 from lw_jax.utils.hub import HubUnreachableError, ask_once
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -20,7 +21,7 @@ def bridge_at(name_or_path: str | Path) -> Path:
     Raises:
         UserError: it looks like a hub name, and there is no such bridge or no network.
     """
-    path = Path(name_or_path)
+    path = Path(shipped.found(str(name_or_path)))
     if path.exists() or not _NAME.fullmatch(str(name_or_path)):
         return path
     return ask_once(f"bridge {name_or_path}", lambda offline: _fetch(str(name_or_path), offline))
