@@ -45,8 +45,11 @@ def test_what_ships_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.M
 def test_a_wheel_runs_the_quickstart_outside_the_repository(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("__pycache__", ".git", "build", "runs", ".venv", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=ignored)
+    source.mkdir()
+    for name in ("lw_jax", *shipped.PARTS):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     subprocess.run([*pip, "-w", str(tmp_path / "dist"), str(source)], check=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError, short
+from lw_jax.utils import shipped
 
 _NAMES, _WIDTH = 48, 100
 """Columns of a name and of what is said about it."""

@@ -41,6 +41,7 @@ APART = 1.1
 """Two ratios that differ by less are one: other rows have other lengths."""
 BUDGET = "token_budget"
 SHOWN = ("text", BUDGET, "latent", "deranged")
+_PLAIN = str.maketrans({"\n": " ", "`": None})
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -222,7 +223,8 @@ def _receiver(run: Read, name: str) -> dict[str, Any]:
         "carries": verdict.get("carries"),
         "words": words,
         "said": [line for line in lines if line not in words],
-        "notes": [*terminal.notes(name, methods_), *terminal.alarms(name, methods_)],
+        "notes": terminal.notes(name, methods_),
+        "alarms": terminal.alarms(name, methods_),
         "cards": _cards(methods_),
         "card_metric": "choice among the candidates" if CHOICE in first else "exact match",
         "sizes": _sizes(run, name),
@@ -256,7 +258,7 @@ def about_method(name: str) -> str:
         doc = importlib.import_module(f"lw_jax.evaluate.methods.{name}").__doc__ or ""
     except ImportError:  # it comes from outside the package
         return ""
-    said = doc.strip().partition("\n\n")[0].partition(": ")[2].replace("\n", " ")
+    said = doc.strip().partition("\n\n")[0].partition(": ")[2].translate(_PLAIN)
     return said[:1].upper() + said[1:]
 
 

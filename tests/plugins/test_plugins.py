@@ -20,9 +20,9 @@ from tests.tiny.models import write_model
 
 ROOT = Path(__file__).parents[2]
 PARTS = Path(__file__).parent / "parts"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", README, re.DOTALL | re.M))
-"""The files that README shows, as they are printed there."""
+PAGE = (ROOT / "docs/how-to/add-a-part.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", PAGE, re.DOTALL | re.M))
+"""The files that the page shows, as they are printed there."""
 
 
 def config(home: Path) -> dict[str, object]:
@@ -111,7 +111,7 @@ def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "run"
 
 
-def test_readme_shows_a_file_of_three_kinds() -> None:
+def test_the_page_shows_a_file_of_three_kinds() -> None:
     assert set(BLOCKS) == {"stretches.py", "quiet.py", "first_half.py"}
 
 

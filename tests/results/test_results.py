@@ -350,18 +350,20 @@ def test_why_there_are_no_events(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_the_pages_are_what_sources_and_records_say(tmp_path: Path) -> None:
-    """So a false figure in a page, or among README's, is one that this test finds."""
+    """So a false figure in a page, or in README, is one that this test finds."""
     home = tmp_path / "docs"
     shutil.copytree(DOCS / "results", home / "results", ignore=shutil.ignore_patterns("*.md"))
     (home / "records").symlink_to(DOCS / "records")
     shutil.copy(DOCS.parent / "README.md", tmp_path)
+    shutil.copy(DOCS / "measured.md", home)
     written = [path for path in write_pages(home / "results") if path.suffix == ".md"]
     pages = {
         path: DOCS / "results" / path.name for path in written if path.parent.name == "results"
     }
     assert {p.name for p in pages} == {p.name for p in (DOCS / "results").glob("*.md")}
-    (readme,) = set(written) - set(pages)
-    for path, held in (pages | {readme: DOCS.parent / "README.md"}).items():
+    others = {p: DOCS.parent / p.resolve().relative_to(tmp_path) for p in set(written) - set(pages)}
+    assert {p.name for p in others.values()} == {"README.md", "measured.md"}
+    for path, held in (pages | others).items():
         text = path.read_text().replace(str(home), "docs")
         assert text == held.read_text(), held
 
@@ -518,7 +520,7 @@ def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("source", ["README", "measured", "out_of_template"])
+@pytest.mark.parametrize("source", ["README", "readme", "measured", "out_of_template"])
 def test_a_headlines_latent_stands_beside_its_controls(source: str) -> None:
     spec = yaml.safe_load((DOCS / "results" / f"{source}.yaml").read_text())
     tables = [s["columns"] for s in spec["sections"] if s.get("rows")]

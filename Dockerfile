@@ -1,0 +1,15 @@
+# lw_jax on a CPU:  docker build -t lw_jax . && docker run --rm -v "$PWD/runs:/work/runs" lw_jax train configs/quickstart.yaml
+FROM python:3.12-slim
+WORKDIR /app
+COPY requirements.txt pyproject.toml README.md LICENSE ./
+RUN pip install --no-cache-dir --requirement requirements.txt
+COPY lw_jax lw_jax
+COPY configs configs
+COPY zoo zoo
+RUN pip install --no-cache-dir --no-deps .
+ENV JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=/cache
+RUN useradd --create-home wire && mkdir -p /work /cache && chown wire /work /cache
+USER wire
+WORKDIR /work
+ENTRYPOINT ["lw-jax"]
+CMD ["--help"]
