@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lw_jax.evaluate.metrics import columns
 from lw_jax.report.read import Read
+from lw_jax.report.svg import number
 from lw_jax.train.board import FOLDER, Board
 
 EVALUATION, HPARAMS = "evaluation", "hparams"
@@ -42,6 +44,7 @@ def write_evaluation(run: Read, root: Path) -> Path | None:
             f"{receiver}/{method}/{key}": found[key]
             for method, found in methods.items()
             for key in ("em", "nll")
+            if key in found
         }
     for row in run.rows[:SAMPLES]:
         held.text(f"rows/{row['id']}", _row(row), step)
@@ -52,14 +55,19 @@ def write_evaluation(run: Read, root: Path) -> Path | None:
 
 def _table(methods: Mapping[str, Mapping[str, Any]]) -> str:
     """The table, as Markdown."""
-    lines = ["| method | em | f1 | nll | columns |", "|---|---|---|---|---|"]
+    first = next(iter(methods.values()))
+    names = [*(m.name for m in columns() if m.name in first), "columns"]
+    lines = [f"| method | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for method, found in methods.items():
-        low, high = found["ci"]["em"]
-        lines.append(
-            f"| {method} | {found['em']:.3f} [{low:.3f}, {high:.3f}] | {found['f1']:.3f} | "
-            f"{found['nll']:.3f} | {found['columns']:.1f} |"
-        )
+        cells = (_cell(found, name) for name in names)
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(found: Mapping[str, Any], name: str) -> str:
+    value, ci = found.get(name), found.get("ci", {}).get(name)
+    shown = number(value)
+    return f"{shown} [{number(ci[0])}, {number(ci[1])}]" if ci else shown
 
 
 def _row(row: Mapping[str, Any]) -> Iterable[str]:
