@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.models.decoder import run
 from lw_jax.models.rope import angles, rotate
 from lw_jax.receiver.answer import alone
+from lw_jax.receiver.join import joined
 from lw_jax.receiver.read import head_segment, lay_out
 from lw_jax.text.layout import asked_ids
 from lw_jax.types import Array, Delivery, Latent
 from lw_jax.utils import arguments
 from lw_jax.utils.files import write_bytes
+from lw_jax.wire.message import Message
 
 MOST_BYTES = 2**30
 """Of one exported message."""
@@ -92,7 +95,7 @@ def export(
 
     Args:
         bridge: a bridge with its receiving end.
-        packet: the message's bytes.
+        packet: the message's bytes: a packet, or several in one message.
         question: as in `Bridge.answer`.
         form: `prompt_embeds` for engines that count positions themselves, `inputs_embeds` and
             `past_key_values` for transformers.
@@ -111,11 +114,14 @@ def export(
     name = _receiver(bridge, receiver)
     tokenizer = bridge.pipeline.receivers[name]
     ask = np.asarray(asked_ids(layout, tokenizer, arguments.text("question", question, blank=True)))
-    data = arguments.packet("packet", packet)
+    parts = Message.from_bytes(arguments.packet("packet", packet)).parts
     s = bridge.pipeline
-    latent = packets.opened(s.bridge, data, bridge.trained.mark, key=bridge.key)
+    latents = [
+        packets.opened(s.bridge, one.packet, bridge.trained.mark, key=bridge.key) for one in parts
+    ]
     ctx = EvalContext(s.frozen, bridge.trained.params, None, s.bridge, name)
-    delivery = _delivered(ctx, latent)
+    most = max(one.mask.shape[1] for one in latents)
+    delivery = _delivered(ctx, packets.filled(latents, most), len(latents))
     if why := delivered_obstacle(form, delivery):
         raise UserError(f"export: not as {form}: {why}")
     common: dict[str, Any] = {
@@ -139,9 +145,11 @@ def _receiver(bridge: Bridge, name: str | None) -> str:
     return name
 
 
-@jax.jit
-def _delivered(ctx: EvalContext, sent: Latent) -> Delivery:
-    return ctx.deliver(ctx.received(sent))
+@partial(jax.jit, static_argnames="parts")
+def _delivered(ctx: EvalContext, sent: Latent, parts: int) -> Delivery:
+    """What a message of some parts, a row each, delivers."""
+    latent = ctx.received(sent)
+    return joined(ctx.deliver(latent), parts, latent.mask.any(axis=1))
 
 
 def _embeddings(

@@ -20,6 +20,7 @@ from lw_jax.config import parse
 from lw_jax.data.facts import FactsRows
 from lw_jax.errors import UserError
 from lw_jax.runs import doctor
+from lw_jax.wire.message import Message
 from tests.tiny.run import make_models, make_run, raw_config
 
 torch = pytest.importorskip("torch")
@@ -157,6 +158,26 @@ def test_vllm_s_forms(columns: Bridge) -> None:
     other = engines.export(bridge, packet, "How many goats?", form="past_key_values")
     with pytest.raises(UserError, match="takes prompt_embeds"):
         engines.vllm_completion(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["columns", "spread", "both"])
+def test_a_message_of_several_parts(
+    models: dict[str, Path], columns: Bridge, tmp_path: Path, name: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    readers, forms = READERS[name]
+    own = readers is COLUMNS
+    bridge = columns if own else bridge_of(models, tmp_path / "run", readers)
+    model = AutoModelForCausalLM.from_pretrained(models["mistral"], dtype=torch.float32).eval()
+    texts = ["Ada keeps 7 goats.", "Ben works as a baker in Ostrin.", "Cyril is 74 years old."]
+    message = Message.of([bridge.encode(text) for text in texts])
+    answer = bridge.answer(message, "How many goats?")
+    assert answer != bridge.answer(bridge.encode(texts[0]), "How many goats?")
+    for form in forms:
+        prompt = engines.export(bridge, message.to_bytes(), "How many goats?", form=form)  # type: ignore[arg-type]
+        assert written(model, bridge, prompt) == answer
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
