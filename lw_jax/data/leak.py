@@ -19,8 +19,8 @@ from lw_jax.errors import short
 _WORD = re.compile(r"[A-Za-z]+")
 _ANY_WORD = re.compile(r"[^\W_]+")
 LOOKED_AT = 100_000
-"""Contexts of each side that are compared, spread evenly over all; 50,000 of 120 words take two
-seconds."""
+"""Contexts of each side that are compared, spread evenly over all; 50,000 of 120 words take
+between two and three seconds."""
 LEAST = 32
 """Letters and digits of a context that is looked for inside others: shorter ones stand anywhere."""
 COUNTED = 2_000
