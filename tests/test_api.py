@@ -30,10 +30,9 @@ from lw_jax.text.layout import split_joint
 from lw_jax.text.stop import Stop
 from lw_jax.wire import packet
 from tests.tiny.compilations import compilations
+from tests.tiny.shipped import FACTS, ROOT, facts
 from tests.wire.crafted import changed, sealed
 
-ROOT = Path(__file__).parents[1]
-FACTS = ROOT / "zoo/bridges/facts"
 README = (ROOT / "README.md").read_text()
 TEXT = (
     "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic. "
@@ -57,9 +56,8 @@ def at(place: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Bridge:
-    with at(tmp_path_factory.mktemp("elsewhere")):
-        return Bridge.load(FACTS)
+def wire() -> Bridge:
+    return facts()
 
 
 @pytest.fixture(scope="module")

@@ -113,6 +113,7 @@ def _arguments(parser: Parser) -> None:
         default=d.text_tokens,
         help=f"of a text in words; --demo: {WORDS_IN_DEMO} (%(default)s)",
     )
+    add("--no-stream", dest="stream", action="store_false", help="answers are not streamed")
     add("--token-file", metavar="FILE", help="bearer token to ask for; else $LW_JAX_TOKEN, if set")
     add("--sender", metavar="PATH", help="the sender, if it has moved")
     add_models(parser)

@@ -104,7 +104,7 @@ class Server:
                 rows=c.rows,
                 parts=c.parts,
                 words=c.text_tokens,
-                talk=True,
+                talk=c.stream,
             )
         self.metrics.ready()
         self.state = "ready"
@@ -344,6 +344,8 @@ class Server:
             "model": self.name,
         }
         if given.value("stream", bool):
+            if not self.config.stream:
+                raise RefusedError(400, "stream: this server was started without it")
             if len(asked) > 1 or len(messages) > 1 or most is not None or stops:
                 raise RefusedError(
                     400, "stream: one prompt and message, without max_tokens and stop"

@@ -24,6 +24,7 @@ class ServeConfig(Checked):
         parts: of a message, at most; longer texts get 413.
         question_tokens: of the longest question, its anchor included; 0: the longest in training.
         text_tokens: of the longest text that the receiver is given in words; 0: none is.
+        stream: whether answers may be streamed, a question at a time; if not, less is compiled.
         demo: whether the demo page is served.
         receiver: address of the server to which questions about texts are handed on; null: none.
     """
@@ -37,5 +38,6 @@ class ServeConfig(Checked):
     parts: Annotated[int, Ge(1), Le(1024)] = 4
     question_tokens: TokensOrNone = 0
     text_tokens: TokensOrNone = 0
+    stream: bool = True
     demo: bool = False
     receiver: Location | None = None

@@ -143,6 +143,7 @@ def test_a_second_message_is_read_after_the_first() -> None:
     chex.assert_trees_all_close(scores, known, atol=1e-5)
 
 
+@pytest.mark.slow  # likewise
 def test_a_turn_that_is_remembered_is_part_of_the_sequence() -> None:
     message = part(delivery(), 0)
     heard = talk.begin(model(), prompt(), message, 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,19 @@ def test_the_demo_page_has_latent_text_and_cut_text(there: httpx.Client) -> None
     assert rows["latent"]["columns"] == 32
     assert rows["cut"]["columns"] == min(32, rows["text"]["columns"])
     assert 0 < rows["latent"]["probability"] <= 1
+
+
+def test_an_answer_is_streamed(there: httpx.Client) -> None:
+    sent = there.post("/encode", json={"text": TEXT}).json()["message"]
+    body = {"prompt": CATS, "message": sent, "stream": True}
+    with there.stream("POST", "/v1/completions", json=body) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    said = [json.loads(line[6:])["choices"][0] for line in lines[:-1]]
+    assert [one["text"] for one in said] == ["3", "1", ""]
+    assert said[-1]["finish_reason"] == "stop"
+    refused = there.post("/v1/completions", json=body | {"max_tokens": 3})
+    assert refused.status_code == 400
 
 
 def test_those_that_wait_run_together(there: httpx.Client, address: str) -> None:

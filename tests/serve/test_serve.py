@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,19 +17,27 @@ from lw_jax import Bridge, Message
 from lw_jax.api.bridge import Bridge as Loaded
 from lw_jax.serve.app import Server
 from lw_jax.serve.config import ServeConfig
+from tests.tiny.shipped import facts
 from tests.wire.crafted import changed
 
-ROOT = Path(__file__).parents[2]
 TEXT = "Ada Lumen keeps 7 goats in the barn. Ben Korim keeps 31 cats in the attic."
 ASKED = {"How many cats does Ben Korim keep?": "31", "How many goats does Ada Lumen keep?": "7"}
 CATS = next(iter(ASKED))
 TOKEN = "a token"
-CONFIG = ServeConfig(rows=1, queue=48, parts=1, window=64, question_tokens=32, most_bytes=200_000)
+CONFIG = ServeConfig(
+    rows=1,
+    queue=48,
+    parts=1,
+    window=64,
+    question_tokens=32,
+    most_bytes=200_000,
+    stream=False,
+)
 
 
 @pytest.fixture(scope="module")
 def wire() -> Bridge:
-    return Bridge.load(ROOT / "zoo/bridges/facts")
+    return facts()
 
 
 def listening(server: Server) -> Iterator[str]:
@@ -104,13 +110,6 @@ def test_completions_are_openais_with_a_message(there: httpx.Client, sent: str) 
     assert [one["text"] for one in several["choices"]] == list(ASKED.values())
     stopped = there.post("/v1/completions", json=body | {"stop": ["1"]}).json()["choices"][0]
     assert (stopped["text"], stopped["finish_reason"]) == ("3", "stop")
-    del body["max_tokens"]
-    with there.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
-        lines = [line for line in response.iter_lines() if line]
-    assert lines[-1] == "data: [DONE]"
-    said = [json.loads(line[6:])["choices"][0] for line in lines[:-1]]
-    assert "".join(one["text"] for one in said) == "31"
-    assert said[-1]["finish_reason"] == "stop"
     assert there.get("/v1/models").json()["data"][0]["id"] == "facts"
 
 
@@ -171,6 +170,12 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
         lambda m: {"prompt": CATS, "message": m, "max_tokens": 0},
         400,
         "max_tokens: expected 1 or more",
+    ),
+    "stream": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "stream": True},
+        400,
+        "stream: this server was started without it",
     ),
     "path": ("/nowhere", lambda m: {}, 404, "there is no such thing here"),
 }
