@@ -176,7 +176,8 @@ class Server:
         self, request: Request, handle: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         """The answer, unless it takes too long or the other end goes away."""
-        request.state.body = await self._body(request)
+        async with asyncio.timeout(self.config.timeout):
+            request.state.body = await self._body(request)
         work = asyncio.ensure_future(handle(request))
         gone = asyncio.ensure_future(_gone(request))
         try:

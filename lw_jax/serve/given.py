@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lw_jax.errors import said
+from lw_jax.errors import one_line, said
 
 
 class RefusedError(Exception):
@@ -16,8 +16,8 @@ class RefusedError(Exception):
 
     def __init__(self, status: int, reason: str) -> None:
         """A status of HTTP, and a line."""
-        super().__init__(reason)
-        self.status, self.reason = status, reason
+        super().__init__(one_line(reason))
+        self.status, self.reason = status, str(self)
 
 
 class Given:
@@ -44,7 +44,10 @@ class Given:
         """A value; None where it is not given."""
         found = self.body.get(key)
         if kind is float and isinstance(found, int) and not isinstance(found, bool):
-            found = float(found)
+            try:
+                found = float(found)
+            except OverflowError:
+                raise RefusedError(400, f"{key}: too large a number") from None
         if found is None:
             return None
         if not isinstance(found, kind) or (kind is not bool and isinstance(found, bool)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -158,6 +159,7 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
     "NUL": ("/encode", lambda m: {"text": "a\0"}, 400, "is a NUL"),
     "codec": ("/encode", lambda m: {"text": TEXT, "codec": "x"}, 400, "unknown codec 'x'"),
     "body": ("/encode", lambda m: {"text": "a" * 250_000}, 413, "more than 200,000 bytes"),
+    "ratio": ("/encode", lambda m: {"text": TEXT, "ratio": 10**400}, 400, "ratio: too large"),
     "list": ("/encode", lambda m: [], 400, "expected a JSON object"),
     "temperature": (
         "/v1/completions",
@@ -202,6 +204,19 @@ def test_without_the_token_nothing_is_said(there: httpx.Client, sent: str) -> No
     broken = there.post("/answer", content=b"{")
     assert (broken.status_code, "no JSON" in broken.text) == (400, True)
     assert there.get("/answer").status_code == 405
+    odd = there.post("/answer", content=b'{"\\ud800": 1}')
+    assert (odd.status_code, "not known" in odd.text) == (400, True)
+
+
+def test_a_body_that_does_not_end_is_not_waited_for(
+    there: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "config", ServeConfig(**vars(CONFIG) | {"timeout": 0.2}))
+    url = there.base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        head = f"POST /answer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert b" 504 " in connection.recv(200)
 
 
 async def asked_at_once(address: str, sent: str, count: int, at_once: int) -> list[httpx.Response]:
