@@ -106,7 +106,12 @@ class Served:
                 stderr=said,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
             )
-        self.address = self._until(r"listening on (http://[\w.:\[\]]+)")
+        try:
+            self.address = self._until(r"listening on (http://[\w.:\[\]]+)")
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
 
     def _until(self, pattern: str) -> str:
         for _ in range(20 * WAIT):

@@ -42,14 +42,13 @@ def run(given: Namespace) -> int:
     from lw_jax import Bridge
     from lw_jax.serve.app import Server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log = _log()
     wire = Bridge.load(
         given.bridge, role=config.role, sender=given.sender, receivers=receivers, key=key
     )
     server = Server(wire, config, Path(given.bridge).resolve().name, token)
     host, port = listening.getsockname()[:2]
-    logging.getLogger("lw_jax.serve").info(
+    log.info(
         "%s, listening on http://%s:%d%s; warming up", repr(wire), host, port, _page(given.demo)
     )
     run_on = uvicorn.Server(
@@ -60,6 +59,16 @@ def run(given: Namespace) -> int:
     except KeyboardInterrupt:
         return STOPPED
     return 0
+
+
+def _log() -> logging.Logger:
+    """What the server says, on standard error: libraries may have set up the root's handlers."""
+    found = logging.getLogger("lw_jax.serve")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    found.handlers, found.propagate = [handler], False
+    found.setLevel(logging.INFO)
+    return found
 
 
 def _page(demo: bool) -> str:

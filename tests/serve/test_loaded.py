@@ -28,13 +28,16 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Served]]:
     logs = tmp_path_factory.mktemp("logs")
-    receiver = Served(logs / "receiver", "--role", "receiver", *LIMITS)
-    to = ("--receiver", receiver.address)
-    sender = Served(logs / "sender", "--role", "sender", *to, *LIMITS)
-    yield sender.ready(), receiver.ready()
-    for one in (sender, receiver):
-        one.process.kill()
-        one.process.wait()
+    begun: list[Served] = []
+    try:
+        begun.append(receiver := Served(logs / "receiver", "--role", "receiver", *LIMITS))
+        to = ("--receiver", receiver.address, *LIMITS)
+        begun.append(sender := Served(logs / "sender", "--role", "sender", *to))
+        yield sender.ready(), receiver.ready()
+    finally:
+        for one in begun:
+            one.process.kill()
+            one.process.wait()
 
 
 def test_a_thousand_at_sixteen_at_once_and_none_is_lost(pair: tuple[Served, Served]) -> None:
