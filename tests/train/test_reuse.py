@@ -188,13 +188,13 @@ def loss_and_gradients(frozen: FrozenModels, batch: Any, params: Any) -> tuple[A
     """The divergence from the teacher in nats a token, and the gradient of the whole loss."""
     plan, bridge = plan_at(OBJECTIVES, 0), Bridge(config(), DIMS)
 
-    def loss(params: Any) -> Any:
+    def loss(params: Any, frozen: FrozenModels, batch: Any) -> Any:
         context = context_of(bridge, params, frozen, batch, jax.random.key(2), False)
         terms, _ = all_terms(plan, context, {})
         total = sum(mean(term) for term in terms.values())
         return total, mean(terms["kd", "r/kd"])
 
-    (_, kl), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (_, kl), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, frozen, batch)
     return kl, jnp.concatenate([x.ravel() for x in jax.tree.leaves(gradients)])
 
 
@@ -203,9 +203,9 @@ def test_in_bfloat16_the_loss_and_its_gradient_stay(tmp_path: Path) -> None:
     frozen, mesh = bfloat16(frozen_models()), make_mesh(MeshConfig(data=1), jax.devices()[:1])
     rows, kept = groups(64, 3), reused(tmp_path)
     params = jax.jit(Bridge(config(), DIMS).init)(jax.random.key(0))
-    for i in range(0, 64, 8):  # kept from other batches, of another length
-        one = collate(longer=16)(rows[i : i + 8])
-        kept.fill(WANTED, frozen, one, put_batch(mesh, one))
+    # kept from a batch of as many rows, in another order and of another length
+    one = collate(longer=16)([rows[i] for i in np.random.default_rng(0).permutation(64)])
+    kept.fill(WANTED, frozen, one, put_batch(mesh, one))
     whole = collate()(rows)
     filled, asked = kept.fill(WANTED, frozen, whole, put_batch(mesh, whole))
     assert not asked
