@@ -14,7 +14,6 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -30,8 +29,8 @@ JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 def chosen(unroll: str, mesh: Mesh) -> bool:
     """Whether a decoder's layers lie apart on a mesh.
 
-    `auto` is apart on accelerators. On CPUs a scan takes less time to compile, and the models are
-    small.
+    `auto` is apart on accelerators. On CPUs it is a scan: there it gains little, and what was
+    computed stays the same to the last bit.
 
     Args:
         unroll: `auto`, `always` or `never`.
@@ -70,9 +69,9 @@ def leaves_apart(stack: dict[str, Leaf], layers: int, heads_joined: bool) -> tup
     return ({n: x for n, x in one.items() if n not in gone} | joined,) * layers
 
 
-def join(name: str, pieces: Sequence[Array]) -> Array:
+def join(name: str, pieces: Sequence[Array], axis: int = 1) -> Array:
     """One matrix of its pieces: [D, N, h] along the heads, or [D, F] side by side."""
-    return jnp.stack(pieces, axis=1) if name == "gate_up" else jnp.concatenate(pieces, axis=1)
+    return jnp.stack(pieces, axis) if name == "gate_up" else jnp.concatenate(pieces, axis)
 
 
 def apart(params: PyTree, heads_joined: bool = True) -> PyTree:
@@ -87,9 +86,13 @@ def apart(params: PyTree, heads_joined: bool = True) -> PyTree:
         for name, pieces in JOINED.items():
             if name == "gate_up" or heads_joined:
                 parts = [w.pop(piece) for piece in pieces]
-                w[name] = jax.tree.map(lambda *x, name=name: join(name, x), *parts)
-                if isinstance(w[name], QuantArray):
-                    w[name] = replace(w[name], fan_out=2)
+                if isinstance(parts[0], QuantArray):
+                    outputs_first = parts[0].kind == "float8"
+                    codes = join(name, [part.codes for part in parts], 0 if outputs_first else 1)
+                    scale = join(name, [part.scale for part in parts])
+                    w[name] = replace(parts[0], codes=codes, scale=scale, fan_out=2)
+                else:
+                    w[name] = join(name, parts)
         return w
 
     layers = tuple(of(take_layer(params["layers"], i)) for i in range(depth(params)))

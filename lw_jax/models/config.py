@@ -17,18 +17,20 @@ class ModelConfig(Checked):
         path: directory in Hugging Face format, or hub name.
         revision: branch, tag or commit of a hub model; null: its main branch.
         dtype: storage and compute type.
-        quant: storage of the matrices; `none` keeps `dtype`.
+        quant: storage of the matrices; `none` keeps `dtype`, `int8` and `nf4` compute in it.
+            `float8` multiplies 8-bit floats by 8-bit floats (NVIDIA GPUs from compute capability
+            8.9 on have units for them; elsewhere it runs, and gains memory alone).
         attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16; `auto` is cudnn where
             that can run and is known to be faster, else xla. What was used is in the checkpoints
             and in metrics.json.
         unroll: `always` lets each layer of a decoder be a part of the program of its own, which
-            reads its weights where they lie; `never` compiles one layer, sooner, and copies each
+            reads its weights where they lie; `never` is a loop over one layer, which copies each
             layer's weights before it uses them; `auto`: always on accelerators, never on CPUs.
     """
 
     path: Location
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    quant: Literal["none", "int8", "nf4"] = "none"
+    quant: Literal["none", "int8", "nf4", "float8"] = "none"
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     revision: Name | None = None
     unroll: Literal["auto", "always", "never"] = "auto"

@@ -9,6 +9,7 @@ is read.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ def load_params(
         found: the checkpoint.
         mesh: the device mesh.
         dtype: dtype of the weights on the mesh.
-        quant: "int8" or "nf4" stores the matrices of the layers and the head in fewer bits.
+        quant: one of `quant.KINDS` stores the matrices of the layers and the head in fewer bits;
+            `float8` those of the layers.
         layers: number of layers, from the first on (a sender's, up to its highest tap; 0: its
             embeddings alone); None: all.
         head: False leaves the final norm and the output head in the file.
@@ -94,7 +96,7 @@ def load_params(
                 stored = _read(opened[found.files[part.name]], found, part.name)
                 _check_finite(found, part.name, stored, dtype)
                 arrays.append(_on_mesh(stored, part, leaf, mesh))
-            ins, kind = FAN_IN.get(name, 0), quant if name in FAN_IN else None
+            ins, kind = FAN_IN.get(name, 0), _kind(name, quant)
             places = tuple(s.sharding for s in jax.tree.leaves(_stored(leaf, mesh, ins, kind)))
             joined = name if name in JOINED else ""
             shapes = tuple(part.shape for part in pieces)
@@ -113,7 +115,7 @@ def load_params(
         else:
             loaded["layers"] = {}
             for name, leaf in tree["layers"].items():
-                kind, ins = quant if name in FAN_IN else None, FAN_IN.get(name, 0)
+                kind, ins = _kind(name, quant), FAN_IN.get(name, 0)
                 whole = _room(leaf, mesh, ins, kind)
                 if first:
                     whole = _copy_in(whole, have["layers"][name])
@@ -151,15 +153,15 @@ def abstract_params(
         arch: the model.
         mesh: the device mesh.
         dtype: dtype of the weights on the mesh.
-        quant: "int8" or "nf4" for fewer bits.
+        quant: one of `quant.KINDS`, for fewer bits.
         layers: number of layers, from the first on; None: all.
         head: whether the final norm and the output head are among them.
         apart: whether the layers are apart, or stacked.
     """
 
     def stored(path: tuple[DictKey, ...], leaf: Leaf) -> PyTree:
-        fan_in = FAN_IN.get(path[-1].key, 0)
-        return _stored(leaf, mesh, fan_in, quant if fan_in else None)
+        name = path[-1].key
+        return _stored(leaf, mesh, FAN_IN.get(name, 0), _kind(name, quant))
 
     return jax.tree_util.tree_map_with_path(stored, _tree(arch, mesh, dtype, layers, head, apart))
 
@@ -358,6 +360,12 @@ def _convert(stored: tuple[Array, ...], to: _Weight) -> Array | QuantArray:
     return done
 
 
+def _kind(name: str, quant: str | None) -> str | None:
+    """How a weight is kept: with float8 the head is in full, whose errors go straight to what is
+    said."""
+    return quant if name in FAN_IN and (name, quant) != ("head", "float8") else None
+
+
 def _kept(whole: Array, dtype: Any, fan_in: int, kind: str | None) -> Array | QuantArray:
     """A weight as it is kept: in its dtype, or in few bits."""
     return quantise(whole, fan_in, kind) if kind else whole.astype(dtype)
@@ -398,15 +406,18 @@ def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
     shapes = jax.eval_shape(lambda x: _kept(x, leaf.dtype, fan_in, kind), plain)
     before = leaf.shape[: len(leaf.shape) - len(one.shape)]
 
-    def place(entry: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    def place(entry: jax.ShapeDtypeStruct, codes: bool = False) -> jax.ShapeDtypeStruct:
         # An axis that storage has folded (nf4 fan-in; the compiler may split it nevertheless)
         # or shortened is replicated.
         outs = one.axes[fan_in:]
         names = (None,) * (entry.ndim - len(outs)) + outs
         names = one.axes if entry.shape == one.shape else names
+        names = (*outs, *one.axes[:fan_in]) if codes else names
         whole = Leaf(
             (*before, *entry.shape), entry.dtype, (*leaf.axes[: len(before)], *names), "zeros"
         )
         return jax.ShapeDtypeStruct(whole.shape, entry.dtype, sharding=sharding(whole, mesh))
 
+    if kind == "float8":  # outputs first
+        return replace(shapes, codes=place(shapes.codes, codes=True), scale=place(shapes.scale))
     return jax.tree.map(place, shapes)

@@ -74,6 +74,11 @@ def attention_of(pipeline: Pipeline) -> dict[str, str]:
     return sender | {name: model.attention for name, model in frozen.receivers.items()}
 
 
+def quants_of(config: Config) -> dict[str, str]:
+    """How the matrices of each model are stored, of those that are not stored in full."""
+    return {name: m.quant for name, m in _models_of(config).items() if m.quant != "none"}
+
+
 def depends_on(config: Config, pipeline: Pipeline) -> dict[str, dict[str, Any]]:
     """What the numbers of the frozen models depend on, besides the tokens: those of the source by
     `source`, those of the receivers by their names."""

@@ -50,7 +50,7 @@ from lw_jax.runs import history, rivals
 from lw_jax.runs.directory import Run
 from lw_jax.runs.rows import account_of, leaks, remarks_of
 from lw_jax.runs.rows import report as say
-from lw_jax.runs.session import MEASURED_ROWS, attention_of, open_pipeline
+from lw_jax.runs.session import MEASURED_ROWS, attention_of, open_pipeline, quants_of
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.collate import Lengths
 from lw_jax.text.fit import length_remark
@@ -219,6 +219,9 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         "fingerprints": pipeline.fingerprints,
         "attention": attention_of(pipeline),
     }
+    quants = quants_of(config)
+    if quants:
+        metrics["quant"] = quants
     texts = () if relayed is None else written_by.texts
     files.write_lines(
         out / "predictions.jsonl", report.predictions(examples, said, texts, rescored, counted)

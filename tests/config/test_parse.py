@@ -117,7 +117,7 @@ def test_a_null_over_a_stage_or_a_receiver_leaves_it_out(write: Write, tmp_path:
         ("bridge.latent_dim=0", "bridge.latent_dim: expected at least 1; got 0"),
         ("bridge=null", "bridge: missing; a train, calibrate or evaluate stage needs it"),
         ("seed.x=1", "--seed.x: unknown key"),
-        ("sender.quant=int5", 'sender.quant: expected one of none, int8, nf4; got "int5"'),
+        ("sender.quant=int5", 'sender.quant: expected one of none, int8, nf4, float8; got "int5"'),
         ("bridge.compressor.window.size=4", "bridge.compressor: perceiver and window are set"),
         ("stages.fit.evaluate.rows=4", "stages.fit: train and evaluate are set; set exactly one"),
         ("objectives.answer_ce=null", "objectives: none is set, and stages.fit.train needs one"),
