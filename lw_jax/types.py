@@ -207,6 +207,8 @@ class Delivery:
         advance: [B], how many positions the message takes; None: the larger of its soft tokens and
             its prefix columns.
         edits: changes to the receiver's layers.
+        prompt: [S, D] soft tokens right before the message, the same for every text; they are no
+            part of it.
     """
 
     embeds: Array | None = None
@@ -215,6 +217,7 @@ class Delivery:
     kv: KV | None = None
     advance: Array | None = None
     edits: Edits | None = None
+    prompt: Array | None = None
 
     def check(self) -> None:
         """Raises AssertionError unless shapes and dtypes are as listed above."""
@@ -231,6 +234,8 @@ class Delivery:
             chex.assert_shape([self.kv.mask, self.kv.positions], self.kv.k.shape[1:3])
         if self.advance is not None:
             chex.assert_rank(self.advance, 1)
+        if self.prompt is not None:
+            chex.assert_rank(self.prompt, 2)
         if self.edits is not None and self.edits.k_delta is not None:
             chex.assert_rank(self.edits.k_delta, 5)
             chex.assert_equal_shape([self.edits.k_delta, self.edits.v_delta])

@@ -49,11 +49,12 @@ NOT_ASKED = Tokenizer("", Backend(WordLevel({})), None, 0)
 MUON = """
     kernel key_kernel query_kernel value_kernel out_kernel k v
     q_down q_up k_down k_up v_down v_up o_down o_up up_kernel down_kernel
+    window_1_kernel window_2_kernel window_4_kernel
 """
 ADAM = """
     bias codebook colour_bias colour_gain deviations directions embedding gain gate gates idle
-    log_k log_scale log_v mean mix pool_queries queries scale source_mean source_std target_mean
-    target_std tokens
+    log_k log_scale log_v mean mix pool_queries prompt_tokens queries scale source_mean source_std
+    target_mean target_std tokens window_positions
 """
 GROUP_OF = dict.fromkeys(MUON.split(), "muon") | dict.fromkeys(ADAM.split(), "adam")
 """What the optimiser takes each leaf for, by its name: trained bridges depend on it."""

@@ -34,9 +34,9 @@ from lw_jax.evaluate import packets
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.models.decoder import run
 from lw_jax.models.rope import angles, rotate
-from lw_jax.receiver.answer import alone
+from lw_jax.receiver.answer import alone, before
 from lw_jax.receiver.join import joined
-from lw_jax.receiver.read import head_segment, lay_out
+from lw_jax.receiver.read import lay_out
 from lw_jax.text.layout import asked_ids
 from lw_jax.types import Array, Delivery, Latent
 from lw_jax.utils import arguments
@@ -160,10 +160,13 @@ def _embeddings(
     soft = delivery.embeds[0].astype(table.dtype)
     count = soft.shape[0] if delivery.mask is None else int(delivery.mask[0].sum())
     head = np.asarray(ctx.prompt.head, np.int32)
-    parts = [table[head], soft[:count], table[ask]]
+    first = [table[head]]
+    if delivery.prompt is not None:
+        first.append(delivery.prompt.astype(table.dtype))
+    parts = [*first, soft[:count], table[ask]]
     embeds = np.asarray(jnp.concatenate(parts, axis=0))
     _bounded(embeds.nbytes)
-    start = len(head)
+    start = sum(len(part) for part in first)
     within = np.arange(count, dtype=np.float32)
     if delivery.positions is not None:
         within = np.asarray(delivery.positions, np.float32)[0, :count]
@@ -213,8 +216,7 @@ def _read(ctx: EvalContext, delivery: Delivery) -> tuple[Array, Array, Array, Ar
         position [1] of what follows.
     """
     model = ctx.model
-    segments = [head_segment(ctx.prompt.head, 1), alone(model, delivery, 1).segment]
-    laid = lay_out(model.params, segments, delivery)
+    laid = lay_out(model.params, before(ctx.prompt, alone(model, delivery, 1)), delivery)
     h, lengths = laid.packed.h, laid.packed.lengths
     size = h.shape[1]
     done = run(

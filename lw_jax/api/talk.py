@@ -15,6 +15,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.receiver import talk as engine
+from lw_jax.receiver.answer import before
 from lw_jax.receiver.talk import Heard
 from lw_jax.text.stop import Stop
 from lw_jax.text.tokenizer import Tokenizer
@@ -83,7 +84,8 @@ class Talk:
         size = message.segment.size
         model, prompt = self._ctx.model, self._ctx.prompt
         if self._heard is None:
-            room = self._room(len(prompt.head) + size, "the message")
+            head = sum(part.size for part in before(prompt, message)) - size
+            room = self._room(head + size, "the message")
             heard = engine.begin(model, prompt, message, room)
         else:
             room = self._room(self._used + len(self._pending) + size, "the message")

@@ -39,7 +39,7 @@ def obstacle(form: Form, config: BridgeConfig, layout: LayoutConfig) -> str | No
     if form == "past_key_values":
         return None
     for name, reader in readers.items():
-        if not reader.gives_embeds:
+        if not (reader.gives_embeds or reader.gives_prompt):
             return (
                 f"bridge.reader.{name} gives keys and values to every layer, not embeddings alone; "
                 "past_key_values has them"

@@ -181,7 +181,9 @@ def merge(parts: list[Delivery]) -> Delivery:
     Raises:
         UserError: two readers fill the same field, or make the same kind of edit.
     """
-    fields = {name: _of_one(name, parts) for name in ("embeds", "mask", "positions", "kv")}
+    fields = {
+        name: _of_one(name, parts) for name in ("embeds", "mask", "positions", "kv", "prompt")
+    }
     advances = [d.advance for d in parts if d.advance is not None]
     edits = [d.edits for d in parts if d.edits is not None]
     kinds = ("lora", "blocks", "k_delta", "v_delta")

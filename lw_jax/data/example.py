@@ -77,6 +77,12 @@ class Rows(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Example, ...]: ...
 
 
+def picked(group: Group, count: int, rng: random.Random) -> tuple[Example, ...]:
+    """`count` questions of a context at random; some twice if it has fewer."""
+    order = rng.sample(group, len(group))
+    return tuple(order[i % len(order)] for i in range(count))
+
+
 def rng_of(name: str) -> random.Random:
     """Random draws that depend only on a row's name, the same on every machine."""
     return random.Random(hashlib.blake2b(name.encode(), digest_size=8).digest())

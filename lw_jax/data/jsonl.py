@@ -83,7 +83,7 @@ class Config(FileSource):
                     context,
                     question,
                     answers,
-                    _level(record, self),
+                    level_of(record, self.level_field),
                     row_id(self, record),
                     article,
                 ),
@@ -108,12 +108,15 @@ def _article(record: Mapping[str, Any], cfg: Config) -> str:
     return records.text(record, field, numbers=True)
 
 
-def _level(record: Mapping[str, Any], cfg: Config) -> int:
-    if cfg.level_field is None:
+def level_of(record: Mapping[str, Any], field: str | None) -> int:
+    """The curriculum level in a field of a row; 0 without one.
+
+    Raises:
+        BadRowError: it is no whole number.
+    """
+    if field is None:
         return 0
-    value = record.get(cfg.level_field)
+    value = record.get(field)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST_LEVEL:
-        raise records.BadRowError(
-            f"{cfg.level_field}: expected a whole number, got {records.shown(value)}"
-        )
+        raise records.BadRowError(f"{field}: expected a whole number, got {records.shown(value)}")
     return value

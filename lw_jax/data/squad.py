@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lw_jax.data import records
-from lw_jax.data.example import Example
+from lw_jax.data.augment import proper_names
+from lw_jax.data.example import Example, picked
 from lw_jax.data.files import Names
 from lw_jax.data.source import FileSource, ListRows, Reason, Reject, load, row_id, short_hash
-from lw_jax.utils.bounds import Name, Word
+from lw_jax.data.swap import swapped
+from lw_jax.utils.bounds import Name, Share, Word
 
 UNANSWERABLE = Reason(
     "unanswerable", "unanswerable left out; data.squad.unanswerable=TEXT keeps them"
@@ -30,12 +33,15 @@ class Config(FileSource):
         id_field: id of a question, given back in predictions.jsonl; null: `id`.
         max_malformed: share of malformed rows that is tolerated; null: any but all.
         unanswerable: the answer to v2's questions without one; null leaves them out.
+        swap: share of the passages, as training draws them, whose names and numbers are replaced,
+            by the same ones in passage, questions and answers; drawn anew each time.
     """
 
     train: Names = "rajpurkar/squad"
     eval: Names | None = "rajpurkar/squad"
     eval_split: Name = "validation"
     unanswerable: Word | None = None
+    swap: Share = 0.0
 
     @property
     def origin(self) -> str:
@@ -65,7 +71,27 @@ class Config(FileSource):
         def leave(example: Example) -> Reason | None:
             return None if example.answers else UNANSWERABLE
 
-        return load(self, split, parse, seed, level, leave)
+        found = load(self, split, parse, seed, level, leave)
+        if split != "train" or not self.swap:
+            return found
+        return SwappedRows(found.groups, found.malformed, found.account, self.swap)
+
+
+class SwappedRows(ListRows):
+    """Passages of which a stream swaps the names and numbers of some (`drawn`)."""
+
+    def __init__(self, groups: Any, malformed: Any, account: Any, share: float) -> None:
+        super().__init__(groups, malformed, account)
+        self.share = share
+        self.pool = proper_names(group[0].context for group in groups)
+        self.names = frozenset(self.pool)
+
+    def drawn(self, index: int, count: int, rng: random.Random) -> tuple[Example, ...]:
+        """A passage with `count` of its questions, perhaps with other names and numbers."""
+        group = picked(self.groups[index], count, rng)
+        if self.pool and rng.random() < self.share:
+            return swapped(group, self.names, self.pool, rng)
+        return group
 
 
 def _questions(

@@ -47,7 +47,8 @@ class Stream(Generic[Item, Batch]):
     left over at the end of an epoch are added to the next epoch's shuffle.
 
     Args:
-        rows: contexts; must be picklable if there are workers, and so must `collate`.
+        rows: contexts; must be picklable if there are workers, and so must `collate`. Rows with a
+            method `drawn(index, questions, rng)` make what is asked of a context anew each time.
         collate: makes a batch from `batch_size` groups of `questions` items each.
         batch_size: contexts in a batch.
         seed: seed of the order.
@@ -123,7 +124,11 @@ class Stream(Generic[Item, Batch]):
         """
         rng = random.Random(f"{self.seed}/{self.stage}/{step}" + (f"/{again}" if again else ""))
         picked = []
+        drawn = getattr(self.rows, "drawn", None) if self.questions else None
         for index in self._others(rng) if again else self.indices(step):
+            if drawn is not None:
+                picked.append(drawn(index, self.questions, rng))
+                continue
             group = self.rows[index]
             if self.questions and len(group) != self.questions:
                 order = rng.sample(group, len(group))

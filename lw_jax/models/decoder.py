@@ -52,6 +52,8 @@ class LayerInputs:
             none; k_delta and v_delta are added there, before RoPE.
         gain: [B, T], for each query a factor on the values of the message (prefix columns and soft
             tokens).
+        allowed: [B, T, T] bool, which of the T tokens each of them sees; None: itself and those
+            before it. Not with a cache.
     """
 
     kv: KV | None = None
@@ -59,6 +61,7 @@ class LayerInputs:
     edits: Edits = Edits()
     slot_index: Array | None = None
     gain: Array | None = None
+    allowed: Array | None = None
 
 
 @struct.dataclass
@@ -141,6 +144,8 @@ def run(
         given = delivery if delivery is not None else LayerInputs()
         if given.gain is not None:
             given = replace(given, gain=_longer(given.gain, more))
+        if given.allowed is not None:
+            given = replace(given, allowed=jnp.pad(given.allowed, ((0, 0), (0, more), (0, more))))
         done = run(
             arch,
             params,
@@ -371,7 +376,7 @@ def _shared(
     room = key_positions.shape[1]
     key = jnp.arange(room)[None, None]
     # Causal by packed index: padding lies to the right, so no real token sees it.
-    allowed = key <= query[:, :, None]
+    allowed = key <= query[:, :, None] if given.allowed is None else given.allowed
     if arch.window is not None:
         allowed &= _in_window(positions, key_positions, arch.window)
     prefix_cos, prefix_sin = None, None
@@ -383,7 +388,8 @@ def _shared(
         if arch.window is not None:
             seen &= _in_window(positions, given.kv.positions, arch.window)
         allowed = jnp.concatenate([seen, allowed], axis=-1)
-    plain = cache is None and given.kv is None and arch.window is None
+    causal = given.allowed is None and arch.window is None
+    plain = cache is None and given.kv is None and causal
     cos, sin = angles(arch, positions)
     return _Shared(
         cos=cos,

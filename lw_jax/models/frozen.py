@@ -14,6 +14,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import NONE_NEEDS_APART, Remat
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.text.layout import Prompt
+from lw_jax.types import Delivery
 
 
 @struct.dataclass
@@ -57,6 +58,19 @@ Sender: TypeAlias = Frozen
 
 
 @struct.dataclass
+class Teacher:
+    """A tuned receiver that reads the text itself, which a bridge is distilled from.
+
+    Attributes:
+        delivery: what it is given besides the text, of one row.
+        prompt: what its layout puts around the message; static.
+    """
+
+    delivery: Delivery
+    prompt: Prompt = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class FrozenModels:
     """The frozen side of a stage: the models, and what the stage's layout puts around the message.
 
@@ -66,11 +80,13 @@ class FrozenModels:
         sender: the model that the sources read; None: they need none.
         receivers: the receivers by name.
         prompts: what the layout puts around the message, by receiver; static.
+        teachers: tuned receivers, by receiver; without one, a receiver's teacher is itself.
     """
 
     sender: Sender | None
     receivers: dict[str, FrozenDecoder]
     prompts: tuple[tuple[str, Prompt], ...] = struct.field(pytree_node=False, default=())
+    teachers: dict[str, Teacher] = struct.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -101,7 +117,7 @@ class FrozenModels:
             return replace(model, remat=remat) if _decodes(model) else model
 
         receivers = {name: of(model) for name, model in self.receivers.items()}
-        return FrozenModels(of(self.sender), receivers, self.prompts)
+        return replace(self, sender=of(self.sender), receivers=receivers)
 
     def prompt(self, receiver: str) -> Prompt:
         """What the layout puts around the message of a receiver."""

@@ -59,7 +59,12 @@ def logits(arch: Arch, params: PyTree, h: Array) -> Array:
 
 
 def chunked_cross_entropy(
-    arch: Arch, params: PyTree, h: Array, labels: Array, chunk: int | None = None
+    arch: Arch,
+    params: PyTree,
+    h: Array,
+    labels: Array,
+    chunk: int | None = None,
+    mask: Array | None = None,
 ) -> TokenScores:
     """Scores labels [...] under h [..., D], a slice of the positions at a time.
 
@@ -72,12 +77,13 @@ def chunked_cross_entropy(
         h: [..., D] stream after the last layer.
         labels: [...] int tokens.
         chunk: positions in a slice; None: as `LOGITS_AT_ONCE` allows.
+        mask: [...] bool, positions that are looked at; others may be left out, and are 0 then.
     """
 
     def score(h: Array, labels: Array) -> TokenScores:
         return _scores(logits(arch, params, h), labels)
 
-    return _by_chunks(arch, score, chunk, labels.shape, h, labels)
+    return _by_chunks(arch, score, chunk, labels.shape, h, labels, mask=mask)
 
 
 def chunked_kl(
@@ -117,6 +123,7 @@ def chunked_scores_and_kl(
     labels: Array,
     tau: float = 1.0,
     chunk: int | None = None,
+    mask: Array | None = None,
 ) -> tuple[TokenScores, Array]:
     """`chunked_cross_entropy` and `chunked_kl` of the same states in one pass of the head: the
     student's logits are made once, and their gradients added up before they go back through it.
@@ -129,6 +136,7 @@ def chunked_scores_and_kl(
         labels: [...] int tokens.
         tau: temperature of the KL alone.
         chunk: positions in a slice; None: as `LOGITS_AT_ONCE` allows.
+        mask: [...] bool, positions that are looked at; others may be left out, and are 0 then.
     """
 
     def both(student: Array, teacher: Array, labels: Array) -> tuple[TokenScores, Array]:
@@ -137,7 +145,7 @@ def chunked_scores_and_kl(
 
     teacher = lax.stop_gradient(h_teacher)
     found: tuple[TokenScores, Array] = _by_chunks(
-        arch, both, chunk, labels.shape, h_student, teacher, labels
+        arch, both, chunk, labels.shape, h_student, teacher, labels, mask=mask
     )
     return found
 
@@ -171,12 +179,19 @@ def _by_chunks(
     chunk: int | None,
     shape: tuple[int, ...],
     *inputs: Array,
+    mask: Array | None = None,
 ) -> Any:
-    """score(slice of each input) over all positions, joined again in `shape`."""
+    """score(slice of each input) over all positions, joined again in `shape`.
+
+    With a mask, and more than one slice, positions in it come first; slices without any are left
+    out, and all positions of these are 0.
+    """
     total = math.prod(shape)
     chunk = chunk or max(1, LOGITS_AT_ONCE // arch.vocab_size)
     slices = max(1, -(-total // chunk))
     chunk = -(-total // slices)
+    if mask is not None and slices > 1:
+        return _in_mask(score, chunk, slices, shape, mask, *inputs)
 
     def split(x: Array) -> Array:
         flat = x.reshape(total, *x.shape[len(shape) :])
@@ -187,3 +202,35 @@ def _by_chunks(
     body = jax.checkpoint(lambda *xs: score(*xs), prevent_cse=False)
     _, found = lax.scan(lambda carry, xs: (carry, body(*xs)), None, tuple(map(split, inputs)))
     return jax.tree.map(lambda y: rearrange(y, "s c -> (c s)")[:total].reshape(shape), found)
+
+
+def _in_mask(
+    score: Callable[..., Any],
+    chunk: int,
+    slices: int,
+    shape: tuple[int, ...],
+    mask: Array,
+    *inputs: Array,
+) -> Any:
+    """`_by_chunks` of positions in a mask, of more than one slice."""
+    total = math.prod(shape)
+    order = jnp.argsort(~mask.reshape(total), stable=True)
+    count = jnp.sum(mask)
+
+    def split(x: Array) -> Array:
+        flat = jnp.take(x.reshape(total, *x.shape[len(shape) :]), order, axis=0)
+        padded = jnp.pad(flat, [(0, slices * chunk - total)] + [(0, 0)] * (flat.ndim - 1))
+        return rearrange(padded, "(s c) ... -> s c ...", s=slices)
+
+    parts = tuple(map(split, inputs))
+    shapes = jax.eval_shape(score, *(part[0] for part in parts))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(index: Array, *xs: Array) -> Any:
+        return lax.cond(index * chunk < count, lambda: score(*xs), lambda: nothing)
+
+    checkpointed = jax.checkpoint(body, prevent_cse=False)
+    places = jnp.arange(slices)
+    _, found = lax.scan(lambda carry, xs: (carry, checkpointed(*xs)), None, (places, *parts))
+    back = jnp.zeros_like(order).at[order].set(jnp.arange(total))
+    return jax.tree.map(lambda y: rearrange(y, "s c -> (s c)")[:total][back].reshape(shape), found)

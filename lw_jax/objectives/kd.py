@@ -1,8 +1,8 @@
 """Distillation: the receiver that reads the latent matches itself reading the text.
 
-The teacher is the clean receiver (no adapters, no gradient) on the text prompt, token by token
-along the gold answer (Hinton et al. 2015; docs/design.md section 12: the strongest single advice
-for compressors).
+The teacher is the clean receiver (no adapters, no gradient) on the text prompt, or the tuned one
+of the stage's `teacher`, token by token along the gold answer (Hinton et al. 2015; docs/design.md
+section 12: the strongest single advice for compressors).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 
 from lw_jax.models.head import chunked_kl
 from lw_jax.objectives.base import Objective, Terms, masked
-from lw_jax.objectives.common.context import TEACHER, Context, Pass
+from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.utils.bounds import Tokens
 
 
@@ -40,7 +40,7 @@ class Config(Objective):
         student = ctx.reading(receiver, Pass("latent"))
         kl = ctx.answers(receiver)[1] if ctx.scored(receiver) and ctx.tau == self.tau else None
         if kl is None:
-            teacher = ctx.reading(receiver, TEACHER)
+            teacher = ctx.taught(receiver)
             model = ctx.frozen.receivers[receiver]
             kl = chunked_kl(model.arch, model.params, student.hidden, teacher.hidden, self.tau)
         mask = student.mask & ctx.valid[:, None]

@@ -27,6 +27,8 @@ class Reader(Checked, ABC):
     """Whether it delivers soft tokens (`Delivery.embeds`)."""
     acts_after: ClassVar[bool] = False
     """Whether it changes how the receiver reads the tokens after the message."""
+    gives_prompt: ClassVar[bool] = False
+    """Whether it delivers soft tokens that stand before the message (`Delivery.prompt`)."""
     needs_embeds: ClassVar[bool] = False
     """Whether it changes soft tokens that another reader has to deliver."""
     optimizer_rules: ClassVar[Mapping[str, str]] = {}

@@ -31,7 +31,9 @@ from lw_jax.receiver.read import (
     head_segment,
     lay_out,
     message_segment,
+    prompt_segment,
     read,
+    read_together,
     text_after,
     text_message,
 )
@@ -132,7 +134,7 @@ def message_of(
     """
     given = expand(delivery, questions)
     if kind == "none":
-        rows = batch[f"{receiver}/ask/ids"].shape[0]
+        rows = batch[f"{receiver}/context/ids"].shape[0] * questions
         return Message(alone(model, None, rows).segment, given)
     ids, lengths = (batch[f"{receiver}/context/{part}"] for part in ("ids", "lengths"))
     if questions > 1:
@@ -203,15 +205,49 @@ def segments(
         ask: question and anchor.
         answer: what is read as the receiver's own words.
     """
-    middle = [message.segment] if message.text is None else [message.segment, message.text]
-    end = [ask] if answer is None else [ask, answer]
-    return [head_segment(prompt.head, ask.lengths.shape[0]), *middle, *end]
+    return [*before(prompt, message), ask, *([] if answer is None else [answer])]
+
+
+def before(prompt: Prompt, message: Message) -> list[Segment]:
+    """What stands before the question."""
+    rows = message.segment.lengths.shape[0]
+    found = [head_segment(prompt.head, rows)]
+    if message.delivery is not None and message.delivery.prompt is not None:
+        found.append(prompt_segment(message.delivery.prompt, rows))
+    return [*found, message.segment, *([] if message.text is None else [message.text])]
 
 
 def reading(
-    model: FrozenDecoder, prompt: Prompt, message: Message, ask: Segment, answer: Segment
+    model: FrozenDecoder,
+    prompt: Prompt,
+    message: Message,
+    ask: Segment,
+    answer: Segment,
+    together: int | None = None,
 ) -> Reading:
-    """The receiver's states where it predicts the answers."""
+    """The receiver's states where it predicts the answers.
+
+    Args:
+        model: the receiver.
+        prompt: what the layout puts around the message.
+        message: of the N questions; with `together` of their contexts.
+        ask: question and anchor.
+        answer: the gold answers.
+        together: tokens that all questions of a context have behind one copy of the message; None:
+            each question has a row of its own.
+    """
+    if together is not None:
+        return read_together(
+            model.arch,
+            model.params,
+            before(prompt, message),
+            ask,
+            answer,
+            message.delivery,
+            together,
+            attention=model.attention,
+            remat=model.remat,
+        )
     laid = segments(prompt, message, ask, answer)
     return read(
         model.arch,

@@ -77,7 +77,7 @@ def joined(delivery: Delivery, parts: int, real: Array) -> Delivery:
             _blocks(edits.blocks, parts, real, beside),
             *(_deltas(x, order, beside) for x in (edits.k_delta, edits.v_delta)),
         )
-    return Delivery(embeds, mask, positions, kv, advance.sum(axis=1), edits)
+    return Delivery(embeds, mask, positions, kv, advance.sum(axis=1), edits, delivery.prompt)
 
 
 def _blocks(blocks: Blocks | None, parts: int, real: Array, beside: _Beside) -> Blocks | None:

@@ -18,7 +18,7 @@ class Segment:
         ids: [B, S] int32 tokens; None: it has embeddings.
         embeds: [B, S, D] embeddings; None: it has tokens.
         lengths: [B], number of real entries at the start of each row.
-        role: `head`, `message`, `text`, `ask` or `answer`, static.
+        role: `head`, `prompt`, `message`, `text`, `ask` or `answer`, static.
     """
 
     ids: Array | None

@@ -17,9 +17,9 @@ from lw_jax.models.cache import Cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Writing, begun, go_on
-from lw_jax.receiver.answer import Message
+from lw_jax.receiver.answer import Message, before
 from lw_jax.receiver.join import advance_of
-from lw_jax.receiver.read import head_segment, lay_out
+from lw_jax.receiver.read import lay_out
 from lw_jax.text.layout import Prompt
 from lw_jax.types import KV, Array, Edits
 
@@ -62,8 +62,7 @@ def begin(model: FrozenDecoder, prompt: Prompt, message: Message, room: int) -> 
         message: of B rows.
         room: tokens that fit into a row.
     """
-    head = head_segment(prompt.head, message.segment.lengths.shape[0])
-    laid = lay_out(model.params, [head, message.segment], message.delivery)
+    laid = lay_out(model.params, before(prompt, message), message.delivery)
     done = run(
         model.arch,
         model.params,

@@ -445,7 +445,7 @@ def _rows(seen: Examination) -> None:
                         said += leaks(config, name, rows, load)
                     for remark in said:
                         seen.note(remark.level, key, remark.text)
-            begun = {"init_from": getattr(whole, "init_from", None)}
+            begun = {n: getattr(whole, n, None) for n in ("init_from", "teacher")}
             begun |= {f"rivals.{n}": d for n, d in getattr(whole, "rivals", {}).items()}
             for of, start in begun.items():
                 parts = ("checkpoints", "bridge.safetensors", "calibration")

@@ -24,8 +24,9 @@ from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
 from lw_jax.mesh import batch_sharding, put_batch, replicated
 from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import Teacher
 from lw_jax.pipeline import Pipeline
-from lw_jax.runs import receiver_rms, statistics
+from lw_jax.runs import receiver_rms, statistics, teacher
 from lw_jax.runs.abstract import AbstractStep, size_in_bytes
 from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
@@ -75,11 +76,16 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         "bridge": start_params(run, name, cfg, pipeline, root),
         "heads": init_heads(objectives, pipeline.bridge.dims, jax.random.fold_in(root, 1)),
     }
+    teachers: dict[str, Teacher] = {}
+    if cfg.teacher is not None:
+        teachers = teacher.load(cfg.teacher, pipeline, run.session)
+    if cfg.teacher_prompt:
+        params["bridge"] = teacher.with_prompts(params["bridge"], pipeline.bridge, teachers)
     params = jax.device_put(params, replicated(run.mesh))
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     turns = turns_of(phases(cfg))
-    parts = _parts(pipeline, config, cfg, name)
+    parts = _parts(pipeline, config, cfg, name, teachers)
     for part in parts.values():
         _check_heads(part.objectives, objectives, pipeline.bridge.dims, f"stages.{name}")
         for key, stream in part.streams.items():
@@ -102,8 +108,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         )
 
     @cache
-    def compiled(plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
-        return stepping(decided["train"], plan, ratio)
+    def compiled(task: str | None, plan: Plan, ratio: float | None) -> jax.stages.Wrapped:
+        return stepping(decided["train"].of(task), plan, ratio)
 
     programs = Behind(run.console)
     keys: dict[tuple[tuple[Plan, float | None], str | None, Hashable], Hashable] = {}
@@ -125,7 +131,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     def step_for(step: int) -> StepFn:
         turn = turns[step]
         own = plan(step), ratio_of[turn.phase]
-        program, frozen = compiled(*own), parts[turn.task].pipeline.frozen
+        program, frozen = compiled(turn.task, *own), parts[turn.task].pipeline.frozen
 
         def stepped(state: TrainState, fed: Fed) -> tuple[TrainState, Metrics]:
             keyed = own, turn.task, shapes_of(fed.arrays)
@@ -193,7 +199,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
                     said = says.eval_shape(*given)
                     says_of[turn.stream] = says_of.get(turn.stream, {}) | said
                     batch = batch | on_mesh(run.mesh, said)
-                keys[keyed] = programs.add(compiled(*own), state, frozen, batch)
+                keys[keyed] = programs.add(compiled(turn.task, *own), state, frozen, batch)
 
         def evaluation_programs(quick: QuickEvaluation) -> None:
             done = {*range(cfg.eval_every, cfg.steps + 1, cfg.eval_every), cfg.steps}
@@ -408,7 +414,11 @@ class _Part:
 
 
 def _parts(
-    pipeline: Pipeline, config: Config, cfg: TrainConfig, name: str
+    pipeline: Pipeline,
+    config: Config,
+    cfg: TrainConfig,
+    name: str,
+    teachers: Mapping[str, Teacher],
 ) -> dict[str | None, _Part]:
     """What the steps of every task work with.
 
@@ -417,6 +427,7 @@ def _parts(
         config: of the run, with the stage's own data and layout.
         cfg: the stage.
         name: its name.
+        teachers: tuned receivers that read the text.
     """
     found: dict[str | None, _Part] = {}
     for task, own in cfg.each().items():
@@ -431,7 +442,13 @@ def _parts(
             key: _stream(mine, own, data, config.seed, f"{name}/{key}", level)
             for key, level in levels.items()
         }
-        found[task] = _Part(mine, own.objectives or config.objectives, streams, levels)
+        objectives = own.objectives or config.objectives
+        distilled = any(c.teacher_tau() is not None for c in chosen(objectives).values())
+        if cfg.teacher is not None and distilled:
+            teacher.check_layout(cfg.teacher, task, layout)
+            taught = mine.frozen.replace(teachers=dict(teachers))  # type: ignore[attr-defined]
+            mine = dataclasses.replace(mine, frozen=taught)
+        found[task] = _Part(mine, objectives, streams, levels)
     return found
 
 

@@ -77,6 +77,7 @@ class Task(Checked):
         level: level of the rows; null: as the data says.
         batch_size: contexts in a step.
         questions: questions asked of each context in a step.
+        together: tokens of all these questions (see the stage's).
     """
 
     data: DataConfig | None = None
@@ -85,6 +86,7 @@ class Task(Checked):
     level: RowLevel | None = None
     batch_size: BatchSize | None = None
     questions: Questions | None = None
+    together: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ class TrainConfig(Checked):
         batch_size: contexts in a step (all microbatches together).
         accumulate: microbatches per step.
         questions: questions asked of each context in a step.
+        together: with several questions, how many tokens all of a context's have with their
+            answers, behind one copy of the message: the same as a row for each, for fewer tokens.
+            Those that find no room are left out. Null: a row for each.
         curriculum: levels of the rows and ratios of the bridge in order, shares adding up to 1;
             empty: as the data and the bridge say.
         tasks: what steps are about, by name, each with rows, layout and batch of its own; every
@@ -109,6 +114,10 @@ class TrainConfig(Checked):
             directory of an exported bridge.
         init_only: its components to start from, by name as `parameters` in metrics.json has them
             (`compressor`, ...); the others start fresh. Empty: all.
+        teacher: run directory, or directory of an exported bridge, of a tuned receiver that reads
+            the text (`constant` slots and layout.with_text: prompt tuning, LoRA), from which `kd`
+            distils; null: the receiver itself.
+        teacher_prompt: the bridge's soft prompts begin as the teacher's soft tokens.
         latent_keep: latent dropout; null for none.
         scheduled_sampling: answers read after some of the receiver's own tokens; null for none.
         text_batches: steps for text among those for the wire; null for none.
@@ -149,6 +158,7 @@ class TrainConfig(Checked):
     batch_size: BatchSize = 32
     accumulate: BatchSize = 1
     questions: Questions = 1
+    together: Tokens | None = None
     curriculum: Annotated[tuple[Level, ...], FEW] = ()
     tasks: Annotated[dict[Name, Task], FEW] = field(default_factory=dict)
     optimiser: OptimiserConfig = OptimiserConfig()
@@ -158,6 +168,8 @@ class TrainConfig(Checked):
     train_only: Annotated[tuple[Pattern, ...], FEW] = ()
     init_from: Location | None = None
     init_only: Names = ()
+    teacher: Location | None = None
+    teacher_prompt: bool = False
     latent_keep: LatentKeep | None = None
     scheduled_sampling: ScheduledSampling | None = None
     text_batches: TextBatches | None = None
@@ -197,6 +209,8 @@ class TrainConfig(Checked):
             )
         if self.init_only and self.init_from is None:
             raise UserError("init_only: it names components of init_from, which is not given")
+        if self.teacher_prompt and self.teacher is None:
+            raise UserError("teacher_prompt: there is no teacher; set teacher, or leave it out")
         total = sum(c.share for c in self.curriculum)
         if self.curriculum and abs(total - 1) > 1e-6:
             raise UserError(f"curriculum: the shares must add up to 1; they add up to {total:g}")
@@ -232,7 +246,7 @@ class TrainConfig(Checked):
         own = self.tasks[task]
         given = {
             name: value
-            for name in ("data", "layout", "objectives", "batch_size", "questions")
+            for name in ("data", "layout", "objectives", "batch_size", "questions", "together")
             if (value := getattr(own, name)) is not None
         }
         parts = tuple(replace(part, level=own.level, mix={}) for part in self.curriculum)

@@ -25,6 +25,7 @@ from lw_jax.objectives.base import (
     naming,
 )
 from lw_jax.objectives.common.context import Context, kept_taps
+from lw_jax.receiver.read import fitting
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import BatchKind, Schedule
@@ -82,6 +83,7 @@ def context_of(
     scheduled_sampling: Array | None = None,
     step: Array | None = None,
     shared_text: bool = False,
+    together: int | None = None,
 ) -> Context:
     """What the objectives see of a batch; taps that it holds are taken from it.
 
@@ -96,6 +98,7 @@ def context_of(
         scheduled_sampling: see `Context`.
         step: see `Context`.
         shared_text: see `Context`.
+        together: see `Context`.
     """
     views = bridge.extract(frozen.sender, batch, params, frozen.receivers)
     for name, taps in views.items():
@@ -103,6 +106,8 @@ def context_of(
         if kept in batch:
             # What ran for these taps is used by nobody, and is left out of the program.
             views[name] = taps.replace(states=jnp.moveaxis(batch[kept], 1, 0))  # type: ignore[attr-defined]
+    if together is not None:
+        batch = batch | {"valid": batch["valid"] & _find_room(batch, frozen, together)}
     return Context(
         bridge,
         params,
@@ -115,7 +120,18 @@ def context_of(
         scheduled_sampling=scheduled_sampling,
         step=step,
         shared_text=shared_text,
+        together=together,
     )
+
+
+def _find_room(batch: Batch, frozen: FrozenModels, together: int) -> Array:
+    """[N] bool: questions that every receiver reads behind one copy of the message."""
+    found = []
+    for name in frozen.receivers:
+        ask, answer = (batch[f"{name}/{part}/lengths"] for part in ("ask", "answer"))
+        questions = ask.shape[0] // batch[f"{name}/context/lengths"].shape[0]
+        found.append(fitting(ask, answer, questions, together))
+    return jnp.stack(found).all(axis=0)
 
 
 def all_terms(

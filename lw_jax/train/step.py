@@ -107,6 +107,7 @@ def train_step(
         probabilities=probabilities,
         step=at,
         shared_text=cfg.shared_text,
+        together=cfg.together,
         sown=codebook_trains and bridge.trains_itself,
     )
     gradients = microbatched(loss_fn, cfg.accumulate)
@@ -142,6 +143,7 @@ def _loss(
     probabilities: Mapping[str, Array],
     step: Array,
     shared_text: bool,
+    together: int | None,
     sown: bool,
 ) -> tuple[Array, Seen]:
     """The weighted loss of a batch, a mean over the receivers.
@@ -158,11 +160,13 @@ def _loss(
         probabilities: `latent_keep` and `scheduled_sampling`, where the stage has them.
         step: of the stage.
         shared_text: see `Context`.
+        together: tokens that all questions of a context have, where they are read together.
         sown: whether what the bridge's parts sowed is asked for.
     """
+    own = params["bridge"]
     context = context_of(
         bridge,
-        params["bridge"],
+        own,
         frozen,
         batch,
         rng,
@@ -171,6 +175,7 @@ def _loss(
         probabilities.get("scheduled_sampling"),
         step,
         shared_text,
+        together,
     )
     terms, watched = all_terms(plan, context, params["heads"])
     watched |= _loudness(context, bridge.dims)

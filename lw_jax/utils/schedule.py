@@ -28,6 +28,7 @@ class Schedule(Checked):
         start: first step with a non-zero factor (delayed start).
         stop: first step after which the factor is zero again; null for never.
         ramp: steps over which the factor rises linearly from 0 to 1.
+        hold: share of the steps after the ramp with a factor of 1, before a decay begins.
         final: factor at the end of a `linear` or `cosine` decay.
         gate: only for an objective's weight: the factor is zero for every batch whose
             reconstruction cosine is not above this.
@@ -41,6 +42,7 @@ class Schedule(Checked):
     stop: Step | None = None
     ramp: Step = 0
     final: Share = 0.0
+    hold: Share = 0.0
     gate: Annotated[float, Ge(-1), Le(1)] | None = None
     halve: Annotated[float, Ge(-1), Le(1)] | None = None
     on: Literal["all", "latent", "text"] = "all"
@@ -86,7 +88,9 @@ class Schedule(Checked):
         s = jnp.asarray(step, jnp.float32)
         up = jnp.minimum(1.0, (s - self.start + 1) / self.ramp) if self.ramp else jnp.float32(1.0)
         last = self.stop if self.stop is not None else steps
-        begin = self.start + self.ramp
+        begin: float = self.start + self.ramp
+        if self.hold:
+            begin += self.hold * max(0, last - begin)
         t = jnp.clip((s - begin) / max(1, last - begin), 0.0, 1.0)
         if self.shape == "linear":
             down = 1.0 - (1.0 - self.final) * t

@@ -155,3 +155,29 @@ def test_memory_holds_one_slice_of_logits():
     for f in (loss, jax.grad(loss)):
         used = jax.jit(f).lower(h, weights).compile().memory_analysis().temp_size_in_bytes
         assert used < full / 8, (used, full)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_positions_that_do_not_count_are_left_out(share):
+    """Values, divergences and gradients of the others are the same; whole slices are not run."""
+    arch, params = UNTIED, init(UNTIED, jax.random.key(0))
+    h, teacher = states(1, 5, 7), states(3, 5, 7)
+    rng = np.random.default_rng(2)
+    labels, mask = rng.integers(0, 29, (5, 7)), rng.random((5, 7)) < share
+
+    def both(h, mask):
+        scores, kl = head.chunked_scores_and_kl(arch, params, h, teacher, labels, 1.0, 4, mask)
+        nll = head.chunked_cross_entropy(arch, params, h, labels, 4, mask).nll
+        counted = jnp.where(mask if mask is not None else jnp.asarray(of), scores.nll + kl + nll, 0)
+        return jnp.sum(counted), (scores.nll, kl)
+
+    of = mask
+    value = jax.jit(jax.value_and_grad(both, has_aux=True))
+    (total, found), grad = value(h, mask)
+    (wanted, plain), plain_grad = value(h, None)
+    np.testing.assert_allclose(total, wanted, rtol=1e-6)
+    np.testing.assert_allclose(grad, plain_grad, rtol=1e-5, atol=1e-7)
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(np.asarray(a)[mask], np.asarray(b)[mask], rtol=1e-6)
+    left_out = 35 - 4 * -(-int(mask.sum()) // 4)
+    assert (np.asarray(found[0]) == 0).sum() >= max(0, left_out - 3)

@@ -16,7 +16,7 @@ from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import TokenScores, chunked_cross_entropy, chunked_scores_and_kl
 from lw_jax.receiver import answer
-from lw_jax.receiver.read import Reading
+from lw_jax.receiver.read import Reading, expand
 from lw_jax.receiver.transform import transformed
 from lw_jax.types import Array, Delivery, Edits, Latent, Lora, PyTree, Taps
 
@@ -29,13 +29,14 @@ class Pass:
     """One run of a receiver that objectives ask for; each is computed once a step.
 
     Attributes:
-        message: what stands in the message's place.
+        message: what stands in the message's place; `teacher` is the text as a tuned receiver reads
+            it (`FrozenModels.teachers`).
         gradient: whether it is differentiated.
         adapted: whether a receiver that is given no latent has its trained LoRA (with a latent it
             always has).
     """
 
-    message: Literal["latent", "text", "none"]
+    message: Literal["latent", "text", "none", "teacher"]
     gradient: bool = True
     adapted: bool = False
 
@@ -78,6 +79,8 @@ class Context:
             own; None: all stay.
         step: of the stage, from 0 on; None: not a step of training.
         shared_text: whether a teacher reads a text once for all of its questions.
+        together: tokens that the questions of a context have behind one copy of the message; None:
+            each question has a row of its own. Those that find no room are not `valid`.
         tau: temperature at which an objective of the step compares the answers with the receiver's
             on the text; None: none does.
         readings: what receivers have read so far, by receiver and pass.
@@ -96,6 +99,7 @@ class Context:
     scheduled_sampling: Array | None = None
     step: Array | None = None
     shared_text: bool = False
+    together: int | None = None
     tau: float | None = None
     readings: dict[tuple[str, Pass], Reading] = field(default_factory=dict)
     computed: dict[str, Any] = field(default_factory=dict)
@@ -224,10 +228,15 @@ class Context:
             if self.scheduled_sampling is not None and asked.message == "latent" and asked.gradient:
                 batch = batch | {f"{receiver}/answer/ids": self._own_tokens(receiver)}
             model, prompt = self.frozen.receivers[receiver], self.frozen.prompt(receiver)
-            message = answer.message_of(
-                model, prompt, batch, receiver, asked.message, given, self.questions
-            )
-            reading = answer.reading(model, prompt, message, *answer.asked(batch, receiver))
+            copies = self.questions if self.together is None else 1
+            if asked.message == "teacher":
+                teacher = self.frozen.teachers[receiver]
+                contexts, prompt = self.taps.mask.shape[0], teacher.prompt
+                given = expand(teacher.delivery, contexts)
+            kind = "latent" if asked.message == "teacher" else asked.message
+            message = answer.message_of(model, prompt, batch, receiver, kind, given, copies)
+            segments = answer.asked(batch, receiver)
+            reading = answer.reading(model, prompt, message, *segments, together=self.together)
             reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
             if asked == TEACHER and kept_states(receiver) in batch:
                 # What ran above for it is used by nobody, and is left out of the program.
@@ -242,6 +251,12 @@ class Context:
             self.readings[key] = reading
         return self.readings[key]
 
+    def taught(self, receiver: str) -> Reading:
+        """The receiver's teacher, which reads the text: a tuned one if there is one, else the clean
+        receiver itself. No gradient."""
+        tuned = receiver in self.frozen.teachers
+        return self.reading(receiver, Pass("teacher" if tuned else "text", gradient=False))
+
     def answers(self, receiver: str) -> tuple[TokenScores, Array | None]:
         """Scores [N, A] of the answers' tokens read from the latent, and the divergence [N, A] from
         the receiver on the text at `tau`; None: no objective of the step compares them, or the
@@ -255,10 +270,18 @@ class Context:
         model, read = self.frozen.receivers[receiver], self.reading(receiver, Pass("latent"))
         # In float32 the order in which gradients are added would show: it stays what it was.
         if self.tau is None or read.hidden.dtype == jnp.float32:
-            return chunked_cross_entropy(model.arch, model.params, read.hidden, read.labels), None
-        teacher = self.reading(receiver, TEACHER).hidden
+            scored = chunked_cross_entropy(
+                model.arch, model.params, read.hidden, read.labels, mask=read.mask
+            )
+            return scored, None
         return chunked_scores_and_kl(
-            model.arch, model.params, read.hidden, teacher, read.labels, self.tau
+            model.arch,
+            model.params,
+            read.hidden,
+            self.taught(receiver).hidden,
+            read.labels,
+            self.tau,
+            mask=read.mask,
         )
 
     def scored(self, receiver: str) -> bool:

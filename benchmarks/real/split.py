@@ -1,0 +1,86 @@
+"""Holds whole articles of a SQuAD file out: `python benchmarks/real/split.py QA.json OUT`.
+
+OUT gets `train.json`, `articles.json` (questions on whole articles whose titles begin with
+`--prefix`) and `others.json` (some of all other titles; a passage without a title is its own).
+A hash of the title decides the order in which they are taken, so the same file is always split in
+the same way. No article is in two files: what is not asked of a held-out article is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    cli = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    cli.add_argument("file", type=Path, help="SQuAD v1.1, nested")
+    cli.add_argument("out", type=Path)
+    cli.add_argument("--prefix", default="squadshifts_new_wiki:")
+    cli.add_argument("--articles", type=int, default=10, help="articles in articles.json")
+    cli.add_argument("--questions", type=int, default=50, help="on each of them, at least")
+    cli.add_argument("--others", type=int, default=260, help="at least so many in others.json")
+    args = cli.parse_args()
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for entry in json.loads(args.file.read_text(encoding="utf-8"))["data"]:
+        for title, paragraph in _paragraphs(entry):
+            entries.setdefault(title, []).append(paragraph)
+    order = sorted(entries, key=lambda t: hashlib.sha256(t.encode()).hexdigest())
+    own = [title for title in order if title.startswith(args.prefix)]
+    rest = [title for title in order if not title.startswith(args.prefix)]
+    held = {"articles": own[: args.articles], "others": _first(rest, entries, args.others)}
+    for title in held["articles"]:
+        entries[title] = _few(entries[title], args.questions)
+    out = {title for titles in held.values() for title in titles}
+    held["train"] = [title for title in entries if title not in out]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, titles in held.items():
+        data = [{"title": _shown(t), "paragraphs": entries[t]} for t in titles]
+        path = args.out / f"{name}.json"
+        path.write_text(json.dumps({"data": data}, ensure_ascii=False), encoding="utf-8")
+        count = sum(_questions(entries[t]) for t in titles)
+        print(f"{path}: {len(titles)} titles, {count} questions")
+
+
+UNTITLED = "\n"
+"""Begins the key of a passage without a title."""
+
+
+def _paragraphs(entry: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for paragraph in entry["paragraphs"]:
+        yield entry.get("title") or UNTITLED + paragraph["context"], paragraph
+
+
+def _shown(title: str) -> str:
+    return "" if title.startswith(UNTITLED) else title
+
+
+def _questions(paragraphs: list[dict[str, Any]]) -> int:
+    return sum(len(paragraph["qas"]) for paragraph in paragraphs)
+
+
+def _first(titles: list[str], entries: dict[str, list[dict[str, Any]]], least: int) -> list[str]:
+    taken, count = [], 0
+    for title in titles:
+        if count >= least:
+            break
+        taken.append(title)
+        count += _questions(entries[title])
+    return taken
+
+
+def _few(paragraphs: list[dict[str, Any]], least: int) -> list[dict[str, Any]]:
+    taken: list[dict[str, Any]] = []
+    for paragraph in paragraphs:
+        if _questions(taken) >= least:
+            break
+        taken.append(paragraph)
+    return taken
+
+
+if __name__ == "__main__":
+    main()
