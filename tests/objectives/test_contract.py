@@ -126,6 +126,7 @@ class Returns(Objective):
             "number": Terms(jnp.float32(1.0)),  # type: ignore[arg-type]
             "rows": Terms(Term(jnp.ones(3), jnp.ones(3))),
             "watched": Terms(term, watched={"seen": 0.5}),  # type: ignore[dict-item]
+            "several": Terms({"near": term, "far": 0.5}),  # type: ignore[dict-item]
         }[self.what]
 
 
@@ -159,6 +160,7 @@ def test_a_class_that_is_no_objective(kind: type, message: str) -> None:
             "terms returned a Term of shapes (3,) and (3,) as loss; expected two",
         ),
         (Returns(what="watched"), "terms returned a float as watched['seen']; expected a Term"),
+        (Returns(what="several"), "terms returned a float as loss['far']; expected a Term"),
     ],
     ids=lambda x: x.what if isinstance(x, Returns) else "",
 )

@@ -17,7 +17,7 @@ def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16)
     """A model of two layers and its tokenizer, trained on some facts."""
     rows = FactsRows("train", 0, 2, 50)
     texts = [e.context for i in range(len(rows)) for e in rows[i][:1]]
-    tokenizer = train_bpe(texts, vocab, family=family, single_digits=family == "mistral")
+    tokenizer = train_bpe(texts, vocab, family=family, single_digits=family != "llama")
     ids = special_ids(tokenizer, family)
     arch = decoder(
         family=family,

@@ -132,6 +132,8 @@ def test_a_leaf_of_two_axes_is_a_matrix_unless_a_rule_says_otherwise() -> None:
     assert groups(params, [Rule("what", "adam")])["wire/whatever"] == "adam"
     assert groups(params, [Rule("^whatever$", "adam", "wire")])["wire/whatever"] == "adam"
     assert groups(params, [Rule("whatever", "adam", "wir")])["wire/whatever"] == "muon"
+    merged = dimension_numbers(params, [Rule("what", "heads_in")])  # without axes for the heads
+    assert merged["wire"]["whatever"] == AXES["matrix"]
 
 
 def test_parts_of_a_bridge_have_rules_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
