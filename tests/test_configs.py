@@ -418,6 +418,50 @@ def test_a_device_is_tuned_on_a_part_of_the_text(path: Path, device: str) -> Non
         assert replace(fit, **same) == other  # type: ignore[arg-type]
 
 
+WHOSE = sorted((REAL / "whose").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", WHOSE, ids=lambda path: path.stem)
+def test_a_bridge_that_reads_less_is_trained_alike(path: Path) -> None:
+    """At equal steps, in the same columns, on the same rows; only what it reads is another."""
+    wire, config = read(QUESTIONS), read(QUESTIONS, over=[path])
+    assert config.name == f"{wire.name}_{path.stem}"
+    assert wire.bridge is not None and config.bridge is not None
+    assert wire.sender is not None and config.sender is not None
+    ratios = 1.0
+    if path.stem == "bytes":
+        ratios = config.bridge.compressor.perceiver.ratios[0]  # type: ignore[attr-defined]
+        assert ratios == 4.25  # bytes in a token of the sender
+    if path.stem == "random_sender":
+        assert config.sender == replace(wire.sender, random_weights=7)
+        assert config.bridge == wire.bridge
+    else:
+        kind = "bytes" if path.stem == "bytes" else "embeddings"
+        assert list(chosen(config.bridge.source)) == [kind]
+    if path.stem == "receiver_embeddings":
+        assert config.sender.path == wire.receivers["qwen"].path
+    same = replace(config.bridge, source=wire.bridge.source, compressor=wire.bridge.compressor)
+    assert same == wire.bridge
+    assert (config.data, config.receivers) == (wire.data, wire.receivers)
+    for name, stage in wire.stages.items():
+        own, other = config.stages[name].train, stage.train
+        if own is None or other is None:
+            assert config.stages[name] == stage
+            continue
+        for mine, theirs in zip(own.curriculum, other.curriculum, strict=True):
+            assert (mine.level, mine.share) == (theirs.level, theirs.share)
+            assert mine.ratio == pytest.approx((theirs.ratio or 1) * ratios)
+        assert replace(own, curriculum=other.curriculum) == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", WHOSE, ids=lambda path: path.stem)
+def test_the_parts_of_a_bridge_that_reads_less_fit(path: Path) -> None:
+    for step in steps(read(QUESTIONS, over=[path]), MeshConfig(data=1)):
+        _, metrics = jax.eval_shape(step.step, *step.arguments)
+        assert metrics["loss"].shape == ()
+
+
 @pytest.mark.parametrize("path", RATES, ids=lambda path: path.stem)
 def test_a_rival_has_a_rate_search(path: Path) -> None:
     device = path.stem.removeprefix("rates_")

@@ -99,6 +99,61 @@ class Score:
         }
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """Lines on the same rows, drawn together: whole groups of rows, and seeds of each line.
+
+    Attributes:
+        means: of the lines.
+        drawn: [resamples, lines] means of every draw.
+        known: whether an interval can be told: of several groups, and of no line with two seeds,
+            which say too little of their spread.
+    """
+
+    means: tuple[float, ...]
+    drawn: NDArray[np.float64]
+    known: bool
+
+    @classmethod
+    def of(
+        cls, lines: Sequence[Line], groups: Sequence[object], seed: int, resamples: int
+    ) -> Resampled:
+        """Lines of n rows each.
+
+        Args:
+            lines: the lines.
+            groups: n hashable labels; rows that share one are drawn together.
+            seed: of the draws.
+            resamples: number of draws.
+        """
+        order: dict[object, int] = {}
+        label = np.array([order.setdefault(group, len(order)) for group in groups], np.int64)
+        held = [line.sums(label, len(order)) for line in lines]
+        means = tuple(float(np.mean(s.sum(1) / c.sum(1))) for s, c in held)
+        rng = np.random.default_rng(seed)
+        drawn = np.empty((resamples, len(held)))
+        at_once = max(1, _CHUNK // len(order))
+        for begin in range(0, resamples, at_once):
+            size = min(at_once, resamples - begin)
+            times = rng.multinomial(len(order), np.full(len(order), 1 / len(order)), size)
+            for j, (total, count) in enumerate(held):
+                values = (total @ times.T) / np.maximum(1e-12, count @ times.T)  # [S, size]
+                if len(total) > 1:
+                    seeds = rng.integers(0, len(total), (len(total), size))
+                    values = np.take_along_axis(values, seeds, axis=0)
+                drawn[begin : begin + size, j] = values.mean(0)
+        known = len(order) > 1 and all(len(total) != 2 for total, _ in held)
+        return cls(means, drawn, known)
+
+    def interval(self, values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+        """The ends of what a figure of every draw lies between; NaN where that cannot be told."""
+        if not self.known:
+            return float("nan"), float("nan")
+        tail = 50 * (1 - level)
+        low, high = np.nanpercentile(values, [tail, 100 - tail])
+        return float(low), float(high)
+
+
 def score(
     latent: Line,
     text: Line,
@@ -125,34 +180,18 @@ def score(
     Returns:
         The score; None where text and nothing are nearer to each other than `least`.
     """
-    order: dict[object, int] = {}
-    label = np.array([order.setdefault(group, len(order)) for group in groups], np.int64)
-    lines = [line.sums(label, len(order)) for line in (latent, text, nothing)]
-    mine, whole, bare = (float(np.mean(s.sum(1) / c.sum(1))) for s, c in lines)
+    both = Resampled.of((latent, text, nothing), groups, seed, resamples)
+    mine, whole, bare = both.means
     if abs(whole - bare) < least:
         return None
-    rng = np.random.default_rng(seed)
-    drawn = np.empty((resamples, 3))
-    at_once = max(1, _CHUNK // len(order))
-    for begin in range(0, resamples, at_once):
-        size = min(at_once, resamples - begin)
-        times = rng.multinomial(len(order), np.full(len(order), 1 / len(order)), size)
-        for j, (total, count) in enumerate(lines):
-            values = (total @ times.T) / np.maximum(1e-12, count @ times.T)  # [S, size]
-            if len(total) > 1:
-                seeds = rng.integers(0, len(total), (len(total), size))
-                values = np.take_along_axis(values, seeds, axis=0)
-            drawn[begin : begin + size, j] = values.mean(0)
+    drawn = both.drawn
     apart = drawn[:, 1] - drawn[:, 2]
     shares = (drawn[:, 0] - drawn[:, 2]) / np.where(apart == 0, np.nan, apart)
-    tail = 50 * (1 - level)
-    low, high = np.nanpercentile(shares, [tail, 100 - tail])
-    if len(order) < 2 or any(len(total) == 2 for total, _ in lines):
-        low = high = np.nan
+    low, high = both.interval(shares, level)
     return Score(
         share=(mine - bare) / (whole - bare),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         of_text=mine / whole if whole else float("nan"),
         latent=mine,
         text=whole,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lw_jax.errors import UserError
-from lw_jax.utils.bounds import Checked, Location, Name
+from lw_jax.utils.bounds import Checked, Location, Name, Seed
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class ModelConfig(Checked):
         unroll: `always` lets each layer of a decoder be a part of the program of its own, which
             reads its weights where they lie; `never` is a loop over one layer, which copies each
             layer's weights before it uses them; `auto`: always on accelerators, never on CPUs.
+        random_weights: seed of random weights of the same shape, in place of the model's own, which
+            are not read (of the sender: the control for what its training has learned); null: its
+            own.
     """
 
     path: Location
@@ -34,8 +37,13 @@ class ModelConfig(Checked):
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     revision: Name | None = None
     unroll: Literal["auto", "always", "never"] = "auto"
+    random_weights: Seed | None = None
 
     def __post_init__(self) -> None:
+        if self.random_weights is not None and self.quant != "none":
+            raise UserError(
+                f"quant: {self.quant}, and random_weights are drawn in dtype; set quant: none"
+            )
         for name in ("path", "revision"):
             text = getattr(self, name)
             if text is not None and not (text.isprintable() and text.strip() == text):

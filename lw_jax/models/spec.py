@@ -32,6 +32,7 @@ from lw_jax.models.frozen import Frozen, FrozenDecoder, FrozenEncoder
 from lw_jax.models.load import abstract_params, check_headers, check_weights, load_params
 from lw_jax.models.names import parts
 from lw_jax.models.params import depth
+from lw_jax.models.random import random_params, random_print
 from lw_jax.models.tokenizer import (
     encoder_tokenizer,
     load_tokenizer,
@@ -100,6 +101,9 @@ class FrozenSpec:
         Raises:
             UserError: anything wrong with the weights, in one line.
         """
+        if self.config.random_weights is not None:
+            drawn = self.config.random_weights, jnp.dtype(self.config.dtype)
+            return self._with(random_params(self.arch, mesh, *drawn, layers, head), mesh)
         found = self.files(layers, head)
         given = None if have is None else have.params
         how = {**self._storage, "layers": layers, "head": head, "apart": self._apart(mesh)}
@@ -121,7 +125,8 @@ class FrozenSpec:
             UserError: a file is missing or cannot be read, or a tensor is missing, unexpected or of
                 the wrong shape.
         """
-        check_headers(self.files(layers, head), layers, head)
+        if self.config.random_weights is None:
+            check_headers(self.files(layers, head), layers, head)
 
     def check_weights(self, layers: int | None = None, head: bool = True) -> None:
         """Reads its weights once, to see that all are finite; the model is not kept.
@@ -133,20 +138,23 @@ class FrozenSpec:
         Raises:
             UserError: names the tensor that is not finite, or cannot be read.
         """
-        check_weights(self.files(layers, head), layers, head, self._storage["dtype"])
+        if self.config.random_weights is None:
+            check_weights(self.files(layers, head), layers, head, self._storage["dtype"])
 
     def fingerprint(self, layers: int | None = None, head: bool = True) -> str:
         """32 hex digits that change with whatever changes the model's maths or meaning.
 
         The fingerprint of a sender that is cut off at its highest tap does not depend on the files
-        of the layers beyond.
+        of the layers beyond. One of random weights ends in their seed, `+random7`.
         """
-        return whole(self.weights_print(layers, head), self.meaning)
+        return whole(self.weights_print(layers, head), self.meaning) + self._drawn
 
     def weights_print(self, layers: int | None = None, head: bool = True) -> str:
         """32 hex digits that change with the config, or with the files that hold these layers:
         the fingerprint of format 1.
         """
+        if self.config.random_weights is not None:
+            return random_print(self.arch, self.config.random_weights) + self._drawn
         found = self.files(layers, head)
         wanted = parts(found.arch, layers, head, found.files)
         return fingerprint(found.arch, {found.files[part.name] for part in wanted}, self.digests)
@@ -162,6 +170,12 @@ class FrozenSpec:
         deep = depth(model.params) >= (self.arch.layers if layers is None else layers)
         headless = isinstance(model, FrozenDecoder) and "final_norm" not in model.params
         return deep and not (head and headless)
+
+    @property
+    def _drawn(self) -> str:
+        """What a fingerprint says of random weights; "" for a model with its own."""
+        seed = self.config.random_weights
+        return "" if seed is None else f"+random{seed}"
 
     @property
     def _storage(self) -> dict[str, Any]:
@@ -193,6 +207,11 @@ def open_model(name: str, config: ModelConfig) -> FrozenSpec:
     Raises:
         UserError: anything wrong with the model, in one line.
     """
+    if config.random_weights is not None and name != SENDER:
+        raise UserError(
+            f"receivers.{name}.random_weights: a receiver has to write, so it keeps its own "
+            "weights; set it to null (it is a control of the sender)"
+        )
     folder, where = small_files(config.path, config.revision), str(config.path)
     arch = read_arch(folder)
     hf_tokenizer = load_tokenizer(folder)

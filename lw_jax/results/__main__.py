@@ -4,12 +4,14 @@
     python -m lw_jax.results write docs/results
     python -m lw_jax.results tensorboard RUN_DIR
     python -m lw_jax.results normalised RUN_DIR...
+    python -m lw_jax.results reading latent=RUN_DIR[,RUN_DIR...] NAME=RUN_DIR[,RUN_DIR...]...
 
 A record replaces the line of its name; `docs/records` alone is enough for a name that is there.
 Each `docs/results/<topic>.yaml` is the source of a page: prose with figures
 (`lw_jax.results.figures`), tables (rows of records, columns of `lw_jax.results.columns`) and
 pictures. `README.yaml` is the page with the contents. `normalised` prints the teacher-normalised
-score of several seeds' evaluations on the same rows, with intervals over articles and seeds.
+score of several seeds' evaluations on the same rows, with intervals over articles and seeds;
+`reading` what the sender contributes: the bridge minus the best of others that read less.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from lw_jax.errors import UserError
 from lw_jax.results.normalised import sentences
 from lw_jax.results.page import write_pages
+from lw_jax.results.reading import parsed, reading
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
 
@@ -44,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
             case ["normalised", *runs] if runs:
                 for line in sentences([Path(run) for run in runs]):
                     print(line)
+            case ["reading", *runs] if runs:
+                for line in reading(parsed(runs)):
+                    print(line)
             case _:
                 raise UserError(_wrong(argv))
     except UserError as error:
@@ -62,6 +68,7 @@ def _wrong(argv: Sequence[str]) -> str:
         "write": "write: give one folder, that of the pages' sources (docs/results)",
         "tensorboard": "tensorboard: give one run directory",
         "normalised": "normalised: give the run directory of every seed",
+        "reading": "reading: give latent=RUN_DIR, the bridge's, and NAME=RUN_DIR of each other",
     }
     got = argv[0] if argv else "nothing"
     line = found.get(got, f"results: expected {', '.join(found)}; got {got}")

@@ -21,20 +21,15 @@ def sentences(runs: Sequence[Path]) -> list[str]:
     Raises:
         UserError: a file is missing or damaged, has no normalised score, or is of other rows.
     """
-    held = [_read(run) for run in runs]
-    first, rows = held[0]
-    ids = [row["id"] for row in rows]
-    by_id = []
-    for run, (_, own) in zip(runs, held, strict=True):
-        found = {row["id"]: row for row in own}
-        if found.keys() != set(ids):
+    held = [read_evaluation(run) for run in runs]
+    for run, (metrics, _) in zip(runs, held, strict=True):
+        if not metrics.get("normalised"):
             raise UserError(
-                f"{run}: other rows than {runs[0]}; evaluate with the same data and seed"
+                f"{run}: its evaluation has no `normalised`, which names the score's ends"
             )
-        by_id.append([found[name] for name in ids])
-    groups = Groups.of(
-        [row.get("article", "") for row in rows], [row["context_id"] for row in rows], len(runs)
-    )
+    first, rows = held[0]
+    by_id = on_same_rows(runs, [own for _, own in held])
+    groups = groups_of(rows, len(runs))
     said = []
     for receiver, ends in first["normalised"].items():
         for run, (metrics, _) in zip(runs, held, strict=True):
@@ -42,7 +37,7 @@ def sentences(runs: Sequence[Path]) -> list[str]:
             if (other.get("of"), other.get("nothing")) != (ends["of"], ends["nothing"]):
                 raise UserError(f"{run}: its normalised score has other ends than {runs[0]}")
         lines = {
-            name: _line(by_id, receiver, name)
+            name: line_of(by_id, receiver, name)
             for name in rows[0]["receivers"][receiver]
             if all(name in row["receivers"][receiver] for seed in by_id for row in seed)
         }
@@ -51,7 +46,37 @@ def sentences(runs: Sequence[Path]) -> list[str]:
     return said
 
 
-def _line(
+def on_same_rows(
+    runs: Sequence[Path], held: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[list[Mapping[str, Any]]]:
+    """The rows of several evaluations in the order of the first, joined by their ids.
+
+    Args:
+        runs: directories, for messages.
+        held: the rows of each.
+
+    Raises:
+        UserError: some are of other rows.
+    """
+    ids = [row["id"] for row in held[0]]
+    by_id = []
+    for run, own in zip(runs, held, strict=True):
+        found = {row["id"]: row for row in own}
+        if found.keys() != set(ids):
+            raise UserError(
+                f"{run}: other rows than {runs[0]}; evaluate with the same data and seed"
+            )
+        by_id.append([found[name] for name in ids])
+    return by_id
+
+
+def groups_of(rows: Sequence[Mapping[str, Any]], seeds: int) -> Groups:
+    """Which rows are resampled together: those of an article, where it is known of all."""
+    articles = [row.get("article", "") for row in rows]
+    return Groups.of(articles, [row["context_id"] for row in rows], seeds)
+
+
+def line_of(
     seeds: Sequence[Sequence[Mapping[str, Any]]], receiver: str, name: str
 ) -> dict[str, Line]:
     """A line's figures [S, n] of several seeds."""
@@ -62,14 +87,16 @@ def _line(
     return dict(zip(FIGURES, (Line(f1), Line(nats, tokens)), strict=True))
 
 
-def _read(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's metrics and predictions."""
+def read_evaluation(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A run's metrics and predictions.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
     for name in ("metrics.json", "predictions.jsonl"):
         if not (run / name).is_file():
             raise UserError(f"{run}: no {name}; give the directory of a finished evaluation")
     metrics, path = read_json(run / "metrics.json", dict), run / "predictions.jsonl"
-    if not metrics.get("normalised"):
-        raise UserError(f"{run}: its evaluation has no `normalised`, which names the score's ends")
     rows, bad = read_lines(path)
     if bad or not rows:
         raise damaged(path, f"{bad} lines are no JSON objects" if bad else "it is empty")

@@ -348,7 +348,7 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
     key = name if name == SENDER else f"receivers.{name}"
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
-        if Path(model.path).expanduser().exists():
+        if Path(model.path).expanduser().exists() and model.random_weights is None:
             spec.check_files() if name != SENDER else spec.files()
         seen.specs[name] = spec
         arch = spec.arch

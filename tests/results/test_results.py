@@ -237,10 +237,10 @@ def test_help_is_a_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "results: expected record, write, tensorboard, normalised; got nothing"),
+        ([], "results: expected record, write, tensorboard, normalised, reading; got nothing"),
         (
             ["recrod", "x", "y"],
-            "results: expected record, write, tensorboard, normalised; got recrod",
+            "results: expected record, write, tensorboard, normalised, reading; got recrod",
         ),
         (["record", "x"], "record: give a run directory, or several, and then a file"),
         (["write"], "write: give one folder, that of the pages' sources (docs/results)"),
@@ -515,7 +515,7 @@ def test_help_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nothing"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(
-        "error: results: expected record, write, tensorboard, normalised; got nothing"
+        "error: results: expected record, write, tensorboard, normalised, reading; got nothing"
     )
     assert err.count("\n") == 1
 
