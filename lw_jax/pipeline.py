@@ -33,6 +33,9 @@ class Pipeline:
         fingerprints: fingerprints of the frozen models by name (`lw_jax.models.fingerprint`).
         mesh: the device mesh.
         weights: fingerprints of the frozen models' weights and architectures alone, by name.
+        models: what each frozen model is and how it is stored (`lw_jax.models.stored`), made when
+            asked for; None: not known.
+        same_model: whether a model may be stored otherwise than in a bridge's training.
         nats: from messages in words to the nats of the sender's tokens in each, for the layouts
             whose `text_budget` asks for them.
     """
@@ -45,6 +48,8 @@ class Pipeline:
     fingerprints: dict[str, str]
     mesh: Mesh
     weights: dict[str, str] = field(default_factory=dict)
+    models: Callable[[], dict[str, dict[str, str]]] | None = None
+    same_model: bool = False
     nats: Nats | None = None
 
     def collate(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import jax
 import numpy as np
@@ -57,6 +57,7 @@ from lw_jax.wire.codecs import codec as check
 from lw_jax.wire.message import Message, Part
 
 Role = Literal["both", "sender", "receiver"]
+Fingerprint = Literal["exact", "same_model"]
 
 
 class Text(NamedTuple):
@@ -156,6 +157,7 @@ class Bridge:
         sender: str | Path | None = None,
         receivers: Mapping[str, str | Path] | None = None,
         key: bytes | str | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> Bridge:
         """The bridge of a run, decoding as its last evaluation did. The run's rows are not needed.
 
@@ -176,6 +178,9 @@ class Bridge:
             key: that both ends share, 16 bytes or more: packets carry an HMAC-SHA256, and those
                 without the right one are refused. It says that a packet comes from someone who has
                 the key, unchanged; it hides nothing.
+            fingerprint: `same_model` takes the models of an exported bridge also where they are
+                stored otherwise than in training (a GGUF file, other bits, another dtype), with a
+                warning; `exact` does not; None: as its config says, which is `exact` by default.
 
         Raises:
             UserError: neither there, nothing trained yet, its receiver needs the text as well, or
@@ -194,6 +199,9 @@ class Bridge:
                 f"{run_dir}: its receiver reads the text beside what is delivered "
                 "(layout.with_text), so there is no wire to send over"
             )
+        if fingerprint is not None:
+            arguments.one_of("fingerprint", fingerprint, get_args(Fingerprint))
+            config = replace(config, fingerprint=fingerprint)
         config = located(config, home, sender, receivers)
         # Rows of a call are few: they cannot be spread over devices.
         mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))

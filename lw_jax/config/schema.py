@@ -78,6 +78,9 @@ class Config(Checked):
         mesh: the device mesh.
         device: `auto`: what jax finds, and where there is an NVIDIA GPU that jax cannot use, an
             error; `cpu`: the CPU, whatever else there is.
+        fingerprint: which frozen models an exported bridge is taken between: `exact`, the very
+            files that it was trained with, stored alike; `same_model`, also the same models stored
+            otherwise (GGUF, other bits, another dtype), with a warning.
         plugins: Python files that define parts of your own: a variant, named like its file.
     """
 
@@ -93,6 +96,7 @@ class Config(Checked):
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     mesh: MeshConfig = MeshConfig()
     device: Literal["auto", "cpu"] = "auto"
+    fingerprint: Literal["exact", "same_model"] = "exact"
     plugins: Annotated[tuple[Location, ...], FEW] = ()
 
     def __post_init__(self) -> None:

@@ -85,7 +85,7 @@ def load_params(
     loaded: dict[str, Any] = {name: x for name, x in have.items() if name in tree}
     by_place = {(part.layer, part.leaf): part for part in missing}
     with ExitStack() as stack:
-        opened = _open(stack, found, {part.name for part in missing})
+        opened = open_files(stack, found, {part.name for part in missing})
         _check(found, wanted, missing, opened, layers, head)
 
         def sent(layer: int | None, name: str, leaf: Leaf) -> tuple[tuple[Array, ...], _Weight]:
@@ -166,17 +166,27 @@ def abstract_params(
     return jax.tree_util.tree_map_with_path(stored, _tree(arch, mesh, dtype, layers, head, apart))
 
 
-def _open(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, Any]:
-    opened: dict[Path, Any] = {}
+def open_files(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Path, Any]:
+    """The files that hold some tensors, open until the stack ends.
+
+    Args:
+        stack: closes them.
+        found: the checkpoint.
+        names: of the tensors.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    held: dict[Path, Any] = {}
     for path in sorted({path for name, path in found.files.items() if name in names}):
         if is_gguf(path):
-            opened[path] = open_gguf(path)
+            held[path] = open_gguf(path)
             continue
         try:
-            opened[path] = stack.enter_context(safe_open(path, framework="numpy"))
+            held[path] = stack.enter_context(safe_open(path, framework="numpy"))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: is no readable safetensors file: {said(error)}") from error
-    return opened
+    return held
 
 
 def check_headers(found: Checkpoint, layers: int | None = None, head: bool = True) -> None:
@@ -192,7 +202,7 @@ def check_headers(found: Checkpoint, layers: int | None = None, head: bool = Tru
     """
     wanted = list(parts(found.arch, layers, head, found.files))
     with ExitStack() as stack:
-        opened = _open(stack, found, {part.name for part in wanted})
+        opened = open_files(stack, found, {part.name for part in wanted})
         _check(found, wanted, wanted, opened, layers, head)
 
 
@@ -212,7 +222,7 @@ def check_weights(
     """
     wanted = list(parts(found.arch, layers, head, found.files))
     with ExitStack() as stack:
-        opened = _open(stack, found, {part.name for part in wanted})
+        opened = open_files(stack, found, {part.name for part in wanted})
         for part in wanted:
             stored = _read(opened[found.files[part.name]], found, part.name)
             _check_finite(found, part.name, stored, dtype)

@@ -70,6 +70,7 @@ def _write(run_dir: Path, out: Path) -> None:
         "stage": trained.stage,
         "fingerprints": pipeline.fingerprints,
         "weights": pipeline.weights,
+        "models": {} if pipeline.models is None else pipeline.models(),
         LONGEST: trained_lengths(here, pipeline),
         "config": to_dict(config),
     }

@@ -46,6 +46,7 @@ _TYPES: dict[str, tuple[type, str]] = {
     "step": (int, "a whole number"),
     "fingerprints": (dict, "an object of names"),
     "weights": (dict, "an object of names"),
+    "models": (dict, "an object of names"),
     "stage": (str, "a name"),
     "config": (dict, "an object"),
     "files": (dict, "an object of digests"),
@@ -90,6 +91,10 @@ def about_bridge(directory: Path) -> dict[str, Any]:
         for name, value in found.get(key, {}).items():
             if not isinstance(value, type_):
                 raise UserError(f"{path}: {key}: {shown(name)} is {shown(value)}{_ADVICE}")
+    for name, value in found.get("models", {}).items():
+        whole = isinstance(value, dict) and value.keys() == {"shape", "tokenizer", "stored"}
+        if not whole or not all(isinstance(part, str) for part in value.values()):
+            raise UserError(f"{path}: models: {shown(name)} is {shown(value)}{_ADVICE}")
     if kind == FORMAT and (directory / RECEIVERS).is_file():
         check_file(directory, RECEIVERS, found)
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +29,11 @@ from lw_jax.models.spec import SENDER, FrozenSpec, open_model
 from lw_jax.pipeline import Pipeline
 from lw_jax.receiver.rms import measure_rms
 from lw_jax.runs import receiver_rms
+from lw_jax.runs.exported import about_bridge, is_exported
 from lw_jax.runs.frozen import (
     Make,
+    about_models,
+    agreed,
     make_receivers,
     make_sender,
     prints_of,
@@ -193,7 +197,11 @@ def open_pipeline(
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
     prompts = prompts_of(config.layout, tokenizers)
     own, bare = prints_of(config, specs)
-    measured = None if run_dir is None else receiver_rms.load(run_dir, own, bare)
+    models = partial(about_models, config, senders | specs)
+    others = config.fingerprint == "same_model"
+    measured = None
+    if run_dir is not None:
+        measured = receiver_rms.load(run_dir, _as_trained(run_dir, own, models, others), bare)
     if measured is None and not rows and run_dir is not None and receiver_rms.known(run_dir):
         raise UserError(
             f"{run_dir}: its bridge belongs to other receivers than {', '.join(own)} with these "
@@ -223,6 +231,8 @@ def open_pipeline(
         fingerprints=prints | own,
         mesh=mesh,
         weights=weights | bare,
+        models=models,
+        same_model=others,
         nats=SenderNats(config, config.layout, mesh, session) if config.sender else None,
     )
 
@@ -294,6 +304,8 @@ def open_half(
             fingerprints=prints | others[0],
             weights=weights | others[1],
             mesh=mesh,
+            models=partial(about_models, config, senders),
+            same_model=config.fingerprint == "same_model",
         )
     specs = {name: session.open(name, model) for name, model in config.receivers.items()}
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
@@ -309,6 +321,8 @@ def open_half(
         fingerprints=recorded | own,
         weights=bare | weights,
         mesh=mesh,
+        models=partial(about_models, config, specs),
+        same_model=config.fingerprint == "same_model",
     )
 
 
@@ -337,7 +351,8 @@ def open_rival(
         raise UserError(f"{run_dir}: that run has no bridge")
     own = {name: pipeline.fingerprints[name] for name in pipeline.receivers}
     bare = {name: pipeline.weights[name] for name in pipeline.receivers if pipeline.weights}
-    measured = receiver_rms.load(run_dir, own, bare)
+    known = _as_trained(run_dir, own, pipeline.models, pipeline.same_model)
+    measured = receiver_rms.load(run_dir, known, bare)
     if measured is None:
         raise UserError(
             f"{run_dir}: its receivers are not {', '.join(own)} with the same weights, "
@@ -346,6 +361,12 @@ def open_rival(
     session = Session() if session is None else session
     senders, sender, prints, weights = _open_sender(config, layout, pipeline.mesh, session)
     prompts = prompts_of(layout, pipeline.receivers)
+
+    def models() -> dict[str, dict[str, str]]:
+        shared = {} if pipeline.models is None else pipeline.models()
+        kept = {name: one for name, one in shared.items() if name in own}
+        return kept | about_models(config, senders)
+
     return replace(
         pipeline,
         layout=layout,
@@ -354,8 +375,33 @@ def open_rival(
         sources=tokenizers_of(config.bridge, senders, pipeline.receivers),
         fingerprints=prints | own,
         weights=weights | bare,
+        models=models,
         nats=SenderNats(config, layout, pipeline.mesh, session) if config.sender else None,
     )
+
+
+def _as_trained(
+    run_dir: Path,
+    prints: dict[str, str],
+    models: Callable[[], dict[str, dict[str, str]]] | None,
+    others: bool,
+) -> dict[str, str]:
+    """Fingerprints of receivers, as an exported bridge in that directory knows the same models.
+
+    Args:
+        run_dir: of a run, which knows them by their own, or of an exported bridge.
+        prints: their own.
+        models: makes what they are.
+        others: whether they may be stored otherwise.
+
+    Raises:
+        UserError: one is stored otherwise, and may not be.
+    """
+    saved = about_bridge(run_dir) if is_exported(run_dir) else {}
+    if "models" not in saved or models is None:
+        return prints
+    some = {name: one for name, one in models().items() if name in prints}
+    return agreed(saved, prints, some, others, run_dir)
 
 
 class SenderNats:

@@ -22,6 +22,7 @@ from lw_jax.runs import receiver_rms, statistics
 from lw_jax.runs.calibrated import alone
 from lw_jax.runs.directory import read_config, read_finished
 from lw_jax.runs.exported import ABOUT, about_bridge, is_exported, load_bridge, trained_config
+from lw_jax.runs.frozen import agreed
 from lw_jax.runs.session import identity
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.checkpoint import (
@@ -393,6 +394,8 @@ def check_frozen(
     """
     trained: Mapping[str, str] = saved.get("fingerprints", {})
     here = comparable(saved, pipeline.fingerprints, pipeline.weights, home)
+    if "models" in saved and pipeline.models is not None:
+        here = agreed(saved, here, pipeline.models(), pipeline.same_model, home)
     names = trained.keys() & here.keys() if some else trained.keys() | here.keys()
     for name in sorted(names):
         if trained.get(name) != here.get(name):

@@ -19,11 +19,11 @@ from lw_jax.models.load import load_params
 from lw_jax.models.tokenizer import load_tokenizer
 from tests.models import parity
 from tests.real_data import real_file
+from tests.tiny.gguf_file import write_gguf
 
 gguf = pytest.importorskip("gguf")
 
 ZOO = Path(__file__).parents[2] / "zoo" / "tiny-llama"
-NAMES = {new: old for old, new in reading._TOP.items()}
 TEXTS = [
     "Nadia Rovek keeps 12 goats in the barn.\nQuestion:",
     "  two  spaces\t1234567 3.14 don't",
@@ -32,78 +32,9 @@ TEXTS = [
 ]
 
 
-def paired(values: np.ndarray, heads: int) -> np.ndarray:
-    """llama.cpp's order of queries and keys: numbers that rotate together are neighbours."""
-    halves = values.reshape(heads, 2, -1, values.shape[-1])
-    return halves.swapaxes(1, 2).reshape(values.shape)
-
-
-def short(name: str) -> str:
-    """A tensor's name in a GGUF file."""
-    if name in NAMES:
-        return NAMES[name]
-    _, _, layer, rest = name.split(".", 3)
-    old = {new: old for old, new in reading._LAYER.items()}[rest]
-    return f"blk.{layer}.{old}"
-
-
 def write(path: Path, family: str, kind: str = "F32", **changes: Any) -> Path:
-    """A GGUF file of a golden checkpoint.
-
-    Args:
-        path: the file.
-        family: which golden checkpoint.
-        kind: how matrices are stored.
-        changes: metadata to change, by its key without the architecture (null: left out); dots are
-            written as two underscores.
-    """
-    folder = parity.GOLDEN / family
-    arch = read_arch(folder)
-    name = "llama" if arch.family in ("llama", "mistral") else arch.family
-    out = gguf.GGUFWriter(path, changes.pop("architecture", name))
-    said: dict[str, Any] = {
-        "block_count": arch.layers,
-        "context_length": arch.max_positions,
-        "embedding_length": arch.width,
-        "feed_forward_length": arch.mlp_width,
-        "attention.head_count": arch.heads,
-        "attention.head_count_kv": arch.kv_heads,
-        "attention.key_length": arch.head_dim,
-        "attention.value_length": arch.head_dim,
-        "attention.layer_norm_rms_epsilon": arch.norm_eps,
-        "rope.freq_base": arch.rope.theta,
-        "vocab_size": arch.vocab_size,
-    }
-    said |= {key.replace("__", "."): value for key, value in changes.items()}
-    for key, value in said.items():
-        if isinstance(value, float):
-            out.add_float32(f"{out.arch}.{key}", value)
-        elif isinstance(value, str):
-            out.add_string(f"{out.arch}.{key}", value)
-        elif value is not None:
-            out.add_uint32(f"{out.arch}.{key}", value)
-    tokens = [f"t{i}" for i in range(arch.vocab_size)]
-    out.add_tokenizer_model("gpt2")
-    out.add_token_list(tokens)
-    out.add_bos_token_id(1)
-    out.add_eos_token_id(2)
-    for full, values in load_file(folder / WEIGHTS).items():
-        if arch.tied and full == "lm_head.weight":
-            continue
-        values = values.astype(np.float32)
-        if name == "llama" and "q_proj" in full:
-            values = paired(values, arch.heads)
-        if name == "llama" and "k_proj" in full:
-            values = paired(values, arch.kv_heads)
-        fits = values.ndim > 1 and values.shape[-1] % 32 == 0  # blocks have 32 values
-        stored = gguf.GGMLQuantizationType[kind if fits else "F32"]
-        data = gguf.quants.quantize(values, stored)
-        out.add_tensor(short(full), data, raw_dtype=stored)
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return path
+    """A GGUF file of a golden checkpoint."""
+    return write_gguf(path, parity.GOLDEN / family, kind, **changes)
 
 
 def params(path: Path, **options: Any) -> Any:

@@ -62,7 +62,9 @@ def test_what_is_another_is_named(
     prints: dict[str, str], weights: dict[str, str], says: str | None, tmp_path: Path
 ) -> None:
     here: Any = SimpleNamespace(
-        fingerprints=SAVED["fingerprints"] | prints, weights=SAVED["weights"] | weights
+        fingerprints=SAVED["fingerprints"] | prints,
+        weights=SAVED["weights"] | weights,
+        models=None,
     )
     if says is None:
         check_frozen(SAVED, here, tmp_path, some=False)
