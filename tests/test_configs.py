@@ -120,6 +120,7 @@ def _traced() -> list[Any]:
     for path, name in zip(FILES, NAMES, strict=True):
         version = path.parent.name == "telepathy" and path.stem != "default"
         late = version or path.parent.name in ("smokes", "suite") or path.stem in LARGEST
+        late |= path.parent.name == "real" and path.stem not in ("questions", "closed_form")
         marks = pytest.mark.slow if late or name in ALIKE else ()
         found.append(pytest.param(path, True, id=name, marks=marks))
         if name in ALIKE:
@@ -416,6 +417,68 @@ def test_a_device_is_tuned_on_a_part_of_the_text(path: Path, device: str) -> Non
         assert fit.batch_size * fit.questions == other.batch_size * other.questions
         same = {"batch_size": other.batch_size, "questions": other.questions}
         assert replace(fit, **same) == other  # type: ignore[arg-type]
+
+
+CLASSES = ("trec", "ag_news", "banking77")
+
+
+def over_real(path: Path) -> Config:
+    """An overlay of the folder, on the config that its header names."""
+    base = "classification" if path.stem in CLASSES else "questions"
+    assert f"--config configs/real/{base}.yaml" in path.read_text().replace("\\\n#", "")
+    return read(REAL / f"{base}.yaml", over=[path])
+
+
+@pytest.mark.parametrize("path", sorted((REAL / "overlays").glob("*.yaml")), ids=lambda p: p.stem)
+def test_an_overlay_of_the_real_wire_is_read(path: Path) -> None:
+    """It says what it has reached; its name is its own, steps, data and rates are as they were."""
+    config, base = over_real(path), read(QUESTIONS)
+    text = path.read_text()
+    assert "not run" in text or "Not yet run" in text
+    assert config.name != base.name or path.stem == "adapters"
+    assert config.bridge is not None and base.bridge is not None
+    if path.stem in CLASSES:
+        return
+    assert (config.data, config.seed, config.layout) == (base.data, base.seed, base.layout)
+    for name in ("read_back", "questions"):
+        own, other = config.stages[name].train, base.stages[name].train
+        assert own is not None and other is not None
+        assert own.optimiser == other.optimiser and own.steps == other.steps
+    assert config.bridge.bottleneck == base.bridge.bottleneck
+
+
+@pytest.mark.parametrize(
+    ("stem", "taps"),
+    [
+        ("self", (0, 3, 6, 13, 19)),
+        ("other_direction", (0, 3, 6, 13, 19)),
+        ("llama_8b_to_mistral_7b", (0, 4, 9, 17, 26)),
+        ("llama_8b_to_qwen_7b", (0, 4, 9, 17, 26)),
+        ("qwen_7b_to_llama_8b", (0, 4, 7, 15, 22)),
+    ],
+)
+def test_taps_and_widths_are_rescaled_by_rule(stem: str, taps: tuple[int, ...]) -> None:
+    """At the relative depths of the 30 layers that questions.yaml taps; as its header says."""
+    path = REAL / "overlays" / f"{stem}.yaml"
+    config = over_real(path)
+    assert config.sender is not None and config.bridge is not None
+    arch = arch_of(config.sender.path)
+    source = config.bridge.source.hidden_states  # type: ignore[attr-defined]
+    assert source.taps(arch) == taps
+    assert f"{', '.join(map(str, taps[:-1]))} and {taps[-1]} of {arch.layers}" in path.read_text()
+    if "_to_" in stem:
+        (receiver,) = config.receivers.values()
+        width = min(1024, 64 * round(arch_of(receiver.path).width * 640 / 896 / 64))
+        perceiver = config.bridge.compressor.perceiver  # type: ignore[attr-defined]
+        assert config.bridge.latent_dim == perceiver.width == 64 * perceiver.heads == width
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((REAL / "overlays").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_parts_of_an_overlay_of_the_real_wire_fit(path: Path) -> None:
+    for step in steps(over_real(path), MeshConfig(data=1)):
+        _, metrics = jax.eval_shape(step.step, *step.arguments)
+        assert metrics["loss"].shape == ()
 
 
 WHOSE = sorted((REAL / "whose").glob("*.yaml"))

@@ -371,6 +371,7 @@ def on_host(
                 columns=sent.columns,
                 wire_bytes=wire_bytes,
                 ended=ended,
+                end_nll=float(scored.last[i]),
             )
         )
     return found

@@ -75,6 +75,7 @@ class Scored:
         ranks: [N, A] int32, how many tokens beat the gold one.
         argmax: [N] bool, every gold token is the argmax, at the last one EOS or a token with which
             an answer stops as well: greedy decoding writes the answer.
+        last: [N] nats of the answer's last token, its EOS.
         each: the scores [N, A] of every token; None where they were not asked for.
     """
 
@@ -82,6 +83,7 @@ class Scored:
     tokens: Array
     ranks: Array
     argmax: Array
+    last: Array
     each: TokenScores | None = None
 
 
@@ -342,6 +344,7 @@ def score(
         tokens=found.mask.sum(axis=1),
         ranks=scores.rank,
         argmax=jnp.all(right | ~found.mask, axis=1),
+        last=jnp.take_along_axis(scores.nll, answer.lengths[:, None] - 1, axis=1)[:, 0],
         each=scores if each else None,
     )
 

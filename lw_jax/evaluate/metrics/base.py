@@ -38,6 +38,7 @@ class Prediction:
         wire_bytes: what the message costs on the wire.
         nats: log-probability of each answer to choose from, EOS included; empty: nothing is chosen.
         ended: what ended the output.
+        end_nll: nats of the last gold token, EOS.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Prediction:
     wire_bytes: int
     nats: Mapping[str, float] = field(default_factory=dict)
     ended: Ended = "eos"
+    end_nll: float = 0.0
 
     @property
     def choice(self) -> str | None:
