@@ -10,6 +10,7 @@ import hashlib
 import json
 import zlib
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,13 +19,21 @@ from jax.sharding import Mesh
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
 
+from lw_jax.models.apart import apart as set_apart
 from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.models.load import abstract_params
 from lw_jax.models.params import Leaf, abstract, sharding
 from lw_jax.types import Array, PyTree
 
 
 def random_params(
-    arch: AnyArch, mesh: Mesh, seed: int, dtype: Any, layers: int | None = None, head: bool = True
+    arch: AnyArch,
+    mesh: Mesh,
+    seed: int,
+    dtype: Any,
+    layers: int | None = None,
+    head: bool = True,
+    apart: bool = False,
 ) -> PyTree:
     """Random parameters on the mesh, as transformers initialises such a model: matrices normal with
     the family's standard deviation, norms 1, biases 0.
@@ -39,13 +48,20 @@ def random_params(
         dtype: dtype of the weights on the mesh.
         layers: number of layers, from the first on; None: all.
         head: whether the final norm and the output head are among them.
+        apart: whether the layers are apart, or stacked.
     """
 
     def drawn(path: tuple[DictKey, ...], leaf: Leaf) -> Array:
         name = zlib.crc32("/".join(str(key.key) for key in path).encode())
         return jax.device_put(_draw(leaf, [seed, name]), sharding(leaf, mesh))
 
-    return jax.tree_util.tree_map_with_path(drawn, abstract(arch, dtype, layers, head))
+    stacked = jax.tree_util.tree_map_with_path(drawn, abstract(arch, dtype, layers, head))
+    if not apart:
+        return stacked
+    like = abstract_params(arch, mesh, dtype=dtype, layers=layers, head=head, apart=True)
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
+    whole = dict(mesh.shape).get("model", 1) == 1
+    return jax.jit(partial(set_apart, heads_joined=whole), out_shardings=places)(stacked)
 
 
 def _draw(leaf: Leaf, seeds: list[int]) -> NDArray[Any]:

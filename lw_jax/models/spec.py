@@ -102,8 +102,11 @@ class FrozenSpec:
             UserError: anything wrong with the weights, in one line.
         """
         if self.config.random_weights is not None:
-            drawn = self.config.random_weights, jnp.dtype(self.config.dtype)
-            return self._with(random_params(self.arch, mesh, *drawn, layers, head), mesh)
+            seed, dtype = self.config.random_weights, jnp.dtype(self.config.dtype)
+            apart = self._apart(mesh)
+            return self._with(
+                random_params(self.arch, mesh, seed, dtype, layers, head, apart), mesh
+            )
         found = self.files(layers, head)
         given = None if have is None else have.params
         how = {**self._storage, "layers": layers, "head": head, "apart": self._apart(mesh)}

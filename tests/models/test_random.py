@@ -61,6 +61,16 @@ def test_one_that_is_cut_off_has_the_first_layers_of_the_whole(folder: Path) -> 
         np.testing.assert_array_equal(leaf, expected)
 
 
+def test_layers_that_lie_apart_are_the_same(folder: Path) -> None:
+    config = ModelConfig(str(folder), dtype="float32", random_weights=7, unroll="always")
+    spec = open_model("sender", config)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), spec.abstract(MESH).params)
+    found = spec.load(MESH).params
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), found) == shapes
+    stacked = loaded(opened(folder))
+    np.testing.assert_array_equal(found["layers"][1]["down"], stacked["['layers']['down']"][1])
+
+
 def test_its_fingerprint_says_so_and_no_weight_file_is_read(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
