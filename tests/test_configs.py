@@ -490,7 +490,7 @@ def test_a_bridge_that_reads_less_is_trained_alike(path: Path) -> None:
     wire, config = read(QUESTIONS), read(QUESTIONS, over=[path])
     assert config.name == f"{wire.name}_{path.stem}"
     assert wire.bridge is not None and config.bridge is not None
-    assert wire.sender is not None and config.sender is not None
+    assert wire.sender is not None
     ratios = 1.0
     if path.stem == "bytes":
         ratios = config.bridge.compressor.perceiver.ratios[0]  # type: ignore[attr-defined]
@@ -501,7 +501,9 @@ def test_a_bridge_that_reads_less_is_trained_alike(path: Path) -> None:
     else:
         kind = "bytes" if path.stem == "bytes" else "embeddings"
         assert list(chosen(config.bridge.source)) == [kind]
+    assert (config.sender is None) == (path.stem == "bytes")
     if path.stem == "receiver_embeddings":
+        assert config.sender is not None
         assert config.sender.path == wire.receivers["qwen"].path
     same = replace(config.bridge, source=wire.bridge.source, compressor=wire.bridge.compressor)
     assert same == wire.bridge
@@ -509,7 +511,7 @@ def test_a_bridge_that_reads_less_is_trained_alike(path: Path) -> None:
     for name, stage in wire.stages.items():
         own, other = config.stages[name].train, stage.train
         if own is None or other is None:
-            assert config.stages[name] == stage
+            assert config.stages[name] == stage or path.stem == "bytes"  # no sender is surprised
             continue
         for mine, theirs in zip(own.curriculum, other.curriculum, strict=True):
             assert (mine.level, mine.share) == (theirs.level, theirs.share)
