@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -90,6 +90,24 @@ def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
         return None
     first, where = next(iter((found or parts_only).items()))
     return Overlap(len(found), len(asked), len(again), len(parts_only), texts[first], where)
+
+
+def touching(training: Sequence[Any], evaluation: Iterable[Any]) -> set[int]:
+    """Places of training contexts that are evaluation contexts, hold one, or are a part of one.
+
+    Args:
+        training: training rows held in memory.
+        evaluation: evaluation rows.
+    """
+    texts = {_key(group[0].context): group[0].context for group in evaluation}
+    own = {place: group[0].context for place, group in enumerate(training)}
+    found = {place for place, text in own.items() if _key(text) in texts}
+    wholes = _Parts(texts, islice(own.values(), COUNTED))
+    found |= {place for place, text in own.items() if any(True for _ in wholes.inside(text))}
+    parts = _Parts(own, ())
+    for text in texts.values():
+        found.update(parts.inside(text))
+    return found
 
 
 class _Parts:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NamedTuple, Self
 
 from annotated_types import Ge, Le
 
@@ -185,6 +186,20 @@ class ListRows:
         self.groups = groups
         self.malformed = malformed
         self.account = account
+
+    def without(self, places: Collection[int], why: Reason) -> Self:
+        """These rows but for some contexts.
+
+        Args:
+            places: indices of the contexts that are left out.
+            why: the reason, for the account.
+        """
+        kept = copy.copy(self)
+        kept.groups = [group for place, group in enumerate(self.groups) if place not in places]
+        count = sum(len(self.groups[place]) for place in places)
+        left_out = {**self.account.left_out, **({why: count} if count else {})}
+        kept.account = replace(self.account, left_out=left_out)
+        return kept
 
     @property
     def skipped(self) -> int:

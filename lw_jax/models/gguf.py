@@ -10,8 +10,8 @@ at a time, and its tokenizer is built by transformers. The package `gguf` is an 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property, lru_cache
@@ -289,10 +289,7 @@ class GGUF:
         # Imported here: it takes seconds.
         from transformers import PreTrainedTokenizerFast
 
-        # Of late versions; earlier ones have it in the package itself.
-        where = "transformers.integrations"
-        late = importlib.util.find_spec(f"{where}.gguf") is not None
-        convert = importlib.import_module(f"{where}.gguf" if late else where).convert_gguf_tokenizer
+        convert = _converter()
 
         said: dict[str, Any] = {}
         for key, name in _TOKENIZER.items():
@@ -325,6 +322,20 @@ class GGUF:
         except Exception as error:  # transformers raises many kinds
             line = errors.said(error)
             raise UserError(f"{self.path}: the tokenizer cannot be read: {line}") from error
+
+
+def _converter() -> Any:
+    """transformers' own function, which has moved between its versions.
+
+    Raises:
+        UserError: the installed version has none.
+    """
+    package = "transformers.integrations"
+    for name in (f"{package}.gguf", f"{package}.ggml", package):
+        with contextlib.suppress(ModuleNotFoundError):
+            if found := getattr(importlib.import_module(name), "convert_gguf_tokenizer", None):
+                return found
+    raise UserError("this version of transformers reads no tokenizers of GGUF files: install 5.23")
 
 
 def is_gguf(path: Path) -> bool:

@@ -11,8 +11,9 @@ from rich.console import Console
 from lw_jax.bridge.config import BridgeConfig, closed_form
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Remark, Rows
-from lw_jax.data.leak import overlap
-from lw_jax.data.load import load_rows, sample
+from lw_jax.data.leak import overlap, touching
+from lw_jax.data.load import data_set, load_rows, sample
+from lw_jax.data.source import FileSource, ListRows, Reason
 from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch
@@ -22,6 +23,7 @@ from lw_jax.text.fit import length_remark
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.config import TrainConfig
+from lw_jax.utils.registry import chosen
 
 LOOKED_AT = 512
 """Contexts whose lengths are looked at before a run; a stage looks at more."""
@@ -44,6 +46,56 @@ def account_of(rows: Any) -> dict[str, Any]:
 
 Load = Callable[[Any, str, int, int | None], Rows]
 """`lw_jax.data.load.load_rows`, or what remembers what it gave."""
+
+
+APART = Reason(
+    "apart",
+    "left out of training, whose contexts are, hold or stand in contexts of an evaluation of this "
+    "run; train.apart=false keeps them",
+)
+
+
+def training_rows(
+    config: Config, cfg: TrainConfig, data: Any, level: int | None, load: Load = load_rows
+) -> Rows:
+    """The rows that a stage trains on.
+
+    Args:
+        config: config of the run.
+        cfg: the stage, or one of its tasks.
+        data: the stage's or the task's.
+        level: of the rows; None: as the data says.
+        load: reads rows.
+
+    Raises:
+        UserError: they cannot be read, cannot be kept apart, or none would be left.
+    """
+    rows = load(data, "train", config.seed, level)
+    if not cfg.apart:
+        return rows
+    if not isinstance(rows, ListRows):
+        (name,) = chosen(data)
+        raise UserError(
+            f"train.apart: rows of data.{name} are not held as a file has them, so that none can "
+            "be left out; set it to false"
+        )
+    evaluated: list[Group] = []
+    for each in _evaluated_on(config):
+        found = load(each, "eval", config.seed, None)
+        evaluated += [found[i] for i in range(len(found))]
+    kept = rows.without(touching(rows.groups, evaluated), APART)
+    if not len(kept):
+        raise UserError(
+            "train.apart: every training context is, holds or stands in a context of an evaluation "
+            "of this run; train on other rows"
+        )
+    return kept
+
+
+def _evaluated_on(config: Config) -> list[Any]:
+    """The data of all evaluations of a run that are of rows in files, each once."""
+    data = (s.evaluate.data or config.data for s in config.stages.values() if s.evaluate)
+    return [d for d in dict.fromkeys(data) if isinstance(data_set(d), FileSource)]
 
 
 def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) -> list[Remark]:
@@ -86,7 +138,7 @@ def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:
             continue
         for train in stage.train.each().values():
             data = train.data or config.data
-            for level in levels_of(train):
+            for level in () if train.apart else levels_of(train):
                 if (data, level) not in seen:
                     seen.add((data, level))
                     yield name, data, level

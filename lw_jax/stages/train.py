@@ -31,7 +31,7 @@ from lw_jax.runs.abstract import AbstractStep, size_in_bytes
 from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
 from lw_jax.runs.memory import settled
-from lw_jax.runs.rows import beyond_models, remarks_of, report
+from lw_jax.runs.rows import beyond_models, remarks_of, report, training_rows
 from lw_jax.runs.session import (
     CHECKED_ROWS,
     MEASURED_ROWS,
@@ -436,12 +436,12 @@ def _parts(
         if task is not None:
             levels = {task: cfg.tasks[task].level}
         if layout != pipeline.layout:
-            rows = load_rows(data, "train", config.seed, next(iter(levels.values())))
+            rows = training_rows(config, own, data, next(iter(levels.values())))
             mine = laid_out(pipeline, layout, sample(rows, CHECKED_ROWS))
-        streams = {
-            key: _stream(mine, own, data, config.seed, f"{name}/{key}", level)
-            for key, level in levels.items()
-        }
+        streams = {}
+        for key, level in levels.items():
+            rows = training_rows(config, own, data, level)
+            streams[key] = _stream(mine, own, rows, config.seed, f"{name}/{key}")
         objectives = own.objectives or config.objectives
         distilled = any(c.teacher_tau() is not None for c in chosen(objectives).values())
         if cfg.teacher is not None and distilled:
@@ -453,9 +453,8 @@ def _parts(
 
 
 def _stream(
-    pipeline: Pipeline, cfg: TrainConfig, data: Any, seed: int, stage: str, level: int | None
+    pipeline: Pipeline, cfg: TrainConfig, rows: Rows, seed: int, stage: str
 ) -> Stream[Any, Any]:
-    rows = load_rows(data, "train", seed, level)
     groups = sample(rows, MEASURED_ROWS)
     every = needs_nats(pipeline.layout.text_budget)
     budgeted = [rows[i] for i in range(len(rows))] if every else ()

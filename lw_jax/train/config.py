@@ -101,6 +101,8 @@ class TrainConfig(Checked):
         together: with several questions, how many tokens all of a context's have with their
             answers, behind one copy of the message: the same as a row for each, for fewer tokens.
             Those that find no room are left out. Null: a row for each.
+        apart: training contexts that are contexts of an evaluation of this run, hold one or stand
+            in one are left out, and counted (rows read from files alone).
         curriculum: levels of the rows and ratios of the bridge in order, shares adding up to 1;
             empty: as the data and the bridge say.
         tasks: what steps are about, by name, each with rows, layout and batch of its own; every
@@ -159,6 +161,7 @@ class TrainConfig(Checked):
     accumulate: BatchSize = 1
     questions: Questions = 1
     together: Tokens | None = None
+    apart: bool = False
     curriculum: Annotated[tuple[Level, ...], FEW] = ()
     tasks: Annotated[dict[Name, Task], FEW] = field(default_factory=dict)
     optimiser: OptimiserConfig = OptimiserConfig()

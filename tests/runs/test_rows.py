@@ -133,6 +133,36 @@ def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
     )
 
 
+def test_training_rows_are_kept_apart_from_those_of_evaluations(
+    write: Write, tmp_path: Path
+) -> None:
+    def kept(*flags: tuple[str, str]) -> Any:
+        config = read(write(), [*flags, ("stages.fit.train.apart", "true")])
+        cfg = config.stages["fit"].train
+        assert cfg is not None
+        return rows.training_rows(config, cfg, config.data, None)
+
+    part = "The red goat of the old mill ate 4 hats today."
+    file = write_rows(tmp_path / "held_out.jsonl", [f"{part} Then it slept for 9 hours."] * 9)
+    own = tmp_path / "own.jsonl"
+    same, held, inside = f"0 {part} Then it slept for 9 hours.", "So: 3 ", part
+    texts = [same.upper(), f"{held}{part} Then it slept for 9 hours! Indeed.", inside]
+    other = [f"The blue goat of the new mill ate {n} hats today." for n in range(40)]
+    lines = [{"context": t, "question": "What?", "answer": "hats"} for t in texts + other]
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found_rows = kept(data(str(own), file))
+    assert {g[0].context for g in found_rows.groups} < set(other) and len(found_rows) > 20
+    assert any("train.apart=false keeps them" in remark.text for remark in found_rows.remarks)
+    flags = [data(str(own), file), ("stages.fit.train.apart", "true")]
+    said = [text for level, text in found(write(), *flags) if level == "warning"]
+    assert not [text for text in said if "evaluation rows of" in text]
+    again = write_rows(tmp_path / "again.jsonl", [f"{part} Then it slept for 9 hours."] * 9)
+    with pytest.raises(UserError, match=r"every training context is, holds or stands in"):
+        kept(data(again, file))
+    with pytest.raises(UserError, match=r"^train.apart: rows of data.facts are not held"):
+        kept()
+
+
 def test_small_files_are_told_which_key_helps(write: Write, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 6)
     wrong = [
