@@ -208,7 +208,7 @@ def test_a_stage_measures_evaluates_and_trains_on_the_rows_that_fit(
     assert 2 <= len(groups) <= cfg.eval_rows
     assert all(len(group[0].context) < 30 for group in groups)
 
-    stream = train._stream(pipeline, cfg, config.data, 1, "fit/0", None)
+    stream = train._stream(pipeline, cfg, load_rows(config.data, "train", 1), 1, "fit/0")
     batches = [stream.batch(step) for step in range(60)]
     assert all(has_row(batch) for batch in batches)
     assert sum(len(batch["valid"]) for batch in batches) == 60 * 4
