@@ -206,7 +206,7 @@ def test_another_compressor_has_no_view() -> None:
 def test_all_four_pairs_are_trained_and_reported(tmp_path: Path) -> None:
     write_encoder(tmp_path / "encoder", positions=256)
     write_model(tmp_path / "one", "mistral")
-    write_model(tmp_path / "two", "qwen2", vocab=290, width=24)
+    write_model(tmp_path / "two", "llama", vocab=290, width=24)
     path = tmp_path / "interlingua.yaml"
     path.write_text(CONFIG.format(home=tmp_path))
     run = tmp_path / "run"
