@@ -3,7 +3,9 @@
 OUT gets `train.json`, `articles.json` (questions on whole articles whose titles begin with
 `--prefix`) and `others.json` (some of all other titles; a passage without a title is its own).
 A hash of the title decides the order in which they are taken, so the same file is always split in
-the same way. No article is in two files: what is not asked of a held-out article is left out.
+the same way. No article is in two files: what is not asked of a held-out article is left out. With
+`--prose` (JSON lines with a `context`) OUT gets `prose.jsonl` as well. Passages and prose that have
+13 words in a row with any passage of a held-out article are left out of both.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ def main() -> None:
     cli.add_argument("--articles", type=int, default=10, help="articles in articles.json")
     cli.add_argument("--questions", type=int, default=50, help="on each of them, at least")
     cli.add_argument("--others", type=int, default=260, help="at least so many in others.json")
+    cli.add_argument("--prose", type=Path, help="JSON lines with a context")
     args = cli.parse_args()
     entries: dict[str, list[dict[str, Any]]] = {}
     for entry in json.loads(args.file.read_text(encoding="utf-8"))["data"]:
@@ -33,10 +37,19 @@ def main() -> None:
     own = [title for title in order if title.startswith(args.prefix)]
     rest = [title for title in order if not title.startswith(args.prefix)]
     held = {"articles": own[: args.articles], "others": _first(rest, entries, args.others)}
+    out = {title for titles in held.values() for title in titles}
+    texts = [paragraph["context"] for title in out for paragraph in entries[title]]
+    seen = {stretch for text in texts for stretch in _stretches(text)}
     for title in held["articles"]:
         entries[title] = _few(entries[title], args.questions)
-    out = {title for titles in held.values() for title in titles}
     held["train"] = [title for title in entries if title not in out]
+    left_out = 0
+    for title in held["train"]:
+        apart = [p for p in entries[title] if seen.isdisjoint(_stretches(p["context"]))]
+        left_out += len(entries[title]) - len(apart)
+        entries[title] = apart
+    held["train"] = [title for title in held["train"] if entries[title]]
+    print(f"{left_out} passages of training share words with a held-out one, and are left out")
     args.out.mkdir(parents=True, exist_ok=True)
     for name, titles in held.items():
         data = [{"title": _shown(t), "paragraphs": entries[t]} for t in titles]
@@ -44,6 +57,22 @@ def main() -> None:
         path.write_text(json.dumps({"data": data}, ensure_ascii=False), encoding="utf-8")
         count = sum(_questions(entries[t]) for t in titles)
         print(f"{path}: {len(titles)} titles, {count} questions")
+    if args.prose is not None:
+        lines = args.prose.read_text(encoding="utf-8").splitlines()
+        kept = [x for x in lines if seen.isdisjoint(_stretches(json.loads(x)["context"]))]
+        path = args.out / "prose.jsonl"
+        path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+        print(f"{path}: {len(kept)} of {len(lines)} rows")
+
+
+WORDS = 13
+"""Words in a row by which two texts are taken for parts of one."""
+
+
+def _stretches(text: str) -> Iterator[str]:
+    words = re.findall(r"\w+", text.lower())
+    size = min(WORDS, max(1, len(words)))
+    yield from (" ".join(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
 UNTITLED = "\n"

@@ -425,6 +425,8 @@ def _rows(seen: Examination) -> None:
                     if kind == "evaluate":
                         seen.asked[name] = [example for group in groups for example in group]
                     most = max(map(len, groups), default=0)
+                    if hasattr(rows, "drawn"):  # as many as are asked for
+                        most = 0
                     if split == "train" and kind == "train" and 0 < most < cfg.questions:
                         seen.note(
                             "warning",
