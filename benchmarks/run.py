@@ -6,7 +6,8 @@
 
 Each way of each part is a process of its own, one after another. Times are medians after warm-up;
 ratios are of one run, so of one machine on one day. Weights are random: nothing is downloaded.
-`smoke` only shows that everything runs.
+`smoke` only shows that everything runs. A `note` written into the JSON file by hand, such as what
+else ran on the machine, stands in the page.
 """
 
 from __future__ import annotations
@@ -219,6 +220,8 @@ def page(found: dict[str, Any]) -> str:
         "Medians after warm-up, each call waited for; `first` is the first call with its",
         "compilation. Ratios are to the row named, in the same run.",
     ]
+    if found.get("note"):
+        lines += ["", found["note"]]
     for part, ways in found["parts"].items():
         rival = ways.get(RIVALS.get(part, ""), {})
         against = RIVALS[part] if rival and "failed" not in rival else "lw_jax"
@@ -237,12 +240,17 @@ def page(found: dict[str, Any]) -> str:
             for what, row in rows.items():
                 other = ways[against].get(what, {}).get("ms")
                 ratio = f"{row['ms'] / other:.2f}" if other else ""
-                spread = f"{row['min']} to {row['max']}" if "min" in row else ""
+                spread = f"{_ms(row['min'])} to {_ms(row['max'])}" if "min" in row else ""
                 lines.append(
-                    f"| {what} | {name} | {row['ms']} | {spread} | {row.get('first_s', '')} "
+                    f"| {what} | {name} | {_ms(row['ms'])} | {spread} | {row.get('first_s', '')} "
                     f"| {row.get('peak_gb', '')} | {ratio} |"
                 )
     return "\n".join(lines)
+
+
+def _ms(value: float) -> str:
+    """Milliseconds to three figures or more."""
+    return f"{value:.1f}" if value >= 100 else f"{value:.2f}"
 
 
 def spliced(text: str, tables: str) -> str:
