@@ -38,10 +38,10 @@ FOUND = {
 def test_the_page_compares_within_one_run() -> None:
     text = page(FOUND)
     assert "1 x NVIDIA H200" in text
-    assert "| step | lw_jax | 50.0 | 49.0 to 52.0 | 3.0 |  | 1.25 |" in text
+    assert "| step | lw_jax | 50.00 | 49.00 to 52.00 | 3.0 |  | 1.25 |" in text
     assert "failed: out of memory" in text
     assert "ratio to torch, tuned and compiled" in text
-    assert "| b1_per_token | lw_jax | 4.5 |  |  | 15.0 | 1.00 |" in text  # it has no rival there
+    assert "| b1_per_token | lw_jax | 4.50 |  |  | 15.0 | 1.00 |" in text  # it has no rival there
     assert "| cold | 40.0 | 60.0 |" in text
 
 
