@@ -319,7 +319,8 @@ def evaluate_again(
 
     raw, exported = parse.to_dict(config_at(run_dir)), is_exported(run_dir)
     if exported:
-        raw["stages"] = {n: stage for n, stage in raw["stages"].items() if "evaluate" in stage}
+        own = {n: stage for n, stage in raw["stages"].items() if "evaluate" in stage}
+        raw["stages"] = dict(list(own.items())[-1:])
         raw["run_dir"] = str(EXPORTED / run_dir.resolve().name)
     kept = [name for name, stage in raw["stages"].items() if "evaluate" in stage]
     name = kept[-1] if kept else "evaluate"

@@ -42,6 +42,7 @@ def test_what_ships_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_wheel_runs_the_quickstart_outside_the_repository(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-q"]
     source = tmp_path / "source"
@@ -77,7 +78,7 @@ def test_a_wheel_runs_the_quickstart_outside_the_repository(tmp_path: Path) -> N
             env=environ,
             capture_output=True,
             text=True,
-            timeout=500,
+            timeout=1500,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_site_is_built_without_a_network(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_notebooks_run(book: Path) -> None:
 
     read = nbformat.read(book, as_version=4)
     assert not any(cell.get("outputs") for cell in read.cells)
-    NotebookClient(read, timeout=500, resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(read, timeout=1500, resources={"metadata": {"path": str(ROOT)}}).execute()
 
 
 def test_there_are_notebooks() -> None:

@@ -23,6 +23,7 @@ BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAME
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
     # playwright's own loop is left to the end of the process
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
