@@ -1,7 +1,7 @@
 # lw_jax on a CPU:  docker build -t lw_jax . && docker run --rm -v "$PWD/runs:/work/runs" lw_jax train configs/quickstart.yaml
 FROM python:3.12-slim
 WORKDIR /app
-COPY requirements.txt pyproject.toml README.md LICENSE ./
+COPY requirements.txt pyproject.toml setup.py README.md LICENSE ./
 RUN pip install --no-cache-dir --requirement requirements.txt
 COPY lw_jax lw_jax
 COPY configs configs

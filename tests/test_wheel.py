@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -18,16 +18,13 @@ from lw_jax.utils import shipped
 ROOT = Path(__file__).parents[1]
 
 
-def folders() -> set[str]:
-    """Folders below `configs` and `zoo` that hold a file."""
-    files = [f for part in shipped.PARTS for f in (ROOT / part).rglob("*") if f.is_file()]
-    return {str(file.parent.relative_to(ROOT)) for file in files}
-
-
-def test_every_folder_is_packed() -> None:
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    expected = {f"share/lw_jax/{one}": [f"{one}/*.*"] for one in folders()}
-    assert setup["data-files"] == expected
+def test_every_file_is_packed() -> None:
+    made = runpy.run_path(str(ROOT / "setup.py"))["shipped"]()
+    files = {f for part in shipped.PARTS for f in (ROOT / part).rglob("*") if f.is_file()}
+    assert {ROOT / file for _, held in made for file in held} == files
+    assert ("share/lw_jax/zoo/tiny-qwen", "zoo/tiny-qwen/config.json") in [
+        (folder, file) for folder, held in made for file in held
+    ]
 
 
 def test_what_ships_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +46,7 @@ def test_a_wheel_runs_the_quickstart_outside_the_repository(tmp_path: Path) -> N
     source.mkdir()
     for name in ("lw_jax", *shipped.PARTS):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     subprocess.run([*pip, "-w", str(tmp_path / "dist"), str(source)], check=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
