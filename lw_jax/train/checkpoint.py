@@ -41,7 +41,7 @@ from lw_jax.utils.files import (
     number_of,
     write_manifest,
 )
-from lw_jax.utils.resume import FREE, raised
+from lw_jax.utils.resume import FREE, as_before, raised
 
 _UNFINISHED = re.compile(r"[0-9]+\.(deleted|orbax-checkpoint-tmp.*)")
 _DAMAGED = re.compile(r"[0-9]+\.damaged")
@@ -398,12 +398,12 @@ def checksum(tree: PyTree) -> int:
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """(path, old, new) of the first place where two JSON trees differ, `FREE` keys aside.
 
-    A stage's `steps` may be more than before. An option that the old tree does not know and the new
-    one has switched off is no difference.
+    A stage's `steps` may be more than before. An option that the old tree does not know is no
+    difference where the new one has switched it off, or does what was done before it.
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted((old.keys() | new.keys()) - FREE):
-            if key not in old and not new[key]:
+            if key not in old and as_before(key, new[key]):
                 continue
             where = f"{path}.{key}" if path else key
             if raised(where, old.get(key), new.get(key)):

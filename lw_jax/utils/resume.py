@@ -10,10 +10,18 @@ FREE = frozenset(
 )
 """Config keys that may differ between the run that saved and the run that resumes."""
 
+ADDED = {"film_from": "mean", "start": "normal", "use": "expanded"}
+"""Config keys that came later, with the value for what was done before, where that is not "off"."""
+
 
 def free(key: str) -> bool:
     """Whether a dotted config key may change when a run is resumed."""
     return not FREE.isdisjoint(key.split("."))
+
+
+def as_before(key: str, value: Any) -> bool:
+    """Whether a key that a saved run does not know yet has the value for what was done then."""
+    return not value or ADDED.get(key) == value
 
 
 def raised(key: str, old: Any, new: Any) -> bool:

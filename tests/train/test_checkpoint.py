@@ -20,7 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.train.checkpoint import Checkpoints, check_counts, component_counts, load_params, steps
+from lw_jax.train.checkpoint import (
+    Checkpoints,
+    check_counts,
+    component_counts,
+    first_difference,
+    load_params,
+    steps,
+)
 from lw_jax.train.optimiser import make_optimiser, trained_leaves
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.state import TrainState, apply_gradients, new_state
@@ -414,3 +421,13 @@ def test_another_mesh(state: TrainState, tmp_path: Path) -> None:
         assert kernel.sharding == like.params["mix"]["kernel"].sharding
         assert {s.data.shape for s in kernel.addressable_shards} == {shape}
         np.testing.assert_array_equal(kernel, wide.params["mix"]["kernel"])
+
+
+def test_a_key_that_came_later_is_no_difference_if_it_does_what_was_done_before() -> None:
+    old = {"bridge": {"reader": {"soft_tokens": {"film": True}}}}
+    for later in ({"film_from": "mean"}, {"use": "expanded", "dropout": 0.0}, {"start": "normal"}):
+        now = {"bridge": {"reader": {"soft_tokens": {"film": True, **later}}}}
+        assert first_difference(old, now) is None
+    now = {"bridge": {"reader": {"soft_tokens": {"film": True, "film_from": "slot"}}}}
+    key = "bridge.reader.soft_tokens.film_from"
+    assert first_difference(old, now) == (key, None, "slot")
