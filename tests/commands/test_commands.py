@@ -77,7 +77,8 @@ def test_command_lines_of_the_docs_and_of_examples_are_taken() -> None:
     shown = (base.command(name).examples for name in base.names())
     lines += [f"lw-jax {line}" for examples in shown for line, _ in examples]
     for line in lines:
-        _, name, *words = shlex.split(line.partition(" | ")[0].partition(" < ")[0])
+        plain = line.partition(" | ")[0].partition(" < ")[0]
+        _, name, *words = shlex.split(plain, comments=True)
         one = base.command(name)
         if not one.words:
             base.parser_of(name, one).parse_args(words)
