@@ -448,7 +448,9 @@ def test_an_old_run_is_evaluated(tmp_path: Path) -> None:
 
 def test_an_old_run_is_started_from(tmp_path: Path) -> None:
     found = start_from_old_run(tmp_path)
-    assert found == pytest.approx(golden("started_from_old_run"), rel=LOSS_TOLERANCE, abs=0)
+    # What that commit computed on each of two kinds of processors, which round otherwise.
+    known = golden("started_from_old_run")
+    assert any(found == pytest.approx(one, rel=LOSS_TOLERANCE, abs=0) for one in known), found
 
 
 def test_an_unfinished_old_run_is_refused_in_one_line(

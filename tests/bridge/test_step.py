@@ -243,6 +243,10 @@ class _ByHand(by_hand.HandMade):
 
     trains_itself: ClassVar[bool] = False
 
+    @property
+    def config(self) -> BridgeConfig:
+        return config()
+
     def extract(self, *_: Any) -> dict[str, Taps]:
         rows = by_hand.data()
         return {"source": Taps(rows["states"], rows["real"], rows["ids"])}

@@ -35,7 +35,8 @@ def test_every_key_has_a_line_of_its_own() -> None:
 
 def test_every_key_that_a_flag_may_set_is_in_the_help() -> None:
     named = {"NAME": {}}
-    raw = {"stages": named, "receivers": named, "bridge": {"sources": named}}
+    stages = {"NAME": {"train": {"tasks": named}}}
+    raw = {"stages": stages, "receivers": named, "bridge": {"sources": named}}
     listed = {f"{s.key}.{name}".lstrip(".") for s in sections() for name, _, _ in s.leaves}
     leaves = {
         path for path in tree.paths(Config, raw) if not path.endswith("NAME") and not _is_part(path)

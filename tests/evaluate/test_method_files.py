@@ -55,6 +55,8 @@ def test_the_table_is_what_the_methods_say() -> None:
         "pca",
         "relay",
         "embedding_replay_raw",
+        "embedding_replay_anchor",
+        "embedding_replay_adapter",
         "no_message",
         "zero",
         "mean",
@@ -64,6 +66,7 @@ def test_the_table_is_what_the_methods_say() -> None:
     assert controls() == ("no_message", "zero", "mean", "deranged")
     named = {"relay", "token_budget_bytes", "pca", "deranged_near"}
     left_out = named | {"token_budget_sentences", "token_budget_surprisal"}
+    left_out |= {"embedding_replay_anchor", "embedding_replay_adapter"}
     assert default_methods() == tuple(n for n in methods() if n not in left_out)
     assert EvaluateConfig().methods == default_methods()
 

@@ -410,9 +410,9 @@ def test_two_receivers_choose_an_answer_together(
     read: list[int] = []
     right = Bridge.extract
 
-    def counted(self: Bridge, sender: Any, batch: Any, params: Any) -> Any:
+    def counted(self: Bridge, sender: Any, batch: Any, *more: Any) -> Any:
         jax.debug.callback(lambda ids: read.append(len(ids)), batch["source/ids"])
-        return right(self, sender, batch, params)
+        return right(self, sender, batch, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Bridge, "extract", counted)

@@ -45,8 +45,8 @@ def bridges() -> dict[str, Any]:
     return {name: unchanged.sent_and_answered(name) for name in unchanged.BRIDGES}
 
 
-def old_run() -> list[float]:
-    """Make `run.tar.xz`; the losses of a run that starts from it."""
+def old_run() -> list[list[float]]:
+    """Make `run.tar.xz`; the losses of a run that starts from it, on this processor."""
     with tempfile.TemporaryDirectory() as home:
         run = Path(home) / "old_run"
         assert launch.main(["--config", str(unchanged.OLD_CONFIG), f"--run_dir={run}"]) == 0
@@ -56,7 +56,7 @@ def old_run() -> list[float]:
         with tarfile.open(unchanged.OLD_RUN, "w:xz") as packed:
             packed.add(run, "old_run", filter=nobody)
     with tempfile.TemporaryDirectory() as home:
-        return unchanged.start_from_old_run(Path(home))
+        return [unchanged.start_from_old_run(Path(home))]
 
 
 def nobody(entry: tarfile.TarInfo) -> tarfile.TarInfo:
