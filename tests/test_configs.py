@@ -39,7 +39,7 @@ PARTS = {*OVERLAYS, *RIVALS, *REAL_RIVALS, *REAL_OVERLAYS, SWEEP, *SWEEPS}
 FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - PARTS)
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
-QUICK = ("v09", "v14", "v15a")
+QUICK = ("v15a",)
 """The heads of a vocabulary, a flow, a codebook; the others are compiled as slow tests."""
 SHAPES = ROOT / "configs" / "shapes"
 NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]

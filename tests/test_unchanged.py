@@ -416,7 +416,7 @@ def test_a_stage_starts_as_before(name: str, tmp_path: Path) -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("name", BRIDGES)
+@pytest.mark.parametrize("name", ["facts", pytest.param("facts_any_ratio", marks=pytest.mark.slow)])
 def test_a_bridge_that_ships_sends_and_answers_as_before(name: str) -> None:
     found, then = sent_and_answered(name), golden("bridges")[name]
     assert found.keys() == then.keys()

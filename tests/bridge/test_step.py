@@ -118,8 +118,12 @@ def train(
 
 @pytest.mark.parametrize(
     ("optimiser", "steps", "tolerance"),
-    # Differences of rounding grow: Adam divides a gradient by its own size.
-    [pytest.param("adamw", 5, 1e-5, marks=pytest.mark.slow), ("muon", 20, 1e-4)],
+    # Differences of rounding grow, and with Adam, which divides a gradient by its own size, faster.
+    [
+        ("adamw", 5, 1e-5),
+        pytest.param("adamw", 20, 1e-4, marks=pytest.mark.slow),
+        pytest.param("muon", 20, 1e-4, marks=pytest.mark.slow),
+    ],
 )
 def test_eight_devices_give_the_numbers_of_one(
     optimiser: str, steps: int, tolerance: float

@@ -209,6 +209,7 @@ def sensitivity(rms: float, unit_targets: bool) -> Any:
     return [*losses, jnp.mean(jnp.argmin(apart, axis=1) == jnp.repeat(jnp.arange(8), 8))]
 
 
+@pytest.mark.slow
 def test_quiet_targets_blind_the_flow_and_unit_targets_do_not() -> None:
     """The earlier systems' fault: at RMS 0.0027 under unit noise, any condition gives the same
     loss."""

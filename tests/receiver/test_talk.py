@@ -104,6 +104,7 @@ def in_steps(heard: talk.Heard, asked: Segment) -> tuple[talk.Answering, np.ndar
     return said, np.asarray(out.ids), np.asarray(out.logprobs)
 
 
+@pytest.mark.slow
 def test_a_part_that_fills_a_message_up_changes_nothing() -> None:
     whole = delivery()
     (ids, scores), (again, same) = (

@@ -89,6 +89,7 @@ def with_articles(folder: Path) -> dict[str, Any]:
     return {"jsonl": files | {"article_field": "article"}}
 
 
+@pytest.mark.slow
 def test_each_line_is_what_its_own_evaluation_says(models: dict[str, Path], tmp_path: Path) -> None:
     """Of rows with articles, whose other contexts' latents are another control."""
     data = with_articles(tmp_path)

@@ -81,6 +81,7 @@ class Gate:
         patch.setattr("lw_jax.utils.compile.ThreadPoolExecutor", Later)
 
 
+@pytest.mark.slow
 def test_the_first_step_does_not_wait_for_the_others_programs(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,7 @@ def mixed(models: dict[str, Path], home: Path, taught_by: Path, **changes: Any) 
     return from_dict(raw)
 
 
+@pytest.mark.slow
 def test_every_step_has_its_task_and_the_bridge_begins_as_its_teacher(
     models: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [line for line in found if "loss" in line]
 
 
+@pytest.mark.slow
 def test_trained_killed_resumed_and_evaluated(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def losses(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, lines) if "loss" in line]
 
 
+@pytest.mark.slow
 def test_v04_is_the_bridge_of_v03_1_under_the_primer_it_was_trained_with(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dic
     return digest(output), lines(directory)
 
 
+@pytest.mark.slow
 def test_killed_at_every_kind_of_moment(
     undisturbed: tuple[str, list[dict[str, object]]], tmp_path: Path
 ) -> None:
