@@ -299,27 +299,16 @@ def sent_before(wire: Bridge, text: str, ratio: float | None) -> bytes:
     return as_version_1(data, wire.trained.digest)
 
 
-SAMPLED = 32
-"""Numbers of a latent that are held, evenly spread over all."""
-
-
-def numbers_in(sent: bytes) -> list[float]:
-    """Some of the float16 numbers of a latent in a packet of version 1."""
-    slots, width = struct.unpack_from("<HH", sent, 8)
-    every = np.frombuffer(sent[-2 * slots * width :], "<f2")
-    return [float(f"{x:.6g}") for x in every[:: len(every) // SAMPLED]]
-
-
-def sent_and_answered(name: str) -> dict[str, list[dict[str, Any]]]:
-    """By ratio: of each text how many bytes the bridge sends, some of the numbers in them, and the
-    answer made of them."""
+def sent_and_answered(name: str) -> dict[str, list[str]]:
+    """By ratio: of each text the first half of the SHA-256 of the bytes that the bridge sends, and
+    the answer made of them."""
     wire, found = Bridge.load(f"zoo/bridges/{name}"), {}
     for ratio in BRIDGES[name]:
         lines = []
         for text, question in ASKED:
             sent = sent_before(wire, text, ratio)
             answer = wire.answer(wire.encode(text, ratio=ratio), question)
-            lines.append({"bytes": len(sent), "numbers": numbers_in(sent), "answer": answer})
+            lines.append(f"{len(sent)} {hashlib.sha256(sent).hexdigest()[:32]} {answer}")
         found[str(ratio)] = lines
     return found
 
@@ -418,14 +407,8 @@ def test_a_stage_starts_as_before(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["facts", pytest.param("facts_any_ratio", marks=pytest.mark.slow)])
 def test_a_bridge_that_ships_sends_and_answers_as_before(name: str) -> None:
-    found, then = sent_and_answered(name), golden("bridges")[name]
-    assert found.keys() == then.keys()
-    for ratio, lines in then.items():
-        for now, was in zip(found[ratio], lines, strict=True):
-            assert (now["bytes"], now["answer"]) == (was["bytes"], was["answer"])
-            # Processors round otherwise: what is equal to the last bit on one is not on another.
-            size = np.sqrt(np.mean(np.square(was["numbers"])))
-            np.testing.assert_allclose(now["numbers"], was["numbers"], rtol=0, atol=2e-3 * size)
+    # What that commit computed on each of two kinds of processors, which round otherwise.
+    assert sent_and_answered(name) in [known[name] for known in golden("bridges")]
 
 
 def test_an_old_run_is_evaluated(tmp_path: Path) -> None:
