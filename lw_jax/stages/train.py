@@ -429,19 +429,21 @@ def _parts(
         name: its name.
         teachers: tuned receivers that read the text.
     """
+    load = cache(load_rows)  # tasks may share a file, and all are held against the same evaluations
     found: dict[str | None, _Part] = {}
     for task, own in cfg.each().items():
         layout, data, mine = own.layout or config.layout, own.data or config.data, pipeline
         levels: dict[str, int | None] = {str(p.index): p.level for p in phases(cfg)}
         if task is not None:
             levels = {task: cfg.tasks[task].level}
+        each = dict.fromkeys(levels.values())
+        rows = {level: training_rows(config, own, data, level, load) for level in each}
         if layout != pipeline.layout:
-            rows = training_rows(config, own, data, next(iter(levels.values())))
-            mine = laid_out(pipeline, layout, sample(rows, CHECKED_ROWS))
-        streams = {}
-        for key, level in levels.items():
-            rows = training_rows(config, own, data, level)
-            streams[key] = _stream(mine, own, rows, config.seed, f"{name}/{key}")
+            mine = laid_out(pipeline, layout, sample(rows[next(iter(each))], CHECKED_ROWS))
+        streams = {
+            key: _stream(mine, own, rows[level], config.seed, f"{name}/{key}")
+            for key, level in levels.items()
+        }
         objectives = own.objectives or config.objectives
         distilled = any(c.teacher_tau() is not None for c in chosen(objectives).values())
         if cfg.teacher is not None and distilled:
