@@ -12,4 +12,4 @@ install gpu --editable ".[gpu]" --constraint requirements.txt
 config="${1:?usage: MODEL=2 bash launch/multigpu.sh CONFIG.yaml [--KEY=VALUE ...]}"
 shift
 run_or_queue_again \
-    "$VENV/bin/python" -m lw_jax.launch --config "$config" --mesh.model="${MODEL:-1}" "$@"
+    "$VENV/bin/python" -m lw_jax.launch --config "$config" --mesh.tensor="${MODEL:-1}" "$@"

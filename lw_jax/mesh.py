@@ -1,58 +1,109 @@
-"""The device mesh with axes `data` and `model`. There is always one: a laptop has a 1x1 mesh."""
+"""The device mesh with axes `data`, `fsdp` and `tensor`, and the one table of what lies where.
+
+There is always a mesh: a laptop has one of 1 x 1 x 1. Rows are split over `data` and `fsdp`. The
+matrices of frozen models, the bridge and its optimiser are kept in pieces over `fsdp` and put
+together where they are used (`lw_jax.models.split`), so that no device holds all of them. Heads,
+MLP columns and vocabulary are split over `tensor`, and computed with as they lie.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 from annotated_types import Ge, Le
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lw_jax.errors import UserError
 from lw_jax.utils.bounds import Checked
 
-AXES = ("data", "model")
+AXES = ("data", "fsdp", "tensor")
+RULES: Mapping[str, tuple[str, ...]] = {
+    "rows": ("data", "fsdp"),  # of a batch
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "width": ("fsdp",),  # of a frozen model's matrices; its vectors are whole everywhere
+    "largest": ("fsdp",),  # axis of an array of the bridge, the heads, the optimiser, an average
+}
+"""Over which axes of the mesh a logical axis is split, where their sizes divide it. Whatever is not
+named here is whole on every device."""
 
 
-def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int]:
-    """Sizes (data, model) of the mesh on a number of devices; a smaller mesh leaves devices idle.
+def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
+    """Sizes (data, fsdp, tensor) of the mesh on a number of devices; a smaller mesh leaves devices
+    idle.
 
     Raises:
-        UserError: the config asks for more devices than there are, or for a size that does not
+        UserError: the config asks for more devices than there are, or for sizes that do not
             divide their number.
     """
-    if config.model > devices:
-        raise UserError(f"mesh.model: {config.model} devices asked for; there are {devices}")
+    inner = config.fsdp * config.tensor
+    sizes = " x ".join(
+        f"{name} {size}"
+        for name, size in (("mesh.fsdp", config.fsdp), ("mesh.tensor", config.tensor))
+        if size > 1
+    )
+    if inner > devices:
+        raise UserError(
+            f"{sizes}: {inner} devices asked for; there are {devices}: lower it, or run on more"
+        )
     if config.data == -1:
-        if devices % config.model:
+        if devices % inner:
             raise UserError(
-                f"mesh.model: {config.model} does not divide the {devices} devices; "
+                f"{sizes}: {inner} does not divide the {devices} devices; "
                 "change it, or set mesh.data to use fewer"
             )
-        return devices // config.model, config.model
-    if config.data * config.model > devices:
+        return devices // inner, config.fsdp, config.tensor
+    if config.data * inner > devices:
+        both = f" x {sizes}" if sizes else ""
         raise UserError(
-            f"mesh.data: {config.data} x mesh.model {config.model} asks for "
-            f"{config.data * config.model} devices; there are {devices}"
+            f"mesh.data: {config.data}{both} asks for {config.data * inner} devices; "
+            f"there are {devices}: lower it, or run on more"
         )
-    return config.data, config.model
+    return config.data, config.fsdp, config.tensor
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config, over `devices` (all of them by default)."""
+    """The mesh of a config, over `devices` (all of them by default).
+
+    Raises:
+        UserError: it does not fit them, or would leave all devices of a host idle.
+    """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config, len(devices))
+    used = devices[: shape[0] * shape[1] * shape[2]]
+    hosts = {device.process_index for device in devices}
+    if len(idle := hosts - {device.process_index for device in used}):
+        raise UserError(
+            f"mesh: {len(used)} of {len(devices)} devices leave {len(idle)} of {len(hosts)} "
+            "processes without one: raise mesh.data, or start fewer processes"
+        )
     # make_mesh's own default is Explicit axes, where linen's row-parallel Dense and Embed raise.
-    return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: shape[0] * shape[1]]
-    )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
+
+
+def ways(mesh: Mesh, logical: str) -> int:
+    """Over how many devices a logical axis of `RULES` is split where they divide it."""
+    sizes = dict(mesh.shape)
+    return int(np.prod([sizes.get(name, 1) for name in RULES.get(logical, ())]))
+
+
+def over(mesh: Mesh, logical: str) -> Any:
+    """The mesh axes that split a logical axis, as a part of a `PartitionSpec`; None: none does."""
+    sizes = dict(mesh.shape)
+    names = tuple(name for name in RULES.get(logical, ()) if sizes.get(name, 1) > 1)
+    return names[0] if len(names) == 1 else names or None
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over `data`."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Rows over `data` and `fsdp`."""
+    split = over(mesh, "rows")
+    return NamedSharding(mesh, PartitionSpec("data" if split is None else split))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -60,22 +111,60 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def trained_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """Where an array of what is trained lies (a parameter, its moments, its average): a matrix is
+    split along the largest axis that `fsdp` divides, the first of equal ones.
+
+    Args:
+        mesh: the device mesh.
+        shape: of the array.
+    """
+    split = over(mesh, "largest")
+    if split is None or len(shape) < 2:
+        return replicated(mesh)
+    fits = [i for i, size in enumerate(shape) if size and size % ways(mesh, "largest") == 0]
+    if not fits:
+        return replicated(mesh)
+    at = max(fits, key=lambda i: (shape[i], -i))
+    return NamedSharding(mesh, PartitionSpec(*(split if i == at else None for i in range(at + 1))))
+
+
+def trained_shardings(mesh: Mesh, tree: Any) -> Any:
+    """`trained_sharding` of every leaf; random keys are everywhere."""
+
+    def of(leaf: Any) -> NamedSharding:
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
+            return replicated(mesh)
+        return trained_sharding(mesh, leaf.shape)
+
+    return jax.tree.map(of, tree)
+
+
+def put_trained(mesh: Mesh, tree: Any) -> Any:
+    """What is trained, laid out on the mesh."""
+    return jax.device_put(tree, trained_shardings(mesh, tree))
+
+
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """A batch of host arrays on the mesh, rows over `data`."""
+    """A batch of host arrays on the mesh, rows over `data` and `fsdp`."""
     return jax.device_put(batch, batch_sharding(mesh))
 
 
 @dataclass(frozen=True)
 class MeshConfig(Checked):
-    """The device mesh, axes `data` and `model`.
+    """The device mesh, axes `data`, `fsdp` and `tensor`.
 
     Args:
         data: devices over which rows are split; -1 for the rest.
-        model: devices over which heads and MLP columns are split.
+        fsdp: devices over which rows are split as well, and weights, bridge and optimiser, which
+            are put together where they are used: for models that do not fit on one device.
+        tensor: devices over which heads, MLP columns and vocabulary are split, each computing its
+            part: for models that do not fit on one device, and for quicker answers.
     """
 
     data: Annotated[int, Ge(-1), Le(2**16)] = -1
-    model: Annotated[int, Ge(1), Le(2**16)] = 1
+    fsdp: Annotated[int, Ge(1), Le(2**16)] = 1
+    tensor: Annotated[int, Ge(1), Le(2**16)] = 1
 
     def __post_init__(self) -> None:
         if self.data == 0:

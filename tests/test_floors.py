@@ -13,10 +13,10 @@ HOME = Path(lw_jax.__file__).parent
 FLOORS = """
     types errors
     utils
-    data
+    data mesh
     text
     models wire
-    layers mesh
+    layers
     sources compressors bottlenecks readers
     receiver
     bridge

@@ -8,31 +8,36 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from lw_jax.config.renamed import with_new_names
 from lw_jax.errors import UserError
-from lw_jax.mesh import MeshConfig, make_mesh, mesh_shape, put_batch, replicated
+from lw_jax.mesh import AXES, MeshConfig, make_mesh, mesh_shape, put_batch, put_trained, replicated
 
 
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MeshConfig(), (8, 1)),
-        (MeshConfig(model=2), (4, 2)),
-        (MeshConfig(data=1), (1, 1)),
-        (MeshConfig(data=3, model=2), (3, 2)),
+        (MeshConfig(), (8, 1, 1)),
+        (MeshConfig(tensor=2), (4, 1, 2)),
+        (MeshConfig(fsdp=4), (2, 4, 1)),
+        (MeshConfig(data=1), (1, 1, 1)),
+        (MeshConfig(data=3, tensor=2), (3, 1, 2)),
     ],
 )
-def test_shapes(config: MeshConfig, shape: tuple[int, int]) -> None:
+def test_shapes(config: MeshConfig, shape: tuple[int, ...]) -> None:
     mesh = make_mesh(config)
-    assert tuple(mesh.shape.items()) == (("data", shape[0]), ("model", shape[1]))
+    assert tuple(mesh.shape.items()) == tuple(zip(AXES, shape, strict=True))
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (MeshConfig(model=3), "mesh.model: 3 does not divide the 8 devices"),
-        (MeshConfig(model=16), "mesh.model: 16 devices asked for; there are 8"),
-        (MeshConfig(data=5, model=2), "asks for 10 devices; there are 8"),
+        (MeshConfig(tensor=3), "mesh.tensor 3: 3 does not divide the 8 devices; change it"),
+        (
+            MeshConfig(fsdp=2, tensor=8),
+            "mesh.fsdp 2 x mesh.tensor 8: 16 devices asked for; there are 8",
+        ),
+        (MeshConfig(data=5, tensor=2), "asks for 10 devices; there are 8: lower it"),
     ],
 )
 def test_meshes_that_do_not_fit(config: MeshConfig, said: str) -> None:
@@ -41,13 +46,29 @@ def test_meshes_that_do_not_fit(config: MeshConfig, said: str) -> None:
 
 
 def test_a_laptop_has_a_mesh() -> None:
-    assert mesh_shape(MeshConfig(), 1) == (1, 1)
+    assert mesh_shape(MeshConfig(), 1) == (1, 1, 1)
 
 
 def test_rows_are_split_over_data() -> None:
-    mesh = make_mesh(MeshConfig(data=4, model=2))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     batch = put_batch(mesh, {"ids": np.zeros((8, 3), np.int32), "valid": np.ones(8, bool)})
     assert {s.data.shape for s in batch["ids"].addressable_shards} == {(2, 3)}
     assert {s.data.shape for s in batch["valid"].addressable_shards} == {(2,)}
     whole = jax.device_put(jnp.zeros((8, 3)), replicated(mesh))
     assert {s.data.shape for s in whole.addressable_shards} == {(8, 3)}
+
+
+def test_what_is_trained_is_split_along_its_largest_axis() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    shapes = {"mlp": (24, 96), "stack": (3, 10, 8), "odd": (3, 5), "bias": (96,)}
+    tree = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    placed = put_trained(mesh, tree | {"rng": jax.random.key(0)})
+    held = {n: placed[n].sharding.shard_shape(shape) for n, shape in shapes.items()}
+    assert held == {"mlp": (24, 24), "stack": (3, 10, 2), "odd": (3, 5), "bias": (96,)}
+    one = put_trained(make_mesh(MeshConfig()), tree)
+    assert all(x.sharding.is_fully_replicated for x in one.values())
+
+
+def test_the_earlier_name_of_the_tensor_axis() -> None:
+    found = with_new_names(MeshConfig, {"data": 1, "model": 2})
+    assert found == {"data": 1, "tensor": 2}

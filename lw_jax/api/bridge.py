@@ -204,7 +204,7 @@ class Bridge:
             config = replace(config, fingerprint=fingerprint)
         config = located(config, home, sender, receivers)
         # Rows of a call are few: they cannot be spread over devices.
-        mesh = make_mesh(MeshConfig(data=1, model=config.mesh.model))
+        mesh = make_mesh(MeshConfig(data=1, tensor=config.mesh.tensor))
         try:
             if role == "both":
                 pipeline = open_pipeline(config, mesh, home, rows=False)

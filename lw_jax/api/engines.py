@@ -34,6 +34,7 @@ from lw_jax.evaluate import packets
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.models.decoder import run
 from lw_jax.models.rope import angles, rotate
+from lw_jax.models.split import embedding_table
 from lw_jax.receiver.answer import alone, before
 from lw_jax.receiver.join import joined
 from lw_jax.receiver.read import lay_out
@@ -156,7 +157,7 @@ def _embeddings(
     ctx: EvalContext, delivery: Delivery, ask: NDArray[Any], common: Mapping[str, Any]
 ) -> Prompt:
     assert delivery.embeds is not None
-    table = ctx.model.params["embed"]
+    table = embedding_table(ctx.model.params)
     soft = delivery.embeds[0].astype(table.dtype)
     count = soft.shape[0] if delivery.mask is None else int(delivery.mask[0].sum())
     head = np.asarray(ctx.prompt.head, np.int32)

@@ -22,7 +22,7 @@ COMMAND = Command(
     about="Prints what is right, what to look at and what is wrong; exit code 2 if something is.",
     examples=(
         ("doctor configs/facts.yaml", "before `lw-jax train configs/facts.yaml`"),
-        ("doctor configs/facts.yaml --mesh.model=2", "with a key changed"),
+        ("doctor configs/facts.yaml --mesh.tensor=2", "with a key changed"),
     ),
     run=run,
     words=True,

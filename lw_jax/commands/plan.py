@@ -26,7 +26,7 @@ COMMAND = Command(
     ),
     examples=(
         ("plan configs/facts.yaml", "on the devices that are here"),
-        ("plan configs/facts.yaml --devices=8 --device_gb=80 --mesh.model=2", "on eight others"),
+        ("plan configs/facts.yaml --devices=8 --device_gb=80 --mesh.tensor=2", "on eight others"),
     ),
     run=run,
     words=True,

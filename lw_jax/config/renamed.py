@@ -12,6 +12,7 @@ from lw_jax.utils import kinds
 RENAMED: dict[str, dict[str, str]] = {
     "LayoutConfig": {"beside_text": "with_text"},
     "EvaluateConfig": {"beside": "rivals"},
+    "MeshConfig": {"model": "tensor"},
 }
 """New names, by config dataclass and old name."""
 

@@ -40,7 +40,7 @@ from lw_jax.evaluate.predict import (
 )
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.slots import NEAREST, spelled
-from lw_jax.mesh import put_batch
+from lw_jax.mesh import put_batch, ways
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.budget import Cut, Spans, of_tokens
@@ -99,8 +99,8 @@ class Comparison:
     @property
     def size(self) -> int:
         """Rows at once: no more than there are, a multiple of the mesh's data axis."""
-        ways = dict(self.pipeline.mesh.shape)["data"]
-        return -(-min(self.config.batch_size, len(self.examples)) // ways) * ways
+        parts = ways(self.pipeline.mesh, "rows")
+        return -(-min(self.config.batch_size, len(self.examples)) // parts) * parts
 
     def texts(self) -> list[str]:
         """The texts that the latent replaces."""

@@ -22,6 +22,7 @@ from lw_jax.evaluate import slots
 from lw_jax.layers.intermediates import Intermediates
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.generate import DecodeOptions
+from lw_jax.models.split import embedding_table
 from lw_jax.receiver.answer import asked, message_of, score, write
 from lw_jax.receiver.transform import transformed
 from lw_jax.types import Array, Delivery, Latent, PyTree, Taps
@@ -150,7 +151,7 @@ def given(
     x, mask = latent.slots, latent.mask
     if delivery.embeds is not None:
         x, mask = delivery.embeds, mask if delivery.mask is None else delivery.mask
-        table = frozen.receivers[name].params["embed"]
+        table = embedding_table(frozen.receivers[name].params)
         found |= slots.against_table(x, mask, table, bridge.dims.receivers[name].embed_rms)
     return found | slots.statistics(x, mask)
 

@@ -25,7 +25,7 @@ from lw_jax.evaluate import bootstrap
 from lw_jax.evaluate.config import ProbeConfig
 from lw_jax.evaluate.figures import Asked
 from lw_jax.evaluate.metrics.squad import exact_match
-from lw_jax.mesh import put_batch
+from lw_jax.mesh import put_batch, ways
 from lw_jax.models import encoder
 from lw_jax.models.decoder import embed_tokens, run
 from lw_jax.models.frozen import FrozenEncoder, Sender
@@ -116,8 +116,8 @@ def probe(
                 f"probe.layers: {wrong[0]} is beyond the {depth(model.params)} layers of {name} "
                 "that are loaded"
             )
-    ways = dict(pipeline.mesh.shape)["data"]
-    size = -(-min(batch_size, len(train)) // ways) * ways
+    parts = ways(pipeline.mesh, "rows")
+    size = -(-min(batch_size, len(train)) // parts) * parts
     states = _states(pipeline, cfg, named, [*train, *asked.examples], size)
     found = {}
     for name, held in states.items():

@@ -14,6 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from lw_jax.errors import UserError
+from lw_jax.mesh import ways
 from lw_jax.types import Array
 
 IMPLS = ("xla", "cudnn")
@@ -55,7 +56,7 @@ def chosen(impl: str, mesh: Mesh, head_dim: int, *, dtype: Any, quant: str | Non
         return impl
     device = mesh.devices.flat[0]
     fits = jnp.dtype(dtype) == jnp.bfloat16 and head_dim <= 128 and head_dim % 8 == 0
-    whole = mesh.shape.get("model", 1) == 1 and quant != "nf4"
+    whole = ways(mesh, "heads") == 1 and quant != "nf4"
     return "cudnn" if fits and whole and _flash(device) else "xla"
 
 

@@ -27,6 +27,7 @@ from lw_jax.models.layer import PRODUCTS, heads, mlp, output, rms_norm, stacked_
 from lw_jax.models.params import depth
 from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles, rotate
+from lw_jax.models.split import WHOLE, embedding_table, gathered, is_split
 from lw_jax.types import KV, Array, Blocks, Edits, Lora, PyTree
 
 Remat = Literal["full", "dots", "none"]
@@ -87,7 +88,7 @@ ROUND = 8
 
 def embed_tokens(params: PyTree, ids: Array) -> Array:
     """[B, T, D] input embeddings of ids [B, T], in the table's dtype; NaN for an id outside it."""
-    return params["embed"].at[ids].get(mode="fill", fill_value=jnp.nan)
+    return embedding_table(params).at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
 def run(
@@ -230,7 +231,8 @@ def _each_stacked(
             blocks_at=None if blocks is None else stacked_slot(blocks.layers, size, x["layer"]),
             index=x["layer"],
         )
-        done: tuple[Array, Any, Any] = layer(take_layer(stack, x["layer"]), h, past, own, ctx)
+        w = gathered(take_layer(stack, x["layer"]))
+        done: tuple[Array, Any, Any] = layer(w, h, past, own, ctx)
         return done
 
     checkpointed = jax.checkpoint(one_layer, prevent_cse=False, policy=_policy(remat))
@@ -264,10 +266,17 @@ def _each_apart(
     remat: Remat,
 ) -> tuple[Array, Array | None, Any, Any]:
     """The same of layers apart, one after another, each used where it lies."""
-    once: Callable[..., Any] = jax.jit(layer)  # traced once, and used by all layers that are alike
-    if remat != "none":
-        # The stream alone must be computed again; a barrier before the weights has no use.
-        barred = (False, True, False, False, False)
+    split = is_split(layers)
+
+    def whole(w: PyTree, h: Array, past: Any, own: _Own, ctx: _Shared, since: Array | None) -> Any:
+        return layer(gathered(w, since), h, past, own, ctx)
+
+    once: Callable[..., Any] = jax.jit(whole)  # traced once, and used by all layers that are alike
+    since = h if split else None
+    if remat != "none" or split:
+        # The stream alone must be computed again; a barrier before the weights has no use, unless
+        # they are put together anew.
+        barred = (False, True, False, False, False, True)
         once = jax.checkpoint(once, prevent_cse=barred, policy=_policy(remat))
     streams: dict[int, Array] = {}
 
@@ -285,7 +294,7 @@ def _each_apart(
             blocks=None if blocks is None or i not in blocks.layers else _only(blocks, i),
         )
         before = None if past is None else (past[0][i], past[1][i])
-        h, after, kv = once(layers[i], h, before, own, ctx)
+        h, after, kv = once(layers[i], h, before, own, ctx, since)
         tap(i + 1)
         pasts.append(after)
         owns.append(kv)
@@ -300,8 +309,12 @@ def _each_apart(
 
 def _policy(remat: Remat) -> Any:
     """What a checkpointed layer keeps besides its input."""
-    products = jax.checkpoint_policies.save_only_these_names(*PRODUCTS)
-    return products if remat == "dots" else None
+    kept: dict[Remat, Any] = {
+        "full": None,
+        "dots": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
+        "none": jax.checkpoint_policies.save_anything_except_these_names(WHOLE),
+    }
+    return kept[remat]
 
 
 def _by_layer(given: LayerInputs) -> dict[str, Array]:

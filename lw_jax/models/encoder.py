@@ -22,6 +22,7 @@ from lw_jax.models import attention as attend
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.params import depth
 from lw_jax.models.quant import einsum, take_layer
+from lw_jax.models.split import embedding_table, gathered
 from lw_jax.types import Array, PyTree
 
 _tanh_gelu: Callable[[Array], Array] = partial(jax.nn.gelu, approximate=True)
@@ -85,7 +86,7 @@ def run(
     mask = attend.Mask(jnp.broadcast_to(seen[:, None, None], square))
 
     def body(h: Array, layer: Array) -> tuple[Array, Array | None]:
-        after = _layer(arch, take_layer(params["layers"], layer), h, mask, impl)
+        after = _layer(arch, gathered(take_layer(params["layers"], layer)), h, mask, impl)
         return after, after if taps else None
 
     last, each = lax.scan(body, h, jnp.arange(stop, dtype=jnp.int32)) if stop else (h, None)
@@ -97,10 +98,10 @@ def run(
 
 def embeddings(arch: EncoderArch, params: PyTree, ids: Array) -> Array:
     """[B, T, D] input of the layers: token, position 0, 1, ... and type 0, through LayerNorm."""
-    h = params["embed"].at[ids].get(mode="fill", fill_value=jnp.nan)
+    h = embedding_table(params).at[ids].get(mode="fill", fill_value=jnp.nan)
     # Columns beyond the last position hold padding only.
     at = jnp.minimum(jnp.arange(ids.shape[1]), arch.max_positions - 1)
-    h = h + params["position"][at][None] + params["type"][0][None, None]
+    h = h + gathered(params["position"])[at][None] + gathered(params["type"])[0][None, None]
     return layer_norm(h, params["embed_norm"], params["embed_norm_bias"], arch.norm_eps)
 
 

@@ -19,6 +19,7 @@ from jax import lax
 from lw_jax.models.arch import Arch
 from lw_jax.models.layer import rms_norm
 from lw_jax.models.quant import einsum
+from lw_jax.models.split import embedding_table, gathered
 from lw_jax.types import Array, PyTree
 
 LOGITS_AT_ONCE = 2**25
@@ -54,8 +55,8 @@ def logits(arch: Arch, params: PyTree, h: Array) -> Array:
     """[N, V] float32 next-token logits of h [N, D], the stream after the last layer."""
     x = rms_norm(h, params["final_norm"], arch.norm_eps)
     if arch.tied:
-        return einsum("nd,vd->nv", x, params["embed"], jnp.float32)
-    return einsum("nd,dv->nv", x, params["head"], jnp.float32)
+        return einsum("nd,vd->nv", x, embedding_table(params), jnp.float32)
+    return einsum("nd,dv->nv", x, gathered(params["head"]), jnp.float32)
 
 
 def chunked_cross_entropy(

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from lw_jax.errors import UserError, said
+from lw_jax.mesh import ways
 from lw_jax.models.apart import JOINED, join, leaves_apart
 from lw_jax.models.arch_keys import named
 from lw_jax.models.checkpoint import Checkpoint
@@ -132,7 +133,7 @@ def _tree(
     tree = abstract(arch, dtype, layers, head)
     if apart:
         count = arch.layers if layers is None else layers
-        whole = dict(mesh.shape).get("model", 1) == 1
+        whole = ways(mesh, "heads") == 1
         tree["layers"] = leaves_apart(tree["layers"], count, whole) if count else ()
     return tree
 
@@ -418,9 +419,10 @@ def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
 
     def place(entry: jax.ShapeDtypeStruct, codes: bool = False) -> jax.ShapeDtypeStruct:
         # An axis that storage has folded (nf4 fan-in; the compiler may split it nevertheless)
-        # or shortened is replicated.
-        outs = one.axes[fan_in:]
-        names = (None,) * (entry.ndim - len(outs)) + outs
+        # or shortened is replicated, but for a width, whose pieces are put together anyway.
+        outs, ins = one.axes[fan_in:], one.axes[:fan_in]
+        folded = ins if ins == ("width",) and kind == "nf4" else ()
+        names = folded + (None,) * (entry.ndim - len(outs) - len(folded)) + outs
         names = one.axes if entry.shape == one.shape else names
         names = (*outs, *one.axes[:fan_in]) if codes else names
         whole = Leaf(

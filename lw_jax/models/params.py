@@ -18,12 +18,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 
+from lw_jax.mesh import over, ways
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.types import Array, PyTree
-
-SPREAD = frozenset({"heads", "kv_heads", "mlp", "vocab"})
-"""Logical axes that are split over the mesh axis "model" where it divides them."""
 
 
 @dataclass(frozen=True)
@@ -161,13 +159,15 @@ def init(arch: AnyArch, rng: Array, dtype: Any = jnp.float32) -> PyTree:
 
 
 def sharding(leaf: Leaf, mesh: Mesh) -> NamedSharding:
-    """The sharding of one parameter: splits its first axis that is in `SPREAD` and divides evenly.
+    """The sharding of one parameter, as `lw_jax.mesh.RULES` says of its axes.
 
-    An axis that the mesh does not divide evenly is replicated.
+    An axis that the mesh does not divide evenly is whole, and so is the width of a vector.
     """
-    ways = dict(mesh.shape).get("model", 1)
-    spec: list[str | None] = [
-        "model" if axis in SPREAD and size % ways == 0 else None
+    matrix = len({axis for axis in leaf.axes if axis not in (None, "layers")}) > 1
+    spec = [
+        over(mesh, axis)
+        if axis is not None and (axis != "width" or matrix) and size % ways(mesh, axis) == 0
+        else None
         for axis, size in zip(leaf.axes, leaf.shape, strict=True)
     ]
-    return NamedSharding(mesh, PartitionSpec(*spec) if ways > 1 else PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec(*spec) if any(spec) else PartitionSpec())

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
 
+from lw_jax.mesh import ways
 from lw_jax.models.apart import apart as set_apart
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.load import abstract_params
@@ -60,7 +61,7 @@ def random_params(
         return stacked
     like = abstract_params(arch, mesh, dtype=dtype, layers=layers, head=head, apart=True)
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    whole = dict(mesh.shape).get("model", 1) == 1
+    whole = ways(mesh, "heads") == 1
     return jax.jit(partial(set_apart, heads_joined=whole), out_shardings=places)(stacked)
 
 

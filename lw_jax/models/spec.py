@@ -33,6 +33,7 @@ from lw_jax.models.load import abstract_params, check_headers, check_weights, lo
 from lw_jax.models.names import parts
 from lw_jax.models.params import depth
 from lw_jax.models.random import random_params, random_print
+from lw_jax.models.split import as_laid_out, in_pieces
 from lw_jax.models.tokenizer import (
     encoder_tokenizer,
     load_tokenizer,
@@ -108,7 +109,7 @@ class FrozenSpec:
                 random_params(self.arch, mesh, seed, dtype, layers, head, apart), mesh
             )
         found = self.files(layers, head)
-        given = None if have is None else have.params
+        given = None if have is None else as_laid_out(have.params)
         how = {**self._storage, "layers": layers, "head": head, "apart": self._apart(mesh)}
         return self._with(load_params(found, mesh, **how, have=given), mesh)
 
@@ -189,7 +190,7 @@ class FrozenSpec:
         return isinstance(self.arch, Arch) and apart.chosen(self.config.unroll, mesh)
 
     def _with(self, params: PyTree, mesh: Mesh) -> Frozen:
-        asked = self.config.attention
+        asked, params = self.config.attention, in_pieces(params)
         if isinstance(self.arch, EncoderArch):  # small, and its masks are not causal
             return FrozenEncoder(params, self.arch, "xla" if asked == "auto" else asked)
         impl = attention.chosen(asked, mesh, self.arch.head_dim, **self._storage)

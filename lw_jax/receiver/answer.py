@@ -23,6 +23,7 @@ from lw_jax.models.decoder import run
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
+from lw_jax.models.split import embedding_table
 from lw_jax.receiver.pack import Segment, gather_states, pack
 from lw_jax.receiver.read import (
     Reading,
@@ -285,7 +286,7 @@ def of_shared_text(
     params, times = model.params, ask.lengths.shape[0] // ids.shape[0]
     head = head_segment(prompt.head, ids.shape[0])
     text = lay_out(params, [head, text_message(ids, lengths)], None)
-    asked = pack(params["embed"], [ask, answer])
+    asked = pack(embedding_table(params), [ask, answer])
     own = text.packed
     begun = run(
         model.arch,

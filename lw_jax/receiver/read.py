@@ -18,6 +18,7 @@ from flax import struct
 from lw_jax.models.arch import Arch
 from lw_jax.models.decoder import LayerInputs, Remat, run
 from lw_jax.models.generate import DecodeOptions, Generation, generate
+from lw_jax.models.split import embedding_table
 from lw_jax.receiver.join import advance_of
 from lw_jax.receiver.pack import Packed, Segment, gather_states, pack
 from lw_jax.types import KV, Array, Delivery, Edits
@@ -112,7 +113,7 @@ def lay_out(params: Any, segments: Sequence[Segment], delivery: Delivery | None)
         segments: the segments in order.
         delivery: what the message delivers; None: nothing.
     """
-    packed = pack(params["embed"], segments)
+    packed = pack(embedding_table(params), segments)
     start = packed.starts["message"]
     soft = packed.sizes["message"]
     index = jnp.arange(packed.h.shape[1])[None, :]
@@ -251,7 +252,7 @@ def read_together(
     both = jnp.concatenate([ask.ids, answer.ids], axis=1)
     flat = both.reshape(rows, questions * both.shape[1])
     ids = of(flat, jnp.clip(inside * both.shape[1] + column, 0, flat.shape[1] - 1), axis=1)
-    own = jnp.take(params["embed"], jnp.where(real, ids, 0), axis=0)
+    own = jnp.take(embedding_table(params), jnp.where(real, ids, 0), axis=0)
     own = jnp.where(real[..., None], own, jnp.zeros((), own.dtype))
     inputs = replace(laid.inputs, allowed=_blocks(laid.packed.lengths, first, which, real))
     out = run(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.head import LOGITS_AT_ONCE
+from lw_jax.models.split import embedding_table
 from lw_jax.text.layout import Prompt
 from lw_jax.text.transform import parsed
 from lw_jax.types import Array, Delivery
@@ -63,7 +64,7 @@ def transformed(
     x = delivery.embeds.astype(jnp.float32)
     mask = jnp.ones(x.shape[:2], bool) if delivery.mask is None else delivery.mask
     how = change(prompt.transform, "layout.transform")
-    found = how(x, mask, model.params["embed"], embed_rms)
+    found = how(x, mask, embedding_table(model.params), embed_rms)
     if parsed(prompt.transform, "layout.transform")[0] == "nearest":
         found = x + jax.lax.stop_gradient(found - x)
     embeds = jnp.where(mask[..., None], found, x).astype(delivery.embeds.dtype)

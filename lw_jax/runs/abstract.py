@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
-from lw_jax.mesh import batch_sharding, replicated
+from lw_jax.mesh import batch_sharding, trained_shardings
 from lw_jax.models.dims import sizes
 from lw_jax.models.frozen import Frozen, FrozenModels
 from lw_jax.models.spec import FrozenSpec
@@ -100,7 +100,7 @@ def abstract_step(
     plan, first = plan_at(objectives, at, kind), phases_of(train.curriculum, train.steps)[0]
     return AbstractStep(
         make_step(train, bridge, optimiser, mesh, plan, trained=trained, ratio=first.ratio),
-        _put(state, replicated(mesh)),
+        jax.tree.map(_at, state, trained_shardings(mesh, state)),
         abstract_models(config, specs, mesh, train.layout or config.layout),
         batch_shapes(train, list(config.receivers), lengths, mesh),
         plan,
@@ -196,5 +196,5 @@ def _params(bridge: Bridge, objectives: Any, rng: Any) -> PyTree:
     return {"bridge": bridge.init(rng), "heads": init_heads(objectives, bridge.dims, rng)}
 
 
-def _put(tree: PyTree, where: NamedSharding) -> PyTree:
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
+def _at(leaf: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)

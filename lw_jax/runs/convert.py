@@ -63,7 +63,7 @@ def convert(model: Path, out: Path) -> str:
 def _dequantised(model: Path, out: Path) -> str:
     spec = open_model(SENDER, ModelConfig(str(model), dtype="bfloat16"))
     assert isinstance(spec.arch, Arch)
-    loaded = spec.load(make_mesh(MeshConfig(data=1, model=1)))
+    loaded = spec.load(make_mesh(MeshConfig(data=1)))
     assert isinstance(loaded, FrozenDecoder)
     save_pretrained(out, spec.arch, loaded.params, load_tokenizer(model))
     return f"{model}: dequantised to bfloat16"

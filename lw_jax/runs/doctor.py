@@ -171,8 +171,9 @@ def examined(
             seen.note("ok", "run_dir", str(run_directory(config)))
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
-        seen.note("ok", "mesh", f"{shape[0]} x {shape[1]} of {jax.device_count()} devices")
-        _batches(seen, shape[0])
+        of_each = " x ".join(map(str, shape))
+        seen.note("ok", "mesh", f"{of_each} of {jax.device_count()} devices")
+        _batches(seen, shape[0] * shape[1])
     if limit := address_space():
         text = (
             f"a process may have {in_words(limit)} of addresses here (ulimit -v), and the memory "
@@ -332,7 +333,7 @@ def _batches(seen: Examination, rows: int) -> None:
                     "error",
                     f"stages.{name}.{kind}.batch_size",
                     f"{count} rows at once do not divide over {rows} devices; "
-                    f"use a multiple of {rows}, or mesh.data",
+                    f"use a multiple of {rows}, or change mesh.data or mesh.fsdp",
                 )
 
 
@@ -363,11 +364,11 @@ def _model(seen: Examination, name: str, model: ModelConfig) -> None:
             f"{arch.family}, {arch.layers} layers of width {arch.width}, "
             f"vocabulary {arch.vocab_size}, {ends}",
         )
-        ways = seen.config.mesh.model
+        ways = seen.config.mesh.tensor
         if arch.heads % ways or arch.kv_heads % ways:
             seen.note(
                 "warning",
-                "mesh.model",
+                "mesh.tensor",
                 f"{ways} does not divide the {arch.heads} heads and {arch.kv_heads} key/value "
                 f"heads of {key}: their weights are copied to every device",
             )
@@ -606,6 +607,8 @@ def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
         need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory(), needs)
         fits = need.total < need.room
         advice = (
-            "" if fits else f"; leave {needs} out, spread the models (mesh.model), or set quant"
+            ""
+            if fits
+            else f"; leave {needs} out, spread the models (mesh.fsdp, mesh.tensor), or set quant"
         )
         seen.note("ok" if fits else "error", key, f"{need}{advice}")

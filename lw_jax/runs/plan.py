@@ -20,7 +20,7 @@ from rich.table import Table
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import MeshConfig, make_mesh, ways
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.spec import SENDER
 from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step, size_in_bytes
@@ -29,7 +29,7 @@ from lw_jax.runs.memory import device_memory, in_words, settled
 from lw_jax.train.config import TrainConfig
 
 ADVICE = {
-    "weights": "spread the models (mesh.model), or set quant",
+    "weights": "spread the models (mesh.fsdp, mesh.tensor), or set quant",
     "bridge": "lower latent_dim, slots, widths or depths of the bridge",
     "work": "lower batch_size, accumulate more, or set remat: full",
     "cache": "lower the evaluation's batch_size, or its max_new_tokens",
@@ -95,7 +95,7 @@ def print_plan(
         )
     mesh = make_mesh(config.mesh, here if devices is None else here[:devices])
     # the doctor is asked of one device: it is the stages' shapes that are wanted of it
-    found = examined(replace(config, mesh=replace(config.mesh, data=1, model=1)), memory=False)
+    found = examined(replace(config, mesh=MeshConfig(data=1)), memory=False)
     for wrong in found.findings:
         if wrong.level == "error":
             raise UserError(f"{wrong.key}: {wrong.text}")
@@ -105,7 +105,8 @@ def print_plan(
     kind = here[0].device_kind if devices is None else "planned on the host"
     many = f"{mesh.size} device{'s' * (mesh.size > 1)} ({kind})"
     console.print(
-        f"{many}, data {shape['data']} x model {shape['model']}, {in_words(there)} each",
+        f"{many}, {' x '.join(f'{name} {size}' for name, size in shape.items())}, "
+        f"{in_words(there)} each",
         highlight=False,
         soft_wrap=True,
     )
@@ -165,20 +166,20 @@ def _step(seen: Examination, mesh: Mesh, train: TrainConfig) -> AbstractStep:
 
 
 def _evaluation(seen: Examination, key: str, cfg: EvaluateConfig, mesh: Mesh) -> Budget:
-    config, ways = seen.config, dict(mesh.shape)["data"]
+    config, apart = seen.config, ways(mesh, "rows")
     frozen = abstract_models(config, seen.specs, mesh, cfg.layout or config.layout)
     parts = list(_models(frozen))
     if cfg.of_whole_sender:
         own = seen.specs[SENDER].abstract(mesh)
         parts.append(("weights", f"whole sender ({cfg.of_whole_sender[0]})", size_in_bytes(own)))
-    rows = -(-cfg.batch_size // ways)
+    rows = -(-cfg.batch_size // apart)
     caches = {}
     for name, model in frozen.receivers.items():
         tokens = sum(seen.sizes.get(f"{name}/{part}", 0) for part in ("context", "ask"))
         arch = model.arch
         heads = arch.kv_heads
-        if heads % dict(mesh.shape)["model"] == 0:
-            heads //= dict(mesh.shape)["model"]
+        if heads % ways(mesh, "kv_heads") == 0:
+            heads //= ways(mesh, "kv_heads")
         each = 2 * arch.layers * heads * arch.head_dim * model.params["embed"].dtype.itemsize
         caches[name] = rows * (tokens + cfg.decode.max_new_tokens) * each
     if caches:
@@ -196,11 +197,11 @@ def _models(frozen: FrozenModels) -> Iterator[tuple[str, str, int]]:
 
 def _check_rows(key: str, rows: int, mesh: Mesh) -> None:
     """Raises UserError if a batch cannot be split over the mesh."""
-    ways = dict(mesh.shape)["data"]
-    if rows % ways:
+    parts = ways(mesh, "rows")
+    if rows % parts:
         raise UserError(
-            f"{key}: {rows} contexts a microbatch cannot be split over mesh.data {ways}; "
-            "change batch_size, accumulate or mesh.data"
+            f"{key}: {rows} contexts a microbatch cannot be split over {parts} devices; "
+            "change batch_size, accumulate, mesh.data or mesh.fsdp"
         )
 
 

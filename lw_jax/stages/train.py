@@ -22,7 +22,7 @@ from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.data.prefetch import ahead
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
-from lw_jax.mesh import batch_sharding, put_batch, replicated
+from lw_jax.mesh import batch_sharding, put_batch, put_trained, replicated
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import Teacher
 from lw_jax.pipeline import Pipeline
@@ -81,7 +81,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         teachers = teacher.load(cfg.teacher, pipeline, run.session)
     if cfg.teacher_prompt:
         params["bridge"] = teacher.with_prompts(params["bridge"], pipeline.bridge, teachers)
-    params = jax.device_put(params, replicated(run.mesh))
+    params = put_trained(run.mesh, params)
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     turns = turns_of(phases(cfg))
@@ -248,7 +248,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         name=name,
         directory=run.run_dir,
         steps=cfg.steps,
-        state=jax.device_put(state, replicated(run.mesh)),
+        state=put_trained(run.mesh, state),
         step_for=step_for,
         batches=lambda start, stop: (
             fed(run.mesh, batch) for batch in ahead(table.batch, start, stop, cfg.workers)

@@ -20,7 +20,7 @@ from lw_jax.evaluate import latents
 from lw_jax.evaluate.metrics import entity_transfer, solved, squad
 from lw_jax.evaluate.metrics.base import Prediction, Rows
 from lw_jax.evaluate.slots import NEAREST, spelled
-from lw_jax.mesh import put_batch
+from lw_jax.mesh import put_batch, ways
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.layout import written as to_write
 from lw_jax.text.stop import Stop, stop_of
@@ -75,16 +75,16 @@ class QuickEvaluation:
     @cached_property
     def batch(self) -> Any:
         """The rows on the mesh, the contexts cut to a number that its data axis divides."""
-        ways = dict(self.pipeline.mesh.shape)["data"]
-        groups = self.groups[: max(1, len(self.groups) // ways) * ways]
+        parts = ways(self.pipeline.mesh, "rows")
+        groups = self.groups[: max(1, len(self.groups) // parts) * parts]
         one = [group[:1] for group in groups]
         return put_batch(self.pipeline.mesh, self.pipeline.collate(one)(one))
 
     @cached_property
     def _few(self) -> Any:
         """The first rows of the batch, as many as a training step takes at once."""
-        ways = dict(self.pipeline.mesh.shape)["data"]
-        rows = max(1, min(self.microbatch, self.batch["valid"].shape[0]) // ways) * ways
+        parts = ways(self.pipeline.mesh, "rows")
+        rows = max(1, min(self.microbatch, self.batch["valid"].shape[0]) // parts) * parts
         few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
         return put_batch(self.pipeline.mesh, few)
 
@@ -305,9 +305,9 @@ class QuickEvaluation:
 
     def _some(self, count: float) -> Any:
         """The first rows of the batch: so many, one for each part of the data axis at least."""
-        ways = dict(self.pipeline.mesh.shape)["data"]
+        parts = ways(self.pipeline.mesh, "rows")
         most = self.batch["valid"].shape[0]
-        rows = max(1, min(int(count), most) // ways) * ways
+        rows = max(1, min(int(count), most) // parts) * parts
         few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
         return put_batch(self.pipeline.mesh, few)
 

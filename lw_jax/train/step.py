@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.paths import components
-from lw_jax.mesh import replicated
+from lw_jax.mesh import replicated, trained_shardings, ways
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.objectives.base import Term, mean
@@ -27,6 +28,9 @@ from lw_jax.train.optimiser import learning_rate
 from lw_jax.train.plan import Batch, LossTerms, Plan, all_terms, context_of
 from lw_jax.train.state import TrainState, apply_gradients, keep_finite
 from lw_jax.types import Array, PyTree
+
+OVERLAPPED = {"xla_gpu_enable_latency_hiding_scheduler": True}
+"""Of the compiler for GPUs: weights are put together while the layer before is computed."""
 
 
 def make_step(
@@ -45,7 +49,7 @@ def make_step(
         cfg: the stage.
         bridge: what is trained.
         optimiser: of all parameters (`lw_jax.train.optimiser.make_optimiser`).
-        mesh: on which the state is replicated. The state is donated.
+        mesh: on which the state lies as `lw_jax.mesh.RULES` says. The state is donated.
         plan: the step's objectives.
         trained: True for every leaf of the parameters that the stage trains; None: all are.
         ratio: source tokens a slot, of a bridge with several ratios; None: as it says.
@@ -64,7 +68,17 @@ def make_step(
     )
     # Left to itself, the partitioner would split the new state: the next step then compiles again,
     # and the donated buffers do not fit.
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    if ways(mesh, "largest") == 1:
+        return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+
+    def in_pieces(state: TrainState, frozen: FrozenModels, batch: Batch) -> Any:
+        constrain = jax.lax.with_sharding_constraint
+        new, metrics = step(state, frozen, batch, everywhere=replicated(mesh))
+        placed = constrain(new, trained_shardings(mesh, new))
+        return placed, constrain(metrics, replicated(mesh))
+
+    options = OVERLAPPED if mesh.devices.flat[0].platform in ("gpu", "cuda") else None
+    return jax.jit(in_pieces, donate_argnums=0, compiler_options=options)
 
 
 def train_step(
@@ -77,6 +91,7 @@ def train_step(
     bridge: Bridge,
     optimiser: optax.GradientTransformation,
     codebook_trains: bool = True,
+    everywhere: NamedSharding | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of training.
 
@@ -89,6 +104,8 @@ def train_step(
         bridge: what is trained.
         optimiser: of all parameters.
         codebook_trains: whether a bottleneck that moves parameters of its own may do so.
+        everywhere: where parameters that lie in pieces are put together for the step; None: they
+            do not.
 
     Returns:
         The state after the step, and what is logged of it; see `keep_finite` for a step that is
@@ -111,7 +128,10 @@ def train_step(
         sown=codebook_trains and bridge.trains_itself,
     )
     gradients = microbatched(loss_fn, cfg.accumulate)
-    (loss, seen), grads = gradients(state.params, batch, rng)
+    params = state.params
+    if everywhere is not None:
+        params = jax.lax.with_sharding_constraint(params, everywhere)
+    (loss, seen), grads = gradients(params, batch, rng)
     new = apply_gradients(state, grads, optimiser, cfg.ema)
     if seen.intermediates:
         own = bridge.after_step(new.params["bridge"], seen.intermediates, rng)

@@ -89,7 +89,7 @@ def test_bad_command_lines(
         ("--data={squad: {train: no.json, eval: no.json}}", "data: no.json: no such file"),
         ("--data={gsm8k: {train: nobody/nothing}}", "data: "),
         ("--stages.fit.train.init_from=nowhere", "stages.fit.train.init_from: nowhere has no"),
-        ("--mesh.data=9", "mesh.data: 9 x mesh.model 1 asks for 9 devices"),
+        ("--mesh.data=9", "mesh.data: 9 asks for 9 devices"),
         ("--mesh.data=3", "stages.fit.train.batch_size: 8 rows at once do not divide over 3"),
         ("--objectives.answer_ce=null", "objectives: none is set"),
     ],
@@ -120,7 +120,7 @@ def test_stages_run_in_order_and_once(
     assert given.run.run_dir == Path("runs/small")
     assert given.run.out_dir == given.run.run_dir
     assert given.run.command.endswith("--stages.fit.train.steps=2")
-    assert dict(given.run.mesh.shape) == {"data": 1, "model": 1}
+    assert dict(given.run.mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
     capsys.readouterr()
     assert launch.main(argv) == 0
     assert len(ran) == 2

@@ -167,7 +167,7 @@ def test_loaded_apart_is_the_stack_taken_apart(quant):
 @pytest.mark.parametrize("quant", [None, *KINDS])
 def test_over_a_mesh(quant):
     """Heads, columns and vocabulary are split as in the stack; q, k and v stay three matrices."""
-    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), (AxisType.Auto,) * 2)
     found = open_checkpoint(parity.GOLDEN / "qwen2")
     ids = load_file(parity.GOLDEN / "qwen2" / "golden.safetensors")["ids"]
     how = {"dtype": jnp.float32, "quant": quant}

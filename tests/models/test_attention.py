@@ -63,7 +63,7 @@ H200 = {"platform": "gpu", "compute_capability": "9.0"}
         (H200, {"dtype": jnp.float32}, "xla"),
         (H200, {"head_dim": 256}, "xla"),
         (H200, {"head_dim": 36}, "xla"),
-        (H200, {"model": 2}, "xla"),
+        (H200, {"tensor": 2}, "xla"),
         (H200, {"impl": "xla"}, "xla"),
         ({"platform": "gpu", "compute_capability": "7.5"}, {}, "xla"),
         ({"platform": "gpu", "compute_capability": "gfx942"}, {}, "xla"),
@@ -73,9 +73,9 @@ H200 = {"platform": "gpu", "compute_capability": "9.0"}
     ],
 )
 def test_auto_is_cudnn_where_it_can_run(device, change, want):
-    asked = {"impl": "auto", "head_dim": 128, "dtype": jnp.bfloat16, "quant": None, "model": 1}
+    asked = {"impl": "auto", "head_dim": 128, "dtype": jnp.bfloat16, "quant": None, "tensor": 1}
     asked |= change
-    shape = {"data": 1, "model": asked.pop("model")}
+    shape = {"data": 1, "tensor": asked.pop("tensor")}
     mesh = SimpleNamespace(shape=shape, devices=np.array([[SimpleNamespace(**device)]]))
     assert chosen(mesh=mesh, **asked) == want
 

@@ -133,7 +133,7 @@ def test_a_row_does_not_depend_on_what_is_beside_it(arch, params):
 
 
 def test_sharded_load_equals_one_device(arch, params):
-    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), (AxisType.Auto,) * 2)
     spread = load_params(open_checkpoint(GOLDEN), mesh, dtype=jnp.float32)
     shards = {name: x.sharding.shard_shape(x.shape) for name, x in spread["layers"].items()}
     assert shards["q"] == (3, 32, 1, 8)

@@ -90,7 +90,7 @@ def test_host_holds_one_tensor_at_a_time(folder, monkeypatch):
     ],
 )
 def test_sharded_load_equals_one_device(name, quant):
-    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), (AxisType.Auto,) * 2)
     found = open_checkpoint(parity.GOLDEN / name)
     arch, ids = found.arch, parity.load_file(parity.GOLDEN / name / "golden.safetensors")["ids"]
     one = load_params(found, parity.one_device(), dtype=jnp.float32, quant=quant)

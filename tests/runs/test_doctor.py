@@ -190,8 +190,8 @@ def test_texts_longer_than_a_model(write: Write, models: dict[str, str], tmp_pat
 
 
 def test_heads_that_the_mesh_does_not_divide(write: Write) -> None:
-    found = [f for f in findings(write(), "mesh.model=4") if f.level == "warning"]
-    assert {f.key for f in found} == {"mesh.model"}
+    found = [f for f in findings(write(), "mesh.tensor=4") if f.level == "warning"]
+    assert {f.key for f in found} == {"mesh.tensor"}
     assert "4 does not divide the 4 heads and 2 key/value heads" in found[0].text
 
 

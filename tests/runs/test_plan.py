@@ -64,7 +64,7 @@ def test_models_are_spread_over_a_mesh(write: Write) -> None:
 @pytest.mark.parametrize(
     ("parts", "advice"),
     [
-        ((90, 5, 20, 5), "spread the models (mesh.model), or set quant"),
+        ((90, 5, 20, 5), "spread the models (mesh.fsdp, mesh.tensor), or set quant"),
         ((5, 90, 20, 5), "lower latent_dim"),
         ((5, 20, 90, 5), "lower batch_size, accumulate more"),
         ((5, 5, 20, 90), "lower the evaluation's batch_size"),
@@ -87,7 +87,7 @@ def test_it_is_printed(write: Write, capsys: pytest.CaptureFixture[str]) -> None
     path = write(**{"stages.fit.train.reuse": {"memory_gb": 2.0}, "data.facts.size": 8})
     assert main(["--plan", "--config", str(path), "--devices=1", "--device_gb=3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1 device (planned on the host), data 1 x model 1, 2.8 GiB each"
+    assert lines[0] == "1 device (planned on the host), data 1 x fsdp 1 x tensor 1, 2.8 GiB each"
     shown = [line.split("  ")[1] for line in lines if line.startswith("  ")]
     assert shown[:3] == ["sender, up to its highest tap", "receiver reader", "bridge and heads"]
     assert any(line.split() == "host: kept in memory, at most 1.9 GiB".split() for line in lines)
@@ -100,10 +100,10 @@ def test_it_is_printed(write: Write, capsys: pytest.CaptureFixture[str]) -> None
         (["--devices=4"], "--device_gb: missing"),
         (["--devices=some", "--device_gb=8"], "--devices: expected a number from 1 up; got 'some'"),
         (["--devices=1.5", "--device_gb=8"], "--devices: expected a whole number; got 1.5"),
-        (["--devices=6", "--device_gb=8", "--mesh.data=-1", "--mesh.model=4"], "mesh.model: 4"),
+        (["--devices=6", "--device_gb=8", "--mesh.data=-1", "--mesh.tensor=4"], "mesh.tensor 4: 4"),
         (
             ["--devices=3", "--device_gb=8", "--mesh.data=3"],
-            "stages.fit.train: 8 contexts a microbatch cannot be split over mesh.data 3",
+            "stages.fit.train: 8 contexts a microbatch cannot be split over 3 devices",
         ),
     ],
 )

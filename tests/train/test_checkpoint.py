@@ -413,8 +413,8 @@ def test_another_mesh(state: TrainState, tmp_path: Path) -> None:
     wide = on(make_mesh(MeshConfig()), PartitionSpec("data"))
     store = store_of(tmp_path)
     store.save(wide, 1, {})
-    for mesh, shape in ((MeshConfig(data=2, model=4), (4, 2)), (MeshConfig(data=1), (8, 8))):
-        like = on(make_mesh(mesh), PartitionSpec("data", "model"))
+    for mesh, shape in ((MeshConfig(data=2, tensor=4), (4, 2)), (MeshConfig(data=1), (8, 8))):
+        like = on(make_mesh(mesh), PartitionSpec("data", "tensor"))
         found = store.restore(like)
         assert found is not None
         kernel = found.state.params["mix"]["kernel"]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from lw_jax.evaluate.methods.base import Batch, EvalContext, Family, Method, embedding_bytes
 from lw_jax.models.decoder import embed_tokens
+from lw_jax.models.split import embedding_table
 from lw_jax.receiver.answer import Message, alone
 from lw_jax.receiver.transform import change
 from lw_jax.text.transform import KNOWN
@@ -34,7 +35,8 @@ def replayed(name: str) -> Method:
         ids, lengths = ctx.context(batch)
         mask = jnp.arange(ids.shape[1])[None] < lengths[:, None]
         embeds = embed_tokens(ctx.model.params, ids)
-        table, rms = ctx.model.params["embed"], ctx.bridge.dims.receivers[ctx.receiver].embed_rms
+        table = embedding_table(ctx.model.params)
+        rms = ctx.bridge.dims.receivers[ctx.receiver].embed_rms
         changed = how(embeds.astype(jnp.float32), mask, table, rms).astype(embeds.dtype)
         return alone(ctx.model, Delivery(embeds=changed, mask=mask), ids.shape[0])
 

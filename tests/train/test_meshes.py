@@ -1,0 +1,95 @@
+"""Every mesh gives the numbers of one device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from lw_jax.bridge.bridge import Bridge
+from lw_jax.mesh import MeshConfig, make_mesh, put_batch, put_trained
+from lw_jax.models.config import ModelConfig
+from lw_jax.models.dims import BridgeDims, ModelDims
+from lw_jax.models.frozen import FrozenModels
+from lw_jax.models.spec import FrozenSpec
+from lw_jax.train.config import TrainConfig
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.train.plan import plan_at
+from lw_jax.train.state import new_state
+from lw_jax.train.step import make_step
+from lw_jax.utils.schedule import Schedule
+from tests.bridge.test_step import OBJECTIVES, batch, config
+from tests.tiny.receiver import arch, models_of
+
+HEADS = 8
+DIMS = BridgeDims(24, 2, 8, {"r": ModelDims(24, 2, HEADS, 6, 0.3, (1.0, 1.0), (1.0, 1.0))})
+EIGHT = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
+ONE = (1, 1, 1)
+
+
+def frozen_on(mesh: Any, unroll: str) -> FrozenModels:
+    """Random models on a mesh as a run lays them out."""
+
+    def of(family: str, name: str) -> Any:
+        shape = replace(arch(family), heads=HEADS, kv_heads=HEADS)
+        how: dict[str, Any] = {"dtype": "float32", "unroll": unroll, "random_weights": 1}
+        return FrozenSpec(name, ModelConfig("model", **how), shape, SimpleNamespace()).load(mesh)  # type: ignore[arg-type]
+
+    return models_of(of("llama", "sender"), {"r": of("mistral", "r")})
+
+
+@cache
+def trained(
+    shape: tuple[int, int, int], steps: int, name: str = "adamw", unroll: str = "always"
+) -> tuple[Any, list[float]]:
+    """Parameters after some steps on a mesh, and the losses."""
+    sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: int(np.prod(shape))])
+    cfg = config()
+    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
+    rates = OptimiserConfig(name=name, lr=1e-3, schedule=Schedule())
+    made = make_optimiser(rates, params, 20)
+    train = TrainConfig(20, optimiser=rates)
+    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(OBJECTIVES, 0))
+    state = put_trained(mesh, new_state(params, made, jax.random.key(1)))
+    frozen, rows, losses = frozen_on(mesh, unroll), put_batch(mesh, batch()), []
+    where = jax.tree.map(lambda x: x.sharding, state)
+    for _ in range(steps):
+        state, metrics = step(state, frozen, rows)
+        losses.append(float(metrics["loss"]))
+    now = jax.tree.map(lambda x: x.sharding, state)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a == b, where, now)))
+    return jax.device_get(state.params), losses
+
+
+def same(shape: tuple[int, int, int], steps: int, tolerance: float, **how: Any) -> None:
+    one, losses = trained(ONE, steps, **how)
+    many, others = trained(shape, steps, **how)
+    np.testing.assert_allclose(losses, others, atol=tolerance)
+    chex.assert_trees_all_close(one, many, atol=tolerance)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_two_meshes(shape: tuple[int, int, int]) -> None:
+    same(shape, 3, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tolerance"), [("adamw", 1e-5), ("muon", 2e-5)])
+@pytest.mark.parametrize("shape", EIGHT)
+def test_every_mesh_of_eight(shape: tuple[int, int, int], name: str, tolerance: float) -> None:
+    same(shape, 20, tolerance, name=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_stacked_layers(shape: tuple[int, int, int]) -> None:
+    same(shape, 20, 1e-5, unroll="never")
