@@ -41,6 +41,7 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
         "lw_jax, remat none": {"remat": "none"},
         "lw_jax, float8": {"quant": "float8"},
         "lw_jax, float8, remat dots": {"quant": "float8", "remat": "dots"},
+        "lw_jax, remat none, reused": {"remat": "none", "reuse": "yes"},
         "torch, plain": {"torch": "plain"},
         "torch, tuned": {"torch": "tuned"},
         "torch, tuned and compiled": {"torch": "compiled"},
@@ -48,6 +49,7 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
     "decode": {
         "lw_jax": {},
         "lw_jax, layers scanned": {"unroll": "never"},
+        "lw_jax, decoding xla": {"decoding": "xla"},
         "lw_jax, int8": {"quant": "int8"},
         "lw_jax, float8": {"quant": "float8"},
         "torch, dynamic cache": {"torch": "plain"},
@@ -58,6 +60,7 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
         "lw_jax, layers scanned": {"unroll": "never"},
         "lw_jax, attention xla": {"attention": "xla"},
     },
+    "tiles": {"lw_jax": {}},
     "start": {"lw_jax": {}},
 }
 """Who does a part, and how."""
@@ -263,7 +266,7 @@ def spliced(text: str, tables: str) -> str:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", choices=("smoke", "h200"), default="smoke")
+    parser.add_argument("--preset", choices=("smoke", "h200", "real"), default="smoke")
     parser.add_argument("--parts", default=",".join(WAYS), help=f"some of {','.join(WAYS)}")
     parser.add_argument("--ways", default="", help="names of ways, ; between them; empty: all")
     parser.add_argument(

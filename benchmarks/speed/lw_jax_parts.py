@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
+from pathlib import Path
+from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,6 +22,7 @@ from benchmarks.speed.sizes import Sizes
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models import kernels
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.dims import sizes as dims_of
@@ -28,8 +32,10 @@ from lw_jax.models.generate import DecodeOptions, generate
 from lw_jax.models.spec import FrozenSpec
 from lw_jax.receiver import answer
 from lw_jax.runs.abstract import AbstractStep, abstract_step
+from lw_jax.train.config import Reuse
 from lw_jax.train.optimiser import stage_optimiser
 from lw_jax.train.plan import context_of, init_heads
+from lw_jax.train.reuse import Reused
 from lw_jax.train.state import new_state
 from lw_jax.types import Array
 
@@ -38,24 +44,75 @@ Row = dict[str, Any]
 
 
 def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """A training step: cross-entropy and distillation of the answers, AdamW."""
-    made, params, state = _stage(s, how, s.source)
-    frozen, batch = _filled(made.frozen), _batch(made.batch)
-    held = {"state": state}
+    """A training step: cross-entropy and distillation of the answers, AdamW; with `sources`, of
+    texts of each of these lengths, and with `reuse` of what the frozen models said before."""
+    found: dict[str, Row] = {}
+    sources = [int(n) for n in how["sources"].split(",")] if "sources" in how else [s.source]
+    stages = {source: _stage(s, how, source) for source in sources}
+    frozen = _filled(stages[sources[0]][0].frozen)
+    calls: dict[Any, Any] = {}
+    batches: dict[Any, Callable[[], Any]] = {}
+    for source, (made, _, state) in stages.items():
+        batch = _batch(made.batch)
+        batches[source] = partial(dict, batch)
+        if "reuse" in how:
+            batches[source] = _reused(s, how, made, frozen, batch)
+            batch = batches[source]()
+        calls[source] = (made.step, (state, frozen, batch), {})
+    programs, spent = _compiled(calls)
+    for source in sources:
+        held = {"state": calls[source][1][0]}
+        calls[source] = None
 
-    def once() -> Any:
-        held["state"], metrics = made.step(held["state"], frozen, batch)
-        return metrics["loss"]
+        def once(source: int = source, held: dict[str, Any] = held) -> Any:
+            held["state"], metrics = programs[source](held["state"], frozen, batches[source]())
+            return metrics["loss"]
 
-    row = times(once, jax.block_until_ready, s.warm, s.times)
-    del params
-    row["rows_per_s"] = round(s.rows / row["ms"] * 1e3, 2)
-    return {"step": row | _memory()}
+        row = times(once, jax.block_until_ready, s.warm, s.times)
+        row["compile_s"] = spent[source]
+        row["rows_per_s"] = round(s.rows / row["ms"] * 1e3, 2)
+        row |= _planned(programs[source])
+        name = f"step_{source}" if "sources" in how else "step"
+        found[name] = row | _memory()
+        began = time.perf_counter()  # as training goes: no step is waited for
+        for _ in range(s.times):
+            last = once()
+        jax.block_until_ready(last)
+        each = (time.perf_counter() - began) / s.times * 1e3
+        found[f"{name}_unwaited"] = {"ms": round(each, 4)}
+    return found
+
+
+def _reused(
+    s: Sizes, how: dict[str, str], made: AbstractStep, frozen: Any, batch: dict[str, Array]
+) -> Callable[[], dict[str, Any]]:
+    """Gives the batch with what the frozen models say of it, kept in the host's memory."""
+    bridge, host = _bridge(s, how), jax.device_get(batch)
+    kept = Reused(Reuse(memory_gb=8, disk_gb=0), bridge, {}, Path(mkdtemp()), print)
+    params = {"bridge": bridge.init(jax.random.key(0)), "heads": {}}
+    wanted = kept.wanted(made.plan, params, frozen, batch)
+
+    def filled() -> dict[str, Any]:
+        return kept.fill(wanted, frozen, host, batch)[0]
+
+    filled()  # asks, and keeps
+    return filled
+
+
+def _planned(program: Any) -> Row:
+    """The bytes that the compiler plans for."""
+    plan = program.memory_analysis()
+    if plan is None:
+        return {}
+    size = plan.argument_size_in_bytes + plan.temp_size_in_bytes
+    size += plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return {"planned_gb": round(size / 1e9, 2)}
 
 
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Greedy decoding: the whole, and a token's share of it."""
     found: dict[str, Row] = {}
+    _tiled(how)
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
 
     @partial(jax.jit, static_argnames="new")
@@ -68,6 +125,7 @@ def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
             lengths=jnp.full(ids.shape[:1], s.prompt, jnp.int32),
             options=DecodeOptions(new),
             impl=model.attention,
+            fused=model.fused,
         )
         return out.ids
 
@@ -152,7 +210,102 @@ def _handed(s: Sizes, how: dict[str, str], length: int) -> dict[str, Row]:
     return found
 
 
-PARTS = {"step": step, "decode": decode, "handoff": handoff}
+CUTS = [
+    kernels.Tile(*cut)
+    for cut in (
+        (32, 256, 4, 4),
+        (32, 128, 4, 6),
+        (32, 512, 4, 3),
+        (64, 128, 4, 5),
+        (64, 256, 4, 3),
+        (64, 256, 8, 4),
+        (128, 128, 8, 4),
+        (16, 512, 4, 4),
+        (16, 256, 2, 5),
+    )
+]
+"""Ways to cut the products of decoding that are tried."""
+
+
+def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
+    """The products of a decoded token, each cut in several ways, and by XLA; `fastest` is one that
+    `decode` takes with `tiles`, the path of a JSON file with these rows."""
+    found: dict[str, Row] = {}
+    arch = arch_from_hf(s.receiver, None, where="receiver")
+    wide, heads = arch.width, (arch.heads + 2 * arch.kv_heads) * arch.head_dim
+    shapes = {
+        "qkv": ((wide, heads), True, False, 5),
+        "o": ((arch.heads * arch.head_dim, wide), False, False, 6),
+        "gate_up": ((wide, 2, arch.mlp_width), True, True, 2),
+        "down": ((arch.mlp_width, wide), False, False, 3),
+        "head": ((wide, arch.vocab_size), True, False, 2),
+    }
+    cuts = CUTS if s.times > 3 else CUTS[:1]
+    for name, (shape, normed, gated, copies) in shapes.items():
+        ins, outs = shape[0], shape[-1]
+        dtype = jnp.dtype(s.dtype)
+        weights = [_drawn(jax.random.key(i), shape, dtype) for i in range(copies)]
+        norm, x = jnp.ones((ins,), dtype), _drawn(jax.random.key(9), (1, ins), dtype)
+
+        def chain(weights: Any, x: Array, norm: Array, cut: Any) -> Array:
+            y = jnp.zeros((1, outs), x.dtype)  # each waits for the one before
+            for w in weights:
+                if cut is None:
+                    z = jnp.einsum("bi,io->bo", x, w.reshape(ins, -1))
+                    y = y + z[:, :outs]
+                else:
+                    y = kernels.product(
+                        x,
+                        w,
+                        norm=norm if normed else None,
+                        eps=1e-5,
+                        gated=gated,
+                        residual=y,
+                        tile=cut,
+                    )
+            return y
+
+        jitted = jax.jit(chain, static_argnames="cut")
+        calls = {cut: (jitted, (weights, x, norm), {"cut": cut}) for cut in (None, *cuts)}
+        programs, _ = _compiled(calls)
+        gb = sum(w.nbytes for w in weights) / 1e9
+        best = None
+        for cut, program in programs.items():
+
+            def many(program: Any = program) -> Array:
+                for _ in range(20):
+                    y = program(weights, x, norm)
+                return y
+
+            row = times(many, jax.block_until_ready, 1, 5)
+            each = row["ms"] / 20 / copies
+            label = "xla" if cut is None else "_".join(str(n) for n in astuple(cut))
+            found[f"{name}_{label}"] = {
+                "ms": round(each, 5),
+                "gb_per_s": round(gb / copies / each * 1e3, 1),
+            }
+            if cut is not None and (best is None or each < best[0]):
+                best = each, cut
+        assert best is not None
+        found[f"{name}_fastest"] = {
+            "ms": round(best[0], 5),
+            "sizes": [ins, outs],
+            "tile": list(astuple(best[1])),
+        }
+    return found
+
+
+def _tiled(how: dict[str, str]) -> None:
+    """Takes the tiles that `tiles` found fastest."""
+    if "tiles" in how and Path(how["tiles"]).exists():
+        parts = json.loads(Path(how["tiles"]).read_text())["parts"]["tiles"]
+        for row in next(iter(parts.values())).values():
+            if isinstance(row, dict) and "tile" in row:
+                ins, outs = row["sizes"]
+                kernels.TILES[ins, outs] = kernels.Tile(*row["tile"])
+
+
+PARTS = {"step": step, "decode": decode, "handoff": handoff, "tiles": tiles}
 
 
 def _config(s: Sizes, how: dict[str, str]) -> Any:
@@ -192,7 +345,7 @@ def _config(s: Sizes, how: dict[str, str]) -> Any:
 
 def _spec(name: str, shape: dict[str, Any], s: Sizes, how: dict[str, str]) -> FrozenSpec:
     arch = arch_from_hf(shape, None, where=name)
-    keys = {key: how[key] for key in ("attention", "quant", "unroll") if key in how}
+    keys = {key: how[key] for key in ("attention", "quant", "unroll", "decoding") if key in how}
     config = ModelConfig(name, s.dtype, **cast(Any, keys))
     return FrozenSpec(name, config, arch, cast(Any, SimpleNamespace()))
 
@@ -208,8 +361,8 @@ def _bridge(s: Sizes, how: dict[str, str]) -> Bridge:
     return Bridge(config.bridge, config.bridge.dims(sender, {RECEIVER: measured}))
 
 
-def _stage(s: Sizes, how: dict[str, str], source: int) -> tuple[AbstractStep, Any, Any]:
-    """The step of a stage, with its parameters and its state."""
+def _abstract(s: Sizes, how: dict[str, str], source: int) -> tuple[AbstractStep, Any]:
+    """The step of a stage, and the stage's config."""
     config = _config(s, how)
     train = config.stages["fit"].train
     specs = {
@@ -222,7 +375,13 @@ def _stage(s: Sizes, how: dict[str, str], source: int) -> tuple[AbstractStep, An
         f"{RECEIVER}/ask": s.ask,
         f"{RECEIVER}/answer": s.answer,
     }
-    made = abstract_step(config, train, specs, lengths, _mesh())
+    return abstract_step(config, train, specs, lengths, _mesh()), config
+
+
+def _stage(s: Sizes, how: dict[str, str], source: int) -> tuple[AbstractStep, Any, Any]:
+    """The step of a stage, with its parameters and its state."""
+    made, config = _abstract(s, how, source)
+    train = config.stages["fit"].train
     bridge = _bridge(s, how)
     params = {
         "bridge": bridge.init(jax.random.key(0)),

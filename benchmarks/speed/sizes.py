@@ -68,7 +68,8 @@ def _tiny(kind: str) -> dict[str, Any]:
 
 
 def sizes(preset: str) -> Sizes:
-    """The sizes of `smoke` (a minute on a CPU) or `h200` (one GPU of 80 GB or more)."""
+    """The sizes of `smoke` (a minute on a CPU), `h200` (one GPU of 80 GB or more), or `real` (the
+    models of configs/real)."""
     if preset == "smoke":
         return Sizes(
             sender=_tiny("llama"),
@@ -90,10 +91,29 @@ def sizes(preset: str) -> Sizes:
             warm=1,
             times=3,
         )
-    sender, receiver = (
-        json.loads((SHAPES / f"{name}.json").read_text())
-        for name in ("llama-3.1-8b-instruct", "mistral-7b-instruct-v0.3")
-    )
+    if preset == "real":
+        sender, receiver = _shapes("smollm2-135m-instruct.gguf", "qwen2.5-coder-0.5b-instruct.gguf")
+        return Sizes(
+            sender=sender,
+            receiver=receiver,
+            dtype="bfloat16",
+            tap=24,
+            rows=64,
+            source=160,
+            ask=24,
+            answer=8,
+            slots=40,
+            width=640,
+            heads=10,
+            depth=3,
+            decoded=(1, 16),
+            prompt=192,
+            new=32,
+            texts=(160,),
+            warm=3,
+            times=20,
+        )
+    sender, receiver = _shapes("llama-3.1-8b-instruct", "mistral-7b-instruct-v0.3")
     return Sizes(
         sender=sender,
         receiver=receiver,
@@ -114,3 +134,7 @@ def sizes(preset: str) -> Sizes:
         warm=3,
         times=12,
     )
+
+
+def _shapes(*names: str) -> list[dict[str, Any]]:
+    return [json.loads((SHAPES / f"{name}.json").read_text()) for name in names]

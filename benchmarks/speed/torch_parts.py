@@ -6,6 +6,8 @@ bridge and losses; the tuned decoding has a static cache and is compiled.
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """A training step, `how["torch"]` being `plain`, `tuned` or `compiled`."""
+    """A training step, `how["torch"]` being `plain`, `tuned` or `compiled`; with `sources`, of texts
+    of each of these lengths."""
     torch.manual_seed(0)
     kind = how["torch"]
     torch.set_float32_matmul_precision("high")
@@ -31,6 +34,7 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     if not plain:
         sender.model.norm = nn.Identity()  # a tap is before the final norm
     bridge = Resampler(s).to(DEVICE)
+    sources = [int(n) for n in how["sources"].split(",")] if "sources" in how else [s.source]
     optimiser = torch.optim.AdamW(bridge.parameters(), lr=1e-4, fused=DEVICE == "cuda")
     call: Any = bridge
     loss_of: Any = _losses
@@ -39,20 +43,22 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
         for layer in (*sender.model.layers, *receiver.model.layers):
             layer.compile(dynamic=False)
         call, loss_of = torch.compile(bridge, dynamic=False), torch.compile(_losses, dynamic=False)
-    batch = {
-        name: torch.randint(3, 128, (s.rows, size), device=DEVICE)
-        for name, size in {
-            "source": s.source,
-            "context": s.source,
-            "ask": s.ask,
-            "answer": s.answer,
-            "head": 4,
-        }.items()
-    }
     table, a = receiver.get_input_embeddings(), s.answer
-    text = torch.cat([batch[k] for k in ("head", "context", "ask", "answer")], 1)
 
-    def once() -> Any:
+    def made(source: int) -> tuple[dict[str, Any], Any]:
+        batch = {
+            name: torch.randint(3, 128, (s.rows, size), device=DEVICE)
+            for name, size in {
+                "source": source,
+                "context": source,
+                "ask": s.ask,
+                "answer": s.answer,
+                "head": 4,
+            }.items()
+        }
+        return batch, torch.cat([batch[k] for k in ("head", "context", "ask", "answer")], 1)
+
+    def once(batch: dict[str, Any], text: Any) -> Any:
         with torch.no_grad():
             if plain:
                 seen = sender(input_ids=batch["source"], output_hidden_states=True)
@@ -78,9 +84,20 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
         optimiser.zero_grad(set_to_none=True)
         return loss.detach()
 
-    row = times(once, _wait, s.warm, s.times)
-    row["rows_per_s"] = round(s.rows / row["ms"] * 1e3, 2)
-    return {"step": row | _memory()}
+    found: dict[str, Row] = {}
+    for source in sources:
+        call_with = partial(once, *made(source))
+        row = times(call_with, _wait, s.warm, s.times)
+        row["rows_per_s"] = round(s.rows / row["ms"] * 1e3, 2)
+        name = f"step_{source}" if "sources" in how else "step"
+        found[name] = row | _memory()
+        began = time.perf_counter()  # as training goes: no step is waited for
+        for _ in range(s.times):
+            call_with()
+        _wait(None)
+        each = (time.perf_counter() - began) / s.times * 1e3
+        found[f"{name}_unwaited"] = {"ms": round(each, 4)}
+    return found
 
 
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
@@ -152,7 +169,7 @@ class Resampler(nn.Module):
         self.leave = nn.Linear(s.width, wide)
 
     def forward(self, states: Any) -> Any:
-        y = self.enter(states.float()) + self.place
+        y = self.enter(states.float()) + self.place[: states.shape[1]]
         x = self.queries.expand(len(y), -1, -1)
         for block in self.blocks:
             x = block(x, y)

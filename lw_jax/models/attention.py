@@ -57,10 +57,10 @@ def chosen(impl: str, mesh: Mesh, head_dim: int, *, dtype: Any, quant: str | Non
     device = mesh.devices.flat[0]
     fits = jnp.dtype(dtype) == jnp.bfloat16 and head_dim <= 128 and head_dim % 8 == 0
     whole = ways(mesh, "heads") == 1 and quant != "nf4"
-    return "cudnn" if fits and whole and _flash(device) else "xla"
+    return "cudnn" if fits and whole and flash(device) else "xla"
 
 
-def _flash(device: Any) -> bool:
+def flash(device: Any) -> bool:
     """Whether a device is an NVIDIA GPU on which cudnn has fused attention."""
     if device.platform not in ("gpu", "cuda"):
         return False

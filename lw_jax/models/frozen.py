@@ -27,12 +27,14 @@ class FrozenDecoder:
         arch: its architecture, with all of its layers; static.
         attention: implementation, see `attention.check`; static.
         remat: what a backward pass through it computes again, see `decoder.run`; static.
+        fused: whether new tokens go through `kernels` where these fit; static.
     """
 
     params: Any
     arch: Arch = struct.field(pytree_node=False)
     attention: str = struct.field(pytree_node=False, default="xla")
     remat: Remat = struct.field(pytree_node=False, default="full")
+    fused: bool = struct.field(pytree_node=False, default=False)
 
 
 @struct.dataclass

@@ -14,11 +14,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from lw_jax.models import head
+from lw_jax.models import head, kernels
+from lw_jax.models.apart import is_apart
 from lw_jax.models.arch import Arch
 from lw_jax.models.cache import Cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.types import Array, Edits, PyTree
+
+ROOM = 64
+"""A cache of layers apart has room for a multiple of so many tokens: products of other sizes are
+padded with a copy, every token."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,7 @@ def generate(
     delivery: LayerInputs | None = None,
     rng: Array | None = None,
     impl: str = "xla",
+    fused: bool = False,
 ) -> Generation:
     """Decodes `options.max_new` tokens after each row's prompt; call it under `jax.jit`.
 
@@ -125,10 +131,13 @@ def generate(
             tokens too, key and value deltas only on the soft tokens of the prompt.
         rng: random key; needed if a temperature is not 0.
         impl: attention implementation, see `attention.check`.
+        fused: whether new tokens go through `kernels` where these fit.
     """
     prompt = h.shape[1]
     given = delivery if delivery is not None else LayerInputs()
     room = prompt + options.max_new - 1
+    if is_apart(params):
+        room += -room % ROOM
     last = (lengths - 1)[:, None]
     ends_at = jnp.take_along_axis(positions, last, axis=1)
     first_gain = _gain(options, jnp.zeros((), jnp.int32))
@@ -149,7 +158,8 @@ def generate(
     assert done.cache is not None
     h_last = jnp.take_along_axis(done.h, last[..., None], axis=1)[:, 0]
     state = begun(arch, params, h_last, done.cache, options, rng)
-    return go_on(arch, params, state, ends_at, given, options, options.max_new).out
+    until = options.max_new
+    return go_on(arch, params, state, ends_at, given, options, until, fused=fused).out
 
 
 def begun(
@@ -191,6 +201,8 @@ def go_on(
     given: LayerInputs,
     options: DecodeOptions,
     until: int | Array,
+    *,
+    fused: bool = False,
 ) -> Writing:
     """Writes on until so many tokens are written, or all rows have ended.
 
@@ -202,15 +214,23 @@ def go_on(
         given: what entered the layers with the prompt.
         options: how to decode.
         until: number of tokens, at most `options.max_new`.
+        fused: whether new tokens go through `kernels` where these fit.
     """
     decoding = replace(given, edits=Edits(lora=given.edits.lora, blocks=given.edits.blocks))
     batch = state.out.lengths.shape[0]
+    fused = fused and not options.gain and kernels.fits(params, batch, decoding)
 
     def more(state: Writing) -> Array:
         return (state.step < until) & ~jnp.all(state.out.ended)
 
     def advance(state: Writing) -> Writing:
         token = lax.dynamic_slice_in_dim(state.out.ids, state.step - 1, 1, axis=1)
+        if fused:
+            h = embed_tokens(params, token[:, 0]).astype(state.cache.k[0].dtype)
+            positions = ends_at + state.step.astype(ends_at.dtype)
+            h, cache = kernels.step(arch, params, h, positions, state.cache)
+            state = replace(state, cache=cache)
+            return _choose(arch, params, h, state, options, first=False, fused=True)
         gain = _gain(options, state.step)
         inputs = decoding
         if gain is not None:
@@ -238,10 +258,16 @@ def _gain(options: DecodeOptions, step: Array) -> Array | None:
 
 
 def _choose(
-    arch: Arch, params: PyTree, h: Array, state: Writing, options: DecodeOptions, first: bool
+    arch: Arch,
+    params: PyTree,
+    h: Array,
+    state: Writing,
+    options: DecodeOptions,
+    first: bool,
+    fused: bool = False,
 ) -> Writing:
     """Picks one token for each row from the states h [B, D] and writes it at the current step."""
-    plain = head.logits(arch, params, h)
+    plain = (kernels if fused else head).logits(arch, params, h)
     z = plain
     if options.eos_ids:
         barred = state.step < max(options.min_new, options.eos_ban_steps)

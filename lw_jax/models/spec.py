@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lw_jax.errors import UserError
-from lw_jax.models import apart, attention
+from lw_jax.models import apart, attention, kernels
 from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import (
     Checkpoint,
@@ -194,7 +194,8 @@ class FrozenSpec:
         if isinstance(self.arch, EncoderArch):  # small, and its masks are not causal
             return FrozenEncoder(params, self.arch, "xla" if asked == "auto" else asked)
         impl = attention.chosen(asked, mesh, self.arch.head_dim, **self._storage)
-        return FrozenDecoder(params, self.arch, impl)
+        fused = kernels.chosen(self.config.decoding, mesh, self.arch, **self._storage)
+        return FrozenDecoder(params, self.arch, impl, fused=fused)
 
 
 SENDER = "sender"

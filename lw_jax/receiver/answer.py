@@ -377,6 +377,7 @@ def write(
         options,
         rng,
         attention=model.attention,
+        fused=model.fused,
     )
 
 

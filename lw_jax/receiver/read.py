@@ -309,6 +309,7 @@ def decode(
     rng: Array,
     *,
     attention: str = "xla",
+    fused: bool = False,
 ) -> Generation:
     """Writes an answer after [head][message][ask], laid out by the same code as `read`.
 
@@ -320,6 +321,7 @@ def decode(
         options: how to decode.
         rng: random key.
         attention: implementation, see `attention.check`.
+        fused: whether new tokens go through `kernels` where these fit.
     """
     laid = lay_out(params, segments, delivery)
     return generate(
@@ -332,6 +334,7 @@ def decode(
         options=options,
         rng=rng,
         impl=attention,
+        fused=fused,
     )
 
 

@@ -165,7 +165,14 @@ def write(
         until: number of tokens.
     """
     done = go_on(
-        model.arch, model.params, so_far.writing, so_far.ends_at, heard.inputs, options, until
+        model.arch,
+        model.params,
+        so_far.writing,
+        so_far.ends_at,
+        heard.inputs,
+        options,
+        until,
+        fused=model.fused,
     )
     return Answering(done, so_far.ends_at)
 
