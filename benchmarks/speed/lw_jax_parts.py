@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed.measure import times
+from benchmarks.speed.measure import compiled, times
 from benchmarks.speed.sizes import Sizes
+from benchmarks.speed.tiles import drawn, taken, tiles
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models import kernels
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.dims import sizes as dims_of
@@ -59,7 +58,7 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
             batches[source] = _reused(s, how, made, frozen, batch)
             batch = batches[source]()
         calls[source] = (made.step, (state, frozen, batch), {})
-    programs, spent = _compiled(calls)
+    programs, spent = compiled(calls)
     for source in sources:
         held = {"state": calls[source][1][0]}
         calls[source] = None
@@ -112,7 +111,7 @@ def _planned(program: Any) -> Row:
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Greedy decoding: the whole, and a token's share of it."""
     found: dict[str, Row] = {}
-    _tiled(how)
+    taken(how)
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
 
     @partial(jax.jit, static_argnames="new")
@@ -132,7 +131,7 @@ def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     prompts = {rows: _ids((rows, s.prompt), s.receiver["vocab_size"]) for rows in s.decoded}
     asked = [(rows, new) for rows in s.decoded for new in (1, s.new)]
     calls = {at: (written, (model, prompts[at[0]]), {"new": at[1]}) for at in asked}
-    programs, spent = _compiled(calls)
+    programs, spent = compiled(calls)
     for rows in s.decoded:
         some = {
             new: times(
@@ -149,20 +148,6 @@ def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
         each = (some[s.new]["ms"] - some[1]["ms"]) / (s.new - 1)
         found[f"b{rows}_per_token"] = {"ms": round(each, 4)} | _memory()
     return found
-
-
-def _compiled(calls: dict[Any, tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Any:
-    """Programs that are compiled side by side, by name, and the seconds that each took: a jitted
-    function, its arguments, its static arguments."""
-    lowered = {at: f.lower(*args, **static) for at, (f, args, static) in calls.items()}
-
-    def one(at: Any) -> tuple[Any, float]:
-        began = time.perf_counter()
-        return lowered[at].compile(), round(time.perf_counter() - began, 2)
-
-    with ThreadPoolExecutor() as pool:
-        done = dict(zip(lowered, pool.map(one, lowered), strict=True))
-    return {at: x[0] for at, x in done.items()}, {at: x[1] for at, x in done.items()}
 
 
 def handoff(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
@@ -208,101 +193,6 @@ def _handed(s: Sizes, how: dict[str, str], length: int) -> dict[str, Row]:
     found[f"wire_{length}"] = timed(lambda: by_latent(model, batch, encode()))
     found[f"text_{length}"] = timed(lambda: by_text(model, batch, None))
     return found
-
-
-CUTS = [
-    kernels.Tile(*cut)
-    for cut in (
-        (32, 256, 4, 4),
-        (32, 128, 4, 6),
-        (32, 512, 4, 3),
-        (64, 128, 4, 5),
-        (64, 256, 4, 3),
-        (64, 256, 8, 4),
-        (128, 128, 8, 4),
-        (16, 512, 4, 4),
-        (16, 256, 2, 5),
-    )
-]
-"""Ways to cut the products of decoding that are tried."""
-
-
-def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """The products of a decoded token, each cut in several ways, and by XLA; `fastest` is one that
-    `decode` takes with `tiles`, the path of a JSON file with these rows."""
-    found: dict[str, Row] = {}
-    arch = arch_from_hf(s.receiver, None, where="receiver")
-    wide, heads = arch.width, (arch.heads + 2 * arch.kv_heads) * arch.head_dim
-    shapes = {
-        "qkv": ((wide, heads), True, False, 5),
-        "o": ((arch.heads * arch.head_dim, wide), False, False, 6),
-        "gate_up": ((wide, 2, arch.mlp_width), True, True, 2),
-        "down": ((arch.mlp_width, wide), False, False, 3),
-        "head": ((wide, arch.vocab_size), True, False, 2),
-    }
-    cuts = CUTS if s.times > 3 else CUTS[:1]
-    for name, (shape, normed, gated, copies) in shapes.items():
-        ins, outs = shape[0], shape[-1]
-        dtype = jnp.dtype(s.dtype)
-        weights = [_drawn(jax.random.key(i), shape, dtype) for i in range(copies)]
-        norm, x = jnp.ones((ins,), dtype), _drawn(jax.random.key(9), (1, ins), dtype)
-
-        def chain(weights: Any, x: Array, norm: Array, cut: Any) -> Array:
-            y = jnp.zeros((1, outs), x.dtype)  # each waits for the one before
-            for w in weights:
-                if cut is None:
-                    z = jnp.einsum("bi,io->bo", x, w.reshape(ins, -1))
-                    y = y + z[:, :outs]
-                else:
-                    y = kernels.product(
-                        x,
-                        w,
-                        norm=norm if normed else None,
-                        eps=1e-5,
-                        gated=gated,
-                        residual=y,
-                        tile=cut,
-                    )
-            return y
-
-        jitted = jax.jit(chain, static_argnames="cut")
-        calls = {cut: (jitted, (weights, x, norm), {"cut": cut}) for cut in (None, *cuts)}
-        programs, _ = _compiled(calls)
-        gb = sum(w.nbytes for w in weights) / 1e9
-        best = None
-        for cut, program in programs.items():
-
-            def many(program: Any = program) -> Array:
-                for _ in range(20):
-                    y = program(weights, x, norm)
-                return y
-
-            row = times(many, jax.block_until_ready, 1, 5)
-            each = row["ms"] / 20 / copies
-            label = "xla" if cut is None else "_".join(str(n) for n in astuple(cut))
-            found[f"{name}_{label}"] = {
-                "ms": round(each, 5),
-                "gb_per_s": round(gb / copies / each * 1e3, 1),
-            }
-            if cut is not None and (best is None or each < best[0]):
-                best = each, cut
-        assert best is not None
-        found[f"{name}_fastest"] = {
-            "ms": round(best[0], 5),
-            "sizes": [ins, outs],
-            "tile": list(astuple(best[1])),
-        }
-    return found
-
-
-def _tiled(how: dict[str, str]) -> None:
-    """Takes the tiles that `tiles` found fastest."""
-    if "tiles" in how and Path(how["tiles"]).exists():
-        parts = json.loads(Path(how["tiles"]).read_text())["parts"]["tiles"]
-        for row in next(iter(parts.values())).values():
-            if isinstance(row, dict) and "tile" in row:
-                ins, outs = row["sizes"]
-                kernels.TILES[ins, outs] = kernels.Tile(*row["tile"])
 
 
 PARTS = {"step": step, "decode": decode, "handoff": handoff, "tiles": tiles}
@@ -402,18 +292,9 @@ def _filled(tree: Any) -> Any:
             return jnp.ones(x.shape, x.dtype)
         if name.endswith(".scale"):
             return jnp.full(x.shape, 0.02 / 64, x.dtype)
-        return _drawn(jax.random.fold_in(jax.random.key(0), len(name)), x.shape, x.dtype)
+        return drawn(jax.random.fold_in(jax.random.key(0), len(name)), x.shape, x.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, tree)
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _drawn(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Numbers 0.02 wide; of codes, 64 wide."""
-    codes = jnp.dtype(dtype).itemsize == 1
-    wide = 64 if codes else 0.02
-    draw = jax.random.normal(key, shape, jnp.bfloat16 if codes else dtype)
-    return (draw * jnp.asarray(wide, draw.dtype)).astype(dtype)
 
 
 def _ids(shape: tuple[int, ...], vocabulary: int) -> Array:

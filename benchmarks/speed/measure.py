@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -37,3 +38,17 @@ def times(call: Callable[[], Any], wait: Callable[[Any], Any], warm: int, count:
         "max": round(max(took), 4),
         "calls": count,
     }
+
+
+def compiled(calls: dict[Any, tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Any:
+    """Programs that are compiled side by side, by name, and the seconds that each took: a jitted
+    function, its arguments, its static arguments."""
+    lowered = {at: f.lower(*args, **static) for at, (f, args, static) in calls.items()}
+
+    def one(at: Any) -> tuple[Any, float]:
+        began = time.perf_counter()
+        return lowered[at].compile(), round(time.perf_counter() - began, 2)
+
+    with ThreadPoolExecutor() as pool:
+        done = dict(zip(lowered, pool.map(one, lowered), strict=True))
+    return {at: x[0] for at, x in done.items()}, {at: x[1] for at, x in done.items()}

@@ -23,8 +23,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """A training step, `how["torch"]` being `plain`, `tuned` or `compiled`; with `sources`, of texts
-    of each of these lengths."""
+    """A training step, `how["torch"]` being `plain`, `tuned` or `compiled`; with `sources`, of
+    texts of each of these lengths."""
     torch.manual_seed(0)
     kind = how["torch"]
     torch.set_float32_matmul_precision("high")

@@ -7,7 +7,7 @@ plain weights, or stored ones of 8 bits, where they lie. What it computes is wha
 does: norms, rotation and softmax in float32, products of the stream's dtype added up in float32;
 results differ by rounding. Activations are not rounded to 8 bits, as products of float8 do.
 
-Letters: B rows, T tokens, S columns of the cache, D width, H heads, K key/value heads, h head width.
+Letters: B rows, S columns of the cache, D width, H heads, K key/value heads, h head width.
 """
 
 from __future__ import annotations
