@@ -104,9 +104,11 @@ def test_it_is_read(path: Path) -> None:
 
 
 ALIKE = (
-    *(f"ablations/{n}.yaml" for n in ("continuation_first", "questions_alone", "readback_first")),
+    *(f"ablations/{n}_first.yaml" for n in ("alignment", "continuation", "readback")),
+    "ablations/questions_alone.yaml",
     *(f"classification/{n}.yaml" for n in ("sst2", "topics", "trec")),
-    *("facts_qwen.yaml", "quickstart.yaml"),
+    *(f"{n}.yaml" for n in ("facts_qwen", "facts_two_receivers", "gsm8k", "quickstart")),
+    *("quickstart_scratch.yaml", "latentwire/pca_tokens.yaml", "telepathy/default.yaml"),
 )
 """Configs whose steps have the parts of another one's, which is traced by default."""
 LARGEST = ("hero", "final_plan", "interlingua", "phase_1b_annealed")

@@ -429,6 +429,7 @@ def test_an_old_run_is_evaluated(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.slow  # what it reads of the old run, its evaluation reads
 def test_an_old_run_is_started_from(tmp_path: Path) -> None:
     found = start_from_old_run(tmp_path)
     # What that commit computed on each of two kinds of processors, which round otherwise.
@@ -436,6 +437,7 @@ def test_an_old_run_is_started_from(tmp_path: Path) -> None:
     assert any(found == pytest.approx(one, rel=LOSS_TOLERANCE, abs=0) for one in known), found
 
 
+@pytest.mark.slow  # a checkpoint alone is refused in test_old_names.py
 def test_an_unfinished_old_run_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import Features
+from tests.tiny.evaluation import draw
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 WIDTH, SLOTS, TOKENS = 8, 4, 6
@@ -68,19 +69,21 @@ def target(rows: int = 3, tokens: int = 6, rms: float = 0.1, seed: int = 1) -> F
     return Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros((rows, tokens), int))
 
 
+def init_of(**options: Any) -> Any:
+    """The function that makes the parameters."""
+    rngs = {"params": jax.random.key(0), "noise": jax.random.key(1)}
+    return lambda: module(**options).init(rngs, source())["params"]
+
+
 @cache
 def fresh(**options: Any) -> Any:
-    rngs = {"params": jax.random.key(0), "noise": jax.random.key(1)}
-    return jax.jit(module(**options).init)(rngs, source())["params"]
+    return jax.jit(init_of(**options))()
 
 
 @cache
 def moved(**options: Any) -> Any:
     """Parameters as training leaves them: no gate is shut."""
-    leaves, tree = jax.tree.flatten(fresh(**options))
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    shaken = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, shaken)
+    return draw(jax.eval_shape(init_of(**options)), 2, 0.3)
 
 
 @cache
@@ -224,7 +227,7 @@ def test_quiet_targets_blind_the_flow_and_unit_targets_do_not() -> None:
 
 def test_every_leaf_has_its_group() -> None:
     for conditioning in ("mean", "cross", "attention_pool"):
-        shapes = jax.eval_shape(lambda c=conditioning: fresh(conditioning=c))
+        shapes = jax.eval_shape(init_of(conditioning=conditioning))
         for path, group in optimiser_groups({"bridge": {"compressor": shapes}}).items():
             assert group == ("muon" if path.endswith("/kernel") else "adam"), path
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -45,17 +48,24 @@ def view(lengths: list[int], room: int = TOKENS) -> Features:
     return Features(ROWS[:, :room], mask, jnp.zeros(mask.shape, jnp.int32))
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-@pytest.mark.parametrize("part", ["perceiver", "window"])
-def test_padding_changes_nothing(part: str, rotary: bool) -> None:
+@cache
+def made(part: str, rotary: bool) -> tuple[Any, Any]:
+    """A compressor as a compiled function of parameters and views, and its first parameters."""
     sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1, "rotary": rotary}
     if part == "perceiver":
         module = perceiver.Config(slots=4, **sizes).build(DIMS)  # type: ignore[arg-type]
     else:
         module = window.Config(size=3, **sizes).build(DIMS)  # type: ignore[arg-type,assignment]
-    params = jax.jit(module.init)(jax.random.key(0), {"source": view([9, 6])})
-    whole = jax.jit(module.apply)(params, {"source": view([9, 6])})
-    cut = jax.jit(module.apply)(params, {"source": view([9, 6], room=9)})
+    params = jax.jit(module.init)(jax.random.key(0), {"source": view([12, 12])})
+    return jax.jit(module.apply), params
+
+
+@pytest.mark.parametrize("part", ["perceiver", "window"])
+def test_padding_changes_nothing(part: str) -> None:
+    """Without rotary attention, tests of the compressors say so."""
+    apply, params = made(part, True)
+    whole = apply(params, {"source": view([9, 6])})
+    cut = apply(params, {"source": view([9, 6], room=9)})
     assert not isinstance(whole, tuple) and not isinstance(cut, tuple)
     some = np.asarray(cut.mask)  # type: ignore[union-attr]
     slots = whole.slots[:, : some.shape[1]]  # type: ignore[union-attr]
@@ -64,18 +74,10 @@ def test_padding_changes_nothing(part: str, rotary: bool) -> None:
 
 @pytest.mark.parametrize("part", ["perceiver", "window"])
 def test_rotary_changes_the_latent_but_not_the_parameters(part: str) -> None:
-    sizes = {"width": 16, "heads": 2, "depth": 1, "encoder_layers": 1}
-    made = []
-    for rotary in (False, True):
-        if part == "perceiver":
-            config = perceiver.Config(slots=4, rotary=rotary, **sizes)
-            module = config.build(DIMS)
-        else:
-            module = window.Config(size=3, rotary=rotary, **sizes).build(DIMS)  # type: ignore[assignment]
-        params = jax.jit(module.init)(jax.random.key(0), {"source": view([12, 12])})
-        made.append((params, jax.jit(module.apply)(params, {"source": view([12, 12])}).slots))  # type: ignore[union-attr]
-    chex.assert_trees_all_equal(made[0][0]["params"], made[1][0]["params"])
-    assert float(jnp.abs(made[0][1] - made[1][1]).max()) > 1e-4
+    (plain, params), (turned, own) = made(part, False), made(part, True)
+    chex.assert_trees_all_equal(params["params"], own["params"])
+    seen = {"source": view([12, 12])}
+    assert float(jnp.abs(plain(params, seen).slots - turned(own, seen).slots).max()) > 1e-4
 
 
 def test_odd_heads_cannot_be_turned() -> None:

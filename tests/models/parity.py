@@ -34,6 +34,8 @@ LENGTHS = np.array([24, 17], np.int32)
 PROMPT = 18
 TOLERANCE = 1e-4
 MUST_MOVE = 100 * TOLERANCE
+OF_ALL = ("wrong theta", "GQA order", "wrong eps")
+"""Mutations that there are of every family, each a program of its own."""
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,12 @@ def test_equals_golden(case):
 
 
 @each_family
-def test_every_mutation_moves_the_logits(case):
+@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_every_mutation_moves_the_logits(case, own):
+    """By default a family's own ones; those that all have, of one family."""
     for fault, arch, params in parity.mutations(case[1]):
-        assert parity.moved(case[1], arch, params) > parity.MUST_MOVE, (case[0], fault)
+        if own == (case[0] == "llama" or fault not in parity.OF_ALL):
+            assert parity.moved(case[1], arch, params) > parity.MUST_MOVE, (case[0], fault)
 
 
 def test_both_spellings_of_the_config_are_one_arch(case):

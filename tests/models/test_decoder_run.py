@@ -101,7 +101,13 @@ def real(x: jax.Array) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("arch", "given"), [(ARCH, "nothing"), (ARCH, "all"), *((WINDOW, name) for name in GIVEN)]
+    ("arch", "given"),
+    [
+        (ARCH, "nothing"),
+        (WINDOW, "all"),  # of which each of the others is a part
+        *(pytest.param(WINDOW, n, marks=pytest.mark.slow) for n in GIVEN if n != "all"),
+        pytest.param(ARCH, "all", marks=pytest.mark.slow),
+    ],
 )
 def test_equals_the_naive_decoder(arch, given, params, h):
     positions = whole_positions() + 0.5 * (np.arange(TOKENS)[None] > 4)

@@ -158,6 +158,8 @@ def seen(training: Training) -> Mapping[int, Mapping[str, Any]]:
     return found
 
 
+SLOW = pytest.mark.slow
+"""Of alarms that have other tests in test_alarms.py."""
 MILD = Training(distance="cosine", head_input="delivered")
 FAINT = Training(distance="mse", head_input="pre_scale")
 
@@ -175,6 +177,7 @@ FAINT = Training(distance="mse", head_input="pre_scale")
             Training(conditioning="tanh"),
             Training(conditioning="layer_norm_tanh"),
             id="10: V7's tanh",
+            marks=SLOW,
         ),
         pytest.param("detached_head", 1, FAINT, MILD, id="14: V8's head"),
         pytest.param(
@@ -186,7 +189,12 @@ FAINT = Training(distance="mse", head_input="pre_scale")
             marks=pytest.mark.slow,  # the only one with a receiver that can read
         ),
         pytest.param(
-            "pooled", EARLY * STEPS, Training(window=1000), Training(), id="16: one mean of all"
+            "pooled",
+            EARLY * STEPS,
+            Training(window=1000),
+            Training(),
+            id="16: one mean of all",
+            marks=SLOW,
         ),
         pytest.param(
             "codebook_collapse",
@@ -194,6 +202,7 @@ FAINT = Training(distance="mse", head_input="pre_scale")
             Training(codebook=vq.Config(64, "l2", revive=None)),
             Training(codebook=vq.Config(64, "l2", revive=2)),
             id="20: V15a's codebook",
+            marks=SLOW,
         ),
     ],
 )

@@ -161,7 +161,8 @@ def test_rows_are_found_in_batches_of_another_order_and_length(tmp_path: Path) -
     assert taps < real < 1.5 * taps
 
 
-@pytest.mark.parametrize("form", ["stacked", pytest.param("apart", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["stacked", "apart"])
 def test_a_text_that_is_read_once_gives_the_states_of_each_question(form: str) -> None:
     frozen, rows = frozen_models(), groups(6, 3)
     if form == "apart":

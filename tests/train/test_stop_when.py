@@ -64,6 +64,7 @@ def test_ended_is_ended(compiled: Any, tmp_path: Path) -> None:
     assert lines(tmp_path) == told
 
 
+@pytest.mark.slow  # resumption in general is tested by default
 def test_one_that_is_interrupted_ends_at_the_same_step(compiled: Any, tmp_path: Path) -> None:
     """Its history is in the checkpoints, and so is what was seen before the interruption."""
     whole = run(tmp_path / "whole", compiled)
