@@ -1,8 +1,8 @@
 """Measures several devices beside one: training with rows and weights split, decoding by heads.
 
     python -m benchmarks.several --preset h200 --devices 2 --out several.json
-    python -m benchmarks.several --preset h200 --devices 2 --ways "step, one;step, fsdp" --out a.json
-    python -m benchmarks.several --preset smoke --devices 2 --out smoke.json   # CPUs that stand for two
+    python -m benchmarks.several --preset h200 --devices 2 --ways "step, one;step, fsdp"
+    python -m benchmarks.several --preset smoke --devices 2 --out smoke.json  # CPUs stand for two
 
 Each way is a process of its own, one after another; times are medians after warm-up, weights are
 random. A training step has as many rows *a device* whichever way it goes, so that its efficiency is
