@@ -30,7 +30,7 @@ FLOORS = """
     report
     stages
     results api
-    serve
+    serve probes
     launch
     commands
     __main__

@@ -88,6 +88,10 @@ class BridgeModule(nn.Module):
         """The latent whose codes [B, M, n] are in place of its slots."""
         return cast(Latent, self.bottleneck.slots_of(latent))
 
+    def narrowed(self, latent: Latent, train: bool = False) -> Latent:
+        """A latent after the bottleneck, whatever has made it."""
+        return cast(Latent, self.bottleneck(latent, train))
+
     def compressor_loss(
         self, taps: Mapping[str, Taps], target: Features, train: bool = True
     ) -> Any:

@@ -1,0 +1,180 @@
+"""The inverter: from what is seen of a message to the tokens of its text, all at once.
+
+Queries, one for each token of the text, attend to what is seen, and to each other. It is no
+language model: what it writes is what the message says, and what texts of this kind have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from lw_jax.layers.transformer import Stack, sinusoid
+from lw_jax.train.optimiser import make_optimiser
+from lw_jax.train.optimiser_config import OptimiserConfig
+from lw_jax.types import Array, PyTree
+from lw_jax.utils.schedule import Schedule
+
+WARM = 0.05
+"""Share of the steps in which the rate rises."""
+
+
+@struct.dataclass
+class Seen:
+    """What an inverter sees of N messages.
+
+    Attributes:
+        x: [N, C, F] floats.
+        mask: [N, C] bool, which columns are real.
+        at: [N, C] float32, where in the text each column stands, in its tokens.
+    """
+
+    x: Any
+    mask: Any
+    at: Any
+
+    def of(self, rows: Any) -> Seen:
+        """Some rows."""
+        return jax.tree.map(lambda one: one[rows], self)
+
+
+class Inverter(nn.Module):
+    """Logits [N, T, V + 1] of a text's tokens; the last class is "the text has ended".
+
+    Attributes:
+        length: T, tokens of the longest text.
+        vocab: V.
+        width: of the stream.
+        depth: layers.
+        heads: attention heads of a layer.
+    """
+
+    length: int
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, seen: Seen) -> Array:
+        rows = seen.x.shape[0]
+        dense = partial(nn.Dense, use_bias=False)
+        y = nn.RMSNorm(name="seen_norm")(
+            dense(self.width, name="seen_in")(seen.x.astype(jnp.float32))
+        )
+        y = Stack(1, self.heads, name="columns")(y, seen.mask, at=seen.at)
+        at = jnp.broadcast_to(jnp.arange(self.length, dtype=jnp.float32), (rows, self.length))
+        x = dense(self.width, name="queries_in")(sinusoid(at, self.width))
+        every = jnp.ones(at.shape, bool)
+        x = Stack(self.depth, self.heads, cross=True, name="tokens")(
+            x, every, y, seen.mask, at=at, y_at=seen.at
+        )
+        return dense(self.vocab + 1, name="head_out")(nn.RMSNorm(name="head_norm")(x))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained inverter.
+
+    Attributes:
+        module: the inverter.
+        params: its parameters.
+        loss: nats a token, a running mean over the last steps.
+    """
+
+    module: Inverter
+    params: PyTree
+    loss: float
+
+    def write(self, seen: Seen, batch_size: int) -> np.ndarray:
+        """The most probable tokens [N, T] int32; V from where a text has ended."""
+        rows = seen.x.shape[0]
+        found = []
+        for begin in range(0, rows, batch_size):
+            at = np.minimum(np.arange(begin, begin + batch_size), rows - 1)
+            found.append(np.asarray(_best(self.module, self.params, seen.of(at))))
+        return np.concatenate(found)[:rows]
+
+
+def train(
+    module: Inverter,
+    seen: Seen,
+    tokens: np.ndarray,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    step: Callable[..., None],
+) -> Trained:
+    """An inverter that has learned from pairs of messages and texts.
+
+    Args:
+        module: the inverter.
+        seen: of N messages.
+        tokens: [N, T] int32 of their texts; V where a text has ended.
+        steps: of training.
+        batch_size: rows of each.
+        lr: the rate at its highest.
+        seed: of the parameters and of the order of rows.
+        step: called after each step.
+    """
+    rng, rows = np.random.default_rng(seed), len(tokens)
+    batch_size = min(batch_size, rows)
+    made = jax.jit(module.init)(jax.random.key(seed), seen.of(np.arange(1)))
+    params: PyTree = {"params": made["params"]}
+    warm = max(1, round(WARM * steps))
+    schedule = Schedule(shape="cosine", ramp=warm, final=0.05)
+    cfg = OptimiserConfig(name="muon", lr=lr, adam_lr=lr / 10, schedule=schedule)
+    optimiser = make_optimiser(cfg, params, steps)
+    state, mean = optimiser.init(params), float("nan")
+    update = partial(_step, module, optimiser)
+    order = np.concatenate([rng.permutation(rows) for _ in range(-(-steps * batch_size // rows))])
+    for i in range(steps):
+        at = order[i * batch_size : (i + 1) * batch_size]
+        params, state, loss = update(params, state, seen.of(at), tokens[at])
+        if i % 20 == 0 or i == steps - 1:
+            last = float(loss)
+            mean = last if np.isnan(mean) else 0.7 * mean + 0.3 * last
+        step(1, f"loss {mean:.3f}")
+    return Trained(module, params, mean)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _step(
+    module: Inverter,
+    optimiser: optax.GradientTransformation,
+    params: PyTree,
+    state: Any,
+    seen: Seen,
+    tokens: Array,
+) -> tuple[PyTree, Any, Array]:
+    def loss_of(params: PyTree) -> Array:
+        logits = _logits(module, params, seen)
+        # Of what comes after the end only its first token teaches anything.
+        ended = (tokens == module.vocab).astype(jnp.float32)
+        weight = jnp.where(jnp.cumsum(ended, axis=1) <= 1, 1.0, 0.0)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+        return jnp.sum(nll * weight) / jnp.sum(weight)
+
+    loss, grads = jax.value_and_grad(loss_of)(params)
+    updates, state = optimiser.update(grads, state, params)
+    return optax.apply_updates(params, updates), state, loss
+
+
+@partial(jax.jit, static_argnums=0)
+def _best(module: Inverter, params: PyTree, seen: Seen) -> Array:
+    return jnp.argmax(_logits(module, params, seen), axis=-1).astype(jnp.int32)
+
+
+def _logits(module: Inverter, params: PyTree, seen: Seen) -> Array:
+    return cast(Array, module.apply(params, seen))
