@@ -22,7 +22,7 @@ from lw_jax import __version__
 from lw_jax.config import yaml_files
 from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
-from lw_jax.utils import kinds, program_cache, shipped
+from lw_jax.utils import alive, kinds, program_cache, shipped
 from lw_jax.utils.failures import in_one_line
 from lw_jax.utils.signals import leave
 
@@ -95,6 +95,13 @@ def _dispatch(argv: Sequence[str]) -> int:
         with console.pager() if everything and console.is_terminal else nullcontext():
             print_help("" if everything else command.target, console)
         return OK
+    works = command.action in ("run", "evaluate")
+    with alive.watched() if works else nullcontext():
+        return _worked(command, console, argv)
+
+
+def _worked(command: Command, console: Console, argv: Sequence[str]) -> int:
+    """What a command line with a config or a run directory asks for."""
     if command.action == "evaluate":
         if not any((Path(command.target) / name).is_file() for name in (CONFIG_FILE, BRIDGE_FILE)):
             raise UserError(
@@ -197,6 +204,7 @@ def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     from lw_jax.runs.session import Session
     from lw_jax.utils.device import use_device
 
+    alive.doing("checking the config, its rows and its models")
     use_device(config.device, os.environ)
     config = with_shipped(config)
     check_directory(config)
@@ -264,6 +272,7 @@ def run_stage(this: Any, name: str) -> None:
 
     ((kind, config),) = chosen(this.config.stages[name]).items()
     began = time.monotonic()
+    alive.doing(f"stage {name}")
     this.session.begin(this.config, kind)
     stage_module(kind).run(this, name, config)
     seconds = round(time.monotonic() - began, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,8 @@ from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message as ReceiverMessage
+from lw_jax.runs import hub
+from lw_jax.runs.export import export
 from lw_jax.runs.exported import LONGEST, about_bridge, is_exported
 from lw_jax.runs.hub import bridge_at
 from lw_jax.runs.places import located
@@ -54,6 +57,7 @@ from lw_jax.utils import arguments, program_cache
 from lw_jax.utils.registry import chosen
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import codec as check
+from lw_jax.wire.gate import Gate
 from lw_jax.wire.message import Message, Part
 
 Role = Literal["both", "sender", "receiver"]
@@ -137,6 +141,8 @@ class Bridge:
         longest: most tokens of what it was trained on, by the name of the part (`source`,
             `<receiver>/ask`); those unknown are missing.
         reach: most source tokens that a text can have; None: unknown.
+        home: directory of the run or of the exported bridge.
+        gate: that refuses messages unlike those of honest senders; None: there is none.
     """
 
     pipeline: Pipeline
@@ -146,6 +152,8 @@ class Bridge:
     role: Role = "both"
     longest: Mapping[str, int] = field(default_factory=dict)
     reach: int | None = None
+    home: Path | None = None
+    gate: Gate | None = None
 
     @classmethod
     def load(
@@ -158,6 +166,7 @@ class Bridge:
         receivers: Mapping[str, str | Path] | None = None,
         key: bytes | str | None = None,
         fingerprint: Fingerprint | None = None,
+        gate: str | Path | None = None,
     ) -> Bridge:
         """The bridge of a run, decoding as its last evaluation did. The run's rows are not needed.
 
@@ -181,6 +190,8 @@ class Bridge:
             fingerprint: `same_model` takes the models of an exported bridge also where they are
                 stored otherwise than in training (a GGUF file, other bits, another dtype), with a
                 warning; `exact` does not; None: as its config says, which is `exact` by default.
+            gate: a file that `lw-jax probe hostile` wrote: messages that it does not let pass are
+                refused by all that reads one; None: no gate.
 
         Raises:
             UserError: neither there, nothing trained yet, its receiver needs the text as well, or
@@ -222,7 +233,9 @@ class Bridge:
         origin = str(home) if exported else None
         trained = load_trained(config, home, pipeline, checkpoint, init_from=origin)
         longest = _whole_numbers(about_bridge(home).get(LONGEST)) if exported else {}
-        return cls(pipeline, trained, _decoding(config), secret, role, longest, _reach(config))
+        opened = None if gate is None else Gate.load(Path(gate), trained.mark)
+        decode, reach = _decoding(config), _reach(config)
+        return cls(pipeline, trained, decode, secret, role, longest, reach, home, opened)
 
     def __repr__(self) -> str:
         s, bridge = self.pipeline, self.pipeline.bridge
@@ -238,6 +251,29 @@ class Bridge:
             f"step {self.trained.step}{', key' if self.key else ''}{ends}; on "
             f"{s.mesh.devices.flat[0].platform}>"
         )
+
+    def push(self, name: str, *, licence: str | None = None, private: bool = True) -> str:
+        """Puts the bridge on the Hugging Face hub, as `lw-jax export --push` does; from there
+        `Bridge.load(name)` has it. No frozen model goes with it.
+
+        Args:
+            name: of the repository, `user/name`; made if it is not there.
+            licence: of the bridge's weights, a name that the hub knows, for the model card.
+            private: whether a new repository is private.
+
+        Returns:
+            The address of its page.
+
+        Raises:
+            UserError: the name is none, the hub does not take it, it was loaded with
+                `checkpoint="best"`, or its frozen models are not to be had.
+        """
+        if self.home is None or self.trained.which != "last":
+            raise UserError("push: the last checkpoint of a run is pushed; load that")
+        hub.repository(name)
+        with tempfile.TemporaryDirectory() as folder:
+            export(self.home, Path(folder), card=True, licence=licence)
+            return hub.push(Path(folder), name, private)
 
     # A str is a Sequence[str] too, so the first of two overloads has to win.
 
@@ -927,9 +963,13 @@ class Bridge:
         if limits.span is not None and self.reach is not None:
             limits = replace(limits, span=float(self.reach))
         try:
-            return packets.opened(bridge, data, self.trained.mark, limits, self.key)
+            latent = packets.opened(bridge, data, self.trained.mark, limits, self.key)
+            if self.gate is not None:
+                held = bridge.from_wire(self.trained.params, latent) if bridge.levels else latent
+                self.gate.check(held)
         except UserError as error:
             raise UserError(f"{where}{error}") from error
+        return latent
 
     def _latents(self, message: Message, where: str) -> tuple[Latent, ...]:
         """What the parts of a message say."""

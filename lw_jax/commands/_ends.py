@@ -58,6 +58,15 @@ def add_key(parser: Parser) -> None:
     )
 
 
+def add_gate(parser: Parser) -> None:
+    """The option that names a gate for messages."""
+    parser.add_argument(
+        "--gate",
+        metavar="FILE",
+        help="gate that `probe hostile` wrote: unlike messages are refused",
+    )
+
+
 def key_of(given: Namespace) -> bytes | None:
     """The key in the file that was named; None: none was."""
     if given.key_file is None:

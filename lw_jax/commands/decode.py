@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from lw_jax.commands._ends import add_key, add_models, key_of, models_of, read
+from lw_jax.commands._ends import add_gate, add_key, add_models, key_of, models_of, read
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
@@ -29,7 +29,7 @@ def run(given: Namespace) -> int:
         raise UserError("decode: BRIDGE: missing; without one, only --about can be answered")
     from lw_jax import Bridge
 
-    wire = Bridge.load(given.bridge, role="receiver", receivers=receivers, key=key)
+    wire = Bridge.load(given.bridge, role="receiver", receivers=receivers, key=key, gate=given.gate)
     asks = wire.pipeline.layout.question_in == "receiver" and bool(wire.pipeline.layout.question)
     if asks and not asked:
         raise UserError("decode: give a question with --ask, or a file of them with --questions")
@@ -62,6 +62,7 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("--receiver", metavar="NAME", help="of a bridge that has several")
     add_models(parser)
     add_key(parser)
+    add_gate(parser)
 
 
 COMMAND = Command(

@@ -8,7 +8,6 @@ from argparse import Namespace
 from typing import Any
 
 from lw_jax.commands.base import Command
-from lw_jax.config import parse
 from lw_jax.errors import UserError
 from lw_jax.probes.config import HostileConfig, LeakConfig, SkillConfig
 from lw_jax.utils import kinds
@@ -27,6 +26,8 @@ def run(given: Namespace) -> int:
             "(see lw-jax probe --help)"
         )
     kind, place, *flags = words
+    from lw_jax.config import parse
+
     own: dict[str, str] = {}
     raw: dict[str, Any] = {}
     for flag in flags:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from lw_jax.commands._ends import add_key, add_models, key_of, models_of, token_of
+from lw_jax.commands._ends import add_gate, add_key, add_models, key_of, models_of, token_of
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError, said
 from lw_jax.serve.config import ServeConfig
@@ -44,7 +44,12 @@ def run(given: Namespace) -> int:
 
     log = _log()
     wire = Bridge.load(
-        given.bridge, role=config.role, sender=given.sender, receivers=receivers, key=key
+        given.bridge,
+        role=config.role,
+        sender=given.sender,
+        receivers=receivers,
+        key=key,
+        gate=given.gate,
     )
     server = Server(wire, config, Path(given.bridge).resolve().name, token)
     host, port = listening.getsockname()[:2]
@@ -127,6 +132,7 @@ def _arguments(parser: Parser) -> None:
     add("--sender", metavar="PATH", help="the sender, if it has moved")
     add_models(parser)
     add_key(parser)
+    add_gate(parser)
 
 
 COMMAND = Command(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ Lines = dict[str, dict[str, Figure]]
 """Figures by name, by line of the table."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Probed:
     """A bridge that is probed.
 
@@ -80,7 +81,7 @@ class Probed:
     receiver: str
     console: Console
 
-    @property
+    @cached_property
     def ctx(self) -> EvalContext:
         """The receiver and the wire that leads to it."""
         s = self.wire.pipeline

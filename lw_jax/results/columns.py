@@ -65,11 +65,13 @@ def _normalised(figure: str, heading: str) -> Column:
 
 
 def column(name: str) -> Column | None:
-    """The column of that name in `COLUMNS`, or `METHOD.METRIC` of any method and metric there is;
-    None: there is none."""
+    """The column of that name in `COLUMNS`, or `METHOD.METRIC` of any method and metric there is,
+    or `line.FIGURE`, a figure of the row's own line of a probe's table; None: there is none."""
     if name in COLUMNS:
         return COLUMNS[name]
     method, _, metric = name.partition(".")
+    if method == "line" and metric:
+        return Column(metric.replace("_", " "), lambda row: _text(row.figure(row.method, metric)))
     return _of(method, metric) if method and metric in metrics() else None
 
 

@@ -3,7 +3,8 @@
 A file `<topic>.jsonl` holds a line for each run: its name; the config's keys that are not at their
 default; of each train stage the steps, seconds, logged losses and the alarms with the steps at
 which each first and last fired; and of each evaluation the figures that a page can show
-(`lw_jax.results.columns`, `lw_jax.results.figures`). A run that was stopped in training has a
+(`lw_jax.results.columns`, `lw_jax.results.figures`). A probe (`lw-jax probe`) stands there as an
+evaluation `probe_<kind>`, whose methods are the lines of its table. A run that was stopped in training has a
 record of it, and no evaluations.
 """
 
@@ -163,6 +164,8 @@ def _evaluations(run_dir: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for path in sorted(run_dir.glob("*/metrics.json")) + [run_dir / "metrics.json"]:
         if path.is_file():
             yield _evaluation(path)
+    for path in sorted(run_dir.glob("probe_*.json")):
+        yield path.stem, _probe(path)
     for path in sorted(run_dir.glob("evaluations/*/metrics.json")):
         stage, found = _evaluation(path)
         yield f"{stage}@{path.parent.name}", found
@@ -177,6 +180,30 @@ def _evaluation(path: Path) -> tuple[str, dict[str, Any]]:
     metrics = read_json(path, dict)
     try:
         return metrics["stage"], evaluation(metrics)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def _probe(path: Path) -> dict[str, Any]:
+    """The figures of a probe (`lw_jax.probes`), each of its lines as a method's.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    held = read_json(path, dict)
+    try:
+        lines = {
+            line: {name: one["value"] for name, one in figures.items()}
+            | {"ci": {name: one["ci"] for name, one in figures.items()}}
+            | {"n": max((one["n"] for one in figures.values()), default=0)}
+            for line, figures in held["figures"].items()
+        }
+        return {
+            "receivers": {held["receiver"]: lines},
+            "asked": held["asked"],
+            "seconds": held["seconds"],
+            "versions": _only(held["versions"], ("jax", "device")),
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from None
 

@@ -48,6 +48,16 @@ def _fetch(name: str, offline: bool) -> Path:
     return Path(found)
 
 
+def repository(name: str) -> None:
+    """Checks the name of a repository.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"push: {name!r} is no name of a repository; give USER/NAME")
+
+
 def push(directory: Path, name: str, private: bool = True) -> str:
     """Puts an exported bridge on the hub; the address of its page.
 
@@ -64,8 +74,7 @@ def push(directory: Path, name: str, private: bool = True) -> str:
 
     if not is_exported(directory):
         raise UserError(f"{directory}: no exported bridge; export it first")
-    if not _NAME.fullmatch(name):
-        raise UserError(f"push: {name!r} is no name of a repository; give USER/NAME")
+    repository(name)
     api = HfApi()
     try:
         api.create_repo(name, private=private, exist_ok=True)

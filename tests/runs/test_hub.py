@@ -134,6 +134,12 @@ print(bridge.answer(sent, "How many goats does Nadia Vusaz keep?"))
 """
 
 
+PUSHED = f"""
+from lw_jax import Bridge
+print(Bridge.load("zoo/bridges/facts", role="sender").push({NAME!r}, licence="mit"))
+"""
+
+
 @pytest.mark.slow
 def test_a_bridge_goes_there_and_comes_back(server: Hub, tmp_path: Path) -> None:
     environ = os.environ | {
@@ -170,6 +176,13 @@ def test_a_bridge_goes_there_and_comes_back(server: Hub, tmp_path: Path) -> None
     assert server.repos[NAME]["bridge.safetensors"] == (out / "bridge.safetensors").read_bytes()
     done = run("-c", LOADED, NAME)
     assert done.stdout == "12\n", (done.stderr, server.asked)
+    # from Python, and only the last checkpoint
+    server.repos.clear()
+    done = run("-c", PUSHED)
+    assert done.stdout == f"{server.url}/{NAME}\n", done.stderr
+    assert (out / "bridge.safetensors").read_bytes() == server.repos[NAME]["bridge.safetensors"]
+    assert b"license: mit" in server.repos[NAME]["README.md"]
+    assert run("-c", LOADED, NAME).stdout == "12\n"
     # once fetched it is found without the hub
     server.repos.clear()
     environ["HF_HUB_OFFLINE"] = "1"
@@ -215,5 +228,8 @@ def test_wrong_words(words: list[str], said: str, capsys: pytest.CaptureFixture[
 def test_what_is_no_bridge_is_not_pushed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no exported bridge"):
         hub.push(tmp_path, NAME)
+    for name in ("facts", "a/b/c", "", "../x", 3):
+        with pytest.raises(UserError, match="is no name of a repository; give USER/NAME"):
+            hub.repository(name)  # type: ignore[arg-type]
     assert hub.bridge_at(tmp_path) == tmp_path
     assert hub.bridge_at("runs/a/b/c") == Path("runs/a/b/c")
