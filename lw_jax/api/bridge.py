@@ -252,6 +252,18 @@ class Bridge:
             f"{s.mesh.devices.flat[0].platform}>"
         )
 
+    def admit(self, latent: Latent) -> None:
+        """Checks what a packet says (slots, or codes in their place) at the gate, if there is one.
+
+        Raises:
+            UserError: the gate refuses it.
+        """
+        if self.gate is None:
+            return
+        bridge = self.pipeline.bridge
+        held = bridge.from_wire(self.trained.params, latent) if bridge.levels else latent
+        self.gate.check(held)
+
     def push(self, name: str, *, licence: str | None = None, private: bool = True) -> str:
         """Puts the bridge on the Hugging Face hub, as `lw-jax export --push` does; from there
         `Bridge.load(name)` has it. No frozen model goes with it.
@@ -964,9 +976,7 @@ class Bridge:
             limits = replace(limits, span=float(self.reach))
         try:
             latent = packets.opened(bridge, data, self.trained.mark, limits, self.key)
-            if self.gate is not None:
-                held = bridge.from_wire(self.trained.params, latent) if bridge.levels else latent
-                self.gate.check(held)
+            self.admit(latent)
         except UserError as error:
             raise UserError(f"{where}{error}") from error
         return latent

@@ -120,6 +120,8 @@ def export(
     latents = [
         packets.opened(s.bridge, one.packet, bridge.trained.mark, key=bridge.key) for one in parts
     ]
+    for one in latents:
+        bridge.admit(one)
     ctx = EvalContext(s.frozen, bridge.trained.params, None, s.bridge, name)
     most = max(one.mask.shape[1] for one in latents)
     delivery = _delivered(ctx, packets.filled(latents, most), len(latents))

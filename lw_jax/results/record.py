@@ -4,8 +4,8 @@ A file `<topic>.jsonl` holds a line for each run: its name; the config's keys th
 default; of each train stage the steps, seconds, logged losses and the alarms with the steps at
 which each first and last fired; and of each evaluation the figures that a page can show
 (`lw_jax.results.columns`, `lw_jax.results.figures`). A probe (`lw-jax probe`) stands there as an
-evaluation `probe_<kind>`, whose methods are the lines of its table. A run that was stopped in training has a
-record of it, and no evaluations.
+evaluation `probe_<kind>`, whose methods are the lines of its table. A run that was stopped in
+training has a record of it, and no evaluations.
 """
 
 from __future__ import annotations

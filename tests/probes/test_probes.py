@@ -1,4 +1,4 @@
-"""Probes of a bridge: an inverter learns what is there and nothing else; each writes its figures."""
+"""Probes of a bridge: an inverter learns what is there and no more; each writes its figures."""
 
 from __future__ import annotations
 

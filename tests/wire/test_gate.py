@@ -58,7 +58,7 @@ def test_masked_slots_do_not_count(gate: Gate) -> None:
     (one,) = messages(1, 5)
     slots, mask = np.concatenate([one, 100 * one[:1]])[None], np.arange(7)[None] < 6
     gate.check(Latent(slots, mask))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="^gate: the largest norm of a slot is .* at most"):
+    with pytest.raises(UserError, match=r"^gate: the largest norm of a slot is .* at most"):
         gate.check(Latent(slots, np.ones((1, 7), bool)))  # type: ignore[arg-type]
 
 
