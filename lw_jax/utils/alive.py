@@ -193,7 +193,7 @@ def watched(still: float = STILL) -> Iterator[None]:
         logger.addHandler(programs)
         logger.setLevel(logging.DEBUG)
     voice = threading.Thread(target=speak, name="alive", daemon=True)
-    sys.stdout = own  # type: ignore[assignment]
+    sys.stdout = own
     doing("starting")
     voice.start()
     try:
