@@ -418,7 +418,7 @@ def _attend(
     low, high = pl.ds(0, half), pl.ds(half, half)
     cos, sin = cos_ref[...], sin_ref[...]
 
-    def rotated(first: Array, second: Array) -> tuple[Array, Array]:
+    def rotated(first: Array, second: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
         a, b = first.astype(jnp.float32), second.astype(jnp.float32)
         return (a * cos - b * sin).astype(dtype), (b * cos + a * sin).astype(dtype)
 
@@ -431,9 +431,9 @@ def _attend(
         at = qkv_ref.at[queries[:, None], (start + columns)[None]]
         return triton.load(at, mask=mine[:, None] & (columns >= 0)[None], other=0.0)
 
-    q = rotated(query(0), query(half))
+    q = rotated(query(0), query(half), cos[None], sin[None])
     own = heads + head
-    key = rotated(qkv_ref[own, low], qkv_ref[own, high])
+    key = rotated(qkv_ref[own, low], qkv_ref[own, high], cos, sin)
     value = qkv_ref[own + kv_heads, :]
     scale = 1.0 / width**0.5
 

@@ -1,0 +1,126 @@
+"""Decoding by fused kernels, interpreted: it writes what the decoder writes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.errors import UserError
+from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models import kernels
+from lw_jax.models.apart import apart
+from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.attention import Mask, attention
+from lw_jax.models.decoder import LayerInputs, embed_tokens
+from lw_jax.models.generate import DecodeOptions, generate
+from lw_jax.models.params import init
+from lw_jax.models.quant import dequantise, quantise
+from lw_jax.models.rope import rotate
+from lw_jax.types import KV, Array
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+
+
+def drawn(*shape: int, seed: int = 0) -> Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def decoder(**switches: Any) -> tuple[Arch, Any]:
+    """Two layers of random weights, apart: norms and biases too."""
+    family = "qwen2" if switches.get("qkv_bias") else "llama"
+    arch = Arch(family, 128, 64, 2, 4, 2, 32, 96, 1e-5, Rope(1e4), **switches)
+    params = init(arch, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    filled = [0.15 * drawn(*x.shape, seed=i) for i, x in enumerate(leaves)]
+    return arch, apart(jax.tree.unflatten(tree, filled))
+
+
+@pytest.mark.parametrize("switches", [{}, {"qkv_bias": True, "tied": True}])
+def test_it_writes_what_the_decoder_writes(switches: dict[str, Any]) -> None:
+    arch, params = decoder(**switches)
+    ids = jnp.asarray(np.random.default_rng(1).integers(0, 128, (3, 70)), jnp.int32)
+
+    def written(fused: bool) -> Any:
+        return generate(
+            arch,
+            params,
+            embed_tokens(params, ids),
+            positions=jnp.broadcast_to(jnp.arange(70)[None], ids.shape),
+            lengths=jnp.asarray([70, 3, 64]),
+            options=DecodeOptions(6),
+            fused=fused,
+        )
+
+    one, other = jax.jit(written, static_argnums=0)(False), jax.jit(written, static_argnums=0)(True)
+    np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+    assert "pallas_call" in str(jax.make_jaxpr(written, static_argnums=0)(True))
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "float8"])
+def test_a_product_with_all_that_goes_with_it(kind: str | None) -> None:
+    x, w, norm, before = drawn(3, 64), drawn(64, 2, 96), drawn(64), drawn(3, 96)
+    stored = w if kind is None else quantise(w, 1, kind)
+    plain = w if kind is None else dequantise(stored, jnp.float32)
+    unit = x * norm[None] / jnp.sqrt(jnp.mean(x**2, 1, keepdims=True) + 1e-5)
+    gate, up = jnp.moveaxis(jnp.einsum("bi,ico->bco", unit, plain), 1, 0)
+    expected = jax.nn.silu(gate) * up + before
+    given = kernels.product(x, stored, norm=norm, eps=1e-5, gated=True, residual=before)
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-3)
+    bias = drawn(2, 96)
+    both = kernels.product(x, stored, bias=bias).reshape(3, 2, 96)
+    np.testing.assert_allclose(
+        both, jnp.einsum("bi,ico->bco", x, plain) + bias[None], rtol=1e-4, atol=1e-3
+    )
+
+
+def test_attention_over_a_long_cache_in_parts() -> None:
+    arch, room = SimpleNamespace(heads=4, kv_heads=2, head_dim=32), 2100
+    qkv, past = drawn(2, 8, 32), (drawn(2, room, 2, 32, seed=1), drawn(2, room, 2, 32, seed=2))
+    lengths = jnp.asarray([2090, 100])
+    angle = drawn(2, 16)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    mixed, (keys, values) = kernels.attend(arch, qkv, cos, sin, lengths, past)  # type: ignore[arg-type]
+    turned = rotate(qkv[:, None, :6], cos[:, None], sin[:, None])
+    rows = jnp.arange(2)
+    k = past[0].at[rows, lengths].set(turned[:, 0, 4:])
+    v = past[1].at[rows, lengths].set(qkv[:, 6:])
+    seen = (jnp.arange(room)[None] <= lengths[:, None])[:, None, None]
+    expected = attention(turned[:, :, :4], k, v, Mask(seen))[:, 0]
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
+    np.testing.assert_allclose(keys, k, atol=1e-6)
+    np.testing.assert_array_equal(values, v)
+
+
+def test_a_full_row_is_left_as_it_is() -> None:
+    arch = SimpleNamespace(heads=2, kv_heads=1, head_dim=32)
+    past = drawn(1, 64, 1, 32), drawn(1, 64, 1, 32, seed=1)
+    angles = jnp.ones((1, 16)), jnp.zeros((1, 16))
+    _, (keys, values) = kernels.attend(arch, drawn(1, 4, 32), *angles, jnp.asarray([64]), past)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(keys, past[0])
+    np.testing.assert_array_equal(values, past[1])
+
+
+def test_where_the_kernels_are_used() -> None:
+    arch, params = decoder()
+    mesh = make_mesh(MeshConfig(data=1))
+    storage: dict[str, Any] = {"dtype": jnp.bfloat16, "quant": None}
+    assert not kernels.chosen("auto", mesh, arch, **storage)
+    with pytest.raises(
+        UserError, match="decoding: kernels is not possible: there is no NVIDIA GPU"
+    ):
+        kernels.chosen("kernels", mesh, arch, **storage)
+    assert kernels.takes(arch, "nf4") == "they do not read weights of 4 bits"
+    assert kernels.fits(params, 16, LayerInputs())
+    assert not kernels.fits(params, 17, LayerInputs())
+    columns = drawn(2, 1, 3, 2, 32)
+    prefix = KV(columns, columns, jnp.ones((1, 3), bool), jnp.zeros((1, 3)))
+    assert not kernels.fits(params, 1, LayerInputs(kv=prefix))
