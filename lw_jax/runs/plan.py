@@ -24,7 +24,8 @@ from lw_jax.mesh import MeshConfig, make_mesh, ways
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.spec import SENDER
 from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step, size_in_bytes
-from lw_jax.runs.doctor import Examination, examined
+from lw_jax.runs.doctor import examined
+from lw_jax.runs.findings import Examination
 from lw_jax.runs.memory import device_memory, in_words, settled
 from lw_jax.train.config import TrainConfig
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from lw_jax.config.parse import read
 from lw_jax.errors import UserError
-from lw_jax.runs import doctor, memory
+from lw_jax.runs import check_stages, doctor, memory
 from lw_jax.runs.doctor import Finding, check, examine, report
 from lw_jax.runs.memory import GIB, Need, address_space, device_memory, host_memory
 from lw_jax.train import optimiser
@@ -55,7 +55,9 @@ def test_relay_needs_room_for_the_whole_sender(
     size = sum(4 * tensor.size for tensor in load_file(weights).values())
     assert found.level == "ok"
     assert f"relay: {size / 2**20:.1f} MiB whole sender + " in found.text
-    monkeypatch.setattr(doctor, "device_memory", lambda: size)  # fits alone, not beside the others
+    monkeypatch.setattr(
+        check_stages, "device_memory", lambda: size
+    )  # fits alone, not beside the others
     found = next(f for f in findings(path, relay, memory=True) if f.key == key)
     assert found.level == "error"
     assert "leave relay out" in found.text
@@ -344,7 +346,9 @@ def test_an_evaluation_without_a_trained_bridge(write: Write) -> None:
 def test_a_bridge_that_is_too_large_is_what_is_said(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "estimate", lambda step: Need(GIB, 30 * GIB, 2 * GIB, 16 * GIB))
+    monkeypatch.setattr(
+        check_stages, "estimate", lambda step: Need(GIB, 30 * GIB, 2 * GIB, 16 * GIB)
+    )
     (found,) = [f for f in findings(write(), memory=True) if f.level == "error"]
     assert "lower latent_dim, slots, widths or depths" in found.text
     assert "quant" not in found.text
