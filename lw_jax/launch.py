@@ -201,7 +201,7 @@ def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     from lw_jax.mesh import make_mesh
     from lw_jax.runs.directory import check_directory, open_run
     from lw_jax.runs.doctor import check
-    from lw_jax.runs.session import Session
+    from lw_jax.runs.opened import Session
     from lw_jax.utils.device import use_device
 
     alive.doing("checking the config, its rows and its models")
@@ -322,7 +322,7 @@ def evaluate_again(
     from lw_jax.runs.exported import is_exported
     from lw_jax.runs.history import Call
     from lw_jax.runs.places import located
-    from lw_jax.runs.session import Session
+    from lw_jax.runs.opened import Session
     from lw_jax.runs.trained import config_at
     from lw_jax.utils.device import use_device
 

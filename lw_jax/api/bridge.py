@@ -41,11 +41,12 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message as ReceiverMessage
 from lw_jax.runs import hub
+from lw_jax.runs.ends import open_half
 from lw_jax.runs.export import export
 from lw_jax.runs.exported import LONGEST, about_bridge, is_exported
 from lw_jax.runs.hub import bridge_at
 from lw_jax.runs.places import located
-from lw_jax.runs.session import open_half, open_pipeline
+from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.trained import Trained, check_frozen, config_at, load_trained, saved_at
 from lw_jax.text.collate import Batch, Collate, Lengths, by_key
 from lw_jax.text.layout import asked_ids, message_ids, message_text, source_head_ids, split_joint

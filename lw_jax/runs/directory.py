@@ -25,7 +25,7 @@ from lw_jax.config.yaml_files import RUN_CONFIG, dumps, load
 from lw_jax.errors import UserError
 from lw_jax.runs import receiver_rms
 from lw_jax.runs.history import Call
-from lw_jax.runs.session import Session
+from lw_jax.runs.opened import Session
 from lw_jax.utils.files import damaged, number_of, read_json, write_text
 from lw_jax.utils.resume import free, raised
 

@@ -29,8 +29,8 @@ from lw_jax.runs.directory import run_directory
 from lw_jax.runs.findings import Examination, Finding
 from lw_jax.runs.frozen import sender_arch
 from lw_jax.runs.memory import address_space, host_memory, in_words
+from lw_jax.runs.opened import Session
 from lw_jax.runs.ready import check_free
-from lw_jax.runs.session import Session
 from lw_jax.train import board
 
 

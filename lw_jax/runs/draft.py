@@ -27,7 +27,7 @@ from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.runs.abstract import abstract_bridge, abstract_models, size_in_bytes
 from lw_jax.runs.frozen import tokenizers_of
-from lw_jax.runs.session import Session
+from lw_jax.runs.opened import Session
 from lw_jax.text.collate import Collate, Lengths, by_key
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import PyTree

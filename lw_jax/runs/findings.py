@@ -11,7 +11,7 @@ from lw_jax.config.schema import Config
 from lw_jax.data.example import Rows
 from lw_jax.errors import UserError
 from lw_jax.models.spec import FrozenSpec
-from lw_jax.runs.session import Session
+from lw_jax.runs.opened import Session
 
 
 @dataclass(frozen=True)

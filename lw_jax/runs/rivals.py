@@ -15,8 +15,9 @@ from lw_jax.data.example import Group
 from lw_jax.errors import UserError
 from lw_jax.evaluate.compare import Comparison
 from lw_jax.pipeline import Pipeline
+from lw_jax.runs.ends import open_rival
+from lw_jax.runs.opened import Session
 from lw_jax.runs.places import located
-from lw_jax.runs.session import Session, open_rival
 from lw_jax.runs.trained import Trained, config_at, layout_at, load_trained
 from lw_jax.text.collate import Collate
 

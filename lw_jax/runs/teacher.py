@@ -19,8 +19,9 @@ from lw_jax.errors import UserError
 from lw_jax.models.frozen import Teacher
 from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_prompt
+from lw_jax.runs.ends import open_rival
+from lw_jax.runs.opened import Session
 from lw_jax.runs.places import located
-from lw_jax.runs.session import Session, open_rival
 from lw_jax.runs.trained import config_at, layout_at, load_trained
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import Delivery, PyTree, Taps

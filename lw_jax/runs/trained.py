@@ -23,7 +23,7 @@ from lw_jax.runs.calibrated import alone
 from lw_jax.runs.directory import read_config, read_finished
 from lw_jax.runs.exported import ABOUT, about_bridge, is_exported, load_bridge, trained_config
 from lw_jax.runs.frozen import agreed
-from lw_jax.runs.session import identity
+from lw_jax.runs.identity import identity
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.checkpoint import (
     check_same,

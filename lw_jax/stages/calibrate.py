@@ -30,8 +30,9 @@ from lw_jax.models.frozen import FrozenModels
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import statistics
 from lw_jax.runs.directory import Run
+from lw_jax.runs.identity import identity
 from lw_jax.runs.rows import remarks_of, report
-from lw_jax.runs.session import identity, open_pipeline
+from lw_jax.runs.session import open_pipeline
 from lw_jax.sources.pca import fit
 from lw_jax.text.fit import length_remark
 from lw_jax.train.progress import Display

@@ -48,9 +48,10 @@ from lw_jax.report.board import write_evaluation
 from lw_jax.report.read import MAPS, read
 from lw_jax.runs import history, rivals
 from lw_jax.runs.directory import Run
+from lw_jax.runs.identity import attention_of, quants_of
 from lw_jax.runs.rows import account_of, leaks, remarks_of
 from lw_jax.runs.rows import report as say
-from lw_jax.runs.session import MEASURED_ROWS, attention_of, open_pipeline, quants_of
+from lw_jax.runs.session import MEASURED_ROWS, open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.collate import Lengths
 from lw_jax.text.fit import length_remark

@@ -30,16 +30,10 @@ from lw_jax.runs import receiver_rms, statistics, teacher
 from lw_jax.runs.abstract import AbstractStep, size_in_bytes
 from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
+from lw_jax.runs.identity import depends_on, identity
 from lw_jax.runs.memory import settled
 from lw_jax.runs.rows import beyond_models, remarks_of, report, training_rows
-from lw_jax.runs.session import (
-    CHECKED_ROWS,
-    MEASURED_ROWS,
-    depends_on,
-    identity,
-    laid_out,
-    open_pipeline,
-)
+from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, laid_out, open_pipeline
 from lw_jax.runs.trained import load_trained
 from lw_jax.text.buckets import TILE, bucketed, tokens_of
 from lw_jax.text.budget import needs_nats
