@@ -321,8 +321,8 @@ def evaluate_again(
     from lw_jax.runs.doctor import check
     from lw_jax.runs.exported import is_exported
     from lw_jax.runs.history import Call
-    from lw_jax.runs.places import located
     from lw_jax.runs.opened import Session
+    from lw_jax.runs.places import located
     from lw_jax.runs.trained import config_at
     from lw_jax.utils.device import use_device
 

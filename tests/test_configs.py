@@ -189,7 +189,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def test_an_8b_wire_compiles_on_four_devices(real: Config) -> None:
-    (step,) = steps(real, MeshConfig(data=2, model=2))
+    (step,) = steps(real, MeshConfig(data=2, tensor=2))
     # 16 of the sender's layers without its head (15 GiB in float32), and the receiver (27 GiB):
     # halves of most, as the key/value heads, too, are split
     assert 19 * GIB < size_in_bytes(step.frozen) < 23 * GIB
@@ -221,8 +221,8 @@ def test_latentwire_compiles_at_the_seeds_size_on_four_devices() -> None:
     overlay = ROOT / "configs" / "overlays" / "llama_qwen.yaml"
     config = read(LATENTWIRE / "hero.yaml", over=[overlay])
     assert set(config.receivers) == {"llama", "qwen"}
-    of_text, _ = steps(config, MeshConfig(data=2, model=2), "text")
-    for step in (*steps(config, MeshConfig(data=2, model=2)), of_text):
+    of_text, _ = steps(config, MeshConfig(data=2, tensor=2), "text")
+    for step in (*steps(config, MeshConfig(data=2, tensor=2)), of_text):
         # both receivers in bfloat16 (29 GiB), in halves; a bridge with its optimiser is small
         assert 13 * GIB < size_in_bytes(step.frozen) < 16 * GIB
         assert size_in_bytes(step.state) < GIB
@@ -269,7 +269,7 @@ def test_a_version_compiles_at_the_seeds_size_on_four_devices(path: Path) -> Non
     config = read(path, over=[overlay])
     assert config.bridge is not None
     source = config.bridge.source.hidden_states
-    (step,) = steps(config, MeshConfig(data=2, model=2))
+    (step,) = steps(config, MeshConfig(data=2, tensor=2))
     assert source.taps(arch_of("llama-3.1-8b-instruct")) == source.layers  # 16 or 20, not scaled
     memory = step.step.lower(*step.arguments).compile().memory_analysis()
     assert memory is not None

@@ -156,7 +156,7 @@ def test_a_run_reads_each_model_once(
 def test_a_relay_reads_the_layers_and_the_head_that_are_missing(
     home: Path, reads: Counter[tuple[str, str]], quant: Any
 ) -> None:
-    session, mesh = Session(), make_mesh(MeshConfig(data=1, model=2))
+    session, mesh = Session(), make_mesh(MeshConfig(data=1, tensor=2))
     spec = session.open("sender", ModelConfig(str(home / "sender"), "float32", quant))
     cut = session.load(spec, mesh, 1, False)
     reads.clear()
@@ -218,7 +218,7 @@ def places(model: Frozen) -> Any:
 @pytest.mark.parametrize("cut", [(None, True), (1, False)], ids=["whole", "cut"])
 def test_shapes_are_those_of_what_is_loaded(home: Path, quant: Any, cut: Any) -> None:
     # Of the packed axis of nf4 the compiler decides on which devices it lies.
-    mesh = make_mesh(MeshConfig(data=1, model=1 if quant == "nf4" else 2))
+    mesh = make_mesh(MeshConfig(data=1, tensor=1 if quant == "nf4" else 2))
     spec = open_model("sender", ModelConfig(str(home / "sender"), "bfloat16", quant))
     loaded, planned = spec.load(mesh, *cut), spec.abstract(mesh, *cut)
     assert places(planned) == places(loaded)

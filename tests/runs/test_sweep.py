@@ -123,7 +123,7 @@ def test_a_files_lists_are_swept_and_flags_add_to_them(write: Write, tmp_path: P
     over.write_text("sweep: {bridge.latent_dim: [16, 32], objectives.answer_ce.weight: null}")
     path = write(sweep={"seed": [1, 2], "objectives.answer_ce.weight": [1.0, 2.0]})
     flags = [("seed", "7"), (KEY, "4,6")]
-    _, points = grid(path, [("mesh.model", "2")], [over], flags)
+    _, points = grid(path, [("mesh.tensor", "2")], [over], flags)
     assert [point.values for point in points] == [
         {"seed": "7", "bridge.latent_dim": dim, KEY: slots}
         for dim in ("16", "32")
@@ -133,7 +133,7 @@ def test_a_files_lists_are_swept_and_flags_add_to_them(write: Write, tmp_path: P
         assert point.config.bridge is not None
         assert point.config.bridge.latent_dim == int(point.values["bridge.latent_dim"])
         assert point.config.bridge.compressor.perceiver.slots == int(point.values[KEY])
-        assert (point.config.seed, point.config.mesh.model) == (7, 2)
+        assert (point.config.seed, point.config.mesh.tensor) == (7, 2)
         assert "sweep" not in to_dict(point.config)
     assert Path(str(points[3].config.run_dir)).name == "seed=7_latent_dim=32_slots=6"
 
