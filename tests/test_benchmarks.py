@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.break_even import first, flops, forward, kv_bytes, measured, table
 from benchmarks.run import BEGIN, END, PAGE, WAYS, page, spliced
+from benchmarks.speed.sizes import sizes
+from lw_jax.models.encoder_arch import arch_from_hf
 
 ROOT = Path(__file__).parents[1]
 ROW = {"first_s": 3.0, "ms": 50.0, "min": 49.0, "max": 52.0, "calls": 12}
@@ -65,3 +68,34 @@ def test_a_smoke_run_of_every_part(tmp_path: Path) -> None:
     start = found["parts"]["start"]["lw_jax"]
     assert start["warm"]["cpu_s"] < start["cold"]["cpu_s"]
     assert "ratio to lw_jax" in page(found)
+
+
+def test_flops_of_the_pieces() -> None:
+    """As counted by hand for the step of docs/performance.md: 57.7 and 133.9 TFLOP."""
+    s = sizes("h200")
+    sender, receiver = (arch_from_hf(x, None, where="") for x in (s.sender, s.receiver))
+    assert 16 * forward(sender, 512, 16) == pytest.approx(57.7e12, rel=2e-3)
+    assert 16 * forward(receiver, 593) == pytest.approx(133.9e12, rel=2e-3)
+    assert forward(sender, 512) == pytest.approx(
+        forward(sender, 500) + forward(sender, 12, after=500)
+    )
+    assert kv_bytes(s, 1) == 2 * 32 * 8 * 128 * 2
+
+
+def test_where_a_latent_is_cheaper() -> None:
+    assert first(lambda n: n >= 777) == 777
+    assert first(lambda n: n >= 1) == 1
+    assert first(lambda n: False) is None
+    assert first(lambda n: n < 50 or n > 300) == 301  # for all longer texts
+    s = sizes("h200")
+    reading, latent = flops(s, 8192, 4, kept=False)
+    assert latent < 0.2 * reading
+    reading, latent = flops(s, 64, 1, kept=False)
+    assert latent > reading
+    took = measured({"handoff": {"lw_jax": {"encode_512": {"ms": 7.0}, "text_512": {"ms": 5.0}}}})
+    assert took == {512: {"encode": 7.0, "text": 5.0}}
+    row = {"encode": 7.0, "read": 4.0, "text": 6.0, "wire": 11.0}
+    assert "| 512 tokens | 7.00 ms | 4.00 ms | 6.00 ms | 11.00 ms | from 4 | dearer |" in table(
+        s, {512: row}, [1]
+    )
+    assert "never" in table(s, {512: row | {"text": 3.0}}, [1])

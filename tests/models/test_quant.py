@@ -53,3 +53,14 @@ def test_blocks_divide_the_inputs():
 def test_unknown_kind():
     with pytest.raises(UserError, match="int8, nf4"):
         quantise(jnp.zeros((2, 2)), 1, "int3")
+
+
+def test_a_row_alone_is_multiplied_like_others() -> None:
+    """In a wider dtype it goes with a copy of itself."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((3, 64), (64, 40)))
+    alone = einsum("nd,dv->nv", x[:1], w, jnp.float32)
+    assert alone.shape == (1, 40)
+    np.testing.assert_allclose(alone, einsum("nd,dv->nv", x, w, jnp.float32)[:1], rtol=1e-5)
+    given = jax.grad(lambda x: einsum("nd,dv->nv", x, w, jnp.float32)[0, 3])(x[:1])
+    np.testing.assert_array_equal(given[0], w[:, 3])
