@@ -19,6 +19,8 @@ import pytest
 
 import lw_jax
 from lw_jax import Bridge, Message
+from lw_jax.api.answering import Answering
+from lw_jax.api.sending import Sending
 from lw_jax.api.talk import Talk, pieces
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
@@ -232,7 +234,9 @@ def test_pieces_are_said_once_they_stay() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("shown", [Bridge, Message, Talk], ids=lambda x: x.__name__)
+@pytest.mark.parametrize(
+    "shown", [Bridge, Sending, Answering, Message, Talk], ids=lambda x: x.__name__
+)
 def test_examples_of_docstrings_say_what_they_say(
     shown: type, wire: Bridge, sent: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
