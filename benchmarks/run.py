@@ -234,21 +234,45 @@ def page(found: dict[str, Any]) -> str:
             for name, row in ways["lw_jax"].items():
                 lines.append(f"| {name} | {row.get('s', 'failed')} | {row.get('cpu_s', '')} |")
             continue
-        lines.append(f"| | by | ms | min to max | first, s | peak GB | ratio to {against} |")
-        lines.append("|---|---|---|---|---|---|---|")
+        if part == "tiles":
+            lines += _tiles(ways)
+            continue
+        plans = " planned GB |" if part == "step" else ""
+        lines.append(f"| | by | ms | min to max | first, s | peak GB |{plans} ratio to {against} |")
+        lines.append("|---|---|---|---|---|---|---|" + ("---|" if plans else ""))
         for name, rows in ways.items():
             if "failed" in rows:
-                lines.append(f"| | {name} | failed: {rows['failed']} | | | | |")
+                lines.append(f"| | {name} | failed: {rows['failed']} | | | | |{' |' * bool(plans)}")
                 continue
             for what, row in rows.items():
                 other = ways[against].get(what, {}).get("ms")
                 ratio = f"{row['ms'] / other:.2f}" if other else ""
+                planned = f" {row.get('planned_gb', '')} |" if plans else ""
                 spread = f"{_ms(row['min'])} to {_ms(row['max'])}" if "min" in row else ""
                 lines.append(
                     f"| {what} | {name} | {_ms(row['ms'])} | {spread} | {row.get('first_s', '')} "
-                    f"| {row.get('peak_gb', '')} | {ratio} |"
+                    f"| {row.get('peak_gb', '')} |"
+                    f"{planned} {ratio} |"
                 )
     return "\n".join(lines)
+
+
+def _tiles(ways: dict[str, Any]) -> list[str]:
+    """Of each product XLA's time and that of the fastest cut."""
+    lines = ["| product | by | microseconds | GB/s |", "|---|---|---|---|"]
+    rows = next(iter(ways.values()))
+    if "failed" in rows:
+        return [*lines, f"| | failed: {rows['failed']} | | |"]
+    for name, row in rows.items():
+        product, _, kind = name.rpartition("_")
+        if kind == "fastest":
+            cut = "_".join(str(n) for n in row["tile"])
+            for label, key in (("XLA", "xla"), (cut.replace("_", " "), cut)):
+                at = rows[f"{product}_{key}"]
+                lines.append(
+                    f"| {product} | {label} | {at['ms'] * 1e3:.1f} | {at['gb_per_s']:.0f} |"
+                )
+    return lines
 
 
 def _ms(value: float) -> str:

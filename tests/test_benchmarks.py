@@ -28,11 +28,18 @@ FOUND = {
     "lw_jax": "0.1",
     "parts": {
         "step": {
-            "lw_jax": {"step": ROW},
+            "lw_jax": {"step": ROW | {"planned_gb": 35.2}},
             "torch, plain": {"failed": "out of memory"},
             "torch, tuned and compiled": {"step": ROW | {"ms": 40.0}},
         },
         "decode": {"lw_jax": {"b1_per_token": {"ms": 4.5, "peak_gb": 15.0}}},
+        "tiles": {
+            "lw_jax": {
+                "o_xla": {"ms": 0.0112, "gb_per_s": 3000.0},
+                "o_32_256_4_4": {"ms": 0.0089, "gb_per_s": 3770.0},
+                "o_fastest": {"ms": 0.0089, "sizes": [4096, 4096], "tile": [32, 256, 4, 4]},
+            }
+        },
         "start": {"lw_jax": {"cold": {"s": 40.0, "cpu_s": 60.0}, "warm": {"failed": "x"}}},
     },
 }
@@ -41,10 +48,11 @@ FOUND = {
 def test_the_page_compares_within_one_run() -> None:
     text = page(FOUND)
     assert "1 x NVIDIA H200" in text
-    assert "| step | lw_jax | 50.00 | 49.00 to 52.00 | 3.0 |  | 1.25 |" in text
+    assert "| step | lw_jax | 50.00 | 49.00 to 52.00 | 3.0 |  | 35.2 | 1.25 |" in text
     assert "failed: out of memory" in text
     assert "ratio to torch, tuned and compiled" in text
     assert "| b1_per_token | lw_jax | 4.50 |  |  | 15.0 | 1.00 |" in text  # it has no rival there
+    assert "| o | XLA | 11.2 | 3000 |\n| o | 32 256 4 4 | 8.9 | 3770 |" in text
     assert "| cold | 40.0 | 60.0 |" in text
 
 

@@ -57,15 +57,16 @@ def chosen(impl: str, mesh: Mesh, head_dim: int, *, dtype: Any, quant: str | Non
     device = mesh.devices.flat[0]
     fits = jnp.dtype(dtype) == jnp.bfloat16 and head_dim <= 128 and head_dim % 8 == 0
     whole = ways(mesh, "heads") == 1 and quant != "nf4"
-    return "cudnn" if fits and whole and flash(device) else "xla"
+    return "cudnn" if fits and whole and capability(device) >= 8 else "xla"
 
 
-def flash(device: Any) -> bool:
-    """Whether a device is an NVIDIA GPU on which cudnn has fused attention."""
+def capability(device: Any) -> int:
+    """The compute capability of an NVIDIA GPU, its whole part; 0 of another device. From 8 on cudnn
+    has fused attention."""
     if device.platform not in ("gpu", "cuda"):
-        return False
+        return 0
     major = str(getattr(device, "compute_capability", "")).partition(".")[0]  # ROCm's: "gfx942"
-    return major.isdigit() and int(major) >= 8
+    return int(major) if major.isdigit() else 0
 
 
 def check(impl: str, dtype: Any, head_dim: int) -> None:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from lw_jax.errors import UserError
 from lw_jax.models.apart import is_apart
 from lw_jax.models.arch import Arch
-from lw_jax.models.attention import flash
+from lw_jax.models.attention import capability
 from lw_jax.models.cache import Cache, put_positions
 from lw_jax.models.decoder import LayerInputs
 from lw_jax.models.quant import QuantArray
@@ -38,6 +38,7 @@ ROWS = 16
 KEYS = 64
 """Keys that are read at a time."""
 LOWEST = -1e30
+HOPPER = 9
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ INTERPRETED = False
 def chosen(decoding: str, mesh: Mesh, arch: Arch, *, dtype: Any, quant: str | None) -> bool:
     """Whether a config's choice means these kernels for a decoder.
 
-    `auto` does on one NVIDIA GPU from compute capability 8.0 on, in bfloat16, where `takes` allows.
+    They run on one NVIDIA GPU from compute capability 8.0 on, in bfloat16, where `takes` allows;
+    `auto` takes them on 9.x alone, where they were measured.
 
     Args:
         decoding: `auto`, `kernels` or `xla`.
@@ -85,13 +87,14 @@ def chosen(decoding: str, mesh: Mesh, arch: Arch, *, dtype: Any, quant: str | No
     lacks = takes(arch, quant)
     if lacks is None and mesh.size > 1:
         lacks = "the model is on several devices"
-    if lacks is None and not flash(mesh.devices.flat[0]):
+    has = capability(mesh.devices.flat[0])
+    if lacks is None and has < 8:
         lacks = "there is no NVIDIA GPU from compute capability 8.0 on"
     if lacks is None and jnp.dtype(dtype) != jnp.bfloat16:
         lacks = f"they compute in bfloat16, not {jnp.dtype(dtype)}"
     if decoding == "kernels" and lacks is not None:
         raise UserError(f"decoding: kernels is not possible: {lacks}; set it to auto or xla")
-    return lacks is None
+    return lacks is None and (decoding == "kernels" or has == HOPPER)
 
 
 def takes(arch: Arch, quant: str | None) -> str | None:

@@ -118,6 +118,14 @@ def test_where_the_kernels_are_used() -> None:
         UserError, match="decoding: kernels is not possible: there is no NVIDIA GPU"
     ):
         kernels.chosen("kernels", mesh, arch, **storage)
+    for major, auto in (("7.5", False), ("8.0", False), ("9.0", True), ("12.0", False)):
+        gpu = SimpleNamespace(platform="gpu", compute_capability=major)
+        one = SimpleNamespace(devices=np.array([gpu], object), size=1)
+        assert kernels.chosen("auto", one, arch, **storage) == auto  # type: ignore[arg-type]
+    assert kernels.chosen("kernels", one, arch, **storage)  # type: ignore[arg-type]
+    assert not kernels.chosen("xla", one, arch, **storage)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="several devices"):
+        kernels.chosen("kernels", SimpleNamespace(devices=one.devices, size=2), arch, **storage)  # type: ignore[arg-type]
     assert kernels.takes(arch, "nf4") == "they do not read weights of 4 bits"
     assert kernels.fits(params, 16, LayerInputs())
     assert not kernels.fits(params, 17, LayerInputs())
