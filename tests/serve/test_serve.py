@@ -211,7 +211,7 @@ def test_without_the_token_nothing_is_said(there: httpx.Client, sent: str) -> No
 def test_a_body_that_does_not_end_is_not_waited_for(
     there: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "config", ServeConfig(**vars(CONFIG) | {"timeout": 0.2}))
+    monkeypatch.setattr(server.entry, "config", ServeConfig(**vars(CONFIG) | {"timeout": 0.2}))
     url = there.base_url
     with socket.create_connection((url.host, url.port)) as connection:
         head = f"POST /answer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -259,7 +259,7 @@ def test_beyond_the_queue_and_the_time_it_is_refused_and_goes_on(
         return ask(self, questions)
 
     monkeypatch.setattr(Loaded, "ask", slow)
-    monkeypatch.setattr(server, "config", ServeConfig(**vars(CONFIG) | {"timeout": 0.3}))
+    monkeypatch.setattr(server.entry, "config", ServeConfig(**vars(CONFIG) | {"timeout": 0.3}))
     late = there.post("/answer", json=body(sent))
     assert (late.status_code, late.json()["error"]["message"]) == (504, "not answered within 0.3 s")
     many = there.post("/answer", json={"message": sent, "questions": [CATS] * 60})
@@ -267,7 +267,7 @@ def test_beyond_the_queue_and_the_time_it_is_refused_and_goes_on(
     with pytest.raises(httpx.ReadTimeout):  # the other end goes away
         there.post("/answer", json=body(sent), timeout=0.05)
     held.set()
-    monkeypatch.setattr(server, "config", CONFIG)
+    monkeypatch.setattr(server.entry, "config", CONFIG)
     assert there.post("/answer", json=body(sent)).json() == {"answer": "31"}
     assert value(there, "lw_jax_clients_left_total") == 1
 
