@@ -6,7 +6,8 @@
 
 Each way of each part is a process of its own, one after another. Times are medians after warm-up;
 ratios are of one run, so of one machine on one day. Weights are random: nothing is downloaded.
-`smoke` only shows that everything runs. A `note` written into the JSON file by hand, such as what
+`smoke` only shows that everything runs. `--set sources=512,256` are lengths of a step's texts,
+`--profile DIR` keeps traces. A `note` written into the JSON file by hand, such as what
 else ran on the machine, stands in the page.
 """
 
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,18 @@ def _one(preset: str, part: str, how: dict[str, str]) -> None:
 
         set_environment(os.environ)
     parts = importlib.import_module(f"benchmarks.speed.{kind}_parts").PARTS
-    print(json.dumps(parts[part](sizes(preset), how)))
+    with _profiled(how.get("profile"), kind):
+        rows = parts[part](sizes(preset), how)
+    print(json.dumps(rows))
+
+
+def _profiled(folder: str | None, kind: str) -> AbstractContextManager[Any]:
+    """Traces what runs in it, for TensorBoard and Perfetto; None: does not."""
+    if folder is None or kind != "lw_jax":
+        return nullcontext()
+    import jax
+
+    return jax.profiler.trace(folder)
 
 
 def _starts(preset: str, seconds: int) -> dict[str, Any]:
@@ -296,6 +309,7 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], help="of every way: texts=512,2048 or unroll=always"
     )
+    parser.add_argument("--profile", help="folder for traces of lw_jax; times are longer then")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seconds", type=int, default=550, help="that one process may take")
     parser.add_argument("--page", type=Path, help="JSON file to write docs/performance.md from")
@@ -316,6 +330,8 @@ def main() -> int:
     if unknown:
         parser.error(f"--ways: {', '.join(sorted(unknown))}: no part has it")
     more = dict(pair.split("=", 1) for pair in asked.set)
+    if asked.profile:
+        more["profile"] = str(Path(asked.profile).resolve())
     found = measured(asked.preset, parts, asked.seconds, asked.out, ways, more)
     failed = [n for rows in found["parts"].values() for n, r in rows.items() if "failed" in r]
     return 1 if failed else 0
