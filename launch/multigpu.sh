@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Run a config on all GPUs of a node: frozen weights split over MODEL of them, rows over the rest.
-#   MODEL=2 bash launch/multigpu.sh configs/gsm8k.yaml [--KEY=VALUE ...]
-# Exit code 143: it was asked to stop (SIGTERM) and has saved; the same command goes on. Under SLURM
-# the job is then queued again:
-#   sbatch --requeue --signal=B:TERM@120 --wrap "exec bash launch/multigpu.sh CONFIG.yaml ..."
+# Run a config on all GPUs of one node: weights, bridge and optimiser in pieces over FSDP of them,
+# heads over TENSOR of them, rows over all but TENSOR.
+#   FSDP=8 bash launch/multigpu.sh configs/gsm8k.yaml [--KEY=VALUE ...]
+# DRY=1 prints what would be started. Exit code 143: it was asked to stop (SIGTERM) and has saved; the
+# same command goes on. Under SLURM the job is then queued again; launch/slurm.sh asks for the nodes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
+config="${1:?usage: FSDP=8 bash launch/multigpu.sh CONFIG.yaml [--KEY=VALUE ...]}"
+shift
 make_venv
 install gpu --editable ".[gpu]" --constraint requirements.txt
-config="${1:?usage: MODEL=2 bash launch/multigpu.sh CONFIG.yaml [--KEY=VALUE ...]}"
-shift
 run_or_queue_again \
-    "$VENV/bin/python" -m lw_jax.launch --config "$config" --mesh.tensor="${MODEL:-1}" "$@"
+    "$VENV/bin/python" -m lw_jax.launch --config "$config" \
+    ${FSDP:+"--mesh.fsdp=$FSDP"} ${TENSOR:+"--mesh.tensor=$TENSOR"} "$@"

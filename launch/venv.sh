@@ -1,5 +1,24 @@
 # Sourced by the other scripts: a virtual environment with the pinned packages, made once.
+# DRY=1: nothing is installed or started; what would be started is printed.
 VENV="${VENV:-.venv}"
+
+dry() { [[ -n "${DRY:-}" ]]; }
+
+# shown COMMAND...: prints a command as a shell would take it.
+shown() {
+    printf 'would run:'
+    printf ' %q' "$@"
+    printf '\n'
+}
+
+# start COMMAND...: the command in place of this script; with DRY=1 it is printed.
+start() {
+    if dry; then
+        shown "$@"
+    else
+        exec "$@"
+    fi
+}
 
 find_python() {
     local name
@@ -18,6 +37,7 @@ find_python() {
 install() {
     local what="$1" stamp now
     shift
+    dry && return
     stamp="$VENV/.installed-$what"
     now="$(cat requirements.txt pyproject.toml | cksum) $*"
     if [[ "$(cat "$stamp" 2>/dev/null)" != "$now" ]]; then
@@ -28,6 +48,7 @@ install() {
 }
 
 make_venv() {
+    dry && return
     if [[ ! -x "$VENV/bin/python" ]]; then
         local python
         python="$(find_python)"
@@ -49,7 +70,10 @@ make_dev_venv() {
 # gets the script's SIGTERM, and after code 143 (it was stopped, and has saved) the job is queued
 # again.
 run_or_queue_again() {
-    [[ -n "${SLURM_JOB_ID:-}" ]] || exec "$@"
+    if dry || [[ -z "${SLURM_JOB_ID:-}" ]]; then
+        start "$@"
+        return
+    fi
     local child code=0
     "$@" &
     child=$!

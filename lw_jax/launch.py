@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
+import json
 import os
 import shlex
 import signal
@@ -22,7 +24,7 @@ from lw_jax import __version__
 from lw_jax.config import yaml_files
 from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
-from lw_jax.utils import alive, kinds, program_cache, shipped
+from lw_jax.utils import alive, hosts, kinds, program_cache, shipped
 from lw_jax.utils.failures import in_one_line
 from lw_jax.utils.signals import leave
 
@@ -202,11 +204,16 @@ def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     from lw_jax.runs.directory import check_directory, open_run
     from lw_jax.runs.doctor import check
     from lw_jax.runs.opened import Session
-    from lw_jax.utils.device import use_device
+    from lw_jax.utils.device import be_deterministic, use_device
 
+    if config.deterministic:
+        be_deterministic(os.environ)
+    hosts.join(config.hosts, os.environ, print)
+    hosts.quiet_but_first()
     alive.doing("checking the config, its rows and its models")
     use_device(config.device, os.environ)
     config = with_shipped(config)
+    same_config(config)
     check_directory(config)
     session = Session()
     warn(check(config, session))
@@ -223,9 +230,26 @@ def run(config: Any, console: Console, command: str, call: Any = None) -> int:
     return OK
 
 
+def same_config(config: Any) -> None:
+    """Checks that all processes were given the same config, and are of the same version.
+
+    Raises:
+        UserError: they were not.
+    """
+    from lw_jax.config import parse
+
+    plain = {k: v for k, v in parse.to_dict(config).items() if k != "hosts"}
+    own = hashlib.sha256(json.dumps([__version__, plain], sort_keys=True).encode()).hexdigest()
+    if hosts.agree("config", own) != own:
+        raise UserError(
+            "hosts: this process was given another config than process 0, or another version of "
+            "lw_jax; start all of them with the same file and flags (but for hosts.index)"
+        )
+
+
 def warn(findings: Iterable[Any]) -> None:
     """Prints the warnings among the findings about a config, a line each."""
-    for found in findings:
+    for found in findings if hosts.first() else ():
         if found.level == "warning":
             print(f"warning: {found.key}: {found.text}", file=sys.stderr)
 
@@ -277,6 +301,7 @@ def run_stage(this: Any, name: str) -> None:
     stage_module(kind).run(this, name, config)
     seconds = round(time.monotonic() - began, 1)
     this.finish(name, seconds)
+    hosts.meet(f"the end of stage {name}")
     if kind != "evaluate":  # which has written its own
         from lw_jax.runs import history
         from lw_jax.runs.directory import DIAGNOSTICS
@@ -324,7 +349,7 @@ def evaluate_again(
     from lw_jax.runs.opened import Session
     from lw_jax.runs.places import located
     from lw_jax.runs.trained import config_at
-    from lw_jax.utils.device import use_device
+    from lw_jax.utils.device import be_deterministic, use_device
 
     raw, exported = parse.to_dict(config_at(run_dir)), is_exported(run_dir)
     if exported:
@@ -349,6 +374,11 @@ def evaluate_again(
     if exported:
         stage["init_from"] = str(run_dir)
     config = located(parse.from_dict(raw), run_dir)
+    if config.deterministic:
+        be_deterministic(os.environ)
+    hosts.join(config.hosts, os.environ, print)
+    if hosts.count() > 1:
+        raise UserError("hosts: a run is evaluated again by one process; leave hosts out")
     use_device(config.device, os.environ)
     session, call = Session(), Call.of(argv, flags)
     warn(check(config, session))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 from annotated_types import Ge, Le
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lw_jax.errors import UserError
@@ -142,12 +143,81 @@ def trained_shardings(mesh: Mesh, tree: Any) -> Any:
 
 def put_trained(mesh: Mesh, tree: Any) -> Any:
     """What is trained, laid out on the mesh."""
-    return jax.device_put(tree, trained_shardings(mesh, tree))
+    return put(tree, trained_shardings(mesh, tree))
 
 
-def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """A batch of host arrays on the mesh, rows over `data` and `fsdp`."""
-    return jax.device_put(batch, batch_sharding(mesh))
+def put(tree: Any, where: Any) -> Any:
+    """Arrays on the devices, also where these are of several hosts, each of which has the arrays.
+
+    Args:
+        tree: arrays of the host or of its devices, or that lie on all hosts.
+        where: a sharding for all of them, or a tree of shardings.
+    """
+    several = [s for s in jax.tree.leaves(where) if not s.is_fully_addressable]
+    if not several:
+        return jax.device_put(tree, where)
+    each = jax.tree.map(lambda _: where, tree) if isinstance(where, NamedSharding) else where
+    return jax.tree.map(_put, tree, each)
+
+
+def _put(x: Any, where: NamedSharding) -> Any:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x if x.sharding == where else jax.jit(lambda x: x, out_shardings=where)(x)
+    if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+        impl = jax.random.key_impl(x)
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), where), impl=impl)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda at: host[at])
+
+
+def put_batch(mesh: Mesh, batch: Any, rows: slice | None = None) -> Any:
+    """A batch of host arrays on the mesh, rows over `data` and `fsdp`.
+
+    Args:
+        mesh: the device mesh.
+        batch: arrays of all rows, or of those that this process holds.
+        rows: the share of all rows that the batch has, in parts of their number
+            (`rows_here`); None: all.
+    """
+    where = batch_sharding(mesh)
+    if where.is_fully_addressable:
+        return jax.device_put(batch, where)
+
+    def of(x: Any) -> Any:
+        x = np.asarray(x)
+        parts = 1 if rows is None else ways(mesh, "rows") // (rows.stop - rows.start)
+        begin = 0 if rows is None else rows.start * (x.shape[0] // (rows.stop - rows.start))
+        shape = (x.shape[0] * parts, *x.shape[1:])
+
+        def piece(at: Any) -> Any:
+            one = at[0].indices(shape[0])
+            return x[one[0] - begin : one[1] - begin]
+
+        return jax.make_array_from_callback(shape, where, piece)
+
+    return jax.tree.map(of, batch)
+
+
+def rows_here(mesh: Mesh) -> slice | None:
+    """Which parts of a batch the devices of this process hold, of `ways(mesh, "rows")` parts; None:
+    all, or not side by side."""
+    many = ways(mesh, "rows")
+    held = batch_sharding(mesh).addressable_devices_indices_map((many,)).values()
+    parts = sorted({at[0].indices(many)[0] for at in held if at is not None})
+    if len(parts) == many or parts != list(range(parts[0], parts[-1] + 1)):
+        return None
+    return slice(parts[0], parts[-1] + 1)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host; those that lie on several hosts are put together, by all of them."""
+
+    def of(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return x
+
+    return jax.device_get(jax.tree.map(of, tree))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -49,3 +50,65 @@ def test_other_ends_are_passed_on(code: int, tmp_path: Path) -> None:
     process = run(tmp_path, f"exit {code}", slurm=True)
     assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == code
+
+
+def would_run(script: str, *words: str, **environ: str) -> list[list[str]]:
+    """The commands that a launch script would start."""
+    found = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    found |= {"DRY": "1", "VENV": "no/where"} | environ
+    done = subprocess.run(
+        ["bash", f"launch/{script}", *words],
+        cwd=ROOT,
+        env=found,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.removeprefix("would run: ") for line in done.stdout.splitlines()]
+    return [shlex.split(line) for line in lines]
+
+
+RUN = ["no/where/bin/python", "-m", "lw_jax.launch", "--config", "c.yaml"]
+
+
+def test_one_node() -> None:
+    assert would_run("multigpu.sh", "c.yaml", "--name=a b") == [[*RUN, "--name=a b"]]
+    found = would_run("multigpu.sh", "c.yaml", FSDP="4", TENSOR="2")
+    assert found == [[*RUN, "--mesh.fsdp=4", "--mesh.tensor=2"]]
+
+
+def test_slurm_asks_for_nodes_and_then_starts_a_process_on_each() -> None:
+    (asked,) = would_run("slurm.sh", "c.yaml", "--seed=3", NODES="4", SBATCH="-p gpu", FSDP="8")
+    assert asked[0] == "sbatch"
+    assert {"--nodes=4", "--ntasks-per-node=1", "--requeue", "--signal=B:TERM@120"} <= set(asked)
+    assert asked[-5:] == ["-p", "gpu", "launch/slurm.sh", "c.yaml", "--seed=3"]
+    (started,) = would_run("slurm.sh", "c.yaml", "--seed=3", SLURM_JOB_ID="9", FSDP="8")
+    assert started[:3] == ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    assert started[3:] == [*RUN, "--mesh.fsdp=8", "--seed=3"]
+
+
+def test_several_hosts_by_hand() -> None:
+    first, second = would_run("hosts.sh", "c.yaml", "--name=a b", HOSTS="gpu1 gpu2", FSDP="2")
+    assert first[:3] == ["ssh", "-tt", "gpu1"]
+    assert second[:3] == ["ssh", "-tt", "gpu2"]
+    there = shlex.split(second[3])
+    assert there[:4] == ["cd", str(ROOT), "&&", "env"]
+    told = dict(word.split("=") for word in there[4:9])
+    assert told == {
+        "COORDINATOR": "gpu1:6340",
+        "COUNT": "2",
+        "INDEX": "1",
+        "FSDP": "2",
+        "VENV": "no/where",
+    }
+    assert there[9:] == ["bash", "launch/hosts.sh", "c.yaml", "--name=a b"]
+    (own,) = would_run("hosts.sh", "c.yaml", COORDINATOR="gpu1:1", COUNT="2", INDEX="1")
+    assert own == [*RUN, "--hosts.coordinator=gpu1:1", "--hosts.count=2", "--hosts.index=1"]
+
+
+def test_a_tpu() -> None:
+    (asked,) = would_run("tpu.sh", "c.yaml", TPU="mine", ZONE="z", TENSOR="4")
+    assert asked[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "mine"]
+    assert asked[6:8] == ["--zone=z", "--worker=all"]
+    assert asked[8] == "--command=cd lw_jax && env TENSOR=4 bash launch/tpu.sh c.yaml"
+    assert would_run("tpu.sh", "c.yaml") == [RUN]

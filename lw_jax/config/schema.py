@@ -19,6 +19,7 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
 from lw_jax.utils.bounds import FEW, BatchSize, Checked, Location, Name, Rows, Seed
 from lw_jax.utils.checks import exactly_one
+from lw_jax.utils.hosts import HostsConfig
 from lw_jax.utils.registry import chosen
 from lw_jax.utils.schedule import Schedule
 
@@ -76,8 +77,11 @@ class Config(Checked):
         bridge: the trainable part.
         objectives: what the bridge is trained for; one or several.
         mesh: the device mesh.
+        hosts: several processes that run the config together.
         device: `auto`: what jax finds, and where there is an NVIDIA GPU that jax cannot use, an
             error; `cpu`: the CPU, whatever else there is.
+        deterministic: on a GPU, programs without sums in no fixed order, and none chosen by timing:
+            a run that was killed and goes on has the very bits of one that was not. It is slower.
         fingerprint: which frozen models an exported bridge is taken between: `exact`, the very
             files that it was trained with, stored alike; `same_model`, also the same models stored
             otherwise (GGUF, other bits, another dtype), with a warning.
@@ -95,7 +99,9 @@ class Config(Checked):
     bridge: BridgeConfig | None = None
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     mesh: MeshConfig = MeshConfig()
+    hosts: HostsConfig = HostsConfig()
     device: Literal["auto", "cpu"] = "auto"
+    deterministic: bool = False
     fingerprint: Literal["exact", "same_model"] = "exact"
     plugins: Annotated[tuple[Location, ...], FEW] = ()
 

@@ -61,6 +61,8 @@ class Stream(Generic[Item, Batch]):
         length: about how long a row is. The rows of `WINDOW` batches, shuffled as ever, are then
             put together by length, and these batches shuffled again. None: rows of all lengths are
             in a batch. Picklable if there are workers.
+        here: the contexts of a batch that are collated; None: all. Of several processes each makes
+            the part that its devices hold.
     """
 
     rows: Groups[Item]
@@ -72,6 +74,7 @@ class Stream(Generic[Item, Batch]):
     workers: int = 0
     usable: Callable[[Batch], bool] | None = None
     length: Callable[[tuple[Item, ...]], int] | None = None
+    here: slice | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "batch_size")
@@ -145,9 +148,12 @@ class Stream(Generic[Item, Batch]):
             UserError: no batch of many has a row that can be used.
         """
         for again in range(TRIES):
-            made = self.collate(self.items(step, again))
+            items = self.items(step, again)
+            made = self.collate(items if self.here is None else items[self.here])
             if self.usable is None or self.usable(made):
                 return made
+            if self.here is not None and self.usable(self.collate(items)):
+                return made  # the rows that can be used are elsewhere
         raise UserError(
             f"data: none of {TRIES} batches for step {step + 1} of {self.stage} has a row that is "
             "short enough; raise layout.max_tokens, or give shorter texts"

@@ -40,7 +40,7 @@ from lw_jax.evaluate.predict import (
 )
 from lw_jax.evaluate.relay import Written
 from lw_jax.evaluate.slots import NEAREST, spelled
-from lw_jax.mesh import put_batch, ways
+from lw_jax.mesh import fetch, put_batch, ways
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.budget import Cut, Spans, of_tokens
@@ -183,7 +183,7 @@ class Comparison:
         for begin, batch in self.batches:
             latent = self.received(self.method("latent"), begin)
             assert latent is not None
-            found.append(jax.device_get(held(ctx, put_batch(self.pipeline.mesh, batch), latent)))
+            found.append(fetch(held(ctx, put_batch(self.pipeline.mesh, batch), latent)))
         rows = len(self.examples)
         columns, keys, entries = (
             np.concatenate([getattr(one, part) for one in found])[:rows]
@@ -352,7 +352,7 @@ class Comparison:
             put_batch(self.pipeline.mesh, batch | answers) for answers in self._answers[begin]
         ]
         latent = self.received(how, begin)
-        scored = jax.device_get(rate(how.message, ctx, batches, latent, stops))
+        scored = fetch(rate(how.message, ctx, batches, latent, stops))
         nats = -np.stack([one.nll for one in scored], axis=1).astype(np.float64)
         return [
             replace(p, nats=dict(zip(self.candidates, row.tolist(), strict=True)))
@@ -393,7 +393,7 @@ class Comparison:
         begins = (begin for begin, _ in self.batches if self._looked(True, begin))
         for begin, made in zip(begins, self.packets.seen, strict=True):
             latent = self.received(self.method("latent"), begin)
-            seen = dict(sorted({**made, **jax.device_get(look(ctx, latent))}.items()))
+            seen = dict(sorted({**made, **fetch(look(ctx, latent))}.items()))
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             if NEAREST in seen:
                 nearest.append(seen.pop(NEAREST))
@@ -410,7 +410,7 @@ class Comparison:
         _, batch = self.batches[0]
         if not by_key(self.pipeline.sources):
             return []
-        latent, read = jax.device_get(slot_maps.reads(ctx, put_batch(self.pipeline.mesh, batch)))
+        latent, read = fetch(slot_maps.reads(ctx, put_batch(self.pipeline.mesh, batch)))
         key, tokenizer = next(iter(by_key(self.pipeline.sources).items()))
         ids = [example.id for example in self.examples]
         return slot_maps.maps(ids, batch, key, tokenizer, latent, read)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import Batch, EvalContext
+from lw_jax.mesh import fetch
 from lw_jax.text.collate import Batch as HostBatch
 from lw_jax.text.collate import Collate
 from lw_jax.text.layout_config import LayoutConfig
@@ -54,7 +55,7 @@ def measure(
     size = min(batch_size, len(groups))
     for begin in range(0, len(groups) - size + 1, size):
         batch = collate([group[:1] for group in groups[begin : begin + size]])
-        sums, counts = jax.device_get(_sums(ctx, put(batch)))
+        sums, counts = fetch(_sums(ctx, put(batch)))
         total, count = total + sums, count + counts
     if count.shape == (0,):  # a bridge that sends no slot
         return np.zeros((1, total.shape[-1]), np.float32)

@@ -20,6 +20,7 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.methods.base import Batch, EvalContext
+from lw_jax.mesh import fetch
 from lw_jax.types import SHARED, Array, Latent
 from lw_jax.wire import packet
 from lw_jax.wire.codecs import CODES
@@ -226,7 +227,7 @@ def send(
     seen, slots = [], 0
     for begin, batch in batches:
         began = clock()
-        sent = jax.device_get(encode(ctx, batch, looked(begin)))
+        sent = fetch(encode(ctx, batch, looked(begin)))
         sender = clock() - began
         slots = sent.latent.mask.shape[1]
         for name in names:

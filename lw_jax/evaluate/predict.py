@@ -22,6 +22,7 @@ from lw_jax.evaluate import latents
 from lw_jax.evaluate.config import DecodeConfig
 from lw_jax.evaluate.methods.base import Batch, EvalContext, Method, Sent
 from lw_jax.evaluate.metrics.base import Ended, Prediction
+from lw_jax.mesh import fetch
 from lw_jax.models.arch import Arch
 from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.receiver.answer import (
@@ -329,7 +330,7 @@ def on_host(
         batch: the host's arrays; texts: the messages; latent_bytes: what each row's latent costs.
         stop: where answers end.
     """
-    scored, written, columns = jax.device_get((raw.scored, raw.written, raw.columns))
+    scored, written, columns = fetch((raw.scored, raw.written, raw.columns))
     name, table = ctx.receiver, ctx.model.params["embed"]
     found = []
     for i in range(len(examples)):

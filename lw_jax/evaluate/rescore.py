@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from lw_jax.evaluate.compare import Comparison
 from lw_jax.evaluate.methods import latent
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.predict import rate
-from lw_jax.mesh import put_batch
+from lw_jax.mesh import fetch, put_batch
 from lw_jax.text.stop import stop_of
 
 Candidates = Mapping[str, Sequence[str]]
@@ -67,7 +66,7 @@ def log_probabilities(
     for batches in zip(*(one.batches for one in rows), strict=True):
         placed = [put_batch(rows[0].pipeline.mesh, batch) for _, batch in batches]
         sent = rows[0].received(latent.METHOD, batches[0][0])
-        raw = jax.device_get(rate(latent.METHOD.message, ctx, placed, sent, stops))
+        raw = fetch(rate(latent.METHOD.message, ctx, placed, sent, stops))
         for nats, scored, (_, batch) in zip(found, raw, batches, strict=True):
             nats += np.where(batch["valid"], -scored.nll.astype(np.float64), -np.inf).tolist()
         if rows[0].terminated():

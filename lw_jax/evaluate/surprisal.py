@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-
 from lw_jax.data.example import Example
+from lw_jax.mesh import fetch
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.receiver.answer import Batch, asked, message_of, score
 from lw_jax.text.budget import Spans, offsets
@@ -53,7 +52,7 @@ def of_texts(
         message, (ask, answer) = message_of(sender, prompt, batch, "lm", "none"), asked(batch, "lm")
         scored = score(sender, prompt, message, ask, answer, each=True)
         assert scored.each is not None
-        nats, ids, lengths = jax.device_get((scored.each.nll, answer.ids, answer.lengths))
+        nats, ids, lengths = fetch((scored.each.nll, answer.ids, answer.lengths))
         for i in range(len(rows)):
             text, body, end = texts[begin + i], bodies[begin + i], int(lengths[i]) - 1  # no EOS
             shift = text.index(body) - 1  # a space comes before the answer

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
 
-from lw_jax.mesh import ways
+from lw_jax.mesh import put, ways
 from lw_jax.models.apart import apart as set_apart
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.load import abstract_params
@@ -54,7 +54,7 @@ def random_params(
 
     def drawn(path: tuple[DictKey, ...], leaf: Leaf) -> Array:
         name = zlib.crc32("/".join(str(key.key) for key in path).encode())
-        return jax.device_put(_draw(leaf, [seed, name]), sharding(leaf, mesh))
+        return put(_draw(leaf, [seed, name]), sharding(leaf, mesh))
 
     stacked = jax.tree_util.tree_map_with_path(drawn, abstract(arch, dtype, layers, head))
     if not apart:

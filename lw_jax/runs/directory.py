@@ -26,6 +26,7 @@ from lw_jax.errors import UserError
 from lw_jax.runs import receiver_rms
 from lw_jax.runs.history import Call
 from lw_jax.runs.opened import Session
+from lw_jax.utils import hosts
 from lw_jax.utils.files import damaged, number_of, read_json, write_text
 from lw_jax.utils.resume import free, raised
 
@@ -211,6 +212,15 @@ def open_run(
     """
     check_directory(config)
     path = run_directory(config)
+    if not hosts.first():
+        hosts.meet("the run's directory")
+        if not (path / CONFIG).is_file():
+            raise UserError(
+                f"run_dir: process 0 has made {path.absolute()}, which is not there for this "
+                "process: all hosts need it on one file system; give another --run_dir"
+            )
+        yield Run(config, path, mesh, console, path, command, call or Call(), session or Session())
+        return
     _make(path)
     with (path / LOCK).open("a") as file:  # a kill also releases the lock
         try:
@@ -224,6 +234,7 @@ def open_run(
         if old is not None:
             _take_over(path, old, config, console)
         write_text(path / CONFIG, to_yaml(config))
+        hosts.meet("the run's directory")
         yield Run(config, path, mesh, console, path, command, call or Call(), session or Session())
 
 

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from lw_jax.bridge.paths import chosen_parts, flat_name, from_paths
 from lw_jax.errors import UserError, said
+from lw_jax.mesh import put
 from lw_jax.models.arch_keys import shown
 from lw_jax.models.checkpoint import read_json
 from lw_jax.models.fingerprint import FORMAT
@@ -225,6 +226,6 @@ def load_bridge(
             )
         if not np.isfinite(found.astype(np.float32)).all():
             raise UserError(f"{directory / WEIGHTS}: {name} is not finite{_ADVICE}")
-        return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        return put(found.astype(leaf.dtype), leaf.sharding)
 
     return jax.tree_util.tree_map_with_path(place, like), about

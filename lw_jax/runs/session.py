@@ -39,6 +39,7 @@ from lw_jax.text.fit import length_remark
 from lw_jax.text.layout import check_labels, check_reading, prompts_of, source_head_ids
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
+from lw_jax.utils import hosts
 
 MEASURED_ROWS = 2048
 """Number of contexts whose token lengths decide the static lengths of a batch."""
@@ -80,6 +81,7 @@ def open_pipeline(
     measured = None
     if run_dir is not None:
         measured = receiver_rms.load(run_dir, as_trained(run_dir, own, models, others), bare)
+    hosts.meet("the receivers' sizes")  # before one measures and writes them
     if measured is None and not rows and run_dir is not None and receiver_rms.known(run_dir):
         raise UserError(
             f"{run_dir}: its bridge belongs to other receivers than {', '.join(own)} with these "

@@ -15,7 +15,7 @@ from lw_jax.bridge.paths import chosen_parts, from_paths, readable
 from lw_jax.config.parse import build, from_dict, to_dict
 from lw_jax.config.schema import Config, calibrate_before
 from lw_jax.errors import UserError
-from lw_jax.mesh import replicated
+from lw_jax.mesh import put, replicated
 from lw_jax.models.fingerprint import comparable
 from lw_jax.pipeline import Pipeline
 from lw_jax.runs import receiver_rms, statistics
@@ -190,7 +190,7 @@ def _fitted(
     check_same(component_counts({"bridge": like}), component_counts({"bridge": params}))
     if only:
         params = from_paths(chosen_parts(params, only))
-    params = jax.device_put(params, replicated(pipeline.mesh))
+    params = put(params, replicated(pipeline.mesh))
     return Trained(
         params=params,
         stage=path.stem,

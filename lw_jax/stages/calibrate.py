@@ -24,7 +24,7 @@ from lw_jax.config.schema import CalibrateConfig
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
-from lw_jax.mesh import put_batch
+from lw_jax.mesh import fetch, put_batch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.pipeline import Pipeline
@@ -159,7 +159,7 @@ def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: 
         target = mapped[1].target_of(list(pipeline.receivers))
         extra[SPANS] = collate.overlaps(filled, target)
     batch = put_batch(pipeline.mesh, collate(filled) | extra)
-    return jax.device_get(_moments(pipeline.bridge, pipeline.frozen, batch))
+    return fetch(_moments(pipeline.bridge, pipeline.frozen, batch))
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lw_jax.config.parse import to_dict
 from lw_jax.data.example import Example, Group
@@ -38,7 +37,7 @@ from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.relay import Written
-from lw_jax.mesh import put_batch, replicated
+from lw_jax.mesh import put, put_batch, replicated
 from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.spec import SENDER
@@ -334,7 +333,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
             compared.size,
         )
         mean_latent.save(run.run_dir, measured, slots, pipeline.fingerprints)
-    return jax.device_put(jnp.asarray(slots), replicated(pipeline.mesh))
+    return put(slots, replicated(pipeline.mesh))
 
 
 def _near(

@@ -22,7 +22,7 @@ from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.data.prefetch import ahead
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
-from lw_jax.mesh import batch_sharding, put_batch, put_trained, replicated
+from lw_jax.mesh import batch_sharding, put, put_batch, put_trained, replicated, rows_here, ways
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import Teacher
 from lw_jax.pipeline import Pipeline
@@ -52,6 +52,7 @@ from lw_jax.train.reuse import Reused, expected, says
 from lw_jax.train.state import TrainState, new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import PyTree
+from lw_jax.utils import hosts
 from lw_jax.utils.compile import Behind
 from lw_jax.utils.registry import chosen
 
@@ -86,6 +87,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             said = _remarks(part.pipeline, part.levels[key], stream)
             report(run.console, f"stages.{name}", said)
 
+    here = rows_of_process(run.mesh, cfg)
     streams = {key: one for part in parts.values() for key, one in part.streams.items()}
 
     def plan(step: int) -> Plan:
@@ -112,6 +114,11 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     """Of those that ask the frozen models beforehand, by the same."""
     wanted: dict[tuple[Plan, str | None], frozenset[str]] = {}
     reused = None
+    if cfg.reuse is not None and hosts.count() > 1:
+        raise UserError(
+            f"stages.{name}.train.reuse: each process would keep only what its own devices said; "
+            "leave it out where several processes train"
+        )
     if cfg.reuse is not None:
         folder = Path(cfg.reuse.folder or run.run_dir / "reuse")
         _check_repeats(f"stages.{name}.train", turns, streams)
@@ -160,13 +167,13 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         )
 
     def prepare(state: TrainState, start: int) -> None:
-        shapes = cache(lambda name: _shapes(run.mesh, streams[name]))
+        shapes = cache(lambda name: _shapes(run.mesh, streams[name], here))
         needed: list[tuple[int, Callable[[], None]]] = []
         says_of: dict[str, dict[str, Any]] = {}
         if cfg.remat == "auto":
             turn = turns[start]
             own, frozen = (plan(start), ratio_of[turn.phase]), parts[turn.task].pipeline.frozen
-            batches = [on_mesh(run.mesh, table.batch(start)), *shapes(turn.stream)]
+            batches = [on_mesh(run.mesh, table.batch(start), here), *shapes(turn.stream)]
             largest = max(batches, key=size_in_bytes)
             decided["train"], _ = settled(
                 cfg,
@@ -180,7 +187,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             turn = turns[step]
             own = plan(step), ratio_of[turn.phase]
             frozen = parts[turn.task].pipeline.frozen
-            first = [on_mesh(run.mesh, table.batch(step))] if step == start else []
+            first = [on_mesh(run.mesh, table.batch(step), here)] if step == start else []
             for batch in first + shapes(turn.stream):
                 keyed = own, turn.task, shapes_of(batch)
                 if reused is not None:
@@ -245,7 +252,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         state=put_trained(run.mesh, state),
         step_for=step_for,
         batches=lambda start, stop: (
-            fed(run.mesh, batch) for batch in ahead(table.batch, start, stop, cfg.workers)
+            fed(run.mesh, batch, here) for batch in ahead(table.batch, start, stop, cfg.workers)
         ),
         identity=identity(run.config, name, pipeline),
         log_every=cfg.log_every,
@@ -277,19 +284,38 @@ class Fed(NamedTuple):
     Attributes:
         arrays: on the mesh.
         host: the same on the host.
-        metrics: what the host says of it.
+        metrics: what is said of it besides the step's own.
     """
 
     arrays: dict[str, Any]
     host: Batch
-    metrics: dict[str, float]
+    metrics: dict[str, Any]
 
 
-def fed(mesh: Mesh, batch: Batch) -> Fed:
-    """A batch of the host on the mesh, and how much of it is padding."""
+def fed(mesh: Mesh, batch: Batch, rows: slice | None = None) -> Fed:
+    """A batch of the host on the mesh, and how much of it is padding.
+
+    Args:
+        mesh: the device mesh.
+        batch: the batch, or this process's part of it.
+        rows: which part that is (`mesh.rows_here`); None: all.
+    """
+    arrays = put_batch(mesh, batch, rows)
+    if rows is not None:
+        return Fed(arrays, batch, _tokens_of_all(arrays))
     tokens, places = tokens_of(batch)
-    said = {"tokens": float(tokens), "tokens_padded": float(places)}
-    return Fed(put_batch(mesh, batch), batch, said)
+    return Fed(arrays, batch, {"tokens": float(tokens), "tokens_padded": float(places)})
+
+
+@jax.jit
+def _tokens_of_all(batch: dict[str, Any]) -> dict[str, Any]:
+    """`tokens_of` a batch of which each process made a part."""
+    ids = [key for key in batch if key.endswith("/ids")]
+    real = sum(jnp.sum(batch[f"{key.removesuffix('/ids')}/lengths"]) for key in ids)
+    return {
+        "tokens": jnp.float32(real),
+        "tokens_padded": jnp.float32(sum(batch[key].size for key in ids)),
+    }
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Hashable:
@@ -297,20 +323,24 @@ def shapes_of(batch: Mapping[str, Any]) -> Hashable:
     return tuple((key, x.shape) for key, x in batch.items())
 
 
-def on_mesh(mesh: Mesh, batch: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """What stands for a batch on the mesh when a program is traced."""
+def on_mesh(
+    mesh: Mesh, batch: Mapping[str, Any], rows: slice | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What stands for a batch on the mesh when a program is traced; `rows`: see `fed`."""
     where = batch_sharding(mesh)
-    return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where) for k, x in batch.items()}
+    times = 1 if rows is None else ways(mesh, "rows") // (rows.stop - rows.start)
+    shape = {k: (x.shape[0] * times, *x.shape[1:]) for k, x in batch.items()}
+    return {k: jax.ShapeDtypeStruct(shape[k], x.dtype, sharding=where) for k, x in batch.items()}
 
 
-def _shapes(mesh: Mesh, stream: Stream[Any, Any]) -> list[dict[str, jax.ShapeDtypeStruct]]:
-    """What stands for the batches of a stream, one for every length."""
+def _shapes(mesh: Mesh, stream: Stream[Any, Any], rows: slice | None) -> list[Any]:
+    """What stands for the batches of a stream, one for every length; `rows`: see `fed`."""
     assert isinstance(stream.collate, Collate)
     batch, found = stream.batch(0), []
     for sizes in stream.collate.lengths.buckets:
         own = {f"{key}/ids": size for key, size in sizes.items()}
         cut = {k: x[:, :1].repeat(own[k], 1) if k in own else x for k, x in batch.items()}
-        found.append(on_mesh(mesh, cut))
+        found.append(on_mesh(mesh, cut, rows))
     return found
 
 
@@ -387,7 +417,7 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
     if cfg.init_only:
         found_there = load(init_from=cfg.init_from, only=cfg.init_only).params
         fresh = from_paths(dict(components(fresh)) | dict(components(found_there)))
-    return jax.device_put(fresh, replicated(run.mesh))
+    return put(fresh, replicated(run.mesh))
 
 
 @dataclass(frozen=True)
@@ -458,6 +488,8 @@ def _stream(
     if cfg.buckets is not None:
         multiple = MULTIPLE if jax.default_backend() == "cpu" else TILE
         collate = bucketed(collate, groups, cfg.buckets, multiple)
+    parts = rows_of_process(pipeline.mesh, cfg)
+    each = cfg.batch_size // ways(pipeline.mesh, "rows")
     return Stream(
         rows,
         collate,
@@ -468,7 +500,14 @@ def _stream(
         workers=cfg.workers,
         usable=has_row,
         length=None if cfg.buckets is None else characters,
+        here=None if parts is None else slice(parts.start * each, parts.stop * each),
     )
+
+
+def rows_of_process(mesh: Mesh, cfg: TrainConfig) -> slice | None:
+    """The part of a batch that this process makes (`mesh.rows_here`); None: all of it, as where the
+    longest row of the whole decides its shape."""
+    return None if cfg.buckets is not None else rows_here(mesh)
 
 
 def _check_heads(own: Any, all_of: Any, dims: BridgeDims, where: str) -> None:

@@ -30,9 +30,11 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 from lw_jax.bridge.paths import chosen_parts, components, from_paths, nested
 from lw_jax.errors import UserError, said
+from lw_jax.mesh import fetch
 from lw_jax.models.fingerprint import as_saved
 from lw_jax.train.state import TrainState
 from lw_jax.types import PyTree
+from lw_jax.utils import hosts
 from lw_jax.utils.failures import in_one_line, of_storage
 from lw_jax.utils.files import (
     DamagedFileError,
@@ -88,15 +90,22 @@ class Checkpoints:
             "checksums": {name: checksum(part) for name, part in parts.items()},
         }
         path = self.root.absolute() / str(step)
-        if path.exists() and not path.is_dir():
+        if hosts.first() and path.exists() and not path.is_dir():
             path.rename(_free_name(path))  # no checkpoint, whatever it is
         try:
             with _quiet():
                 ocp.save_checkpointables(path, parts, custom_metadata=meta)
             write_manifest(path)
         except Exception:  # what is half-written takes room that may be what is missing
-            self._remove_unfinished()
+            if hosts.first():
+                self._remove_unfinished()
             raise
+        if hosts.first():
+            self._remove_old(progress)
+        hosts.meet(f"the end of saving {path}")
+
+    def _remove_old(self, progress: Mapping[str, Any]) -> None:
+        """Removes checkpoints that are not kept, and damaged ones that were set aside."""
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
             if old != best:
@@ -122,7 +131,8 @@ class Checkpoints:
             UserError: the checkpoint belongs to other frozen weights, another config, bridge or
                 optimiser; it cannot be read; or all of them are damaged.
         """
-        for leftover in _directories(self.root, _UNFINISHED):
+        hosts.meet(f"the checkpoints in {self.root}")
+        for leftover in _directories(self.root, _UNFINISHED) if hosts.first() else ():
             shutil.rmtree(leftover)  # of a run that was killed while it deleted or wrote
         damage: dict[Path, str] = {}
         for step in steps(self.root):
@@ -132,12 +142,13 @@ class Checkpoints:
             except DamagedFileError as error:
                 damage[path] = str(error)
                 continue
-            for bad, why in damage.items():
+            for bad, why in damage.items() if hosts.first() else ():
                 if not has_manifest(bad):  # it was not finished
                     shutil.rmtree(bad)
                     continue
                 print(f"checkpoint {bad} is damaged ({why}); going back to step {step}")
                 bad.rename(_free_name(bad))
+            hosts.meet(f"checkpoint {path}")
             return found
         if damage:
             path, why = next(iter(damage.items()))
@@ -391,7 +402,7 @@ def checksum(tree: PyTree) -> int:
     """CRC-32 of all leaves' bytes, in tree order."""
     crc = 0
     for leaf in jax.tree.leaves(tree):
-        crc = zlib.crc32(np.ascontiguousarray(jax.device_get(leaf)).tobytes(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(fetch(leaf)).tobytes(), crc)
     return crc
 
 

@@ -36,6 +36,7 @@ from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.train.progress import Display
 from lw_jax.train.state import SOUND, UPDATE_SOUND, TrainState
 from lw_jax.types import PyTree
+from lw_jax.utils import hosts
 from lw_jax.utils.device import peak_memory
 from lw_jax.utils.files import DamagedFileError
 from lw_jax.utils.signals import Stop, termination
@@ -286,11 +287,12 @@ def fit(job: Job) -> TrainState:
 
     with ExitStack() as stack:
         stop = stack.enter_context(termination())
-        events = stack.enter_context(board(job.tensorboard, job.directory, job.name, start))
+        wanted = job.tensorboard and hosts.first()
+        events = stack.enter_context(board(wanted, job.directory, job.name, start))
         if job.prepare is not None:
             job.prepare(state, start)
         display = stack.enter_context(Display(job.name, start, job.steps))
-        if stop():
+        if stop() and hosts.count() == 1:
             display.say(f"stopped before step {start + 1}: run the same command again to go on")
             stop.leave()
         batches = stack.enter_context(closing(_until(stop, job.batches(start, job.steps))))
@@ -299,6 +301,7 @@ def fit(job: Job) -> TrainState:
         elif beyond:
             display.say("starts at step 0: it had begun before, and left no checkpoint")
         done, since, at, per_step = start, time.monotonic(), start, 0.0
+        agreed, leaving = hosts.Agreed(job.name), False
         for done, batch in enumerate(batches, start + 1):
             state, metrics = job.step_for(done - 1)(state, batch)
             settle()
@@ -348,10 +351,11 @@ def fit(job: Job) -> TrainState:
                 settle()
                 save_now()
                 saved_at = done
-            if stop() or progress.ended is not None:
+            leaving = agreed(stop(), done)
+            if leaving or progress.ended is not None:
                 break
         if done < job.steps and progress.ended is None:
-            if not stop():
+            if not leaving and not stop():
                 raise RuntimeError(f"{job.name}: the batches ended after step {done}")
             settle()
             if saved_at < done:

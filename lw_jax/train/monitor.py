@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
 
 from lw_jax.data.example import Example
@@ -20,7 +19,7 @@ from lw_jax.evaluate import latents
 from lw_jax.evaluate.metrics import entity_transfer, solved, squad
 from lw_jax.evaluate.metrics.base import Prediction, Rows
 from lw_jax.evaluate.slots import NEAREST, spelled
-from lw_jax.mesh import put_batch, ways
+from lw_jax.mesh import fetch, put_batch, ways
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.layout import written as to_write
 from lw_jax.text.stop import Stop, stop_of
@@ -85,15 +84,13 @@ class QuickEvaluation:
         """The first rows of the batch, as many as a training step takes at once."""
         parts = ways(self.pipeline.mesh, "rows")
         rows = max(1, min(self.microbatch, self.batch["valid"].shape[0]) // parts) * parts
-        few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
+        few = {key: fetch(x)[:rows] for key, x in self.batch.items()}
         return put_batch(self.pipeline.mesh, few)
 
     @cached_property
     def _starts(self) -> dict[str, np.ndarray]:
         """Per receiver [N]: the index of the first gold token that is no space."""
-        return {
-            name: np.asarray(self.batch[f"{name}/answer/start"]) for name in self.pipeline.receivers
-        }
+        return {name: fetch(self.batch[f"{name}/answer/start"]) for name in self.pipeline.receivers}
 
     def __call__(self, state: TrainState, step: int) -> Evaluation:
         """Accuracy, NLL, diversity and slots per receiver, gradients per objective; the score is
@@ -151,9 +148,9 @@ class QuickEvaluation:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
         bridge, frozen = self.pipeline.bridge, self.pipeline.frozen
         batch, start, stops = self.batch, self._starts[name], self._stop(name).clean
-        valid = np.asarray(batch["valid"])
+        valid = fetch(batch["valid"])
         matched, other = (
-            jax.device_get(
+            fetch(
                 latents.quick_scores(
                     bridge, name, params, frozen, batch, np.int32(shift), start, stops
                 )
@@ -175,7 +172,7 @@ class QuickEvaluation:
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
         """`slots/...`: their statistics; what else is seen of the latent without reading it; what
         the nearest rows of the vocabulary spell for the first texts."""
-        seen = jax.device_get(
+        seen = fetch(
             latents.inspect(self.pipeline.bridge, name, params, self.pipeline.frozen, self.batch)
         )
         more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
@@ -184,7 +181,7 @@ class QuickEvaluation:
             more["saturation"] = float(seen.pop("saturation"))
         said: list[str] = []
         if NEAREST in seen:
-            ids = seen.pop(NEAREST)[np.asarray(self.batch["valid"])][:SAMPLES]
+            ids = seen.pop(NEAREST)[fetch(self.batch["valid"])][:SAMPLES]
             said = spelled(ids, self.pipeline.receivers[name])
         return {f"slots/{key}": float(value) for key, value in seen.items()}, more, said
 
@@ -271,9 +268,7 @@ class QuickEvaluation:
         """What `objective_gradients` gives of some rows: of the parameters that are trained, not
         of their average."""
         s, at = self.pipeline, np.int32(step - 1)
-        return dict(
-            jax.device_get(objective_gradients(s.bridge, plan, state.params, s.frozen, rows, at))
-        )
+        return dict(fetch(objective_gradients(s.bridge, plan, state.params, s.frozen, rows, at)))
 
     def watch(self, state: TrainState, step: int) -> dict[str, Any]:
         """What a look between quick evaluations sees of first tokens and gradients, on a few rows:
@@ -308,7 +303,7 @@ class QuickEvaluation:
         parts = ways(self.pipeline.mesh, "rows")
         most = self.batch["valid"].shape[0]
         rows = max(1, min(int(count), most) // parts) * parts
-        few = {key: np.asarray(jax.device_get(x))[:rows] for key, x in self.batch.items()}
+        few = {key: fetch(x)[:rows] for key, x in self.batch.items()}
         return put_batch(self.pipeline.mesh, few)
 
     def add_watching(
@@ -322,7 +317,7 @@ class QuickEvaluation:
             of = bridge, plan, params, frozen, rows, np.int32(0)
             keys.append(programs.add(objective_gradients, *of))
         for name in bridge.dims.receivers:
-            start = np.asarray(self._scored_rows[f"{name}/answer/start"])
+            start = fetch(self._scored_rows[f"{name}/answer/start"])
             given = bridge, name, params["bridge"], frozen, self._scored_rows, np.int32(0), start
             keys.append(programs.add(latents.quick_scores, *given, self._stop(name).clean))
         return keys
@@ -330,18 +325,18 @@ class QuickEvaluation:
     def _first(self, params: PyTree, name: str, rows: Any) -> tuple[dict[str, float], np.ndarray]:
         """Figures of the first answer tokens of some rows, and the tokens [n] themselves."""
         bridge, frozen, stops = self.pipeline.bridge, self.pipeline.frozen, self._stop(name).clean
-        start, valid = (np.asarray(rows[key]) for key in (f"{name}/answer/start", "valid"))
+        start, valid = (fetch(rows[key]) for key in (f"{name}/answer/start", "valid"))
         scored = latents.quick_scores(bridge, name, params, frozen, rows, np.int32(0), start, stops)
-        held = jax.device_get(scored)
+        held = fetch(scored)
         if not valid.any():
             return {}, held.first[valid]
         return _of_first(held, valid), held.first[valid]
 
     def _gold_top_share(self, name: str) -> float:
         """Share of the rows whose gold answer begins with the most frequent first token."""
-        ids = np.asarray(self.batch[f"{name}/answer/ids"])
+        ids = fetch(self.batch[f"{name}/answer/ids"])
         first = ids[np.arange(len(ids)), self._starts[name]]
-        return _top_share(first[np.asarray(self.batch["valid"])])
+        return _top_share(first[fetch(self.batch["valid"])])
 
     def _stop(self, name: str) -> Stop:
         """Where a receiver's answers end, as in an evaluation."""
@@ -359,15 +354,15 @@ class QuickEvaluation:
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
         bridge, frozen, stops = self.pipeline.bridge, self.pipeline.frozen, self._stop(name).ids
-        ids, lengths = jax.device_get(
+        ids, lengths = fetch(
             latents.quick_answers(bridge, name, self.max_new, params, frozen, self.batch, stops)
         )
-        rows = zip(ids, lengths, np.asarray(self.batch["valid"]), strict=True)
+        rows = zip(ids, lengths, fetch(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]
 
     def _valid(self) -> list[Sequence[Example]]:
         """The groups of the valid rows."""
-        valid = np.asarray(self.batch["valid"])
+        valid = fetch(self.batch["valid"])
         return [group for group, counts in zip(self.groups, valid, strict=False) if counts]
 
     def _samples(self, name: str, written: Sequence[tuple[int, ...]]) -> list[str]:

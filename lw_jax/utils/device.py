@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import xla_bridge  # jax says nowhere else whether it has begun
 
 from lw_jax.errors import UserError
 
 FILES = ("/dev/nvidiactl", "/dev/nvidia0")
 """Device files of NVIDIA's driver."""
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""No operations whose order is not fixed, and no choice of kernels by timing."""
 HIDDEN = ("", "-1", "NoDevFiles", "none", "void")
 """Values of CUDA_VISIBLE_DEVICES that show no GPU."""
 
@@ -28,6 +31,29 @@ def gpu_expected(environ: Mapping[str, str], root: Path = Path("/")) -> str | No
         return None if visible.strip() in HIDDEN else f"CUDA_VISIBLE_DEVICES is {visible}"
     files = [file for file in FILES if (root / file.lstrip("/")).exists()]
     return f"{files[0]} is there" if files else None
+
+
+def be_deterministic(environ: MutableMapping[str, str]) -> None:
+    """Makes programs for GPUs give the same bits in every process; before jax uses a device.
+
+    Args:
+        environ: environment variables, which XLA reads.
+
+    Raises:
+        UserError: XLA has read them already.
+    """
+    if DETERMINISTIC in environ.get("XLA_FLAGS", "").split():
+        return
+    if jax_uses_devices():
+        raise UserError(
+            f"deterministic: jax runs already; set XLA_FLAGS={DETERMINISTIC} before it starts"
+        )
+    environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+
+
+def jax_uses_devices() -> bool:
+    """Whether jax has begun to use devices in this process."""
+    return bool(xla_bridge.backends_are_initialized())
 
 
 def use_device(asked: str, environ: Mapping[str, str], root: Path = Path("/")) -> None:

@@ -2,6 +2,8 @@
 directory: the digest of every file in it, so that damage is found before anything is read.
 
 A manifest is written last: a directory without one is not finished.
+
+Of several processes that run a config together, the first alone writes (`lw_jax.utils.hosts`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lw_jax.errors import UserError, short
+from lw_jax.utils import hosts
 
 MANIFEST = "files.json"
 AGAIN = "delete it and run the same command again"
@@ -126,7 +129,8 @@ def number_of(name: str) -> int | None:
 
 def write_manifest(directory: Path) -> None:
     """Writes the manifest of a finished directory."""
-    write_text(directory / MANIFEST, json.dumps(_digests(directory), indent=1))
+    if hosts.first():
+        write_text(directory / MANIFEST, json.dumps(_digests(directory), indent=1))
 
 
 def has_manifest(directory: Path) -> bool:
@@ -179,6 +183,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    if not hosts.first():
+        return
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -194,6 +200,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a NumPy file completely or not at all."""
+    if not hosts.first():
+        return
     held = io.BytesIO()
     np.savez(held, **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +221,8 @@ def write_lines(path: Path, lines: Iterable[Any]) -> None:
 
 def append_line(path: Path, content: Any) -> None:
     """Appends one JSON line, in one write."""
+    if not hosts.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_finite(content), ensure_ascii=False) + "\n")

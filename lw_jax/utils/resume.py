@@ -6,8 +6,8 @@ from typing import Any
 
 FREE = frozenset(
     "log_every eval_every eval_rows save_every keep workers max_bad_steps run_dir out name mesh "
-    "plugins attention decoding remat unroll tensorboard device watch_every eval_tokens "
-    "fingerprint".split()
+    "hosts plugins attention decoding remat unroll tensorboard device watch_every eval_tokens "
+    "fingerprint deterministic".split()
 )
 """Config keys that may differ between the run that saved and the run that resumes."""
 

@@ -38,7 +38,7 @@ class Stop:
         Raises:
             SystemExit: always.
         """
-        leave(self.number)
+        leave(self.number or signal.SIGTERM)  # another process was asked, of several
 
 
 def leave(number: int) -> NoReturn:
