@@ -150,18 +150,26 @@ def plan(command: Command, console: Console) -> int:
     """Prints what memory each stage of a config needs.
 
     With `--devices=N` on N devices that need not be here, of `--device_gb` each: the host stands
-    for them.
+    for them. With `--topology=NAME` on the devices of a TPU that need not be here either, whose
+    compiler plans.
 
     Raises:
         UserError: wrong devices, or jax is loaded already with fewer.
     """
-    own, flags = {}, []
+    own, flags, topology = {}, [], None
     for key, text in command.flags:
         if key in ("devices", "device_gb"):
             own[key] = _number(f"--{key}", text)
+        elif key == "topology":
+            topology = text
         else:
             flags.append((key, text))
     devices, gb = own.get("devices"), own.get("device_gb")
+    if topology is not None:
+        if devices is not None:
+            raise UserError("--topology: it says how many devices there are; leave --devices out")
+        if "jax" not in sys.modules:
+            os.environ["JAX_PLATFORMS"] = "cpu"
     if devices is not None:
         if devices != int(devices):
             raise UserError(f"--devices: expected a whole number; got {devices:g}")
@@ -176,7 +184,7 @@ def plan(command: Command, console: Console) -> int:
 
     config = parse.read(command.target, flags, command.over)
     count = None if devices is None else int(devices)
-    return print_plan(config, console, count, None if gb is None else int(gb * 1e9))
+    return print_plan(config, console, count, None if gb is None else int(gb * 1e9), topology)
 
 
 def _number(where: str, text: str) -> float:

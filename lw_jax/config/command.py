@@ -23,7 +23,8 @@ usage: python -m lw_jax.launch --config FILE [--KEY=VALUE ...]     run a config,
        python -m lw_jax.launch --doctor --config FILE ...          check it before it costs anything
        python -m lw_jax.launch --plan --config FILE ...            bytes on each device; with
                                                                    --devices=N --device_gb=GB of
-                                                                   others than those that are here
+                                                                   others than those that are here,
+                                                                   or --topology=v5e:4x4 of a TPU
        python -m lw_jax.launch --dry_run --config FILE ...         list a sweep's runs, start none
        python -m lw_jax.launch --print_config --config FILE ...    print it with all defaults
        python -m lw_jax.launch --evaluate RUN_DIR [--KEY=VALUE]    evaluate a finished run again,

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from lw_jax.models.arch import Arch
 from lw_jax.models.params import Leaf, depth
 from lw_jax.models.quant import QuantArray, take_layer
+from lw_jax.models.split import gathered
 from lw_jax.types import Array, PyTree
 
 JOINED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -100,10 +101,10 @@ def apart(params: PyTree, heads_joined: bool = True) -> PyTree:
 
 
 def layer_of(params: PyTree, layer: int | Array) -> dict[str, Any]:
-    """The weights of one layer in either form; of layers apart, `layer` is an int."""
+    """The weights of one layer, each whole, in either form; of layers apart, `layer` is an int."""
     layers = params["layers"]
     found: dict[str, Any] = layers[layer] if is_apart(params) else take_layer(layers, layer)
-    return found
+    return dict(gathered(found))
 
 
 def piece_of(arch: Arch, params: PyTree, leaf: str, layer: int) -> Array:

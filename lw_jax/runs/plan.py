@@ -1,24 +1,27 @@
 """What each stage of a config needs on every device, before any weight is read.
 
 Weights, bridge and optimiser are counted from shapes and shardings. What a training step needs
-besides is what the compiler says that has planned it, for the devices that are here; of devices
-that are not here the host plans it, so that it is a guess. Written answers need keys and values of
-the longest sequence that an evaluation lays out.
+besides is what the compiler says that has planned it, for the devices that are here or for a TPU
+that need not be; for other devices that are not here the host plans it, so that it is a guess.
+Written answers need keys and values of the longest sequence that an evaluation lays out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 
 import jax
+from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
 from lw_jax.config.schema import Config
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.mesh import MeshConfig, make_mesh, ways
 from lw_jax.models.frozen import FrozenModels
@@ -36,6 +39,9 @@ ADVICE = {
     "cache": "lower the evaluation's batch_size, or its max_new_tokens",
 }
 """What to change, by what is largest."""
+
+TPU_GB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x": 96}
+"""GiB of one device (of TPU7x a chip is two), as Google's documentation says, by jax's name."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,11 @@ class Budget:
 
 
 def print_plan(
-    config: Config, console: Console, devices: int | None = None, room: int | None = None
+    config: Config,
+    console: Console,
+    devices: int | None = None,
+    room: int | None = None,
+    topology: str | None = None,
 ) -> int:
     """Prints what every stage needs, and what does not fit.
 
@@ -81,6 +91,7 @@ def print_plan(
         console: prints for people.
         devices: how many devices there will be; None: those that are here.
         room: bytes of each; None: as they say.
+        topology: name of a TPU's, `v5e:4x4`, whose devices need not be here; None: none.
 
     Returns:
         The exit code: 0 where all fits, else 2.
@@ -94,6 +105,9 @@ def print_plan(
             f"--devices: jax was started with {len(here)} devices; give --devices on the command "
             "line of a new process"
         )
+    if topology is not None:
+        here = tpu_devices(topology)
+        room = tpu_memory(here[0].device_kind) if room is None else room
     mesh = make_mesh(config.mesh, here if devices is None else here[:devices])
     # the doctor is asked of one device: it is the stages' shapes that are wanted of it
     found = examined(replace(config, mesh=MeshConfig(data=1)), memory=False)
@@ -118,6 +132,40 @@ def print_plan(
     if over:
         raise UserError("; ".join(over))
     return 0
+
+
+def tpu_devices(topology: str) -> list[jax.Device]:
+    """The devices of a TPU that need not be here; programs can be compiled for them.
+
+    Args:
+        topology: its name: the kind, and the chips along each side (`v5e:4x4`, `v4:2x2x1`).
+
+    Raises:
+        UserError: libtpu is not there, or knows no such TPU.
+    """
+    if find_spec("libtpu") is None:
+        raise UserError(
+            'plan --topology: the compiler for TPUs is not there; pip install "lw_jax[tpu]"'
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this host is none, and need not be asked
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"--topology: no TPU {topology!r} ({said(error, 160)}); for example v5e:4x4, v4:2x2x1"
+        ) from error
+    return list(found.devices)
+
+
+def tpu_memory(kind: str) -> int:
+    """Bytes of one device of a TPU.
+
+    Raises:
+        UserError: not known of this kind.
+    """
+    if kind not in TPU_GB:
+        raise UserError(f"--device_gb: missing; say how many GB (10^9 bytes) a {kind} has")
+    return TPU_GB[kind] * 2**30
 
 
 def budgets(seen: Examination, mesh: Mesh, room: int) -> Iterator[Budget]:

@@ -86,8 +86,9 @@ def _of_text(error: BaseException) -> str | None:
 def _memory(error: BaseException) -> str:
     text = short(" ".join(str(error).split()), 160)
     return (
-        "too little memory: lower batch_size, accumulate more, set quant, or use a larger device "
-        f"(--plan says what takes how much), {GO_ON}" + (f" ({text})" if text else "")
+        "too little memory: lower batch_size, accumulate more, set quant, spread it over devices "
+        f"(mesh.fsdp, mesh.tensor), or use a larger one (--plan says what takes how much), {GO_ON}"
+        + (f" ({text})" if text else "")
     )
 
 

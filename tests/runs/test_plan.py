@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 GIB = 2**30
 
 
-def planned(path: Path, model: int = 1) -> dict[str, Budget]:
+def planned(path: Path, tensor: int = 1) -> dict[str, Budget]:
     seen = examined(read(path), memory=False)
-    mesh = make_mesh(MeshConfig(data=1, model=model), jax.devices()[:model])
+    mesh = make_mesh(MeshConfig(data=1, tensor=tensor), jax.devices()[:tensor])
     return {one.stage: one for one in budgets(seen, mesh, 8 * GIB)}
 
 
@@ -52,7 +52,7 @@ def test_bytes_are_those_that_the_devices_then_hold(write: Write) -> None:
 
 @pytest.mark.slow
 def test_models_are_spread_over_a_mesh(write: Write) -> None:
-    one, two = (planned(write(), model) for model in (1, 2))
+    one, two = (planned(write(), tensor) for tensor in (1, 2))
     for stage in one:
         alone, spread = (
             sum(count for kind, _, count in of[stage].parts if kind == "weights")

@@ -54,10 +54,12 @@ def start(home: Path, run: str, count: int, *flags: str) -> list[subprocess.Pope
             own += [f"--hosts.coordinator=127.0.0.1:{port}", f"--hosts.count={count}"]
             own += [f"--hosts.index={index}", "--mesh.fsdp=2"]
         command = [sys.executable, "-m", "lw_jax.launch", "--config", str(home / "config.yaml")]
-        out = (home / f"{run}.{index}").open("w")
-        found.append(
-            subprocess.Popen([*command, *own], cwd=ROOT, env=environ, stdout=out, stderr=out)
-        )
+        with (home / f"{run}.{index}").open("a") as out:
+            found.append(
+                subprocess.Popen(
+                    [*command, *own], cwd=ROOT, env=environ, stdout=out, stderr=out, text=True
+                )
+            )
     return found
 
 
@@ -70,11 +72,11 @@ def ended(home: Path, run: str, processes: list[Any], code: int = 0) -> None:
     assert codes == [code] * len(processes), said(home, run)
 
 
-def until(there: Callable[[], bool], processes: list[Any]) -> None:
+def until(there: Callable[[], bool], processes: list[Any], home: Path, run: str) -> None:
     end = time.monotonic() + 900
     while not there():
         assert time.monotonic() < end
-        assert all(process.poll() is None for process in processes)
+        assert all(process.poll() is None for process in processes), said(home, run)
         time.sleep(0.02)
 
 
@@ -98,7 +100,7 @@ def losses(run: Path) -> list[float]:
 def test_they_are_killed_and_one_process_goes_on_to_the_same_numbers(home: Path) -> None:
     ended(home, "one", start(home, "one", 1))
     two = start(home, "two", 2)
-    until(lambda: has_manifest(home / "two" / "checkpoints" / "wire" / "10"), two)
+    until(lambda: has_manifest(home / "two" / "checkpoints" / "wire" / "10"), two, home, "two")
     for process in two:
         process.kill()
     for process in two:
@@ -120,7 +122,7 @@ def test_they_are_killed_and_one_process_goes_on_to_the_same_numbers(home: Path)
 def test_one_that_is_asked_stops_both_after_the_same_step(home: Path) -> None:
     more = "--stages.wire.train.steps=5000"
     two = start(home, "stopped", 2, more, "--stages.wire.train.save_every=5000")
-    until(lambda: (home / "stopped" / "diagnostics.jsonl").exists(), two)
+    until(lambda: (home / "stopped" / "diagnostics.jsonl").exists(), two, home, "stopped")
     two[1].send_signal(signal.SIGTERM)
     ended(home, "stopped", two, 143)
     (step,) = [int(p.name) for p in (home / "stopped" / "checkpoints" / "wire").iterdir()]
