@@ -213,6 +213,7 @@ def decode(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
             lengths=jnp.full(ids.shape[:1], s.prompt, jnp.int32),
             options=DecodeOptions(new),
             impl=model.attention,
+            fused=model.fused,
         )
         return out.ids
 
