@@ -445,10 +445,12 @@ def test_each_end_needs_its_own_models_alone(tmp_path: Path, wire: Bridge, sent:
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path.rstrip("/")).symlink_to(ROOT / "zoo" / path)
     bridges = {}
-    for role in ends:
+    for i, role in enumerate(ends):  # each on a device of its own
         with at(tmp_path / role):
-            bridges[role] = Bridge.load("zoo/bridges/facts", role=role)  # type: ignore[arg-type]
+            bridges[role] = Bridge.load("zoo/bridges/facts", role=role, devices=[i])  # type: ignore[arg-type]
     sender, receiver = bridges.values()
+    for i, end in enumerate((sender.pipeline.frozen.sender, receiver.pipeline.frozen.receivers)):
+        assert {d for x in jax.tree.leaves(end) for d in x.devices()} == {jax.devices()[i]}
     assert sender.pipeline.frozen.receivers == {}
     assert receiver.pipeline.frozen.sender is None
     message = sender.encode(TEXT)
@@ -459,6 +461,12 @@ def test_each_end_needs_its_own_models_alone(tmp_path: Path, wire: Bridge, sent:
         sender.answer(message, "Who?")
     with pytest.raises(UserError, match="encode: this bridge was loaded with role='receiver'"):
         receiver.encode(TEXT)
+
+
+@pytest.mark.parametrize("devices", [[], [99], [0, 0], ["0"]])
+def test_devices_that_are_not_there(devices: Any) -> None:
+    with pytest.raises(UserError, match="devices: expected different numbers from 0 to 7"):
+        Bridge.load(FACTS, devices=devices)
 
 
 def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -68,6 +68,7 @@ class Bridge(Sending, Answering):
         key: bytes | str | None = None,
         fingerprint: Fingerprint | None = None,
         gate: str | Path | None = None,
+        devices: Sequence[int] | None = None,
     ) -> Bridge:
         """The bridge of a run, decoding as its last evaluation did. The run's rows are not needed.
 
@@ -93,6 +94,9 @@ class Bridge(Sending, Answering):
                 warning; `exact` does not; None: as its config says, which is `exact` by default.
             gate: a file that `lw-jax probe hostile` wrote: messages that it does not let pass are
                 refused by all that reads one; None: no gate.
+            devices: numbers of the devices (in `jax.devices()`) that hold the models, of which
+                `mesh.tensor` are used, so that one process can have its two ends on different ones;
+                None: the first.
 
         Raises:
             UserError: neither there, nothing trained yet, its receiver needs the text as well, or
@@ -116,7 +120,7 @@ class Bridge(Sending, Answering):
             config = replace(config, fingerprint=fingerprint)
         config = located(config, home, sender, receivers)
         # Rows of a call are few: they cannot be spread over devices.
-        mesh = make_mesh(MeshConfig(data=1, tensor=config.mesh.tensor))
+        mesh = make_mesh(MeshConfig(data=1, tensor=config.mesh.tensor), _devices(devices))
         try:
             if role == "both":
                 pipeline = open_pipeline(config, mesh, home, rows=False)
@@ -270,3 +274,20 @@ def _decoding(config: Config) -> DecodeConfig:
     if found:
         decode, data = found[-1].decode, found[-1].data or data
     return replace(decode, stop=stop_strings(decode.stop, data_set(data), config.layout))
+
+
+def _devices(numbers: Sequence[int] | None) -> list[jax.Device] | None:
+    """The devices of these numbers; None: none were given.
+
+    Raises:
+        UserError: a number is none of a device, or given twice.
+    """
+    if numbers is None:
+        return None
+    given, there = list(numbers), jax.devices()
+    fits = [n for n in given if isinstance(n, int) and 0 <= n < len(there)]
+    if not given or len(fits) < len(given) or len(set(given)) < len(given):
+        raise UserError(
+            f"devices: expected different numbers from 0 to {len(there) - 1}; got {given!r:.80}"
+        )
+    return [there[n] for n in given]
