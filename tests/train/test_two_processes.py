@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
@@ -81,16 +82,13 @@ def until(there: Callable[[], bool], processes: list[Any], home: Path, run: str)
 
 
 def params_of(run: Path, step: int) -> list[np.ndarray]:
-    import jax
-
     path = run / "checkpoints" / "wire" / str(step)
-    with jax.default_device(jax.devices("cpu")[0]):
-        shapes = ocp.metadata(path, checkpointable_name="params").metadata
-        where = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
-        )
-        return [np.asarray(x) for x in jax.tree.leaves(ocp.load(path, like, "params"))]
+    shapes = ocp.metadata(path, checkpointable_name="params").metadata
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    return [
+        np.asarray(x) for x in jax.tree.leaves(ocp.load(path, like, checkpointable_name="params"))
+    ]
 
 
 def losses(run: Path) -> list[float]:
