@@ -74,11 +74,13 @@ run_or_queue_again() {
         start "$@"
         return
     fi
-    local child code=0
+    local child="" code=0 asked=""
+    # before the command starts, so that no signal is lost
+    trap 'asked=TERM; [[ -z "$child" ]] || kill -TERM "$child"' TERM
+    trap 'asked=INT; [[ -z "$child" ]] || kill -INT "$child"' INT
     "$@" &
     child=$!
-    trap 'kill -TERM "$child"' TERM
-    trap 'kill -INT "$child"' INT
+    [[ -z "$asked" ]] || kill -"$asked" "$child"
     wait "$child" || code=$?
     while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
         code=0
