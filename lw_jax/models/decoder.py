@@ -272,7 +272,7 @@ def _each_apart(
         return layer(gathered(w, since), h, past, own, ctx)
 
     once: Callable[..., Any] = jax.jit(whole)  # traced once, and used by all layers that are alike
-    since = h if split else None
+    earlier = h  # a layer's weights are put together while the one before it is computed
     if remat != "none" or split:
         # The stream alone must be computed again; a barrier before the weights has no use, unless
         # they are put together anew.
@@ -294,7 +294,8 @@ def _each_apart(
             blocks=None if blocks is None or i not in blocks.layers else _only(blocks, i),
         )
         before = None if past is None else (past[0][i], past[1][i])
-        h, after, kv = once(layers[i], h, before, own, ctx, since)
+        since = earlier if split else None
+        earlier, (h, after, kv) = h, once(layers[i], h, before, own, ctx, since)
         tap(i + 1)
         pasts.append(after)
         owns.append(kv)
