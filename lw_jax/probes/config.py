@@ -47,14 +47,14 @@ class LeakConfig(Checked):
         seed: of the texts, what is planted, and the inverters.
     """
 
-    rows: AtLeastTwo = 3000
+    rows: AtLeastTwo = 2000
     eval_rows: AtLeastTwo = 200
-    steps: Steps = 1000
+    steps: Steps = 600
     batch_size: BatchSize = 32
     lr: LearningRate = 0.02
-    width: Width = 256
+    width: Width = 128
     depth: Layers = 2
-    heads: Heads = 8
+    heads: Heads = 4
     codecs: Names = ()
     ratios: Annotated[tuple[Ratio, ...], FEW] = ()
     texts: Location | None = None

@@ -34,6 +34,7 @@ WORTH_KEEPING = 0.5
 _LOGGERS = ("jax._src.interpreters.pxla", "jax._src.dispatch")
 _BEGINS = re.compile(r"Compiling (\S+) with global shapes")
 _ENDED = re.compile(r"Finished XLA compilation of (\S+) in ([\d.]+) sec")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PLAIN = re.compile(r"^jit\((.*)\)$|^jit_(.*)$")
 
 _doing: list[str] = ["starting"]
@@ -129,8 +130,10 @@ class Watched:
                 self._stream.write("\r\x1b[2K")
                 self._own = False
             self.last = time.monotonic()
-            if text:
-                self._whole = text.endswith(("\n", "\r"))
+            # What is erased leaves nothing; other control sequences do not move to another column.
+            plain = _CONTROL.sub(lambda found: "\r" if found[0].endswith("K") else "", text)
+            if plain:
+                self._whole = plain.endswith(("\n", "\r"))
             return self._stream.write(text)
 
     def writelines(self, lines: Any) -> None:

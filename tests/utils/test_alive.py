@@ -107,6 +107,7 @@ def gaps(found: list[tuple[float, bytes]]) -> tuple[float, float]:
 
 STILL = """
 import logging, time
+from rich.console import Console
 from lw_jax.utils import alive
 with alive.watched(0.2):
     alive.doing("loading tiny-llama")
@@ -115,6 +116,10 @@ with alive.watched(0.2):
     print("half a line", end="", flush=True)
     time.sleep(1)
     print()
+    with Console().status("turning"):
+        time.sleep(0.5)
+    alive.doing("after what turns")
+    time.sleep(1)
     log = logging.getLogger("jax._src.interpreters.pxla")
     log.debug("Compiling %s with global shapes and types %s.", "jit(step)", "[]")
     time.sleep(1.5)
@@ -125,6 +130,7 @@ def test_a_terminal_does_not_stay_still() -> None:
     found = read([sys.executable, "-c", STILL], dict(os.environ), 60)
     text = b"".join(data for _, data in found).decode()
     assert "... loading tiny-llama, " in text
+    assert "turning" in text and "... after what turns, " in text
     assert "... compiling step (1 s, the first time)" in text
     # what is said meanwhile goes, and does not stand within a line
     assert "\x1b[2Ka figure\r\n" in text
