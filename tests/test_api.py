@@ -31,6 +31,7 @@ from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout import split_joint
 from lw_jax.text.stop import Stop
 from lw_jax.wire import packet
+from lw_jax.wire.gate import MEASURES, Gate
 from tests.tiny.compilations import compilations
 from tests.tiny.shipped import FACTS, ROOT, facts
 from tests.wire.crafted import changed, sealed
@@ -409,6 +410,31 @@ def test_a_packet_that_the_bridge_does_not_send_is_refused(
     with pytest.raises(UserError, match=f"wire: .*{words}") as caught:
         wire.answer(make(sent, slots_of(sent)), "Who?")
     assert "\n" not in str(caught.value)
+
+
+def test_a_gate_is_before_everything_that_reads_a_message(
+    wire: Bridge, sent: bytes, tmp_path: Path
+) -> None:
+    question, mark = "How many cats does Ben Korim keep?", wire.trained.mark
+    wide = dict.fromkeys(MEASURES, 1e9) | {"smallest_norm": 0.0}
+    open_to_all = Gate(np.zeros(256), np.eye(256), wide, mark)
+    assert replace(wire, gate=open_to_all).answer(sent, question) == wire.answer(sent, question)
+    strict = replace(wire, gate=replace(open_to_all, bounds=wide | {"largest_norm": 1e-3}))
+    said = r"gate: the largest norm of a slot is .* at most 0\.001"
+    for use in (
+        lambda: strict.answer(sent, question),
+        lambda: strict.answer([sent, sent], question),
+        lambda: strict.score(sent, question, ["31"]),
+        lambda: strict.talk(sent),
+        lambda: list(strict.answer_stream(sent, question)),
+        lambda: strict.answer(Message.of([Message.from_bytes(sent)] * 2), question),
+    ):
+        with pytest.raises(UserError, match=said):
+            use()
+    open_to_all.save(tmp_path / "gate.npz")
+    assert Bridge.load(FACTS, role="sender", gate=tmp_path / "gate.npz").gate is not None
+    with pytest.raises(UserError, match="no gate there"):
+        Bridge.load(FACTS, role="sender", gate=tmp_path / "nowhere.npz")
 
 
 def test_with_a_key_both_ends_need_it(wire: Bridge, sent: bytes) -> None:

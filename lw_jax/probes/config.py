@@ -80,7 +80,7 @@ class HostileConfig(Checked):
     """
 
     rows: AtLeastTwo = 48
-    steps: Steps = 200
+    steps: Steps = 60
     lr: LearningRate = 0.1
     codecs: Names = ()
     limits: Annotated[tuple[Annotated[float, Ge(0), Le(10**6)], ...], FEW, MinLen(1)] = (

@@ -8,9 +8,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
@@ -18,6 +20,7 @@ from lw_jax import Bridge, Message
 from lw_jax.api.bridge import Bridge as Loaded
 from lw_jax.serve.app import Server
 from lw_jax.serve.config import ServeConfig
+from lw_jax.wire.gate import MEASURES, Gate
 from tests.tiny.shipped import facts
 from tests.wire.crafted import changed
 
@@ -193,6 +196,17 @@ def test_what_is_wrong_is_refused_with_the_reason(
     assert (response.status_code, said["code"]) == (status, status), said
     assert reason in said["message"]
     assert "\n" not in said["message"]
+
+
+def test_what_the_gate_refuses_gets_the_reason(
+    there: httpx.Client, server: Server, sent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = dict.fromkeys(MEASURES, 1e9) | {"largest_norm": 1e-3}
+    gate = Gate(np.zeros(256), np.eye(256), bounds, server.bridge.trained.mark)
+    monkeypatch.setattr(server, "bridge", replace(server.bridge, gate=gate))
+    response = there.post("/answer", json=body(sent))
+    assert response.status_code == 400
+    assert "gate: the largest norm of a slot is" in response.json()["error"]["message"]
 
 
 def test_without_the_token_nothing_is_said(there: httpx.Client, sent: str) -> None:
