@@ -110,8 +110,8 @@ def loss(params: Any, views: Any, aim: Features, seed: int = 0, **options: Any) 
 
 def test_before_training_the_velocity_is_zero() -> None:
     """adaLN-Zero: the sample is the noise itself, and the loss is that of standing still."""
-    latent = sample(fresh(length="full"), source(), length="full")
-    noise = sample(fresh(length="full"), source(seed=5), length="full")
+    latent = sample(fresh(), source(), length="full")
+    noise = sample(fresh(), source(seed=5), length="full")
     np.testing.assert_array_equal(latent.slots, noise.slots)  # noise that nothing has moved
     assert float(jnp.std(latent.slots)) == pytest.approx(0.1, rel=0.3)
     found = loss(fresh(), source(), target())

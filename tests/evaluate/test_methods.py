@@ -34,7 +34,8 @@ from lw_jax.receiver import answer as asking
 from lw_jax.text.layout_config import LayoutConfig
 from tests.tiny.evaluation import PREFIX, RECEIVER, SLOTS, World, make_world, received
 
-SIZE = 128
+SIZE = 64
+SLOW = pytest.mark.slow
 Arrays = dict[str, np.ndarray]
 
 
@@ -102,7 +103,7 @@ ALIKE = (
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else [])
+        pytest.param(n, marks=[SLOW] if n in ALIKE else [])
         for n in methods()
         if method(n).kept is None and method(n).cut is None
     ],
@@ -128,7 +129,9 @@ READ_BACK = LayoutConfig(
 )
 
 
-@pytest.mark.parametrize("name", ["text", "latent", "no_message"])
+@pytest.mark.parametrize(
+    "name", ["latent", *(pytest.param(n, marks=SLOW) for n in ("text", "no_message"))]
+)
 def test_argmax_is_greedy_where_the_receiver_writes_question_and_answer(
     world: World, name: str
 ) -> None:
@@ -172,8 +175,8 @@ def _padded_inside(asked: list[Any]) -> list[Any]:
     ("reader", "fault"),
     [
         ("decode", _without_bos),  # fault 3
-        ("decode", _other_primer),  # fault 4
-        ("read", _without_question),  # fault 22
+        pytest.param("decode", _other_primer, marks=SLOW),  # fault 4
+        pytest.param("read", _without_question, marks=SLOW),  # fault 22
         ("read", _padded_inside),  # faults 1, 2
     ],
 )

@@ -49,15 +49,16 @@ def test_relay_needs_room_for_the_whole_sender(
 ) -> None:
     path, key = write(), "stages.report.evaluate"
     relay = f"{key}.methods=[latent, relay]"
+    need = Need(1, 1, 1, GIB)  # the step's, which has tests of its own
+    monkeypatch.setattr(check_stages, "estimate", lambda step: need)
     assert key not in {f.key for f in findings(path, memory=True)}
     found = next(f for f in findings(path, relay, memory=True) if f.key == key)
     weights = Path(read(path, []).sender.path) / "model.safetensors"
     size = sum(4 * tensor.size for tensor in load_file(weights).values())
     assert found.level == "ok"
     assert f"relay: {size / 2**20:.1f} MiB whole sender + " in found.text
-    monkeypatch.setattr(
-        check_stages, "device_memory", lambda: size
-    )  # fits alone, not beside the others
+    # it fits alone, not beside the others
+    monkeypatch.setattr(check_stages, "device_memory", lambda: size)
     found = next(f for f in findings(path, relay, memory=True) if f.key == key)
     assert found.level == "error"
     assert "leave relay out" in found.text

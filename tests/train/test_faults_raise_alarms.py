@@ -170,7 +170,7 @@ FAINT = Training(distance="mse", head_input="pre_scale")
         pytest.param(
             "loudness", 1, Training(conditioning="layer_norm"), Training(), id="7: V1's LayerNorm"
         ),
-        pytest.param("dead_objective", 1, FAINT, MILD, id="8: V3's squared error"),
+        pytest.param("dead_objective", 1, FAINT, MILD, id="8: V3's squared error", marks=SLOW),
         pytest.param(
             "saturation",
             LATE * STEPS,  # when this learning rate has brought the fault about
@@ -179,7 +179,7 @@ FAINT = Training(distance="mse", head_input="pre_scale")
             id="10: V7's tanh",
             marks=SLOW,
         ),
-        pytest.param("detached_head", 1, FAINT, MILD, id="14: V8's head"),
+        pytest.param("detached_head", 1, FAINT, MILD, id="14: V8's head", marks=SLOW),
         pytest.param(
             "ignored_latent",
             LATE * STEPS,

@@ -17,7 +17,10 @@ from lw_jax.train.diagnostics import TIMES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "tiny" / "training.py"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # of one device
+}
 
 
 def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
