@@ -275,6 +275,7 @@ def _seconds(method: str, part: str, heading: str) -> Column:
 
 COLUMNS: dict[str, Column] = {
     "em": _own("em"),
+    "method_f1": _own("f1"),
     "method_nll": _own("nll"),
     "text": _of("text", "em"),
     "latent": _of("latent", "em"),
