@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from lw_jax.bridge.paths import components, from_paths
-from lw_jax.config.schema import Config, calibrate_before
-from lw_jax.data.example import Example, Remark, Rows, characters
-from lw_jax.data.load import data_set, load_rows, sample
+from lw_jax.config.schema import calibrate_before
+from lw_jax.data.example import Remark
+from lw_jax.data.load import data_set
 from lw_jax.data.prefetch import ahead
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
-from lw_jax.mesh import batch_sharding, put, put_batch, put_trained, replicated, rows_here, ways
+from lw_jax.mesh import put, put_trained, replicated
 from lw_jax.models.dims import BridgeDims
 from lw_jax.models.frozen import Teacher
 from lw_jax.pipeline import Pipeline
@@ -32,17 +30,15 @@ from lw_jax.runs.calibrated import filled, needs_statistics
 from lw_jax.runs.directory import FINISHED, Run
 from lw_jax.runs.identity import depends_on, identity
 from lw_jax.runs.memory import settled
-from lw_jax.runs.rows import beyond_models, remarks_of, report, training_rows
-from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, laid_out, open_pipeline
+from lw_jax.runs.rows import report
+from lw_jax.runs.session import open_pipeline
+from lw_jax.runs.streams import answer_stop, parts_of, phases, remarks, rows_of_process, validation
 from lw_jax.runs.trained import load_trained
-from lw_jax.text.buckets import TILE, bucketed, tokens_of
-from lw_jax.text.budget import needs_nats
-from lw_jax.text.collate import MULTIPLE, Batch, Collate, has_row
-from lw_jax.text.fit import length_remark
-from lw_jax.text.stop import stop_strings
+from lw_jax.text.collate import Collate
 from lw_jax.train.checkpoint import steps
 from lw_jax.train.config import Reuse, TrainConfig
-from lw_jax.train.curriculum import Phase, Timetable, Turn, phases_of, turns_of
+from lw_jax.train.curriculum import Timetable, Turn, turns_of
+from lw_jax.train.fed import Fed, fed, on_mesh, shapes_of, shapes_of_stream
 from lw_jax.train.loop import Evaluation, Job, Metrics, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
@@ -80,11 +76,11 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     turns = turns_of(phases(cfg))
-    parts = _parts(pipeline, config, cfg, name, teachers)
+    parts = parts_of(pipeline, config, cfg, name, teachers)
     for part in parts.values():
         _check_heads(part.objectives, objectives, pipeline.bridge.dims, f"stages.{name}")
         for key, stream in part.streams.items():
-            said = _remarks(part.pipeline, part.levels[key], stream)
+            said = remarks(part.pipeline, part.levels[key], stream)
             report(run.console, f"stages.{name}", said)
 
     here = rows_of_process(run.mesh, cfg)
@@ -152,7 +148,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     table = Timetable(turns, {key: one.batch for key, one in streams.items()})
     quick = None
     if cfg.eval_every or cfg.watch_every:
-        groups = _validation(pipeline, config, cfg)
+        groups = validation(pipeline, config, cfg)
         quick = QuickEvaluation(
             pipeline,
             groups,
@@ -167,7 +163,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         )
 
     def prepare(state: TrainState, start: int) -> None:
-        shapes = cache(lambda name: _shapes(run.mesh, streams[name], here))
+        shapes = cache(lambda name: shapes_of_stream(run.mesh, streams[name], here))
         needed: list[tuple[int, Callable[[], None]]] = []
         says_of: dict[str, dict[str, Any]] = {}
         if cfg.remat == "auto":
@@ -278,72 +274,6 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             reused.close()
 
 
-class Fed(NamedTuple):
-    """A step's batch.
-
-    Attributes:
-        arrays: on the mesh.
-        host: the same on the host.
-        metrics: what is said of it besides the step's own.
-    """
-
-    arrays: dict[str, Any]
-    host: Batch
-    metrics: dict[str, Any]
-
-
-def fed(mesh: Mesh, batch: Batch, rows: slice | None = None) -> Fed:
-    """A batch of the host on the mesh, and how much of it is padding.
-
-    Args:
-        mesh: the device mesh.
-        batch: the batch, or this process's part of it.
-        rows: which part that is (`mesh.rows_here`); None: all.
-    """
-    arrays = put_batch(mesh, batch, rows)
-    if rows is not None:
-        return Fed(arrays, batch, _tokens_of_all(arrays))
-    tokens, places = tokens_of(batch)
-    return Fed(arrays, batch, {"tokens": float(tokens), "tokens_padded": float(places)})
-
-
-@jax.jit
-def _tokens_of_all(batch: dict[str, Any]) -> dict[str, Any]:
-    """`tokens_of` a batch of which each process made a part."""
-    ids = [key for key in batch if key.endswith("/ids")]
-    real = sum(jnp.sum(batch[f"{key.removesuffix('/ids')}/lengths"]) for key in ids)
-    return {
-        "tokens": jnp.float32(real),
-        "tokens_padded": jnp.float32(sum(batch[key].size for key in ids)),
-    }
-
-
-def shapes_of(batch: Mapping[str, Any]) -> Hashable:
-    """The names and shapes of a batch's arrays."""
-    return tuple((key, x.shape) for key, x in batch.items())
-
-
-def on_mesh(
-    mesh: Mesh, batch: Mapping[str, Any], rows: slice | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """What stands for a batch on the mesh when a program is traced; `rows`: see `fed`."""
-    where = batch_sharding(mesh)
-    times = 1 if rows is None else ways(mesh, "rows") // (rows.stop - rows.start)
-    shape = {k: (x.shape[0] * times, *x.shape[1:]) for k, x in batch.items()}
-    return {k: jax.ShapeDtypeStruct(shape[k], x.dtype, sharding=where) for k, x in batch.items()}
-
-
-def _shapes(mesh: Mesh, stream: Stream[Any, Any], rows: slice | None) -> list[Any]:
-    """What stands for the batches of a stream, one for every length; `rows`: see `fed`."""
-    assert isinstance(stream.collate, Collate)
-    batch, found = stream.batch(0), []
-    for sizes in stream.collate.lengths.buckets:
-        own = {f"{key}/ids": size for key, size in sizes.items()}
-        cut = {k: x[:, :1].repeat(own[k], 1) if k in own else x for k, x in batch.items()}
-        found.append(on_mesh(mesh, cut, rows))
-    return found
-
-
 def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:
     """What is not finite in the frozen models, or in what they make of a batch; None: nothing."""
     models = {"sender": pipeline.frozen.sender, **pipeline.frozen.receivers}
@@ -390,11 +320,6 @@ def judged_after(cfg: TrainConfig) -> int:
     return phases(cfg)[-1].start if given is None else given
 
 
-def phases(cfg: TrainConfig) -> tuple[Phase, ...]:
-    """The stage's phases."""
-    return phases_of(cfg.curriculum, cfg.steps)
-
-
 def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng: Any) -> PyTree:
     """The bridge's parameters before the first step.
 
@@ -418,96 +343,6 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
         found_there = load(init_from=cfg.init_from, only=cfg.init_only).params
         fresh = from_paths(dict(components(fresh)) | dict(components(found_there)))
     return put(fresh, replicated(run.mesh))
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The steps of one task, or all of a stage without tasks.
-
-    Attributes:
-        pipeline: with the task's layout.
-        objectives: of its steps.
-        streams: its batches, by the name of the stream (`Turn.stream`).
-        levels: of their rows, by the same names; None: as the data says.
-    """
-
-    pipeline: Pipeline
-    objectives: Any
-    streams: dict[str, Stream[Any, Any]]
-    levels: dict[str, int | None]
-
-
-def _parts(
-    pipeline: Pipeline,
-    config: Config,
-    cfg: TrainConfig,
-    name: str,
-    teachers: Mapping[str, Teacher],
-) -> dict[str | None, _Part]:
-    """What the steps of every task work with.
-
-    Args:
-        pipeline: of the stage.
-        config: of the run, with the stage's own data and layout.
-        cfg: the stage.
-        name: its name.
-        teachers: tuned receivers that read the text.
-    """
-    load = cache(load_rows)  # tasks may share a file, and all are held against the same evaluations
-    found: dict[str | None, _Part] = {}
-    for task, own in cfg.each().items():
-        layout, data, mine = own.layout or config.layout, own.data or config.data, pipeline
-        levels: dict[str, int | None] = {str(p.index): p.level for p in phases(cfg)}
-        if task is not None:
-            levels = {task: cfg.tasks[task].level}
-        each = dict.fromkeys(levels.values())
-        rows = {level: training_rows(config, own, data, level, load) for level in each}
-        if layout != pipeline.layout:
-            mine = laid_out(pipeline, layout, sample(rows[next(iter(each))], CHECKED_ROWS))
-        streams = {
-            key: _stream(mine, own, rows[level], config.seed, f"{name}/{key}")
-            for key, level in levels.items()
-        }
-        objectives = own.objectives or config.objectives
-        distilled = any(c.teacher_tau() is not None for c in chosen(objectives).values())
-        if cfg.teacher is not None and distilled:
-            teacher.check_layout(cfg.teacher, task, layout)
-            taught = mine.frozen.replace(teachers=dict(teachers))  # type: ignore[attr-defined]
-            mine = dataclasses.replace(mine, frozen=taught)
-        found[task] = _Part(mine, objectives, streams, levels)
-    return found
-
-
-def _stream(
-    pipeline: Pipeline, cfg: TrainConfig, rows: Rows, seed: int, stage: str
-) -> Stream[Any, Any]:
-    groups = sample(rows, MEASURED_ROWS)
-    every = needs_nats(pipeline.layout.text_budget)
-    budgeted = [rows[i] for i in range(len(rows))] if every else ()
-    collate = pipeline.collate(groups, rows=budgeted)
-    if cfg.buckets is not None:
-        multiple = MULTIPLE if jax.default_backend() == "cpu" else TILE
-        collate = bucketed(collate, groups, cfg.buckets, multiple)
-    parts = rows_of_process(pipeline.mesh, cfg)
-    each = cfg.batch_size // ways(pipeline.mesh, "rows")
-    return Stream(
-        rows,
-        collate,
-        batch_size=cfg.batch_size,
-        seed=seed,
-        stage=stage,
-        questions=cfg.questions,
-        workers=cfg.workers,
-        usable=has_row,
-        length=None if cfg.buckets is None else characters,
-        here=None if parts is None else slice(parts.start * each, parts.stop * each),
-    )
-
-
-def rows_of_process(mesh: Mesh, cfg: TrainConfig) -> slice | None:
-    """The part of a batch that this process makes (`mesh.rows_here`); None: all of it, as where the
-    longest row of the whole decides its shape."""
-    return None if cfg.buckets is not None else rows_here(mesh)
 
 
 def _check_heads(own: Any, all_of: Any, dims: BridgeDims, where: str) -> None:
@@ -561,78 +396,3 @@ def _each_once(turns: tuple[Turn, ...], plan: Callable[[int], Plan], start: int)
         if key not in seen:
             seen.add(key)
             yield step
-
-
-def _remarks(pipeline: Pipeline, level: int | None, stream: Stream) -> list[Remark | None]:
-    """What is said of a stream's rows before its first step."""
-    assert isinstance(stream.collate, Collate)
-    which = "to train on" if level is None else f"of level {level} to train on"
-    lengths, limit = stream.collate.lengths, pipeline.layout.max_tokens
-    frozen, bridge = pipeline.frozen, pipeline.bridge.config
-    sender = None if frozen.sender is None else frozen.sender.arch
-    archs = {name: model.arch for name, model in frozen.receivers.items()}
-    rows: Any = stream.rows
-    return [
-        *remarks_of(rows),
-        length_remark(lengths, limit, len(rows), which),
-        *beyond_models(bridge, stream.collate, sample(rows, CHECKED_ROWS), sender, archs),
-    ]
-
-
-def _validation(pipeline: Pipeline, config: Config, cfg: TrainConfig) -> list[tuple[Example, ...]]:
-    """The contexts of the quick evaluation: different ones, of which two or more are short enough.
-
-    Raises:
-        UserError: there are no two.
-    """
-    rows = load_rows(config.data, "validation", config.seed)
-    count = min(cfg.eval_rows, len(rows))
-    order = np.random.default_rng(config.seed).permutation(len(rows))
-    groups = _different(rows, order[: 4 * count], count)
-    fits = _fit(pipeline, groups)
-    if fits.sum() < min(2, len(groups)):
-        more = _different(rows, order[:MEASURED_ROWS], MEASURED_ROWS)
-        fitting = _fit(pipeline, more)
-        groups = [group for group, fit in zip(more, fitting, strict=True) if fit][:count]
-        fits = np.ones(len(groups), bool)
-    if not fits[: cfg.batch_size // cfg.accumulate].any():  # the gradients' rows
-        order = np.argsort(~fits, kind="stable")
-        groups = [groups[int(i)] for i in order]
-    if len(groups) < 2 <= cfg.eval_rows:
-        raise UserError(
-            f"data: {len(groups)} of {len(rows)} contexts in the split 'validation' can be used by "
-            "the quick evaluation, which needs two: raise data's validation_share (or "
-            "layout.max_tokens), or set eval_every: 0 (no evaluation)"
-        )
-    return groups
-
-
-def _different(rows: Rows, order: np.ndarray, count: int) -> list[tuple[Example, ...]]:
-    """The first contexts of an order, each once."""
-    groups: list[tuple[Example, ...]] = []
-    seen: set[str] = set()
-    for i in order:
-        group = rows[int(i)]
-        if group[0].context_id not in seen and len(groups) < count:
-            seen.add(group[0].context_id)
-            groups.append(group)
-    return groups
-
-
-def _fit(pipeline: Pipeline, groups: list[tuple[Example, ...]]) -> np.ndarray:
-    """Which contexts [n] are not too long."""
-    one = [group[:1] for group in groups]
-    return np.asarray(pipeline.collate(one)(one)["valid"])
-
-
-def answer_stop(config: Config, cfg: TrainConfig) -> tuple[str, ...]:
-    """Where answers end in the quick evaluation of a stage: as in the run's last evaluation of the
-    same rows, else as the task says.
-
-    config: with the stage's own rows and layout.
-    """
-    evaluated = [s.evaluate for s in config.stages.values() if s.evaluate is not None]
-    given = None
-    if evaluated and cfg.data is None and evaluated[-1].data is None:
-        given = evaluated[-1].decode.stop
-    return stop_strings(given, data_set(config.data), config.layout)

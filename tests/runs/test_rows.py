@@ -21,9 +21,8 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import report
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.mesh import make_mesh
-from lw_jax.runs import doctor, rows
+from lw_jax.runs import doctor, rows, streams
 from lw_jax.runs.session import Session, open_pipeline
-from lw_jax.stages import train
 from lw_jax.text.collate import has_row
 from tests.config.conftest import Write
 
@@ -204,11 +203,11 @@ def test_a_stage_measures_evaluates_and_trains_on_the_rows_that_fit(
 
     cfg = config.stages["fit"].train
     assert cfg is not None
-    groups = train._validation(pipeline, config, cfg)
+    groups = streams.validation(pipeline, config, cfg)
     assert 2 <= len(groups) <= cfg.eval_rows
     assert all(len(group[0].context) < 30 for group in groups)
 
-    stream = train._stream(pipeline, cfg, load_rows(config.data, "train", 1), 1, "fit/0")
+    stream = streams.stream_of(pipeline, cfg, load_rows(config.data, "train", 1), 1, "fit/0")
     batches = [stream.batch(step) for step in range(60)]
     assert all(has_row(batch) for batch in batches)
     assert sum(len(batch["valid"]) for batch in batches) == 60 * 4
