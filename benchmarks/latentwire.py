@@ -48,13 +48,13 @@ READERS = {
 }
 LONGER = [
     "--stages.report.evaluate.methods=[text, latent]",
-    "--stages.fit.train.steps=600",
+    "--stages.fit.train.steps=400",
     "--stages.fit.train.batch_size=16",
     "--stages.fit.train.eval_every=200",
     "--stages.fit.train.log_every=50",
-    "--stages.fit.train.save_every=600",
+    "--stages.fit.train.save_every=400",
 ]
-"""An encoder with a reader has three times the steps of a smoke."""
+"""An encoder with a reader has twice the steps of a smoke."""
 
 
 def sources(encoder: str) -> dict[str, list[str]]:
