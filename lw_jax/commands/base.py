@@ -130,6 +130,17 @@ def overview() -> str:
     )
 
 
+def configured(name: str, words: Sequence[str], more: str = "") -> list[str]:
+    """`config_words` of a subcommand, which needs a config.
+
+    Raises:
+        UserError: there are no words.
+    """
+    if not words:
+        raise UserError(f"{name}: give a config file (see {PROGRAM} {name} --help{more})")
+    return config_words(words)
+
+
 def config_words(words: Sequence[str]) -> list[str]:
     """Words in which a config file stands alone, as `python -m lw_jax.launch` takes them.
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 
 from lw_jax import launch
-from lw_jax.commands.base import Command, config_words
-from lw_jax.errors import UserError
+from lw_jax.commands.base import Command, configured
 
 
 def run(given: Namespace) -> int:
     """Prints all findings."""
-    if not given.words:
-        raise UserError("doctor: give a config file (see lw-jax doctor --help)")
-    return launch.main(["--doctor", *config_words(given.words)])
+    return launch.main(["--doctor", *configured("doctor", given.words)])
 
 
 COMMAND = Command(

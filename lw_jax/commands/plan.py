@@ -5,15 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 
 from lw_jax import launch
-from lw_jax.commands.base import Command, config_words
-from lw_jax.errors import UserError
+from lw_jax.commands.base import Command, configured
 
 
 def run(given: Namespace) -> int:
     """Prints the bytes of every stage."""
-    if not given.words:
-        raise UserError("plan: give a config file (see lw-jax plan --help)")
-    return launch.main(["--plan", *config_words(given.words)])
+    return launch.main(["--plan", *configured("plan", given.words)])
 
 
 COMMAND = Command(

@@ -5,15 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 
 from lw_jax import launch
-from lw_jax.commands.base import Command, config_words
-from lw_jax.errors import UserError
+from lw_jax.commands.base import Command, configured
 
 
 def run(given: Namespace) -> int:
     """Runs them, or goes on where they were stopped."""
-    if not given.words:
-        raise UserError("train: give a config file (see lw-jax train --help, lw-jax configs)")
-    return launch.main(config_words(given.words))
+    return launch.main(configured("train", given.words, more=", lw-jax configs"))
 
 
 COMMAND = Command(

@@ -8,12 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import jax
-
 from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
-from lw_jax.objectives.common.heads import check_headless, linear_head, pooled
+from lw_jax.objectives.common.heads import linear_heads, pooled
 from lw_jax.objectives.common.measures import cosine, masked_mean
 from lw_jax.objectives.common.targets import (
     HeadInput,
@@ -44,15 +42,9 @@ class Config(Objective):
 
     def init(self, dims: BridgeDims, rng: Array) -> PyTree:
         """A linear head per receiver, where heads are asked for."""
-        heads = {}
         target = source_width(dims)
-        for i, receiver in enumerate(dims.receivers):
-            width = given_width(dims, receiver, self.head_input)
-            if self.head == "linear":
-                heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
-            else:
-                check_headless(width, target)
-        return heads
+        sizes = {r: (given_width(dims, r, self.head_input), target) for r in dims.receivers}
+        return linear_heads(rng, sizes, self.head)
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """1 - cosine per context."""

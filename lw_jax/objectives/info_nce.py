@@ -17,7 +17,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.objectives.base import Objective, Terms, masked
 from lw_jax.objectives.common.context import Context
-from lw_jax.objectives.common.heads import check_headless, linear_head, pooled
+from lw_jax.objectives.common.heads import linear_heads, pooled
 from lw_jax.objectives.common.measures import masked_mean, unit
 from lw_jax.objectives.common.targets import (
     counted,
@@ -59,15 +59,10 @@ class Config(Objective):
 
     def init(self, dims: BridgeDims, rng: Array) -> PyTree:
         """A linear head per receiver, where heads are asked for."""
-        heads = {}
-        for i, receiver in enumerate(dims.receivers):
-            width = given_width(dims, receiver)
-            target = source_width(dims) if self.positive == "source" else width
-            if self.head == "linear":
-                heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
-            else:
-                check_headless(width, target)
-        return heads
+        widths = {receiver: given_width(dims, receiver) for receiver in dims.receivers}
+        of_source = self.positive == "source"
+        sizes = {r: (w, source_width(dims) if of_source else w) for r, w in widths.items()}
+        return linear_heads(rng, sizes, self.head)
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
         """Nats per context."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Literal, cast
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
@@ -23,17 +25,29 @@ def linear(params: PyTree, x: Array) -> Array:
     return cast(Array, nn.Dense(params["kernel"].shape[1]).apply({"params": params}, x))
 
 
-def check_headless(width: int, target: int) -> None:
-    """Check that both sides are equally wide, which they must be with `head: none`.
+def linear_heads(
+    rng: Array, sizes: Mapping[str, tuple[int, int]], head: Literal["none", "linear"]
+) -> dict[str, PyTree]:
+    """A linear head for each receiver, where heads are asked for.
+
+    Args:
+        rng: random key.
+        sizes: width of the slots and of the target, by receiver.
+        head: `linear`, or `none`, with which both have to be equally wide.
 
     Raises:
         UserError: they are not.
     """
-    if width != target:
-        raise UserError(
-            f"head: none compares slots of width {width} with a target of width {target}; "
-            "set it to linear"
-        )
+    heads = {}
+    for i, (receiver, (width, target)) in enumerate(sizes.items()):
+        if head == "linear":
+            heads[receiver] = linear_head(jax.random.fold_in(rng, i), width, target)
+        elif width != target:
+            raise UserError(
+                f"head: none compares slots of width {width} with a target of width {target}; "
+                "set it to linear"
+            )
+    return heads
 
 
 class TokenHead(nn.Module):

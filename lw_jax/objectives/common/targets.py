@@ -7,19 +7,20 @@ receiver sees (fault 14 of docs/faults.md).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from lw_jax.errors import UserError
-from lw_jax.models.decoder import embed_tokens, run
+from lw_jax.models.decoder import Run, embed_tokens, run
 from lw_jax.models.dims import BridgeDims
+from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.head import TokenScores, chunked_cross_entropy
 from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.receiver.answer import asked, message_of, segments
 from lw_jax.receiver.pack import Segment, gather_states
-from lw_jax.receiver.read import head_segment, lay_out, message_segment, text_message
+from lw_jax.receiver.read import Laid, head_segment, lay_out, message_segment, text_message
 from lw_jax.types import Array, Delivery
 
 HeadInput = Literal["delivered", "pre_scale"]
@@ -138,18 +139,23 @@ def _states_after(
     head = ctx.frozen.prompt(receiver).head
     parts = [head_segment(head, message.lengths.shape[0]), message]
     laid = lay_out(model.params, parts, delivery)
-    out = run(
+    out = _run(model, laid, stop=layer)
+    return gather_states(out.h, laid.packed.starts["message"], message.size)
+
+
+def _run(model: FrozenDecoder, laid: Laid, **more: Any) -> Run:
+    """The receiver's stream over what is laid out."""
+    return run(
         model.arch,
         model.params,
         laid.packed.h,
         positions=laid.positions,
         lengths=laid.packed.lengths,
-        stop=layer,
         delivery=laid.inputs,
         impl=model.attention,
         remat=model.remat,
+        **more,
     )
-    return gather_states(out.h, laid.packed.starts["message"], message.size)
 
 
 def suffix_states(
@@ -168,19 +174,7 @@ def suffix_states(
     starts, sizes = laid.packed.starts, laid.packed.sizes
     index = jnp.arange(sum(s.size for s in parts if s.role in ("ask", "answer")))[None]
     at = jnp.minimum(starts["ask"][:, None] + index, laid.positions.shape[1] - 1)
-    out = run(
-        model.arch,
-        model.params,
-        laid.packed.h,
-        positions=laid.positions,
-        lengths=laid.packed.lengths,
-        stop=layers,
-        taps=tuple(range(1, layers + 1)),
-        tap_at=at,
-        delivery=laid.inputs,
-        impl=model.attention,
-        remat=model.remat,
-    )
+    out = _run(model, laid, stop=layers, taps=tuple(range(1, layers + 1)), tap_at=at)
     assert out.taps is not None
     mask = index < (sizes["ask"] + sizes["answer"] - 1)[:, None]
     return out.taps, mask & ctx.valid[:, None]
