@@ -43,6 +43,7 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
         "lw_jax, remat none": {"remat": "none"},
         "lw_jax, float8": {"quant": "float8"},
         "lw_jax, float8, remat dots": {"quant": "float8", "remat": "dots"},
+        "lw_jax, float8, remat none": {"quant": "float8", "remat": "none"},
         "lw_jax, remat none, reused": {"remat": "none", "reuse": "yes"},
         "torch, plain": {"torch": "plain"},
         "torch, tuned": {"torch": "tuned"},
@@ -51,7 +52,9 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
     "decode": {
         "lw_jax": {},
         "lw_jax, layers scanned": {"unroll": "never"},
-        "lw_jax, decoding xla": {"decoding": "xla"},
+        "lw_jax, kernels": {"decoding": "kernels"},
+        "lw_jax, kernels, int8": {"decoding": "kernels", "quant": "int8"},
+        "lw_jax, kernels, float8": {"decoding": "kernels", "quant": "float8"},
         "lw_jax, int8": {"quant": "int8"},
         "lw_jax, float8": {"quant": "float8"},
         "torch, dynamic cache": {"torch": "plain"},

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.speed.measure import compiled, times
 from benchmarks.speed.sizes import Sizes
-from benchmarks.speed.tiles import drawn, taken, tiles
+from benchmarks.speed.tiles import drawn, tiles
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -111,7 +111,6 @@ def _planned(program: Any) -> Row:
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Greedy decoding: the whole, and a token's share of it."""
     found: dict[str, Row] = {}
-    taken(how)
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
 
     @partial(jax.jit, static_argnames="new")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import astuple
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,25 +42,26 @@ def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     arch: Any = arch_from_hf(s.receiver, None, where="receiver")
     wide, heads = arch.width, (arch.heads + 2 * arch.kv_heads) * arch.head_dim
     shapes = {
-        "qkv": ((wide, heads), True, 5),
-        "o": ((arch.heads * arch.head_dim, wide), False, 6),
-        "gate_up": ((wide, 2, arch.mlp_width), True, 2),
-        "down": ((arch.mlp_width, wide), False, 3),
-        "head": ((wide, arch.vocab_size), True, 2),
+        "qkv": ((wide, heads), 5),
+        "o": ((arch.heads * arch.head_dim, wide), 6),
+        "gate_up": ((wide, 2, arch.mlp_width), 2),
+        "down": ((arch.mlp_width, wide), 3),
+        "head": ((wide, arch.vocab_size), 2),
     }
     kinds = CUTS if s.times > 3 else CUTS[:1]
-    for name, (shape, normed, copies) in shapes.items():
+    for name, (shape, copies) in shapes.items():
         dtype = jnp.dtype(s.dtype)
         # More than a cache of the processor holds.
         weights = [drawn(jax.random.key(i), shape, dtype) for i in range(copies)]
-        norm, x = jnp.ones(shape[:1], dtype), drawn(jax.random.key(9), (1, shape[0]), dtype)
-        of = jax.jit(partial(_chain, normed), static_argnums=0)
-        calls = {cut: (of, (cut, weights, x, norm), {}) for cut in (None, *kinds)}
+        x = drawn(jax.random.key(9), (1, shape[0]), dtype)
+        of = jax.jit(_chain, static_argnums=(0, 3))
+        whole = name in ("qkv", "head")
+        calls = {cut: (of, (cut, weights, x, whole), {}) for cut in (None, *kinds)}
         programs, _ = compiled(calls)
         size = sum(w.nbytes for w in weights) / 1e9 / copies
         took = {}
         for cut, program in programs.items():
-            call: Callable[[], Any] = partial(program, weights, x, norm)
+            call: Callable[[], Any] = partial(program, weights, x)
             each = times(call, jax.block_until_ready, 1, 5)["ms"] / TIMES / copies
             label = "xla" if cut is None else "_".join(str(n) for n in astuple(cut))
             found[f"{name}_{label}"] = {
@@ -71,48 +70,25 @@ def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
             }
             took[cut] = each
         best = min(kinds, key=lambda cut: took[cut])
-        found[f"{name}_fastest"] = {
-            "ms": round(took[best], 5),
-            "sizes": [shape[0], shape[-1]],
-            "tile": list(astuple(best)),
-        }
+        found[f"{name}_fastest"] = {"ms": round(took[best], 5), "tile": list(astuple(best))}
     return found
 
 
-def _chain(
-    normed: bool, cut: kernels.Tile | None, weights: list[Array], x: Array, norm: Array
-) -> Array:
-    """The products with all weights, `TIMES` times, each of which waits for the one before."""
+def _chain(cut: kernels.Tile | None, weights: list[Array], x: Array, whole: bool) -> Array:
+    """The products with all weights, `TIMES` times, each of which waits for a small kernel that
+    waits for the one before."""
 
-    def once(_: Any, y: Array) -> Array:
+    def once(_: Any, x: Array) -> Array:
         for w in weights:
             if cut is None:
-                y = y + (x @ w.reshape(x.shape[1], -1))[:, : y.shape[1]]
+                y = x @ w.reshape(x.shape[1], -1)
             else:
-                y = kernels.product(
-                    x,
-                    w,
-                    norm=norm if normed else None,
-                    eps=1e-5,
-                    gated=w.ndim == 3,
-                    residual=y,
-                    tile=cut,
-                )
-        return y
+                y = kernels.product(x, w, gated=w.ndim == 3, whole=whole, tile=cut)
+            x = x + 0 * y.reshape(-1)[:1].astype(x.dtype)[None]
+        return x
 
-    begin = jnp.zeros((1, weights[0].shape[-1]), x.dtype)
-    done: Array = lax.fori_loop(0, TIMES, once, begin)
+    done: Array = lax.fori_loop(0, TIMES, once, x)
     return done
-
-
-def taken(how: dict[str, str]) -> None:
-    """Takes the fastest tiles of a JSON file of this part, whose path is `tiles`."""
-    if "tiles" in how and Path(how["tiles"]).exists():
-        parts = json.loads(Path(how["tiles"]).read_text())["parts"]["tiles"]
-        for row in next(iter(parts.values())).values():
-            if "tile" in row:
-                ins, outs = row["sizes"]
-                kernels.TILES[ins, outs] = kernels.Tile(*row["tile"])
 
 
 @partial(jax.jit, static_argnums=(1, 2))

@@ -26,9 +26,9 @@ class ModelConfig(Checked):
         unroll: `always` lets each layer of a decoder be a part of the program of its own, which
             reads its weights where they lie; `never` is a loop over one layer, which copies each
             layer's weights before it uses them; `auto`: always on accelerators, never on CPUs.
-        decoding: `kernels` writes new tokens through a few fused kernels, which one NVIDIA GPU has
-            in bfloat16, for plain weights and those of 8 bits; `xla` as everything else is
-            computed; `auto`: kernels where they run.
+        decoding: `xla` writes new tokens as everything else is computed; `kernels` through seven
+            kernels a layer, for at most 16 rows, on one NVIDIA GPU in bfloat16, with plain weights
+            and those of 8 bits (docs/performance.md has what was measured).
         random_weights: seed of random weights of the same shape, in place of the model's own, which
             are not read (of the sender: the control for what its training has learned); null: its
             own.
@@ -40,7 +40,7 @@ class ModelConfig(Checked):
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     revision: Name | None = None
     unroll: Literal["auto", "always", "never"] = "auto"
-    decoding: Literal["auto", "kernels", "xla"] = "auto"
+    decoding: Literal["xla", "kernels"] = "xla"
     random_weights: Seed | None = None
 
     def __post_init__(self) -> None:

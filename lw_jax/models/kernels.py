@@ -1,13 +1,14 @@
-"""A decoding step of few rows in five kernels a layer, for NVIDIA GPUs (Pallas, by Triton).
+"""A decoding step of few rows in seven kernels a layer, for NVIDIA GPUs (Pallas, by Triton).
 
 A new token's time is that of reading the weights once, and of starting kernels. As XLA compiles it,
-a layer is eighteen kernels; here it is five: norm, query, key and value; rotation, cache and
-attention; output and residual; norm, gate, up and activation; down and residual. Each product reads
-plain weights, or stored ones of 8 bits, where they lie. What it computes is what `decoder.run`
-does: norms, rotation and softmax in float32, products of the stream's dtype added up in float32;
-results differ by rounding. Activations are not rounded to 8 bits, as products of float8 do.
+a layer is eighteen kernels; here it is seven: queries, keys and values; rotation, cache and
+attention; output; sum and norm; gate, up and activation; down; sum and norm. Products read plain
+weights, or stored ones of 8 bits, where they lie. What is computed is what `decoder.run` computes:
+norms, rotation and softmax in float32, products of the stream's dtype added up in float32; results
+differ by rounding. Activations are not rounded to 8 bits, as products of float8 do.
 
-Letters: B rows, S columns of the cache, D width, H heads, K key/value heads, h head width.
+Letters: B rows, S columns of the cache, D width, H heads, K key/value heads, h head width, I inputs
+and N results of a product, P parts of its sums.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ ROWS = 16
 KEYS = 64
 """Keys that are read at a time."""
 LOWEST = -1e30
-HOPPER = 9
 
 
 @dataclass(frozen=True)
@@ -52,49 +52,45 @@ class Tile:
         stages: reads under way at once.
     """
 
-    outs: int = 32
-    ins: int = 256
-    warps: int = 4
-    stages: int = 4
+    outs: int
+    ins: int
+    warps: int
+    stages: int
 
 
-TILE = Tile()
-TILES: dict[tuple[int, int], Tile] = {}
-"""Tiles of products by their inputs and results, where others than `TILE` are known to be faster.
-"""
+WIDE, NARROW = Tile(128, 128, 8, 4), Tile(64, 128, 4, 5)
+PROGRAMS = 96
+"""The fewest programs that occupy a GPU; a product with fewer is cut along its inputs too."""
 INTERPRETED = False
 """Whether the kernels are interpreted, as tests on a CPU do."""
 
 
 def chosen(decoding: str, mesh: Mesh, arch: Arch, *, dtype: Any, quant: str | None) -> bool:
-    """Whether a config's choice means these kernels for a decoder.
-
-    They run on one NVIDIA GPU from compute capability 8.0 on, in bfloat16, where `takes` allows;
-    `auto` takes them on 9.x alone, where they were measured.
+    """Whether a config asks for these kernels for a decoder.
 
     Args:
-        decoding: `auto`, `kernels` or `xla`.
+        decoding: `xla` or `kernels`.
         mesh: the devices that it runs on.
         arch: the decoder.
         dtype: of the weights that are computed with.
         quant: how the matrices are stored; None: in `dtype`.
 
     Raises:
-        UserError: `kernels`, and they cannot run.
+        UserError: `kernels`, and they cannot run: they do on one NVIDIA GPU from compute capability
+            8.0 on, in bfloat16, where `takes` allows.
     """
     if decoding == "xla":
         return False
     lacks = takes(arch, quant)
     if lacks is None and mesh.size > 1:
         lacks = "the model is on several devices"
-    has = capability(mesh.devices.flat[0])
-    if lacks is None and has < 8:
+    if lacks is None and capability(mesh.devices.flat[0]) < 8:
         lacks = "there is no NVIDIA GPU from compute capability 8.0 on"
     if lacks is None and jnp.dtype(dtype) != jnp.bfloat16:
         lacks = f"they compute in bfloat16, not {jnp.dtype(dtype)}"
-    if decoding == "kernels" and lacks is not None:
-        raise UserError(f"decoding: kernels is not possible: {lacks}; set it to auto or xla")
-    return lacks is None and (decoding == "kernels" or has == HOPPER)
+    if lacks is not None:
+        raise UserError(f"decoding: kernels is not possible: {lacks}; set it to xla")
+    return True
 
 
 def takes(arch: Arch, quant: str | None) -> str | None:
@@ -140,28 +136,30 @@ def step(
         cache: what stands before them, an array a layer; they are added.
 
     Returns:
-        [B, D] the stream after the last layer, and the cache.
+        [B, D] the stream after the last layer and the final norm, and the cache.
     """
     cos, sin = (x[:, 0] for x in angles(arch, positions))
-    lengths = cache.lengths
+    lengths, rows = cache.lengths, h.shape[0]
 
     @jax.jit  # traced once, and used by all layers
-    def layer(w: PyTree, h: Array, past: tuple[Array, Array]) -> Any:
-        qkv = product(
-            h, w["qkv"], norm=w["attn_norm"], eps=arch.norm_eps, bias=_bias(arch, w)
-        ).reshape(h.shape[0], -1, arch.head_dim)
+    def layer(w: PyTree, then: Array, h: Array, x: Array, past: tuple[Array, Array]) -> Any:
+        qkv = product(x, w["qkv"], bias=_bias(arch, w), whole=True)[0]
+        qkv = qkv.reshape(rows, -1, arch.head_dim)
         mixed, past = attend(arch, qkv, cos, sin, lengths, past)
-        h = product(mixed.reshape(h.shape[0], -1), w["o"], residual=h)
-        hidden = product(h, w["gate_up"], norm=w["mlp_norm"], eps=arch.norm_eps, gated=True)
-        return product(hidden, w["down"], residual=h), past
+        h, x = normed(h, w["mlp_norm"], arch.norm_eps, product(mixed.reshape(rows, -1), w["o"]))
+        hidden = product(x, w["gate_up"], gated=True)[0]
+        return *normed(h, then, arch.norm_eps, product(hidden, w["down"])), past
 
+    layers = params["layers"]
+    norms = [w["attn_norm"] for w in layers] + [params["final_norm"]]
+    _, x = normed(h, norms[0], arch.norm_eps)
     pasts = []
-    for w, *past in zip(params["layers"], cache.k, cache.v, strict=True):
-        h, kept = layer(w, h, tuple(past))
+    for w, then, *past in zip(layers, norms[1:], cache.k, cache.v, strict=True):
+        h, x, kept = layer(w, then, h, x, tuple(past))
         pasts.append(kept)
     at = put_positions(cache, lengths[:, None], positions)
     keys, values = (tuple(x) for x in zip(*pasts, strict=True))
-    return h, Cache(keys, values, at, lengths + 1)
+    return x, Cache(keys, values, at, lengths + 1)
 
 
 def _bias(arch: Arch, w: PyTree) -> Array | None:
@@ -170,16 +168,56 @@ def _bias(arch: Arch, w: PyTree) -> Array | None:
     return jnp.concatenate([w[f"{name}_bias"] for name in ("q", "k", "v")])
 
 
-def logits(arch: Arch, params: PyTree, h: Array) -> Array:
-    """[B, V] float32 next-token logits of h [B, D], as `head.logits`."""
-    return product(
-        h,
-        params["embed"] if arch.tied else params["head"],
-        outs_first=arch.tied,
-        norm=params["final_norm"],
-        eps=arch.norm_eps,
-        out=jnp.float32,
-    )
+def logits(arch: Arch, params: PyTree, x: Array) -> Array:
+    """[B, V] float32 next-token logits of what `step` gives."""
+    table = params["embed"] if arch.tied else params["head"]
+    return product(x, table, outs_first=arch.tied, whole=True, out=jnp.float32)[0]
+
+
+def normed(h: Array, norm: Array, eps: float, sums: Array | None = None) -> tuple[Array, Array]:
+    """The stream with a product added to it, and its RMS norm.
+
+    Args:
+        h: [B, D] stream.
+        norm: [D] weight of the norm.
+        eps: of the norm.
+        sums: [P, B, D] float32 parts of the product; None: nothing is added.
+    """
+    rows, width = h.shape
+    room = pl.next_power_of_2(width)
+    row = pl.BlockSpec((None, room), lambda b: (b, 0))
+    given = [(h, row), (norm, pl.BlockSpec((room,), lambda b: (0,)))]
+    if sums is not None:
+        given.append((sums, pl.BlockSpec((sums.shape[0], None, room), lambda b: (0, b, 0))))
+    shape = jax.ShapeDtypeStruct(h.shape, h.dtype)
+    made: tuple[Array, Array] = pl.pallas_call(
+        partial(_normed, eps=eps, width=width, parts=0 if sums is None else sums.shape[0]),
+        grid=(rows,),
+        in_specs=[spec for _, spec in given],
+        out_specs=[row, row],
+        out_shape=[shape, shape],
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=1),
+        interpret=INTERPRETED,
+        name="normed",
+    )(*(value for value, _ in given))
+    return made[0], made[1]
+
+
+def _normed(h_ref: Any, norm_ref: Any, *refs: Any, eps: float, width: int, parts: int) -> None:
+    *rest, h_out, x_out = refs
+    dtype = h_ref.dtype
+    real = jnp.arange(h_ref.shape[0]) < width
+
+    def read(ref: Any) -> Array:
+        return triton.load(ref.at[:], mask=real, other=0.0).astype(jnp.float32)
+
+    h = read(h_ref)
+    if parts:
+        total = jnp.sum(triton.load(rest[0].at[:, :], mask=real[None], other=0.0), axis=0)
+        h = (h + total.astype(dtype).astype(jnp.float32)).astype(dtype).astype(jnp.float32)
+    unit = h * lax.rsqrt(jnp.sum(h * h) / width + eps)
+    triton.store(h_out.at[:], h.astype(dtype), mask=real)
+    triton.store(x_out.at[:], (unit * read(norm_ref)).astype(dtype), mask=real)
 
 
 def product(
@@ -187,79 +225,72 @@ def product(
     w: Array | QuantArray,
     *,
     outs_first: bool = False,
-    norm: Array | None = None,
-    eps: float = 0.0,
     bias: Array | None = None,
     gated: bool = False,
-    residual: Array | None = None,
+    whole: bool = False,
     out: Any = None,
     tile: Tile | None = None,
 ) -> Array:
-    """x times w, of at most `ROWS` rows, with what comes before and after it.
+    """x times w, of at most `ROWS` rows.
 
     Args:
         x: [B, I] inputs.
         w: [*ins, *outs] weights; a stored one of kind int8 or float8.
         outs_first: whether a plain weight is [*outs, *ins].
-        norm: [I] weight of an RMS norm of x; None: no norm.
-        eps: of the norm.
         bias: [N], added to the results; None: nothing.
         gated: the first half of the results is a gate: silu of it times the other half is given.
-        residual: [B, N], added; None: nothing.
-        out: dtype of the results; None: that of x.
-        tile: how the product is cut, as far as the sizes allow; None: of `TILES`, or `TILE`.
+        whole: whether the sums are wanted whole, as they are with a bias or gated.
+        out: dtype of whole results; None: that of x.
+        tile: how the product is cut, as far as the sizes allow; None: as is known to be fast.
 
     Returns:
-        [B, N], or [B, N/2] if gated.
+        [1, B, N], or [1, B, N/2] if gated; else [P, B, N] float32, parts of the sums.
     """
     codes, scale = (w.codes, w.scale) if isinstance(w, QuantArray) else (w, None)
     rows, ins = x.shape
     outs_first = w.kind == "float8" if isinstance(w, QuantArray) else outs_first
+    whole = whole or gated or bias is not None
     total = codes.size // ins
     codes = codes.reshape((total, ins) if outs_first else (ins, total))
     results = total // 2 if gated else total
-    tile = tile or TILES.get((ins, results), TILE)
-    size_out, size_in = _divisor(results, tile.outs), _divisor(ins, tile.ins)
-    count = results // size_out
+    tile = tile or (WIDE if results >= PROGRAMS * WIDE.outs else NARROW)
+    size_out, count = _cut(results, tile.outs)
+    parts = 1 if whole else _parts(ins, count)
+    chunk = ins // parts
+    step, _ = _cut(chunk, tile.ins)
 
     def of_weights(half: int) -> pl.BlockSpec:
         if outs_first:
-            return pl.BlockSpec((size_out, ins), lambda i: (i + half * count, 0))
-        return pl.BlockSpec((ins, size_out), lambda i: (0, i + half * count))
+            return pl.BlockSpec((size_out, chunk), lambda i, p: (i + half * count, p))
+        return pl.BlockSpec((chunk, size_out), lambda i, p: (p, i + half * count))
 
     def of_results(half: int) -> pl.BlockSpec:
-        return pl.BlockSpec((size_out,), lambda i: (i + half * count,))
+        return pl.BlockSpec((size_out,), lambda i, p: (i + half * count,))
 
     halves = (0, 1) if gated else (0,)
     given: list[tuple[Array, pl.BlockSpec]] = [
-        (x, pl.BlockSpec((ROWS, ins), lambda i: (0, 0))),
+        (x, pl.BlockSpec((ROWS, chunk), lambda i, p: (0, p))),
         *((codes, of_weights(half)) for half in halves),
     ]
-    if norm is not None:
-        given.append((norm, pl.BlockSpec((ins,), lambda i: (0,))))
     if scale is not None:
-        flat = scale.reshape(total)
-        given += [(flat, of_results(half)) for half in halves]
+        given += [(scale.reshape(total), of_results(half)) for half in halves]
     if bias is not None:
         given += [(bias.reshape(total), of_results(half)) for half in halves]
-    if residual is not None:
-        given.append((residual, pl.BlockSpec((ROWS, size_out), lambda i: (0, i))))
     kernel = partial(
         _product,
         rows=rows,
-        ins=ins,
-        step=size_in,
+        steps=chunk // step,
         outs_first=outs_first,
-        eps=eps,
         halves=len(halves),
-        has=(norm is not None, scale is not None, bias is not None, residual is not None),
+        has=(scale is not None, bias is not None),
     )
+    dtype = (out or x.dtype) if whole else jnp.float32
     made: Array = pl.pallas_call(
         kernel,
-        grid=(count,),
+        grid=(count, parts),
         in_specs=[spec for _, spec in given],
-        out_specs=pl.BlockSpec((ROWS, size_out), lambda i: (0, i)),
-        out_shape=jax.ShapeDtypeStruct((rows, results), out or x.dtype),
+        out_specs=pl.BlockSpec((None, ROWS, size_out), lambda i, p: (p, 0, i)),
+        out_shape=jax.ShapeDtypeStruct((parts, rows, results), dtype),
         compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=INTERPRETED,
         name="product",
@@ -267,59 +298,52 @@ def product(
     return made
 
 
-def _divisor(size: int, wanted: int) -> int:
-    """The largest power of two up to `wanted` that divides a size."""
-    return min(wanted, size & -size)
+def _cut(size: int, wanted: int) -> tuple[int, int]:
+    """The largest power of two up to `wanted` that divides a size, and how often."""
+    piece = min(wanted, size & -size)
+    return piece, size // piece
+
+
+def _parts(ins: int, programs: int) -> int:
+    """Into how many parts inputs are cut, so that there are enough programs."""
+    parts = 1
+    while parts * programs < PROGRAMS and ins % (2 * parts * 64) == 0:
+        parts *= 2
+    return parts
 
 
 def _product(
     x_ref: Any,
     *refs: Any,
     rows: int,
-    ins: int,
-    step: int,
+    steps: int,
     outs_first: bool,
-    eps: float,
     halves: int,
-    has: tuple[bool, bool, bool, bool],
+    has: tuple[bool, bool],
 ) -> None:
     (*rest, o_ref) = refs
     weights, rest = rest[:halves], rest[halves:]
-    norm_ref = rest.pop(0) if has[0] else None
-    scales = [rest.pop(0) for _ in range(halves)] if has[1] else []
-    biases = [rest.pop(0) for _ in range(halves)] if has[2] else []
-    residual_ref = rest.pop(0) if has[3] else None
-    size_out = o_ref.shape[1]
+    scales = [rest.pop(0) for _ in range(halves)] if has[0] else []
+    biases = [rest.pop(0) for _ in range(halves)] if has[1] else []
+    step, size_out = x_ref.shape[1] // steps, o_ref.shape[1]
     real = (jnp.arange(ROWS) < rows)[:, None]
     dtype = x_ref.dtype
 
-    def body(i: Any, carry: Any) -> Any:
-        sums, squares = carry
+    def body(i: Any, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         at = pl.ds(i * step, step)
         x = triton.load(x_ref.at[:, at], mask=real, other=0.0)
-        if norm_ref is not None:
-            wide = x.astype(jnp.float32)
-            squares += jnp.sum(wide * wide, axis=1)
-            x = (wide * norm_ref[at].astype(jnp.float32)[None]).astype(dtype)
         found = []
         for w_ref, total in zip(weights, sums, strict=True):
             w = (w_ref[:, at] if outs_first else w_ref[at, :]).astype(dtype)
             found.append(total + triton.dot(x, w, trans_b=outs_first))
-        return tuple(found), squares
+        return tuple(found)
 
     zeros = tuple(jnp.zeros((ROWS, size_out), jnp.float32) for _ in weights)
-    sums, squares = lax.fori_loop(0, ins // step, body, (zeros, jnp.zeros((ROWS,), jnp.float32)))
-    ys = list(sums)
-    if norm_ref is not None:
-        factor = lax.rsqrt(squares / ins + eps)[:, None]
-        ys = [y * factor for y in ys]
+    ys = list(lax.fori_loop(0, steps, body, zeros))
     ys = [y * s[...][None] for y, s in zip(ys, scales, strict=True)] if scales else ys
     if biases:
         ys = [y + b[...].astype(jnp.float32)[None] for y, b in zip(ys, biases, strict=True)]
     y = ys[0] * lax.logistic(ys[0]) * ys[1] if halves == 2 else ys[0]
-    if residual_ref is not None:
-        before = triton.load(residual_ref.at[:, :], mask=real, other=0.0).astype(jnp.float32)
-        y = y.astype(dtype).astype(jnp.float32) + before
     triton.store(o_ref.at[:, :], y.astype(o_ref.dtype), mask=real)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from lw_jax.models.arch import Arch, Rope
 from lw_jax.models.attention import Mask, attention
 from lw_jax.models.decoder import LayerInputs, embed_tokens
 from lw_jax.models.generate import DecodeOptions, generate
+from lw_jax.models.layer import rms_norm
 from lw_jax.models.params import init
 from lw_jax.models.quant import dequantise, quantise
 from lw_jax.models.rope import rotate
@@ -66,20 +68,28 @@ def test_it_writes_what_the_decoder_writes(switches: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "float8"])
-def test_a_product_with_all_that_goes_with_it(kind: str | None) -> None:
-    x, w, norm, before = drawn(3, 64), drawn(64, 2, 96), drawn(64), drawn(3, 96)
+def test_products_of_plain_and_stored_weights(kind: str | None) -> None:
+    x, w, bias = drawn(3, 256), drawn(256, 2, 96), drawn(2, 96)
     stored = w if kind is None else quantise(w, 1, kind)
     plain = w if kind is None else dequantise(stored, jnp.float32)
-    unit = x * norm[None] / jnp.sqrt(jnp.mean(x**2, 1, keepdims=True) + 1e-5)
-    gate, up = jnp.moveaxis(jnp.einsum("bi,ico->bco", unit, plain), 1, 0)
-    expected = jax.nn.silu(gate) * up + before
-    given = kernels.product(x, stored, norm=norm, eps=1e-5, gated=True, residual=before)
-    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-3)
-    bias = drawn(2, 96)
-    both = kernels.product(x, stored, bias=bias).reshape(3, 2, 96)
-    np.testing.assert_allclose(
-        both, jnp.einsum("bi,ico->bco", x, plain) + bias[None], rtol=1e-4, atol=1e-3
-    )
+    expected = jnp.einsum("bi,ico->bco", x, plain)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3)
+    given = kernels.product(x, stored, gated=True)
+    close(given[0], jax.nn.silu(expected[:, 0]) * expected[:, 1])
+    close(kernels.product(x, stored, bias=bias)[0].reshape(3, 2, 96), expected + bias[None])
+    parts = kernels.product(x, stored)
+    assert parts.shape == (4, 3, 192)
+    close(parts.sum(0).reshape(3, 2, 96), expected)
+
+
+@pytest.mark.parametrize("width", [64, 96])
+def test_a_norm_of_the_stream_with_a_product(width: int) -> None:
+    h, norm, sums = drawn(3, width), drawn(width, seed=1), drawn(4, 3, width, seed=2)
+    for given in (None, sums):
+        after, x = kernels.normed(h, norm, 1e-5, given)
+        expected = h if given is None else h + given.sum(0)
+        np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(x, rms_norm(expected, norm, 1e-5), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_over_a_long_cache_in_parts() -> None:
@@ -113,19 +123,19 @@ def test_where_the_kernels_are_used() -> None:
     arch, params = decoder()
     mesh = make_mesh(MeshConfig(data=1))
     storage: dict[str, Any] = {"dtype": jnp.bfloat16, "quant": None}
-    assert not kernels.chosen("auto", mesh, arch, **storage)
+    assert not kernels.chosen("xla", mesh, arch, **storage)
     with pytest.raises(
         UserError, match="decoding: kernels is not possible: there is no NVIDIA GPU"
     ):
         kernels.chosen("kernels", mesh, arch, **storage)
-    for major, auto in (("7.5", False), ("8.0", False), ("9.0", True), ("12.0", False)):
-        gpu = SimpleNamespace(platform="gpu", compute_capability=major)
-        one = SimpleNamespace(devices=np.array([gpu], object), size=1)
-        assert kernels.chosen("auto", one, arch, **storage) == auto  # type: ignore[arg-type]
-    assert kernels.chosen("kernels", one, arch, **storage)  # type: ignore[arg-type]
-    assert not kernels.chosen("xla", one, arch, **storage)  # type: ignore[arg-type]
+    gpu = np.array([SimpleNamespace(platform="gpu", compute_capability="9.0")], object)
+    one: Any = SimpleNamespace(devices=gpu, size=1)
+    assert kernels.chosen("kernels", one, arch, **storage)
+    with pytest.raises(UserError, match="they compute in bfloat16, not float32"):
+        kernels.chosen("kernels", one, arch, dtype=jnp.float32, quant=None)
+    two: Any = SimpleNamespace(devices=gpu, size=2)
     with pytest.raises(UserError, match="several devices"):
-        kernels.chosen("kernels", SimpleNamespace(devices=one.devices, size=2), arch, **storage)  # type: ignore[arg-type]
+        kernels.chosen("kernels", two, arch, **storage)
     assert kernels.takes(arch, "nf4") == "they do not read weights of 4 bits"
     assert kernels.fits(params, 16, LayerInputs())
     assert not kernels.fits(params, 17, LayerInputs())
