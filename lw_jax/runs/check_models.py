@@ -37,7 +37,8 @@ def check_model(seen: Examination, name: str, model: ModelConfig) -> None:
     key = name if name == SENDER else f"receivers.{name}"
     with seen.trying(f"{key}.path"):
         spec = seen.session.open(name, model)
-        if Path(model.path).expanduser().exists() and model.random_weights is None:
+        there = Path(model.path).expanduser().exists()
+        if there and model.random_weights is None and seen.files:
             spec.check_files() if name != SENDER else spec.files()
         seen.specs[name] = spec
         arch = spec.arch
@@ -89,7 +90,7 @@ def check_needed(seen: Examination, check: Callable[[int | None, bool], None]) -
         seen: the examination.
         check: takes the number of layers, from the first on, and whether the head is needed.
     """
-    if not Path(seen.specs[SENDER].config.path).expanduser().exists():
+    if not (seen.files and Path(seen.specs[SENDER].config.path).expanduser().exists()):
         return
     stages = seen.config.stages.values()
     if any(s.evaluate and any(method(m).relayed for m in s.evaluate.methods) for s in stages):

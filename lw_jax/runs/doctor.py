@@ -81,9 +81,10 @@ def examined(
     memory: bool = True,
     session: Session | None = None,
     directory: bool = False,
+    files: bool = True,
 ) -> Examination:
-    """The same as `examine`, with all that was found on the way."""
-    seen = Examination(config, session or Session())
+    """The same as `examine`, with all that was found on the way; `files`: see `Examination`."""
+    seen = Examination(config, session or Session(), files)
     if directory:
         with seen.trying("run_dir"):
             check_free(config)

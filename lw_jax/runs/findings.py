@@ -36,6 +36,7 @@ class Examination:
     Attributes:
         config: the config.
         session: opens its models.
+        files: whether the models' weight files have to be there.
         findings: findings so far.
         specs: the models that could be opened, by name.
         groups: rows of the stages: training rows, if there are any.
@@ -46,6 +47,7 @@ class Examination:
 
     config: Config
     session: Session
+    files: bool = True
     findings: list[Finding] = field(default_factory=list)
     specs: dict[str, FrozenSpec] = field(default_factory=dict)
     groups: list[Any] = field(default_factory=list)

@@ -110,7 +110,7 @@ def print_plan(
         room = tpu_memory(here[0].device_kind) if room is None else room
     mesh = make_mesh(config.mesh, here if devices is None else here[:devices])
     # the doctor is asked of one device: it is the stages' shapes that are wanted of it
-    found = examined(replace(config, mesh=MeshConfig(data=1)), memory=False)
+    found = examined(replace(config, mesh=MeshConfig(data=1)), memory=False, files=False)
     for wrong in found.findings:
         if wrong.level == "error":
             raise UserError(f"{wrong.key}: {wrong.text}")

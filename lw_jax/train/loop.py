@@ -295,6 +295,7 @@ def fit(job: Job) -> TrainState:
         if stop() and hosts.count() == 1:
             display.say(f"stopped before step {start + 1}: run the same command again to go on")
             stop.leave()
+        hosts.meet(f"the first step of {job.name}")
         batches = stack.enter_context(closing(_until(stop, job.batches(start, job.steps))))
         if start:
             display.say(f"resumed after step {start} of {job.steps}")

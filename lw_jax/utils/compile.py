@@ -16,6 +16,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from lw_jax.utils import hosts
+
 SECONDS = 5
 """What a program of a small model takes to compile, about, on one core."""
 
@@ -84,6 +86,7 @@ class Behind:
         self._traced: dict[Hashable, jax.stages.Traced] = {}
         self._running: dict[Hashable, Future[None]] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._waited_for: set[Hashable] = set()
 
     def add(self, program: jax.stages.Wrapped, *arguments: Any) -> Hashable:
         """Takes a program in, after those that are there already; see `AheadOfTime.add`.
@@ -124,7 +127,8 @@ class Behind:
         self._running = {key: self._pool.submit(self._compile, key) for key in others}
 
     def wait(self, *keys: Hashable) -> None:
-        """Returns when these programs are compiled; those that were not added are no matter."""
+        """Returns when these programs are compiled; those that were not added are no matter. Of
+        several processes each waits until all have them: in a program they wait less patiently."""
         for key in [key for key, one in self._running.items() if one.done()]:
             self._running.pop(key).result()
         for key in keys:
@@ -135,6 +139,10 @@ class Behind:
                 self._compile(key)
             else:
                 one.result()
+        new = {key for key in keys if key in self._programs} - self._waited_for
+        if new:
+            self._waited_for |= new
+            hosts.meet("programs that are compiled")
 
     def _compile(self, key: Hashable) -> None:
         program, shapes = self._programs[key]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -128,3 +132,36 @@ def test_eight_devices_are_planned_where_there_is_one(write: Write) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "8 devices (planned on the host), data 4 x model 2, 74.5 GiB each" in done.stdout
+
+
+def test_no_weight_has_to_be_there(write: Write, tmp_path: Path, capsys: Any) -> None:
+    """A model that is larger than any device here is planned from its config and its tokenizer."""
+    place = shutil.copytree(ROOT / "zoo/tiny-mistral", tmp_path / "large")
+    (place / "model.safetensors").unlink()
+    raw = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 4096}))
+    flags = ["--devices=1", "--device_gb=3", f"--receivers.reader.path={place}"]
+    assert main(["--plan", "--config", str(write()), *flags]) == 2
+    said = capsys.readouterr().err
+    assert "stages.fit.train" in said
+    assert "spread the models (mesh.fsdp, mesh.tensor)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="the compiler for TPUs is not there")
+def test_a_tpu_that_is_not_here(write: Write) -> None:
+    command = [sys.executable, "-m", "lw_jax.launch", "--plan", "--config", str(write())]
+    done = subprocess.run(
+        [*command, "--topology=v5e:2x2", "--mesh.fsdp=4"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 devices (TPU v5 lite), data 1 x fsdp 4 x tensor 1, 16.0 GiB each" in done.stdout
+
+
+def test_a_tpu_needs_its_compiler(write: Write, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("lw_jax.runs.plan.find_spec", lambda name: None)
+    assert main(["--plan", "--config", str(write()), "--topology=v5e:2x2"]) == 2
+    assert "the compiler for TPUs is not there" in capsys.readouterr().err
+    both = ["--topology=v5e:2x2", "--devices=4", "--device_gb=16"]
+    assert main(["--plan", "--config", str(write()), *both]) == 2
+    assert "leave --devices out" in capsys.readouterr().err

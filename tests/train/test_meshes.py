@@ -72,7 +72,7 @@ def trained(
 def same(shape: tuple[int, int, int], steps: int, tolerance: float, **how: Any) -> None:
     one, losses = trained(ONE, steps, **how)
     many, others = trained(shape, steps, **how)
-    np.testing.assert_allclose(losses, others, atol=tolerance)
+    np.testing.assert_allclose(losses, others, rtol=tolerance)
     chex.assert_trees_all_close(one, many, atol=tolerance)
     assert losses[-1] < losses[0]
 
