@@ -73,17 +73,31 @@ class Outcome:
 
 
 class Runs:
-    """Processes of pytest, which end with this one."""
+    """Processes of pytest, which end with this one.
 
-    def __init__(self) -> None:
+    What one has compiled the others find, unless JAX_COMPILATION_CACHE_DIR says where; and each
+    has processors of its own, where there are enough: tests start as many threads as they see.
+
+    Args:
+        jobs: how many run at once.
+        cache: the folder of what was compiled.
+    """
+
+    def __init__(self, jobs: int = 1, cache: Path | None = None) -> None:
         self._lock = threading.Lock()
+        self._given = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        self._cores: queue.Queue[set[int]] = queue.Queue()
+        for cores in shares(sorted(os.sched_getaffinity(0)), jobs):
+            self._cores.put(cores)
         self._running: set[subprocess.Popen[str]] = set()
         self.stopped = False
 
     def pytest(self, tree: Path, tests: Sequence[str], timeout: float, *options: str) -> Outcome:
         """Run tests in a tree."""
         command = [sys.executable, "-m", "pytest", *OPTIONS, *options, *tests]
-        environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = self._given | os.environ
+        environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+        cores = self._cores.get()
         began = time.monotonic()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             with self._lock:
@@ -99,6 +113,8 @@ class Runs:
                     start_new_session=True,
                 )
                 self._running.add(process)
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(process.pid, cores)
             try:
                 code: int | None = process.wait(timeout)
             except subprocess.TimeoutExpired:
@@ -106,6 +122,7 @@ class Runs:
                 _kill(process)
             finally:
                 self._running.discard(process)
+                self._cores.put(cores)
             said.seek(0)
             text = said.read()
         if self.stopped:
@@ -119,6 +136,13 @@ class Runs:
             self.stopped = True
             for process in list(self._running):
                 _kill(process)
+
+
+def shares(cores: Sequence[int], jobs: int) -> list[set[int]]:
+    """The processors of each of so many jobs, as equal as can be; all, where there are too few."""
+    if len(cores) < jobs:
+        return [set(cores)] * jobs
+    return [set(cores[i::jobs]) for i in range(jobs)]
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -303,7 +327,8 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         print(*mutants, sep="\n")
         return 0
     draw = {"tree": digest(root), "seed": given.seed, "count": given.count, "only": given.only}
-    journal, runs = Journal(given.out, draw), Runs()
+    cache = tempfile.TemporaryDirectory(prefix="mutation-compiled-")
+    journal, runs = Journal(given.out, draw), Runs(given.jobs, Path(cache.name))
     files = {test for mutant in mutants for test in related(root, mutant.path)}
     try:
         sound(root, journal, runs, sorted(files if given.related_only else every(root)), given)
@@ -312,6 +337,8 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         runs.stop()
         print(f"stopped; the same command goes on from {given.out}")
         return 130
+    finally:
+        cache.cleanup()
     return 0 if report(mutants, journal.judged, listed["survivors"]) >= WANTED else 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.mutation.mutants import all_mutants, drawn, mutants_of
 from tests.mutation.related import related
-from tests.mutation.run import ROOT, known, main
+from tests.mutation.run import ROOT, known, main, shares
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,8 @@ def test_what_is_noticed_and_what_survives(
     assert len(out.read_text().splitlines()) == len(lines)
     with pytest.raises(SystemExit, match="of another tree, seed or count"):
         main([*command, "--seed=1"], tree)
+
+
+def test_jobs_share_the_processors() -> None:
+    assert shares([0, 1, 2, 3, 4], 2) == [{0, 2, 4}, {1, 3}]
+    assert shares([5], 2) == [{5}, {5}]
