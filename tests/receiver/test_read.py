@@ -12,28 +12,40 @@ import pytest
 
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.receiver.pack import Segment, gather_states, pack
-from lw_jax.receiver.read import decode, expand, head_segment, lay_out, message_segment, read
+from lw_jax.receiver import pack as packing
+from lw_jax.receiver import read as reading_of
+from lw_jax.receiver.pack import Segment, gather_states
+from lw_jax.receiver.read import expand, head_segment, message_segment
 from lw_jax.types import KV, Delivery
 from tests.tiny.receiver import model, prompt
 
 WIDTH = 24
 
+# Run op by op, each of these would compile dozens of programs.
+pack, lay_out = jax.jit(packing.pack), jax.jit(reading_of.lay_out)
+read = jax.jit(reading_of.read, static_argnums=0, static_argnames="taps")
+decode = jax.jit(reading_of.decode, static_argnums=(0, 4))
+cross_entropy = jax.jit(chunked_cross_entropy, static_argnums=0)
+
 
 def ids(seed: int, rows: int, size: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(seed), (rows, size), 3, 300)
+    return jnp.asarray(np.random.default_rng(seed).integers(3, 300, (rows, size)), jnp.int32)
 
 
 def soft(seed: int, rows: int, size: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), (rows, size, WIDTH)) * 0.3
+    return 0.3 * normal(seed, rows, size, WIDTH)
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
 def segments(rows: int = 3, pad: int = 0, answer: bool = True) -> list[Segment]:
     """Ragged segments; `pad` more padding columns at the end of each."""
 
     def part(seed: int, size: int, lengths: list[int], role: str) -> Segment:
-        x = jnp.pad(ids(seed, rows, size), ((0, 0), (0, pad)), constant_values=7)
-        return Segment(x, None, jnp.asarray(lengths), role)
+        x = np.pad(ids(seed, rows, size), ((0, 0), (0, pad)), constant_values=7)
+        return Segment(jnp.asarray(x), None, jnp.asarray(lengths), role)
 
     found = [
         head_segment(prompt().head, rows),
@@ -98,7 +110,7 @@ def test_positions_go_on_after_the_message() -> None:
 
 def prefix(rows: int, columns: int, mask: Any = None) -> Delivery:
     shape = (2, rows, columns, 2, 6)
-    k, v = (jax.random.normal(jax.random.key(i), shape) for i in (8, 9))
+    k, v = (normal(i, *shape) for i in (8, 9))
     keep = jnp.ones((rows, columns), bool) if mask is None else mask
     at = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.float32)[None], (rows, columns))
     return Delivery(kv=KV(k, v, keep, at))
@@ -149,11 +161,11 @@ def test_decoding_sees_what_scoring_sees(how: str) -> None:
     out = decode(tokenizer.arch, tokenizer.params, parts, delivery, options, jax.random.key(0))
     written = Segment(out.ids, None, jnp.maximum(1, out.lengths), "answer")
     reading = read(tokenizer.arch, tokenizer.params, [*parts, written], delivery)
-    scored = chunked_cross_entropy(tokenizer.arch, tokenizer.params, reading.hidden, reading.labels)
+    scored = cross_entropy(tokenizer.arch, tokenizer.params, reading.hidden, reading.labels)
     assert bool(jnp.all(scored.correct(reading.labels) | ~reading.mask))
     changed = written.replace(ids=(out.ids + 1) % 300)
     other = read(tokenizer.arch, tokenizer.params, [*parts, changed], delivery)
-    wrong = chunked_cross_entropy(tokenizer.arch, tokenizer.params, other.hidden, other.labels)
+    wrong = cross_entropy(tokenizer.arch, tokenizer.params, other.hidden, other.labels)
     assert not bool(jnp.all(wrong.correct(other.labels) | ~other.mask))
 
 
