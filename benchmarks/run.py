@@ -261,12 +261,13 @@ def page(found: dict[str, Any]) -> str:
                 lines.append(f"| | {name} | failed: {rows['failed']} | | | | |{' |' * bool(plans)}")
                 continue
             for what, row in rows.items():
-                other = ways[against].get(what, {}).get("ms")
+                other = ways.get(against, {}).get(what, {}).get("ms")
                 ratio = f"{row['ms'] / other:.2f}" if other else ""
+                began = round(row.get("compile_s", 0) + row.get("first_s", 0), 1) or ""
                 planned = f" {row.get('planned_gb', '')} |" if plans else ""
                 spread = f"{_ms(row['min'])} to {_ms(row['max'])}" if "min" in row else ""
                 lines.append(
-                    f"| {what} | {name} | {_ms(row['ms'])} | {spread} | {row.get('first_s', '')} "
+                    f"| {what} | {name} | {_ms(row['ms'])} | {spread} | {began} "
                     f"| {row.get('peak_gb', '')} |"
                     f"{planned} {ratio} |"
                 )
