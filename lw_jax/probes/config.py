@@ -69,8 +69,8 @@ class HostileConfig(Checked):
         rows: messages, each with a question and an answer that is not the text's.
         steps: of each message's optimisation (Adam).
         lr: of it, in units of the root mean square of honest slots.
-        codecs: in which messages are sent; empty: the bridge's own, int8 and int4 (of a bridge
-            with codes its codes).
+        codecs: in which messages are sent, the gate being fitted to the first; empty: the bridge's
+            own, int8 and int4 (of a bridge with codes its codes).
         limits: largest norms of a slot, in units of the median of honest ones; 0: none.
         target: the answer that is aimed at; "": that of another row to a question of its own.
         honest: messages that the gate is fitted to; of as many others its false alarms.

@@ -110,7 +110,7 @@ def run(probed: Probed, cfg: HostileConfig) -> Path:
     """
     began = time.monotonic()
     codecs = codecs_of(probed.wire, cfg.codecs)
-    gate, norms, unit = _gate(probed, cfg)
+    gate, norms, unit = _gate(probed, cfg, codecs[0])
     rows = probed.rows("eval", 3 * cfg.rows, cfg.seed)
     aims = _aims(probed, rows, cfg)
     _, honest = probed.sent([a.row for a in aims], "honest messages")
@@ -161,15 +161,15 @@ def run(probed: Probed, cfg: HostileConfig) -> Path:
     return path
 
 
-def _gate(probed: Probed, cfg: HostileConfig) -> tuple[Gate, np.ndarray, float]:
-    """A gate fitted to messages of training texts, in the bridge's own codec, at all its ratios;
+def _gate(probed: Probed, cfg: HostileConfig, name: str) -> tuple[Gate, np.ndarray, float]:
+    """A gate fitted to messages of training texts, in one codec, at all the bridge's ratios;
     the norms of their slots, and the root mean square of these."""
     rows = probed.rows("train", cfg.honest, cfg.seed)
     ratios = ratios_of(probed.wire, ())
     slots: list[np.ndarray] = []
     for i, ratio in enumerate(ratios):
         _, held = probed.sent(rows[i :: len(ratios)], "honest messages", ratio)
-        slots += [real(one) for one in held]
+        slots += [real(in_codec(one, name)) for one in held]
     if len(slots) < 4:
         raise UserError(f"probe hostile: {len(slots)} honest messages; give --honest=4 or more")
     order = np.random.default_rng(cfg.seed).permutation(len(slots))

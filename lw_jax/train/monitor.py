@@ -73,11 +73,14 @@ class QuickEvaluation:
 
     @cached_property
     def batch(self) -> Any:
-        """The rows on the mesh, the contexts cut to a number that its data axis divides."""
-        parts = ways(self.pipeline.mesh, "rows")
-        groups = self.groups[: max(1, len(self.groups) // parts) * parts]
-        one = [group[:1] for group in groups]
-        return put_batch(self.pipeline.mesh, self.pipeline.collate(one)(one))
+        """The rows on the mesh, the contexts cut to a number that its data axis divides; fewer than
+        that are filled up with rows that do not count."""
+        parts, own = ways(self.pipeline.mesh, "rows"), list(self.groups)
+        groups = own[: max(1, len(own) // parts) * parts]
+        filled = [groups[i % len(groups)][:1] for i in range(max(len(groups), parts))]
+        host = self.pipeline.collate(filled)(filled)
+        host["valid"] = host["valid"] & (np.arange(len(filled)) < len(groups))
+        return put_batch(self.pipeline.mesh, host)
 
     @cached_property
     def _few(self) -> Any:

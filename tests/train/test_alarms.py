@@ -187,6 +187,16 @@ def watch(objectives: Any = None) -> QuickEvaluation:
     return QuickEvaluation(pipeline(), groups(16), objectives, STEPS, 8, max_new=2)
 
 
+def test_fewer_rows_than_devices_are_filled_up_with_rows_that_do_not_count() -> None:
+    several = replace(pipeline(), mesh=make_mesh(MeshConfig()))
+    watch = QuickEvaluation(several, groups(3), None, STEPS, 8, max_new=2)
+    devices = len(jax.devices())
+    assert devices == 8
+    valid = np.asarray(watch.batch["valid"])
+    assert valid.tolist() == [True] * 3 + [False] * 5
+    assert watch.batch["source/ids"].shape[0] == devices
+
+
 @cache
 def params() -> Any:
     own = jax.device_get(jax.jit(Bridge(CONFIG, DIMS).init)(jax.random.key(0)))
