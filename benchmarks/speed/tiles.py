@@ -39,6 +39,7 @@ CUTS = [
 def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Each product of a token: its time by XLA, as each of `CUTS`, and the fastest of these."""
     found: dict[str, Row] = {}
+    kernels.INTERPRETED = jax.default_backend() == "cpu"  # only shows that they run
     arch: Any = arch_from_hf(s.receiver, None, where="receiver")
     wide, heads = arch.width, (arch.heads + 2 * arch.kv_heads) * arch.head_dim
     shapes = {
