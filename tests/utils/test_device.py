@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lw_jax.errors import UserError
+from lw_jax.utils import device
 from lw_jax.utils.device import gpu_expected, peak_memory, use_device
 
 
@@ -66,3 +67,16 @@ def test_a_run_says_so_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: device: CUDA_VISIBLE_DEVICES is 0, and jax")
     assert not (tmp_path / "run").exists()
+
+
+def test_deterministic_programs_are_asked_for_before_jax_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environ = {"XLA_FLAGS": "--a=1"}
+    monkeypatch.setattr(device, "jax_uses_devices", lambda: False)
+    device.be_deterministic(environ)
+    assert environ["XLA_FLAGS"] == f"--a=1 {device.DETERMINISTIC}"
+    monkeypatch.setattr(device, "jax_uses_devices", lambda: True)
+    device.be_deterministic(environ)  # it is so already
+    with pytest.raises(UserError, match="deterministic: jax runs already; set XLA_FLAGS="):
+        device.be_deterministic({})
