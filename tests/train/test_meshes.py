@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.config import ReaderConfig
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, put_trained
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.spec import FrozenSpec
+from lw_jax.readers import soft_tokens
 from lw_jax.train.config import TrainConfig
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
@@ -32,6 +34,7 @@ HEADS = 8
 DIMS = BridgeDims(24, 2, 8, {"r": ModelDims(24, 2, HEADS, 6, 0.3, (1.0, 1.0), (1.0, 1.0))})
 EIGHT = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0]
 ONE = (1, 1, 1)
+FEW = 3
 
 
 def frozen_on(mesh: Any, unroll: str) -> FrozenModels:
@@ -52,7 +55,8 @@ def trained(
     """Parameters after some steps on a mesh, and the losses."""
     sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: int(np.prod(shape))])
-    cfg = config()
+    few: dict[str, Any] = {"reader": ReaderConfig(soft_tokens=soft_tokens.Config())}
+    cfg = config(**(few if steps <= FEW else {}))
     params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
     # Adam's first steps are of full size however small a gradient is, so they begin small, as in
     # every config here: else what is measured is the rounding of gradients that are almost zero.
@@ -63,8 +67,11 @@ def trained(
     state = put_trained(mesh, new_state(params, made, jax.random.key(1)))
     frozen, rows, losses = frozen_on(mesh, unroll), put_batch(mesh, batch()), []
     where = jax.tree.map(lambda x: x.sharding, state)
+    # A program of few steps is compiled without LLVM's optimiser, which takes longer than they do.
+    quick = {"xla_backend_optimization_level": 0} if steps <= FEW else None
+    program = step.lower(state, frozen, rows).compile(quick)
     for _ in range(steps):
-        state, metrics = step(state, frozen, rows)
+        state, metrics = program(state, frozen, rows)
         losses.append(float(metrics["loss"]))
     now = jax.tree.map(lambda x: x.sharding, state)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a == b, where, now)))
@@ -81,7 +88,7 @@ def same(shape: tuple[int, int, int], steps: int, tolerance: float, **how: Any) 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
 def test_two_meshes(shape: tuple[int, int, int]) -> None:
-    same(shape, 3, 1e-5)
+    same(shape, FEW, 1e-5)
 
 
 @pytest.mark.slow
