@@ -41,11 +41,13 @@ def measure(
     collate: Collate,
     put: Callable[[HostBatch], Any],
     batch_size: int,
+    ways: int = 1,
 ) -> Slots:
     """Mean slots [M + 1, d] over the contexts given (whole batches of them).
 
     The last is the mean of all slots; it stands for those that no context given has, as longer
-    texts may. `put` lays a batch on the mesh.
+    texts may. `put` lays a batch on the mesh, over `ways` parts: a batch is filled up to a multiple
+    of them with rows that do not count.
 
     Raises:
         UserError: all contexts are too long.
@@ -54,7 +56,9 @@ def measure(
     count: Slots = total
     size = min(batch_size, len(groups))
     for begin in range(0, len(groups) - size + 1, size):
-        batch = collate([group[:1] for group in groups[begin : begin + size]])
+        some = [group[:1] for group in groups[begin : begin + size]]
+        batch = collate([*some, *some[:1] * (-size % ways)])
+        batch["valid"] = batch["valid"] & (np.arange(len(batch["valid"])) < size)
         sums, counts = fetch(_sums(ctx, put(batch)))
         total, count = total + sums, count + counts
     if count.shape == (0,):  # a bridge that sends no slot

@@ -37,7 +37,7 @@ from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.relay import Written
-from lw_jax.mesh import put, put_batch, replicated
+from lw_jax.mesh import put, put_batch, replicated, ways
 from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.spec import SENDER
@@ -331,6 +331,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
             pipeline.collate(groups),
             lambda batch: put_batch(pipeline.mesh, batch),
             compared.size,
+            ways(pipeline.mesh, "rows"),
         )
         mean_latent.save(run.run_dir, measured, slots, pipeline.fingerprints)
     return put(slots, replicated(pipeline.mesh))

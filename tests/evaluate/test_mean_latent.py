@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,18 @@ def world() -> World:
     return make_world(SIZE, level=4).with_parts(3, compressor=compressor)
 
 
-def measured(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def measured(world: World, ways: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mean as measured on short texts, and the slots and masks of those texts."""
     facts = FactsRows("train", 0, 1, 2 * SIZE)
     groups = [facts[i][:1] for i in range(2 * SIZE)]
     readers = {RECEIVER: world.tokenizer}
     collate = Collate(LAYOUT, world.sender, readers, measure(LAYOUT, world.sender, readers, groups))
-    mean = mean_latent.measure(world.ctx, groups, collate, jax.device_put, SIZE)
+
+    def put(batch: Any) -> Any:
+        assert len(batch["valid"]) % ways == 0
+        return jax.device_put(batch)
+
+    mean = mean_latent.measure(world.ctx, groups, collate, put, SIZE, ways)
     latent = world.ctx.encode(collate(groups))
     return mean, np.asarray(latent.slots), np.asarray(latent.mask)
 
@@ -47,6 +53,11 @@ def test_mean_of_every_slot_and_of_all(world: World) -> None:
         expected = own.mean(axis=0) if len(own) else slots[mask].mean(axis=0)
         np.testing.assert_allclose(mean[place], expected, atol=1e-5)
     np.testing.assert_allclose(mean[-1], slots[mask].mean(axis=0), atol=1e-5)
+
+
+def test_rows_that_fill_a_batch_up_do_not_count(world: World) -> None:
+    assert SIZE % 7
+    np.testing.assert_allclose(measured(world, 7)[0], measured(world)[0], atol=1e-6)
 
 
 def test_longer_texts_get_the_mean_of_all_slots_beyond(world: World) -> None:
