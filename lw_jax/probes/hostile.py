@@ -335,7 +335,9 @@ def _outside(latent: Latent, rules: Rules) -> Array:
     """[B] how far messages are beyond the gate's bounds, as shares of them; 0 inside."""
     x, mask = latent.slots, latent.mask
     norms = jnp.sqrt(jnp.sum(x**2, axis=-1) + 1e-12)
-    square = jnp.mean(jnp.einsum("bmd,de->bme", x - rules.mean, rules.whiten) ** 2, axis=-1)
+    square = jnp.mean(
+        jnp.einsum("bmd,de->bme", x - rules.mean[None, None], rules.whiten) ** 2, axis=-1
+    )
     count = jnp.maximum(1, mask.sum(axis=1))
     found = {
         "largest_norm": jnp.max(jnp.where(mask, norms, 0.0), axis=1),
