@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -33,6 +34,9 @@ TPU = ("accel0", "vfio/0")
 """Devices of a TPU host, in /dev."""
 AHEAD = 4
 """Steps that processes may be apart, and some more: after so many all have seen what one asks."""
+
+LATER = 30
+"""Seconds by which jax gives up later than this does."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def join(config: HostsConfig, environ: Mapping[str, str], say: Callable[[str], N
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is seen to by `Agreed`
     for name in ("jax._src.distributed", "jax._src.clusters"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    given: dict[str, Any] = {"initialization_timeout": int(config.timeout)}
+    given: dict[str, Any] = {"initialization_timeout": int(config.timeout) + LATER}
     if found is not None:
         given |= {
             "coordinator_address": found.coordinator,
@@ -206,11 +210,16 @@ def join(config: HostsConfig, environ: Mapping[str, str], say: Callable[[str], N
         }
         if found.index:
             _wait_for(found, config.timeout)
+    late = threading.Timer(config.timeout, _give_up, (found, config.timeout))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(**given)
         _here.count, _here.index = jax.process_count(), jax.process_index()
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_not_there(found, config.timeout, error)) from error
+    finally:
+        late.cancel()
     if found is not None and _here.count != found.count:
         raise UserError(f"hosts: {found.count} processes asked for; jax has {_here.count}")
     if _here.count > 1 and first():
@@ -236,6 +245,13 @@ def _wait_for(found: Place, seconds: float) -> None:
             if time.monotonic() > end:
                 raise UserError(_not_there(found, seconds, error)) from error
         time.sleep(0.2)
+
+
+def _give_up(found: Place | None, seconds: float) -> None:
+    """Ends a process whose others did not come, before jax does so with a trace of its own."""
+    said_so = _not_there(found, seconds, TimeoutError("they did not come"))
+    print(f"error: {said_so}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _not_there(found: Place | None, seconds: float, error: Exception) -> str:
