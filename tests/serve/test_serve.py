@@ -203,7 +203,7 @@ def test_what_the_gate_refuses_gets_the_reason(
 ) -> None:
     bounds = dict.fromkeys(MEASURES, 1e9) | {"largest_norm": 1e-3}
     gate = Gate(np.zeros(256), np.eye(256), bounds, server.bridge.trained.mark)
-    monkeypatch.setattr(server, "bridge", replace(server.bridge, gate=gate))
+    monkeypatch.setattr(server._work, "bridge", replace(server.bridge, gate=gate))
     response = there.post("/answer", json=body(sent))
     assert response.status_code == 400
     assert "gate: the largest norm of a slot is" in response.json()["error"]["message"]
