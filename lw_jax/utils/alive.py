@@ -56,10 +56,12 @@ class Programs(logging.Handler):
 
     Args:
         folder: where times are kept; None: nowhere.
+        heard: the level from which on records go on to where they would have gone without this.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, heard: int = logging.WARNING) -> None:
         super().__init__(logging.DEBUG)
+        self.heard = heard
         self.path = None if folder is None else folder / FILE
         self.before = _read(self.path)
         self.running: dict[str, tuple[float, str]] = {}
@@ -67,6 +69,9 @@ class Programs(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes in a line of jax's; anything else is passed over."""
+        parent = logging.getLogger(record.name).parent
+        if record.levelno >= self.heard and parent is not None:
+            parent.handle(record)
         with suppress(Exception):  # nothing that is logged may stop a run
             said = record.getMessage()
             if found := _BEGINS.search(said):
@@ -181,8 +186,9 @@ def watched(still: float = STILL) -> Iterator[None]:
     if isinstance(stream, Watched) or not stream.isatty():
         yield
         return
-    own, programs, ended = Watched(stream), Programs(_folder()), threading.Event()
-    loggers = [(one, one.level) for one in map(logging.getLogger, _LOGGERS)]
+    loggers = [(one, one.level, one.propagate) for one in map(logging.getLogger, _LOGGERS)]
+    heard = min(one.getEffectiveLevel() for one, _, _ in loggers)
+    own, programs, ended = Watched(stream), Programs(_folder(), heard), threading.Event()
     began = time.monotonic()
 
     def speak() -> None:
@@ -192,9 +198,10 @@ def watched(still: float = STILL) -> Iterator[None]:
             what = programs.words() or _doing[0]
             own.say(f"... {what}, {time.monotonic() - began:.0f} s since the start")
 
-    for logger, _ in loggers:
+    for logger, _, _ in loggers:
         logger.addHandler(programs)
         logger.setLevel(logging.DEBUG)
+        logger.propagate = False  # what is for us alone would be written by any handler above
     voice = threading.Thread(target=speak, name="alive", daemon=True)
     sys.stdout = own
     doing("starting")
@@ -208,7 +215,8 @@ def watched(still: float = STILL) -> Iterator[None]:
         with suppress(ValueError, OSError):
             own.flush()
         sys.stdout = stream
-        for logger, level in loggers:
+        for logger, level, propagates in loggers:
             logger.removeHandler(programs)
             logger.setLevel(level)
+            logger.propagate = propagates
         programs.keep()

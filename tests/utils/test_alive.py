@@ -109,6 +109,8 @@ STILL = """
 import logging, time
 from rich.console import Console
 from lw_jax.utils import alive
+logging.basicConfig()  # what jax says to us alone is not said to whoever listens above
+log = logging.getLogger("jax._src.interpreters.pxla")
 with alive.watched(0.2):
     alive.doing("loading tiny-llama")
     time.sleep(1)
@@ -120,8 +122,8 @@ with alive.watched(0.2):
         time.sleep(0.5)
     alive.doing("after what turns")
     time.sleep(1)
-    log = logging.getLogger("jax._src.interpreters.pxla")
     log.debug("Compiling %s with global shapes and types %s.", "jit(step)", "[]")
+    log.warning("said by jax")
     time.sleep(1.5)
 """
 
@@ -132,6 +134,7 @@ def test_a_terminal_does_not_stay_still() -> None:
     assert "... loading tiny-llama, " in text
     assert "turning" in text and "... after what turns, " in text
     assert "... compiling step (1 s, the first time)" in text
+    assert "DEBUG" not in text and "WARNING:jax._src.interpreters.pxla:said by jax" in text
     # what is said meanwhile goes, and does not stand within a line
     assert "\x1b[2Ka figure\r\n" in text
     assert "half a line\r\n" in text
