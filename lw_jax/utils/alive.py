@@ -21,8 +21,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from rich.text import Text
 
 STILL = 1.0
 """Seconds without a word before one is said."""
@@ -38,11 +41,28 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _PLAIN = re.compile(r"^jit\((.*)\)$|^jit_(.*)$")
 
 _doing: list[str] = ["starting"]
+_programs: list[Programs] = []
+"""Of what is watched now."""
 
 
 def doing(what: str) -> None:
     """Says what is being done from now on, for when nothing else is said."""
     _doing[0] = what
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """What stands beside a spinner while programs compile: which, and how long they took last time.
+
+    Attributes:
+        otherwise: said where that is not known.
+    """
+
+    otherwise: str
+
+    def __rich__(self) -> Text:
+        said = next((words for one in _programs if (words := one.words())), self.otherwise)
+        return Text(said, no_wrap=True, overflow="ellipsis")
 
 
 def name_of(program: str) -> str:
@@ -204,6 +224,7 @@ def watched(still: float = STILL) -> Iterator[None]:
         logger.propagate = False  # what is for us alone would be written by any handler above
     voice = threading.Thread(target=speak, name="alive", daemon=True)
     sys.stdout = own
+    _programs.append(programs)
     doing("starting")
     voice.start()
     try:
@@ -215,6 +236,7 @@ def watched(still: float = STILL) -> Iterator[None]:
         with suppress(ValueError, OSError):
             own.flush()
         sys.stdout = stream
+        _programs.remove(programs)
         for logger, level, propagates in loggers:
             logger.removeHandler(programs)
             logger.setLevel(level)

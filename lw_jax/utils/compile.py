@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from lw_jax.utils import hosts
+from lw_jax.utils import alive, hosts
 
 SECONDS = 5
 """What a program of a small model takes to compile, about, on one core."""
@@ -63,7 +63,7 @@ class AheadOfTime:
             soft_wrap=True,
         )
         with (
-            console.status(line),
+            console.status(alive.Compiling(line)),
             ThreadPoolExecutor(min(count, cores)) as pool,
         ):
             made = pool.map(jax.stages.Lowered.compile, self.lowered.values())
@@ -121,7 +121,7 @@ class Behind:
             highlight=False,
             soft_wrap=True,
         )
-        with self.console.status("compiling the first step"):
+        with self.console.status(alive.Compiling("compiling the first step")):
             self._compile(first)
         self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "compile")
         self._running = {key: self._pool.submit(self._compile, key) for key in others}

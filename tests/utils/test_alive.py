@@ -118,8 +118,11 @@ with alive.watched(0.2):
     print("half a line", end="", flush=True)
     time.sleep(1)
     print()
-    with Console().status("turning"):
+    with Console().status(alive.Compiling("turning")):
         time.sleep(0.5)
+        log.debug("Compiling %s with global shapes and types %s.", "jit(turn)", "[]")
+        time.sleep(0.8)
+    log.debug("Finished XLA compilation of jit(turn) in 0.8 sec")
     alive.doing("after what turns")
     time.sleep(1)
     log.debug("Compiling %s with global shapes and types %s.", "jit(step)", "[]")
@@ -132,7 +135,8 @@ def test_a_terminal_does_not_stay_still() -> None:
     found = read([sys.executable, "-c", STILL], dict(os.environ), 60)
     text = b"".join(data for _, data in found).decode()
     assert "... loading tiny-llama, " in text
-    assert "turning" in text and "... after what turns, " in text
+    assert "turning" in text and "compiling turn (1 s, the first time)" in text
+    assert "... after what turns, " in text
     assert "... compiling step (1 s, the first time)" in text
     assert "DEBUG" not in text and "WARNING:jax._src.interpreters.pxla:said by jax" in text
     # what is said meanwhile goes, and does not stand within a line
