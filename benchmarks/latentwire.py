@@ -13,12 +13,10 @@ none; the rest is as in `benchmarks/versions.py`, whose runs are the versions of
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.versions import Job, run, unrecorded
+from benchmarks.versions import Job, arguments, started
 
 CONFIGS = Path("configs/latentwire")
 ROWS = "evaluate.rows=300"
@@ -146,21 +144,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder with SQuAD's train and XQuAD files")
     parser.add_argument("--encoder", default="models/all-MiniLM-L6-v2", help="all-MiniLM-L6-v2")
     parser.add_argument("--at_once", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
-    parser.add_argument("--recorded", type=Path, help="folder with records of runs to leave out")
-    parser.add_argument("--list", action="store_true", help="print the commands alone")
-    asked = parser.parse_args()
-    todo = [j for j in jobs(asked.encoder, asked.data) if any(p in j.name for p in asked.only)]
-    if asked.recorded is not None:
-        todo = unrecorded(todo, asked.recorded)
-    if asked.list:
-        for one in todo:
-            print(shlex.join(["python", "-m", "lw_jax.launch", *one.flags]))
-        return 0
-    # Several processes may share a device: none takes it whole.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    return min(1, run([one for one in todo if not one.done()], asked.at_once, asked.seconds))
+    asked = arguments(parser)
+    return started(jobs(asked.encoder, asked.data), asked)
 
 
 if __name__ == "__main__":

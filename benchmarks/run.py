@@ -29,7 +29,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.speed.process import ROOT, rows_of
+
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- begin: written by `python -m benchmarks.run --page FILE.json` -->"
 END = "<!-- end -->"
@@ -126,22 +127,7 @@ def _process(preset: str, part: str, how: dict[str, str], seconds: int) -> dict[
     if part == "start":
         return _starts(preset, seconds)
     command = [sys.executable, "-m", "benchmarks.run", "--one", json.dumps([preset, part, how])]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=_environ(preset),
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"more than {seconds} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no words"])[-1][:200]}
-    rows: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return rows
+    return rows_of(command, _environ(preset), seconds)
 
 
 def _one(preset: str, part: str, how: dict[str, str]) -> None:

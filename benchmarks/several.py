@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.speed.process import rows_of
+
 WAYS: dict[str, dict[str, str]] = {
     "step, one": {"part": "step"},
     "step, data": {"part": "step", "axis": "data"},
@@ -97,22 +97,7 @@ def _process(preset: str, devices: int, how: dict[str, str], seconds: int) -> di
         environ["JAX_PLATFORMS"] = "cpu"
     told = json.dumps([preset, devices, how])
     command = [sys.executable, "-m", "benchmarks.several", "--one", told]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"more than {seconds} s"}
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no words"])[-1][:300]}
-    rows: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return rows
+    return rows_of(command, environ, seconds)
 
 
 def _one(preset: str, devices: int, how: dict[str, str]) -> None:
@@ -193,29 +178,12 @@ def step(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
 def decode(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
     """Greedy decoding: a token's share of it, by batch size."""
     import jax
-    import jax.numpy as jnp
 
     from benchmarks.speed import lw_jax_parts as parts
     from benchmarks.speed.measure import times
     from lw_jax.mesh import replicated
-    from lw_jax.models.decoder import embed_tokens
-    from lw_jax.models.generate import DecodeOptions, generate
 
     model = _filled(parts._spec("reader", s.receiver, s, how).abstract(mesh))
-
-    @partial(jax.jit, static_argnames="new")
-    def written(model: Any, ids: Any, new: int) -> Any:
-        out = generate(
-            model.arch,
-            model.params,
-            embed_tokens(model.params, ids),
-            positions=jnp.broadcast_to(jnp.arange(s.prompt)[None], ids.shape),
-            lengths=jnp.full(ids.shape[:1], s.prompt, jnp.int32),
-            options=DecodeOptions(new),
-            impl=model.attention,
-            fused=model.fused,
-        )
-        return out.ids
 
     asked = [(rows, new) for rows in s.decoded for new in (1, s.new)]
     prompts = {
@@ -224,7 +192,7 @@ def decode(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
         )
         for rows in s.decoded
     }
-    lowered = [written.lower(model, prompts[rows], new=new) for rows, new in asked]
+    lowered = [parts.written.lower(model, prompts[rows], new=new) for rows, new in asked]
     with ThreadPoolExecutor() as pool:
         programs = dict(zip(asked, pool.map(lambda one: one.compile(), lowered), strict=True))
 

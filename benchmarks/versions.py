@@ -168,22 +168,22 @@ def run(todo: list[Job], at_once: int, seconds: float) -> int:
     return failed
 
 
-def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("gsm8k", type=Path, help="folder with gsm8k_train.jsonl, gsm8k_dev.jsonl")
-    parser.add_argument(
-        "--at_once", type=int, default=10, help="places; GSM8K takes two, facts one"
-    )
+def arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was asked for, with the options that all lists of runs have."""
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--only", nargs="*", default=[""], help="parts of names")
     parser.add_argument("--recorded", type=Path, help="folder with records of runs to leave out")
     parser.add_argument("--list", action="store_true", help="print the commands alone")
     asked = parser.parse_args()
-    todo = [j for j in jobs(asked.gsm8k) if any(part in j.name for part in asked.only)]
+    if asked.recorded is not None and not asked.recorded.is_dir():
+        parser.error(f"--recorded: no such folder: {asked.recorded}")
+    return asked
+
+
+def started(todo: list[Job], asked: argparse.Namespace) -> int:
+    """Prints or runs those of a list that were asked for; the exit code."""
+    todo = [one for one in todo if any(part in one.name for part in asked.only)]
     if asked.recorded is not None:
-        if not asked.recorded.is_dir():
-            parser.error(f"--recorded: no such folder: {asked.recorded}")
         todo = unrecorded(todo, asked.recorded)
     if asked.list:
         for one in todo:
@@ -192,6 +192,17 @@ def main() -> int:
     # Several processes share a device: none takes it whole.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return min(1, run([one for one in todo if not one.done()], asked.at_once, asked.seconds))
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("gsm8k", type=Path, help="folder with gsm8k_train.jsonl, gsm8k_dev.jsonl")
+    parser.add_argument(
+        "--at_once", type=int, default=10, help="places; GSM8K takes two, facts one"
+    )
+    asked = arguments(parser)
+    return started(jobs(asked.gsm8k), asked)
 
 
 if __name__ == "__main__":

@@ -108,24 +108,27 @@ def _planned(program: Any) -> Row:
     return {"planned_gb": round(size / 1e9, 2)}
 
 
+@partial(jax.jit, static_argnames="new")
+def written(model: FrozenDecoder, ids: Array, new: int) -> Array:
+    """[B, new] what a model writes, greedily, after prompts [B, P] of one length."""
+    rows, size = ids.shape
+    out = generate(
+        model.arch,
+        model.params,
+        embed_tokens(model.params, ids),
+        positions=jnp.broadcast_to(jnp.arange(size)[None], ids.shape),
+        lengths=jnp.full(rows, size, jnp.int32),
+        options=DecodeOptions(new),
+        impl=model.attention,
+        fused=model.fused,
+    )
+    return out.ids
+
+
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Greedy decoding: the whole, and a token's share of it."""
     found: dict[str, Row] = {}
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
-
-    @partial(jax.jit, static_argnames="new")
-    def written(model: FrozenDecoder, ids: Array, new: int) -> Array:
-        out = generate(
-            model.arch,
-            model.params,
-            embed_tokens(model.params, ids),
-            positions=jnp.broadcast_to(jnp.arange(s.prompt)[None], ids.shape),
-            lengths=jnp.full(ids.shape[:1], s.prompt, jnp.int32),
-            options=DecodeOptions(new),
-            impl=model.attention,
-            fused=model.fused,
-        )
-        return out.ids
 
     prompts = {rows: _ids((rows, s.prompt), s.receiver["vocab_size"]) for rows in s.decoded}
     asked = [(rows, new) for rows in s.decoded for new in (1, s.new)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +209,31 @@ def _delivered(ctx: Any, sent: Latent) -> Any:
     return ctx.deliver(ctx.received(sent))
 
 
+def _before(
+    probed: Probed,
+    name: str,
+    latents: Sequence[Latent],
+    others: Sequence[Sequence[int]],
+    own: Sequence[Sequence[int]],
+    sizes: tuple[int, int, int],
+) -> Iterator[tuple[list[int], int, Message]]:
+    """Rows in batches of one size: their numbers (the last one again where there are too few), how
+    many of them count, and what `_message` says before them; messages and texts are taken in turn.
+    """
+    size = ROW_RUNGS[-1]
+    for begin in range(0, len(own), size):
+        at = [min(i, len(own) - 1) for i in range(begin, begin + size)]
+        message = _message(
+            probed,
+            name,
+            [latents[i % len(latents)] for i in at],
+            [others[i % len(others)] for i in at],
+            [own[i] for i in at],
+            sizes,
+        )
+        yield at, min(size, len(own) - begin), message
+
+
 def _nats(
     probed: Probed,
     plain: Sequence[Sequence[int]],
@@ -216,36 +241,26 @@ def _nats(
     others: Sequence[Sequence[int]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Of each plain text the nats of all its tokens but the first, and their number."""
-    size, ctx = ROW_RUNGS[-1], probed.ctx
+    ctx, nothing = probed.ctx, [()] * len(plain)
     sizes = most_slots(latents), _up(others), 0
     long = _up(plain)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     with progress(probed.console, "plain text", len(BEFORE) * len(plain)) as step:
         for name in BEFORE:
             totals: list[float] = []
-            for begin in range(0, len(plain), size):
-                at = [min(i, len(plain) - 1) for i in range(begin, begin + size)]
-                message = _message(
-                    probed,
-                    name,
-                    [latents[i % len(latents)] for i in at],
-                    [others[i % len(others)] for i in at],
-                    [()] * size,
-                    sizes,
-                )
+            for at, real, message in _before(probed, name, latents, others, nothing, sizes):
                 scored = answer.score(
                     ctx.model,
                     ctx.prompt,
                     message,
-                    segment([()] * size, 1),
+                    segment([()] * len(at), 1),
                     segment([plain[i] for i in at], long, "answer"),
                     True,
                 )
                 assert scored.each is not None
                 nll = np.asarray(scored.each.nll)
-                real = len(plain) - begin
                 totals += [float(nll[j, 1 : len(plain[i])].sum()) for j, i in enumerate(at[:real])]
-                step(min(size, real))
+                step(real)
             count = np.array([max(0, len(ids) - 1) for ids in plain], np.float64)
             found[name] = np.asarray(totals), count
     return found
@@ -260,36 +275,28 @@ def _right(
     """Whether each task is answered rightly; {} where there is none."""
     if not tasks:
         return {}
-    size, ctx, wire = ROW_RUNGS[-1], probed.ctx, probed.wire
+    ctx, wire = probed.ctx, probed.wire
     tokenizer = wire.pipeline.receivers[probed.receiver]
     stop = stop_of(tokenizer, wire.decode.stop or ())
     options = options_of(wire.decode, ctx.model.arch, tokenizer, stop)
-    long = _up([task.words for task in tasks]) if any(task.words for task in tasks) else 0
+    words = [task.words for task in tasks]
+    long = _up(words) if any(words) else 0
     sizes = most_slots(latents), _up(others), long
     ask = _up([task.ask for task in tasks])
     found: dict[str, list[float]] = {}
     with progress(probed.console, "instructions", len(BEFORE) * len(tasks)) as step:
         for name in BEFORE:
             right: list[float] = []
-            for begin in range(0, len(tasks), size):
-                at = [min(i, len(tasks) - 1) for i in range(begin, begin + size)]
-                message = _message(
-                    probed,
-                    name,
-                    [latents[i % len(latents)] for i in at],
-                    [others[i % len(others)] for i in at],
-                    [tasks[i].words for i in at],
-                    sizes,
-                )
+            for at, real, message in _before(probed, name, latents, others, words, sizes):
                 asked = segment([tasks[i].ask for i in at], ask)
                 wrote = answer.write(
                     ctx.model, ctx.prompt, message, asked, jax.random.key(0), options
                 )
                 ids, n, stopped = jax.device_get((wrote.ids, wrote.lengths, wrote.stopped))
-                for j, i in enumerate(at[: len(tasks) - begin]):
+                for j, i in enumerate(at[:real]):
                     text = stop.text(tokenizer, ids[j].tolist(), int(n[j]), bool(stopped[j]))
                     right.append(exact_match(text, tasks[i].answers))
-                step(min(size, len(tasks) - begin))
+                step(real)
             found[name] = right
     return found
 

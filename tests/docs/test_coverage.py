@@ -3,7 +3,6 @@ the word `none`."""
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,29 +36,12 @@ def found() -> dict[str, list[dict[str, Any]]]:
 
 @cache
 def steps() -> dict[str, int]:
-    """Training steps of every record, by its name; of one that trains nothing, those of the bridge
-    that it evaluates."""
+    """Training steps of every record, by its name."""
     records = read_records(ROOT / "docs" / "records")
-    trained = {
+    return {
         name: sum(stage["steps"] for stage in record["training"].values())
         for name, record in records.items()
     }
-    alone = {name for name, record in records.items() if not record["training"]}
-    return trained | {name: _of_bridge(records[name], trained) for name in alone}
-
-
-def _of_bridge(record: dict[str, Any], trained: dict[str, int]) -> int:
-    """Steps of the bridge that a record's evaluations start from: another record's, or one that
-    ships."""
-    stages = record["config"]["stages"].values()
-    found = [Path(stage["evaluate"].get("init_from", "")) for stage in stages]
-    bridges = [ROOT / path / "bridge.json" for path in found]
-    return min(
-        json.loads(bridge.read_text(encoding="utf-8"))["step"]
-        if bridge.is_file()
-        else trained.get(path.name, 0)
-        for path, bridge in zip(found, bridges, strict=True)
-    )
 
 
 def test_no_section_and_no_feature_is_dropped() -> None:

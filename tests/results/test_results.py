@@ -529,7 +529,7 @@ def test_a_headlines_latent_stands_beside_its_controls(source: str) -> None:
     for table in tables:
         # A method is a column, or rows are about one each: a rival tuned to read the text is that.
         rows = {
-            "text" if row.get("record", "").endswith("_text") else row.get("method")
+            "text" if row.get("method") == "prompt_tuning_text" else row.get("method")
             for row in table["rows"]
         }
         columns = set(table["columns"]) | (rows - {None})

@@ -161,8 +161,7 @@ def test_rows_are_found_in_batches_of_another_order_and_length(tmp_path: Path) -
     assert taps < real < 1.5 * taps
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["stacked", "apart"])
+@pytest.mark.parametrize("form", ["stacked", pytest.param("apart", marks=pytest.mark.slow)])
 def test_a_text_that_is_read_once_gives_the_states_of_each_question(form: str) -> None:
     frozen, rows = frozen_models(), groups(6, 3)
     if form == "apart":
