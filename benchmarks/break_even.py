@@ -49,6 +49,11 @@ def forward(arch: Arch, tokens: int, layers: int | None = None, after: int = 0) 
     return (arch.layers if layers is None else layers) * (2 * tokens * weights + 4 * heads * seen)
 
 
+def first_token(arch: Arch, tokens: int) -> float:
+    """FLOPs of reading so many tokens and of the logits after them."""
+    return forward(arch, tokens) + 2 * arch.width * arch.vocab_size
+
+
 def bridge(s: Sizes, tokens: int) -> float:
     """FLOPs of the bridge of `benchmarks.speed`: learned queries that read the source."""
     wide, slots = s.width, s.slots
@@ -77,7 +82,7 @@ def flops(s: Sizes, text: int, questions: int, kept: bool) -> tuple[float, float
             message += BEFORE
             each = forward(receiver, s.ask, after=message) + head
             return forward(receiver, message) + questions * each
-        return questions * (forward(receiver, BEFORE + message + s.ask) + head)
+        return questions * first_token(receiver, BEFORE + message + s.ask)
 
     made = forward(sender, text, s.tap) + bridge(s, text)
     return read(text), made + read(s.slots)

@@ -7,8 +7,9 @@
 Each way of each part is a process of its own, one after another. Times are medians after warm-up;
 ratios are of one run, so of one machine on one day. Weights are random: nothing is downloaded.
 `smoke` only shows that everything runs. `--set sources=512,256` are lengths of a step's texts,
-`--profile DIR` keeps traces. A `note` written into the JSON file by hand, such as what
-else ran on the machine, stands in the page.
+`--profile DIR` keeps traces. With `--turns FILE` all ways load side by side, and compile and
+measure in turn, by a lock on the file, which takes less time; their memory must fit. A `note`
+written into the JSON file by hand, such as what else ran on the machine, stands in the page.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.process import ROOT, rows_of
+from benchmarks.speed.turns import enter
 
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- begin: written by `python -m benchmarks.run --page FILE.json` -->"
@@ -54,10 +58,21 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
         "lw_jax": {},
         "lw_jax, layers scanned": {"unroll": "never"},
         "lw_jax, kernels": {"decoding": "kernels"},
+        "lw_jax, kernels, large products by XLA": {"decoding": "kernels", "large": "100000000"},
         "lw_jax, kernels, int8": {"decoding": "kernels", "quant": "int8"},
         "lw_jax, kernels, float8": {"decoding": "kernels", "quant": "float8"},
         "lw_jax, int8": {"quant": "int8"},
         "lw_jax, float8": {"quant": "float8"},
+        "lw_jax, Triton's products": {"flags": "--xla_gpu_enable_triton_gemm=true"},
+        "lw_jax, Triton's products, int8": {
+            "flags": "--xla_gpu_enable_triton_gemm=true",
+            "quant": "int8",
+        },
+        "lw_jax, the loop one graph": {"flags": "--xla_gpu_enable_command_buffer=+WHILE"},
+        "lw_jax, kernels, the loop one graph": {
+            "decoding": "kernels",
+            "flags": "--xla_gpu_enable_command_buffer=+WHILE",
+        },
         "torch, dynamic cache": {"torch": "plain"},
         "torch, static cache, compiled": {"torch": "compiled"},
     },
@@ -84,6 +99,7 @@ def measured(
     out: Path,
     ways: frozenset[str] = frozenset(),
     more: dict[str, str] | None = None,
+    turns: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the parts, each way in a process of its own; the file holds what is measured so far.
 
@@ -95,39 +111,63 @@ def measured(
         ways: names of the ways; empty: all (of `smoke` the first).
         more: what every way is told besides: `texts`, lengths of the texts that are handed over;
             `unroll`, `attention`, `quant`, `remat` as in a config.
+        turns: file that is locked by who measures: all ways load side by side, and compile and
+            measure in turn, also beside other runs with this file. None: one after another.
     """
+    # Of a smoke run that each part runs once is enough: to show that it does.
+    asked = [
+        (part, name, how | (more or {}))
+        for part in parts
+        for name, how in WAYS[part].items()
+        if (name in ways if ways else preset != "smoke" or not how)
+    ]
     made = "import torch; print(torch.cuda.is_available())"
-    rivals = importlib.util.find_spec("torch") is not None and "True" in _said(made)
-    found: dict[str, Any] = {"preset": preset, **_about(), "parts": {}}
-    for part in parts:
-        rows = found["parts"][part] = {}
-        for name, how in WAYS[part].items():
-            if "torch" in how and not rivals:
-                continue
-            if name not in ways if ways else preset == "smoke" and how:
-                continue  # that each part runs once is enough to show that it runs
-            print(f"{part}: {name}", file=sys.stderr, flush=True)
-            began = time.perf_counter()
-            rows[name] = _process(preset, part, how | (more or {}), seconds)
-            print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    if any("torch" in how for _, _, how in asked) and not (
+        importlib.util.find_spec("torch") is not None and "True" in _said(made)
+    ):
+        asked = [one for one in asked if "torch" not in one[2]]
+    found: dict[str, Any] = {"preset": preset, **_about(), "parts": {part: {} for part in parts}}
+    lock = threading.Lock()
+
+    def run(one: tuple[str, str, dict[str, str]]) -> None:
+        part, name, how = one
+        print(f"{part}: {name}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        rows = _process(preset, part, how, seconds)
+        took = f"{part}: {name}: {time.perf_counter() - began:.0f} s"
+        with lock:
+            print(f"{took} {rows.get('failed', '')}", file=sys.stderr, flush=True)
+            found["parts"][part][name] = rows
             out.write_text(json.dumps(found, indent=1) + "\n")
+
+    if turns is None:
+        for one in asked:
+            run(one)
+        return found
+    shared = {"turns": str(turns.resolve())}
+    with ThreadPoolExecutor(max(1, len(asked))) as pool:
+        list(pool.map(run, [(part, name, how | shared) for part, name, how in asked]))
+    for part, rows in found["parts"].items():  # as they were asked for, not as they ended
+        found["parts"][part] = {name: rows[name] for name in WAYS[part] if name in rows}
+    out.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def _environ(preset: str) -> dict[str, str]:
+def _environ(preset: str, how: dict[str, str]) -> dict[str, str]:
     """Of the processes: a smoke run compiles more than it computes, and is quicker without LLVM's
-    optimiser."""
-    if preset != "smoke":
-        return dict(os.environ)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    return os.environ | {"XLA_FLAGS": flags.strip()}
+    optimiser; those that share a device take no more memory than they need."""
+    flags = [os.environ.get("XLA_FLAGS", ""), how.get("flags", "")]
+    if preset == "smoke":
+        flags.append("--xla_backend_optimization_level=0")
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if "turns" in how else {}
+    return os.environ | shared | {"XLA_FLAGS": " ".join(flags).strip()}
 
 
 def _process(preset: str, part: str, how: dict[str, str], seconds: int) -> dict[str, Any]:
     if part == "start":
         return _starts(preset, seconds)
     command = [sys.executable, "-m", "benchmarks.run", "--one", json.dumps([preset, part, how])]
-    return rows_of(command, _environ(preset), seconds)
+    return rows_of(command, _environ(preset, how), seconds)
 
 
 def _one(preset: str, part: str, how: dict[str, str]) -> None:
@@ -140,6 +180,7 @@ def _one(preset: str, part: str, how: dict[str, str]) -> None:
 
         set_environment(os.environ)
     parts = importlib.import_module(f"benchmarks.speed.{kind}_parts").PARTS
+    enter(how.get("turns"))
     with _profiled(how.get("profile"), kind):
         rows = parts[part](sizes(preset), how)
     print(json.dumps(rows))
@@ -161,7 +202,7 @@ def _starts(preset: str, seconds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         over = Path(folder) / "over.yaml"
         over.write_text(json.dumps({"stages": {"align": None, "report": None}}))
-        environ = _environ(preset) | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
+        environ = _environ(preset, {}) | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
         for name in ("cold", "warm"):
             command = [sys.executable, "-m", "lw_jax.launch", *START, "--config", str(over)]
             before, began = os.times(), time.perf_counter()
@@ -302,6 +343,7 @@ def main() -> int:
     parser.add_argument("--profile", help="folder for traces of lw_jax; times are longer then")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seconds", type=int, default=550, help="that one process may take")
+    parser.add_argument("--turns", type=Path, help="lock file: load side by side, measure in turn")
     parser.add_argument("--page", type=Path, help="JSON file to write docs/performance.md from")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -322,7 +364,7 @@ def main() -> int:
     more = dict(pair.split("=", 1) for pair in asked.set)
     if asked.profile:
         more["profile"] = str(Path(asked.profile).resolve())
-    found = measured(asked.preset, parts, asked.seconds, asked.out, ways, more)
+    found = measured(asked.preset, parts, asked.seconds, asked.out, ways, more, asked.turns)
     failed = [n for rows in found["parts"].values() for n, r in rows.items() if "failed" in r]
     return 1 if failed else 0
 

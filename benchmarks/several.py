@@ -20,7 +20,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,32 +177,35 @@ def step(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
 def decode(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
     """Greedy decoding: a token's share of it, by batch size."""
     import jax
+    import numpy as np
 
     from benchmarks.speed import lw_jax_parts as parts
-    from benchmarks.speed.measure import times
+    from benchmarks.speed.measure import compiled, times
     from lw_jax.mesh import replicated
 
     model = _filled(parts._spec("reader", s.receiver, s, how).abstract(mesh))
 
-    asked = [(rows, new) for rows in s.decoded for new in (1, s.new)]
+    until = {new: jax.device_put(np.int32(new), replicated(mesh)) for new in (1, s.new)}
     prompts = {
         rows: jax.device_put(
             parts._ids((rows, s.prompt), s.receiver["vocab_size"]), replicated(mesh)
         )
         for rows in s.decoded
     }
-    lowered = [parts.written.lower(model, prompts[rows], new=new) for rows, new in asked]
-    with ThreadPoolExecutor() as pool:
-        programs = dict(zip(asked, pool.map(lambda one: one.compile(), lowered), strict=True))
+    calls = {
+        rows: (parts.written, (model, prompts[rows], until[1]), {"new": s.new})
+        for rows in s.decoded
+    }
+    programs, _ = compiled(calls)
 
     found: dict[str, Any] = {}
     for rows in s.decoded:
         some = {}
         for new in (1, s.new):
-            call: Callable[[], Any] = partial(programs[rows, new], model, prompts[rows])
+            call: Callable[[], Any] = partial(programs[rows], model, prompts[rows], until[new])
             some[new] = times(call, jax.block_until_ready, 1, max(3, s.times // 3))
         each = (some[s.new]["ms"] - some[1]["ms"]) / (s.new - 1)
-        found[f"b{rows}"] = some[s.new] | moved(programs[rows, s.new].as_text())
+        found[f"b{rows}"] = some[s.new] | moved(programs[rows].as_text())
         found[f"b{rows}_per_token"] = {"ms": round(each, 4)}
     return found | {"model": _sizes(model) | parts._memory()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,21 +15,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.break_even import BEFORE, first_token
+from benchmarks.speed import turns
 from benchmarks.speed.measure import compiled, times
 from benchmarks.speed.sizes import Sizes
 from benchmarks.speed.tiles import drawn, tiles
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.mesh import MeshConfig, make_mesh
+from lw_jax.models import decoder, kernels
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.dims import sizes as dims_of
 from lw_jax.models.encoder_arch import arch_from_hf
 from lw_jax.models.frozen import FrozenDecoder
-from lw_jax.models.generate import DecodeOptions, generate
+from lw_jax.models.generate import ROOM, DecodeOptions, generate
+from lw_jax.models.layer import rms_norm
 from lw_jax.models.spec import FrozenSpec
 from lw_jax.receiver import answer
-from lw_jax.runs.abstract import AbstractStep, abstract_step
+from lw_jax.runs.abstract import AbstractStep, abstract_step, size_in_bytes
 from lw_jax.train.config import Reuse
 from lw_jax.train.optimiser import stage_optimiser
 from lw_jax.train.plan import context_of, init_heads
@@ -58,7 +61,7 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
             batches[source] = _reused(s, how, made, frozen, batch)
             batch = batches[source]()
         calls[source] = (made.step, (state, frozen, batch), {})
-    programs, spent = compiled(calls)
+    programs, spent = compiled(calls, turns.alone)
     for source in sources:
         held = {"state": calls[source][1][0]}
         calls[source] = None
@@ -109,8 +112,9 @@ def _planned(program: Any) -> Row:
 
 
 @partial(jax.jit, static_argnames="new")
-def written(model: FrozenDecoder, ids: Array, new: int) -> Array:
-    """[B, new] what a model writes, greedily, after prompts [B, P] of one length."""
+def written(model: FrozenDecoder, ids: Array, until: Array, new: int) -> Array:
+    """[B, new] what a model writes, greedily, after prompts [B, P] of one length; `until` tokens,
+    and zeros."""
     rows, size = ids.shape
     out = generate(
         model.arch,
@@ -121,49 +125,77 @@ def written(model: FrozenDecoder, ids: Array, new: int) -> Array:
         options=DecodeOptions(new),
         impl=model.attention,
         fused=model.fused,
+        until=until,
     )
     return out.ids
 
 
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """Greedy decoding: the whole, and a token's share of it."""
+    """Greedy decoding: the whole, and a token's share of it; of kernels also how far their stream
+    is from the decoder's, relative to it."""
     found: dict[str, Row] = {}
+    kernels.LARGE = int(how.get("large", kernels.LARGE))
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
 
     prompts = {rows: _ids((rows, s.prompt), s.receiver["vocab_size"]) for rows in s.decoded}
-    asked = [(rows, new) for rows in s.decoded for new in (1, s.new)]
-    calls = {at: (written, (model, prompts[at[0]]), {"new": at[1]}) for at in asked}
-    programs, spent = compiled(calls)
+    held = {"weights_gb": round(size_in_bytes(model.params) / 1e9, 3)}
+    until = {new: jnp.asarray(new, jnp.int32) for new in (1, s.new)}
+    calls: dict[Any, Any] = {
+        rows: (written, (model, prompts[rows], until[1]), {"new": s.new}) for rows in s.decoded
+    }
+    if model.fused:
+        calls |= {("off", n): (_apart_by, (model, prompts[n]), {}) for n in s.decoded}
+    programs, spent = compiled(calls, turns.alone)
     for rows in s.decoded:
         some = {
             new: times(
-                partial(programs[rows, new], model, prompts[rows]),
+                partial(programs[rows], model, prompts[rows], until[new]),
                 jax.block_until_ready,
                 1,
                 max(3, s.times // 4),
             )
             for new in (1, s.new)
         }
-        found[f"b{rows}_prompt{s.prompt}_new{s.new}"] = some[s.new] | {
-            "compile_s": spent[rows, s.new]
-        }
+        found[f"b{rows}_prompt{s.prompt}_new1"] = some[1]
+        whole = some[s.new] | {"compile_s": spent[rows]}
+        found[f"b{rows}_prompt{s.prompt}_new{s.new}"] = whole
         each = (some[s.new]["ms"] - some[1]["ms"]) / (s.new - 1)
-        found[f"b{rows}_per_token"] = {"ms": round(each, 4)} | _memory()
+        found[f"b{rows}_per_token"] = {"ms": round(each, 4)} | _memory() | held
+        if model.fused:
+            off = float(programs["off", rows](model, prompts[rows]))
+            found[f"b{rows}_per_token"]["off"] = off
     return found
+
+
+@jax.jit
+def _apart_by(model: FrozenDecoder, ids: Array) -> Array:
+    """How far the stream of a new token by the kernels is from the decoder's."""
+    rows, size = ids.shape
+    lengths, ones = jnp.full(rows, size - 1, jnp.int32), jnp.ones(rows, jnp.int32)
+    at = jnp.broadcast_to(jnp.arange(size)[None], ids.shape)
+    run = partial(decoder.run, model.arch, model.params, impl=model.attention)
+    h = embed_tokens(model.params, ids)
+    room = size + -size % ROOM
+    cache = run(h, positions=at, lengths=lengths, keep=room).cache
+    assert cache is not None
+    last, at = h[:, -1:], at[:, -1:]
+    x, _ = kernels.step(model.arch, model.params, last[:, 0], at, cache)
+    own = decoder.run(model.arch, model.params, last, positions=at, lengths=ones, cache=cache).h[
+        :, 0
+    ]
+    expected = rms_norm(own, model.params["final_norm"], model.arch.norm_eps).astype(jnp.float32)
+    return jnp.linalg.norm(x.astype(jnp.float32) - expected) / jnp.linalg.norm(expected)
 
 
 def handoff(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Tokens on the host to the first answer token on the host, batch 1: by the wire, by the text,
-    and by a latent that is there already."""
+    and by a latent that is there already; and of the text its share of the device's peak, that of
+    one large matrix product."""
     texts = [int(n) for n in how["texts"].split(",")] if "texts" in how else s.texts
-    return {k: row for length in texts for k, row in _handed(s, how, length).items()}
-
-
-def _handed(s: Sizes, how: dict[str, str], length: int) -> dict[str, Row]:
     one = replace(s, rows=1)
-    made, params, _ = _stage(one, how, length)
-    frozen, batch = _filled(made.frozen), _batch(made.batch)
     bridge, options, rng = _bridge(one, how), DecodeOptions(1), jax.random.key(0)
+    stages = {length: _stage(one, how, length) for length in texts}
+    frozen, params = _filled(stages[texts[0]][0].frozen), stages[texts[0]][1]["bridge"]
     model, prompt = frozen.receivers[RECEIVER], frozen.prompt(RECEIVER)
 
     @jax.jit
@@ -179,22 +211,48 @@ def _handed(s: Sizes, how: dict[str, str], length: int) -> dict[str, Row]:
     def timed(call: Callable[[], Any]) -> Row:
         return times(call, jax.block_until_ready, s.warm, s.times)
 
-    there = jax.eval_shape(sent, frozen, params["bridge"], batch)
-    with ThreadPoolExecutor() as pool:  # compiled side by side
-        waiting = [pool.submit(sent.lower(frozen, params["bridge"], batch).compile)]
-        for kind, given in (("latent", there), ("text", None)):
-            waiting.append(pool.submit(read.lower(model, batch, given, kind=kind).compile))
-    send, by_latent, by_text = (done.result() for done in waiting)
-
-    def encode() -> Any:
-        return send(frozen, params["bridge"], batch)
-
-    found = {f"encode_{length}": timed(encode)}
-    there = encode()
-    found[f"read_{length}"] = timed(lambda: by_latent(model, batch, there))
-    found[f"wire_{length}"] = timed(lambda: by_latent(model, batch, encode()))
-    found[f"text_{length}"] = timed(lambda: by_text(model, batch, None))
+    batches = {length: _batch(made.batch) for length, (made, _, _) in stages.items()}
+    calls: dict[Any, Any] = {}
+    for length, batch in batches.items():
+        there = jax.eval_shape(sent, frozen, params, batch)
+        calls["send", length] = (sent, (frozen, params, batch), {})
+        calls["latent", length] = (read, (model, batch, there), {"kind": "latent"})
+        calls["text", length] = (read, (model, batch, None), {"kind": "text"})
+    calls["peak"] = (_squared, (_square(s),), {})
+    programs, _ = compiled(calls, turns.alone)
+    peak = _peak(s, programs["peak"])
+    found: dict[str, Row] = {"matmul": peak}
+    for length, batch in batches.items():
+        encode = partial(programs["send", length], frozen, params, batch)
+        by_latent = partial(programs["latent", length], model, batch)
+        by_text = partial(programs["text", length], model, batch, None)
+        found[f"encode_{length}"] = timed(encode)
+        there = encode()
+        found[f"read_{length}"] = timed(partial(by_latent, there))
+        found[f"wire_{length}"] = timed(lambda of=by_latent, encode=encode: of(encode()))
+        row = timed(by_text)
+        tflops = first_token(model.arch, BEFORE + length + s.ask) / row["ms"] / 1e9
+        share = tflops / peak["tflops"]
+        row |= {"tflops": round(tflops, 1), "share_of_peak": round(share, 3)}
+        row["times_latent"] = round(row["ms"] / found[f"read_{length}"]["ms"], 2)
+        found[f"text_{length}"] = row
     return found
+
+
+@jax.jit
+def _squared(x: Array) -> Array:
+    return x @ x
+
+
+def _square(s: Sizes) -> Array:
+    size = 8192 if s.times > 3 else 64
+    return drawn(jax.random.key(0), (size, size), jnp.dtype(s.dtype))
+
+
+def _peak(s: Sizes, program: Any) -> Row:
+    x = _square(s)
+    row = times(partial(program, x), jax.block_until_ready, 3, s.times)
+    return row | {"tflops": round(2 * len(x) ** 3 / row["ms"] / 1e9, 6)}
 
 
 PARTS = {"step": step, "decode": decode, "handoff": handoff, "tiles": tiles}

@@ -40,10 +40,19 @@ def times(call: Callable[[], Any], wait: Callable[[Any], Any], warm: int, count:
     }
 
 
-def compiled(calls: dict[Any, tuple[Any, tuple[Any, ...], dict[str, Any]]]) -> Any:
-    """Programs that are compiled side by side, by name, and the seconds that each took: a jitted
-    function, its arguments, its static arguments."""
+def compiled(
+    calls: dict[Any, tuple[Any, tuple[Any, ...], dict[str, Any]]],
+    lowered_all: Callable[[], None] | None = None,
+) -> Any:
+    """Programs that are compiled side by side, by name, and the seconds that each took.
+
+    Args:
+        calls: a jitted function, its arguments, its static arguments.
+        lowered_all: called before they are compiled, when all are traced and lowered.
+    """
     lowered = {at: f.lower(*args, **static) for at, (f, args, static) in calls.items()}
+    if lowered_all is not None:
+        lowered_all()
 
     def one(at: Any) -> tuple[Any, float]:
         began = time.perf_counter()

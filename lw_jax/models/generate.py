@@ -114,6 +114,7 @@ def generate(
     rng: Array | None = None,
     impl: str = "xla",
     fused: bool = False,
+    until: Array | None = None,
 ) -> Generation:
     """Decodes `options.max_new` tokens after each row's prompt; call it under `jax.jit`.
 
@@ -132,6 +133,7 @@ def generate(
         rng: random key; needed if a temperature is not 0.
         impl: attention implementation, see `attention.check`.
         fused: whether new tokens go through `kernels` where these fit.
+        until: [] int, from 1 to `options.max_new`, after how many tokens to end; None: after all.
     """
     prompt = h.shape[1]
     given = delivery if delivery is not None else LayerInputs()
@@ -158,8 +160,8 @@ def generate(
     assert done.cache is not None
     h_last = jnp.take_along_axis(done.h, last[..., None], axis=1)[:, 0]
     state = begun(arch, params, h_last, done.cache, options, rng)
-    until = options.max_new
-    return go_on(arch, params, state, ends_at, given, options, until, fused=fused).out
+    ends = options.max_new if until is None else until
+    return go_on(arch, params, state, ends_at, given, options, ends, fused=fused).out
 
 
 def begun(
