@@ -13,6 +13,8 @@ import hypothesis
 import jax
 import pytest
 
+from tests.longest import LONG
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile far more than they compute: without LLVM's optimiser they take half the time, and
 # a train step compiles in a third of it where fusions are not emitted through MLIR. Two processes
@@ -43,35 +45,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # the compiler crashes beyond.
 MAPPINGS = 25_000
 
-LONG = (
-    "test_unchanged.py",
-    "test_configs.py",
-    "evaluate/test_stage.py",
-    "train/test_faults_raise_alarms.py",
-    "evaluate/test_methods.py",
-    "bridge/test_step.py",
-    "compressors/test_dit.py",
-    "train/test_resume.py",
-    "sources/test_sentence_encoder.py",
-    "stages/test_several_views.py",
-    "runs/test_rivals.py",
-    "receiver/test_read.py",
-    "plugins/test_plugins.py",
-    "runs/test_session.py",
-    "runs/test_rows.py",
-    "test_api.py",
-    "runs/test_doctor.py",
-    "stages/test_closed_form.py",
-    "stages/test_telepathy.py",
-    "stages/test_compiled_ahead.py",
-    "stages/test_pca.py",
-    "stages/test_pretrain.py",
-    "stages/test_classification_stage.py",
-    "train/test_text_batches.py",
-    "train/test_alarms.py",
-)
-"""Files that take longest; they are begun first, so that two processes end together."""
-
 
 def pytest_collection_finish() -> None:
     """What has been imported stays, and tracing makes many objects: looking for unused ones among
@@ -81,8 +54,10 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of LONG first, in this order; the others stay as they are."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests: files of LONG first, in this order."""
+    if not hasattr(config, "workerinput"):
+        return
     place = {Path(__file__).parent / name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path, len(LONG)))
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+
+from tests.longest import LONG
 
 Modules = frozenset[str]
 
 
-def related(root: Path, path: str) -> list[str]:
-    """Test files, relative to the tree, in the order in which they are worth running.
+FEW = 4
+"""So many files are run at once."""
 
-    Those whose name has the file's, those of its mirrored folder that import it, others that
-    import it, the rest of the mirrored folder, and those that import a module that imports it.
+
+def related(root: Path, path: str) -> list[list[str]]:
+    """Test files, relative to the tree, a few at a time in the order that they are worth running.
+
+    Those whose name has the file's or its folder's, those of its mirrored folder that import it,
+    others that import it, the rest of the mirrored folder, and those that import a module that
+    imports it; the longest of a kind two kinds later.
 
     Args:
         root: of the tree.
@@ -29,7 +36,7 @@ def related(root: Path, path: str) -> list[str]:
     ranks: dict[str, int] = {}
     for test, seen in tests(root).items():
         mirrored = Path(test).parent.as_posix() == folder
-        if mirrored and name in Path(test).stem:
+        if mirrored and (name in Path(test).stem or Path(path).parent.name in Path(test).stem):
             ranks[test] = 0
         elif module in seen:
             ranks[test] = 1 if mirrored else 2
@@ -37,7 +44,22 @@ def related(root: Path, path: str) -> list[str]:
             ranks[test] = 3
         elif importers & seen:
             ranks[test] = 4
-    return sorted(ranks, key=lambda test: (ranks[test], test))
+    return few(sorted(ranks, key=lambda test: (ranks[test] + 2 * _is_long(test), test)))
+
+
+def few(files: Sequence[str]) -> list[list[str]]:
+    """At most FEW in a list, and the longest by themselves."""
+    found: list[list[str]] = []
+    for file in files:
+        alone = not found or _is_long(file) or _is_long(found[-1][0])
+        if alone or len(found[-1]) == FEW:
+            found.append([])
+        found[-1].append(file)
+    return found
+
+
+def _is_long(test: str) -> bool:
+    return test.removeprefix("tests/") in LONG
 
 
 def every(root: Path) -> list[str]:

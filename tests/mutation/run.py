@@ -1,20 +1,22 @@
 """Put mutants into copies of the tree, one at a time, and see whether the tests notice.
 
     python tests/mutation/run.py [--count 150] [--seed 17] [--jobs 8] [--out mutation.jsonl]
-        [--timeout 1200] [--suite-timeout 3600] [--related-only] [--only PART] [--list]
+        [--timeout 1200] [--test-timeout 300] [--related-only] [--only PART] [--list]
 
 `mutants.py` has the rules and the files. Which mutants are drawn depends on the seed and on the
-mutants themselves alone. First the test files about the drawn mutants' files (`related.py`)
-are run without any: what is red then is left out. Then each mutant is judged by those of its file,
-nearest first, until a test fails; one that survives is judged by the rest of the default tests too
-(not with `--related-only`). A mutant whose tests run longer than `--timeout` seconds (the rest:
-`--suite-timeout`) counts as noticed. `--only` takes mutants with a part of their key, `--list`
-prints them and runs none.
+mutants themselves alone. Each is judged by the test files about its file (`related.py`), a few at
+a time, nearest first, until a test fails; one that survives those is judged by the rest of the
+default tests too (not with `--related-only`). A test that runs longer than `--test-timeout` seconds
+fails. Then the tests that failed are run without any mutant: those that are red all the same are
+left out, and what they had judged is judged again. A few files that take longer than `--timeout`
+seconds judge nothing: no mutant counts as noticed for the time it takes. `--only` takes those with
+a part of their key, `--list` prints them and runs none.
 
 Results are added to `--out` line by line; the same command goes on where it was stopped, and wants
 another file when the tree or the draw has changed. `known.yaml` lists mutants that change nothing
-that can be told (`equivalent`: they are not drawn) and survivors with the reason. The exit code is
-0 if at least 95 % of the mutants are noticed.
+that can be told (`equivalent`: they are not drawn) and survivors with the reason (they are drawn,
+count as not noticed, and are not run again). The exit code is 0 if at least 95 % of the mutants are
+noticed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ import json
 import os
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -46,12 +47,13 @@ sys.path.insert(0, str(ROOT))  # as a command: `tests` is found from the tree's 
 
 from tests.faults.run import copy_tree  # noqa: E402
 from tests.mutation.mutants import Mutant, all_mutants, drawn  # noqa: E402
-from tests.mutation.related import every, related  # noqa: E402
+from tests.mutation.related import every, few, related  # noqa: E402
 
 WANTED = 0.95
 NOTICED, SURVIVED, TIMED_OUT, BROKEN = "noticed", "survived", "timed out", "broken"
 UNJUDGED = "unjudged"
-"""No test about the mutant is green without it; it counts as not noticed."""
+"""No test about the mutant is green without it; it counts as not noticed, and so does one whose
+tests ran out of time."""
 OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=line", "-p", "no:randomly")
 
 
@@ -89,11 +91,13 @@ class Runs:
         self._cores: queue.Queue[set[int]] = queue.Queue()
         for cores in shares(sorted(os.sched_getaffinity(0)), jobs):
             self._cores.put(cores)
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: dict[subprocess.Popen[str], object] = {}
         self.stopped = False
 
-    def pytest(self, tree: Path, tests: Sequence[str], timeout: float, *options: str) -> Outcome:
-        """Run tests in a tree."""
+    def pytest(
+        self, tree: Path, tests: Sequence[str], timeout: float, *options: str, of: object = None
+    ) -> Outcome | None:
+        """Run tests in a tree, for something that they are to tell of; None: `end` ended them."""
         command = [sys.executable, "-m", "pytest", *OPTIONS, *options, *tests]
         environment = self._given | os.environ
         environment |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -112,7 +116,7 @@ class Runs:
                     text=True,
                     start_new_session=True,
                 )
-                self._running.add(process)
+                self._running[process] = of
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(process.pid, cores)
             try:
@@ -121,14 +125,25 @@ class Runs:
                 code = None
                 _kill(process)
             finally:
-                self._running.discard(process)
+                with self._lock:
+                    ended = process not in self._running
+                    self._running.pop(process, None)
                 self._cores.put(cores)
             said.seek(0)
             text = said.read()
         if self.stopped:
             raise KeyboardInterrupt
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", text, flags=re.MULTILINE)
+        if ended:
+            return None
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, flags=re.MULTILINE)
         return Outcome(code, tuple(failed), time.monotonic() - began, text[-1500:])
+
+    def end(self, of: object) -> None:
+        """End those that were to tell of something that is known."""
+        with self._lock:
+            for process in [p for p, told in self._running.items() if told is of]:
+                del self._running[process]
+                _kill(process)
 
     def stop(self) -> None:
         """End all that run."""
@@ -152,7 +167,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 class Journal:
-    """The lines of `--out`: the draw, the baseline, and a line for each mutant.
+    """The lines of `--out`: the draw, one for each mutant, one for each test without any mutant.
 
     Args:
         path: the file.
@@ -161,7 +176,7 @@ class Journal:
 
     def __init__(self, path: Path, draw: Mapping[str, Any]) -> None:
         self.path, self._lock = path, threading.Lock()
-        self.baseline: dict[str, list[str]] = {}
+        self.baseline: dict[str, bool] = {}
         self.judged: dict[str, dict[str, Any]] = {}
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         held = [json.loads(line) for line in lines if line.endswith("}")]
@@ -171,14 +186,24 @@ class Journal:
             raise SystemExit(f"{path}: of another tree, seed or count; remove it or name another")
         for line in held[1:]:
             if "baseline" in line:
-                self.baseline[line["baseline"]] = line["failed"]
+                self.baseline[line["baseline"]] = line["green"]
             elif "mutant" in line:
                 self.judged[line["mutant"]] = line
 
-    def sound(self, test: str, failed: Sequence[str]) -> None:
-        """Keep what is red without any mutant."""
-        self.baseline[test] = list(failed)
-        self._write({"baseline": test, "failed": list(failed)})
+    def without(self, test: str, green: bool) -> None:
+        """Keep how a test ends without any mutant."""
+        self.baseline[test] = green
+        self._write({"baseline": test, "green": green})
+
+    def red(self) -> list[str]:
+        """Tests, and files that cannot be read, that fail without any mutant."""
+        return [test for test, green in self.baseline.items() if not green]
+
+    def left(self, mutants: Sequence[Mutant]) -> list[Mutant]:
+        """Those without a verdict, and those judged by a test that is red all the same."""
+        red = set(self.red())
+        held = {key for key, line in self.judged.items() if red.isdisjoint(line["by"])}
+        return [mutant for mutant in mutants if mutant.key not in held]
 
     def add(self, line: dict[str, Any]) -> None:
         """Keep a mutant's verdict."""
@@ -207,64 +232,86 @@ def digest(root: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def sound(root: Path, journal: Journal, runs: Runs, files: Sequence[str], given: Any) -> None:
-    """Run test files without any mutant, each by itself, and keep what is red."""
-    left = [test for test in files if test not in journal.baseline]
+def confirm(root: Path, journal: Journal, runs: Runs, given: Any) -> bool:
+    """Run the tests that failed once without any mutant, and keep how they end; whether all are
+    green."""
+    by = {test for line in journal.judged.values() for test in line["by"]}
+    files: dict[str, list[str]] = {}
+    for test in sorted(by - journal.baseline.keys()):
+        files.setdefault(test.partition("::")[0], []).append(test)
 
-    def one(test: str) -> None:
-        outcome = runs.pytest(root, [test], given.suite_timeout, "--maxfail=1000")
-        failed = outcome.failed or (() if outcome.code in (0, 5) else (test,))
-        journal.sound(test, failed)
-        print(f"baseline  {test}  {outcome.seconds:.0f} s  {' '.join(failed)}", flush=True)
+    def one(tests: list[str]) -> None:
+        for collected in ([t for t in tests if "::" not in t], [t for t in tests if "::" in t]):
+            if not collected:
+                continue
+            only = () if "::" in collected[0] else ("--collect-only",)
+            options = ("--maxfail=1000", f"--timeout={given.test_timeout:g}", *only)
+            outcome = runs.pytest(root, collected, given.timeout, *options)
+            assert outcome is not None
+            for test in collected:
+                green = test not in outcome.failed and (outcome.code == 0 or bool(outcome.failed))
+                journal.without(test, green)
+                if not green:
+                    print(f"red without any mutant: {test}\n{outcome.tail}", flush=True)
 
     with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(one, left))
-    red = [test for test in files if test in journal.baseline[test]]
-    if red:
-        print(
-            f"{len(red)} of {len(files)} files cannot be run here at all: {' '.join(red[:5])} ..."
-        )
+        list(pool.map(one, files.values()))
+    return by.isdisjoint(journal.red())
 
 
-def judge(mutant: Mutant, tree: Path, journal: Journal, runs: Runs, given: Any) -> dict[str, Any]:
-    """One mutant's verdict, in a copy of the tree that no other uses."""
-    path = tree / mutant.path
-    right = path.read_text(encoding="utf-8")
-    near = related(given.root, mutant.path)
-    rest = [] if given.related_only else [t for t in every(given.root) if t not in near]
-    line: dict[str, Any] = {"mutant": mutant.key, "where": str(mutant), "seconds": 0.0}
-    line |= {"verdict": UNJUDGED, "by": []}
-    path.write_text(mutant.put(right), encoding="utf-8")
-    try:
-        for tests, limit in ((near, given.timeout), (rest, given.suite_timeout)):
-            tests, options = _without_red(tests, journal)
-            if not tests:
-                continue
-            outcome = runs.pytest(tree, tests, limit, *options)
-            line["seconds"] = round(line["seconds"] + outcome.seconds, 1)
-            line["by"] = list(outcome.failed[:1])
-            if outcome.code in (0, 5):
-                line["verdict"] = SURVIVED
-                continue
-            line["verdict"] = TIMED_OUT if outcome.code is None else NOTICED
-            if outcome.code not in (None, 1, 2):
-                line |= {"verdict": BROKEN, "said": outcome.tail}
-            break
-    finally:
-        path.write_text(right, encoding="utf-8")
-    return line
+class Case:
+    """A mutant on its way to a verdict: lists of test files, of which several may be run at once.
+
+    Attributes:
+        mutant: it.
+        waiting: lists that are still to be run, nearest first.
+        running: how many are.
+        line: what is kept of it.
+        done: whether it has its verdict.
+    """
+
+    def __init__(self, mutant: Mutant, waiting: list[list[str]]) -> None:
+        self.mutant, self.waiting, self.running, self.done = mutant, waiting, 0, False
+        self.line: dict[str, Any] = {"mutant": mutant.key, "where": str(mutant), "seconds": 0.0}
+        self.line |= {"verdict": UNJUDGED, "by": []}
+        self.begun = 0
+
+    def take(self) -> list[str]:
+        """The next list."""
+        self.begun, self.running = self.begun + 1, self.running + 1
+        return self.waiting.pop(0)
+
+    def put(self, outcome: Outcome | None) -> bool:
+        """What pytest says of a list (None: stopped, as another had failed); whether that was the
+        last thing to know."""
+        self.running -= 1
+        if outcome is None or self.done:
+            return False
+        self.line["seconds"] = round(self.line["seconds"] + outcome.seconds, 1)
+        if outcome.code == 0 and self.line["verdict"] == UNJUDGED:
+            self.line["verdict"] = SURVIVED
+        if outcome.code is None:  # another list may still notice it
+            self.line["verdict"] = TIMED_OUT
+        elif outcome.code in (1, 2):
+            self.line |= {"verdict": NOTICED, "by": list(outcome.failed[:1])}
+        elif outcome.code not in (0, 5):
+            self.line |= {"verdict": BROKEN, "said": outcome.tail}
+        ended = self.line["verdict"] in (NOTICED, BROKEN)
+        self.done = ended or not (self.waiting or self.running)
+        return self.done
 
 
-def _without_red(tests: Sequence[str], journal: Journal) -> tuple[list[str], list[str]]:
-    """The files that can judge, and options that leave out single tests that are red anyway."""
-    kept, options = [], []
-    for test in tests:
-        failed = journal.baseline.get(test, [])
-        if test in failed:
-            continue
-        kept.append(test)
-        options += [f"--deselect={name}" for name in failed]
-    return kept, options
+def cases(mutants: Sequence[Mutant], journal: Journal, given: Any) -> list[Case]:
+    """Those without a verdict, each with the tests that are to judge it."""
+    red, found = set(journal.red()), []
+    for mutant in journal.left(mutants):
+        groups = related(given.root, mutant.path)
+        if not given.related_only:
+            near = {test for group in groups for test in group}
+            groups += few([test for test in every(given.root) if test not in near])
+        groups = [[test for test in group if test not in red] for group in groups]
+        found.append(Case(mutant, [group for group in groups if group]))
+    return found
 
 
 def report(
@@ -275,25 +322,25 @@ def report(
     count = dict.fromkeys((NOTICED, TIMED_OUT, SURVIVED, BROKEN, UNJUDGED), 0)
     for line in found:
         count[line["verdict"]] += 1
-    noticed = count[NOTICED] + count[TIMED_OUT]
-    missed = count[SURVIVED] + count[UNJUDGED]
+    noticed = count[NOTICED]
+    missed = count[SURVIVED] + count[UNJUDGED] + count[TIMED_OUT]
     score = noticed / max(1, noticed + missed)
     rules: dict[str, list[int]] = {}
     for line in found:
         rule = line["mutant"].split(" | ")[2]
         seen = rules.setdefault(rule, [0, 0])
-        seen[0] += line["verdict"] in (NOTICED, TIMED_OUT)
+        seen[0] += line["verdict"] == NOTICED
         seen[1] += line["verdict"] != BROKEN
     for rule, (those, of) in sorted(rules.items()):
         print(f"{rule:12} {those} of {of}")
     for line in found:
-        if line["verdict"] in (SURVIVED, BROKEN, UNJUDGED):
+        if line["verdict"] != NOTICED:
             print(f"{line['verdict']}  {line['where']}\n    {line['mutant']}")
             print(f"    {reasons.get(line['mutant'], 'no reason in known.yaml')}")
     left = f", {count[BROKEN]} could not be judged" if count[BROKEN] else ""
     print(
-        f"mutants: {noticed} of {noticed + missed} noticed, {score:.1%} ({count[TIMED_OUT]} by "
-        f"time{left}; {count[UNJUDGED]} without a test that is green without them)"
+        f"mutants: {noticed} of {noticed + missed} noticed, {score:.1%} ({count[TIMED_OUT]} ran out"
+        f" of time{left}; {count[UNJUDGED]} without a test that is green without them)"
     )
     return score
 
@@ -306,7 +353,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2))
     parser.add_argument("--out", type=Path, default=Path("mutation.jsonl"))
     parser.add_argument("--timeout", type=float, default=1200)
-    parser.add_argument("--suite-timeout", type=float, default=3600)
+    parser.add_argument("--test-timeout", type=float, default=300)
     parser.add_argument("--related-only", action="store_true")
     parser.add_argument("--only", default="")
     parser.add_argument("--list", action="store_true")
@@ -327,12 +374,15 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
         print(*mutants, sep="\n")
         return 0
     draw = {"tree": digest(root), "seed": given.seed, "count": given.count, "only": given.only}
+    journal = Journal(given.out, draw)
     cache = tempfile.TemporaryDirectory(prefix="mutation-compiled-")
-    journal, runs = Journal(given.out, draw), Runs(given.jobs, Path(cache.name))
-    files = {test for mutant in mutants for test in related(root, mutant.path)}
+    runs = Runs(given.jobs, Path(cache.name))
     try:
-        sound(root, journal, runs, sorted(files if given.related_only else every(root)), given)
+        for mutant in [m for m in journal.left(mutants) if m.key in listed["survivors"]]:
+            journal.add(Case(mutant, []).line | {"verdict": SURVIVED})
         _judge_all(mutants, journal, runs, given)
+        while not confirm(root, journal, runs, given):
+            _judge_all(mutants, journal, runs, given)
     except KeyboardInterrupt:
         runs.stop()
         print(f"stopped; the same command goes on from {given.out}")
@@ -343,37 +393,55 @@ def main(argv: Sequence[str], root: Path = ROOT) -> int:
 
 
 def _judge_all(mutants: Sequence[Mutant], journal: Journal, runs: Runs, given: Any) -> None:
-    left = [mutant for mutant in mutants if mutant.key not in journal.judged]
-    with tempfile.TemporaryDirectory(prefix="mutation-") as home:
-        trees: queue.Queue[Path] = queue.Queue()
-        for number in range(min(given.jobs, len(left))):
-            tree = Path(home) / str(number)
-            tree.mkdir()
-            copy_tree(given.root, tree)
-            trees.put(tree)
+    """Each job takes the next list of the mutant with the fewest lists begun, so that none waits
+    for one that many tests are about."""
+    left, lock = cases(mutants, journal, given), threading.Lock()
+    options = [f"--timeout={given.test_timeout:g}"]
+    options += [f"--deselect={test}" for test in journal.red()]
 
-        def one(mutant: Mutant) -> None:
-            tree = trees.get()
+    def keep(case: Case) -> None:
+        journal.add(case.line)
+        done = f"{len(mutants) - len(journal.left(mutants))}/{len(mutants)}"
+        verdict, seconds, by = case.line["verdict"], case.line["seconds"], " ".join(case.line["by"])
+        print(f"{done}  {verdict:9} {seconds:5.0f} s  {case.mutant}  {by}", flush=True)
+
+    def work(tree: Path) -> None:
+        copy_tree(given.root, tree)
+        while True:
+            with lock:
+                open_ = [case for case in left if case.waiting and not case.done]
+                if not open_:
+                    return
+                case = min(open_, key=lambda case: case.begun)
+                tests = case.take()
+            path = tree / case.mutant.path
+            right = path.read_text(encoding="utf-8")
+            path.write_text(case.mutant.put(right), encoding="utf-8")
             try:
-                line = judge(mutant, tree, journal, runs, given)
+                outcome = runs.pytest(tree, tests, given.timeout, *options, of=case)
             finally:
-                trees.put(tree)
-            journal.add(line)
-            done = f"{len(journal.judged)}/{len(mutants)}"
-            by = " ".join(line["by"])
-            print(
-                f"{done}  {line['verdict']:9} {line['seconds']:5.0f} s  {mutant}  {by}", flush=True
-            )
+                path.write_text(right, encoding="utf-8")
+            with lock:
+                last = case.put(outcome)
+            if last:
+                runs.end(case)
+                keep(case)
 
+    for case in [case for case in left if not case.waiting]:
+        left.remove(case)
+        keep(case)
+    with tempfile.TemporaryDirectory(prefix="mutation-") as home:
+        trees = [Path(home) / str(number) for number in range(given.jobs)]
+        for tree in trees:
+            tree.mkdir()
         pool = ThreadPoolExecutor(given.jobs)
         try:
-            list(pool.map(one, left))
+            list(pool.map(work, trees))
         except BaseException:
             runs.stop()
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":

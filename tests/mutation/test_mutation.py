@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.longest import LONG
 from tests.mutation.mutants import all_mutants, drawn, mutants_of
-from tests.mutation.related import related
+from tests.mutation.related import FEW, related
 from tests.mutation.run import ROOT, known, main, shares
 
 
@@ -84,10 +85,12 @@ def test_the_mutants_of_the_tree() -> None:
 
 
 def test_tests_of_a_file_come_nearest_first() -> None:
-    found = related(ROOT, "lw_jax/evaluate/bootstrap.py")
-    assert found[0] == "tests/evaluate/test_bootstrap.py"
-    assert "tests/results/test_intervals.py" in found
-    assert "tests/evaluate/test_metrics.py" in related(ROOT, "lw_jax/evaluate/metrics/em.py")
+    groups = related(ROOT, "lw_jax/evaluate/bootstrap.py")
+    assert groups[0][0] == "tests/evaluate/test_bootstrap.py"
+    assert "tests/results/test_intervals.py" in groups[0] + groups[1]
+    assert "tests/evaluate/test_metrics.py" in related(ROOT, "lw_jax/evaluate/metrics/em.py")[0]
+    assert groups[-1][-1].removeprefix("tests/") in LONG
+    assert max(map(len, groups)) == FEW
 
 
 @pytest.fixture
@@ -119,9 +122,9 @@ def test_what_is_noticed_and_what_survives(
     assert "a < b  ->  a <= b" in said.partition("survived  ")[2]
     assert "no reason in known.yaml" in said
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["by"] for line in lines if line.get("verdict") == "noticed"] == [
-        ["tests/utils/test_schedule.py::test_at"]
-    ]
+    by = {line["mutant"]: line["by"] for line in lines if "mutant" in line}  # the last counts
+    assert sorted(by.values()) == [[], ["tests/utils/test_schedule.py::test_at"]]
+    assert "red without any mutant: tests/utils/test_schedule.py::test_red" in said
     assert (tree / "lw_jax" / "utils" / "schedule.py").read_text().endswith("a < b)\n")
     out.write_text("".join(line + "\n" for line in out.read_text().splitlines()[:-1]))
     assert main(command, tree) == 1  # goes on with what is left

@@ -1,0 +1,30 @@
+"""The files of tests that take longest."""
+
+LONG = (
+    "test_unchanged.py",
+    "test_configs.py",
+    "evaluate/test_stage.py",
+    "train/test_faults_raise_alarms.py",
+    "evaluate/test_methods.py",
+    "bridge/test_step.py",
+    "compressors/test_dit.py",
+    "train/test_resume.py",
+    "sources/test_sentence_encoder.py",
+    "stages/test_several_views.py",
+    "runs/test_rivals.py",
+    "receiver/test_read.py",
+    "plugins/test_plugins.py",
+    "runs/test_session.py",
+    "runs/test_rows.py",
+    "test_api.py",
+    "runs/test_doctor.py",
+    "stages/test_closed_form.py",
+    "stages/test_telepathy.py",
+    "stages/test_compiled_ahead.py",
+    "stages/test_pca.py",
+    "stages/test_pretrain.py",
+    "stages/test_classification_stage.py",
+    "train/test_text_batches.py",
+    "train/test_alarms.py",
+)
+"""Files that take longest; they are begun first, so that two processes end together."""
