@@ -20,6 +20,8 @@ from lw_jax.runs.doctor import check
 from lw_jax.utils import kinds
 from tests.config.fields import Field, every_field
 
+COUNT, PARTS = 40, 8
+"""So many that are accepted are run, in so many tests."""
 LARGE = 48
 """Sizes above it are not tried: they are a matter of memory, and of time."""
 FREE = ("steps", "start", "stop", "ramp", "revive", "log_every", "save_every", "keep")
@@ -87,8 +89,10 @@ def with_value(raw: dict[str, Any], field: Field, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(PARTS))
 def test_accepted_extremes_train(
+    part: int,
     raw: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -96,7 +100,7 @@ def test_accepted_extremes_train(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ran, wrong = 0, []
-    for number, (field, value) in enumerate(tried()):
+    for number, (field, value) in enumerate(tried()[part::PARTS]):
         plain = with_value(raw, field, value) | {"name": f"run{number}"}
         try:
             check(parse.from_dict(plain))
@@ -113,7 +117,7 @@ def test_accepted_extremes_train(
         if code or not losses or not all(math.isfinite(x) for x in losses if x is not None):
             wrong.append((field.key, value, code, losses))
         ran += 1
-        if ran == 40:
+        if ran == COUNT // PARTS:
             break
     assert wrong == []
-    assert ran == 40
+    assert ran == COUNT // PARTS
