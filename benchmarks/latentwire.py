@@ -1,12 +1,13 @@
 """The runs of docs/results/latentwire.md, several at once on one machine.
 
-    python -m benchmarks.latentwire [--data FOLDER] [--encoder DIR] [--at_once 2] [--seconds 3600]
-        [--only PART ...] [--recorded docs/records]
+    python -m benchmarks.latentwire [--data FOLDER] [--models FOLDER] [--encoder DIR] [--at_once 2]
+        [--seconds 3600] [--only PART ...] [--recorded docs/records]
 
 Each feature of `configs/latentwire` at its own 200 steps, each encoder with each reader, the
 settings that failed the earlier system, and points of its sweeps, all on generated facts. FOLDER,
-with `train.json` and `squad_xquad_en_dev.json` of SQuAD's format, adds the runs on real text.
-DIR holds all-MiniLM-L6-v2. A finished run is left as it is; `--list` prints the commands and runs
+with `train.json` and `squad_xquad_en_dev.json` of SQuAD's format, adds the runs on real text, and
+with `articles.json`, `prose.jsonl` and a folder of models those between two real models
+(`benchmarks/real_cells.py`). DIR holds all-MiniLM-L6-v2. A finished run is left as it is; `--list` prints the commands and runs
 none; the rest is as in `benchmarks/versions.py`, whose runs are the versions of Telepathy.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks import real_cells
 from benchmarks.versions import Job, arguments, started
 
 CONFIGS = Path("configs/latentwire")
@@ -77,7 +79,13 @@ def job(name: str, config: Path, *flags: str, stages: tuple[str, ...] = ("report
     return Job(own, ("--config", str(config), *rows, *flags, f"--name={own}"), 1)
 
 
-def jobs(encoder: str, data: Path | None) -> list[Job]:
+def swept(name: str, *flags: str) -> Job:
+    """The runs of a sweep, in one process: their directories are inside its own."""
+    own = f"latentwire_{name}"
+    return Job(own, (*flags, f"--name={own}"), 1)
+
+
+def jobs(encoder: str, data: Path | None, models: Path | None = None) -> list[Job]:
     """All runs, the most telling first."""
     path = f"--sender.path={encoder}"
     found = []
@@ -109,32 +117,59 @@ def jobs(encoder: str, data: Path | None) -> list[Job]:
     low = ["--receivers.mistral.quant=int8"]
     low += ["--sender={path: zoo/tiny-llama, dtype: float32, quant: nf4}", TAPS]
     found.append(job("quant", wire, *low))
-    of = "--stages.phase_1b.train.objectives"
-    for text in ("0.0", "0.001", "0.01", "0.1", "0.5"):
-        flags = [f"{of}.kd=null", f"{of}.k_token_ce.weight={text}"]
-        name = f"k_token_{text.replace('.', '_')}"
-        found.append(job(name, CONFIGS / "phase_1b.yaml", *flags))
-    for text, ramp in (("0.0", 120), ("0.1", 0)):
-        flags = [f"{of}.kd.weight={text}", f"{of}.kd.schedule.ramp={ramp}"]
-        name = f"annealing_{text.replace('.', '_')}_{ramp}"
-        found.append(job(name, CONFIGS / "phase_1b_annealed.yaml", *flags))
-    return found + ([] if data is None else on_text(data))
+    of, rows = "stages.phase_1b.train.objectives", f"--stages.report.{ROWS}"
+    for base, sweep, *points in (
+        ("phase_1b", "phase_1b", f"{of}.k_token_ce.weight=0.0,0.1,0.5"),
+        ("phase_1b_annealed", "annealing", f"{of}.kd.weight=0.0,0.1", f"{of}.kd.schedule.ramp=120"),
+    ):
+        files = ("--config", f"{CONFIGS}/{base}.yaml", "--config", f"{CONFIGS}/sweeps/{sweep}.yaml")
+        found.append(swept(f"sweep_{sweep}", *files, rows, *(f"--sweep={p}" for p in points)))
+    refiner = ("--config", f"{CONFIGS}/smokes/refiner.yaml", f"--stages.report.{ROWS}")
+    slots = "--sweep=bridge.compressor.pooled_queries.slots=16,32"
+    found.append(swept("sweep_slots", *refiner, slots))
+    if data is not None:
+        found += on_text(data)
+    if data is not None and models is not None:
+        found += between_models(models, data, encoder)
+    return found
+
+
+def between_models(models: Path, data: Path, encoder: str) -> list[Job]:
+    """What reads and how it is given, on two real models; tuned receivers; settings that failed."""
+    names = {name: name for name in (*real_cells.CELLS, *real_cells.TUNED)}
+    names |= {name: f"failures_{name}" for name in real_cells.FAILED}
+    found = []
+    for name, said in names.items():
+        own = f"latentwire_real_{said}"
+        flags = real_cells.flags_of(name, models, data, encoder)
+        found.append(Job(own, (*flags, f"--name={own}"), 2))
+    return found
 
 
 def on_text(data: Path) -> list[Job]:
-    """Smoke size and today's default on SQuAD's form, and the final plan's first 20 steps."""
+    """Smoke size, hero's steps of a smaller batch, today's default and the final plan's first steps
+    on text of SQuAD's form."""
     squad = [f"--data.squad.train={data / 'train.json'}"]
     squad += [f"--data.squad.eval={data / 'squad_xquad_en_dev.json'}"]
     train = "--stages.plan.train"
-    plan = [f"{train}.steps=20", f"{train}.log_every=5", f"{train}.eval_every=0"]
-    plan += [f"{train}.watch_every=10", f"{train}.text_batches.steps=10"]
-    plan += [f"{train}.latent_keep.ramp=20", "--stages.c.evaluate.rows=64"]
-    plan += ["--stages.c.evaluate.methods=[text, latent]", "--stages.c.evaluate.wire=[]"]
-    short = ["--stages.fit.train.steps=1000", "--stages.fit.train.eval_every=500"]
+    few = ["--stages.c.evaluate.methods=[text, latent, token_budget_first]"]
+    few += ["--stages.c.evaluate.wire=[]"]
+    plan = [f"{train}.steps=200", f"{train}.log_every=10", f"{train}.eval_every=100"]
+    plan += [f"{train}.save_every=200", f"{train}.text_batches.steps=20"]
+    plan += [f"{train}.latent_keep.ramp=200"]
+    short = ["--stages.fit.train.steps=600", "--stages.fit.train.eval_every=200"]
+    short += ["--stages.report.evaluate.methods=[text, latent, token_budget_first]"]
+    short += ["--stages.report.evaluate.wire=[]"]
+    one_microbatch = [
+        f"--stages.{stage}.train.{key}"
+        for stage, rows in (("a", 24), ("b", 36))
+        for key in (f"batch_size={rows}", "accumulate=1")
+    ]
     return [
-        job("smoke", CONFIGS / "smoke.yaml", *squad, stages=("c",)),
-        job("final_plan", CONFIGS / "final_plan.yaml", *squad, *plan, stages=()),
+        job("smoke", CONFIGS / "smoke.yaml", *squad, *few, stages=("c",)),
         job("default", CONFIGS / "default.yaml", *squad, *short),
+        job("hero", CONFIGS / "hero.yaml", *squad, *few, *one_microbatch, stages=("c",)),
+        job("final_plan", CONFIGS / "final_plan.yaml", *squad, *few, *plan, stages=("c",)),
     ]
 
 
@@ -142,10 +177,11 @@ def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with SQuAD's train and XQuAD files")
+    parser.add_argument("--models", type=Path, help="folder with SmolLM2 and Qwen2.5 as GGUF files")
     parser.add_argument("--encoder", default="models/all-MiniLM-L6-v2", help="all-MiniLM-L6-v2")
     parser.add_argument("--at_once", type=int, default=2)
     asked = arguments(parser)
-    return started(jobs(asked.encoder, asked.data), asked)
+    return started(jobs(asked.encoder, asked.data, asked.models), asked)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
+from benchmarks import real_cells
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -32,10 +33,11 @@ RIVALS = sorted((ROOT / "configs" / "classification" / "rivals").glob("*.yaml"))
 REAL = ROOT / "configs" / "real"
 REAL_RIVALS = sorted((REAL / "rivals").glob("*.yaml"))
 REAL_OVERLAYS = sorted([*(REAL / "overlays").glob("*.yaml"), *(REAL / "whose").glob("*.yaml")])
+REAL_CELLS = sorted((REAL / "cells").glob("*.yaml"))
 LATENTWIRE = ROOT / "configs" / "latentwire"
 SWEEP = LATENTWIRE / "sweep.yaml"
 SWEEPS = sorted((LATENTWIRE / "sweeps").glob("*.yaml"))
-PARTS = {*OVERLAYS, *RIVALS, *REAL_RIVALS, *REAL_OVERLAYS, SWEEP, *SWEEPS}
+PARTS = {*OVERLAYS, *RIVALS, *REAL_RIVALS, *REAL_OVERLAYS, *REAL_CELLS, SWEEP, *SWEEPS}
 FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - PARTS)
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
@@ -480,6 +482,45 @@ def test_taps_and_widths_are_rescaled_by_rule(stem: str, taps: tuple[int, ...]) 
 @pytest.mark.parametrize("path", sorted((REAL / "overlays").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_parts_of_an_overlay_of_the_real_wire_fit(path: Path) -> None:
     for step in steps(over_real(path), MeshConfig(data=1)):
+        _, metrics = jax.eval_shape(step.step, *step.arguments)
+        assert metrics["loss"].shape == ()
+
+
+CELLS = {path.stem: path for path in REAL_CELLS if path.stem not in ("short", "tuned")}
+
+
+def short(*over: Path) -> Config:
+    """The shortened wire of two real models, and a cell of it."""
+    return read(REAL / "mixed.yaml", over=[REAL / "cells" / "short.yaml", *over])
+
+
+@pytest.mark.parametrize("stem", CELLS)
+def test_the_cells_of_two_real_models_are_trained_alike(stem: str) -> None:
+    """At equal steps, rates, rows and shares; only what reads or how it is given is another."""
+    base, config = short(), short(CELLS[stem])
+    own, other = config.stages["fit"].train, base.stages["fit"].train
+    assert own is not None and other is not None
+    shares = [(part.share, part.mix) for part in other.curriculum]
+    assert [(part.share, part.mix) for part in own.curriculum] == shares
+    assert replace(own, curriculum=other.curriculum) == other
+    assert (config.data, config.layout, config.seed) == (base.data, base.layout, base.seed)
+    assert (config.name, config.bridge) != (base.name, base.bridge)
+    assert set(real_cells.CELLS.values()) == {None, *CELLS}
+
+
+def test_the_tuned_receiver_has_as_many_steps_as_the_cells() -> None:
+    rival = [REAL / "rivals" / "prompt_tuning_text.yaml", REAL / "cells" / "tuned.yaml"]
+    config = read(QUESTIONS, over=rival)
+    (tuned,) = [stage.train for stage in config.stages.values() if stage.train is not None]
+    wire = short().stages["fit"].train
+    assert wire is not None and (tuned.steps, tuned.batch_size) == (wire.steps, wire.batch_size)
+    assert tuned.stop_when is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", CELLS)
+def test_the_parts_of_a_cell_of_two_real_models_fit(stem: str) -> None:
+    for step in steps(short(CELLS[stem]), MeshConfig(data=1)):
         _, metrics = jax.eval_shape(step.step, *step.arguments)
         assert metrics["loss"].shape == ()
 

@@ -36,12 +36,20 @@ def found() -> dict[str, list[dict[str, Any]]]:
 
 @cache
 def steps() -> dict[str, int]:
-    """Training steps of every record, by its name."""
+    """Training steps of every record, by its name: its own, and those of the run that has a record
+    as well and whose bridge it evaluates."""
     records = read_records(ROOT / "docs" / "records")
-    return {
+    own = {
         name: sum(stage["steps"] for stage in record["training"].values())
         for name, record in records.items()
     }
+    return {name: own[name] + _before(record, own) for name, record in records.items()}
+
+
+def _before(record: dict[str, Any], own: dict[str, int]) -> int:
+    stages = record.get("config", {}).get("stages", {}).values()
+    places = [stage.get("evaluate", {}).get("init_from") for stage in stages]
+    return sum(own.get(str(place).removeprefix("runs/"), 0) for place in places)
 
 
 def test_no_section_and_no_feature_is_dropped() -> None:
