@@ -7,8 +7,9 @@ Each feature of `configs/latentwire` at its own 200 steps, each encoder with eac
 settings that failed the earlier system, and points of its sweeps, all on generated facts. FOLDER,
 with `train.json` and `squad_xquad_en_dev.json` of SQuAD's format, adds the runs on real text, and
 with `articles.json`, `prose.jsonl` and a folder of models those between two real models
-(`benchmarks/real_cells.py`). DIR holds all-MiniLM-L6-v2. A finished run is left as it is; `--list` prints the commands and runs
-none; the rest is as in `benchmarks/versions.py`, whose runs are the versions of Telepathy.
+(`benchmarks/real_cells.py`). DIR holds all-MiniLM-L6-v2. A finished run is left as it is; `--list`
+prints the commands and runs none; the rest is as in `benchmarks/versions.py`, whose runs are the
+versions of Telepathy.
 """
 
 from __future__ import annotations
