@@ -5,7 +5,10 @@ OUT gets `train.json`, `articles.json` (questions on whole articles whose titles
 A hash of the title decides the order in which they are taken, so the same file is always split in
 the same way. No article is in two files: what is not asked of a held-out article is left out. With
 `--prose` (JSON lines with a `context`) OUT gets `prose.jsonl` as well. Passages and prose that have
-13 words in a row with any passage of a held-out article are left out of both.
+13 words in a row with any passage of a held-out article are left out of both. With
+`--longest-answer` training questions whose answer has more characters are left out; with `--texts`
+OUT gets `texts.jsonl`, about which questions can be written (`lw-jax questions`): prose from this
+level on, the highest level first, then the passages of training.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ def main() -> None:
     cli.add_argument("--questions", type=int, default=50, help="on each of them, at least")
     cli.add_argument("--others", type=int, default=260, help="at least so many in others.json")
     cli.add_argument("--prose", type=Path, help="JSON lines with a context")
+    cli.add_argument("--longest-answer", type=int, help="characters of a training answer at most")
+    cli.add_argument("--texts", type=int, help="lowest level of the prose in texts.jsonl")
     args = cli.parse_args()
     entries: dict[str, list[dict[str, Any]]] = {}
     for entry in json.loads(args.file.read_text(encoding="utf-8"))["data"]:
@@ -48,6 +53,9 @@ def main() -> None:
         apart = [p for p in entries[title] if seen.isdisjoint(_stretches(p["context"]))]
         left_out += len(entries[title]) - len(apart)
         entries[title] = apart
+    if args.longest_answer is not None:
+        for title in held["train"]:
+            entries[title] = _short(entries[title], args.longest_answer)
     held["train"] = [title for title in held["train"] if entries[title]]
     print(f"{left_out} passages of training share words with a held-out one, and are left out")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -63,6 +71,15 @@ def main() -> None:
         path = args.out / "prose.jsonl"
         path.write_text("\n".join(kept) + "\n", encoding="utf-8")
         print(f"{path}: {len(kept)} of {len(lines)} rows")
+        if args.texts is not None:
+            rows = [row for x in kept if (row := json.loads(x)).get("level", 0) >= args.texts]
+            rows.sort(key=lambda row: -row["level"])
+            passages = [(_shown(t), p["context"]) for t in held["train"] for p in entries[t]]
+            found = [{"context": row["context"]} for row in rows]
+            found += [{"title": title, "context": context} for title, context in passages]
+            path = args.out / "texts.jsonl"
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+            print(f"{path}: {len(found)} texts")
 
 
 WORDS = 13
@@ -90,6 +107,20 @@ def _shown(title: str) -> str:
 
 def _questions(paragraphs: list[dict[str, Any]]) -> int:
     return sum(len(paragraph["qas"]) for paragraph in paragraphs)
+
+
+def _short(paragraphs: list[dict[str, Any]], characters: int) -> list[dict[str, Any]]:
+    """The paragraphs with the questions of which an answer has at most so many characters."""
+    found = []
+    for paragraph in paragraphs:
+        asked = [q for q in paragraph["qas"] if _length(q) <= characters]
+        found += [paragraph | {"qas": asked}] if asked else []
+    return found
+
+
+def _length(question: dict[str, Any]) -> int:
+    """Characters of the first answer, which is trained on."""
+    return max((len(answer["text"]) for answer in question["answers"][:1]), default=0)
 
 
 def _first(titles: list[str], entries: dict[str, list[dict[str, Any]]], least: int) -> list[str]:
