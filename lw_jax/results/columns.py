@@ -357,6 +357,11 @@ COLUMNS: dict[str, Column] = {
         lambda row: _mean(row, lambda s: s.training.get("seconds_per_step"), "{:.3f}"),
         training=True,
     ),
+    "looks": Column(
+        "looks, of the time",
+        lambda row: _mean(row, lambda s: s.training.get("looks"), "{:.1%}"),
+        training=True,
+    ),
     "loss": Column(
         "last loss",
         lambda row: _mean(row, lambda s: s.training.get("loss"), "{:.3f}"),

@@ -75,12 +75,15 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Steps, median seconds per step, losses and alarms from a train stage's diagnostics.
 
-    `course` has steps and losses, `watched` the last step at which alarms could fire (0: never).
+    `course` has steps and losses, `watched` the last step at which alarms could fire (0: never),
+    `looks` the median share of the time that a look between quick evaluations takes, where the
+    stage has some.
     """
     # an interval without a finite step has no loss
     steps = [line for line in lines if line["kind"] == "train" and _is_number(line, "loss")]
     timed = [line["seconds_per_step"] for line in steps if _is_number(line, "seconds_per_step")]
     watched = [line for line in lines if line["kind"] == "evaluate"]
+    looks = [line["share_of_time"] for line in lines if _is_number(line, "share_of_time")]
     fired: dict[str, int] = {}
     last_fired: dict[str, int] = {}
     for line in watched:
@@ -98,7 +101,7 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "watched": watched[-1]["step"] if watched else 0,
         "alarms": fired,
         "alarms_last": last_fired,
-    }
+    } | ({"looks": median(looks)} if looks else {})
 
 
 def _is_number(line: Mapping[str, Any], key: str) -> bool:
