@@ -2,7 +2,7 @@
 
     python -m benchmarks.run --preset h200 --parts step,decode,handoff,start --out speed.json
     python -m benchmarks.run --preset h200 --parts decode --ways "lw_jax;lw_jax, int8" --out d.json
-    python -m benchmarks.run --page speed.json          # writes docs/performance.md from it
+    python -m benchmarks.run --page speed.json d.json   # writes docs/performance.md from them
 
 Each way of each part is a process of its own, one after another. Times are medians after warm-up;
 ratios are of one run, so of one machine on one day. Weights are random: nothing is downloaded.
@@ -36,7 +36,7 @@ from benchmarks.speed.process import ROOT, rows_of
 from benchmarks.speed.turns import enter
 
 PAGE = ROOT / "docs" / "performance.md"
-BEGIN = "<!-- begin: written by `python -m benchmarks.run --page FILE.json` -->"
+BEGIN = "<!-- begin: written by `python -m benchmarks.run --page FILE.json ...` -->"
 END = "<!-- end -->"
 WAYS: dict[str, dict[str, dict[str, str]]] = {
     "step": {
@@ -58,7 +58,6 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
         "lw_jax": {},
         "lw_jax, layers scanned": {"unroll": "never"},
         "lw_jax, kernels": {"decoding": "kernels"},
-        "lw_jax, kernels, large products by XLA": {"decoding": "kernels", "large": "100000000"},
         "lw_jax, kernels, int8": {"decoding": "kernels", "quant": "int8"},
         "lw_jax, kernels, float8": {"decoding": "kernels", "quant": "float8"},
         "lw_jax, int8": {"quant": "int8"},
@@ -250,8 +249,20 @@ def _said(code: str) -> str:
     return (done.stdout.strip().splitlines() or [""])[-1]
 
 
-def page(found: dict[str, Any]) -> str:
-    """What is measured in docs/performance.md: a table a part, and what it was measured on."""
+def page(*runs: dict[str, Any]) -> str:
+    """What is measured in docs/performance.md: a table a part, and what it was measured on; runs of
+    one preset on one machine, one day and one version stand together."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for found in runs:
+        groups.setdefault(json.dumps({**found, "parts": None}), []).append(found)
+    return "\n\n".join(_group(alike) for alike in groups.values())
+
+
+def _group(runs: list[dict[str, Any]]) -> str:
+    found = {**runs[0], "parts": {}}
+    for run in runs:
+        for part, ways in run["parts"].items():
+            found["parts"].setdefault(part, {}).update(ways)
     versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     lines = [
         f"Preset `{found['preset']}` on {found['devices']} x {found['device']}, {found['cores']} "
@@ -298,7 +309,27 @@ def page(found: dict[str, Any]) -> str:
                     f"| {row.get('peak_gb', '')} |"
                     f"{planned} {ratio} |"
                 )
+        lines += _said_besides(ways)
     return "\n".join(lines)
+
+
+def _said_besides(ways: dict[str, Any]) -> list[str]:
+    """What a table has no column for: a text's share of the peak, and how far kernels are off."""
+    lines, off = [], {}
+    for name, rows in ways.items():
+        for what, row in rows.items() if "failed" not in rows else ():
+            if "share_of_peak" in row:
+                lines.append(
+                    f"{what}, {name}: {row['tflops']:.0f} TFLOP/s, {row['share_of_peak']:.2f} of "
+                    f"{rows['matmul']['tflops']:.0f} of one product of 8192 x 8192 matrices; "
+                    f"{row['times_latent']:.1f} times the time of reading the latent."
+                )
+            if "off" in row:
+                off.setdefault(name, []).append(f"{row['off']:.3f}")
+    if off:
+        said = "; ".join(f"{name}: {', '.join(values)}" for name, values in off.items())
+        lines.append(f"How far the stream after a token is from the decoder's, by rows: {said}.")
+    return [line for text in lines for line in ("", text)]
 
 
 def _tiles(ways: dict[str, Any]) -> list[str]:
@@ -344,14 +375,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--seconds", type=int, default=550, help="that one process may take")
     parser.add_argument("--turns", type=Path, help="lock file: load side by side, measure in turn")
-    parser.add_argument("--page", type=Path, help="JSON file to write docs/performance.md from")
+    parser.add_argument(
+        "--page", type=Path, nargs="+", help="JSON files to write docs/performance.md from"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
         _one(*json.loads(asked.one))
         return 0
     if asked.page:
-        tables = page(json.loads(asked.page.read_text()))
+        tables = page(*(json.loads(file.read_text()) for file in asked.page))
         PAGE.write_text(spliced(PAGE.read_text(), tables))
         return 0
     parts = asked.parts.split(",")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.break_even import first, flops, forward, kv_bytes, measured, table
+from benchmarks.killed import difference
 from benchmarks.run import BEGIN, END, PAGE, WAYS, page, spliced
 from benchmarks.speed.sizes import sizes
 from lw_jax.models.encoder_arch import arch_from_hf
@@ -54,6 +55,33 @@ def test_the_page_compares_within_one_run() -> None:
     assert "| b1_per_token | lw_jax | 4.50 |  |  | 15.0 | 1.00 |" in text  # it has no rival there
     assert "| o | XLA | 11.2 | 3000 |\n| o | 32 256 4 4 | 8.9 | 3770 |" in text
     assert "| cold | 40.0 | 60.0 |" in text
+
+
+def test_runs_of_one_machine_stand_together_and_say_what_has_no_column() -> None:
+    text = {"ms": 200.0, "tflops": 600.4, "share_of_peak": 0.811, "times_latent": 30.04}
+    handed = {"lw_jax": {"matmul": {"ms": 1.5, "tflops": 740.2}, "text_8192": text}}
+    decoded = {"lw_jax, kernels": {f"b{n}_per_token": {"ms": 4.2, "off": 0.04} for n in (1, 16)}}
+    said = page(
+        FOUND,
+        FOUND | {"parts": {"handoff": handed, "decode": decoded}},
+        FOUND | {"preset": "real", "parts": {"step": {"lw_jax": {"step": ROW}}}},
+    )
+    assert said.count("Preset `h200`") == said.count("Preset `real`") == 1
+    assert said.count("## decode") == 1
+    assert "0.81 of 740 of one product of 8192 x 8192 matrices; 30.0 times the time" in said
+    assert "from the decoder's, by rows: lw_jax, kernels: 0.040, 0.040." in said
+
+
+def test_a_killed_run_is_held_against_one_that_was_not() -> None:
+    whole = {"losses": {"1": 3.0, "2": 2.0}, "arrays": {"a": "x"}}
+    killed = whole | {"killed": 2, "resumed": 1}
+    assert difference(whole, killed)["equal"]
+    other = killed | {"losses": {"1": 3.0, "2": 2.5}}
+    found = difference(whole, other)
+    assert (found["equal"], found["first step that differs"]) == (False, 2)
+    assert not difference(whole, killed | {"arrays": {"a": "y"}})["equal"]
+    assert not difference(whole, killed | {"losses": {"1": 3.0}})["equal"]
+    assert difference({"failed": "no"}, killed) == {"failed": "no"}
 
 
 def test_what_stands_around_the_tables_stays() -> None:

@@ -134,7 +134,6 @@ def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     """Greedy decoding: the whole, and a token's share of it; of kernels also how far their stream
     is from the decoder's, relative to it."""
     found: dict[str, Row] = {}
-    kernels.LARGE = int(how.get("large", kernels.LARGE))
     model = _filled(_spec("reader", s.receiver, s, how).abstract(_mesh()))
 
     prompts = {rows: _ids((rows, s.prompt), s.receiver["vocab_size"]) for rows in s.decoded}

@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.speed import turns
 from benchmarks.speed.measure import compiled, times
 from benchmarks.speed.sizes import Sizes
 from lw_jax.models import kernels
 from lw_jax.models.encoder_arch import arch_from_hf
+from lw_jax.models.quant import QuantArray, einsum, quantise
 from lw_jax.types import Array
 
 Row = dict[str, Any]
@@ -35,14 +37,19 @@ CUTS = [
         (128, 64, 4, 6),
         (64, 256, 4, 1),
         (128, 128, 8, 1),
+        (128, 256, 8, 4),
+        (128, 256, 4, 4),
+        (64, 512, 4, 3),
     )
 ]
 """Ways to cut the products that are tried."""
 
 
 def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """Each product of a token: its time by XLA, as each of `CUTS`, and the fastest of these."""
+    """Each product of a token: its time by XLA, as each of `CUTS`, and the fastest of these; with
+    `quant`, of weights in 8 bits."""
     found: dict[str, Row] = {}
+    turns.alone()
     kernels.INTERPRETED = jax.default_backend() == "cpu"  # only shows that they run
     arch: Any = arch_from_hf(s.receiver, None, where="receiver")
     wide, heads = arch.width, (arch.heads + 2 * arch.kv_heads) * arch.head_dim
@@ -57,13 +64,14 @@ def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     for name, (shape, copies) in shapes.items():
         dtype = jnp.dtype(s.dtype)
         # More than a cache of the processor holds.
-        weights = [drawn(jax.random.key(i), shape, dtype) for i in range(copies)]
+        made = [drawn(jax.random.key(i), shape, dtype) for i in range(copies)]
+        weights = [stored(w, how.get("quant")) for w in made]
         x = drawn(jax.random.key(9), (1, shape[0]), dtype)
         of = jax.jit(_chain, static_argnums=(0, 3))
         whole = name in ("qkv", "head")
         calls = {cut: (of, (cut, weights, x, whole), {}) for cut in (None, *kinds)}
         programs, _ = compiled(calls)
-        size = sum(w.nbytes for w in weights) / 1e9 / copies
+        size = sum(x.nbytes for x in jax.tree.leaves(weights)) / 1e9 / copies
         took = {}
         for cut, program in programs.items():
             call: Callable[[], Any] = partial(program, weights, x)
@@ -79,16 +87,26 @@ def tiles(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     return found
 
 
-def _chain(cut: kernels.Tile | None, weights: list[Array], x: Array, whole: bool) -> Array:
+@partial(jax.jit, static_argnums=1, donate_argnums=0)
+def stored(w: Array, kind: str | None) -> Array | QuantArray:
+    """A weight as it is kept: itself, or in 8 bits."""
+    return w if kind is None else quantise(w, 1, kind)
+
+
+def _chain(
+    cut: kernels.Tile | None, weights: list[Array | QuantArray], x: Array, whole: bool
+) -> Array:
     """The products with all weights, `TIMES` times, each of which waits for a small kernel that
     waits for the one before."""
 
     def once(_: Any, x: Array) -> Array:
         for w in weights:
+            gated = (w.codes if isinstance(w, QuantArray) else w).ndim == 3
             if cut is None:
-                y = x @ w.reshape(x.shape[1], -1)
+                y = einsum("bi,icf->bcf" if gated else "bi,io->bo", x, w)
             else:
-                y = kernels.product(x, w, gated=w.ndim == 3, whole=whole, tile=cut)
+                y = kernels.product(x, w, gated=gated, whole=whole, tile=cut)
+            y = lax.optimization_barrier(y)  # all of it
             x = x + 0 * y.reshape(-1)[:1].astype(x.dtype)[None]
         return x
 

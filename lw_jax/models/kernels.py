@@ -61,8 +61,6 @@ class Tile:
 WIDE, NARROW = Tile(128, 128, 8, 4), Tile(64, 128, 4, 5)
 PROGRAMS = 96
 """The fewest programs that occupy a GPU; a product with fewer is cut along its inputs too."""
-LARGE = 2**62
-"""Plain weights of so many bytes or more are multiplied by XLA instead."""
 INTERPRETED = False
 """Whether the kernels are interpreted, as tests on a CPU do."""
 
@@ -255,13 +253,6 @@ def product(
     total = codes.size // ins
     codes = codes.reshape((total, ins) if outs_first else (ins, total))
     results = total // 2 if gated else total
-    if scale is None and tile is None and codes.nbytes >= LARGE:
-        y = _by_xla(x, codes, outs_first, out if whole else None)
-        y = y if bias is None else y + bias.reshape(1, total).astype(y.dtype)
-        if gated:
-            gate, up = (part.astype(jnp.float32) for part in jnp.split(y, 2, axis=1))
-            y = gate * lax.logistic(gate) * up
-        return y[None].astype((out or x.dtype) if whole else jnp.float32)
     tile = tile or (WIDE if results >= PROGRAMS * WIDE.outs else NARROW)
     size_out, count = _cut(results, tile.outs)
     parts = 1 if whole else _parts(ins, count)
@@ -305,15 +296,6 @@ def product(
         name="product",
     )(*(value for value, _ in given))
     return made
-
-
-def _by_xla(x: Array, w: Array, outs_first: bool, out: Any) -> Array:
-    """[B, N] x times w [I, N], or [N, I], rounded to the dtype of x, or `out`."""
-    more = out is not None and len(x) == 1  # of one row, XLA would make a wide copy of the weight
-    dims = (((1,), (1 if outs_first else 0,)), ((), ()))
-    twice = jnp.concatenate([x, x]) if more else x
-    y = lax.dot_general(twice, w, dims, preferred_element_type=out or x.dtype)
-    return y[: len(x)]
 
 
 def _cut(size: int, wanted: int) -> tuple[int, int]:

@@ -46,11 +46,7 @@ def decoder(**switches: Any) -> tuple[Arch, Any]:
 
 
 @pytest.mark.parametrize("switches", [{}, {"qkv_bias": True, "tied": True}])
-def test_it_writes_what_the_decoder_writes(
-    switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if switches:  # as large products are
-        monkeypatch.setattr(kernels, "LARGE", 2**14)
+def test_it_writes_what_the_decoder_writes(switches: dict[str, Any]) -> None:
     arch, params = decoder(**switches)
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 128, (3, 70)), jnp.int32)
 
@@ -71,13 +67,9 @@ def test_it_writes_what_the_decoder_writes(
     assert "pallas_call" in str(jax.make_jaxpr(written, static_argnums=0)(True))
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "float8", "by XLA"])
-def test_products_of_plain_and_stored_weights(
-    kind: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", [None, "int8", "float8"])
+def test_products_of_plain_and_stored_weights(kind: str | None) -> None:
     x, w, bias = drawn(3, 256), drawn(256, 2, 96), drawn(2, 96)
-    monkeypatch.setattr(kernels, "LARGE", 2**62 if kind != "by XLA" else 0)
-    kind = None if kind == "by XLA" else kind
     stored = w if kind is None else quantise(w, 1, kind)
     plain = w if kind is None else dequantise(stored, jnp.float32)
     expected = jnp.einsum("bi,ico->bco", x, plain)
@@ -86,7 +78,7 @@ def test_products_of_plain_and_stored_weights(
     close(given[0], jax.nn.silu(expected[:, 0]) * expected[:, 1])
     close(kernels.product(x, stored, bias=bias)[0].reshape(3, 2, 96), expected + bias[None])
     parts = kernels.product(x, stored)
-    assert parts.shape == (4 if kernels.LARGE else 1, 3, 192)
+    assert parts.shape == (4, 3, 192)
     close(parts.sum(0).reshape(3, 2, 96), expected)
 
 
