@@ -182,7 +182,7 @@ def plan(command: Command, console: Console) -> int:
     from lw_jax.config import parse
     from lw_jax.runs.plan import print_plan
 
-    config = parse.read(command.target, flags, command.over)
+    config = with_shipped(parse.read(command.target, flags, command.over))
     count = None if devices is None else int(devices)
     return print_plan(config, console, count, None if gb is None else int(gb * 1e9), topology)
 

@@ -22,11 +22,34 @@ def read(place: str, command: str) -> bytes:
     """
     try:
         if place == "-":
+            if sys.stdin.isatty():
+                print(f"{command}: reading what you type; Ctrl-D ends it", file=sys.stderr)
             return sys.stdin.buffer.read(MOST_BYTES)
         with Path(place).open("rb") as file:
             return file.read(MOST_BYTES)
     except OSError as error:
-        raise UserError(f"{command}: {place}: {said(error)}") from error
+        raise UserError(f"{command}: {place}: {(error.strerror or said(error)).lower()}") from error
+
+
+def writable(place: str, command: str) -> None:
+    """Checks before anything is computed that a file can be written.
+
+    Args:
+        place: the file; standard output, which is `-`, must be no terminal.
+        command: whose output it is.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if place == "-":
+        if sys.stdout.isatty():
+            raise UserError(f"{command}: bytes are nothing for a terminal; give -o FILE, or a pipe")
+        return
+    path = Path(place)
+    if path.is_dir():
+        raise UserError(f"{command}: {place} is a directory; give a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{command}: {place}: there is no directory {path.parent}")
 
 
 def write(place: str, data: bytes) -> None:

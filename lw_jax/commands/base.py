@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import itertools
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from lw_jax.errors import UserError
+from lw_jax.utils import shipped
 
 PROGRAM = "lw-jax"
 _HOME = "lw_jax.commands"
@@ -138,7 +141,11 @@ def configured(name: str, words: Sequence[str], more: str = "") -> list[str]:
     """
     if not words:
         raise UserError(f"{name}: give a config file (see {PROGRAM} {name} --help{more})")
-    return config_words(words)
+    found = config_words(words)
+    for key, word in itertools.pairwise(found):
+        if key == "--config" and "=" in word and not Path(shipped.found(word)).exists():
+            raise UserError(f"{name}: {word}: no such file; a key is set by --{word}")
+    return found
 
 
 def config_words(words: Sequence[str]) -> list[str]:

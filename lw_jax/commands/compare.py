@@ -5,11 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+from lw_jax.commands._ends import writable
 from lw_jax.commands.base import Command, Parser
 
 
 def run(given: Namespace) -> int:
     """Prints the tables and writes the page."""
+    writable(given.out, "compare")
     from rich.console import Console
 
     from lw_jax.report import compare

@@ -11,8 +11,9 @@ from lw_jax.commands.base import Command, Parser
 def run(given: Namespace) -> int:
     """Writes the directory."""
     from lw_jax.runs.convert import convert
+    from lw_jax.utils.shipped import found
 
-    print(f"{convert(Path(given.model), Path(given.out))}; written to {given.out}")
+    print(f"{convert(Path(found(given.model)), Path(given.out))}; written to {given.out}")
     return 0
 
 

@@ -12,6 +12,8 @@ from lw_jax.errors import UserError
 
 def run(given: Namespace) -> int:
     """Prints a line for each question; without one, what the message says of itself."""
+    if given.bridge is None and not given.about:
+        raise UserError("decode: BRIDGE: missing; without one, only --about can be answered")
     data = read(given.message, "decode")
     key, receivers = key_of(given), models_of(given)
     asked = list(given.ask)
@@ -25,8 +27,6 @@ def run(given: Namespace) -> int:
         facts = ("bridge", "codec", "slots", "width", "tokens", "characters", "nbytes")
         print(json.dumps({"parts": len(message)} | {f: getattr(message, f) for f in facts}))
         return 0
-    if given.bridge is None:
-        raise UserError("decode: BRIDGE: missing; without one, only --about can be answered")
     from lw_jax import Bridge
 
     wire = Bridge.load(given.bridge, role="receiver", receivers=receivers, key=key, gate=given.gate)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from lw_jax.commands._ends import add_key, key_of, read, write
+from lw_jax.commands._ends import add_key, key_of, read, writable, write
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
 
 def run(given: Namespace) -> int:
     """Encodes it."""
+    writable(given.out, "encode")
     data = read(given.text, "encode")
     try:
         text = data.decode("utf-8-sig")

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from lw_jax.commands._ends import read, writable
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
@@ -25,7 +26,7 @@ def run(given: Namespace) -> int:
         raise UserError(f"export: --{wrong[0]} goes with --as")
     from lw_jax.runs import export, hub
 
-    export.export(Path(given.run), out, bool(given.hf or given.push), given.licence)
+    export.export(hub.bridge_at(given.run), out, bool(given.hf or given.push), given.licence)
     print(hub.push(out, given.push, not given.public) if given.push else out)
     return 0
 
@@ -34,12 +35,8 @@ def _message(given: Namespace, out: Path) -> int:
     """A message as an engine takes it."""
     if (given.text is None) == (given.message is None):
         raise UserError("export: give --text, or --message with a file that `lw-jax encode` wrote")
-    data = None
-    if given.message is not None:
-        path = Path(given.message)
-        if not path.is_file():
-            raise UserError(f"export: {path}: no such file")
-        data = path.read_bytes()
+    writable(given.out, "export")
+    data = None if given.message is None else read(given.message, "export")
 
     from lw_jax.api import engines
     from lw_jax.api.bridge import Bridge

@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from lw_jax import launch
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
@@ -27,7 +28,7 @@ def run(given: Namespace) -> int:
     write_text(out, f"{notes}\n{yaml_files.dumps(made.raw)}")
     print("\n".join(made.notes))
     print(f"written to {out}; next: lw-jax doctor, plan and train {out}")
-    return 0
+    return launch.main(["--plan", "--config", str(out)]) if given.plan else 0
 
 
 def _arguments(parser: Parser) -> None:
@@ -37,6 +38,7 @@ def _arguments(parser: Parser) -> None:
     add("data", metavar="DATA", help="rows: file or directory; or facts, topics, squad, gsm8k, ...")
     add("-o", "--out", metavar="FILE", default="bridge.yaml", help="the config (%(default)s)")
     add("--name", help="of the run; left out: the file's")
+    add("--plan", action="store_true", help="say what memory it needs as well, as `lw-jax plan`")
     add("--force", action="store_true", help="write over a file that is there")
 
 
@@ -45,7 +47,7 @@ COMMAND = Command(
     about=(
         "Taps, widths, lengths and curriculum are chosen by rule, from the models' config.json or\n"
         "GGUF header and from some of the rows; no weights are read. It is a start to change.\n"
-        "What memory its stages need says `lw-jax plan`."
+        "What memory its stages need says `lw-jax plan`, or --plan at once."
     ),
     examples=(
         ("init zoo/tiny-llama zoo/tiny-qwen facts", "generated facts"),

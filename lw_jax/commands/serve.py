@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import socket
@@ -89,10 +90,17 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         found = socket.socket(family)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+        except (OSError, OverflowError):
+            found.close()
+            raise
     except (OSError, OverflowError) as error:
-        raise UserError(f"serve: {host}:{port}: {said(error)}; use another --port") from error
+        text = error.strerror if isinstance(error, OSError) and error.strerror else said(error)
+        ours = isinstance(error, OverflowError) or error.errno in (errno.EADDRINUSE, errno.EACCES)
+        other = "--port" if ours else "--host"
+        raise UserError(f"serve: {host}:{port}: {text.lower()}; use another {other}") from error
     return found
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lw_jax import launch
 from lw_jax.commands.base import Command, config_words
+from lw_jax.config import yaml_files
+from lw_jax.config.command import read_command
 from lw_jax.errors import UserError
 
 
@@ -19,6 +21,12 @@ def run(given: Namespace) -> int:
         found.append(word)
     if "--config" not in {word.partition("=")[0] for word in found}:
         raise UserError("sweep: give a config file (see lw-jax sweep --help)")
+    command = read_command(found)
+    files = (command.target, *command.over)
+    if not command.sweep and not any(yaml_files.load(one).get("sweep") for one in files):
+        raise UserError(
+            "sweep: nothing varies; give KEY=A,B, such as seed=42,43, or a file with it"
+        )
     return launch.main(found)
 
 

@@ -179,6 +179,10 @@ def open_probed(place: str, out: str | None, receiver: str | None, console: Cons
     where = Path(out) if out is not None else above / FOLDER
     if where.is_file():
         raise UserError(f"--out: {where} is a file; give a directory")
+    try:  # before anything is computed
+        where.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: cannot make {where}: {error.strerror}; give another") from None
     return Probed(wire, config, where, receiver or names[0], console)
 
 
@@ -357,7 +361,6 @@ def write(
     Returns:
         The file's path.
     """
-    probed.out.mkdir(parents=True, exist_ok=True)
     if not (probed.out / CONFIG).exists():
         write_text(probed.out / CONFIG, to_yaml(probed.config))
     path = probed.out / f"probe_{kind}.json"

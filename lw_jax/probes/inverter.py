@@ -6,8 +6,8 @@ language model: what it writes is what the message says, and what texts of this 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -26,6 +26,9 @@ from lw_jax.utils.schedule import Schedule
 
 WARM = 0.05
 """Share of the steps in which the rate rises."""
+
+LOOKS = 10
+"""How often in its training an inverter is tried on pairs that it does not learn from."""
 
 
 @struct.dataclass
@@ -89,11 +92,24 @@ class Trained:
         module: the inverter.
         params: its parameters.
         loss: nats a token, a running mean over the last steps.
+        curve: share of tokens at their place in pairs that it did not learn from, by the steps done
+            before; empty without such pairs.
     """
 
     module: Inverter
     params: PyTree
     loss: float
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def late(self) -> float | None:
+        """How much the share of tokens rose over the last third of the steps; None without pairs
+        that it did not learn from. Much of it says that more steps would teach more."""
+        if not self.curve:
+            return None
+        steps = [*self.curve]
+        before = max(s for s in steps if s <= steps[-1] * 2 / 3)
+        return self.curve[steps[-1]] - self.curve[before]
 
     def write(self, seen: Seen, batch_size: int) -> np.ndarray:
         """The most probable tokens [N, T] int32; V from where a text has ended."""
@@ -115,6 +131,7 @@ def train(
     lr: float,
     seed: int,
     step: Callable[..., None],
+    apart: int = 0,
 ) -> Trained:
     """An inverter that has learned from pairs of messages and texts.
 
@@ -127,8 +144,9 @@ def train(
         lr: the rate at its highest.
         seed: of the parameters and of the order of rows.
         step: called after each step.
+        apart: the last pairs, that many, are not learned from; they say how far it has come.
     """
-    rng, rows = np.random.default_rng(seed), len(tokens)
+    rng, rows = np.random.default_rng(seed), len(tokens) - apart
     batch_size = min(batch_size, rows)
     made = jax.jit(module.init)(jax.random.key(seed), seen.of(np.arange(1)))
     params: PyTree = {"params": made["params"]}
@@ -139,6 +157,7 @@ def train(
     state, mean = optimiser.init(params), float("nan")
     update = partial(_step, module, optimiser)
     order = np.concatenate([rng.permutation(rows) for _ in range(-(-steps * batch_size // rows))])
+    held, gold, curve = seen.of(np.arange(rows, rows + apart)), tokens[rows:], {0: 0.0}
     for i in range(steps):
         at = order[i * batch_size : (i + 1) * batch_size]
         params, state, loss = update(params, state, seen.of(at), tokens[at])
@@ -146,7 +165,11 @@ def train(
             last = float(loss)
             mean = last if np.isnan(mean) else 0.7 * mean + 0.3 * last
         step(1, f"loss {mean:.3f}")
-    return Trained(module, params, mean)
+        if apart and ((i + 1) * LOOKS // steps > i * LOOKS // steps):
+            wrote = Trained(module, params, mean).write(held, batch_size)
+            real = gold < module.vocab
+            curve[i + 1] = float((wrote == gold)[real].mean())
+    return Trained(module, params, mean, curve if apart else {})
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))

@@ -62,6 +62,10 @@ from lw_jax.types import Latent
 
 ROWS = 16
 """Messages that the receiver reads at once."""
+APART = 20
+"""One pair in so many is not learned from, and says how far an inverter has come."""
+STILL = 0.01
+"""Rise of the share of tokens over the last third of the steps: above it, more are advised."""
 _WORD = re.compile(r"\w+")
 
 
@@ -131,12 +135,11 @@ def run(probed: Probed, cfg: LeakConfig) -> Path:
     }
     module = Inverter(words.length, words.vocab, cfg.width, cfg.depth, cfg.heads)
     lines: Lines = {}
-    losses = {}
+    every: dict[str, Trained] = {}
     others = derangement([s.row.context for s in unknown], lengths=words.lengths(unknown)).tolist()
     tokens = words.tokens(known)
     for name, see in sees.items():
-        trained = _trained(probed, module, see(messages), tokens, cfg, name)
-        losses[name] = trained.loss
+        trained = every[name] = _trained(probed, module, see(messages), tokens, cfg, name)
         for way in ways:
             held = [in_codec(one, way.codec) for one in sent[way.ratio][1]]
             lines[f"{name}_{way.name}"] = _figures(
@@ -147,7 +150,7 @@ def run(probed: Probed, cfg: LeakConfig) -> Path:
             words.read(trained, see(held), cfg.batch_size), unknown, words, cfg.seed
         )
     prior = _trained(probed, module, _nothing(sees["message"](messages)), tokens, cfg, "prior")
-    losses["prior"] = prior.loss
+    every["prior"] = prior
     seen = _nothing(sees["message"](sent[ways[0].ratio][1]))
     lines["prior"] = _figures(words.read(prior, seen, cfg.batch_size), unknown, words, cfg.seed)
     if probed.asks:
@@ -169,11 +172,21 @@ def run(probed: Probed, cfg: LeakConfig) -> Path:
             "texts": len(known),
             "unseen_texts": len(unknown),
             "tokens_of_the_longest": words.length,
-            "losses": losses,
+            "losses": {name: one.loss for name, one in every.items()},
+            "curves": {name: one.curve for name, one in every.items()},
             "example": example,
         },
     )
     show(probed.console, "what is recovered of texts that no inverter has seen", lines)
+    for name, one in every.items():
+        if one.late is not None and one.late > STILL:
+            probed.console.print(
+                f"NOTE the inverter `{name}` was still learning: {one.late:+.3f} of the tokens in "
+                f"the last third of its steps; its figures are too low, raise --steps.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
     return path
 
 
@@ -318,7 +331,8 @@ def _nothing(seen: Seen) -> Seen:
 
 def _states(probed: Probed, latents: Sequence[Latent], slots: int, length: float) -> Seen:
     """What the receiver makes of messages: its states after no layer, half of them and all, where
-    it has read a message and is asked with an empty question."""
+    it has read a message and is asked with an empty question. The states of each layer are as loud
+    as those of any other: later ones are many times louder, and would drown what stands before."""
     ctx, pipeline = probed.ctx, probed.wire.pipeline
     tokenizer, layers = pipeline.receivers[probed.receiver], depth(ctx.model.params)
     ids = asked_ids(pipeline.layout, tokenizer, "")
@@ -353,13 +367,13 @@ def _read(ctx: EvalContext, sent: Latent, ask: Segment, span: Any, layers: tuple
     )
     assert out.taps is not None
     rows, columns = own.h.shape[:2]
-    x = jnp.moveaxis(out.taps, 0, 2).reshape(rows, columns, -1)
+    loud = jnp.sqrt(jnp.mean(jnp.square(out.taps), axis=-1, keepdims=True))
+    x = jnp.moveaxis(out.taps / (loud + 1e-6), 0, 2).reshape(rows, columns, -1)
     mask = jnp.arange(columns)[None] < own.lengths[:, None]
     start = own.starts["message"][:, None]
     whole = jnp.maximum(1.0, advance_of(delivery, own.sizes["message"]).astype(jnp.float32))
     at = jnp.maximum(0.0, (laid.positions - start) * (span / whole)[:, None])
-    limit = float(jnp.finfo(jnp.float16).max)
-    return Seen(jnp.clip(x, -limit, limit).astype(jnp.float16), mask, at.astype(jnp.float32))
+    return Seen(x.astype(jnp.float16), mask, at.astype(jnp.float32))
 
 
 def _trained(
@@ -380,6 +394,7 @@ def _trained(
             lr=cfg.lr,
             seed=cfg.seed,
             step=step,
+            apart=len(tokens) // APART,
         )
 
 

@@ -31,6 +31,7 @@ from lw_jax.runs.opened import Session
 from lw_jax.text.collate import Collate, Lengths, by_key
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.types import PyTree
+from lw_jax.utils import shipped
 
 GENERATED = {"facts": {"levels": [6], "questions": 6, "augment": {"shared": 0.85}}, "topics": {}}
 """Data sets that are made, with their options."""
@@ -87,8 +88,8 @@ def draft(sender: str, receiver: str, data: str, name: str) -> Draft:
     """
     session = Session()
     specs: dict[str, FrozenSpec] = {}
-    specs[SENDER] = session.open(SENDER, ModelConfig(sender))
-    reader = session.open("receiver", ModelConfig(receiver))
+    specs[SENDER] = session.open(SENDER, ModelConfig(shipped.found(sender)))
+    reader = session.open("receiver", ModelConfig(shipped.found(receiver)))
     called = reader.arch.family.rstrip("0123456789")
     specs[called] = reader
     notes = []

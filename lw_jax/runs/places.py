@@ -2,8 +2,9 @@
 
 A config names them as the person who started the run did: often by a path that begins where the run
 was started. Such a path is looked up from the current directory first, then from the
-directory of the run or bridge and from each one above it, the nearest first. So
-`zoo/bridges/facts`, whose models are `zoo/tiny-llama` and `zoo/tiny-mistral`, works from anywhere.
+directory of the run or bridge and from each one above it, the nearest first, and last among what
+ships. So `zoo/bridges/facts`, whose models are `zoo/tiny-llama` and `zoo/tiny-mistral`, works from
+anywhere, and so does a run of theirs that was moved.
 A model that is found is used only if its fingerprint is that of the model of the run.
 """
 
@@ -21,6 +22,7 @@ from lw_jax.data.source import FileSource
 from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.spec import SENDER
+from lw_jax.utils import shipped
 from lw_jax.utils.arguments import path as checked
 from lw_jax.utils.registry import chosen
 
@@ -56,7 +58,7 @@ def located(
         raise UserError("sender: this bridge reads no sender; leave it out")
 
     def of(name: str, model: ModelConfig) -> ModelConfig:
-        return replace(model, path=given.get(name) or found(model.path, home))
+        return replace(model, path=found(given.get(name) or model.path, home))
 
     return replace(
         config,
@@ -106,7 +108,7 @@ def found(path: str, home: Path) -> str:
         return path
     whole = home.resolve()
     above = (place / plain for place in (whole, *whole.parents))
-    return next((str(place) for place in above if _exists(place)), path)
+    return next((str(place) for place in above if _exists(place)), shipped.found(path))
 
 
 def _exists(path: Path) -> bool:

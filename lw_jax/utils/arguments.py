@@ -73,14 +73,21 @@ def number(where: str, value: Any, low: float, high: float) -> float:
         UserError: it is none.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise UserError(f"{where}: expected a number from {low:g} to {high:g}; got {shown(value)}")
+        raise UserError(
+            f"{where}: expected a number from {_plain(low)} to {_plain(high)}; got {shown(value)}"
+        )
     try:
         found = float(value)
     except OverflowError:  # of a whole number
         found = math.inf
     if not low <= found <= high:  # nor NaN
-        raise UserError(f"{where}: expected {low:g} to {high:g}; got {found:g}")
+        raise UserError(f"{where}: expected {_plain(low)} to {_plain(high)}; got {found:g}")
     return found
+
+
+def _plain(value: float) -> str:
+    """A number as people write it."""
+    return f"{value:.0f}" if abs(value) < 1e12 and value == round(value) else f"{value:g}"
 
 
 def one_of(where: str, value: Any, known: Sequence[str]) -> str:

@@ -118,7 +118,8 @@ def read_npz(path: Path, advice: str = AGAIN) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(content), allow_pickle=False) as saved:
             return dict(saved)
     except Exception as error:  # what NumPy and zipfile raise depends on which byte is wrong
-        raise damaged(path, error if content else "it is empty", advice) from None
+        reason: object = "it is no NumPy file" if "pickle" in str(error) else error
+        raise damaged(path, reason if content else "it is empty", advice) from None
 
 
 def number_of(name: str) -> int | None:

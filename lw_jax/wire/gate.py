@@ -135,7 +135,7 @@ class Gate:
         """
         if not path.is_file():
             raise UserError(f"{path}: no gate there; `lw-jax probe hostile RUN` writes one")
-        held = read_npz(path)
+        held = read_npz(path, "`lw-jax probe hostile RUN` writes a gate")
         try:
             bounds = {name: float(held[f"bound_{name}"]) for name in MEASURES}
             own, mean, whiten = held["mark"].tobytes(), held["mean"], held["whiten"]

@@ -86,3 +86,19 @@ def test_a_bridge_is_exported_and_evaluated_on_its_rows_from_elsewhere(
     assert main(["--evaluate", str(home / "bridge")]) == 0
     written = Path("runs/exported/bridge/evaluations/1/metrics.json")
     assert json.loads(written.read_text())["receivers"][RECEIVER]["latent"]["n"] == 4
+
+
+def test_a_run_that_was_moved_finds_the_models_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "runs" / "moved"
+    home.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parents[2]
+    assert Path(found("zoo/tiny-llama", home)) == root / "zoo" / "tiny-llama"
+    assert found("zoo/none", home) == "zoo/none"
+    config = from_dict(raw_config({"llama": Path("a"), "mistral": Path("b")}, home))
+    there = located(config, home, sender="zoo/tiny-qwen", receivers={RECEIVER: "zoo/tiny-llama"})
+    assert there.sender is not None
+    assert there.sender.path == str(root / "zoo" / "tiny-qwen")
+    assert there.receivers[RECEIVER].path == str(root / "zoo" / "tiny-llama")

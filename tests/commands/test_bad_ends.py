@@ -1,0 +1,75 @@
+"""What a command cannot read or write is said before anything is done."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from lw_jax.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("encode zoo/bridges/facts HERE/text -o HERE/no/where.lwj", "there is no directory"),
+        ("encode zoo/bridges/facts HERE/text -o HERE", "is a directory; give a file"),
+        ("encode zoo/bridges/facts HERE/none", "encode: HERE/none: no such file or directory"),
+        ("decode --ask Who?", "decode: BRIDGE: missing"),
+        ("export zoo/bridges/facts HERE/no/x --as=vllm_chat --text=A.", "there is no directory"),
+        ("compare HERE HERE --out=HERE/no/x.html", "there is no directory"),
+        ("sweep configs/quickstart.yaml", "sweep: nothing varies; give KEY=A,B"),
+        ("sweep configs/quickstart.yaml --seed=3", "sweep: nothing varies"),
+        ("train configs/quickstart.yaml seed=3", "seed=3: no such file; a key is set by --seed=3"),
+        ("serve HERE --host=300.1.1.1", "300.1.1.1:8000: "),
+        ("serve HERE --port=99999", "use another --port"),
+    ],
+)
+def test_one_line_before_anything_is_loaded(
+    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text").write_text("A text.")
+    assert main(words.replace("HERE", str(tmp_path)).split()) == 2
+    err = capsys.readouterr().err
+    assert said.replace("HERE", str(tmp_path)) in err and len(err.splitlines()) == 1
+    assert "Errno" not in err
+    assert [one.name for one in tmp_path.iterdir()] == ["text"]
+
+
+class Typed(io.TextIOWrapper):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bytes_are_not_written_to_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Typed(io.BytesIO()))
+    assert main(["encode", "zoo/bridges/facts", "README.md"]) == 2
+    assert "give -o FILE, or a pipe" in capsys.readouterr().err
+
+
+def test_what_waits_for_the_keyboard_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Typed(io.BytesIO(b"junk")))
+    assert main(["decode", "--about"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "decode: reading what you type; Ctrl-D ends it"
+    assert "no lw_jax latent" in said[1]
+
+
+def test_what_ships_is_found_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", "zoo/tiny-llama", "out"]) == 2
+    assert "safetensors are read as they are" in capsys.readouterr().err
+    assert main(["init", "zoo/tiny-llama", "zoo/tiny-qwen", "facts", "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "  path: zoo/tiny-llama\n" in Path("bridge.yaml").read_text()
+    assert "written to bridge.yaml" in said and "1% of a device" in said
