@@ -64,6 +64,20 @@ def _normalised(figure: str, heading: str) -> Column:
     return Column(heading, cell)
 
 
+def _of_text(row: Row) -> str:
+    """F1 of the row's own method over that of the best tuned text, which has a share of 1; of
+    several seeds each has its own value, or their mean (`lw_jax.results.row.combine`)."""
+    found = []
+    for s in row.seeds:
+        ends = s.evaluation.get("normalised", {}).get(s.receiver, {})
+        best = next((n for n, one in ends.items() if one.get("f1", {}).get("share") == 1), "")
+        own, whole = s.method(row.method), s.method(best)
+        if own is None or whole is None or not whole.get("f1"):
+            return MISSING
+        found.append(own["f1"] / whole["f1"])
+    return _text(combine(found, [None] * len(found)))
+
+
 def column(name: str) -> Column | None:
     """The column of that name in `COLUMNS`, or `METHOD.METRIC` of any method and metric there is,
     or `line.FIGURE`, a figure of the row's own line of a probe's table; None: there is none."""
@@ -304,6 +318,7 @@ COLUMNS: dict[str, Column] = {
     "content": Column("carries content (share)", _content),
     "within": Column("gold answers within the limit", _within),
     "normalised": _normalised("f1", "share of the text's worth, F1"),
+    "of_text": Column("F1 over the text's", _of_text),
     "normalised_nll": _normalised("nll", "share of the text's worth, nats"),
     "final": _of("latent", "final", "accuracy"),
     "partial": _of("latent", "partial", "partial"),

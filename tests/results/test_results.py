@@ -631,12 +631,19 @@ def test_a_record_keeps_the_normalised_score(tmp_path: Path, runs: list[Path]) -
         metrics = json.loads((run / "metrics.json").read_text())
         (receiver,) = metrics["receivers"]
         one = {"share": share, "ci": [share - 0.1, share + 0.1], "own": 0.3}
-        metrics["normalised"] = {receiver: {"lines": {"latent": {"f1": one, "nll": None}}}}
+        whole = {"share": 1.0, "ci": [1.0, 1.0], "own": 0.6}
+        metrics["normalised"] = {
+            receiver: {
+                "lines": {"latent": {"f1": one, "nll": None}, "text": {"f1": whole, "nll": None}}
+            }
+        }
+        for method, f1 in (("latent", 0.3 + share), ("text", 0.8)):
+            metrics["receivers"][receiver][method]["f1"] = f1
         (run / "metrics.json").write_text(json.dumps(metrics))
-    folder = page(tmp_path, runs, columns=["normalised", "normalised_nll"])
+    folder = page(tmp_path, runs, columns=["normalised", "normalised_nll", "of_text"])
     write_pages(folder)
     text = (folder / "wires.md").read_text()
-    assert "| both | 0.500 [0.400, 0.600], 0.750 | – |" in text
+    assert "| both | 0.500 [0.400, 0.600], 0.750 | – | 1.000, 1.312 |" in text
 
 
 def test_two_seeds_have_no_interval_in_prose_either(tmp_path: Path, runs: list[Path]) -> None:
