@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import starting
 from benchmarks.break_even import first, flops, forward, kv_bytes, measured, table
 from benchmarks.killed import difference
 from benchmarks.run import BEGIN, END, PAGE, WAYS, page, spliced
 from benchmarks.speed.sizes import sizes
+from lw_jax.config.parse import from_dict
+from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import arch_from_hf
+from lw_jax.models.spec import open_model
 
 ROOT = Path(__file__).parents[1]
 ROW = {"first_s": 3.0, "ms": 50.0, "min": 49.0, "max": 52.0, "calls": 12}
@@ -82,6 +86,17 @@ def test_a_killed_run_is_held_against_one_that_was_not() -> None:
     assert not difference(whole, killed | {"arrays": {"a": "y"}})["equal"]
     assert not difference(whole, killed | {"losses": {"1": 3.0}})["equal"]
     assert difference({"failed": "no"}, killed) == {"failed": "no"}
+
+
+def test_models_of_the_start_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "SHARD", 2000)
+    starting.write_model(tmp_path / "sender", sizes("smoke").sender, ROOT / "zoo" / "tiny-llama")
+    assert len(list((tmp_path / "sender").glob("*.safetensors"))) > 2
+    spec = open_model("sender", ModelConfig(str(tmp_path / "sender")))
+    spec.check_files()
+    spec.check_weights()
+    asked = from_dict(starting.config(sizes("smoke"), tmp_path))
+    assert asked.stages["fit"].train.log_every == 1
 
 
 def test_what_stands_around_the_tables_stays() -> None:
