@@ -64,18 +64,23 @@ def _normalised(figure: str, heading: str) -> Column:
     return Column(heading, cell)
 
 
-def _of_text(row: Row) -> str:
-    """F1 of the row's own method over that of the best tuned text, which has a share of 1; of
-    several seeds each has its own value, or their mean (`lw_jax.results.row.combine`)."""
+def of_text(row: Row) -> list[float] | None:
+    """F1 of the row's own method over that of the best tuned text, which has a share of 1, of every
+    seed; None: one has no such text."""
     found = []
     for s in row.seeds:
         ends = s.evaluation.get("normalised", {}).get(s.receiver, {})
         best = next((n for n, one in ends.items() if one.get("f1", {}).get("share") == 1), "")
         own, whole = s.method(row.method), s.method(best)
         if own is None or whole is None or not whole.get("f1"):
-            return MISSING
+            return None
         found.append(own["f1"] / whole["f1"])
-    return _text(combine(found, [None] * len(found)))
+    return found
+
+
+def _of_text(row: Row) -> str:
+    found = of_text(row)
+    return MISSING if found is None else _text(combine(found, [None] * len(found)))
 
 
 def column(name: str) -> Column | None:

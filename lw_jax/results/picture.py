@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
-from lw_jax.results.columns import best_budget
+from lw_jax.results.columns import best_budget, of_text
 from lw_jax.results.row import Figure, Row
 
 
@@ -31,6 +31,23 @@ def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Ro
         raise UserError("pictures: matplotlib is missing; pip install 'lw_jax[dev]'") from error
     metric = picture.get("metric", "em")
     figure, axes = pyplot.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
+    if "published" in picture:
+        _beside_published(axes, picture["published"], lines)
+    else:
+        _beside_text(axes, metric, lines)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.set_ylim(0, 1.05)
+    axes.set_xlabel("receiver tokens a column")
+    axes.set_title(picture.get("title", ""), fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _beside_text(axes: Any, metric: str, lines: Mapping[str, Sequence[Row]]) -> None:
+    """A metric of the latent, of the text and of as many of its tokens."""
     texts: dict[float, list[str]] = {}
     for i, (name, rows) in enumerate(lines.items()):
         colour = f"C{i}"
@@ -44,16 +61,22 @@ def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Ro
     for level, names in texts.items():  # lines that the same text stands above share it
         label = "text" if len(texts) == 1 else f"text, {', '.join(names)}"
         axes.axhline(level, color="0.4", linewidth=0.8, linestyle="--", label=label)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-    axes.set_ylim(0, 1.05)
-    axes.set_xlabel("receiver tokens a column")
     axes.set_ylabel({"em": "exact match", "f1": "F1"}.get(metric, metric))
-    axes.set_title(picture.get("title", ""), fontsize=10)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Software": None})
-    pyplot.close(figure)
+
+
+def _beside_published(
+    axes: Any, published: Mapping[str, Any], lines: Mapping[str, Sequence[Row]]
+) -> None:
+    """F1 over the text's, of own rows and of what others have published: by name
+    [tokens a column, share] points."""
+    for i, (name, rows) in enumerate(lines.items()):
+        held = [(_tokens(row), of_text(row)) for row in rows]
+        points = sorted((x, one) for x, ones in held for one in ones or ())
+        axes.plot(*zip(*points, strict=True), "o", color=f"C{i}", label=name, markersize=6)
+    for i, (name, points) in enumerate(published.items()):
+        axes.plot(*zip(*points, strict=True), "sD^v"[i % 4] + ":", color="0.45", label=name)
+    axes.axhline(1, color="0.4", linewidth=0.8, linestyle="--", label="the text, tuned")
+    axes.set_ylabel("F1 over the text's")
 
 
 def _line(

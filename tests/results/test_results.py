@@ -640,8 +640,13 @@ def test_a_record_keeps_the_normalised_score(tmp_path: Path, runs: list[Path]) -
         for method, f1 in (("latent", 0.3 + share), ("text", 0.8)):
             metrics["receivers"][receiver][method]["f1"] = f1
         (run / "metrics.json").write_text(json.dumps(metrics))
-    folder = page(tmp_path, runs, columns=["normalised", "normalised_nll", "of_text"])
+    both = {"records": ["wire_0", "wire_1"]}
+    drawn = {"file": "share.png", "alt": "Shares", "lines": {"ours": [both]}}
+    drawn |= {"published": {"theirs": [[4, 0.9], [16, 0.6]]}}
+    columns = ["normalised", "normalised_nll", "of_text"]
+    folder = page(tmp_path, runs, columns=columns, picture=drawn)
     write_pages(folder)
+    assert (folder / "share.png").read_bytes()[:4] == b"\x89PNG"
     text = (folder / "wires.md").read_text()
     assert "| both | 0.500 [0.400, 0.600], 0.750 | – | 1.000, 1.312 |" in text
 
