@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from lw_jax import launch
 from lw_jax.commands import base
+from lw_jax.utils import output
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 def cli() -> None:
     """The entry point."""
+    output.never_fails_to_encode()
     launch.set_environment(os.environ)
     raise SystemExit(main(sys.argv[1:]))
 

@@ -24,7 +24,7 @@ from lw_jax import __version__
 from lw_jax.config import yaml_files
 from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
-from lw_jax.utils import alive, hosts, kinds, program_cache, shipped
+from lw_jax.utils import alive, hosts, kinds, output, program_cache, shipped
 from lw_jax.utils.failures import in_one_line
 from lw_jax.utils.signals import leave
 
@@ -402,6 +402,7 @@ def evaluate_again(
 
 def cli() -> None:
     """The entry point of `python -m lw_jax.launch`."""
+    output.never_fails_to_encode()
     set_environment(os.environ)
     raise SystemExit(main(sys.argv[1:]))
 

@@ -11,8 +11,12 @@ from lw_jax.commands.base import Command, Parser
 def run(given: Namespace) -> int:
     """Writes `report.html` into the run's directory."""
     from lw_jax.report import page
+    from lw_jax.report.read import ADVICE, METRICS
+    from lw_jax.utils.files import shown
 
-    print(page.write(Path(given.run)))
+    home = Path(given.run)
+    with shown(home / METRICS, ADVICE):
+        print(page.write(home))
     return 0
 
 

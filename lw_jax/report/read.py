@@ -11,11 +11,23 @@ from lw_jax.config.yaml_files import RUN_CONFIG, load
 from lw_jax.errors import UserError
 from lw_jax.runs.directory import DIAGNOSTICS, read_finished
 from lw_jax.train import diagnostics
-from lw_jax.utils.files import number_of, read_json, read_lines
+from lw_jax.utils import files
+from lw_jax.utils.files import NUMBER, fits, number_of, read_json, read_lines
 
 METRICS, PREDICTIONS, MAPS = "metrics.json", "predictions.jsonl", "slot_maps.json"
 AGAIN = "evaluations"
 ADVICE = "delete it; `lw-jax evaluate RUN` evaluates the run again"
+
+SAID = {"text": str, "em": NUMBER, "f1": NUMBER, "nll": (*NUMBER, type(None))}
+"""The form of what a receiver said with a method."""
+ROW = {
+    **dict.fromkeys(("id", "context_id", "context", "question"), str),
+    "answers": [str],
+    "receivers": {...: {...: SAID}},
+}
+"""The form of a line of predictions.jsonl (`lw_jax.utils.files.fits`)."""
+MAP = {"row": str, "tokens": [str], "cosine": [[NUMBER]]}
+"""The form of a text's slots in slot_maps.json."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,8 @@ def read(home: Path, config: Mapping[str, Any] | None = None) -> Read:
         if not path.is_file():
             raise UserError(f"{home}: no {RUN_CONFIG} there, so it is no run directory")
         config = load(path)
+        if not fits(config.get("stages") or {}, {...: dict}):
+            raise UserError(f"{path}: stages: expected names, and a stage under each")
     root = home.parent.parent if home.resolve().parent.name == AGAIN else home
     evaluations = [
         Evaluated(str(where.relative_to(root)) if where != root else _last_name(config), found)
@@ -96,10 +110,13 @@ def read(home: Path, config: Mapping[str, Any] | None = None) -> Read:
     journal: list[dict[str, Any]] = []
     damaged: dict[str, int] = {}
     if last is not None and (home / PREDICTIONS).is_file():
-        rows, bad = read_lines(home / PREDICTIONS, {"id": str, "receivers": dict})
+        rows, bad = read_lines(home / PREDICTIONS, ROW)
         damaged |= {PREDICTIONS: bad} if bad else {}
     if last is not None and (home / MAPS).is_file():
-        maps = read_json(home / MAPS, dict, ADVICE).get("texts", [])
+        found = read_json(home / MAPS, dict, ADVICE)
+        if not fits(found, {"texts": [MAP]}):
+            raise files.damaged(home / MAPS, "a text without its tokens, slots or cosines", ADVICE)
+        maps = found["texts"]
     if (root / DIAGNOSTICS).is_file():
         journal, bad = read_lines(root / DIAGNOSTICS, diagnostics.DIAGNOSTICS_LINE)
         damaged |= {DIAGNOSTICS: bad} if bad else {}
@@ -112,7 +129,11 @@ def _metrics(where: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found = read_json(path, dict, ADVICE)
-    return found if {"receivers", "data"} <= found.keys() else None
+    if not {"receivers", "data"} <= found.keys():
+        return None
+    if not fits(found, {"receivers": {...: {...: dict}}, "data": dict}):
+        raise files.damaged(path, "a receiver without methods, or a method without figures", ADVICE)
+    return found
 
 
 def _places(root: Path, config: Mapping[str, Any]) -> list[Path]:

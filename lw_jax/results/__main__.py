@@ -26,6 +26,7 @@ from lw_jax.results.page import write_pages
 from lw_jax.results.reading import parsed, reading
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
+from lw_jax.utils.output import never_fails_to_encode
 
 USAGE = (__doc__ or "").strip()
 
@@ -76,4 +77,5 @@ def _wrong(argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
+    never_fails_to_encode()
     raise SystemExit(main(sys.argv[1:]))

@@ -8,7 +8,12 @@ from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.evaluate.normalised import FIGURES, Groups, Line, of_lines
-from lw_jax.utils.files import damaged, read_json, read_lines
+from lw_jax.report.read import ROW as SHOWN
+from lw_jax.report.read import SAID
+from lw_jax.utils.files import NUMBER, damaged, fits, read_json, read_lines
+
+ROW = SHOWN | {"receivers": {...: {...: SAID | {"nll": NUMBER, "tokens": int}}}}
+"""The form of a line of predictions.jsonl with what a score in nats is made of."""
 
 
 def sentences(runs: Sequence[Path]) -> list[str]:
@@ -27,6 +32,10 @@ def sentences(runs: Sequence[Path]) -> list[str]:
             raise UserError(
                 f"{run}: its evaluation has no `normalised`, which names the score's ends"
             )
+        if not fits(metrics["normalised"], {...: {"of": [str], "nothing": str}}):
+            raise damaged(
+                run / "metrics.json", "a receiver of `normalised` without `of`, `nothing`"
+            )
     first, rows = held[0]
     by_id = on_same_rows(runs, [own for _, own in held])
     groups = groups_of(rows, len(runs))
@@ -38,9 +47,11 @@ def sentences(runs: Sequence[Path]) -> list[str]:
                 raise UserError(f"{run}: its normalised score has other ends than {runs[0]}")
         lines = {
             name: line_of(by_id, receiver, name)
-            for name in rows[0]["receivers"][receiver]
-            if all(name in row["receivers"][receiver] for seed in by_id for row in seed)
+            for name in rows[0]["receivers"].get(receiver, ())
+            if all(name in row["receivers"].get(receiver, ()) for seed in by_id for row in seed)
         }
+        if unknown := [name for name in (*ends["of"], ends["nothing"]) if name not in lines]:
+            raise UserError(f"{runs[0]}: not all rows of all runs have the line {unknown[0]!r}")
         found = of_lines(lines, ends["of"], ends["nothing"], groups, seed=first["data"]["seed"])
         said += [f"{receiver}: {line}" for line in found["words"]]
     return said
@@ -97,11 +108,13 @@ def read_evaluation(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not (run / name).is_file():
             raise UserError(f"{run}: no {name}; give the directory of a finished evaluation")
     metrics, path = read_json(run / "metrics.json", dict), run / "predictions.jsonl"
-    rows, bad = read_lines(path)
+    rows, bad = read_lines(path, ROW)
     if bad or not rows:
-        raise damaged(path, f"{bad} lines are no JSON objects" if bad else "it is empty")
-    for row in rows:
-        said = [one for lines in row.get("receivers", {}).values() for one in lines.values()]
-        if "id" not in row or not said or any({"f1", "nll", "tokens"} - one.keys() for one in said):
-            raise damaged(path, "a line without id, f1, nll or tokens (of an earlier version?)")
+        said = f"{bad} lines without id, context, f1, nll or tokens (of an earlier version?)"
+        raise damaged(path, said if bad else "it is empty")
+    receivers = rows[0]["receivers"].keys()
+    if not receivers or any(row["receivers"].keys() != receivers for row in rows):
+        raise damaged(path, "a line of other receivers than the first")
+    if not fits(metrics, {"data": {"seed": int}}):
+        raise damaged(run / "metrics.json", "no whole number at data.seed")
     return metrics, rows

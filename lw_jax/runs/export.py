@@ -24,6 +24,7 @@ from lw_jax.runs.places import located
 from lw_jax.runs.session import MEASURED_ROWS, open_pipeline
 from lw_jax.runs.trained import config_at, load_trained
 from lw_jax.text.collate import by_key
+from lw_jax.utils.output import never_fails_to_encode
 
 
 def main(argv: list[str]) -> int:
@@ -110,4 +111,5 @@ def trained_lengths(config: Config, pipeline: Pipeline) -> dict[str, int]:
 
 
 if __name__ == "__main__":
+    never_fails_to_encode()
     raise SystemExit(main(sys.argv[1:]))

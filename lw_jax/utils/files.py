@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -29,6 +30,9 @@ AGAIN = "delete it and run the same command again"
 
 DIAGNOSTICS_LINE: Mapping[str, type] = MappingProxyType({"stage": str, "step": int, "kind": str})
 """What every line of a run's `diagnostics.jsonl` has."""
+
+NUMBER = (int, float)
+"""The form of a number (`fits`)."""
 
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
 
@@ -73,8 +77,52 @@ def read_json(path: Path, kind: type[_Json], advice: str = AGAIN) -> _Json:
     return value
 
 
+@contextmanager
+def shown(path: Path, advice: str = AGAIN) -> Iterator[None]:
+    """While inside, figures of a JSON file are shown: where one is missing, or of another type
+    than is written there, the file is damaged.
+
+    Args:
+        path: the file.
+        advice: what to do about it.
+
+    Raises:
+        DamagedFileError: instead of what went wrong.
+    """
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # what is raised depends on which figure is of which type
+        raise damaged(path, f"{type(error).__name__}: {error}", advice) from error
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Whether a value read from a file is of the form that is wanted.
+
+    Args:
+        value: as JSON gives it.
+        wanted: a type, or several in a tuple (NUMBER: a finite number); `[form]`: a list of such
+            values; `{key: form}`: an object that has these keys, and others; `{...: form}`: an
+            object of such values under any keys.
+    """
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(fits(one, wanted[0]) for one in value)
+    if isinstance(wanted, Mapping):
+        if not isinstance(value, dict):
+            return False
+        if ... in wanted:
+            return all(fits(one, wanted[...]) for one in value.values())
+        return all(key in value and fits(value[key], form) for key, form in wanted.items())
+    if isinstance(value, bool):
+        return bool in (wanted if isinstance(wanted, tuple) else (wanted,))
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return isinstance(value, wanted)
+
+
 def read_lines(
-    path: Path, wanted: Mapping[str, type] = MappingProxyType({})
+    path: Path, wanted: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[dict[str, Any]], int]:
     """The objects in a JSON-lines file, and how many lines hold none; without a file nothing.
 
@@ -82,11 +130,11 @@ def read_lines(
 
     Args:
         path: the file.
-        wanted: keys that an object must have, with the types of their values.
+        wanted: the form that an object must have (`fits`).
     """
     if not path.is_file():
         return [], 0
-    found, bad, types = [], 0, tuple(wanted.items())
+    found, bad = [], 0
     for line in path.read_bytes().split(b"\n"):
         if not line.strip():
             continue
@@ -94,8 +142,7 @@ def read_lines(
             value = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
             value = None
-        fits = isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in types)
-        if fits:
+        if isinstance(value, dict) and fits(value, wanted):
             found.append(value)
         else:
             bad += 1
