@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from lw_jax.commands import _flags
 from lw_jax.commands.base import Command
 from lw_jax.errors import UserError
 from lw_jax.probes.config import HostileConfig, LeakConfig, SkillConfig
@@ -26,22 +27,7 @@ def run(given: Namespace) -> int:
             "(see lw-jax probe --help)"
         )
     kind, place, *flags = words
-    from lw_jax.config import parse
-
-    own: dict[str, str] = {}
-    raw: dict[str, Any] = {}
-    for flag in flags:
-        key, equals, text = flag.removeprefix("--").partition("=")
-        if not flag.startswith("--") or not equals:
-            raise UserError(f"probe {kind}: {flag}: expected --KEY=VALUE")
-        if key in OWN:
-            own[key] = text
-        elif key not in kinds.fields(KINDS[kind]):
-            known = ", ".join([*kinds.fields(KINDS[kind]), *OWN])
-            raise UserError(f"probe {kind}: --{key}: unknown; there are {known}")
-        else:
-            parse.put(KINDS[kind], raw, key, text)
-    config = parse.build(KINDS[kind], raw)
+    config, own = _flags.read(f"probe {kind}", flags, KINDS[kind], OWN)
 
     from rich.console import Console
 

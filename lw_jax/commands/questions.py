@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
+from lw_jax.commands import _flags
 from lw_jax.commands.base import Command
 from lw_jax.errors import UserError
-from lw_jax.utils import kinds
 
 OWN = ("out", "apart", "receiver")
 
@@ -21,23 +20,10 @@ def run(given: Namespace) -> int:
             "questions: give the run of a writer, the run of a reader, and files of texts "
             "(see lw-jax questions --help)"
         )
-    from lw_jax.config import parse
     from lw_jax.runs import questions
 
-    own: dict[str, str] = {}
-    raw: dict[str, Any] = {}
-    for flag in (word for word in given.words if word.startswith("--")):
-        key, equals, text = flag.removeprefix("--").partition("=")
-        if not equals:
-            raise UserError(f"questions: {flag}: expected --KEY=VALUE")
-        if key in OWN:
-            own[key] = text
-        elif key not in kinds.fields(questions.Config):
-            known = ", ".join([*kinds.fields(questions.Config), *OWN])
-            raise UserError(f"questions: --{key}: unknown; there are {known}")
-        else:
-            parse.put(questions.Config, raw, key, text)
-    config = parse.build(questions.Config, raw)
+    flags = [word for word in given.words if word.startswith("--")]
+    config, own = _flags.read("questions", flags, questions.Config, OWN)
     writer, reader, *texts = places
     account = questions.write(
         config,

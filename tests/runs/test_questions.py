@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lw_jax.commands.base import call
 from lw_jax.config.parse import from_dict
 from lw_jax.data import squad
 from lw_jax.errors import UserError
@@ -24,6 +27,7 @@ from lw_jax.text.layout_config import LayoutConfig
 from tests.tiny.evaluation import RECEIVER
 from tests.tiny.run import make_models, make_run, raw_config
 
+SPLIT = Path(__file__).parents[2] / "benchmarks" / "real" / "split.py"
 TEXT = "Melbourne has a dozen tram lines, and the first of them was opened in 1885 by the council."
 
 
@@ -154,6 +158,48 @@ def test_it_goes_on_where_it_was_stopped_and_holds_an_evaluation_apart(tmp_path:
     (tmp_path / "empty.jsonl").write_text('{"text": "no context"}')
     with pytest.raises(UserError, match="no context there"):
         questions.write(Config(), tuned, [str(texts)], out, [str(tmp_path / "empty.jsonl")])
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["a", "b"], "give the run of a writer, the run of a reader, and files"),
+        (["a", "b", "c", "--each"], "--each: expected --KEY=VALUE"),
+        (["a", "b", "c", "--every=2"], "--every: unknown; there are each, temperature"),
+        (["a", "b", "c", "--each=0"], "each: expected"),
+        (["a", "b", "no.jsonl", "--out=OUT"], "no.jsonl"),
+    ],
+)
+def test_a_wrong_command_is_one_line(tmp_path: Path, words: list[str], wrong: str) -> None:
+    given = [word.replace("OUT", str(tmp_path / "out.jsonl")) for word in words]
+    with pytest.raises(UserError, match=wrong) as said:
+        call("questions", given)
+    assert "\n" not in str(said.value)
+
+
+def test_held_out_articles_and_texts_to_ask_about(tmp_path: Path) -> None:
+    """What `benchmarks/real/split.py` writes."""
+
+    def article(name: str, answer: str) -> dict[str, Any]:
+        question = {"id": name, "question": "What?", "answers": [{"text": answer}]}
+        context = " ".join(f"{name}{i}" for i in range(20))
+        return {"title": f"wiki:{name}", "paragraphs": [{"context": context, "qas": [question]}]}
+
+    articles = [article(name, "a" * size) for name, size in zip("abcd", (3, 3, 3, 50), strict=True)]
+    (tmp_path / "qa.json").write_text(json.dumps({"data": articles}))
+    prose = [{"context": f"Sentence {n}.", "level": n} for n in (1, 3, 2)]
+    (tmp_path / "prose.jsonl").write_text("\n".join(map(json.dumps, prose)))
+    words = ["--prefix=wiki:", "--articles=1", "--questions=1", "--others=0", "--longest-answer=9"]
+    words += [f"--prose={tmp_path / 'prose.jsonl'}", "--texts=2"]
+    command = [sys.executable, SPLIT, tmp_path / "qa.json", tmp_path / "out", *words]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    train = json.loads((tmp_path / "out" / "train.json").read_text())["data"]
+    held = json.loads((tmp_path / "out" / "articles.json").read_text())["data"]
+    assert not {one["title"] for one in train} & {one["title"] for one in held}
+    assert "wiki:d" not in {one["title"] for one in train}
+    texts = [json.loads(x) for x in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()]
+    assert [one["context"] for one in texts[:2]] == ["Sentence 3.", "Sentence 2."]
+    assert [one["title"] for one in texts[2:]] == [one["title"] for one in train]
 
 
 @pytest.mark.slow
