@@ -64,7 +64,7 @@ def write_model(folder: Path, shape: dict[str, Any], tokenizer: Path) -> None:
             size = 0
         shards[-1][part.name] = part.stored_shape
         size += 2 * int(np.prod(part.stored_shape))
-    drawn = np.random.default_rng(0).normal(size=1 << 22).astype(np.float32) * np.float32(0.02)
+    drawn = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32) * np.float32(0.02)
     block = (drawn.view(np.uint32) >> 16).astype(np.uint16)
     place: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
@@ -89,7 +89,7 @@ def _write(path: Path, shard: dict[str, tuple[int, ...]], block: Any) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shard.items():
             left = int(np.prod(shape))
-            source = np.full(len(block), 0x3F80, np.uint16) if "norm" in name else block
+            source = np.full(min(left, len(block)), 0x3F80, np.uint16) if "norm" in name else block
             while left:
                 file.write(source[:left].tobytes())
                 left -= min(left, len(source))

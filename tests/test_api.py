@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import lw_jax
 from lw_jax import Bridge, Message
 from lw_jax.api.answering import Answering
 from lw_jax.api.sending import Sending
+from lw_jax.api.shapes import SLOTS_RUNG, TEXT_RUNG, rung, rungs
 from lw_jax.api.talk import Talk, pieces
 from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
@@ -123,6 +125,18 @@ def test_padding_changes_nothing(wire: Bridge) -> None:
     close = jax.device_get(packets.encode(wire._context(""), batch))
     sent = wire.encode(HENS)
     np.testing.assert_allclose(slots_of(sent), close.latent.slots, atol=4e-3)
+
+
+def test_lengths_that_calls_are_padded_to() -> None:
+    """About 16 up to 8,192 tokens, and from 64 on at most half of one is padding."""
+    ladder = rungs(TEXT_RUNG, 8192, None)
+    assert len(ladder) == 17
+    assert ladder[0] == TEXT_RUNG
+    assert all(b <= 1.5 * a for a, b in pairwise(ladder) if a >= 64)
+    for count in range(1, 8193, 7):
+        assert rung(TEXT_RUNG, count, None) == next(size for size in ladder if size >= count)
+    assert rungs(SLOTS_RUNG, 40, 36) == [8, 16, 32, 40]
+    assert rung(SLOTS_RUNG, 33, 36) == 40
 
 
 def test_what_was_warmed_up_is_compiled(wire: Bridge) -> None:

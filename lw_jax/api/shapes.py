@@ -8,7 +8,10 @@ from lw_jax.text.collate import MULTIPLE
 
 TEXT_RUNG, SLOTS_RUNG, PARTS_RUNG = 16, 8, 1
 """The shortest lengths that texts and questions, latents, and messages in parts are padded to. Each
-next one is twice as long, so that few shapes are compiled."""
+next one is twice as long, so that few shapes are compiled; from `HALVES` on there is one between
+them: 17 lengths up to 8,192 tokens."""
+HALVES = 64
+"""From this length on, padding costs more than a program."""
 ROW_RUNGS = (1, 4, 16)
 """Rows at once; a list is cut into batches of the last, and a batch filled up to one of these."""
 
@@ -31,15 +34,17 @@ def rung_of(rows: int) -> int:
 
 def rung(first: int, count: int, limit: int | None) -> int:
     """The length that `count` entries are padded to."""
-    size = first
-    while size < count:
-        size *= 2
-    return size if limit is None else min(size, -(-limit // MULTIPLE) * MULTIPLE)
+    return rungs(first, count, limit)[-1]
 
 
 def rungs(first: int, most: int, limit: int | None) -> list[int]:
     """All lengths that up to `most` entries are padded to."""
-    whole = [first]
-    while whole[-1] < most:
-        whole.append(2 * whole[-1])
-    return sorted({rung(first, size, limit) for size in whole})
+    found, size = [first], first
+    while found[-1] < most:
+        if size >= HALVES and size + size // 2 >= most:
+            found.append(size + size // 2)
+            break
+        found += [size + size // 2] * (size >= HALVES) + [2 * size]
+        size *= 2
+    top = None if limit is None else -(-limit // MULTIPLE) * MULTIPLE
+    return sorted({one if top is None else min(one, top) for one in found})

@@ -131,7 +131,9 @@ def test_eight_devices_are_planned_where_there_is_one(write: Write) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "8 devices (planned on the host), data 4 x model 2, 74.5 GiB each" in done.stdout
+    assert (
+        "8 devices (planned on the host), data 4 x fsdp 1 x tensor 2, 74.5 GiB each" in done.stdout
+    )
 
 
 def test_no_weight_has_to_be_there(write: Write, tmp_path: Path, capsys: Any) -> None:
