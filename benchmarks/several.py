@@ -30,10 +30,21 @@ WAYS: dict[str, dict[str, str]] = {
     "step, one": {"part": "step"},
     "step, data": {"part": "step", "axis": "data"},
     "step, fsdp": {"part": "step", "axis": "fsdp"},
+    "step, fsdp, overlapped": {
+        "part": "step",
+        "axis": "fsdp",
+        "flags": "--xla_gpu_enable_latency_hiding_scheduler=true",
+    },
     "decode, one": {"part": "decode"},
     "decode, tensor": {"part": "decode", "axis": "tensor"},
+    "decode, tensor, one graph": {
+        "part": "decode",
+        "axis": "tensor",
+        "flags": "--xla_gpu_enable_command_buffer=+COLLECTIVES",
+    },
 }
-"""The part, and the axis of the mesh that all devices are on; without one, one device alone."""
+"""The part, and the axis of the mesh that all devices are on; without one, one device alone; and
+flags for XLA on GPUs."""
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 
 
@@ -89,7 +100,9 @@ def beside_one(ways: dict[str, Any], devices: int) -> dict[str, dict[str, float]
 
 def _process(preset: str, devices: int, how: dict[str, str], seconds: int) -> dict[str, Any]:
     environ = dict(os.environ)
-    if preset == "smoke":
+    if preset != "smoke":
+        environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {how.get('flags', '')}".strip()
+    else:
         flags = f"--xla_force_host_platform_device_count={devices}"
         flags += " --xla_backend_optimization_level=0"
         environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {flags}".strip()
