@@ -55,8 +55,8 @@ def write_pages(folder: Path) -> list[Path]:
     parts = {name: spec for name, spec in sources.items() if "into" in spec}
     sources = {name: spec for name, spec in sources.items() if name not in parts}
     for name, spec in parts.items():
-        of = held(spec.get("records", RECORDS))
-        texts[folder / spec["into"]] = _with_part(folder, name, spec, of)
+        of, path = held(spec.get("records", RECORDS)), folder / spec["into"]
+        texts[path] = _with_part(folder, name, spec, of, texts.get(path))
     for name, spec in sources.items():
         records = held(spec.get("records", RECORDS))
         pages = _listed(spec, sources) if name == CONTENTS else {}
@@ -75,14 +75,19 @@ def write_pages(folder: Path) -> list[Path]:
     return [*texts, *(folder / picture["file"] for picture, _ in pictures)]
 
 
-def _with_part(folder: Path, name: str, spec: Mapping[str, Any], records: Records) -> str:
-    """The text of another file, with the part between its marks written anew."""
+def _with_part(
+    folder: Path, name: str, spec: Mapping[str, Any], records: Records, text: str | None = None
+) -> str:
+    """The text of another file, with the part between its marks written anew.
+
+    text: of the file, if another part of it has been written anew; None: as it stands.
+    """
     path, title = folder / spec["into"], name.removesuffix(".yaml")
     note = f"written by `python -m lw_jax.results write {folder.as_posix()}` of {name}"
     begin, end = (mark.format(name=title, note=note) for mark in (BEGIN, END))
     if not path.is_file():
         raise UserError(f"{path}: no such file; {name} writes a part of it")
-    held = path.read_text(encoding="utf-8")
+    held = path.read_text(encoding="utf-8") if text is None else text
     found = re.fullmatch(f"(.*\n<!-- {title}: )[^\n]*\n.*\n({re.escape(end)}\n.*)", held, re.DOTALL)
     if found is None:
         raise UserError(f"{path}: expected a part between {begin!r} and {end!r}")

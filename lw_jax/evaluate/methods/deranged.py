@@ -1,4 +1,4 @@
-"""`deranged`: the latent of another `context_id`; only what the wire says differs from `latent`."""
+"""`deranged`: the latent of another text in place of its own; all else is as in `latent`."""
 
 from __future__ import annotations
 

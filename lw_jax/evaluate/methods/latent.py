@@ -1,4 +1,4 @@
-"""`latent`: the text crosses the wire."""
+"""`latent`: what the bridge makes of the text, which it has learned to hand over."""
 
 from __future__ import annotations
 

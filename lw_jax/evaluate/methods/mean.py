@@ -1,4 +1,4 @@
-"""`mean`: the training set's mean slots; what the wire says whatever the text."""
+"""`mean`: the mean slots of training texts; what a message says whatever the text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`no_message`: the segment is removed; what the clean receiver knows without being told."""
+"""`no_message`: nothing in the message's place; what the receiver knows without being told."""
 
 from __future__ import annotations
 

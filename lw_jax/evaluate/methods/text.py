@@ -1,4 +1,4 @@
-"""`text`: the whole text, read by the clean receiver; the upper bound."""
+"""`text`: the whole text in words, read by the receiver without a bridge; the upper bound."""
 
 from __future__ import annotations
 

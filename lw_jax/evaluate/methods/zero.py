@@ -1,4 +1,4 @@
-"""`zero`: zeros in place of the slots after the bottleneck; what the readers say by themselves."""
+"""`zero`: zeros in place of the slots; what the readers say by themselves."""
 
 from __future__ import annotations
 
