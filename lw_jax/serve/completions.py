@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,12 +17,13 @@ from lw_jax.errors import said
 from lw_jax.serve.batching import FullError
 from lw_jax.serve.given import Given, RefusedError, decoded
 from lw_jax.serve.work import Work
-from lw_jax.text.stop import cut
+from lw_jax.text.stop import Stop, cut
+from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.wire.message import Message
 
 KNOWN = {"model", "prompt", "message", "receiver", "max_tokens", "temperature", "stop"}
-KNOWN |= {"stream", "n", "top_p", "user", "seed", "best_of", "echo", "logprobs", "suffix"}
-KNOWN |= {"presence_penalty", "frequency_penalty"}
+KNOWN |= {"stream", "stream_options", "n", "top_p", "user", "seed", "best_of", "echo", "logprobs"}
+KNOWN |= {"suffix", "presence_penalty", "frequency_penalty"}
 
 
 class Completions:
@@ -39,6 +41,11 @@ class Completions:
         most, stops = given.value("max_tokens", int), given.texts("stop")
         if most is not None and most < 1:
             raise RefusedError(400, "max_tokens: expected 1 or more")
+        if not all(stops):
+            raise RefusedError(400, "stop: expected some text")
+        model = given.value("model", str)
+        if model is not None and model != self._name:
+            raise RefusedError(404, f"model: {model!r} is not served here; {self._name} is")
         self._as_decoded(given)
         about = {
             "id": f"cmpl-{uuid.uuid4().hex}",
@@ -49,10 +56,8 @@ class Completions:
         if given.value("stream", bool):
             if not work.config.stream:
                 raise RefusedError(400, "stream: this server was started without it")
-            if len(asked) > 1 or len(messages) > 1 or most is not None or stops:
-                raise RefusedError(
-                    400, "stream: one prompt and message, without max_tokens and stop"
-                )
+            if len(asked) > 1 or len(messages) > 1:
+                raise RefusedError(400, "stream: one prompt and message")
             if work.config.role == "sender":
                 raise RefusedError(
                     400, "this server is a sender; questions are answered by a receiver"
@@ -63,18 +68,23 @@ class Completions:
             pieces = await work.batcher.call(
                 lambda: work.bridge.answer_stream(data, asked[0], found.receiver)
             )
-            return StreamingResponse(self._streamed(pieces, about), media_type="text/event-stream")
+            cutter = _Cutter(work.bridge.pipeline.receivers[found.receiver], most, tuple(stops))
+            options = given.value("stream_options", dict) or {}
+            usage = None
+            if options.get("include_usage"):
+                usage = len(cutter.tokenizer.encode(asked[0]))
+            return StreamingResponse(
+                self._streamed(pieces, about, cutter, usage), media_type="text/event-stream"
+            )
         answers = await work.asked(messages, asked, given)
         tokenizer = work.bridge.pipeline.receivers[
             given.value("receiver", str) or next(iter(work.bridge.pipeline.receivers))
         ]
+        cutter = _Cutter(tokenizer, most, tuple(stops))
         choices, written = [], 0
         for i, one in enumerate(answers):
-            ids = tokenizer.encode(one.text)
-            limited = most is not None and len(ids) > most
-            text = tokenizer.backend.decode(ids[:most]) if limited else one.text
-            stopped = cut(text, stops)
-            finish = "stop" if stopped != text or (one.finished and not limited) else "length"
+            stopped, ended = cutter.cut(one.text)
+            finish = ended or ("stop" if one.finished else "length")
             written += min(one.tokens, most or one.tokens)
             choices.append({"index": i, "text": stopped, "finish_reason": finish, "logprobs": None})
         read = sum(len(tokenizer.encode(q)) for q in asked)
@@ -93,13 +103,20 @@ class Completions:
         own |= {"presence_penalty": 0, "frequency_penalty": 0}
         for key, value in own.items():
             asked = given.body.get(key, value)
-            if asked is not None and asked != value:
+            same = asked == value and isinstance(asked, bool) == isinstance(value, bool)
+            if asked is not None and not same:
                 raise RefusedError(
                     400, f"{key}: {asked!r} is not offered; this bridge has {value!r}"
                 )
 
-    async def _streamed(self, pieces: Iterator[str], about: dict[str, Any]) -> AsyncIterator[bytes]:
-        """The pieces of an answer as server-sent events."""
+    async def _streamed(
+        self, pieces: Iterator[str], about: dict[str, Any], cutter: _Cutter, read: int | None
+    ) -> AsyncIterator[bytes]:
+        """The pieces of an answer as server-sent events.
+
+        read: tokens of the prompt, where the usage is asked for.
+        """
+        whole, sent = "", ""
         while True:
             try:
                 piece = await self._work.batcher.call(lambda: next(pieces, None))
@@ -107,12 +124,53 @@ class Completions:
                 reason = "too many wait" if isinstance(error, FullError) else said(error)
                 yield _event({"error": {"message": reason}})
                 return
-            choice = {"index": 0, "text": piece or "", "logprobs": None}
-            choice["finish_reason"] = None if piece is not None else "stop"
-            yield _event(about | {"choices": [choice]})
+            whole += piece or ""
+            text, finish = cutter.cut(whole)
             if piece is None:
-                yield b"data: [DONE]\n\n"
-                return
+                finish = finish or "stop"
+            elif finish is None:
+                text = cutter.sure(text)
+            new, sent = text[len(sent) :], max(sent, text, key=len)
+            if not new and finish is None:
+                continue
+            choice = {"index": 0, "text": new, "logprobs": None, "finish_reason": finish}
+            yield _event(about | {"choices": [choice]})
+            if finish is not None:
+                break
+        if read is not None:
+            written = len(cutter.tokenizer.encode(sent))
+            usage = {"prompt_tokens": read, "completion_tokens": written}
+            usage["total_tokens"] = read + written
+            yield _event(about | {"choices": [], "usage": usage})
+        yield b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Where an answer ends that is longer than was asked for.
+
+    Attributes:
+        tokenizer: the receiver's.
+        most: tokens; None: any number.
+        stops: strings at which it ends.
+    """
+
+    tokenizer: Tokenizer
+    most: int | None
+    stops: tuple[str, ...]
+
+    def cut(self, text: str) -> tuple[str, str | None]:
+        """What is left of an answer, and the reason of its end: `stop`, `length`; None: it does
+        not end here."""
+        ids = [] if self.most is None else self.tokenizer.encode(text)
+        limited = self.most is not None and len(ids) > self.most
+        left = self.tokenizer.backend.decode(ids[: self.most]) if limited else text
+        stopped = cut(left, self.stops)
+        return stopped, "stop" if stopped != left else "length" if limited else None
+
+    def sure(self, text: str) -> str:
+        """What of an answer stays, whatever is written after it."""
+        return Stop(self.stops).sure(text)
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -76,7 +76,13 @@ class Given:
         return self.several(key, key, str, missing=[])[0]
 
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_WORDS = {
+    dict: "an object",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def decoded(value: str) -> bytes:

@@ -24,7 +24,12 @@ def error(status: int, reason: str) -> Response:
 async def not_found(request: Request, raised: Exception) -> Response:
     """The answer where no route leads."""
     status = getattr(raised, "status_code", 404)
-    return error(status, f"{request.method} {request.url.path}: there is no such thing here")
+    allowed = (getattr(raised, "headers", None) or {}).get("Allow", "")
+    why = f"use {allowed}" if allowed else "there is no such thing here"
+    found = error(status, f"{request.method} {request.url.path}: {why}")
+    if allowed:
+        found.headers["Allow"] = allowed
+    return found
 
 
 async def failed(request: Request, raised: Exception) -> Response:

@@ -97,8 +97,10 @@ class Message:
         if len(data) < _HEADER.size:
             raise UserError(f"message: cut after {len(data)} bytes; its header has {_HEADER.size}")
         _, version, zeros, count, crc = _HEADER.unpack_from(data)
-        if version != VERSION or any(zeros):
+        if version != VERSION:
             raise UserError(f"message: of version {version}; this reads version {VERSION}")
+        if any(zeros):
+            raise UserError("message: its header holds something where zeros belong")
         begin = _HEADER.size + count * _PART.size
         if not 0 < count <= MOST_PARTS or len(data) < begin:
             raise UserError(f"message: {len(data)} bytes that are to hold {count} parts")

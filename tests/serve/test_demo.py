@@ -62,8 +62,12 @@ def test_an_answer_is_streamed(there: httpx.Client) -> None:
     said = [json.loads(line[6:])["choices"][0] for line in lines[:-1]]
     assert [one["text"] for one in said] == ["3", "1", ""]
     assert said[-1]["finish_reason"] == "stop"
-    refused = there.post("/v1/completions", json=body | {"max_tokens": 3})
-    assert refused.status_code == 400
+    body |= {"max_tokens": 1, "stream_options": {"include_usage": True}}
+    with there.stream("POST", "/v1/completions", json=body) as response:
+        lines = [json.loads(line[6:]) for line in response.iter_lines() if "{" in line]
+    assert "".join(c["text"] for one in lines for c in one["choices"]) == "3"
+    assert lines[-2]["choices"][0]["finish_reason"] == "length"
+    assert lines[-1]["usage"]["completion_tokens"] == 1
 
 
 def test_those_that_wait_run_together(there: httpx.Client, address: str) -> None:

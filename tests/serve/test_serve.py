@@ -182,6 +182,30 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
         400,
         "stream: this server was started without it",
     ),
+    "another model": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "model": "gpt-x"},
+        404,
+        "model: 'gpt-x' is not served here; facts is",
+    ),
+    "empty stop": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "stop": [""]},
+        400,
+        "stop: expected some text",
+    ),
+    "true is no number": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "n": True},
+        400,
+        "n: True is not offered",
+    ),
+    "header": (
+        "/answer",
+        lambda m: body(spoilt(m, lambda b: changed(b, 5, lambda x: x ^ 1))),
+        400,
+        "where zeros belong",
+    ),
     "path": ("/nowhere", lambda m: {}, 404, "there is no such thing here"),
 }
 
@@ -196,6 +220,12 @@ def test_what_is_wrong_is_refused_with_the_reason(
     assert (response.status_code, said["code"]) == (status, status), said
     assert reason in said["message"]
     assert "\n" not in said["message"]
+
+
+def test_the_right_method_is_said(there: httpx.Client) -> None:
+    response = there.get("/encode")
+    assert response.status_code == 405 and response.headers["Allow"] == "POST"
+    assert response.json()["error"]["message"] == "GET /encode: use POST"
 
 
 def test_what_the_gate_refuses_gets_the_reason(
