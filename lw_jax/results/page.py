@@ -46,7 +46,8 @@ def write_pages(folder: Path) -> list[Path]:
     sources = {path.name: load(path) for path in sorted(folder.glob("*.yaml"))}
     if not sources:
         raise UserError(f"{folder}: no sources (*.yaml) there")
-    texts, pictures = {}, []
+    texts: dict[Path, str] = {}
+    pictures = []
 
     @cache
     def held(place: str) -> Records:

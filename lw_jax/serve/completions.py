@@ -70,11 +70,11 @@ class Completions:
             )
             cutter = _Cutter(work.bridge.pipeline.receivers[found.receiver], most, tuple(stops))
             options = given.value("stream_options", dict) or {}
-            usage = None
+            tokens = None
             if options.get("include_usage"):
-                usage = len(cutter.tokenizer.encode(asked[0]))
+                tokens = len(cutter.tokenizer.encode(asked[0]))
             return StreamingResponse(
-                self._streamed(pieces, about, cutter, usage), media_type="text/event-stream"
+                self._streamed(pieces, about, cutter, tokens), media_type="text/event-stream"
             )
         answers = await work.asked(messages, asked, given)
         tokenizer = work.bridge.pipeline.receivers[
