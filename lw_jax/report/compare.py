@@ -315,7 +315,7 @@ def write(found: Compared, path: Path) -> Path:
                             if part.metric in SHARES
                             else "",
                             "difference": difference(cell).rstrip(" *"),
-                            "clear": cell.clear,
+                            "excludes_zero": cell.clear,
                         }
                         for i, cell in enumerate(cells)
                     ],

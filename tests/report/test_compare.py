@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,19 @@ def test_command(homes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "50 rows of 50 texts" in said and "+0.200 [" in said
     html = out.read_text()
+    stars = re.findall(r"([+-]\d\.\d{3}) \[([+-][\d.]+), ([+-][\d.]+)\]( \*)?</td>", html)
+    assert any(star for *_, star in stars) and not all(star for *_, star in stars)
+    for _, low, high, star in stars:
+        assert bool(star) == (float(low) > 0 or float(high) < 0)
     assert "+0.200 [" in html and "stages.test.evaluate.rows" in html and "Loss, stage fit" in html
+
+
+def test_templates_name_no_key_that_a_dict_has_a_method_for() -> None:
+    """Jinja takes the method: `cell.clear` is true whatever the cell says."""
+    for path in (Path(__file__).parents[2] / "lw_jax").rglob("*.html"):
+        inside = " ".join(re.findall(r"{[{%].*?[%}]}", path.read_text(), re.DOTALL))
+        names = set(re.findall(r"\.(\w+)\b(?!\()", inside))
+        assert not names & set(dir(dict)), path
 
 
 def test_what_cannot_be_compared(
