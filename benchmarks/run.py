@@ -254,8 +254,64 @@ def page(*runs: dict[str, Any]) -> str:
     one preset on one machine, one day and one version stand together."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for found in runs:
-        groups.setdefault(json.dumps({**found, "parts": None}), []).append(found)
-    return "\n\n".join(_group(alike) for alike in groups.values())
+        own = {"parts": None, "ways": None, "beside one": None}
+        groups.setdefault(json.dumps({**found, **own}), []).append(found)
+    return "\n\n".join(
+        _several(alike) if "several" in alike[0] else _group(alike) for alike in groups.values()
+    )
+
+
+def _about_of(found: dict[str, Any]) -> str:
+    """A sentence: on what, when, and of which versions."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return (
+        f"Preset `{found['preset']}` on {found['devices']} x {found['device']}, {found['cores']} "
+        f"cores ({found['machine']}), {found['date']}; Python {found['python']}, {versions}; "
+        f"lw_jax {found['lw_jax']}{', commit ' + found['commit'] if 'commit' in found else ''}."
+    )
+
+
+def _several(runs: list[dict[str, Any]]) -> str:
+    """The table of runs of `benchmarks.several`."""
+    found = runs[0]
+    ways = {name: rows for run in runs for name, rows in run["ways"].items()}
+    beside = {name: rows for run in runs for name, rows in run["beside one"].items()}
+    lines = [
+        _about_of(found),
+        "",
+        "```",
+        f"python -m benchmarks.several --preset {found['preset']} --devices {found['several']} "
+        f'--ways "{";".join(ways)}" --out FILE.json',
+        "```",
+        "",
+        "Medians after warm-up, each call waited for. A step has as many rows a device whichever",
+        "way it goes; its efficiency is the rows a second of a device beside those of one alone.",
+    ]
+    if found.get("note"):
+        lines += ["", found["note"]]
+    lines += ["", "## several devices", ""]
+    lines += ["| way | | ms | min to max | weights, peak GB a device | beside one |"]
+    lines += ["|---|---|---|---|---|---|"]
+    for name, rows in ways.items():
+        if "failed" in rows:
+            lines.append(f"| {name} | | failed: {rows['failed']} | | | |")
+            continue
+        held = rows.get("model", {}) | rows.get("step", {})
+        for what, row in rows.items():
+            if "ms" not in row:
+                continue
+            size = f"{what.partition('_')[0]} "
+            gain = [
+                f"{key.removeprefix(size).strip()} {value:.2f}"
+                for key, value in beside.get(name, {}).items()
+                if key == "efficiency" or (what.endswith("_per_token") and key.startswith(size))
+            ]
+            spread = f"{_ms(row['min'])} to {_ms(row['max'])}" if "min" in row else ""
+            gb = f"{held.get('weights_gb', '')}, {held.get('peak_gb', '')}"
+            lines.append(
+                f"| {name} | {what} | {_ms(row['ms'])} | {spread} | {gb} | {'; '.join(gain)} |"
+            )
+    return "\n".join(lines)
 
 
 def _group(runs: list[dict[str, Any]]) -> str:
@@ -263,11 +319,8 @@ def _group(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         for part, ways in run["parts"].items():
             found["parts"].setdefault(part, {}).update(ways)
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
     lines = [
-        f"Preset `{found['preset']}` on {found['devices']} x {found['device']}, {found['cores']} "
-        f"cores ({found['machine']}), {found['date']}; Python {found['python']}, {versions}; "
-        f"lw_jax {found['lw_jax']}{', commit ' + found['commit'] if 'commit' in found else ''}.",
+        _about_of(found),
         "",
         "```",
         f"python -m benchmarks.run --preset {found['preset']} --parts {','.join(found['parts'])} "

@@ -76,6 +76,24 @@ def test_runs_of_one_machine_stand_together_and_say_what_has_no_column() -> None
     assert "from the decoder's, by rows: lw_jax, kernels: 0.040, 0.040." in said
 
 
+def test_several_devices_stand_beside_one() -> None:
+    ways = {
+        "step, fsdp": {"step": ROW | {"weights_gb": 11.3, "peak_gb": 30.0}},
+        "decode, tensor": {"b1_per_token": {"ms": 4.0}, "b16_per_token": {"ms": 5.0}},
+        "step, data": {"failed": "no memory"},
+    }
+    gains = {
+        "step, fsdp": {"efficiency": 0.951},
+        "decode, tensor": {"b1 times as quick": 1.2, "b16 times as quick": 1.3},
+    }
+    about = {k: v for k, v in FOUND.items() if k != "parts"} | {"several": 2}
+    said = page(about | {"ways": ways, "beside one": gains})
+    assert "| step, fsdp | step | 50.00 | 49.00 to 52.00 | 11.3, 30.0 | efficiency 0.95 |" in said
+    assert "| b1_per_token | 4.00 |  | ,  | times as quick 1.20 |" in said
+    assert "| b16_per_token | 5.00 |  | ,  | times as quick 1.30 |" in said
+    assert "failed: no memory" in said
+
+
 def test_a_killed_run_is_held_against_one_that_was_not() -> None:
     whole = {"losses": {"1": 3.0, "2": 2.0}, "arrays": {"a": "x"}}
     killed = whole | {"killed": 2, "resumed": 1}

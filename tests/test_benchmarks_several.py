@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.several import WAYS, beside_one, moved
+from benchmarks.several import WAYS, _process, beside_one, moved
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,3 +52,16 @@ def test_a_smoke_run_of_every_way(tmp_path: Path) -> None:
     gathered = found["ways"]["step, fsdp"]["step"]["moved"]["all-gather"]
     assert gathered["times"] > 0
     assert "all-gather" not in found["ways"]["step, data"]["step"]["moved"]
+
+
+@pytest.mark.slow
+def test_weights_that_stay_whole_are_put_together_once() -> None:
+    """Of a layer's matrix by teacher, student and backward pass: once where nothing is computed
+    again, else by each."""
+    gathers = {}
+    for remat in ("none", "full"):
+        how = {"part": "step", "axis": "fsdp", "unroll": "always", "remat": remat}
+        rows = _process("smoke", 2, how, 400)
+        gathers[remat] = rows["step"]["moved"]["all-gather"]["times"]
+    layers = 2 * 4  # matrices of the receiver's layers
+    assert gathers["full"] - gathers["none"] >= 2 * layers

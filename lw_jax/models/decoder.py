@@ -27,13 +27,13 @@ from lw_jax.models.layer import PRODUCTS, heads, mlp, output, rms_norm, stacked_
 from lw_jax.models.params import depth
 from lw_jax.models.quant import take_layer
 from lw_jax.models.rope import angles, rotate
-from lw_jax.models.split import WHOLE, embedding_table, gathered, is_split
+from lw_jax.models.split import embedding_table, gathered, is_split
 from lw_jax.types import KV, Array, Blocks, Edits, Lora, PyTree
 
 Remat = Literal["full", "dots", "none"]
 """What the backward pass computes again: all of a layer but its input; what is no matrix product
 (norms, rotations, attention, activations); or nothing, of layers apart (a scan would keep each
-layer's weights)."""
+layer's weights). Weights that lie in pieces count: of `none` they stay whole until then."""
 NONE_NEEDS_APART = (
     "remat none needs the frozen models' layers apart: set unroll: always for each of them, or "
     "remat to dots"
@@ -266,14 +266,16 @@ def _each_apart(
     remat: Remat,
 ) -> tuple[Array, Array | None, Any, Any]:
     """The same of layers apart, one after another, each used where it lies."""
-    split = is_split(layers)
+    # Weights in pieces: computed again, each pass puts them together for itself. Where nothing is,
+    # they stay whole until the backward pass, so that all passes may share them.
+    anew = is_split(layers) and remat != "none"
 
     def whole(w: PyTree, h: Array, past: Any, own: _Own, ctx: _Shared, since: Array | None) -> Any:
         return layer(gathered(w, since), h, past, own, ctx)
 
     once: Callable[..., Any] = jax.jit(whole)  # traced once, and used by all layers that are alike
     earlier = h  # a layer's weights are put together while the one before it is computed
-    if remat != "none" or split:
+    if remat != "none":
         # The stream alone must be computed again; a barrier before the weights has no use, unless
         # they are put together anew.
         barred = (False, True, False, False, False, True)
@@ -294,8 +296,9 @@ def _each_apart(
             blocks=None if blocks is None or i not in blocks.layers else _only(blocks, i),
         )
         before = None if past is None else (past[0][i], past[1][i])
-        since = earlier if split else None
-        earlier, (h, after, kv) = h, once(layers[i], h, before, own, ctx, since)
+        w = layers[i] if anew else gathered(layers[i])
+        since = earlier if anew else None
+        earlier, (h, after, kv) = h, once(w, h, before, own, ctx, since)
         tap(i + 1)
         pasts.append(after)
         owns.append(kv)
@@ -310,12 +313,7 @@ def _each_apart(
 
 def _policy(remat: Remat) -> Any:
     """What a checkpointed layer keeps besides its input."""
-    kept: dict[Remat, Any] = {
-        "full": None,
-        "dots": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
-        "none": jax.checkpoint_policies.save_anything_except_these_names(WHOLE),
-    }
-    return kept[remat]
+    return None if remat == "full" else jax.checkpoint_policies.save_only_these_names(*PRODUCTS)
 
 
 def _by_layer(given: LayerInputs) -> dict[str, Array]:

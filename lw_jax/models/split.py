@@ -1,7 +1,7 @@
 """Frozen weights in pieces over the mesh axis `fsdp`, put together where they are used.
 
 No device holds a whole model. What computes with a weight asks `gathered` for it, layer by layer,
-and the whole weight is let go of afterwards; a backward pass asks again (`decoder.run` keeps none).
+and the whole weight is let go of afterwards; a backward pass asks again, unless `remat` is none.
 Models on a mesh without that axis have no `Split` in them, and `gathered` does nothing.
 """
 
@@ -11,13 +11,9 @@ from typing import Any
 
 import jax
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lw_jax.types import Array, PyTree
-
-WHOLE = "whole_weight"
-"""Name of a weight that was put together: what remembers values between passes must not keep it."""
 
 
 @struct.dataclass
@@ -84,8 +80,7 @@ def gathered(weights: PyTree, since: Array | None = None) -> PyTree:
         pieces = x.pieces
         if since is not None:
             pieces, _ = jax.lax.optimization_barrier((pieces, jax.lax.stop_gradient(since)))
-        one = jax.lax.with_sharding_constraint(jax.lax.stop_gradient(pieces), x.whole)
-        return checkpoint_name(one, WHOLE)
+        return jax.lax.with_sharding_constraint(jax.lax.stop_gradient(pieces), x.whole)
 
     return jax.tree.map(of, weights, is_leaf=_split)
 

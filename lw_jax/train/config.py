@@ -142,8 +142,8 @@ class TrainConfig(Checked):
         remat: what the backward pass through the receivers computes again rather than keeps:
             `full`, all but the input of each layer; `dots`, all but that and the results of the
             matrix products: faster, for more memory (--doctor says how much); `none`, nothing,
-            where the models' layers are apart (`unroll`); `auto`, the least that fits into the
-            device's memory.
+            where the models' layers are apart (`unroll`; with `mesh.fsdp` their weights then stay
+            whole from the forward pass on); `auto`, the least that fits into the device's memory.
         buckets: most lengths that batches can have, chosen so that a sample of the contexts is
             padded least; contexts of like length are then put together in a batch, among those of
             32 batches of the shuffled rows. null: every batch is as long as the longest context of

@@ -50,7 +50,11 @@ def frozen_on(mesh: Any, unroll: str) -> FrozenModels:
 
 @cache
 def trained(
-    shape: tuple[int, int, int], steps: int, name: str = "adamw", unroll: str = "always"
+    shape: tuple[int, int, int],
+    steps: int,
+    name: str = "adamw",
+    unroll: str = "always",
+    remat: Any = "full",
 ) -> tuple[Any, list[float]]:
     """Parameters after some steps on a mesh, and the losses."""
     sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
@@ -62,7 +66,7 @@ def trained(
     # every config here: else what is measured is the rounding of gradients that are almost zero.
     rates = OptimiserConfig(name=name, schedule=Schedule(ramp=20 if name == "adamw" else 0))
     made = make_optimiser(rates, params, 20)
-    train = TrainConfig(20, optimiser=rates)
+    train = TrainConfig(20, optimiser=rates, remat=remat)
     step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(OBJECTIVES, 0))
     state = put_trained(mesh, new_state(params, made, jax.random.key(1)))
     frozen, rows, losses = frozen_on(mesh, unroll), put_batch(mesh, batch()), []
@@ -96,6 +100,12 @@ def test_two_meshes(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("shape", EIGHT)
 def test_every_mesh_of_eight(shape: tuple[int, int, int], name: str, tolerance: float) -> None:
     same(shape, 20, tolerance, name=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
+def test_weights_that_stay_whole_until_the_backward_pass(shape: tuple[int, int, int]) -> None:
+    same(shape, 20, 1e-5, remat="none")
 
 
 @pytest.mark.slow
