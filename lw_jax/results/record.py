@@ -76,8 +76,8 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Steps, median seconds per step, losses and alarms from a train stage's diagnostics.
 
     `course` has steps and losses, `watched` the last step at which alarms could fire (0: never),
-    `looks` the median share of the time that a look between quick evaluations takes, where the
-    stage has some.
+    `looks` the median share of the time that a look between quick evaluations takes, after the
+    first, which may wait for its program; there only where a stage has two.
     """
     # an interval without a finite step has no loss
     steps = [line for line in lines if line["kind"] == "train" and _is_number(line, "loss")]
@@ -101,7 +101,7 @@ def training(lines: list[dict[str, Any]]) -> dict[str, Any]:
         "watched": watched[-1]["step"] if watched else 0,
         "alarms": fired,
         "alarms_last": last_fired,
-    } | ({"looks": median(looks)} if looks else {})
+    } | ({"looks": median(looks[1:])} if looks[1:] else {})
 
 
 def _is_number(line: Mapping[str, Any], key: str) -> bool:

@@ -3,6 +3,7 @@ the word `none`."""
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,8 @@ def found() -> dict[str, list[dict[str, Any]]]:
 
 @cache
 def steps() -> dict[str, int]:
-    """Training steps of every record, by its name: its own, and those of the run that has a record
-    as well and whose bridge it evaluates."""
+    """Training steps of every record, by its name: its own, and those of what it evaluates, another
+    run with a record or a bridge that ships."""
     records = read_records(ROOT / "docs" / "records")
     own = {
         name: sum(stage["steps"] for stage in record["training"].values())
@@ -48,8 +49,14 @@ def steps() -> dict[str, int]:
 
 def _before(record: dict[str, Any], own: dict[str, int]) -> int:
     stages = record.get("config", {}).get("stages", {}).values()
-    places = [stage.get("evaluate", {}).get("init_from") for stage in stages]
-    return sum(own.get(str(place).removeprefix("runs/"), 0) for place in places)
+    places = [str(stage.get("evaluate", {}).get("init_from", "")) for stage in stages]
+    return sum(_bridge(place) + own.get(place.removeprefix("runs/"), 0) for place in places)
+
+
+def _bridge(place: str) -> int:
+    file = ROOT / place / "bridge.json"
+    shipped = place.startswith("zoo/bridges/")
+    return int(json.loads(file.read_text(encoding="utf-8"))["step"]) if shipped else 0
 
 
 def test_no_section_and_no_feature_is_dropped() -> None:

@@ -79,10 +79,10 @@ def runs(tmp_path: Path) -> list[Path]:
         lines = [
             {"stage": "read", "step": 5, "kind": "train", "loss": 3.0, "seconds_per_step": 1.0},
             {"stage": "fit", "step": 10, "kind": "train", "loss": 2.0, "seconds_per_step": 1.0},
-            {"stage": "fit", "step": 10, "kind": "watch", "share_of_time": 0.02},
+            {"stage": "fit", "step": 10, "kind": "watch", "share_of_time": 1.5},
             {"stage": "fit", "step": 10, "kind": "evaluate", "r/alarm/collapse": 1},
             {"stage": "fit", "step": 20, "kind": "train", "loss": 1.5, "seconds_per_step": 3.0},
-            {"stage": "fit", "step": 20, "kind": "watch", "share_of_time": 0.04},
+            {"stage": "fit", "step": 20, "kind": "watch", "share_of_time": 0.03},
             {"stage": "fit", "step": 20, "kind": "evaluate", "r/alarm/collapse": 1},
         ]
         (run / "diagnostics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
