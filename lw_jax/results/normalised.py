@@ -8,12 +8,11 @@ from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.evaluate.normalised import FIGURES, Groups, Line, of_lines
-from lw_jax.report.read import ROW as SHOWN
-from lw_jax.report.read import SAID
 from lw_jax.utils.files import NUMBER, damaged, fits, read_json, read_lines
 
-ROW = SHOWN | {"receivers": {...: {...: SAID | {"nll": NUMBER, "tokens": int}}}}
-"""The form of a line of predictions.jsonl with what a score in nats is made of."""
+_SAID = {"f1": NUMBER, "nll": NUMBER, "tokens": int}
+ROW = {"id": str, "context_id": str, "receivers": {...: {...: _SAID}}}
+"""The form of a line of predictions.jsonl, of what the scores are made of."""
 
 
 def sentences(runs: Sequence[Path]) -> list[str]:
