@@ -10,6 +10,7 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lw_jax.commands._ends import add_gate, add_key, add_models, key_of, models_of, token_of
 from lw_jax.commands.base import Command, Parser
@@ -33,8 +34,11 @@ def run(given: Namespace) -> int:
         options["text_tokens"] = given.text_tokens or WORDS_IN_DEMO
         if given.role != "both":
             raise UserError("--demo: the page shows both ends; use --role both")
-    if given.receiver is not None and given.role == "receiver":
-        raise UserError("--receiver: this is the receiver; give it to the sender")
+    if given.receiver is not None:
+        if given.role != "sender":
+            raise UserError("--receiver: a sender alone hands questions on; give --role sender")
+        if not _is_address(given.receiver):
+            raise UserError(f"--receiver: {given.receiver}: expected http://HOST:PORT")
     config = ServeConfig(**options)
     token, key, receivers = token_of(given), key_of(given), models_of(given)
     listening = _listening(given.host, given.port)
@@ -65,6 +69,15 @@ def run(given: Namespace) -> int:
     except KeyboardInterrupt:
         return STOPPED
     return 0
+
+
+def _is_address(text: str) -> bool:
+    """Whether a server can be asked there."""
+    try:
+        found = urlsplit(text)
+        return found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:  # of a port that is no number
+        return False
 
 
 def _log() -> logging.Logger:
