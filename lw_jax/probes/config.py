@@ -43,6 +43,8 @@ class LeakConfig(Checked):
         heads: attention heads of a layer.
         codecs: in which messages are sent; empty: the bridge's own, int8 and int4.
         ratios: source tokens a slot; empty: those that the bridge was trained for.
+        inverters: which are trained, of message, receiver and prior (which sees nothing of what a
+            message says); empty: all.
         texts: a file with a text a line, used in place of the run's rows; null: these.
         seed: of the texts, what is planted, and the inverters.
     """
@@ -57,6 +59,7 @@ class LeakConfig(Checked):
     heads: Heads = 4
     codecs: Names = ()
     ratios: Annotated[tuple[Ratio, ...], FEW] = ()
+    inverters: Names = ()
     texts: Location | None = None
     seed: Seed = 42
 

@@ -62,6 +62,9 @@ from lw_jax.types import Latent
 
 ROWS = 16
 """Messages that the receiver reads at once."""
+PRIOR = "prior"
+INVERTERS = ("message", "receiver", PRIOR)
+"""What an inverter sees: the slots, what the receiver makes of them, or nothing of either."""
 APART = 20
 """One pair in so many is not learned from, and says how far an inverter has come."""
 STILL = 0.01
@@ -117,6 +120,10 @@ def run(probed: Probed, cfg: LeakConfig) -> Path:
         UserError: an option does not fit the bridge, or there are too few texts.
     """
     began = time.monotonic()
+    names = list(dict.fromkeys(cfg.inverters or INVERTERS))
+    for name in names:
+        if name not in INVERTERS:
+            raise UserError(f"inverters: unknown {name!r}; there are {', '.join(INVERTERS)}")
     codecs, ratios = codecs_of(probed.wire, cfg.codecs), ratios_of(probed.wire, cfg.ratios)
     ways = [Way(codec, ratio) for ratio in ratios for codec in codecs]
     known, unknown = _secrets(probed, cfg)
@@ -132,27 +139,28 @@ def run(probed: Probed, cfg: LeakConfig) -> Path:
     sees: dict[str, See] = {
         "message": partial(_alone, slots=slots, length=words.mean),
         "receiver": partial(_states, probed, slots=slots, length=words.mean),
+        PRIOR: lambda some: _nothing(_alone(some, slots=slots, length=words.mean)),
     }
     module = Inverter(words.length, words.vocab, cfg.width, cfg.depth, cfg.heads)
     lines: Lines = {}
     every: dict[str, Trained] = {}
     others = derangement([s.row.context for s in unknown], lengths=words.lengths(unknown)).tolist()
     tokens = words.tokens(known)
-    for name, see in sees.items():
-        trained = every[name] = _trained(probed, module, see(messages), tokens, cfg, name)
-        for way in ways:
-            held = [in_codec(one, way.codec) for one in sent[way.ratio][1]]
-            lines[f"{name}_{way.name}"] = _figures(
-                words.read(trained, see(held), cfg.batch_size), unknown, words, cfg.seed
-            )
-        held = [sent[ways[0].ratio][1][i] for i in others]
-        lines[f"{name}_deranged"] = _figures(
-            words.read(trained, see(held), cfg.batch_size), unknown, words, cfg.seed
-        )
-    prior = _trained(probed, module, _nothing(sees["message"](messages)), tokens, cfg, "prior")
-    every["prior"] = prior
-    seen = _nothing(sees["message"](sent[ways[0].ratio][1]))
-    lines["prior"] = _figures(words.read(prior, seen, cfg.batch_size), unknown, words, cfg.seed)
+    example = {"text": unknown[0].row.context, "planted": sentences(unknown[0].row.context)[-1]}
+
+    def keep(left: Sequence[str]) -> Path:
+        """What is known until now is written: each inverter takes minutes."""
+        more = {
+            "texts": len(known),
+            "unseen_texts": len(unknown),
+            "tokens_of_the_longest": words.length,
+            "losses": {name: one.loss for name, one in every.items()},
+            "curves": {name: one.curve for name, one in every.items()},
+            "example": example,
+            **({"unfinished": list(left)} if left else {}),
+        }
+        return write(probed, "leak", cfg, lines, time.monotonic() - began, more)
+
     if probed.asks:
         for way in ways:
             data, held = sent[way.ratio]
@@ -161,22 +169,22 @@ def run(probed: Probed, cfg: LeakConfig) -> Path:
             lines[f"asked_{way.name}"] = _asked(probed, packets, unknown, cfg.seed)
         data = sent[ways[0].ratio][0]
         lines["asked_deranged"] = _asked(probed, [data[i] for i in others], unknown, cfg.seed)
-    example = {"text": unknown[0].row.context, "planted": sentences(unknown[0].row.context)[-1]}
-    path = write(
-        probed,
-        "leak",
-        cfg,
-        lines,
-        time.monotonic() - began,
-        {
-            "texts": len(known),
-            "unseen_texts": len(unknown),
-            "tokens_of_the_longest": words.length,
-            "losses": {name: one.loss for name, one in every.items()},
-            "curves": {name: one.curve for name, one in every.items()},
-            "example": example,
-        },
-    )
+    path = keep(names)
+    for i, name in enumerate(names):
+        see = sees[name]
+        trained = every[name] = _trained(probed, module, see(messages), tokens, cfg, name)
+        # The prior sees the same columns of every message: one line says it all.
+        for way in ways[:1] if name == PRIOR else ways:
+            held = [in_codec(one, way.codec) for one in sent[way.ratio][1]]
+            lines[name if name == PRIOR else f"{name}_{way.name}"] = _figures(
+                words.read(trained, see(held), cfg.batch_size), unknown, words, cfg.seed
+            )
+        if name != PRIOR:
+            held = [sent[ways[0].ratio][1][i] for i in others]
+            lines[f"{name}_deranged"] = _figures(
+                words.read(trained, see(held), cfg.batch_size), unknown, words, cfg.seed
+            )
+        path = keep(names[i + 1 :])
     show(probed.console, "what is recovered of texts that no inverter has seen", lines)
     for name, one in every.items():
         if one.late is not None and one.late > STILL:

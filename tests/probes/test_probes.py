@@ -44,8 +44,14 @@ def test_an_inverter_writes_what_is_there_and_guesses_the_rest() -> None:
     module = Inverter(length=8, vocab=8, width=32, depth=1, heads=2)
     how: dict[str, Any] = {"steps": 150, "batch_size": 32, "lr": 0.02, "seed": 0}
     nothing = seen.replace(x=np.zeros_like(seen.x))  # type: ignore[attr-defined]
-    trained = train(module, seen, tokens, step=lambda *_: None, **how)
+    told = tokens.copy()
+    told[-40:] = 0  # of pairs that are apart nothing is learned
+    trained = train(module, seen, told, step=lambda *_: None, apart=40, **how)
     blind = train(module, nothing, tokens, step=lambda *_: None, **how)
+    assert [*trained.curve] == [0, *range(15, 151, 15)] and blind.late is None
+    wrote = trained.write(seen.of(np.arange(472, 512)), 32)
+    assert trained.curve[150] == pytest.approx((wrote == 0).mean()) and trained.curve[150] < 0.3
+    assert trained.late == trained.curve[150] - trained.curve[90]
     real = gold < 8
     assert (trained.write(other, 32) == gold)[real].mean() > 0.95
     assert (blind.write(other, 32) == gold)[real].mean() < 0.3
@@ -140,6 +146,7 @@ def test_options_that_do_not_fit_the_bridge(probed: Probed) -> None:
         (LeakConfig(codecs=("gif",)), "unknown codec 'gif'"),
         (LeakConfig(ratios=(4.0,)), "one number of slots"),
         (LeakConfig(texts="nowhere.txt"), "nowhere.txt"),
+        (LeakConfig(inverters=("slots",)), "unknown 'slots'; there are message, receiver, prior"),
     ):
         with pytest.raises(UserError, match=said):
             leak.run(probed, cfg)
