@@ -315,6 +315,12 @@ REFUSED: dict[str, tuple[Callable[[Bridge, bytes], Any], str]] = {
         lambda w, m: Bridge.load(FACTS, receivers={"qwen": "x"}),
         "receivers: 'qwen' is not one of mistral, which the bridge was trained for",
     ),
+    "gate": (lambda w, m: Bridge.load(FACTS, gate=3), "gate: expected a path; got a value of ty"),
+    "part text": (lambda w, m: Message.of([m])["0"], "message: expected the number of a part; g"),
+    "part None": (lambda w, m: Message.of([m]).dropped(None), "the number of a part; got None"),
+    "part half": (lambda w, m: Message.of([m]).replaced(0.5, m), "the number of a part; got a va"),
+    "parts None": (lambda w, m: Message.of(None), "message: expected a list of messages; got None"),
+    "parts text": (lambda w, m: Message.of("LWJX"), "message: expected a list of messages; got"),
     "receivers list": (
         lambda w, m: Bridge.load(FACTS, receivers=["x"]),
         "receivers: expected a map from the receivers' names to paths",

@@ -138,7 +138,8 @@ class Bridge(Sending, Answering):
         origin = str(home) if exported else None
         trained = load_trained(config, home, pipeline, checkpoint, init_from=origin)
         longest = _whole_numbers(about_bridge(home).get(LONGEST)) if exported else {}
-        opened = None if gate is None else Gate.load(Path(gate), trained.mark)
+        where = None if gate is None else arguments.path("gate", gate)
+        opened = None if where is None else Gate.load(where, trained.mark)
         decode, reach = _decoding(config), _reach(config)
         return cls(pipeline, trained, decode, secret, role, longest, reach, home, opened)
 

@@ -24,9 +24,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from numbers import Integral
+from typing import Any, overload
 
 from lw_jax.errors import UserError
+from lw_jax.utils.arguments import shown
 from lw_jax.wire.packet import Facts, facts
 
 MAGIC = b"LWJM"
@@ -121,7 +123,13 @@ class Message:
 
     @classmethod
     def of(cls, parts: Iterable[Message | bytes]) -> Message:
-        """One message of several, one after another; bytes are read by `from_bytes`."""
+        """One message of several, one after another; bytes are read by `from_bytes`.
+
+        Raises:
+            UserError: there is none, or something else among them.
+        """
+        if isinstance(parts, str) or not isinstance(parts, Iterable):
+            raise UserError(f"message: expected a list of messages; got {shown(parts)}")
         return cls(tuple(part for one in parts for part in _message(one).parts))
 
     def to_bytes(self) -> bytes:
@@ -232,7 +240,10 @@ def _message(value: Message | bytes) -> Message:
     return value if isinstance(value, Message) else Message.from_bytes(value)
 
 
-def _index(index: int, count: int) -> int:
+def _index(index: Any, count: int) -> int:
+    if isinstance(index, bool) or not isinstance(index, Integral):
+        raise UserError(f"message: expected the number of a part; got {shown(index)}")
+    index = int(index)
     if not -count <= index < count:
         raise UserError(f"message: part {index} of {count}; there is none")
     return index % count
