@@ -26,7 +26,7 @@ from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
 from lw_jax.utils import alive, hosts, kinds, output, program_cache, shipped
 from lw_jax.utils.failures import in_one_line
-from lw_jax.utils.signals import leave
+from lw_jax.utils.signals import Patience, leave, never_lost
 
 OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 CONFIG_FILE = yaml_files.RUN_CONFIG
@@ -281,7 +281,13 @@ def stoppable() -> Iterator[None]:
     """While inside, SIGTERM ends the process with code 143; a stage that is training saves first,
     and after Ctrl-C as well."""
 
+    patience = Patience()
+
     def stop(number: int, frame: FrameType | None) -> None:
+        if patience.waits(number, frame):
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         print("stopped: run the same command again to go on", flush=True)
         leave(number)
 
@@ -289,10 +295,10 @@ def stoppable() -> Iterator[None]:
         yield
         return
     # a script that starts it in the background has Ctrl-C ignored
-    wanted = {signal.SIGTERM: stop, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with never_lost():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

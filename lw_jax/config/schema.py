@@ -126,7 +126,6 @@ class Config(Checked):
                 raise UserError("bridge: missing; a train, calibrate or evaluate stage needs it")
             if self.data is None:
                 raise UserError("data: missing; a train, calibrate or evaluate stage needs it")
-            exactly_one(self.data, "data")
         if self.bridge is not None:
             self.bridge.check_read(self.receivers)
             check_calibrated(self.bridge, self.stages, self.receivers)

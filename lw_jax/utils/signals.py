@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +14,11 @@ from typing import NoReturn
 
 OF_SHELLS = 128
 """What shells add to a signal's number in the exit code of a process that it ended."""
+SOON = 0.05
+"""Seconds after which a signal that was lost, or came too early, comes again."""
+PATIENCE = 20.0
+"""Seconds that a signal waits for an import to end."""
+_IMPORTS = "<frozen importlib._bootstrap>"
 
 
 class Stop:
@@ -48,6 +56,60 @@ def leave(number: int) -> NoReturn:
         SystemExit: always.
     """
     raise SystemExit(OF_SHELLS + number)
+
+
+class Patience:
+    """Waits with a signal while a module is imported: an extension that is interrupted there may
+    end the process by SIGABRT."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def waits(self, number: int, frame: FrameType | None) -> bool:
+        """Whether the signal is to be left alone now; then it comes again, for `PATIENCE` at most.
+
+        Args:
+            number: the signal's.
+            frame: where it came, as a handler is given it.
+        """
+        while frame is not None and frame.f_code.co_filename != _IMPORTS:
+            frame = frame.f_back
+        now = time.monotonic()
+        self._until = now + PATIENCE if self._until is None else self._until
+        if frame is None or now > self._until:
+            return False
+        _again(number)
+        return True
+
+
+def _again(number: int) -> None:
+    """Sends this process a signal again, soon."""
+    timer = threading.Timer(SOON, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
+
+
+@contextmanager
+def never_lost() -> Iterator[None]:
+    """While inside, a signal's exception that Python ignores is had again: the handler may run
+    where none can be raised, as while memory is freed (after a compilation that is likely: jax
+    looks on), and a Ctrl-C would do nothing."""
+    before = sys.unraisablehook
+
+    def seen(ignored: sys.UnraisableHookArgs) -> None:
+        number = signal.SIGINT if issubclass(ignored.exc_type, KeyboardInterrupt) else 0
+        if isinstance(ignored.exc_value, SystemExit) and isinstance(ignored.exc_value.code, int):
+            number = ignored.exc_value.code - OF_SHELLS
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            before(ignored)
+            return
+        _again(number)
+
+    sys.unraisablehook = seen
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -169,6 +169,8 @@ def test_bad_flags(write: Write, flag: str, said: str) -> None:
         ({"receivers.sender": {"path": "x"}}, "receivers.sender: the name is taken"),
         ({"stages.a b": {"calibrate": {}}}, "stages.a b: a name has letters"),
         ({"data": None}, "data: missing"),
+        ({"stages.fit.train.data": {"topics": None}}, "stages.fit.train.data: none is set; set"),
+        ({"stages.fit.train.data": {"facts": {}, "topics": {}}}, "facts and topics are set; set"),
         ({"bridge.reader": {}}, "bridge.reader: none is set; set one or several of"),
         ({"bridge": 3}, "bridge: expected a mapping with keys of latent_dim"),
         (
