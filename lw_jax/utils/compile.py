@@ -22,6 +22,14 @@ SECONDS = 5
 """What a program of a small model takes to compile, about, on one core."""
 
 
+def own_cores() -> int:
+    """The processor's cores that this process may use: several runs that share a machine may have
+    some each (`taskset`, a container's set)."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass
 class AheadOfTime:
     """Programs to compile; one that is added twice is compiled once."""
@@ -54,7 +62,7 @@ class AheadOfTime:
         """
         if not self.lowered:
             return {}
-        count, cores = len(self.lowered), os.cpu_count() or 1
+        count, cores = len(self.lowered), own_cores()
         line = f"compiling {count} program{'s' * (count > 1)}"
         about = SECONDS * math.ceil(count / cores)
         console.print(
@@ -123,7 +131,7 @@ class Behind:
         )
         with self.console.status(alive.Compiling("compiling the first step")):
             self._compile(first)
-        self._pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "compile")
+        self._pool = ThreadPoolExecutor(max(1, own_cores() - 1), "compile")
         self._running = {key: self._pool.submit(self._compile, key) for key in others}
 
     def wait(self, *keys: Hashable) -> None:

@@ -56,6 +56,22 @@ def test_a_line_says_what_takes_so_long() -> None:
     assert said[0].startswith("compiling 2 programs (once; about ")
 
 
+def test_cores_that_the_process_may_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 it has one: programs are compiled one after the other."""
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3}, raising=False)
+    programs, screen = AheadOfTime(), Console(file=io.StringIO())
+    for size in (13, 17, 19):
+        programs.add(powers, 2, {"a": jnp.ones(size)})
+    programs.compile(screen)
+    assert "about 15 s" in screen.file.getvalue()  # type: ignore[attr-defined]
+    behind = Behind(screen)
+    behind.add(powers, 2, {"a": jnp.ones(23)})
+    behind.start()
+    assert behind._pool is not None and behind._pool._max_workers == 1
+    behind.close()
+
+
 def test_shapes_stand_for_arrays(mesh: Mesh) -> None:
     where = batch_sharding(mesh)
     programs = AheadOfTime()
