@@ -84,6 +84,10 @@ _TOKENIZER = {
 """What transformers calls the metadata under `tokenizer.ggml.`."""
 
 
+AT_ONCE = 2**19
+"""Bytes of a quantised tensor that become floats together."""
+
+
 class Slice(NamedTuple):
     """What a file's header says of a tensor, in the form of safetensors' slices.
 
@@ -139,8 +143,10 @@ class GGUF:
 
     def array(self, key: str) -> list[Any]:
         """An array of the metadata; empty if there is none."""
+        from lw_jax.models.gguf_reader import values
+
         field = self._reader.fields.get(key)
-        return [] if field is None else list(field.contents())
+        return [] if field is None else values(field)
 
     @property
     def stored(self) -> str:
@@ -257,11 +263,7 @@ class GGUF:
 
     def get_tensor(self, name: str) -> NDArray:
         """A tensor in float32, in the layout of a Hugging Face checkpoint."""
-        from gguf.quants import dequantize
-
-        tensor = self._tensors[name]
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        values = values.reshape(self.get_slice(name).shape)
+        values = _floats(self._tensors[name]).reshape(self.get_slice(name).shape)
         if self.family in ("llama", "mistral"):
             heads = int(self.config["num_attention_heads"])
             if name.endswith("self_attn.q_proj.weight"):
@@ -385,13 +387,15 @@ def _opened(path: Path, changed: int, size: int) -> GGUF:
 def _read(path: Path) -> Any:
     """The `gguf` package's view of a file."""
     try:
-        from gguf import GGUFReader
+        import gguf  # noqa: F401
+
+        from lw_jax.models.gguf_reader import Reader
     except ImportError:
         raise UserError(
             f'{path}: GGUF files need the package gguf: pip install "lw_jax[gguf]"'
         ) from None
     try:
-        return GGUFReader(path)
+        return Reader(path)
     except Exception as error:  # of a file that is cut or garbled, many kinds
         line = errors.said(error)
         raise UserError(f"{path}: is no readable GGUF file: {line}") from error
@@ -405,6 +409,25 @@ def _is_long(key: str, field: Any) -> bool:
 def _kind(tensor: Any) -> str:
     """How a tensor is stored, e.g. Q4_K."""
     return str(tensor.tensor_type.name)
+
+
+def _floats(tensor: Any) -> NDArray:
+    """A tensor's numbers in float32, as the package has them, `AT_ONCE` bytes at a time: it takes
+    sixteen rows, and most of the time goes into taking them."""
+    from gguf import quants
+
+    stored = quants._type_traits.get(tensor.tensor_type)
+    if stored is None:
+        plain: NDArray = quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
+        return plain.astype(np.float32, copy=False)
+    stored.init_grid()
+    rows = np.asarray(tensor.data)
+    rows = rows.reshape(-1, rows.shape[-1])
+    shape = quants.quant_shape_from_byte_shape(rows.shape, tensor.tensor_type)
+    found, many = np.empty(shape, np.float32), max(1, AT_ONCE // rows.shape[1])
+    for begin in range(0, len(rows), many):
+        found[begin : begin + many] = stored.dequantize_rows(rows[begin : begin + many])
+    return found
 
 
 def _halves_apart(values: NDArray, heads: int) -> NDArray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lw_jax.data import classification, gsm8k, hotpotqa, jsonl, overlap, records, squad
+from lw_jax.data import classification, gsm8k, hotpotqa, jsonl, load, overlap, records, squad
+from lw_jax.data.config import DataConfig
 from lw_jax.data.example import Example
 from lw_jax.data.source import ListRows
 from lw_jax.errors import UserError
@@ -423,3 +426,30 @@ def test_levels_that_are_no_whole_numbers_are_named(level: Any, tmp_path: Path) 
     rows = read(file, level_field="level")
     assert [e.level for e in every(rows)] == [1]
     assert rows.malformed[0].startswith(f"{file}:2: level: expected a whole number, got ")
+
+
+def test_rows_of_small_files_are_read_once_and_anew_when_they_change(tmp_path, monkeypatch):
+    path, read = tmp_path / "rows.jsonl", []
+    whole = records._file
+    monkeypatch.setattr(records, "_file", lambda name: read.append(name) or whole(name))
+
+    def write(text: str, age: float) -> None:
+        path.write_text(json.dumps({"context": text, "question": "?", "answer": "x"}))
+        os.utime(path, (time.time() - age,) * 2)
+
+    def loaded(level: int | None = None) -> str:
+        own = jsonl.Config(train=str(path), eval=None, eval_share=0.0, validation_share=0.0)
+        return load.load_rows(DataConfig(jsonl=own), "train", 1, level)[0][0].context
+
+    write("first", 60)
+    assert [loaded(), loaded(), loaded(0)] == ["first"] * 3
+    assert len(read) == 2  # a level has rows of its own
+    write("other", 30)
+    assert loaded() == "other" and len(read) == 3
+    write("third", 0)  # changed a moment ago: it may change again unseen
+    assert [loaded(), loaded()] == ["third"] * 2
+    assert len(read) == 5
+    monkeypatch.setattr(load, "SMALL", 3)
+    write("large", 10)
+    assert [loaded(), loaded()] == ["large"] * 2
+    assert len(read) == 7

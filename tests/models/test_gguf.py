@@ -170,6 +170,39 @@ def test_damaged_files_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
+def test_long_lists_are_those_of_the_package(endian, tmp_path):
+    from lw_jax.models.gguf_reader import LONG, Reader, values
+
+    path, order = tmp_path / "lists.gguf", gguf.GGUFEndian[endian]
+    out = gguf.GGUFWriter(path, "llama", endianess=order)
+    texts = [f"wörd {i}" if i % 7 else "" for i in range(LONG + 5)]
+    out.add_array("long.strings", texts)
+    out.add_array("long.floats", [i / 3 for i in range(LONG)])
+    out.add_array("long.whole", list(range(LONG)))
+    out.add_array("short.strings", texts[:9])
+    out.add_string("after", "them")
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.close()
+    theirs, ours = gguf.GGUFReader(path).fields, Reader(path).fields
+    assert ours.keys() == theirs.keys() and "after" in ours
+    for key, field in theirs.items():
+        of = values if key.startswith(("long", "short")) else lambda one: one.contents()
+        assert of(ours[key]) == field.contents(), key
+        assert len(ours[key].data) == len(field.data)
+    assert values(ours["long.strings"]) == texts
+    if endian == "LITTLE":
+        assert len(ours["long.strings"].parts) < 9 < len(theirs["long.strings"].parts)
+        cut = path.read_bytes()
+        (tmp_path / "cut.gguf").write_bytes(cut[: cut.index("wörd 900".encode())])
+        for begun in ("wörd 900", "long.floats"):
+            at = cut.index(begun.encode())
+            (tmp_path / "cut.gguf").write_bytes(cut[: at + 100])
+            with pytest.raises(ValueError, match=r"end|dtype"):
+                Reader(tmp_path / "cut.gguf")
+
+
 def test_a_missing_tensor_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "model.gguf", "qwen2")
     opened = reading.open_gguf(path)
