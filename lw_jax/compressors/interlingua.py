@@ -62,12 +62,8 @@ class Config(Compressor):
         check_heads(self.width, self.heads)
         if self.anchor in self.views:
             raise UserError(f"anchor: {self.anchor!r} is one of views as well; leave it out there")
-        if self.view is not None:
-            self._check_view(self.view)
-
-    def _check_view(self, view: str) -> None:
-        if view not in self.views:
-            raise UserError(f"view: {view!r} is none of its views {', '.join(self.views)}")
+        if self.view is not None and self.view not in self.views:
+            raise UserError(f"view: {self.view!r} is none of its views {', '.join(self.views)}")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -85,7 +81,6 @@ class Config(Compressor):
         Raises:
             UserError: it has no such view.
         """
-        self._check_view(view)
         return replace(self, view=view)
 
     def build(self, dims: BridgeDims) -> Interlingua:

@@ -92,7 +92,14 @@ class Config(Compressor):
 
 
 def merged(
-    x: Array, real: Array, size: int, mode: str, kernel: int, mlp_ratio: int, train: bool
+    x: Array,
+    real: Array,
+    size: int,
+    mode: str,
+    kernel: int,
+    mlp_ratio: int,
+    dropout: float,
+    train: bool,
 ) -> tuple[Array, Array]:
     """Windows from tokens. Called inside a compact module, which gets the parameters.
 
@@ -103,6 +110,7 @@ def merged(
         mode: how a window is pooled.
         kernel: tokens that a window of `conv` sees.
         mlp_ratio: hidden width of the MLPs over the width.
+        dropout: dropout in the MLP.
         train: whether this is a training step.
 
     Returns:
@@ -119,7 +127,8 @@ def merged(
         around = ((before, kernel - size - before),)
         z = z + nn.Conv(width, (kernel,), strides=(size,), padding=around, name="conv")(x)
     if mode != "mean":
-        z = z + Mlp(mlp_ratio, name="mlp")(nn.RMSNorm(name="mlp_norm")(z), train)
+        mlp = Mlp(mlp_ratio, dropout=dropout, name="mlp")
+        z = z + mlp(nn.RMSNorm(name="mlp_norm")(z), train)
     return z, count > 0
 
 
@@ -127,10 +136,11 @@ class Halving(nn.Module):
     """One level of the hierarchy: two neighbours [B, 2n, W] become one [B, n, W]."""
 
     mlp_ratio: int
+    dropout: float
 
     @nn.compact
     def __call__(self, x: Array, real: Array, train: bool) -> tuple[Array, Array]:
-        z, mask = merged(x, real, 2, "concat", 2, self.mlp_ratio, train)
+        z, mask = merged(x, real, 2, "concat", 2, self.mlp_ratio, self.dropout, train)
         return z * mask[..., None], mask
 
 
@@ -157,9 +167,10 @@ class Window(nn.Module):
         if c.mode == "hierarchical":
             z, mask = x, real
             for level in range(c.size.bit_length() - 1):
-                z, mask = Halving(c.mlp_ratio, name=f"level_{level}")(z, mask, train)
+                halving = Halving(c.mlp_ratio, c.dropout, name=f"level_{level}")
+                z, mask = halving(z, mask, train)
         else:
-            z, mask = merged(x, real, c.size, c.mode, c.seen, c.mlp_ratio, train)
+            z, mask = merged(x, real, c.size, c.mode, c.seen, c.mlp_ratio, c.dropout, train)
         for name in c.views[1:]:
             z = z + self._stretches(views[name], name, windows, mask, train)
         starts = jnp.arange(windows) * c.size

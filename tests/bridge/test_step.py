@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import chex
@@ -39,8 +40,8 @@ from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.plan import Plan, context_of, plan_at
 from lw_jax.train.state import new_state
-from lw_jax.train.step import make_step, train_step
-from lw_jax.types import Latent, Taps
+from lw_jax.train.step import _loudness, make_step, train_step
+from lw_jax.types import Delivery, Latent, Taps
 from lw_jax.utils.schedule import Schedule
 from tests.tiny import objectives as by_hand
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
@@ -151,6 +152,39 @@ def test_shares_add_up_to_one() -> None:
     assert len(shares) == 2
     np.testing.assert_allclose(sum(shares), 1.0, rtol=1e-5)
     np.testing.assert_allclose(metrics["r/rms_ratio"], 1.0, rtol=1e-3)
+
+
+def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
+    mesh, step, fresh = prepared(config(), 1, "adamw", 1)
+    state = jax.device_put(jax.tree.map(jnp.copy, fresh), replicated(mesh))
+    frozen = jax.device_put(frozen_models(), replicated(mesh))
+    rows = batch() | {"valid": np.zeros_like(batch()["valid"])}
+    _, metrics = jax.device_get(step(state, frozen, put_batch(mesh, rows)))
+    assert metrics["sound"]
+    assert metrics["dropped"] == len(rows["valid"])
+    for name in ("loss", "grad_norm", "loss/r/answer_ce", "share/kd"):
+        assert metrics[name] == 0, name
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_loudness_of_soft_tokens_by_hand(masked: bool) -> None:
+    """Tokens of RMS 1, 3 and 2, 2 where the receiver's own have 10;
+    a third in a row is none, if a mask says so."""
+    tokens = np.array([[1, 3, 9], [2, 2, 9]], np.float32)
+    mask = np.array([[True, True, False]] * 2)
+    size = 3 if masked else 2
+    embeds = jnp.asarray(np.repeat(tokens[:, :size, None], 4, axis=2))
+    given = Delivery(embeds, jnp.asarray(mask) if masked else None)
+    seen = SimpleNamespace(
+        delivered=True, deliveries={"r": given}, reader_intermediates=lambda _: {}
+    )
+    found = _loudness(seen, BridgeDims(4, 1, 4, {"r": ModelDims(4, 1, 1, 4, 10.0)}))  # type: ignore[arg-type]
+    found = {name: float(term.total / term.count) for name, term in found.items()}
+    assert found["r/token_rms/least"] == pytest.approx(0.1)
+    assert found["r/token_rms/most"] == pytest.approx(0.3)
+    assert found["r/token_rms/spread"] == pytest.approx(np.sqrt(0.5) / 2)
+    if not masked:
+        assert found["r/rms_ratio"] == pytest.approx(np.sqrt(18 / 4) / 10)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
-from lw_jax.compressors import dit, perceiver, rectified_flow
+from lw_jax.compressors import dit, dit_blocks, perceiver, rectified_flow
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh
 from lw_jax.models.dims import BridgeDims, ModelDims
@@ -106,6 +106,22 @@ def sample(params: Any, views: Any, seed: int = 0, train: bool = False, **option
 
 def loss(params: Any, views: Any, aim: Features, seed: int = 0, **options: Any) -> dit.FlowLoss:
     return compiled("loss", True, **options)(params, seed, views, aim)
+
+
+def test_the_condition_is_of_normed_tokens_and_of_real_ones() -> None:
+    """However loud the source is, its tokens have an RMS of 1; the summary is their mean."""
+    view = source()["source"]
+    loud = view.replace(x=100.0 * view.x)  # type: ignore[attr-defined]
+    net = dit_blocks.Condition(width=16, heads=2, conditioning="mean")
+    given, params = jax.jit(net.init_with_output)(jax.random.key(0), loud)
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(given.tokens**2, axis=-1)), 1.0, rtol=1e-4)
+    for row, real in enumerate(np.asarray(view.mask)):
+        np.testing.assert_allclose(
+            given.summary[row], np.asarray(given.tokens)[row][real].mean(0), rtol=1e-4, atol=1e-5
+        )
+    pool = params["params"]["pool"]
+    added = given.summary @ pool["kernel"] + pool["bias"][None]
+    np.testing.assert_allclose(given.added, added, rtol=1e-4, atol=1e-5)
 
 
 def test_before_training_the_velocity_is_zero() -> None:

@@ -64,6 +64,8 @@ stages:
 ROWS = 4
 ROLES: tuple[Literal["sender"], Literal["receiver"]] = ("sender", "receiver")
 WIDTHS = {"anchor": 16, "one": 16, "two": 24}
+COUNTS = {"anchor": 11, "one": 8, "two": 6}
+"""Tokens of a text, which fill their row but for two columns."""
 
 
 @cache
@@ -92,13 +94,20 @@ def params() -> Any:
 
 
 def taps(seed: int = 0) -> dict[str, Taps]:
+    """Four rows, in every second of which the tokens stand two columns later; the last two rows
+    are of one text, with something else in the columns without a token."""
     draw = np.random.default_rng(seed)
     found = {}
     for name, width in WIDTHS.items():
-        count = 5 + len(name)
-        states = jnp.asarray(draw.normal(size=(1, ROWS, count, width)), jnp.float32)
-        mask = jnp.ones((ROWS, count), bool)
-        found[name] = Taps(states, mask, jnp.zeros((ROWS, count), jnp.int32))
+        count = COUNTS[name]
+        states = draw.normal(size=(1, ROWS, count + 2, width))
+        mask = np.zeros((ROWS, count + 2), bool)
+        for row in range(ROWS):
+            mask[row, 2 * (row % 2) :][:count] = True
+        states[:, 3, 2:] = states[:, 2, :-2]
+        found[name] = Taps(
+            jnp.asarray(states, jnp.float32), jnp.asarray(mask), jnp.zeros(mask.shape, jnp.int32)
+        )
     return found
 
 
@@ -117,6 +126,9 @@ def test_rows_take_the_views_in_turn_in_training_and_all_views_are_there() -> No
     (one, two), (latent, sown) = run(params(), taps())
     assert one.slots.shape == two.slots.shape == (ROWS, 4, 12)
     assert one.span.tolist() == [8.0] * ROWS  # in tokens of its own view
+    assert latent.span.tolist() == [8.0, 6.0] * 2  # and of the view of its turn
+    for own in (one, two):  # columns without a token change nothing
+        np.testing.assert_allclose(own.slots[2], own.slots[3], rtol=1e-5, atol=1e-6)
     assert float(jnp.abs(one.slots - two.slots).max()) > 0.01
     each = sown["compressor"]["views"]
     assert each.shape == (ROWS, 2, 4, 12)

@@ -70,6 +70,33 @@ def test_a_token_moves_the_windows_that_see_it(mode: str, moved: list[int]) -> N
     assert np.flatnonzero(apart > 1e-4).tolist() == moved
 
 
+def test_the_mean_of_a_window_is_that_of_its_real_tokens() -> None:
+    x = jnp.asarray([[[2.0], [4.0], [7.0], [0.0], [0.0], [0.0]]])
+    real = jnp.asarray([[True, True, True, False, False, False]])
+    z, mask = window.merged(x, real, 2, "mean", 2, 4, 0.0, False)
+    assert z.ravel().tolist() == [3.0, 7.0, 0.0]
+    assert mask.tolist() == [[True, True, False]]
+
+
+def test_each_window_reads_its_stretch_of_the_other_view() -> None:
+    """Of 20 tokens in windows of 4, and 10 bytes, a window has 2; what fills a row is none."""
+    dims = BridgeDims(WIDTH, 1, 6)
+    options = {"mode": "mean", "width": 16, "heads": 2, "depth": 0, "views": ("tokens", "bytes")}
+    built = window.Config(SIZE, **options).build(dims)  # type: ignore[arg-type]
+    tokens, one = features([20, 9]), features([10, 7])
+    params = jax.jit(built.init)(jax.random.key(0), {"tokens": tokens, "bytes": one})
+    run = jax.jit(lambda other: built.apply(params, {"tokens": tokens, "bytes": other}).slots)
+
+    def moved(row: int, byte: int) -> list[int]:
+        other = one.replace(x=one.x.at[row, byte].add(1.0))  # type: ignore[attr-defined]
+        apart = np.abs(run(one) - run(other)).max(axis=-1)
+        assert not apart[1 - row].any()
+        return np.flatnonzero(apart[row] > 1e-4).tolist()
+
+    assert [moved(0, byte) for byte in range(10)] == [[n // 2] for n in range(10)]
+    assert [moved(1, byte) for byte in (0, 6, 7, 19)] == [[0], [2], [], []]  # 7 in three windows
+
+
 def test_parameters_of_bridges_that_were_trained() -> None:
     own = {"enter", "leave", "out_norm"}
     mixer = {"mixer"}

@@ -75,3 +75,12 @@ def test_two_methods_that_never_differ_may_differ_elsewhere() -> None:
     mean, (low, high) = bootstrap.paired([1, 0] * 10, [1, 0] * 10, seed=0, bounds=(0, 1))
     assert mean == 0
     assert -0.2 < low < -0.1 < 0.1 < high < 0.2
+    # Of values from 1 to 3 a difference may be twice as large.
+    _, twice = bootstrap.paired([3, 1] * 10, [3, 1] * 10, seed=0, bounds=(1, 3))
+    np.testing.assert_allclose(twice, (2 * low, 2 * high))
+
+
+def test_as_many_resamples_as_asked() -> None:
+    """Of one resample the interval is its mean alone."""
+    low, high = bootstrap.interval(np.arange(50.0), seed=0, resamples=1)
+    assert low == high

@@ -78,6 +78,16 @@ def test_identical_outputs_are_no_entity_transfer() -> None:
     assert "answers" not in found
 
 
+def test_short_answers_have_no_entity_transfer() -> None:
+    """Names and numbers are counted where a gold text has two on average, and not below."""
+    said = [_said("Ann"), _said("Bob")]
+    for texts, scored in ((("Ann and Bob", "Cid, 7"), True), (("Ann and Bob", "Cid"), False)):
+        examples = [_example(i, f"it was {text}") for i, text in enumerate(texts)]
+        found = summary.of_method(examples, said, 1.0, SETTINGS)
+        assert ("entities" in found) == scored
+    assert found["em"] == 0
+
+
 def _problem(i: int, answer: str, context: str) -> Example:
     return Example(f"q{i}", f"c{i}", context, "", (answer,))
 

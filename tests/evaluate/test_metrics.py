@@ -163,6 +163,10 @@ def test_entities_are_found_whole() -> None:
         ("She will run, then he ate.", set()),
         ("The information was kept.", {"information"}),
         ("Two children each eat the other movies.", {"children", "movie"}),
+        # A plural ends what a number opened, and nothing else.
+        ("He sat in the games room.", {"room"}),
+        ("He sold 3 games rooms have.", {"game"}),
+        ("He saw 3 of the games room.", {"room"}),
         ("", set()),
     ],
 )

@@ -58,6 +58,22 @@ SLOTS = pool(GIVEN, ROWS["used"])
 SOURCE = pool(ROWS["states"].mean(0), ROWS["real"])
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_the_bridge_is_told_whether_this_is_training(train: bool) -> None:
+    told = []
+
+    class Told(world.HandMade):
+        def apply(self, *given: Any, method: str, train: bool, rng: Any) -> Any:
+            told.append((method, train))
+            return super().apply(*given, method=method, train=train, rng=rng)
+
+    seen = world.context({"reader": world.reader()}, ROWS)
+    bridge = Told(seen.bridge.latent)  # type: ignore[attr-defined]
+    seen = dataclasses.replace(seen, train=train, bridge=bridge)  # type: ignore[arg-type]
+    assert seen.deliveries["r"].embeds is not None
+    assert told == [("encode", train), ("deliver", train)]
+
+
 def test_cosine_reconstruction() -> None:
     loss, watched, _ = world.run(
         "cosine_reconstruction", cosine_reconstruction.Config(source_norm=False)
@@ -228,8 +244,10 @@ def test_latent_align_takes_the_answers_first_words(tokens: int) -> None:
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
 
 
-def test_gist_of_the_texts_first_tokens() -> None:
-    config = gist.Config(positions=4, width=8, heads=2)
+@pytest.mark.parametrize("positions", [4, 9])
+def test_gist_of_the_texts_first_tokens(positions: int) -> None:
+    """Also of texts that all have fewer tokens than it has positions."""
+    config = gist.Config(positions=positions, width=8, heads=2)
     loss, _, _ = world.run("gist", config)
     head = {"params": world.heads("gist", config)["gist"]["r"]}
     made = np.asarray(jax.jit(config.head(world.WIDTH).apply)(head, GIVEN, ROWS["used"]))
@@ -237,7 +255,7 @@ def test_gist_of_the_texts_first_tokens() -> None:
     errors = [
         ((made[i, t] - TABLE[ids[i, t]] / 0.3) ** 2).mean()
         for i in range(world.CONTEXTS)
-        for t in range(min(4, lengths[i]))
+        for t in range(min(positions, lengths[i]))
     ]
     np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
 

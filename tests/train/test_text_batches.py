@@ -82,6 +82,12 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     wired, of_latent = after("latent")
     assert "loss/r/text_ce" in of_text and "loss/r/answer_ce" not in of_text
     assert "loss/r/answer_ce" in of_latent and "loss/r/text_ce" not in of_latent
+    squares = [np.sum(np.square(x)) for x in before["readers"]["r"]["lora"].values()]
+    for said in (of_text, of_latent):
+        assert said["param_norm/readers/r/lora"] == pytest.approx(np.sqrt(sum(squares)), rel=1e-5)
+        assert [name for name in said if name.startswith("param_norm/")] == [
+            "param_norm/readers/r/lora"
+        ]
     parts = dict(components(read))
     for path, tree in components(before):
         if path == LORA:

@@ -27,6 +27,14 @@ def test_a_decay_begins_after_the_ramp_and_ends_at_the_stop() -> None:
     assert found == pytest.approx([0, 0.1, 1, 1, 0.5, 0.001541, 0], abs=1e-6)
 
 
+def test_a_share_of_the_steps_is_held_before_the_decay() -> None:
+    """Of 100 steps after a ramp of 10 a half: the decay lasts from 60 to 110."""
+    schedule = Schedule(shape="linear", ramp=10, hold=0.5)
+    found = [float(schedule(step, 110)) for step in (4, 10, 60, 85, 110)]
+    assert found == pytest.approx([0.5, 1, 1, 0.5, 0], abs=1e-6)
+    assert float(Schedule(shape="linear", hold=0.5, stop=80)(60, 110)) == pytest.approx(0.5)
+
+
 def test_the_optimisers_own_decays_to_nothing() -> None:
     schedule = OptimiserConfig().schedule
     assert schedule.shape == "cosine"

@@ -35,6 +35,35 @@ def test_of_honest_messages_about_the_share_is_refused(gate: Gate) -> None:
     assert ALARMS / 4 < refused(gate, messages(2000, 2)) < 2 * ALARMS
 
 
+def test_what_is_looked_at_by_hand() -> None:
+    """The mean is that of honest slots; slot (2, 4) lies one deviation from it in each channel."""
+    seen = [np.array([[0.0, 0.0], [2.0, 0.0]]), np.array([[0.0, 4.0], [2.0, 4.0]])]
+    own = Gate.fit(seen, seen, ALARMS, MARK)
+    np.testing.assert_allclose(own.mean, [1.0, 2.0])
+    np.testing.assert_allclose(
+        own.whiten.T @ np.cov(np.concatenate(seen).T) @ own.whiten, np.eye(2)
+    )
+    share = np.sqrt(3 / 4)  # four slots have three degrees of freedom
+    found = own.measures(np.array([[2.0, 4.0], [1.0, 2.0], [1.0, 2.0]]))
+    assert found == pytest.approx(
+        {
+            "largest_norm": np.sqrt(20),
+            "smallest_norm": np.sqrt(5),
+            "farthest": share,
+            "distance": share / np.sqrt(3),
+        }
+    )
+
+
+def test_bounds_share_the_alarms() -> None:
+    """Norms 1 to 101: a tenth, shared by four measures, leaves 2.5 of 100 at one end of each."""
+    seen = messages(20, 0)
+    held = [n * np.array([[1.0, 0.0, 0.0, 0.0]]) for n in range(1, 102)]
+    bounds = Gate.fit(seen, held, 0.1, MARK).bounds
+    assert bounds["largest_norm"] == pytest.approx(98.5)
+    assert bounds["smallest_norm"] == pytest.approx(3.5)
+
+
 @pytest.mark.parametrize("scale", [2.0, 0.3])
 def test_other_norms_are_refused(gate: Gate, scale: float) -> None:
     assert refused(gate, messages(100, 3, scale)) > 0.95

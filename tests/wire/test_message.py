@@ -47,6 +47,18 @@ def test_codes_say_what_they_are_without_their_bridge() -> None:
         packet.facts(data[:20])
 
 
+def test_a_packet_says_what_it_has_and_no_more() -> None:
+    """Neither mark nor span; with owners, which stand before the span."""
+    assert packet.facts(sent(0, mark=None)) == packet.Facts("float16", 4, 8, None, 40, False)
+    values, mask = np.ones((1, 2, 8), np.float32), np.ones((1, 2), bool)
+    for span in (None, np.float32([70])):
+        for owner in ((-1, -1), (0, 1)):
+            latent = Latent(values, mask, span, owner)  # type: ignore[arg-type]
+            data = packet.to_bytes(latent, codec_name="int8", mark=MARK)
+            said = None if span is None else 70
+            assert packet.facts(data) == packet.Facts("int8", 2, 8, MARK, said, False)
+
+
 def test_several_parts_cross_as_they_are() -> None:
     message = several()
     data = message.to_bytes()

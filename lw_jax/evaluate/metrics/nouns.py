@@ -120,7 +120,7 @@ def nouns(text: str) -> set[str]:
             opened = True
         elif number or low in _DETERMINERS or low in _PREPOSITIONS:
             close()
-            opened, counted = True, number or (counted and low in _DETERMINERS)
+            opened, counted = True, number
         elif not word[:1].isalpha() or word[0].isupper() or low in _FUNCTION or _verb(low, run):
             keeps = low in _FUNCTION and opened and not run and low in _ADJECTIVES
             if not keeps:
