@@ -16,6 +16,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.models.checkpoint import WEIGHTS
 from lw_jax.models.names import parts
 from lw_jax.types import PyTree
+from lw_jax.utils.files import readable
 
 
 def save_pretrained(
@@ -37,7 +38,8 @@ def save_pretrained(
         layer = part.layer
         value = host[part.leaf] if layer is None else piece_of(arch, host, part.leaf, layer)
         tensors[part.name] = part.to_stored(np.asarray(value)).astype(ml_dtypes.bfloat16)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    with readable(folder / WEIGHTS):
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     for name, value in (
         ("config.json", arch.to_hf()),
         ("generation_config.json", arch.generation_config()),

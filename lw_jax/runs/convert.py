@@ -19,6 +19,7 @@ from lw_jax.models.gguf import is_gguf
 from lw_jax.models.save import save_pretrained
 from lw_jax.models.spec import SENDER, open_model
 from lw_jax.models.tokenizer import load_tokenizer
+from lw_jax.utils.files import readable
 
 PICKLED = ("*.bin", "*.pt", "*.pth")
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -102,7 +103,8 @@ def _unpickled(model: Path, files: list[Path], out: Path) -> str:
             if not (tied and name == "lm_head.weight")
         }
         name = WEIGHTS if len(files) == 1 else f"model-{i:05}-of-{len(files):05}.safetensors"
-        save_file(tensors, out / name, metadata={"format": "pt"})
+        with readable(out / name):
+            save_file(tensors, out / name, metadata={"format": "pt"})
         where |= dict.fromkeys(tensors, name)
         size += sum(value.numel() * value.element_size() for value in tensors.values())
     if len(files) > 1:

@@ -33,7 +33,7 @@ from lw_jax.runs.receiver_rms import FILE as RECEIVERS
 from lw_jax.train.checkpoint import check_same, component_counts, old_names
 from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.types import PyTree
-from lw_jax.utils.files import write_text
+from lw_jax.utils.files import readable, write_text
 
 WEIGHTS, ABOUT = "bridge.safetensors", "bridge.json"
 LONGEST = "longest"
@@ -128,7 +128,8 @@ def save_bridge(directory: Path, params: PyTree, about: Mapping[str, Any]) -> No
     leaves = jax.tree_util.tree_leaves_with_path(params)
     tensors = {path_of(p): _stored(path_of(p), np.asarray(x)) for p, x in leaves}
     part = directory / f"{WEIGHTS}.part"
-    save_file(tensors, part)
+    with readable(part):
+        save_file(tensors, part)
     os.replace(part, directory / WEIGHTS)
     seal(directory, {"parameters": component_counts({"bridge": params}), **about})
 

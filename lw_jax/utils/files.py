@@ -220,6 +220,20 @@ def _digests(directory: Path) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Has whoever may read other new files read this one: what safetensors writes inside is for its
+    owner alone, and a bridge or a model is to be given away.
+
+    Args:
+        path: a file that is written inside.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    yield
+    path.chmod(mode)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file at once: a kill leaves the old one or the new one."""
     write_bytes(path, text.encode("utf-8"))

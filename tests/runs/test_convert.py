@@ -41,6 +41,9 @@ def test_pickled_weights_become_safetensors(files: int, tmp_path: Path) -> None:
     assert found.keys() == held.keys()
     for name, value in held.items():
         np.testing.assert_array_equal(found[name], value.astype(np.float32))
+    for folder in (tmp_path / "source", out):  # all may be read by whom any other new file may be
+        (folder / "any").touch()
+        assert len({one.stat().st_mode for one in folder.iterdir() if one.is_file()}) == 1
     open_model("sender", ModelConfig(str(out))).check_files()
     assert (out / "model.safetensors.index.json").is_file() == (files > 1)
 

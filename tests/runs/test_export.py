@@ -22,6 +22,8 @@ def test_round_trip(tmp_path):
     assert not is_exported(tmp_path)
     save_bridge(tmp_path, bridge(), {"step": 7, "fingerprints": {"sender": "x"}})
     assert is_exported(tmp_path)
+    (tmp_path / "any").touch()  # all may be read by whom any other new file may be
+    assert len({one.stat().st_mode for one in tmp_path.iterdir()}) == 1
     like = jax.tree.map(jnp.zeros_like, bridge())
     params, about = load_bridge(tmp_path, like)
     chex.assert_trees_all_equal(params, bridge())
