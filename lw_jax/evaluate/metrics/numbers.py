@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # A point begins a number (`$.25`), unless it ends a word, a sentence or an ellipsis (`No.5`,
-# `...42`); a comma within one parts thousands, unless it parts the numbers of a list (`1,2,345`).
-_NUMBER = re.compile(r"(?:(?<!\d,)\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.)\]}%!?…])\.\d+")
+# `...42`); a comma within one parts thousands, unless it parts the numbers of a list (`1,2,345`),
+# and so does a space where no line is broken (a plain one parts two numbers). Digits are of any
+# script.
+_NUMBER = re.compile(
+    r"(?:(?<!\d,)\d{1,3}(?:[,\u00a0\u202f\u2009]\d{3})+(?!\d)|\d+)(?:\.\d+)?"
+    r"|(?<![\w.)\]}%!?…])\.\d+"
+)
+_PARTED = ",\u00a0\u202f\u2009"
 _CURRENCY = "[$€£¥]"
 _FINAL = re.compile(
     rf"####\s*(?:{_CURRENCY}\s*)?[-−–‐‑﹣－+]?\s*(?:{_CURRENCY}\s*)?{_NUMBER.pattern}"
@@ -19,8 +26,10 @@ _DASH = re.compile(rf"(?:{_CURRENCY}\s*)?[-−–‐‑﹣－]\s*(?:{_CURRENCY}\
 
 
 def canonical(number: str) -> str:
-    """One spelling per value: no commas, no trailing zeros of a decimal, no leading zeros."""
-    whole, _, part = number.replace(",", "").partition(".")
+    """One spelling per value: digits 0 to 9, nothing between thousands, no trailing zeros of a
+    decimal, no leading zeros."""
+    kept = (c if c == "." else str(unicodedata.decimal(c)) for c in number if c not in _PARTED)
+    whole, _, part = "".join(kept).partition(".")
     part = part.rstrip("0")
     return (whole.lstrip("0") or "0") + ("." + part if part else "")
 
