@@ -37,7 +37,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # However small it is: a program that is found takes half the time of one that is compiled.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+# How long an example takes says something of the machine, not of the code.
+hypothesis.settings.register_profile(
+    "same",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

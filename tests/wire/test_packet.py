@@ -73,6 +73,16 @@ def test_integer_codecs_are_close_and_then_exact(latent: Latent, name: str) -> N
     assert (np.abs(np.asarray(once.slots, np.float64) - latent.slots) <= bound).all()
 
 
+@pytest.mark.parametrize("name", ["int8", "int6", "int4"])
+def test_a_scale_below_the_smallest_normal_number_is_one(name: str) -> None:
+    """Half a step from what was sent, as any other; not zeros."""
+    largest = (2 ** (int(name[3:]) - 1) - 1) * 2.0**-129
+    slots = np.asarray([[[largest, -largest / 2, 0.0, largest / 3]]], np.float32)
+    made = CODECS[name]
+    found = made.unpack(made.pack(slots[0]), 1, 4)
+    np.testing.assert_allclose(found, slots[0], atol=0.51 * 2.0**-129, rtol=0)
+
+
 def test_device_arrays_and_their_bytes() -> None:
     slots = jnp.arange(24, dtype=jnp.float32).reshape(1, 4, 6) / 7
     latent = Latent(slots, jnp.asarray([[True, True, False, True]]), jnp.asarray([17.0]))
