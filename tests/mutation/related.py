@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ Modules = frozenset[str]
 
 FEW = 4
 """So many files are run at once."""
+COMMON = {"Config", "__call__", "__post_init__", "apply", "build", "init", "main", "one", "setup"}
+"""Names that tell nothing."""
 
 
 def related(root: Path, path: str) -> list[list[str]]:
@@ -21,7 +24,8 @@ def related(root: Path, path: str) -> list[list[str]]:
 
     Those whose name has the file's or its folder's, those of its mirrored folder that import it,
     others that import it, the rest of the mirrored folder, and those that import a module that
-    imports it; the longest of a kind two kinds later.
+    imports it; the longest of a kind two kinds later. Of a kind those come first that speak of
+    more of the file's own names.
 
     Args:
         root: of the tree.
@@ -33,10 +37,13 @@ def related(root: Path, path: str) -> list[list[str]]:
         mirror = mirror.parent
     folder = mirror.as_posix()
     importers = {other for other, seen in product(root).items() if module in seen}
+    own = names(root / path)
     ranks: dict[str, int] = {}
     for test, seen in tests(root).items():
         mirrored = Path(test).parent.as_posix() == folder
-        if mirrored and (name in Path(test).stem or Path(path).parent.name in Path(test).stem):
+        stem = Path(test).stem
+        named = name in stem or Path(path).parent.name in stem
+        if (mirrored and named) or (module in seen and stem == f"test_{name}"):
             ranks[test] = 0
         elif module in seen:
             ranks[test] = 1 if mirrored else 2
@@ -44,7 +51,12 @@ def related(root: Path, path: str) -> list[list[str]]:
             ranks[test] = 3
         elif importers & seen:
             ranks[test] = 4
-    return few(sorted(ranks, key=lambda test: (ranks[test] + 2 * _is_long(test), test)))
+
+    def place(test: str) -> tuple[int, int, str]:
+        spoken = len(own & words(root / test))
+        return ranks[test] + 2 * _is_long(test), -spoken, test
+
+    return few(sorted(ranks, key=place))
 
 
 def few(files: Sequence[str]) -> list[list[str]]:
@@ -99,10 +111,28 @@ def tests(root: Path) -> dict[str, Modules]:
     return found
 
 
+@cache
+def names(path: Path) -> frozenset[str]:
+    """The file's own name and those of its functions, classes and constants."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    held = {
+        node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    held |= {t.id for node in assigned for t in node.targets if isinstance(t, ast.Name)}
+    return frozenset(held - COMMON | {path.stem})
+
+
+@cache
+def words(path: Path) -> frozenset[str]:
+    """The words of a file."""
+    return frozenset(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+
+
 def imports(path: Path) -> Modules:
     """The modules that a file imports, wherever in it."""
 
-    def names() -> Iterator[str]:
+    def found() -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 yield from (alias.name for alias in node.names)
@@ -110,4 +140,4 @@ def imports(path: Path) -> Modules:
                 yield node.module
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
-    return frozenset(names())
+    return frozenset(found())

@@ -89,6 +89,11 @@ def test_tests_of_a_file_come_nearest_first() -> None:
     assert groups[0][0] == "tests/evaluate/test_bootstrap.py"
     assert "tests/results/test_intervals.py" in groups[0] + groups[1]
     assert "tests/evaluate/test_metrics.py" in related(ROOT, "lw_jax/evaluate/metrics/em.py")[0]
+    # Elsewhere than in the mirrored folder, but of the file's name; by what a test speaks of.
+    assert related(ROOT, "lw_jax/train/step.py")[1] == ["tests/bridge/test_step.py"]  # it is long
+    assert (
+        related(ROOT, "lw_jax/compressors/dit_blocks.py")[0][0] == "tests/compressors/test_dit.py"
+    )
     assert groups[-1][-1].removeprefix("tests/") in LONG
     assert max(map(len, groups)) == FEW
 

@@ -31,6 +31,7 @@ from lw_jax.pipeline import Pipeline
 from lw_jax.readers import soft_tokens
 from lw_jax.receiver import answer
 from lw_jax.runs.trained import Trained
+from lw_jax.text import layout
 from tests.tiny.evaluation import LAYOUT, RECEIVER, World, make_world
 
 ROWS, NEW, ROOM = 12, 6, 256
@@ -42,6 +43,20 @@ def made() -> World:
     """Soft tokens alone: a sequence that can be laid out by hand."""
     world = make_world(ROWS, level=2)
     return world.with_parts(5, reader=ReaderConfig(soft_tokens=soft_tokens.Config()))
+
+
+def test_a_question_is_padded_to_whole_eights() -> None:
+    world, sizes = made(), []
+    for text in ("", "Who keeps 7 goats?", "Who keeps 7 goats and a hen in the old barn?"):
+        asked = answer.question(LAYOUT, world.tokenizer, text)
+        ids = layout.asked_ids(LAYOUT, world.tokenizer, text)
+        assert asked.ids is not None
+        assert asked.ids[0, : len(ids)].tolist() == ids
+        assert not asked.ids[0, len(ids) :].any()
+        assert asked.lengths.tolist() == [len(ids)]
+        assert asked.size == max(8, 8 * -(-len(ids) // 8))
+        sizes.append(asked.size)
+    assert sizes == sorted(set(sizes))  # each takes more
 
 
 def test_nobody_else_reads_or_decodes() -> None:
