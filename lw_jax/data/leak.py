@@ -23,6 +23,9 @@ LOOKED_AT = 100_000
 between two and three seconds."""
 LEAST = 32
 """Letters and digits of a context that is looked for inside others: shorter ones stand anywhere."""
+BEGINNING = 4
+"""Words with which a text begins, looked for before the whole of it is."""
+_UP_TO = range(1, BEGINNING + 1)
 COUNTED = 2_000
 """Training contexts whose words are counted to know the rare ones."""
 GENERATED = 256
@@ -103,10 +106,18 @@ def touching(training: Sequence[Any], evaluation: Iterable[Any]) -> set[int]:
     own = {place: group[0].context for place, group in enumerate(training)}
     found = {place for place, text in own.items() if _key(text) in texts}
     wholes = _Parts(texts, islice(own.values(), COUNTED))
-    found |= {place for place, text in own.items() if any(True for _ in wholes.inside(text))}
-    parts = _Parts(own, ())
+    begun: dict[str, list[tuple[int, str]]] = {}
+    for place, text in own.items():
+        words = _words(text)
+        if any(True for _ in wholes.among(words)):
+            found.add(place)
+        if sum(map(len, words)) >= LEAST:
+            begun.setdefault(" ".join(words[:BEGINNING]), []).append((place, _whole(words)))
     for text in texts.values():
-        found.update(parts.inside(text))
+        words, whole = _words(text), _whole(_words(text))
+        heads = {" ".join(words[i : i + n]) for i in range(len(words)) for n in _UP_TO}
+        for head in begun.keys() & heads:
+            found.update(place for place, part in begun[head] if part in whole)
     return found
 
 
@@ -128,16 +139,24 @@ class _Parts:
         for key, found in words.items():
             if sum(map(len, found)) >= LEAST:
                 rare = min(found, key=lambda word: (count[word], -len(word)))
-                self.by_word.setdefault(rare, []).append((key, f" {' '.join(found)} "))
+                self.by_word.setdefault(rare, []).append((key, _whole(found)))
         self.rare = frozenset(self.by_word)
 
     def inside(self, text: str) -> Iterator[int]:
         """Keys of the texts that stand in a text."""
-        words = _words(text) if self.rare else []
+        return self.among(_words(text) if self.rare else [])
+
+    def among(self, words: Sequence[str]) -> Iterator[int]:
+        """The same of a text's words."""
         rare = self.rare.intersection(words)
-        whole = f" {' '.join(words)} " if rare else ""
+        whole = _whole(words) if rare else ""
         for word in rare:
             yield from (key for key, part in self.by_word[word] if part in whole)
+
+
+def _whole(words: Iterable[str]) -> str:
+    """Words as they are looked for in others: each between spaces."""
+    return f" {' '.join(words)} "
 
 
 def _words(text: str) -> list[str]:

@@ -163,3 +163,20 @@ def test_every_data_set_is_looked_through_for_parts(kind, tmp_path):
     cfg = module.Config(str(tmp_path / "train.jsonl"), str(tmp_path / "eval.jsonl"), **own)
     found = leak.overlap(cfg.rows("train", 0), cfg.rows("eval", 0))
     assert (found.contexts, found.inside) == (0, 1)
+
+
+def test_what_touches_an_evaluation_is_found_either_way_round() -> None:
+    held = "The council of Denver has counted its homeless people each winter since the plan began."
+    parts = {
+        "the same": f"  {held.upper()}",
+        "holds it": f"Trams run. {held} Others do not.",
+        "stands in it": "has counted its homeless people, each winter since",
+        "its end": "homeless people each winter since the plan began",
+        "too short to say": "each winter since",
+        "its beginning alone": "The council of Denver has counted its trams, never at night.",
+        "words of it": "council of homeless people Denver winter plan since has began",
+        "its last words, more": "each winter since the plan began, and in every summer too",
+    }
+    places = leak.touching(as_rows(*parts.values()).groups, as_rows(held).groups)
+    found = [name for place, name in enumerate(parts) if place in places]
+    assert found == ["the same", "holds it", "stands in it", "its end"]
