@@ -356,7 +356,7 @@ def evaluate_again(
     from lw_jax.evaluate.config import EvaluateConfig
     from lw_jax.mesh import make_mesh
     from lw_jax.runs import receiver_rms
-    from lw_jax.runs.directory import open_evaluation
+    from lw_jax.runs.directory import open_evaluation, run_directory
     from lw_jax.runs.doctor import check
     from lw_jax.runs.exported import is_exported
     from lw_jax.runs.history import Call
@@ -397,8 +397,7 @@ def evaluate_again(
     session, call = Session(), Call.of(argv, flags)
     warn(check(config, session))
     if exported:
-        assert config.run_dir is not None
-        receiver_rms.copy(run_dir, home := Path(config.run_dir))
+        receiver_rms.copy(run_dir, home := run_directory(config))
         run_dir = home
     with open_evaluation(config, run_dir, make_mesh(config.mesh), console, session, call) as this:
         console.print(f"evaluating {run_dir} again into {this.out_dir}", highlight=False)

@@ -87,7 +87,7 @@ def read_finished(directory: Path) -> dict[str, float]:
 
 def run_directory(config: Config) -> Path:
     """`run_dir`, or `runs/<name>`."""
-    return Path(config.run_dir) if config.run_dir else Path("runs") / config.name
+    return Path(config.run_dir).expanduser() if config.run_dir else Path("runs") / config.name
 
 
 def check_directory(config: Config) -> None:

@@ -11,6 +11,7 @@ A model that is found is used only if its fingerprint is that of the model of th
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -72,15 +73,20 @@ def located(
 def _stage(stage: StageConfig, home: Path) -> StageConfig:
     if train := stage.train:
         tasks = {n: replace(task, data=_data(task.data, home)) for n, task in train.tasks.items()}
-        start = found(train.init_from, home) if train.init_from else None
-        own = replace(train, data=_data(train.data, home), tasks=tasks, init_from=start)
-        return replace(stage, train=own)
+        start, teacher = _other(train.init_from, home), _other(train.teacher, home)
+        own = replace(train, data=_data(train.data, home), tasks=tasks)
+        return replace(stage, train=replace(own, init_from=start, teacher=teacher))
     if evaluate := stage.evaluate:
-        rivals = {name: found(path, home) for name, path in evaluate.rivals.items()}
-        start = found(evaluate.init_from, home) if evaluate.init_from else None
+        rivals = {name: str(_other(path, home)) for name, path in evaluate.rivals.items()}
+        start = _other(evaluate.init_from, home)
         rows = _data(evaluate.data, home)
         return replace(stage, evaluate=replace(evaluate, data=rows, rivals=rivals, init_from=start))
     return stage
+
+
+def _other(path: str | None, home: Path) -> str | None:
+    """Another run or bridge, as it is found from here; `~` is the user's home."""
+    return None if path is None else os.path.expanduser(found(path, home))
 
 
 def _data(data: Any, home: Path) -> Any:

@@ -78,7 +78,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
     report(run.console, f"stages.{name}.pretrain", remarks)
     state = _train(run, name, cfg, arch, texts)
 
-    out = Path(cfg.out)
+    out = Path(cfg.out).expanduser()
     save_pretrained(out, arch, state.params)
     save_tokenizer(hf_tokenizer, arch.family, out, arch.max_positions)
     spec = open_model(name, ModelConfig(str(out), dtype=compute_dtype()))

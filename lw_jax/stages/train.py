@@ -116,7 +116,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             "leave it out where several processes train"
         )
     if cfg.reuse is not None:
-        folder = Path(cfg.reuse.folder or run.run_dir / "reuse")
+        folder = Path(cfg.reuse.folder or run.run_dir / "reuse").expanduser()
         _check_repeats(f"stages.{name}.train", turns, streams)
         prints = depends_on(run.config, pipeline)
         reused = Reused(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from lw_jax.config.parse import from_dict
 from lw_jax.data.facts import FactsRows
 from lw_jax.launch import main
+from lw_jax.runs.directory import run_directory
 from lw_jax.runs.export import main as export
 from lw_jax.runs.exported import LONGEST, about_bridge
 from lw_jax.runs.places import found, located
@@ -45,6 +48,7 @@ def test_rows_and_bridges_are_looked_for_above_the_run(
     raw["stages"]["wire"]["train"] |= {
         "data": {"squad": {"train": "rows/train.jsonl", "eval": None}},
         "init_from": "runs/other",
+        "teacher": "~/runs/teacher",
         "tasks": {"ask": TASK},
         "curriculum": [{"share": 1, "mix": {"ask": 1}}],
     }
@@ -63,6 +67,8 @@ def test_rows_and_bridges_are_looked_for_above_the_run(
     assert (train.data.squad.train, train.data.squad.eval) == (f"{home}/rows/train.jsonl", None)
     assert train.tasks["ask"].data.jsonl.train == f"{home}/rows/train.jsonl"
     assert train.init_from == evaluate.rivals["twin"] == f"{home}/runs/other"
+    assert train.teacher == os.path.expanduser("~/runs/teacher")
+    assert run_directory(replace(config, run_dir="~/a")) == Path.home() / "a"
     assert evaluate.data.jsonl.eval == f"{home}/rows/eval.jsonl"
     assert (evaluate.data.jsonl.train, evaluate.init_from) == ("none.jsonl", None)
     assert found("rajpurkar/squad", run) == "rajpurkar/squad"
