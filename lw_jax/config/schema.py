@@ -81,7 +81,8 @@ class Config(Checked):
         device: `auto`: what jax finds, and where there is an NVIDIA GPU that jax cannot use, an
             error; `cpu`: the CPU, whatever else there is.
         deterministic: on a GPU, programs without sums in no fixed order, and none chosen by timing:
-            a run that was killed and goes on has the very bits of one that was not. It is slower.
+            a run that was killed and goes on has the very bits of one that was not. It is slower,
+            and jax 0.11.2 cannot compile every program so (docs/performance.md).
         fingerprint: which frozen models an exported bridge is taken between: `exact`, the very
             files that it was trained with, stored alike; `same_model`, also the same models stored
             otherwise (GGUF, other bits, another dtype), with a warning.

@@ -10,11 +10,10 @@ import jax
 from jax._src import xla_bridge  # jax says nowhere else whether it has begun
 
 from lw_jax.errors import UserError
+from lw_jax.utils.failures import DETERMINISTIC
 
 FILES = ("/dev/nvidiactl", "/dev/nvidia0")
 """Device files of NVIDIA's driver."""
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-"""No operations whose order is not fixed, and no choice of kernels by timing."""
 HIDDEN = ("", "-1", "NoDevFiles", "none", "void")
 """Values of CUDA_VISIBLE_DEVICES that show no GPU."""
 

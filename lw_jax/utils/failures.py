@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -38,6 +39,10 @@ _WORDS = (
 )
 _STATUS = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED)\b")
 _MEMORY = re.compile(r"out of memory|failed to allocate|allocat\w+ .*bytes|bad_alloc", re.I)
+_REFUSED = re.compile(r"\b(INVALID_ARGUMENT|INTERNAL|UNIMPLEMENTED)\b")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""What `deterministic` asks of the compiler: no operations whose order is not fixed, and no kernels
+that are chosen by timing."""
 GO_ON = "then run the same command again: nothing that was saved is lost"
 
 
@@ -69,18 +74,29 @@ def _of_text(error: BaseException) -> str | None:
     text = " ".join(str(error).split())
     if (code := _code(text)) is not None:
         return f"{_DISK[code]}, {GO_ON} ({short(text, 160)})"
+    if _REFUSED.search(text) and _of_compiler(error) and DETERMINISTIC in _flags():
+        return (
+            "the compiler cannot make a program without sums in no fixed order: set deterministic "
+            f"to false, or try another version of jax ({short(text, 160)})"
+        )
     status = _STATUS.search(text)
     if status is None:
         return None
     if _MEMORY.search(text):
         return _memory(error)
-    if type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and status[1] != (
-        "RESOURCE_EXHAUSTED"
-    ):
+    if _of_compiler(error) and status[1] != "RESOURCE_EXHAUSTED":
         return None
     if status[1] == "RESOURCE_EXHAUSTED" and isinstance(error, RuntimeError):
         return _memory(error)
     return f"reading or writing failed: put that right, {GO_ON} ({short(text, 160)})"
+
+
+def _of_compiler(error: BaseException) -> bool:
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+
+
+def _flags() -> list[str]:
+    return os.environ.get("XLA_FLAGS", "").split()
 
 
 def _memory(error: BaseException) -> str:

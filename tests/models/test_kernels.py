@@ -163,8 +163,8 @@ def test_where_the_kernels_are_used() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["none", "int8"])
 def test_a_trained_model_writes_the_same(quant: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, on a GPU if there is one: the tokens of a model that knows what comes next are
-    the decoder's, but for ties that rounding decides."""
+    """In bfloat16 the tokens of a model that knows what comes next are the decoder's, but for ties
+    that rounding decides. (Called without pytest, which sees CPUs alone, it runs on a GPU.)"""
     monkeypatch.setattr(kernels, "INTERPRETED", jax.default_backend() == "cpu")
     how: dict[str, Any] = {"dtype": "bfloat16", "quant": quant, "unroll": "always"}
     spec = open_model("reader", ModelConfig(str(ROOT / "zoo" / "tiny-llama"), **how))

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.utils import device
 from lw_jax.utils.device import gpu_expected, peak_memory, use_device
+from lw_jax.utils.failures import DETERMINISTIC, in_one_line
 
 
 @pytest.fixture
@@ -75,8 +77,23 @@ def test_deterministic_programs_are_asked_for_before_jax_begins(
     environ = {"XLA_FLAGS": "--a=1"}
     monkeypatch.setattr(device, "jax_uses_devices", lambda: False)
     device.be_deterministic(environ)
-    assert environ["XLA_FLAGS"] == f"--a=1 {device.DETERMINISTIC}"
+    assert environ["XLA_FLAGS"] == f"--a=1 {DETERMINISTIC}"
     monkeypatch.setattr(device, "jax_uses_devices", lambda: True)
     device.be_deterministic(environ)  # it is so already
     with pytest.raises(UserError, match="deterministic: jax runs already; set XLA_FLAGS="):
         device.be_deterministic({})
+
+
+def test_a_program_that_cannot_be_deterministic_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refused = "INVALID_ARGUMENT: Reshape input and output shapes must be the same, got 8 -> 4x2"
+    error = jax.errors.JaxRuntimeError(refused)
+    monkeypatch.setenv("XLA_FLAGS", "--a=1")
+    assert in_one_line(error) is None  # a fault of the program, not of the flag
+    monkeypatch.setenv("XLA_FLAGS", f"--a=1 {DETERMINISTIC}")
+    said = in_one_line(error)
+    assert said is not None
+    assert "set deterministic to false" in said
+    assert "got 8 -> 4x2" in said
+    assert in_one_line(ValueError(refused)) is None
