@@ -26,6 +26,7 @@ from lw_jax.errors import UserError
 from lw_jax.runs import receiver_rms
 from lw_jax.runs.history import Call
 from lw_jax.runs.opened import Session
+from lw_jax.runs.places import found
 from lw_jax.utils import hosts
 from lw_jax.utils.files import damaged, number_of, read_json, write_text
 from lw_jax.utils.resume import free, raised
@@ -129,7 +130,8 @@ def _held(path: Path, config: Config) -> Config | None:
         return None
     old = read_config(path)
     begun = stages_begun(path, old)
-    changed = {k: v for k, v in differences(old, config).items() if _matters(k, old, begun)}
+    differ = differences(old, config).items()
+    changed = {k: v for k, v in differ if _matters(k, old, begun) and not _one_place(*v, path)}
     longer = {k.split(".")[1] for k, (a, b) in changed.items() if raised(k, a, b)}
     changed = {k: v for k, v in changed.items() if not raised(k, *v)}
     names, now = list(old.stages), list(config.stages)
@@ -238,9 +240,19 @@ def open_run(
         yield Run(config, path, mesh, console, path, command, call or Call(), session or Session())
 
 
+def _one_place(a: Any, b: Any, home: Path) -> bool:
+    """Whether two values name one file or directory, such as a model that ships: the command was
+    given from another directory than before."""
+    if not (isinstance(a, str) and isinstance(b, str)):
+        return False
+    one, other = (Path(found(text, home)).expanduser() for text in (a, b))
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def _take_over(path: Path, old: Config, config: Config, console: Console) -> None:
     """Removes what the directory holds of stages that begin anew, or go on, with this config."""
-    changed = {k: v for k, v in differences(old, config).items() if not free(k)}
+    differ = differences(old, config).items()
+    changed = {k: v for k, v in differ if not free(k) and not _one_place(*v, path)}
     if not changed:
         return
     begun, names = stages_begun(path, old), list(old.stages)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lw_jax.config.parse import from_dict
+from lw_jax.config.parse import from_dict, to_yaml
+from lw_jax.config.schema import Config
 from lw_jax.data.facts import FactsRows
+from lw_jax.errors import UserError
 from lw_jax.launch import main
-from lw_jax.runs.directory import run_directory
+from lw_jax.runs.directory import check_directory, run_directory
 from lw_jax.runs.export import main as export
 from lw_jax.runs.exported import LONGEST, about_bridge
 from lw_jax.runs.places import found, located
@@ -108,3 +110,25 @@ def test_a_run_that_was_moved_finds_the_models_that_ship(
     assert there.sender is not None
     assert there.sender.path == str(root / "zoo" / "tiny-qwen")
     assert there.receivers[RECEIVER].path == str(root / "zoo" / "tiny-llama")
+
+
+def test_a_run_goes_on_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, root = tmp_path / "runs" / "tiny", Path(__file__).parents[2]
+    run.mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+
+    def config(sender: Path) -> Config:
+        return from_dict(raw_config({"llama": sender, "mistral": Path("zoo/tiny-mistral")}, run))
+
+    old = config(Path("zoo/tiny-llama"))
+    (run / "config.yaml").write_text(to_yaml(old))
+    (run / "finished.json").write_text(json.dumps({next(iter(old.stages)): 1.0}))
+    for here in (tmp_path / "far", root):
+        monkeypatch.chdir(here)
+        check_directory(config(Path("zoo/tiny-llama")))
+        check_directory(config(root / "zoo" / "tiny-llama"))
+        for other in (root / "zoo" / "tiny-qwen", root / "zoo" / "none", Path("none")):
+            with pytest.raises(UserError, match=r"sender\.path was zoo/tiny-llama"):
+                check_directory(config(other))
