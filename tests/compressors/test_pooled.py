@@ -52,6 +52,7 @@ def test_every_stretch_makes_slots_of_its_own() -> None:
     view = features()
     plain = apply(params, view)
     assert plain.slots.shape == (2, 6, 6)
+    assert (EXPAND.fixed_slots, EXPAND.sent_slots) == (6, (6, 6))
     assert plain.mask.all()  # also of the text that has fewer tokens than there are pools
     assert np.isfinite(plain.slots).all()
     assert apart(plain, apply(params, at(view, 0, 5))) == [2, 3]  # the second of three stretches
@@ -84,6 +85,7 @@ def test_queries_read_what_is_real_and_not_each_other() -> None:
     view = features()
     plain = apply(params, view)
     assert plain.mask.all() and plain.owner == (-1,) * 3
+    assert (QUERIES.fixed_slots, QUERIES.sent_slots) == (3, (3, 3))
     assert apart(plain, apply(params, at(view, 0, 5))) == [0, 1, 2]
     hidden = apply(params, at(view, 1, 9)).slots
     np.testing.assert_allclose(hidden, plain.slots, atol=1e-6)
