@@ -122,6 +122,13 @@ def test_the_condition_is_of_normed_tokens_and_of_real_ones() -> None:
     pool = params["params"]["pool"]
     added = given.summary @ pool["kernel"] + pool["bias"][None]
     np.testing.assert_allclose(given.added, added, rtol=1e-4, atol=1e-5)
+    # A token's place is among the real ones, and is seen: all places have one vector here.
+    run = jax.jit(net.apply)
+    alike = view.replace(x=jnp.ones_like(view.x))  # type: ignore[attr-defined]
+    later = alike.replace(mask=jnp.roll(view.mask, 1, axis=1))  # type: ignore[attr-defined]
+    tokens, moved = run(params, alike).tokens, run(params, later).tokens
+    assert float(jnp.abs(tokens[:, 0] - tokens[:, 1]).max()) > 0.1
+    np.testing.assert_allclose(moved[:, 1:3], tokens[:, :2], rtol=1e-4, atol=1e-5)
 
 
 def test_before_training_the_velocity_is_zero() -> None:
