@@ -17,23 +17,24 @@ _NAMES, _WIDTH = 48, 100
 
 def run(given: Namespace) -> int:
     """Prints a line for each config, bridge and model."""
-    wanted, found = given.word, False
-    for home in _homes():
-        for name, about in _listed(home):
-            if wanted in name or wanted in about:
-                found = True
-                print(f"{name:<{_NAMES}} {about}")
+    wanted = given.word
+    lines = {name: about for home in _homes()[::-1] for name, about in _listed(home)}
+    found = {name: about for name, about in lines.items() if wanted in name or wanted in about}
+    for name, about in found.items():
+        print(f"{name:<{_NAMES}} {about}")
     if not found:
         raise UserError(f"configs: nothing that ships has {wanted!r} in its name or its line")
     return 0
 
 
 def _homes() -> list[Path]:
-    """Directories that hold `configs` and `zoo`: this one, else where they were installed."""
-    for home in (Path(), shipped.home()):
-        if home is not None and (home / "configs").is_dir():
-            return [home]
-    raise UserError("configs: no directory configs here, and they are not installed")
+    """Directories that hold `configs` or `zoo`: this one, whose files are found first, and where
+    what ships was installed."""
+    every = [home for home in (Path(), shipped.home()) if home is not None]
+    found = [home for home in every if any((home / part).is_dir() for part in shipped.PARTS)]
+    if not found:
+        raise UserError("configs: no directory configs here, and they are not installed")
+    return found[:1] if len(found) > 1 and found[0].samefile(found[1]) else found
 
 
 def _listed(home: Path) -> Iterator[tuple[str, str]]:

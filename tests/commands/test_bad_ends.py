@@ -78,3 +78,17 @@ def test_what_ships_is_found_from_any_directory(
     said = capsys.readouterr().out
     assert "  path: zoo/tiny-llama\n" in Path("bridge.yaml").read_text()
     assert "written to bridge.yaml" in said and "1% of a device" in said
+
+
+def test_own_configs_are_listed_beside_those_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "configs").mkdir()
+    for name in ("mine", "quickstart"):
+        (tmp_path / "configs" / f"{name}.yaml").write_text(f"# My own {name}.\nname: x\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["configs"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["configs/mine.yaml"] == "My own mine"
+    assert lines["configs/quickstart.yaml"] == "My own quickstart"  # as a command takes it
+    assert "configs/facts.yaml" in lines and "zoo/bridges/facts" in lines
