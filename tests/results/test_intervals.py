@@ -19,6 +19,7 @@ def test_one_seed_has_its_own_interval() -> None:
     assert str(one) == "0.500 [0.400, 0.600]"
     assert combine([0.5], [None]).low is None
     assert combine([0.5, 0.6, 0.7], [None] * 3).low is None
+    assert combine([0.5, 0.6, 0.7], [ROWS, None, ROWS]).low is None  # one has none
 
 
 def test_two_seeds_are_printed_both_with_the_rows_interval_of_the_first() -> None:

@@ -130,6 +130,7 @@ def test_every_epoch_has_every_row_once_and_less_padding() -> None:
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == steps * 8
     assert epochs[0] != epochs[1]
+    assert WINDOW == 32  # as `train.buckets` and docs/performance.md say
     window = [i for step in range(WINDOW) for i in ours.indices(step)]
     assert set(window) == {i for step in range(WINDOW) for i in plain.indices(step)}
 
