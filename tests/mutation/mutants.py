@@ -308,6 +308,8 @@ def _named(node: ast.AST, endings: tuple[str, ...]) -> bool:
 
 def _masks(node: ast.AST, source: _Source) -> Iterator[Change]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
+        if isinstance(node.right, ast.Constant) and node.right.value is None:
+            return  # a type
         yield "mask", node, source.of(node.left)
         yield "mask", node, source.of(node.right)
         other = "|" if isinstance(node.op, ast.BitAnd) else "&"

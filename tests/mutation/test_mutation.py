@@ -48,6 +48,8 @@ def test_statements_are_deleted_where_a_program_is_left() -> None:
 def test_texts_errors_types_and_bounds_stay() -> None:
     source = '''"""Not 1 + 1."""
 
+Made = int | None
+
 def g(x: tuple[int, int] = None) -> float:
     """Not 1 - 1."""
     if x < 0:
