@@ -61,6 +61,13 @@ def through(blocks: Blocks, layer: int = 0) -> jax.Array:
     return blocks.apply(own, h, blocks.given) - h
 
 
+def test_a_stream_of_zeros_stays_finite() -> None:
+    """Where there is nothing to norm, as in columns that are padding."""
+    x, rms = latent_adapters._normed(jnp.asarray([[0.0, 0.0], [3.0, -3.0]]))
+    np.testing.assert_allclose(x, [[0.0, 0.0], [1.0, -1.0]], rtol=1e-5)
+    np.testing.assert_allclose(rms, [[0.001], [3.0]], rtol=1e-5)
+
+
 def test_starts_as_the_clean_receiver() -> None:
     blocks = blocks_of(latent(), trained=False)
     assert blocks.layers == (0, 2)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
 from lw_jax.types import Latent
 from lw_jax.wire import packet
-from lw_jax.wire.message import Message, Part
+from lw_jax.wire.message import _HEADER, Message, Part
 
 MARK = bytes(range(8))
 
@@ -71,6 +73,13 @@ def test_several_parts_cross_as_they_are() -> None:
     unknown = message + sent(7)
     assert Message.from_bytes(unknown.to_bytes()) == unknown
     assert unknown.characters is None
+
+
+def test_the_checksum_is_of_every_byte_but_its_own() -> None:
+    data = several().to_bytes()
+    at = _HEADER.size - 4
+    blank = data[:at] + bytes(4) + data[at + 4 :]
+    assert int.from_bytes(data[at : at + 4], "little") == zlib.crc32(blank)
 
 
 def test_parts_are_appended_replaced_and_dropped() -> None:
