@@ -53,6 +53,13 @@ def test_the_lists_are_what_the_metrics_say() -> None:
         "em f1 choice entities nouns source_entities final partial nll first_top1 first_top5 "
         "distinct"
     ).split()
+    assert (
+        list(metrics())
+        == (
+            "em f1 nll nll_words first_top1 first_top5 loops choice numbers names entities nouns "
+            "source_numbers source_names source_entities source_nouns final partial failed distinct"
+        ).split()
+    )
     shown = {name for name, metric in metrics().items() if metric.interval}
     assert shown == {"em", "f1", "choice", "entities", "final"}
     assert [n for n, metric in metrics().items() if metric.history] == ["em", "f1", "nll"]
