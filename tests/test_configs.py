@@ -424,11 +424,13 @@ def test_a_device_is_tuned_on_a_part_of_the_text(path: Path, device: str) -> Non
 
 
 CLASSES = ("trec", "ag_news", "banking77")
+MIXED = ("grown", "longer", "written")
+"""Parts of one curriculum, after one another."""
 
 
 def over_real(path: Path) -> Config:
     """An overlay of the folder, on the config that its header names."""
-    bases = dict.fromkeys(CLASSES, "classification") | {"longer": "mixed"}
+    bases = dict.fromkeys(CLASSES, "classification") | dict.fromkeys(MIXED, "mixed")
     base = bases.get(path.stem, "questions")
     assert f"--config configs/real/{base}.yaml" in path.read_text().replace("\\\n#", "")
     return read(REAL / f"{base}.yaml", over=[path])
@@ -442,7 +444,10 @@ def test_an_overlay_of_the_real_wire_is_read(path: Path) -> None:
     assert "not run" in text or "Not yet run" in text
     assert config.name != base.name or path.stem == "adapters"
     assert config.bridge is not None and base.bridge is not None
-    if path.stem in (*CLASSES, "longer"):
+    if path.stem in MIXED:
+        mixed = read(REAL / "mixed.yaml")
+        assert (config.bridge, config.layout, config.seed) == (mixed.bridge, mixed.layout, mixed.seed)
+    if path.stem in (*CLASSES, *MIXED, "writer"):
         return
     assert (config.data, config.seed, config.layout) == (base.data, base.seed, base.layout)
     for name in ("read_back", "questions"):

@@ -42,7 +42,7 @@ COMMAND = Command(
     usage="WRITER_RUN READER_RUN TEXTS ... [--out=FILE] [--apart=FILE,...] [--KEY=VALUE ...]",
     about=(
         "WRITER_RUN is a receiver tuned to write a question with its answer, READER_RUN the same\n"
-        "receiver tuned to answer (configs/real/rivals/writer.yaml, prompt_tuning_text.yaml). A\n"
+        "receiver tuned to answer (configs/real/overlays/writer.yaml, prompt_tuning_text.yaml). A\n"
         "question stays where both agree, the reader is sure, and its answer stands in the text.\n"
         "--apart names the files of evaluations, of which no text and no question is used; --out\n"
         "(written.jsonl) takes SQuAD's rows. Stopped, the same command goes on where it was.\n\n"
