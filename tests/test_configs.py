@@ -446,7 +446,8 @@ def test_an_overlay_of_the_real_wire_is_read(path: Path) -> None:
     assert config.bridge is not None and base.bridge is not None
     if path.stem in MIXED:
         mixed = read(REAL / "mixed.yaml")
-        assert (config.bridge, config.layout, config.seed) == (mixed.bridge, mixed.layout, mixed.seed)
+        assert (config.bridge, config.layout) == (mixed.bridge, mixed.layout)
+        assert config.seed == mixed.seed
     if path.stem in (*CLASSES, *MIXED, "writer"):
         return
     assert (config.data, config.seed, config.layout) == (base.data, base.seed, base.layout)

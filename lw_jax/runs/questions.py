@@ -1,6 +1,6 @@
 """Questions that a frozen receiver writes about texts, and answers that it stands by.
 
-A receiver tuned to write (`configs/real/overlays/writer.yaml`) draws questions, each with its answer;
+One tuned to write (`configs/real/overlays/writer.yaml`) draws questions, each with an answer;
 the same receiver tuned to read the text answers them again. A question stays where both answers
 agree, the reader is sure of its own, and that stands in the text (round trips: Alberti et al. 2019,
 arXiv:1906.05416). What stays are rows of SQuAD's form, of which `data.squad` trains.
