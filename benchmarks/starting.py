@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed.process import ROOT, rows_of
-from benchmarks.speed.sizes import Sizes, sizes
+from benchmarks.speed.sizes import Sizes, run_of, sizes
 
 TOKENIZERS = {"sender": "tiny-llama", "receiver": "tiny-mistral"}
 SHARD = 4_000_000_000
@@ -97,37 +97,13 @@ def _write(path: Path, shard: dict[str, tuple[int, ...]], block: Any) -> None:
 
 def config(s: Sizes, folder: Path) -> dict[str, Any]:
     """The run: generated facts, the bridge and the step of `benchmarks.speed`."""
-    return {
+    own = run_of(s)
+    own["stages"]["fit"]["train"] |= {"log_every": 1, "eval_every": 0, "save_every": 1000}
+    return own | {
         "name": "starting",
         "sender": {"path": str(folder / "sender"), "dtype": s.dtype},
         "receivers": {"reader": {"path": str(folder / "receiver"), "dtype": s.dtype}},
         "data": {"facts": {"levels": [6], "questions": 2}},
-        "bridge": {
-            "latent_dim": s.width,
-            "source": {"hidden_states": {"layers": [s.tap]}},
-            "compressor": {
-                "perceiver": {
-                    "slots": s.slots,
-                    "width": s.width,
-                    "heads": s.heads,
-                    "depth": s.depth,
-                }
-            },
-            "reader": {"soft_tokens": {}},
-        },
-        "objectives": {"answer_ce": {}, "kd": {}},
-        "stages": {
-            "fit": {
-                "train": {
-                    "steps": 1000,
-                    "batch_size": s.rows,
-                    "optimiser": {"name": "adamw", "lr": 1e-4},
-                    "log_every": 1,
-                    "eval_every": 0,
-                    "save_every": 1000,
-                }
-            }
-        },
     }
 
 

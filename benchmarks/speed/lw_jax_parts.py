@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.break_even import BEFORE, first_token
 from benchmarks.speed import turns
 from benchmarks.speed.measure import compiled, times
-from benchmarks.speed.sizes import Sizes
+from benchmarks.speed.sizes import Sizes, run_of
 from benchmarks.speed.tiles import drawn, tiles
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
@@ -258,38 +258,13 @@ PARTS = {"step": step, "decode": decode, "handoff": handoff, "tiles": tiles}
 
 
 def _config(s: Sizes, how: dict[str, str]) -> Any:
-    return from_dict(
-        {
-            "name": "speed",
-            "sender": {"path": "sender", "dtype": s.dtype},
-            "receivers": {RECEIVER: {"path": "receiver", "dtype": s.dtype}},
-            "data": {"facts": {}},
-            "bridge": {
-                "latent_dim": s.width,
-                "source": {"hidden_states": {"layers": [s.tap]}},
-                "compressor": {
-                    "perceiver": {
-                        "slots": s.slots,
-                        "width": s.width,
-                        "heads": s.heads,
-                        "depth": s.depth,
-                    }
-                },
-                "reader": {"soft_tokens": {}},
-            },
-            "objectives": {"answer_ce": {}, "kd": {}},
-            "stages": {
-                "fit": {
-                    "train": {
-                        "steps": 1000,
-                        "batch_size": s.rows,
-                        "optimiser": {"name": "adamw", "lr": 1e-4},
-                        "remat": how.get("remat", "full"),
-                    }
-                }
-            },
-        }
-    )
+    own = run_of(s)
+    own["stages"]["fit"]["train"]["remat"] = how.get("remat", "full")
+    models = {
+        "sender": {"path": "sender", "dtype": s.dtype},
+        "receivers": {RECEIVER: {"path": "receiver", "dtype": s.dtype}},
+    }
+    return from_dict(own | models | {"name": "speed", "data": {"facts": {}}})
 
 
 def _spec(name: str, shape: dict[str, Any], s: Sizes, how: dict[str, str]) -> FrozenSpec:

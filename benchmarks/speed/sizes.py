@@ -48,6 +48,22 @@ class Sizes:
     times: int
 
 
+def run_of(s: Sizes) -> dict[str, Any]:
+    """The run that is measured, but for its models: its bridge, objectives and training."""
+    compressor = {"slots": s.slots, "width": s.width, "heads": s.heads, "depth": s.depth}
+    train = {"steps": 1000, "batch_size": s.rows, "optimiser": {"name": "adamw", "lr": 1e-4}}
+    return {
+        "bridge": {
+            "latent_dim": s.width,
+            "source": {"hidden_states": {"layers": [s.tap]}},
+            "compressor": {"perceiver": compressor},
+            "reader": {"soft_tokens": {}},
+        },
+        "objectives": {"answer_ce": {}, "kd": {}},
+        "stages": {"fit": {"train": train}},
+    }
+
+
 def _tiny(kind: str) -> dict[str, Any]:
     return {
         "model_type": kind,

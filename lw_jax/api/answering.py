@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, overload
 import jax
 import numpy as np
 
-from lw_jax.api.deliveries import deliver, filled, in_words, segment
+from lw_jax.api.deliveries import deliver, filled, in_words
 from lw_jax.api.loaded import Loaded
 from lw_jax.api.shapes import PARTS_RUNG, SLOTS_RUNG, TEXT_RUNG, batches, rung, rung_of
 from lw_jax.api.talk import Talk, pieces
@@ -22,6 +22,7 @@ from lw_jax.evaluate.predict import options_of
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message as ReceiverMessage
+from lw_jax.receiver.pack import segment
 from lw_jax.text.layout import asked_ids, message_ids, message_text, split_joint
 from lw_jax.text.stop import Stop, stop_of
 from lw_jax.types import Latent

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.evaluate import packets
@@ -14,7 +13,7 @@ from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.join import joined
-from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.pack import segment
 from lw_jax.receiver.read import text_message
 from lw_jax.types import Latent
 
@@ -51,15 +50,6 @@ def filled(messages: Sequence[Sequence[Latent]], parts: int, slots: int) -> Late
     )
     rows = [part for one in messages for part in [*one, *[nothing] * (parts - len(one))]]
     return packets.filled(rows, slots)
-
-
-def segment(rows: Sequence[Sequence[int]], size: int, role: str = "ask") -> Segment:
-    """Rows of tokens as one segment, padded to a length."""
-    ids = np.zeros((len(rows), size), np.int32)
-    for row, one in zip(ids, rows, strict=True):
-        row[: len(one)] = one
-    lengths = jnp.asarray([len(one) for one in rows], jnp.int32)
-    return Segment(jnp.asarray(ids), None, lengths, role)
 
 
 def in_words(rows: Sequence[Sequence[int]], size: int) -> Message:

@@ -157,9 +157,8 @@ def product(spec: str, x: Array, w: Array, out: Any) -> Array:
     if jnp.dtype(out).itemsize <= x.dtype.itemsize:
         return jnp.einsum(spec, x, w, preferred_element_type=out)
     if math.prod(x.shape) == x.shape[-1] and spec[1] != ",":
-        # Of one row alone, XLA for GPUs makes a wide copy of the whole weight. Three and not two:
-        # two it spread over two devices, each of which fetched the other's half of the weight.
-        return _widened(spec, out, jnp.concatenate([x, x, x]), w)[:1]
+        # Of one row alone, XLA for GPUs makes a wide copy of the whole weight.
+        return _widened(spec, out, jnp.concatenate([x, x]), w)[:1]
     return _widened(spec, out, x, w)
 
 

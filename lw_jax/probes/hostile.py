@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lw_jax.api.deliveries import segment
 from lw_jax.data.example import Example
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import EvalContext
@@ -48,7 +47,7 @@ from lw_jax.probes.base import (
 )
 from lw_jax.probes.config import HostileConfig
 from lw_jax.receiver import answer
-from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.pack import Segment, segment
 from lw_jax.text.layout import split_joint
 from lw_jax.types import Array, Latent
 from lw_jax.wire import packet

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.api.deliveries import segment
 from lw_jax.data.derange import derangement
 from lw_jax.data.example import Example, Split, rng_of
 from lw_jax.data.facts import draw_facts
@@ -53,7 +52,7 @@ from lw_jax.probes.config import LeakConfig
 from lw_jax.probes.inverter import Inverter, Seen, Trained, train
 from lw_jax.receiver import answer
 from lw_jax.receiver.join import advance_of
-from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.pack import Segment, segment
 from lw_jax.receiver.read import lay_out
 from lw_jax.text.collate import by_key
 from lw_jax.text.layout import asked_ids, message_ids, message_text, source_ids, source_text

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lw_jax.api.deliveries import segment
 from lw_jax.api.shapes import ROW_RUNGS
 from lw_jax.data.derange import derangement
 from lw_jax.data.example import Example
@@ -41,6 +40,7 @@ from lw_jax.probes.base import (
 from lw_jax.probes.config import SkillConfig
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message
+from lw_jax.receiver.pack import segment
 from lw_jax.receiver.read import text_after, text_message
 from lw_jax.text.layout import asked_ids, message_ids, message_text
 from lw_jax.text.stop import stop_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from lw_jax.types import Array
@@ -32,6 +33,21 @@ class Segment:
         part = self.ids if self.ids is not None else self.embeds
         assert part is not None
         return part.shape[1]
+
+
+def segment(rows: Sequence[Sequence[int]], size: int, role: str = "ask") -> Segment:
+    """Rows of tokens as one segment.
+
+    Args:
+        rows: the tokens of each.
+        size: that the segment is padded to.
+        role: of the segment.
+    """
+    ids = np.zeros((len(rows), size), np.int32)
+    for row, one in zip(ids, rows, strict=True):
+        row[: len(one)] = one
+    lengths = jnp.asarray([len(one) for one in rows], jnp.int32)
+    return Segment(jnp.asarray(ids), None, lengths, role)
 
 
 @struct.dataclass

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from annotated_types import Ge, Le
 
 from lw_jax.data import records
@@ -34,7 +32,7 @@ from lw_jax.models.frozen import FrozenDecoder, Teacher
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
 from lw_jax.receiver import answer
-from lw_jax.receiver.pack import Segment
+from lw_jax.receiver.pack import Segment, segment
 from lw_jax.receiver.read import expand
 from lw_jax.runs import teacher
 from lw_jax.runs.opened import Session
@@ -176,12 +174,12 @@ class Tuned:
         rows = message_ids(self.layout, self.tokenizer, texts)
         asked = [asked_ids(self.layout, self.tokenizer, one) for one in questions]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        given = expand(self.given.delivery, batch_size)
         found: dict[int, Said] = {}
         for number, places in enumerate(_batched(order, batch_size)):
             filled = [*places, *places[:1] * (batch_size - len(places))]
-            context = _segment([rows[i] for i in filled], "text")
-            ask = _segment([asked[i] for i in filled], "ask")
-            given = expand(self.given.delivery, batch_size)
+            context = _tiled([rows[i] for i in filled], "text")
+            ask = _tiled([asked[i] for i in filled], "ask")
             assert context.ids is not None
             message = answer.delivered(
                 self.model, self.given.prompt, given, context.ids, context.lengths
@@ -206,15 +204,10 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
         yield group
 
 
-def _segment(rows: Sequence[Sequence[int]], role: str) -> Segment:
+def _tiled(rows: Sequence[Sequence[int]], role: str) -> Segment:
     """Rows of token ids as a segment, padded so that few shapes are compiled."""
     tile = TILES[role]
-    size = max(1, -(-max(map(len, rows)) // tile)) * tile
-    ids = np.zeros((len(rows), size), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    lengths = np.asarray([len(row) for row in rows], np.int32)
-    return Segment(jnp.asarray(ids), None, jnp.asarray(lengths), role)
+    return segment(rows, max(1, -(-max(map(len, rows)) // tile)) * tile, role)
 
 
 def opened(writer: str, reader: str, receiver: str | None = None) -> tuple[Tuned, Tuned]:
