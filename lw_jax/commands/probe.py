@@ -10,10 +10,15 @@ from typing import Any
 from lw_jax.commands import _flags
 from lw_jax.commands.base import Command
 from lw_jax.errors import UserError
-from lw_jax.probes.config import HostileConfig, LeakConfig, SkillConfig
+from lw_jax.probes.config import HostileConfig, LeakConfig, OracleConfig, SkillConfig
 from lw_jax.utils import kinds
 
-KINDS: dict[str, Any] = {"leak": LeakConfig, "hostile": HostileConfig, "skill": SkillConfig}
+KINDS: dict[str, Any] = {
+    "leak": LeakConfig,
+    "hostile": HostileConfig,
+    "skill": SkillConfig,
+    "oracle": OracleConfig,
+}
 OWN = ("out", "receiver")
 """Options that every kind has."""
 
@@ -42,13 +47,15 @@ def run(given: Namespace) -> int:
 
 COMMAND = Command(
     summary="what a message reveals, can be made to do, and does to its receiver",
-    usage="leak|hostile|skill RUN_DIR [--out=DIR] [--receiver=NAME] [--KEY=VALUE ...]",
+    usage="leak|hostile|skill|oracle RUN_DIR [--out=DIR] [--receiver=NAME] [--KEY=VALUE ...]",
     about=(
         "leak: an inverter is trained to write the text of a message, alone and with the\n"
         "receiver. hostile: messages are optimised towards answers that their texts do not have;\n"
         "a gate that looks for such messages is fitted, and written as gate.npz.\n"
         "skill: perplexity and answers of the receiver with a message present that it does not\n"
-        "need. All write probe_KIND.json into --out, by default probes in the run's directory.\n\n"
+        "need. oracle: soft tokens of each passage are optimised for the receiver, beside text\n"
+        "and bridge: what so few of them can hold, and what the encoder leaves of it.\n"
+        "All write probe_KIND.json into --out, by default probes in the run's directory.\n\n"
         + "\n".join(
             f"{kind}: " + ", ".join(f"--{name}" for name in kinds.fields(config))
             for kind, config in KINDS.items()
@@ -58,6 +65,7 @@ COMMAND = Command(
         ("probe leak zoo/bridges/facts --rows=1000 --steps=500", "smaller than by default"),
         ("probe hostile runs/mine --codecs=[int8] --limits=[1,0]", "one codec, two limits"),
         ("probe skill runs/mine --texts=plain.txt", "perplexity of texts of your own"),
+        ("probe oracle runs/mine --ratios=[4,8] --text=runs/tuned", "beside a tuned receiver"),
     ),
     run=run,
     words=True,

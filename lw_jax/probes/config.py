@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -23,6 +23,7 @@ from lw_jax.utils.bounds import (
     Text,
     Weight,
     Width,
+    Word,
 )
 
 AtLeastTwo = Annotated[int, Ge(2), Le(10**6)]
@@ -113,4 +114,40 @@ class SkillConfig(Checked):
     rows: Rows = 200
     texts: Location | None = None
     instructions: Location | None = None
+    seed: Seed = 42
+
+
+@dataclass(frozen=True)
+class OracleConfig(Checked):
+    """Soft tokens of each passage that are optimised for the frozen receiver.
+
+    Args:
+        passages: how many, spread evenly over the run's evaluation rows.
+        ratios: receiver tokens a soft token; where the bridge sends at such a ratio (of its source
+            tokens) there are as many as it delivers.
+        starts: what the soft tokens begin as: what the `bridge` delivers, the mean of the `words`
+            under each, or `random` embeddings; the others are as loud as the bridge's.
+        steps: of each optimisation (Adam; the rate falls to nothing in a straight line).
+        lr: its first rate, in units of the root mean square of the soft tokens.
+        gaps: stretches of the passage with a gap, whose words are asked for beside the passage
+            itself; 0: it is read back and nothing else.
+        anchor: literal after which the passage is written.
+        text: directory of a run whose receiver is tuned for reading the text, for a line of its
+            own; null: none.
+        batch_size: passages at once.
+        seed: of what is drawn.
+    """
+
+    passages: AtLeastTwo = 64
+    ratios: Annotated[tuple[Ratio, ...], FEW, MinLen(1)] = (2.0, 4.0, 8.0, 16.0)
+    starts: Annotated[tuple[Literal["bridge", "words", "random"], ...], FEW, MinLen(1)] = (
+        "bridge",
+        "random",
+    )
+    steps: Steps = 200
+    lr: LearningRate = 0.1
+    gaps: Annotated[int, Ge(0), Le(64)] = 4
+    anchor: Word = "\nRepeat:"
+    text: Location | None = None
+    batch_size: BatchSize = 32
     seed: Seed = 42

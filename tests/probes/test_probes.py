@@ -104,9 +104,9 @@ def test_a_figure_of_nothing_is_none() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "give one of leak, hostile, skill"),
-        ("leaks runs/x", "give one of leak, hostile, skill"),
-        ("leak", "give one of leak, hostile, skill"),
+        ("", "give one of leak, hostile, skill, oracle"),
+        ("leaks runs/x", "give one of leak, hostile, skill, oracle"),
+        ("leak", "give one of leak, hostile, skill, oracle"),
         ("leak runs/x --row=3", "--row: unknown; there are rows"),
         ("leak runs/x rows=3", "expected --KEY=VALUE"),
         ("leak runs/x --rows=0", "rows: "),
