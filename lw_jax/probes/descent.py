@@ -180,8 +180,9 @@ def filled(slots: Sequence[np.ndarray], size: int | None = None) -> tuple[Array,
 
 
 def delivered(x: Array, mask: Array, beside: Delivery) -> Delivery:
-    """Soft tokens [B, M, D], with what is the same before every message."""
-    return replace(beside, embeds=x, mask=mask)
+    """Soft tokens [B, M, D], one after another, and what is the same before every message."""
+    columns = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.float32)[None], mask.shape)
+    return replace(beside, embeds=x, mask=mask, positions=columns)
 
 
 def descend(

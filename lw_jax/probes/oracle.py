@@ -10,9 +10,10 @@ them is what sender, compressor and reader leave.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,40 @@ class Reader(NamedTuple):
     message: Callable[[Sequence[int]], Message]
 
 
+class Questions(NamedTuple):
+    """Questions that are asked alike.
+
+    Attributes:
+        of: the passage of each.
+        asked: each in the receiver's tokens.
+        options: of decoding.
+        size: how many at once.
+    """
+
+    of: list[int]
+    asked: list[Asked]
+    options: DecodeOptions
+    size: int
+
+
+class Said(NamedTuple):
+    """What the receiver says to one question.
+
+    Attributes:
+        nll: nats of the right answer.
+        ids: that it writes by itself.
+        length: of these.
+        stopped: whether a token ended it that holds a stop.
+        columns: of the receiver that the message takes.
+    """
+
+    nll: float
+    ids: np.ndarray
+    length: int
+    stopped: bool
+    columns: int
+
+
 @dataclass(frozen=True)
 class Counted:
     """What was counted of passages, [n] each: sums, and what they are sums over.
@@ -138,6 +173,7 @@ class _Oracle:
         frozen = pipeline.frozen.rematerialised("dots")
         self.ctx = replace(probed.ctx, frozen=frozen)
         self.model = self.ctx.model
+        self.gaps = cfg.gaps if probed.asks else 0
         self.passages = self._passages()
         self.askings = self._askings()
         self.lengths = np.array([len(one.words) for one in self.passages])
@@ -150,29 +186,36 @@ class _Oracle:
         names: dict[float, list[str]] = {}
         tuned = None if cfg.text is None else self._tuned(cfg.text)
         bridges = self._bridges()
-        first, begun = (
-            next(iter(bridges.values())),
-            {r: self._begun(r, bridges) for r in cfg.ratios},
-        )
+        first = next(iter(bridges.values()))
         beside, unit = _beside(first), self._unit(first)
+        begun = {r: self._begun(r, bridges) for r in cfg.ratios}
         starts = {
             (r, how): self._start(how, begun[r], unit) for r in cfg.ratios for how in cfg.starts
         }
-        self.most = _up(len(x) for some in starts.values() for x in some)
+        widest = max(one.slots for one in bridges.values())
+        self.most = max(widest, _up(len(x) for some in starts.values() for x in some))
         held = {
-            key: batches(self.passages, x, cfg.batch_size, cfg.gaps) for key, x in starts.items()
+            key: batches(self.passages, x, cfg.batch_size, self.gaps) for key, x in starts.items()
+        }
+        empty = np.zeros((0, self.model.params["embed"].shape[1]), np.float32)
+        nothing = self._free([empty] * len(self.passages), beside)
+        readers = {
+            "nothing": Reader(self.ctx.prompt, nothing),
+            "text": Reader(Prompt(self.ctx.prompt.head), self._words),
+            **({} if tuned is None else {"text_tuned": tuned}),
+            **{
+                line: Reader(self.ctx.prompt, one.filled(self.most if self.known else one.slots))
+                for line, one in bridges.items()
+            },
         }
         plan = AheadOfTime()
         for one in held.values():
             prepare(plan, self.model, self.ctx.prompt, beside, one, cfg.steps)
+        for line, reader in readers.items():
+            self._prepare(plan, reader, line == "text_tuned")
         plan.compile(self.probed.console)
-        plain = Prompt(self.ctx.prompt.head)
-        self._count("nothing", Reader(plain, self._nothing))
-        self._count("text", Reader(plain, self._words))
-        if tuned is not None:
-            self._count("text_tuned", tuned)
-        for label, one in bridges.items():
-            self._count(label, Reader(self.ctx.prompt, one.message))
+        for line, reader in readers.items():
+            self._count(line, reader)
         for r in cfg.ratios:
             for how in cfg.starts:
                 line = f"oracle_{r:g}_{how}"
@@ -203,8 +246,7 @@ class _Oracle:
         for i in dict.fromkeys(order.tolist()):
             if not probed.fits(groups[i][0]):
                 continue
-            gaps = cfg.gaps if probed.asks else 0
-            one = passage(layout, self.tokenizer, groups[i], cfg.anchor, gaps, cfg.seed)
+            one = passage(layout, self.tokenizer, groups[i], cfg.anchor, self.gaps, cfg.seed)
             found += [] if one is None else [one]
         if len(found) < 2:
             raise UserError("probe oracle: fewer than two passages that both models can read")
@@ -222,16 +264,13 @@ class _Oracle:
 
     # What the receiver is given
 
-    def _nothing(self, at: Sequence[int]) -> Message:
-        return answer.alone(self.model, None, len(at))
-
     def _words(self, at: Sequence[int]) -> Message:
         laid = segment([self.passages[i].words for i in at], _up(self.lengths), "message")
         assert laid.ids is not None
         return Message(text_message(laid.ids, laid.lengths))
 
     def _free(
-        self, slots: dict[int, np.ndarray], beside: Delivery
+        self, slots: Mapping[int, np.ndarray] | Sequence[np.ndarray], beside: Delivery
     ) -> Callable[[Sequence[int]], Message]:
         def message(at: Sequence[int]) -> Message:
             x, mask = filled([slots[i] for i in at], self.most)
@@ -316,41 +355,25 @@ class _Oracle:
         """Asks for the passages and the questions."""
         held = self._read_back(line, reader) if line != "text_tuned" else _empty(self.lengths)
         asked = self._asked(line, reader) if self.askings else _empty(self.lengths)
-        self.counted[line] = replace(
-            held, sums=held.sums | asked.sums, parts=held.parts | asked.parts,
-            columns=np.maximum(held.columns, asked.columns),
-        )  # fmt: skip
+        self.counted[line] = Counted(
+            held.sums | asked.sums,
+            held.parts | asked.parts,
+            np.maximum(held.columns, asked.columns),
+            held.wrote,
+        )
         self.more["wrote"][line] = held.wrote[:3]
 
     def _read_back(self, line: str, reader: Reader) -> Counted:
         """Asks for the passages."""
         n = len(self.passages)
-        wholes = [one.whole for one in self.passages]
-        ask, long = (
-            _up(map(len, x)) for x in ([w.ask for w in wholes], [w.answer for w in wholes])
-        )
-        ends = tuple(sorted({*self.model.arch.eos_ids, self.tokenizer.eos_id}))
-        options = DecodeOptions(max_new=long, eos_ids=ends)
         nats, same, columns = np.zeros(n), np.zeros(n), np.zeros(n)
         wrote = [""] * n
-        with progress(self.probed.console, f"{line}, passages", n) as step:
-            for at, real in _in_turn(range(n), min(self.cfg.batch_size, n)):
-                message = reader.message(at)
-                asked = segment([wholes[i].ask for i in at], ask)
-                gold = segment([wholes[i].answer for i in at], long, "answer")
-                scored = answer.score(self.model, reader.prompt, message, asked, gold)
-                said = answer.write(
-                    self.model, reader.prompt, message, asked, jax.random.key(0), options
-                )
-                taken = answer.occupied(message)
-                parts = scored.nll, said.ids, said.lengths, taken
-                for i, nll, ids, length, m in zip(at[:real], *jax.device_get(parts), strict=False):
-                    own = ids[:length].tolist()
-                    nats[i], columns[i] = nll, m
-                    same[i] = _matched(wholes[i].answer[:-1], own)
-                    wrote[i] = self.tokenizer.backend.decode(own)
-                step(real)
-        tokens = np.array([len(w.answer) for w in wholes], float)
+        for i, one in self._said(f"{line}, passages", reader, self.wholes):
+            own = one.ids[: one.length].tolist()
+            nats[i], columns[i] = one.nll, one.columns
+            same[i] = _matched(self.passages[i].whole.answer[:-1], own)
+            wrote[i] = self.tokenizer.backend.decode(own)
+        tokens = np.array([len(one.whole.answer) for one in self.passages], float)
         return Counted(
             {"nats_a_token": nats, "token_match": same},
             {"nats_a_token": tokens, "token_match": tokens - 1},
@@ -360,41 +383,76 @@ class _Oracle:
 
     def _asked(self, line: str, reader: Reader) -> Counted:
         """Asks the questions."""
-        n, some = len(self.passages), self.askings
-        ask, long = (
-            _up(map(len, x)) for x in ([a.asked.ask for a in some], [a.asked.answer for a in some])
-        )
-        decode = self.probed.wire.decode
-        stop = stop_of(self.tokenizer, decode.stop or ())
-        options = options_of(decode, self.model.arch, self.tokenizer, stop)
+        n = len(self.passages)
         sums = {name: np.zeros(n) for name in ("f1", "em", "answer_nats")}
         parts = {name: np.zeros(n) for name in sums}
         columns = np.zeros(n)
-        with progress(self.probed.console, f"{line}, questions", len(some)) as step:
-            for at, real in _in_turn(range(len(some)), min(QUESTIONS, len(some))):
-                message = reader.message([some[j].of for j in at])
-                asked = segment([some[j].asked.ask for j in at], ask)
-                gold = segment([some[j].asked.answer for j in at], long, "answer")
-                scored = answer.score(self.model, reader.prompt, message, asked, gold)
-                said = answer.write(
-                    self.model, reader.prompt, message, asked, jax.random.key(0), options
-                )
-                taken = answer.occupied(message)
-                got = scored.nll, said.ids, said.lengths, said.stopped, taken
-                for j, nll, ids, length, stopped, m in zip(
-                    at[:real], *jax.device_get(got), strict=False
-                ):
-                    i, gold_answers = some[j].of, some[j].row.answers
-                    text = stop.text(self.tokenizer, ids.tolist(), int(length), bool(stopped))
-                    sums["f1"][i] += f1(text, gold_answers)
-                    sums["em"][i] += exact_match(text, gold_answers)
-                    sums["answer_nats"][i] += nll
-                    parts["f1"][i] += 1
-                    parts["em"][i] += 1
-                    parts["answer_nats"][i] += len(some[j].asked.answer)
-                    columns[i] = m
-                step(real)
+        stop = stop_of(self.tokenizer, self.probed.wire.decode.stop or ())
+        for j, one in self._said(f"{line}, questions", reader, self.questions):
+            i, right = self.askings[j].of, self.askings[j].row.answers
+            text = stop.text(self.tokenizer, one.ids.tolist(), one.length, one.stopped)
+            columns[i] = one.columns
+            sums["f1"][i] += f1(text, right)
+            sums["em"][i] += exact_match(text, right)
+            sums["answer_nats"][i] += one.nll
+            parts["f1"][i] += 1
+            parts["em"][i] += 1
+            parts["answer_nats"][i] += len(self.askings[j].asked.answer)
         return Counted(sums, parts, columns, [])
+
+    @cached_property
+    def wholes(self) -> Questions:
+        """The passages are asked for."""
+        some = [one.whole for one in self.passages]
+        ends = tuple(sorted({*self.model.arch.eos_ids, self.tokenizer.eos_id}))
+        options = DecodeOptions(max_new=_up(len(one.answer) for one in some), eos_ids=ends)
+        return Questions(list(range(len(some))), some, options, min(self.cfg.batch_size, len(some)))
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The questions are asked."""
+        decode, some = self.probed.wire.decode, self.askings
+        stop = stop_of(self.tokenizer, decode.stop or ())
+        options = options_of(decode, self.model.arch, self.tokenizer, stop)
+        return Questions(
+            [one.of for one in some],
+            [one.asked for one in some],
+            options,
+            min(QUESTIONS, len(some)),
+        )
+
+    def _prepare(self, plan: AheadOfTime, reader: Reader, tuned: bool) -> None:
+        """Adds the programs that ask a reader to those that are compiled side by side."""
+        for one in ([] if tuned else [self.wholes], [self.questions] if self.askings else []):
+            for kind in one:
+                at, _ = next(iter(_in_turn(len(kind.of), kind.size)))
+                scored, written = self._arguments(reader, kind, at)
+                plan.add(answer.score, *scored)
+                plan.add(answer.write, *written)
+
+    def _arguments(
+        self, reader: Reader, kind: Questions, at: Sequence[int]
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Arguments of the scorer and of the writer."""
+        message = reader.message([kind.of[j] for j in at])
+        ask = segment([kind.asked[j].ask for j in at], _up(len(one.ask) for one in kind.asked))
+        long = _up(len(one.answer) for one in kind.asked)
+        gold = segment([kind.asked[j].answer for j in at], long, "answer")
+        common = self.model, reader.prompt, message, ask
+        return (*common, gold), (*common, jax.random.key(0), kind.options)
+
+    def _said(self, what: str, reader: Reader, kind: Questions) -> Iterator[tuple[int, Said]]:
+        """What the receiver says, question by question."""
+        with progress(self.probed.console, what, len(kind.of)) as step:
+            for at, real in _in_turn(len(kind.of), kind.size):
+                to_score, to_write = self._arguments(reader, kind, at)
+                nll = answer.score(*to_score).nll
+                wrote = answer.write(*to_write)
+                columns = answer.occupied(to_score[2])
+                got = jax.device_get((nll, wrote.ids, wrote.lengths, wrote.stopped, columns))
+                for j, nats, ids, n, stopped, m in zip(at[:real], *got, strict=False):
+                    yield j, Said(float(nats), ids, int(n), bool(stopped), int(m))
+                step(real)
 
     # What is said
 
@@ -460,10 +518,14 @@ class _Bridge:
         self.ctx, self.latents, self.slots = ctx, latents, most_slots(latents)
         self.delivery = _delivered(ctx, batched(latents[:1], self.slots))
 
-    def message(self, at: Sequence[int]) -> Message:
-        """What the passages of these numbers are given."""
-        delivery = _delivered(self.ctx, batched([self.latents[i] for i in at], self.slots))
-        return answer.alone(self.ctx.model, delivery, len(at))
+    def filled(self, size: int) -> Callable[[Sequence[int]], Message]:
+        """What passages of these numbers are given, with masked slots up to `size`."""
+
+        def message(at: Sequence[int]) -> Message:
+            latents = batched([self.latents[i] for i in at], size)
+            return answer.alone(self.ctx.model, _delivered(self.ctx, latents), len(at))
+
+        return message
 
     def soft(self) -> list[np.ndarray]:
         """[M, D] soft tokens of each passage; none: it delivers none."""
@@ -508,13 +570,11 @@ def _matched(gold: Sequence[int], said: Sequence[int]) -> int:
     return sum(one.size for one in blocks)
 
 
-def _in_turn(places: range, size: int) -> list[tuple[list[int], int]]:
-    """Places in batches of one size, the last one filled up, and how many of each count."""
-    found = []
-    for begin in range(0, len(places), size):
-        own = list(places[begin : begin + size])
-        found.append(([*own, *own[-1:] * (size - len(own))], len(own)))
-    return found
+def _in_turn(count: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """Numbers in batches of one size, the last one filled up, and how many of each count."""
+    for begin in range(0, count, size):
+        own = list(range(begin, min(begin + size, count)))
+        yield [*own, *own[-1:] * (size - len(own))], len(own)
 
 
 def _empty(like: np.ndarray) -> Counted:
