@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -31,7 +32,7 @@ from lw_jax.runs.exported import is_exported
 from lw_jax.runs.hub import bridge_at
 from lw_jax.runs.places import located
 from lw_jax.runs.trained import config_at
-from lw_jax.types import Latent
+from lw_jax.types import Delivery, Latent
 from lw_jax.utils.files import write_json, write_text
 from lw_jax.utils.provenance import provenance
 from lw_jax.wire import packet
@@ -41,6 +42,7 @@ SHARE = (0.0, 1.0)
 EXPORTED = Path("runs/exported")
 """Where probes of exported bridges go, as their evaluations do."""
 FOLDER = "probes"
+_WIDEST = 400
 _BORDER = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -148,6 +150,12 @@ class Probed:
         if not bridge.levels:
             return rows
         return [jax.device_get(_slots(self.ctx, row)) for row in rows]
+
+
+@jax.jit
+def handed(ctx: EvalContext, sent: Latent) -> Delivery:
+    """What a bridge hands its receiver for the latents that were sent."""
+    return ctx.deliver(ctx.received(sent))
 
 
 @jax.jit
@@ -336,7 +344,9 @@ def show(console: Console, title: str, lines: Lines) -> None:
         shown.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for line, held in lines.items():
         shown.add_row(line, *(_cell(held.get(name)) for name in names))
-    console.print(shown)
+    # A figure is never cut off: a narrow terminal wraps the lines.
+    wide = Measurement.get(console, console.options.update(width=_WIDEST), shown).maximum
+    Console(file=console.file, width=max(wide, console.width)).print(shown)
 
 
 def _cell(one: Figure | None) -> str:

@@ -8,7 +8,7 @@ stretches of the passage with a gap. Questions of the data play no part.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.receiver import answer
 from lw_jax.receiver.pack import Segment, segment
+from lw_jax.text.collate import MULTIPLE
 from lw_jax.text.layout import Asked, Prompt, message_ids, message_text, split_joint
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
@@ -32,7 +33,6 @@ from lw_jax.types import Array, Delivery
 from lw_jax.utils.compile import AheadOfTime
 
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.98)
-MULTIPLE = 8
 
 
 class Passage(NamedTuple):
@@ -142,11 +142,11 @@ def batches(
         x, mask = filled([slots[i] for i in at])
         groups = [_questions(passages[i], gaps) for i in at]
         asked = [one for group in groups for one in group]
-        room = _up(sum(len(one.ask) + len(one.answer) for one in group) for group in groups)
+        room = up(sum(len(one.ask) + len(one.answer) for one in group) for group in groups)
         first = np.arange(len(asked)) % (1 + gaps) == 0
         goal = Goal(
-            segment([one.ask for one in asked], _up(len(one.ask) for one in asked)),
-            segment([one.answer for one in asked], _up(len(one.answer) for one in asked), "answer"),
+            segment([one.ask for one in asked], up(len(one.ask) for one in asked)),
+            segment([one.answer for one in asked], up(len(one.answer) for one in asked), "answer"),
             jnp.asarray(first),
             room if gaps else None,
         )
@@ -160,8 +160,9 @@ def _questions(one: Passage, gaps: int) -> list[Asked]:
     return [one.whole, *(some[i % len(some)] for i in range(gaps))]
 
 
-def _up(sizes: Any) -> int:
-    return -(-max(sizes) // MULTIPLE) * MULTIPLE
+def up(sizes: Iterable[int]) -> int:
+    """The largest, rounded up: the size that rows are padded to."""
+    return int(-(-max(sizes) // MULTIPLE) * MULTIPLE)
 
 
 def filled(slots: Sequence[np.ndarray], size: int | None = None) -> tuple[Array, Array]:
@@ -171,7 +172,7 @@ def filled(slots: Sequence[np.ndarray], size: int | None = None) -> tuple[Array,
         slots: of each row.
         size: M; None: the most that any has, rounded up.
     """
-    most = _up(len(one) for one in slots) if size is None else size
+    most = up(len(one) for one in slots) if size is None else size
     x = np.zeros((len(slots), most, slots[0].shape[1]), np.float32)
     mask = np.zeros(x.shape[:2], bool)
     for i, one in enumerate(slots):

@@ -10,32 +10,28 @@ them is what sender, compressor and reader leave.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.data.example import Example
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.methods.base import EvalContext
-from lw_jax.evaluate.metrics.squad import exact_match, f1
-from lw_jax.evaluate.predict import options_of
 from lw_jax.mesh import put_batch
-from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.split import embedding_table
+from lw_jax.probes.asking import Asker, Asking, Counted, Reader
 from lw_jax.probes.base import (
     Figure,
     Lines,
     Probed,
     batched,
     figure,
+    handed,
     most_slots,
     progress,
     ratios_of,
@@ -51,103 +47,20 @@ from lw_jax.probes.descent import (
     filled,
     passage,
     prepare,
+    up,
 )
 from lw_jax.receiver import answer
 from lw_jax.receiver.answer import Message
 from lw_jax.receiver.pack import segment
 from lw_jax.receiver.read import text_message
 from lw_jax.runs import rivals
-from lw_jax.text.layout import Asked, Prompt, split_joint
-from lw_jax.text.stop import stop_of
+from lw_jax.text.layout import Prompt, split_joint
 from lw_jax.types import Delivery, Edits, Latent
 from lw_jax.utils.compile import AheadOfTime
 
-QUESTIONS = 64
-"""Questions that are asked at once."""
 MOST = 4000
 """Contexts of the data among which passages are chosen."""
 SHARES = ("token_match", "f1", "em")
-
-
-class Asking(NamedTuple):
-    """A question of the data.
-
-    Attributes:
-        of: number of its passage.
-        row: question and right answers.
-        asked: both in the receiver's tokens.
-    """
-
-    of: int
-    row: Example
-    asked: Asked
-
-
-class Reader(NamedTuple):
-    """Something that the receiver is given about each passage.
-
-    Attributes:
-        prompt: what stands around it.
-        message: from numbers of passages to what they are given.
-    """
-
-    prompt: Prompt
-    message: Callable[[Sequence[int]], Message]
-
-
-class Questions(NamedTuple):
-    """Questions that are asked alike.
-
-    Attributes:
-        of: the passage of each.
-        asked: each in the receiver's tokens.
-        options: of decoding.
-        size: how many at once.
-    """
-
-    of: list[int]
-    asked: list[Asked]
-    options: DecodeOptions
-    size: int
-
-
-class Said(NamedTuple):
-    """What the receiver says to one question.
-
-    Attributes:
-        nll: nats of the right answer.
-        ids: that it writes by itself.
-        length: of these.
-        stopped: whether a token ended it that holds a stop.
-        columns: of the receiver that the message takes.
-    """
-
-    nll: float
-    ids: np.ndarray
-    length: int
-    stopped: bool
-    columns: int
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What was counted of passages, [n] each: sums, and what they are sums over.
-
-    Attributes:
-        sums: by name.
-        parts: by name: tokens, questions or answer tokens of the passage.
-        columns: receiver columns of the message.
-        wrote: what was written when the passage was asked for.
-    """
-
-    sums: dict[str, np.ndarray]
-    parts: dict[str, np.ndarray]
-    columns: np.ndarray
-    wrote: list[str]
-
-    def mean(self, name: str) -> float:
-        """Over all parts of all passages."""
-        return float(self.sums[name].sum() / self.parts[name].sum())
 
 
 def run(probed: Probed, cfg: OracleConfig) -> Path:
@@ -178,6 +91,10 @@ class _Oracle:
         self.askings = self._askings()
         self.lengths = np.array([len(one.words) for one in self.passages])
         self.known = [r for r in ratios_of(probed.wire, ()) if r is not None]
+        self.asker = Asker(
+            probed.console, self.model, self.tokenizer, probed.wire.decode, self.passages,
+            self.askings, cfg.batch_size,
+        )  # fmt: skip
         self.counted: dict[str, Counted] = {}
         self.more: dict[str, Any] = {"best_start": {}, "curves": {}, "wrote": {}}
 
@@ -193,7 +110,7 @@ class _Oracle:
             (r, how): self._start(how, begun[r], unit) for r in cfg.ratios for how in cfg.starts
         }
         widest = max(one.slots for one in bridges.values())
-        self.most = max(widest, _up(len(x) for some in starts.values() for x in some))
+        self.most = max(widest, up(len(x) for some in starts.values() for x in some))
         held = {
             key: batches(self.passages, x, cfg.batch_size, self.gaps) for key, x in starts.items()
         }
@@ -212,7 +129,7 @@ class _Oracle:
         for one in held.values():
             prepare(plan, self.model, self.ctx.prompt, beside, one, cfg.steps)
         for line, reader in readers.items():
-            self._prepare(plan, reader, line == "text_tuned")
+            self.asker.prepare(plan, reader, line != "text_tuned")
         plan.compile(self.probed.console)
         for line, reader in readers.items():
             self._count(line, reader)
@@ -265,7 +182,7 @@ class _Oracle:
     # What the receiver is given
 
     def _words(self, at: Sequence[int]) -> Message:
-        laid = segment([self.passages[i].words for i in at], _up(self.lengths), "message")
+        laid = segment([self.passages[i].words for i in at], up(self.lengths), "message")
         assert laid.ids is not None
         return Message(text_message(laid.ids, laid.lengths))
 
@@ -349,112 +266,11 @@ class _Oracle:
             found.append(unit * rows / np.maximum(rms, 1e-9))
         return found
 
-    # What is counted
+    # What is said
 
     def _count(self, line: str, reader: Reader) -> None:
-        """Asks for the passages and the questions."""
-        held = self._read_back(line, reader) if line != "text_tuned" else _empty(self.lengths)
-        asked = self._asked(line, reader) if self.askings else _empty(self.lengths)
-        self.counted[line] = Counted(
-            held.sums | asked.sums,
-            held.parts | asked.parts,
-            np.maximum(held.columns, asked.columns),
-            held.wrote,
-        )
-        self.more["wrote"][line] = held.wrote[:3]
-
-    def _read_back(self, line: str, reader: Reader) -> Counted:
-        """Asks for the passages."""
-        n = len(self.passages)
-        nats, same, columns = np.zeros(n), np.zeros(n), np.zeros(n)
-        wrote = [""] * n
-        for i, one in self._said(f"{line}, passages", reader, self.wholes):
-            own = one.ids[: one.length].tolist()
-            nats[i], columns[i] = one.nll, one.columns
-            same[i] = _matched(self.passages[i].whole.answer[:-1], own)
-            wrote[i] = self.tokenizer.backend.decode(own)
-        tokens = np.array([len(one.whole.answer) for one in self.passages], float)
-        return Counted(
-            {"nats_a_token": nats, "token_match": same},
-            {"nats_a_token": tokens, "token_match": tokens - 1},
-            columns,
-            wrote,
-        )
-
-    def _asked(self, line: str, reader: Reader) -> Counted:
-        """Asks the questions."""
-        n = len(self.passages)
-        sums = {name: np.zeros(n) for name in ("f1", "em", "answer_nats")}
-        parts = {name: np.zeros(n) for name in sums}
-        columns = np.zeros(n)
-        stop = stop_of(self.tokenizer, self.probed.wire.decode.stop or ())
-        for j, one in self._said(f"{line}, questions", reader, self.questions):
-            i, right = self.askings[j].of, self.askings[j].row.answers
-            text = stop.text(self.tokenizer, one.ids.tolist(), one.length, one.stopped)
-            columns[i] = one.columns
-            sums["f1"][i] += f1(text, right)
-            sums["em"][i] += exact_match(text, right)
-            sums["answer_nats"][i] += one.nll
-            parts["f1"][i] += 1
-            parts["em"][i] += 1
-            parts["answer_nats"][i] += len(self.askings[j].asked.answer)
-        return Counted(sums, parts, columns, [])
-
-    @cached_property
-    def wholes(self) -> Questions:
-        """The passages are asked for."""
-        some = [one.whole for one in self.passages]
-        ends = tuple(sorted({*self.model.arch.eos_ids, self.tokenizer.eos_id}))
-        options = DecodeOptions(max_new=_up(len(one.answer) for one in some), eos_ids=ends)
-        return Questions(list(range(len(some))), some, options, min(self.cfg.batch_size, len(some)))
-
-    @cached_property
-    def questions(self) -> Questions:
-        """The questions are asked."""
-        decode, some = self.probed.wire.decode, self.askings
-        stop = stop_of(self.tokenizer, decode.stop or ())
-        options = options_of(decode, self.model.arch, self.tokenizer, stop)
-        return Questions(
-            [one.of for one in some],
-            [one.asked for one in some],
-            options,
-            min(QUESTIONS, len(some)),
-        )
-
-    def _prepare(self, plan: AheadOfTime, reader: Reader, tuned: bool) -> None:
-        """Adds the programs that ask a reader to those that are compiled side by side."""
-        for one in ([] if tuned else [self.wholes], [self.questions] if self.askings else []):
-            for kind in one:
-                at, _ = next(iter(_in_turn(len(kind.of), kind.size)))
-                scored, written = self._arguments(reader, kind, at)
-                plan.add(answer.score, *scored)
-                plan.add(answer.write, *written)
-
-    def _arguments(
-        self, reader: Reader, kind: Questions, at: Sequence[int]
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Arguments of the scorer and of the writer."""
-        message = reader.message([kind.of[j] for j in at])
-        ask = segment([kind.asked[j].ask for j in at], _up(len(one.ask) for one in kind.asked))
-        long = _up(len(one.answer) for one in kind.asked)
-        gold = segment([kind.asked[j].answer for j in at], long, "answer")
-        common = self.model, reader.prompt, message, ask
-        return (*common, gold), (*common, jax.random.key(0), kind.options)
-
-    def _said(self, what: str, reader: Reader, kind: Questions) -> Iterator[tuple[int, Said]]:
-        """What the receiver says, question by question."""
-        with progress(self.probed.console, what, len(kind.of)) as step:
-            for at, real in _in_turn(len(kind.of), kind.size):
-                to_score, to_write = self._arguments(reader, kind, at)
-                nll = answer.score(*to_score).nll
-                wrote = answer.write(*to_write)
-                columns = answer.occupied(to_score[2])
-                got = jax.device_get((nll, wrote.ids, wrote.lengths, wrote.stopped, columns))
-                for j, nats, ids, n, stopped, m in zip(at[:real], *got, strict=False):
-                    yield j, Said(float(nats), ids, int(n), bool(stopped), int(m))
-                step(real)
-
-    # What is said
+        self.counted[line] = self.asker.count(line, reader, line != "text_tuned")
+        self.more["wrote"][line] = self.counted[line].wrote[:3]
 
     def _lines(self, names: dict[float, list[str]]) -> Lines:
         """All figures; what a ratio's better oracle leaves of the text, and the bridge of it."""
@@ -516,14 +332,14 @@ class _Bridge:
 
     def __init__(self, ctx: EvalContext, latents: Sequence[Latent]) -> None:
         self.ctx, self.latents, self.slots = ctx, latents, most_slots(latents)
-        self.delivery = _delivered(ctx, batched(latents[:1], self.slots))
+        self.delivery = handed(ctx, batched(latents[:1], self.slots))
 
     def filled(self, size: int) -> Callable[[Sequence[int]], Message]:
         """What passages of these numbers are given, with masked slots up to `size`."""
 
         def message(at: Sequence[int]) -> Message:
             latents = batched([self.latents[i] for i in at], size)
-            return answer.alone(self.ctx.model, _delivered(self.ctx, latents), len(at))
+            return answer.alone(self.ctx.model, handed(self.ctx, latents), len(at))
 
         return message
 
@@ -531,7 +347,7 @@ class _Bridge:
         """[M, D] soft tokens of each passage; none: it delivers none."""
         found = []
         for i in range(len(self.latents)):
-            one = _delivered(self.ctx, batched([self.latents[i]], self.slots))
+            one = handed(self.ctx, batched([self.latents[i]], self.slots))
             if one.embeds is None:
                 return []
             x = np.asarray(one.embeds, np.float32)[0]
@@ -547,11 +363,6 @@ def _beside(one: _Bridge) -> Delivery:
 
 
 @jax.jit
-def _delivered(ctx: EvalContext, sent: Latent) -> Delivery:
-    return ctx.deliver(ctx.received(sent))
-
-
-@jax.jit
 def _of_text(ctx: EvalContext, batch: Any) -> Message:
     return ctx.delivered(batch, ctx.encode(batch))
 
@@ -562,24 +373,3 @@ def _pooled(x: np.ndarray, size: int) -> np.ndarray:
     low = np.minimum(np.floor(edges[:-1]).astype(int), len(x) - 1)
     high = np.maximum(np.ceil(edges[1:]).astype(int), low + 1)
     return np.stack([x[a:b].mean(axis=0) for a, b in zip(low, high, strict=True)])
-
-
-def _matched(gold: Sequence[int], said: Sequence[int]) -> int:
-    """Tokens of `gold` that stand in `said`, in the same order."""
-    blocks = SequenceMatcher(None, gold, said, autojunk=False).get_matching_blocks()
-    return sum(one.size for one in blocks)
-
-
-def _in_turn(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Numbers in batches of one size, the last one filled up, and how many of each count."""
-    for begin in range(0, count, size):
-        own = list(range(begin, min(begin + size, count)))
-        yield [*own, *own[-1:] * (size - len(own))], len(own)
-
-
-def _empty(like: np.ndarray) -> Counted:
-    return Counted({}, {}, np.zeros(len(like)), [])
-
-
-def _up(sizes: Any) -> int:
-    return int(-(-max(sizes) // 8) * 8)

@@ -31,6 +31,7 @@ from lw_jax.probes.base import (
     Probed,
     batched,
     figure,
+    handed,
     most_slots,
     progress,
     show,
@@ -190,7 +191,7 @@ def _message(
     slots, wide, long = sizes
     ctx = probed.ctx
     if name == "message":
-        delivery = _delivered(ctx, batched(latents, slots))
+        delivery = handed(ctx, batched(latents, slots))
         message = answer.alone(ctx.model, delivery, len(latents))
         if not long:
             return message
@@ -202,11 +203,6 @@ def _message(
     laid = segment(both, wide + long, "message")
     assert laid.ids is not None
     return Message(text_message(laid.ids, laid.lengths))
-
-
-@jax.jit
-def _delivered(ctx: Any, sent: Latent) -> Any:
-    return ctx.deliver(ctx.received(sent))
 
 
 def _before(

@@ -11,7 +11,7 @@ import pytest
 
 from lw_jax.__main__ import main
 from lw_jax.data.example import Example
-from lw_jax.probes import oracle
+from lw_jax.probes import asking, oracle
 from lw_jax.probes.config import OracleConfig
 from lw_jax.probes.descent import Passage, batches, descend, passage
 from lw_jax.text.layout import Asked, Prompt
@@ -32,10 +32,10 @@ def test_means_of_neighbours() -> None:
 
 
 def test_tokens_match_in_their_order() -> None:
-    assert oracle._matched([1, 2, 3, 4], [1, 2, 3, 4]) == 4
-    assert oracle._matched([1, 2, 3, 4], [1, 9, 2, 3, 4]) == 4  # one too many
-    assert oracle._matched([1, 2, 3, 4], [3, 4, 1]) == 2
-    assert oracle._matched([1, 2], []) == 0
+    assert asking._matched([1, 2, 3, 4], [1, 2, 3, 4]) == 4
+    assert asking._matched([1, 2, 3, 4], [1, 9, 2, 3, 4]) == 4  # one too many
+    assert asking._matched([1, 2, 3, 4], [3, 4, 1]) == 2
+    assert asking._matched([1, 2], []) == 0
 
 
 def test_a_passage_asks_for_itself_and_for_words_of_its_own() -> None:
