@@ -26,6 +26,8 @@ class Config(FileSource):
         train_rows, eval_rows: maximum number of texts, sampled by the seed; null for all.
         id_field: id of a row, given back in predictions.jsonl; null: `id`, where a row has one.
         max_malformed: share of malformed rows that is tolerated; null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
         labels: the words that the receiver answers with, one for each class.
         values: what the label field holds for each of them, in that order; empty: 0, 1, ..., or
             the word itself.

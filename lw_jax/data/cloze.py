@@ -37,6 +37,8 @@ class Config(FileSource):
         train_rows, eval_rows: maximum number of texts, sampled by the seed; null for all.
         id_field: id of a row; null: `id` or `_id`, where a row has one.
         max_malformed: share of malformed rows that is tolerated; null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
         context_field: the text.
         level_field: a whole number, the curriculum level; null: all 0.
         gap: what stands in the question where the answer was.

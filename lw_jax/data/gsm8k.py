@@ -35,6 +35,8 @@ class Config(FileSource):
         train_rows, eval_rows: maximum number of rows, sampled by the seed; null for all.
         id_field: id of a row, given back in predictions.jsonl; null: `id`, where a row has one.
         max_malformed: share of malformed rows that is tolerated; null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
         task: what follows the problem: `readback` (the problem itself), `solve` (the worked
             solution) or `final` (its number); or `continue`: the problem's first half crosses,
             its second is written.

@@ -27,6 +27,8 @@ class Config(FileSource):
         train_rows, eval_rows: maximum number of questions, sampled by the seed; null for all.
         id_field: id of a question, given back in predictions.jsonl; null: `_id` or `id`.
         max_malformed: share of malformed rows that is tolerated; null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
         paragraphs: the context: the two `supporting` paragraphs, or `all` (with distractors).
     """
 

@@ -29,6 +29,8 @@ class Config(FileSource):
             where a row has one.
         max_malformed: share of malformed rows that is tolerated (they are named and left out);
             null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
         context_field: the text that crosses the wire.
         question_field: null: there is no question.
         answer_field: text, or a list of texts that all count as right; null: the context is read

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import random
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from lw_jax.data.base import DataSet
 from lw_jax.data.example import Example, Remark, Split, check_split
 from lw_jax.data.files import Names
 from lw_jax.errors import UserError
-from lw_jax.utils.bounds import Name, Rows, Share
+from lw_jax.utils.bounds import FEW, Name, Rows, Share, Tokens
 
 Reject = Callable[[str, str], None]
 """Called with the place of a malformed row, and what is wrong."""
@@ -65,6 +66,8 @@ class FileSource(DataSet):
             `id` or `_id`, where a row has one.
         max_malformed: share of malformed rows that is tolerated (they are named and left out);
             null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
     """
 
     train: Names = ""
@@ -78,6 +81,7 @@ class FileSource(DataSet):
     eval_rows: Rows | None = None
     id_field: Name | None = None
     max_malformed: Share | None = None
+    level_lengths: Annotated[tuple[Tokens, ...], FEW] = ()
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -86,6 +90,19 @@ class FileSource(DataSet):
             given = getattr(self, name)
             if given is not None and not all(files.several(given) or ("",)):
                 raise UserError(f"{name}: an empty name; give a local file or a hub name")
+        if list(self.level_lengths) != sorted(set(self.level_lengths)):
+            raise UserError(
+                f"level_lengths: {list(self.level_lengths)} do not rise; give each length once, "
+                "the shortest first"
+            )
+        if self.level_lengths and getattr(self, "level_field", None) is not None:
+            raise UserError("level_lengths: level_field names the levels already; set one of them")
+
+    def levelled(self, row: Example) -> Example:
+        """A row with the level that its text's length gives it, where lengths give one."""
+        if not self.level_lengths:
+            return row
+        return replace(row, level=1 + bisect_left(self.level_lengths, len(row.context)))
 
     @property
     def has_eval(self) -> bool:
@@ -272,7 +289,8 @@ def load(
             if not isinstance(record, Mapping):
                 raise records.BadRowError(f"expected an object, got {records.shown(record)}")
             fields = fields or tuple(map(str, record))
-            for key, example in parse(where, record, reject):
+            for key, parsed in parse(where, record, reject):
+                example = source.levelled(parsed)
                 read += 1
                 actual: Split = "eval" if own else _split_of(key, source, has_eval)
                 splits[actual] += 1

@@ -32,6 +32,8 @@ class Config(FileSource):
         train_rows, eval_rows: maximum number of passages, sampled by the seed; null for all.
         id_field: id of a question, given back in predictions.jsonl; null: `id`.
         max_malformed: share of malformed rows that is tolerated; null: any but all.
+        level_lengths: characters of the text up to which a row is of level 1, 2, ...; longer ones
+            are of one more; empty: no levels by length.
         unanswerable: the answer to v2's questions without one; null leaves them out.
         swap: share of the passages, as training draws them, whose names and numbers are replaced,
             by the same ones in passage, questions and answers; drawn anew each time.
