@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lw_jax.bridge import paths
-from lw_jax.bridge.config import BridgeConfig, closed_form
+from lw_jax.bridge.config import BridgeConfig, fits
 from lw_jax.bridge.module import BridgeModule, owners
 from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import READ_ROWS, READS, Intermediates
@@ -63,9 +63,9 @@ class Bridge:
         return found
 
     def _check_fit(self, params: PyTree) -> None:
-        """Raises UserError if the compressor is fitted to features that depend on parameters."""
-        fitted, own = closed_form(self.config), params.get("source")
-        if fitted is not None and own:
+        """Raises UserError if a part is fitted to features that depend on parameters."""
+        fitted, own = fits(self.config), params.get("source")
+        if fitted and own:
             (source,) = chosen(self.config.source)
             raise UserError(
                 f"bridge.source.{source}: {', '.join(sorted(own))} would be trained or measured, "

@@ -17,6 +17,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims, ModelDims, ViewDims, sizes
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.readers.base import Reader
+from lw_jax.readers.fitted_prefix import Config as FittedPrefix
 from lw_jax.sources.base import Source
 from lw_jax.sources.normaliser import Normaliser, normaliser_of
 from lw_jax.sources.pca import Pca, pca_of
@@ -302,6 +303,14 @@ class BridgeConfig(Checked):
                     f"reader: {name} adds to soft tokens; set a reader that delivers some as well "
                     "(soft_tokens)"
                 )
+            tokens = getattr(self.compressor, "tokens", None)
+            if isinstance(reader, FittedPrefix) and (
+                tokens is None or tokens.linear or self.sources
+            ):
+                raise UserError(
+                    f"reader.{name}: it is fitted to the features of one source, so the slots have "
+                    "to be these; set compressor: {tokens: {linear: false}}, and source"
+                )
 
 
 def normaliser(bridge: BridgeConfig) -> tuple[str, Normaliser] | None:
@@ -328,11 +337,28 @@ def closed_form(bridge: BridgeConfig) -> tuple[str, LeastSquares] | None:
     return None
 
 
+def fitted_reader(bridge: BridgeConfig) -> tuple[str, FittedPrefix] | None:
+    """The name and the config of the reader that is fitted to keys and values; None: there is
+    none."""
+    found = chosen(bridge.reader).items()
+    return next(((n, one) for n, one in found if isinstance(one, FittedPrefix)), None)
+
+
+def fits(bridge: BridgeConfig) -> list[str]:
+    """The dotted keys of what a `calibrate` stage fits in closed form."""
+    compressor, reader = closed_form(bridge), fitted_reader(bridge)
+    return [
+        *([] if compressor is None else [compressor[0]]),
+        *([] if reader is None else [f"bridge.reader.{reader[0]}"]),
+    ]
+
+
 def to_be_trained(bridge: BridgeConfig) -> str | None:
     """A part of the bridge that no `calibrate` stage determines, and that has to be trained; None:
-    there is none, because the compressor is fitted and nothing else starts at random.
+    there is none, because the compressor, or a reader of the features themselves, is fitted and
+    nothing else starts at random.
     """
-    if closed_form(bridge) is None:
+    if not fits(bridge):
         return f"bridge.compressor.{next(iter(chosen(bridge.compressor)))}"
     if bridge.refiner is not None:
         return "bridge.refiner"

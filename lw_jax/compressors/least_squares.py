@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from lw_jax.errors import UserError
 from lw_jax.types import Array, PyTree
-from lw_jax.utils.bounds import Checked, Name
+from lw_jax.utils.bounds import Checked, Name, Ridge
 
 KEY = "compressor/fit"
 """Of the sums, and of what is fitted to them, in the file of a `calibrate` stage."""
@@ -37,7 +36,7 @@ class LeastSquares(Checked):
     """
 
     receiver: Name | None = None
-    l2: Annotated[float, Ge(0), Le(10**6)] = 1e-4
+    l2: Ridge = 1e-4
 
     def target_of(self, receivers: list[str]) -> str:
         """The receiver whose embeddings are fitted."""
@@ -45,7 +44,7 @@ class LeastSquares(Checked):
 
 
 class Sums(NamedTuple):
-    """What a fit needs of all tokens: K features and a one, D channels of the embedding.
+    """What a fit needs of all tokens: K features and a one, D channels of the target.
 
     Attributes:
         tokens: [] how many there are.
@@ -60,23 +59,24 @@ class Sums(NamedTuple):
     yy: Array
 
 
-def sums(x: Array, embeddings: Array, spans: Array, mask: Array) -> Sums:
+def sums(x: Array, targets: Array, spans: Array, mask: Array) -> Sums:
     """The sums over one batch, float32.
 
     Args:
         x: [B, T, K] features of the source's tokens.
-        embeddings: [B, S, D] input embeddings of the receiver's tokens of the same texts.
+        targets: [B, S, D] what the receiver has for its tokens of the same texts: their input
+            embeddings, or keys and values.
         spans: [B, T, 2] int32, the receiver's tokens that overlap a source token: the first, and
             the one after the last.
         mask: [B, T] bool, tokens that count; those without an overlap do not.
     """
     first, stop = spans[..., 0], spans[..., 1]
-    at = jnp.arange(embeddings.shape[1])[None, None]
+    at = jnp.arange(targets.shape[1])[None, None]
     within = (at >= first[..., None]) & (at < stop[..., None])
     keep = (mask & (stop > first)).astype(jnp.float32)[..., None]
     shares = within / jnp.maximum(1, stop - first)[..., None]
     high = jax.lax.Precision.HIGHEST  # by default a GPU rounds the factors to ten bits
-    y = jnp.einsum("bts,bsd->btd", shares, embeddings.astype(jnp.float32), precision=high) * keep
+    y = jnp.einsum("bts,bsd->btd", shares, targets.astype(jnp.float32), precision=high) * keep
     ones = jnp.ones((*x.shape[:2], 1), jnp.float32)
     x = jnp.concatenate([x.astype(jnp.float32), ones], axis=-1) * keep
     return Sums(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lw_jax.bridge.config import BridgeConfig, closed_form, normaliser, pca
+from lw_jax.bridge.config import BridgeConfig, closed_form, fitted_reader, normaliser, pca
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
@@ -328,6 +328,9 @@ def check_calibrated(
     for key, target in targets.items():
         if target is not None and target not in receivers:
             raise UserError(f"{key}: {target!r} is no receiver; there are {', '.join(receivers)}")
+    read = fitted_reader(bridge)
+    if read is not None:
+        _check_measured(f"bridge.reader.{read[0]}", "readers", stages)
     needed = {"source": coloured or pca(bridge), "compressor": fitted}
     for part, options in needed.items():
         if options is not None:

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from lw_jax.bridge.bridge import Bridge
-from lw_jax.bridge.config import closed_form, normaliser, pca
+from lw_jax.bridge.config import closed_form, fits, fitted_reader, normaliser, pca
 from lw_jax.compressors.least_squares import fill as fill_least_squares
+from lw_jax.readers.fitted_prefix import fill as fill_prefix
 from lw_jax.sources.normaliser import fill as fill_normaliser
 from lw_jax.sources.pca import fill as fill_pca
 from lw_jax.types import PyTree
@@ -18,7 +19,8 @@ from lw_jax.types import PyTree
 def needs_statistics(bridge: Bridge) -> bool:
     """Whether a bridge has parts that a `calibrate` stage measures or fits."""
     config = bridge.config
-    return any(part is not None for part in (normaliser(config), pca(config), closed_form(config)))
+    measured = normaliser(config) is not None or pca(config) is not None
+    return measured or bool(fits(config))
 
 
 def filled(bridge: Bridge, params: PyTree, statistics: Mapping[str, np.ndarray]) -> PyTree:
@@ -38,7 +40,18 @@ def filled(bridge: Bridge, params: PyTree, statistics: Mapping[str, np.ndarray])
         params = {**params, "source": fill_pca(params["source"], statistics)}
     if closed_form(config) is not None:
         params = {**params, "compressor": fill_least_squares(params["compressor"], statistics)}
+    if (read := fitted_reader(config)) is not None:
+        readers = {
+            name: {**own, read[0]: fill_prefix(own[read[0]], statistics, reader_key(name))}
+            for name, own in params["readers"].items()
+        }
+        params = {**params, "readers": readers}
     return params
+
+
+def reader_key(receiver: str) -> str:
+    """Of a reader's fit in the file of a `calibrate` stage."""
+    return f"readers/{receiver}/fit"
 
 
 def alone(bridge: Bridge, statistics: Mapping[str, np.ndarray]) -> PyTree:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lw_jax.bridge.config import closed_form
+from lw_jax.bridge.config import fits
 from lw_jax.config.schema import StageConfig
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
@@ -57,7 +57,7 @@ def check_shapes(seen: Examination, steps: bool) -> None:
     """
     for i, (name, stage) in enumerate(seen.config.stages.items()):
         bridge = seen.config.bridge
-        if stage.calibrate is not None and bridge is not None and closed_form(bridge) is not None:
+        if stage.calibrate is not None and bridge is not None and fits(bridge):
             with seen.trying("bridge"):
                 check_parts(seen.config, seen.specs)
         if stage.train is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lw_jax.bridge.config import BridgeConfig, closed_form
+from lw_jax.bridge.config import BridgeConfig, fits
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Remark, Rows
 from lw_jax.data.leak import overlap, touching
@@ -130,8 +130,8 @@ def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:
     """(stage, data, level) of all different training rows of a run."""
     seen: set[Any] = set()
     for name, stage in config.stages.items():
-        fits = config.bridge is not None and closed_form(config.bridge) is not None
-        if stage.calibrate is not None and fits and (config.data, None) not in seen:
+        fitted = config.bridge is not None and fits(config.bridge)
+        if stage.calibrate is not None and fitted and (config.data, None) not in seen:
             seen.add((config.data, None))
             yield name, config.data, None
         if stage.train is None:

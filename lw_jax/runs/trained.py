@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import jax
 
-from lw_jax.bridge.config import closed_form, to_be_trained
+from lw_jax.bridge.config import closed_form, fits, to_be_trained
 from lw_jax.bridge.paths import chosen_parts, from_paths, readable
 from lw_jax.config.parse import build, from_dict, to_dict
 from lw_jax.config.schema import Config, calibrate_before
@@ -286,12 +286,13 @@ def is_fitted(config: Config, before: str | None = None) -> bool:
 
 def still_to_train(config: Config) -> str:
     """Why a bridge that is fitted in closed form is not ready for use by that; "" for others."""
-    if config.bridge is None or closed_form(config.bridge) is None:
+    if config.bridge is None or not fits(config.bridge):
         return ""
     part = to_be_trained(config.bridge)
     if part is None:
         return ": no calibrate stage before it"
-    return f": {part} starts at random, and calibrate fits the compressor alone"
+    what = "reader" if closed_form(config.bridge) is None else "compressor"
+    return f": {part} starts at random, and calibrate fits the {what} alone"
 
 
 def _fitted_file(config: Config, run_dir: Path, before: str | None = None) -> Path | None:

@@ -1,10 +1,11 @@
 """The stage that measures the frozen models: the sender's taps and the receivers' embeddings.
 
 Means and deviations per channel, gathered in one pass over the rows (Chan et al. 1979), and for a
-source with a PCA the covariance of each tap, whose principal directions are kept. For a compressor
-that is fitted in closed form, the sums that its map is solved from. What is gathered is kept after
-every batch, in float64, so that a run that is killed goes on from there and ends with the very same
-numbers. The file: see `lw_jax.runs.statistics`.
+source with a PCA the covariance of each tap, whose principal directions are kept. For a part that
+is fitted in closed form (a compressor to embeddings, a reader to keys and values), the sums that
+its map is solved from. What is gathered is kept after every batch, in float64, so that a run that
+is killed goes on from there and ends with the very same numbers. The file: see
+`lw_jax.runs.statistics`.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bridge.bridge import Bridge
-from lw_jax.bridge.config import SOURCE, closed_form, pca, to_be_trained
+from lw_jax.bridge.config import SOURCE, closed_form, fits, fitted_reader, pca, to_be_trained
 from lw_jax.bridge.module import BridgeModule
-from lw_jax.compressors.least_squares import KEY, Sums, least_squares_of, solve, sums
+from lw_jax.compressors.least_squares import KEY, LeastSquares, Sums, least_squares_of, solve, sums
 from lw_jax.config.schema import CalibrateConfig
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
@@ -28,7 +29,9 @@ from lw_jax.mesh import fetch, put_batch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.pipeline import Pipeline
+from lw_jax.receiver.rms import keys_and_values
 from lw_jax.runs import statistics
+from lw_jax.runs.calibrated import reader_key
 from lw_jax.runs.directory import Run
 from lw_jax.runs.identity import identity
 from lw_jax.runs.rows import remarks_of, report
@@ -46,7 +49,7 @@ Moments = tuple[Array, ...]
 
 path_of = statistics.path_of
 SPANS = "fit/spans"
-"""Key of a batch: which of the receiver's tokens overlap each of the source's."""
+"""Keys of a batch, with a receiver's name: which of its tokens overlap each of the source's."""
 
 
 def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
@@ -60,7 +63,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     rows = load_rows(config.data, "train", config.seed)
     groups = [group[:1] for group in sample(rows, cfg.rows)]
-    if closed_form(pipeline.bridge.config) is not None:
+    if fits(pipeline.bridge.config):
         jax.eval_shape(pipeline.bridge.init, jax.random.key(0))  # raises if parts do not fit
     path, mine = path_of(run.run_dir, name), identity(config, name, pipeline)
     found, start = statistics.load_part(path, mine)
@@ -84,7 +87,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
         if not all(value[0] for value in found.values()):
             raise UserError("layout.max_tokens: every row is longer; raise it, or measure others")
         fitted, said = _fitted(pipeline.bridge, found)
-        found.pop(KEY, None)
+        found = {key: value for key, value in found.items() if not _is_fit(key)}
         statistics.save(path, found, mine, fitted)
         tokens = ", ".join(f"{key} {int(value[0])}" for key, value in found.items())
         display.say(f"{len(groups)} contexts measured into {path}; tokens: {tokens}")
@@ -127,18 +130,25 @@ def _fitted(bridge: Bridge, found: statistics.Found) -> tuple[dict[str, np.ndarr
         own = fit(projected[1], products, float(count))
         fitted |= {f"source/{key}": value for key, value in own.items()}
         said.append(_shares(own))
+    maps: list[tuple[str, str, LeastSquares, str]] = []
     if (mapped := closed_form(bridge.config)) is not None:
-        gathered = Sums(*cast(tuple[Array, ...], found[KEY]))
+        maps.append((KEY, mapped[0], mapped[1], "the embeddings' variance"))
+    if (read := fitted_reader(bridge.config)) is not None:
+        for name in bridge.dims.receivers:
+            what = f"the variance of {name}'s keys and values"
+            how = LeastSquares(l2=read[1].l2)
+            maps.append((reader_key(name), f"bridge.reader.{read[0]}", how, what))
+    for key, option, how, what in maps:
+        gathered = Sums(*cast(tuple[Array, ...], found[key]))
         try:
-            kernel, bias, explained = solve(mapped[1], gathered)
+            kernel, bias, explained = solve(how, gathered)
         except UserError as error:
-            raise UserError(f"{mapped[0]}: {error}") from error
+            raise UserError(f"{option}: {error}") from error
         parts = {"kernel": kernel, "bias": bias, "explained": np.array(explained)}
         parts["tokens"] = np.asarray(gathered.tokens)
-        fitted |= {f"{KEY}/{key}": value for key, value in parts.items()}
+        fitted |= {f"{key}/{part}": value for part, value in parts.items()}
         said.append(
-            f"closed form: explains {explained:.2f} of the embeddings' variance "
-            f"({int(gathered.tokens)} tokens)"
+            f"closed form: explains {explained:.2f} of {what} ({int(gathered.tokens)} tokens)"
         )
     return fitted, said
 
@@ -155,9 +165,8 @@ def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: 
     filled = groups + groups[:1] * (size - len(groups))
     real = np.arange(size) < len(groups)
     extra = {"real": real}
-    if (mapped := closed_form(pipeline.bridge.config)) is not None:
-        target = mapped[1].target_of(list(pipeline.receivers))
-        extra[SPANS] = collate.overlaps(filled, target)
+    for name in _targets(pipeline.bridge):
+        extra[f"{SPANS}/{name}"] = collate.overlaps(filled, name)
     batch = put_batch(pipeline.mesh, collate(filled) | extra)
     return fetch(_moments(pipeline.bridge, pipeline.frozen, batch))
 
@@ -174,31 +183,45 @@ def _moments(bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any]) -> dic
         ids, lengths = batch[f"{name}/context/ids"], batch[f"{name}/context/lengths"]
         mask = (jnp.arange(ids.shape[1])[None] < lengths[:, None]) & batch["real"][:, None]
         found[name] = moments(embed_tokens(model.params, ids)[None], mask)
-    if closed_form(bridge.config) is not None:
-        found[KEY] = _sums(bridge, frozen, batch, taps)
-    return found
+    return found | _sums(bridge, frozen, batch, taps)
 
 
-def _sums(bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any], taps: Taps) -> Sums:
-    """The sums that a batch adds to the least squares of the compressor.
+def _targets(bridge: Bridge) -> list[str]:
+    """The receivers to which something is fitted."""
+    if fitted_reader(bridge.config) is not None:
+        return list(bridge.dims.receivers)
+    mapped = least_squares_of(bridge.config.chosen_compressor)
+    return [] if mapped is None else [mapped.target_of(list(bridge.dims.receivers))]
+
+
+def _sums(
+    bridge: Bridge, frozen: FrozenModels, batch: dict[str, Any], taps: Taps
+) -> dict[str, Sums]:
+    """The sums that a batch adds to the least squares of compressor or readers, by key.
 
     Raises:
         UserError: the source does not give a vector for every token.
     """
-    mapped = least_squares_of(bridge.config.chosen_compressor)
-    assert mapped is not None
+    if not fits(bridge.config):
+        return {}
     module = BridgeModule(bridge.config, bridge.dims)
     views = module.apply({"params": {}}, {SOURCE: taps}, method="views")
     view = cast(dict[str, Features], views)[SOURCE]
     if view.x.shape[1] != taps.ids.shape[1]:
         raise UserError(
             "bridge.source: it does not give a vector for every token, and "
-            "bridge.compressor.tokens.fit needs one; use hidden_states or embeddings"
+            f"{fits(bridge.config)[0]} needs one; use hidden_states or embeddings"
         )
-    target = mapped.target_of(list(frozen.receivers))
-    embeds = embed_tokens(frozen.receivers[target].params, batch[f"{target}/context/ids"])
-    whole = (batch["real"] & batch["valid"])[:, None]
-    return sums(view.x, embeds, batch[SPANS], view.mask & whole)
+    mask = view.mask & (batch["real"] & batch["valid"])[:, None]
+    found = {}
+    for name in _targets(bridge):
+        model, ids = frozen.receivers[name], batch[f"{name}/context/ids"]
+        key, target = KEY, embed_tokens(model.params, ids)
+        if fitted_reader(bridge.config) is not None:
+            head, lengths = frozen.prompt(name).head, batch[f"{name}/context/lengths"]
+            key, target = reader_key(name), keys_and_values(model, head, ids, lengths)
+        found[key] = sums(view.x, target, batch[f"{SPANS}/{name}"], mask)
+    return found
 
 
 def moments(x: Array, mask: Array, crossed: bool = False) -> Moments:
@@ -223,10 +246,15 @@ def _together(
     key: str, old: tuple[np.ndarray, ...] | None, new: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, ...]:
     """What two parts of the rows give together, float64: moments are combined, sums added."""
-    if key != KEY:
+    if not _is_fit(key):
         return combine(old, new)
     own = tuple(np.asarray(x, np.float64) for x in new)
     return own if old is None else tuple(a + b for a, b in zip(old, own, strict=True))
+
+
+def _is_fit(key: str) -> bool:
+    """Whether what is gathered under a key are the sums of a fit."""
+    return key.endswith("/fit")
 
 
 def combine(

@@ -44,6 +44,8 @@ Dropout = Annotated[float, Ge(0), Le(0.99)]
 Decay = Annotated[float, Ge(0), Le(0.999999)]
 """Of a running average: at 1 (which 0.99999999 is in float32) it would never move."""
 Weight = Annotated[float, Ge(0), Le(10**6)]
+Ridge = Annotated[float, Ge(0), Le(10**6)]
+"""Penalty of a least-squares fit, in shares of the features' mean square."""
 LearningRate = Annotated[float, Gt(0), Le(10)]
 Temperature = Annotated[float, Ge(0.0001), Le(10_000)]
 
