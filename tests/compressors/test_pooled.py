@@ -101,6 +101,16 @@ def test_a_closed_gate_lets_nothing_of_the_text_through() -> None:
     assert apart(apply(params, features(0)), apply(params, features(1))) == [0, 1, 2]
 
 
+def test_an_open_gate_is_none() -> None:
+    apply, params = made(QUERIES)
+    wide = {**params, "gate": {**params["gate"], "bias": jnp.full((1,), 30.0)}}
+    bare, _ = made(replace(QUERIES, gate=False))
+    without = {name: own for name, own in params.items() if not name.startswith("gate")}
+    found, wanted = apply(wide, features()), bare(without, features())
+    np.testing.assert_allclose(found.slots, wanted.slots, atol=1e-5)
+    assert found.span.tolist() == [TOKENS, 2]
+
+
 def test_numbers_that_do_not_fit() -> None:
     with pytest.raises(UserError, match="pools: 4 do not divide the 6 slots"):
         pool_expand.Config(slots=6, pools=4)

@@ -50,6 +50,14 @@ def test_partners_have_about_the_same_length():
     assert np.median(gaps) <= 5
 
 
+@pytest.mark.parametrize("half", [1, 4])
+def test_a_context_with_half_of_the_rows_gets_each_of_the_others_once(half):
+    ids = ["a"] * half + [f"b{i}" for i in range(half)]
+    partner = derangement(ids)
+    assert sorted(partner) == list(range(2 * half))
+    assert set(partner[:half]) == set(range(half, 2 * half))
+
+
 def test_a_context_with_most_of_the_rows_still_gets_others():
     ids = ["a"] * 9 + ["b", "c"]
     partner = derangement(ids)

@@ -180,3 +180,37 @@ def test_what_touches_an_evaluation_is_found_either_way_round() -> None:
     places = leak.touching(as_rows(*parts.values()).groups, as_rows(held).groups)
     found = [name for place, name in enumerate(parts) if place in places]
     assert found == ["the same", "holds it", "stands in it", "its end"]
+
+
+def test_how_short_a_text_is_that_stands_anywhere() -> None:
+    """Of 32 letters and digits it is looked for inside others, both ways round; of 31 it is not."""
+    assert leak.LEAST == 32
+    just = "goats of the mill eat their hats now 123"
+    less = just.removesuffix("3")
+    assert [sum(map(str.isalnum, text)) for text in (just, less)] == [32, 31]
+    for text, found in ((just, {0}), (less, set())):
+        whole = f"So it is: {text}, and they are red."
+        assert leak.touching(as_rows(text).groups, as_rows(whole).groups) == found
+        assert leak.touching(as_rows(whole).groups, as_rows(text).groups) == found
+        assert (leak.overlap(as_rows(whole), as_rows(text)) is not None) == bool(found)
+
+
+@pytest.mark.parametrize("begin", [0, 3])
+def test_texts_that_begin_alike_are_told_apart_by_what_follows(begin: int) -> None:
+    """A part of three words, of four and of more, at the start and at the end of what holds it."""
+    words = "internationalisation responsibilities notwithstanding misunderstanding ends".split()
+    for size in (3, 4, 5):
+        part = " ".join(words[:size])
+        whole = " ".join(["x"] * begin + words[:size])
+        assert leak.touching(as_rows(part).groups, as_rows(whole).groups) == {0}
+        other = " ".join(["x"] * begin + [*words[: size - 1], "else"])
+        assert leak.touching(as_rows(part).groups, as_rows(other).groups) == set()
+
+
+def test_of_many_contexts_some_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most as many as are said, spread evenly over all."""
+    rows = as_rows(*(f"Text {i}." for i in range(10)))
+    for most, places in ((10, range(10)), (9, range(0, 10, 2)), (4, (0, 3, 6, 9)), (1, (0,))):
+        monkeypatch.setattr(leak, "LOOKED_AT", most)
+        held = [f"Text {i}." for i in places]
+        assert [group[0].context for group in leak._some(rows)] == held

@@ -84,3 +84,32 @@ def test_as_many_resamples_as_asked() -> None:
     """Of one resample the interval is its mean alone."""
     low, high = bootstrap.interval(np.arange(50.0), seed=0, resamples=1)
     assert low == high
+
+
+def test_what_is_held_at_once_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of three resamples, of one, and all at once."""
+    values = np.random.default_rng(4).normal(0, 1, 10)
+    whole = bootstrap.interval(values, seed=1, resamples=7)
+    drawn = np.random.default_rng(1).integers(0, 10, (7, 10))
+    wanted = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    np.testing.assert_allclose(whole, wanted, rtol=1e-12)
+    for held in (30, 10, 3):
+        monkeypatch.setattr(bootstrap, "_CHUNK", held)
+        assert bootstrap.interval(values, seed=1, resamples=7) == whole
+
+
+def test_the_level_is_the_share_between_the_ends() -> None:
+    values = np.random.default_rng(5).normal(0, 1, 50)
+    low, high = bootstrap.interval(values, seed=1, level=0.8)
+    wide = bootstrap.interval(values, seed=1)
+    assert wide[0] < low < high < wide[1]
+    found = bootstrap.interval([1] * 9, seed=0, bounds=(0, 1), level=0.8)
+    exact = binomtest(9, 9).proportion_ci(0.8, "exact")
+    np.testing.assert_allclose(found, (exact.low, exact.high), atol=1e-12)
+
+
+def test_a_group_without_a_part_is_no_group() -> None:
+    """And one part is enough to be one."""
+    groups = ["a", "a", "b", "c"]
+    found = bootstrap.interval([1, 0, 0, 2], [1, 0, 0, 2], groups=groups, seed=0, bounds=(0, 1))
+    assert found == bootstrap.interval([1, 1], seed=0, bounds=(0, 1))

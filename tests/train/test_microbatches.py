@@ -46,3 +46,22 @@ def test_parts_of_unlike_counts_give_what_the_batch_gives(parts: int, largest: f
     np.testing.assert_array_equal(sown["rows"], 2 * X[:, None])
     assert sown["largest"].shape == ()
     assert float(sown["largest"]) == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_batch_at_once_has_the_steps_own_randomness_and_parts_have_parts_of_it(
+    parts: int,
+) -> None:
+    def drawn(slope: Any, batch: Any, rng: Any, counts: Any) -> tuple[Any, Seen]:
+        del counts
+        noise = jax.random.normal(rng)
+        term = Term(slope * noise, jnp.float32(1.0))
+        return slope * noise, Seen({KEY: term}, {}, {"noise": noise[None]})
+
+    key = jax.random.key(7)
+    (_, seen), _ = microbatched(drawn, parts)(jnp.float32(1.0), {"x": jnp.asarray(X)}, key)
+    keys = [key] if parts == 1 else list(jax.random.split(key, parts))
+    wanted = [float(jax.random.normal(own)) for own in keys]
+    found: Any = seen.intermediates["noise"]
+    assert found.tolist() == pytest.approx(wanted)
+    assert len(set(wanted)) == parts

@@ -215,6 +215,20 @@ def test_what_another_bridge_would_send_is_refused() -> None:
     _same(own, packet.from_bytes(packet.to_bytes(own), limits=private).latent)
 
 
+@pytest.mark.parametrize(("slots", "taken"), [(1, False), (2, True), (3, True), (4, False)])
+def test_as_many_slots_as_a_bridge_sends_are_taken(slots: int, taken: bool) -> None:
+    """From the fewest to the most, both of them too, and the line says which these are."""
+    limits = Limits(width=4, fewest=2, most=3)
+    if taken:
+        limits.check_size(slots, 4)
+        return
+    with pytest.raises(UserError, match=f"^wire: {slots} slots, where this bridge sends 2 to 3$"):
+        limits.check_size(slots, 4)
+    Limits(width=4, fewest=slots, most=None).check_size(slots, 4)
+    with pytest.raises(UserError, match=f"sends {slots + 1} or more$"):
+        Limits(width=4, fewest=slots + 1, most=None).check_size(slots, 4)
+
+
 def test_what_cannot_be_sent_is_refused() -> None:
     mask = np.ones((1, 3), bool)
     big = np.full((1, 3, 4), 1e6, np.float32)

@@ -1,0 +1,60 @@
+"""How far vectors lie apart, against the same in float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.objectives.common.measures import TINY, cosine, distance, masked_mean, unit
+
+X = np.random.default_rng(0).normal(0, 1, (2, 3, 8)).astype(np.float32)
+Y = np.random.default_rng(1).normal(0, 1, (2, 3, 8)).astype(np.float32)
+
+
+def wide(x: np.ndarray) -> np.ndarray:
+    """What a bfloat16 copy holds, in float64."""
+    return np.asarray(jnp.asarray(x, jnp.bfloat16)).astype(np.float64)
+
+
+def test_narrow_numbers_are_compared_in_float32() -> None:
+    """As if they were wide: nothing is rounded on the way."""
+    x, y = jnp.asarray(X, jnp.bfloat16), jnp.asarray(Y, jnp.bfloat16)
+    a, b = wide(X), wide(Y)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    square = np.mean((a - b) ** 2, axis=-1)
+    wanted = {
+        "cosine": 1 - np.sum(a * b, axis=-1) / lengths,
+        "mse": square,
+        "relative_mse": square / np.mean(b**2, axis=-1),
+    }
+    for kind, value in wanted.items():
+        found = distance(kind, x, y)  # type: ignore[arg-type]
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=kind)
+    np.testing.assert_allclose(cosine(x, y), np.sum(a * b, axis=-1) / lengths, atol=1e-6)
+    assert unit(x).dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(unit(x), axis=-1), 1.0, atol=1e-6)
+
+
+def test_a_mean_over_what_is_real() -> None:
+    mask = jnp.asarray([[True, False, True], [False, False, False]])
+    found = masked_mean(jnp.asarray(X, jnp.bfloat16), mask)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[0], wide(X)[0, [0, 2]].mean(axis=0), rtol=1e-5)
+    assert not np.asarray(found[1]).any()
+
+
+@pytest.mark.parametrize("size", [1e-3, 2e-6])
+def test_a_quiet_vector_has_a_length_and_none_at_all_has_no_gradient(size: float) -> None:
+    """Squared lengths of 4e-12 lie above `TINY`, which is added to them."""
+    x = jnp.zeros((4,)).at[1].set(size)
+    np.testing.assert_allclose(unit(x)[1], size / np.sqrt(size**2 + TINY), rtol=1e-5)
+    slope = jax.grad(lambda x: jnp.sum(unit(x)))
+    assert np.isfinite(slope(x)).all() and np.asarray(slope(x)).any()
+    assert not np.asarray(unit(x / 4e3)).any()
+    assert not np.asarray(slope(x / 4e3)).any()
+    quiet = distance("relative_mse", 2 * x, x)  # mean squares: size**2 / 4 of both
+    np.testing.assert_allclose(quiet, size**2 / 4 / (size**2 / 4 + TINY), rtol=1e-5)
+    assert TINY == 1e-12
