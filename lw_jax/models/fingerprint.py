@@ -40,12 +40,22 @@ def meaning(tokenizer: Tokenizer, ends: tuple[int, ...], named: Mapping[str, Any
         "tail": tokenizer.tail,
         "named": dict(named),
     }
+    first = tokenizer.backend.id_to_token(0)
+    added = [token["content"] for token in known["added_tokens"]]
+    if isinstance(model.get("vocab"), dict) and first not in (_USUAL, *added):
+        parts["first"] = first
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 _PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
 """Parts of a tokenizer that change ids or their text. Truncation and padding are not used, and of
 what is put around a text only BOS and EOS are."""
+
+
+_USUAL = "!"
+"""The token of id 0 in vocabularies that begin with bytes, as GPT-2's. (`_stated` leaves out a 0,
+and so the token that has it: one that is no added token is said apart. Not this one: so the
+fingerprints in use stay.)"""
 
 
 def _stated(node: Any) -> Any:

@@ -15,6 +15,14 @@ from lw_jax.text.tokenizer import Tokenizer
 
 _PROBE = "a"
 _MESSAGE = "\u0001message\u0001"
+_DATES = {"%d": "26", "%b": "Jul", "%B": "July", "%Y": "2024", "%m": "07", "%y": "24"}
+_TODAY = (
+    "{% macro strftime_now(form) %}{{ form"
+    + "".join(f" | replace('{part}', '{value}')" for part, value in _DATES.items())
+    + " }}{% endmacro %}{{ '' }}"
+)
+"""Before templates that write today's date: a prompt must not change overnight. The day is the one
+that Llama 3's templates have where they are given none."""
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -132,18 +140,21 @@ def _bos_put(hf_tokenizer: Any) -> int | None:
 
 def _chat(hf_tokenizer: Any, bos_id: int | None) -> tuple[str, str] | None:
     """What the chat template puts around a user's message; None: there is no template that takes
-    one message of a user. A BOS that the layout puts is left out.
+    one message of a user, and writes it once. A BOS that the layout puts is left out.
     """
     if not getattr(hf_tokenizer, "chat_template", None):
         return None
     try:
         text = hf_tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MESSAGE}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": _MESSAGE}],
+            tokenize=False,
+            add_generation_prompt=True,
+            chat_template=_TODAY + hf_tokenizer.get_chat_template(),
         )
     except Exception:
         return None
     before, found, after = text.partition(_MESSAGE)
-    if not found:
+    if not found or _MESSAGE in after:
         return None
     if bos_id is not None and before.startswith(hf_tokenizer.bos_token):
         before = before[len(hf_tokenizer.bos_token) :]

@@ -18,7 +18,9 @@ import numpy as np
 import optax
 from flax import struct
 
+from lw_jax.errors import UserError
 from lw_jax.layers.transformer import Stack, sinusoid
+from lw_jax.train.loop import largest
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.types import Array, PyTree
@@ -145,6 +147,9 @@ def train(
         seed: of the parameters and of the order of rows.
         step: called after each step.
         apart: the last pairs, that many, are not learned from; they say how far it has come.
+
+    Raises:
+        UserError: it blew up: what it wrote then would look as if nothing could be recovered.
     """
     rng, rows = np.random.default_rng(seed), len(tokens) - apart
     batch_size = min(batch_size, rows)
@@ -163,13 +168,21 @@ def train(
         params, state, loss = update(params, state, seen.of(at), tokens[at])
         if i % 20 == 0 or i == steps - 1:
             last = float(loss)
+            if not np.isfinite(last):
+                raise _blown_up(f"its loss is {last} at step {i + 1} of {steps}", lr)
             mean = last if np.isnan(mean) else 0.7 * mean + 0.3 * last
         step(1, f"loss {mean:.3f}")
         if apart and ((i + 1) * LOOKS // steps > i * LOOKS // steps):
             wrote = Trained(module, params, mean).write(held, batch_size)
             real = gold < module.vocab
             curve[i + 1] = float((wrote == gold)[real].mean())
+    if not np.isfinite(largest(params)):
+        raise _blown_up("its parameters are not finite after the last step", lr)
     return Trained(module, params, mean, curve if apart else {})
+
+
+def _blown_up(what: str, lr: float) -> UserError:
+    return UserError(f"lr: the inverter blew up ({what}); lower it (here {lr:g})")
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))

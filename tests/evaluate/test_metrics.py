@@ -108,6 +108,16 @@ def test_no_number_of_a_gsm8k_question_is_lost(name: str, count: int) -> None:
         ("that leaves −5.", "-5"),
         ("x = -.5", "-0.5"),
         ("10 -5", "5"),  # a difference
+        ("15 - 20 = -5\n-5", "-5"),  # a line of its own
+        ("that is 3\r\n  -$5", "-5"),
+        ("it costs 10\n- 5 pens", "5"),  # an item
+        ("#### -\\$18", "-18"),
+        ("#### -₹5", "-5"),
+        ("so it is -US$5", "-5"),
+        ("#### -A$ 5", "-5"),
+        ("#### **–5**", "-5"),
+        ("#### \\(–5\\)", "-5"),
+        ("#### in all – 5", "5"),
         ("pages 3-5", "5"),
         ("none", None),
     ],

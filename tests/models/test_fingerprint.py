@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
 
 from lw_jax.errors import UserError
 from lw_jax.models import fingerprint
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.spec import FrozenSpec, open_model
+from lw_jax.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "zoo/tiny-mistral"
@@ -69,6 +72,23 @@ def test_what_changes_the_meaning_changes_the_fingerprint(
     after = opened(folder)
     assert after.weights_print() == before.weights_print()  # which is all that format 1 sees
     assert after.fingerprint() != before.fingerprint()
+
+
+def test_the_token_of_id_0_counts() -> None:
+    """Which has a 0 for its id, as options have that are off; all other ids are the same."""
+
+    def print_of(first: str, added: bool = False) -> str:
+        backend = Backend(BPE({first: 0, "a": 1, "b": 2}, [], unk_token="a"))
+        if added:
+            backend.add_special_tokens([first])
+        return fingerprint.meaning(Tokenizer("r", backend, None, 2), (2,), {})
+
+    kinds = [("!", False), ("c", False), ("d", False), ("c", True), ("d", True), ("!", True)]
+    assert len({print_of(*kind) for kind in kinds}) == len(kinds)
+    # As version 0.1 wrote them, which runs and bridges hold.
+    assert print_of("!").startswith("396b416ec425") and print_of("c", True).startswith(
+        "0bd042e2cc6c"
+    )
 
 
 def test_how_the_files_are_written_does_not_change_it(before: FrozenSpec, tmp_path: Path) -> None:

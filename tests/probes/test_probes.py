@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
@@ -16,7 +17,7 @@ from lw_jax.api.bridge import Bridge
 from lw_jax.data.example import Example
 from lw_jax.data.words import open_split
 from lw_jax.errors import UserError
-from lw_jax.probes import leak
+from lw_jax.probes import inverter, leak
 from lw_jax.probes.base import Probed, figure, open_probed, sentences
 from lw_jax.probes.config import LeakConfig, SkillConfig
 from lw_jax.probes.inverter import Inverter, Seen, train
@@ -56,6 +57,22 @@ def test_an_inverter_writes_what_is_there_and_guesses_the_rest() -> None:
     assert (trained.write(other, 32) == gold)[real].mean() > 0.95
     assert (blind.write(other, 32) == gold)[real].mean() < 0.3
     assert trained.loss < 0.5 < blind.loss
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_inverter_that_blew_up_is_no_proof_that_nothing_leaks(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would write one token everywhere, and each text would look safe: no loss shows what the
+    last step has done."""
+    seen, tokens = pairs(8, 0)
+    module = Inverter(length=8, vocab=8, width=8, depth=1, heads=2)
+    monkeypatch.setattr(inverter, "make_optimiser", lambda *_: optax.scale(np.inf))
+    how: dict[str, Any] = {"steps": steps, "batch_size": 4, "lr": 0.02, "seed": 0}
+    what = "parameters are not finite" if steps == 1 else "loss is nan at step 2 of 2"
+    with pytest.raises(UserError, match=f"^lr: the inverter blew up .*{what}.*0.02") as end:
+        train(module, seen, tokens, step=lambda *_: None, **how)
+    assert "\n" not in str(end.value)
 
 
 # What is planted

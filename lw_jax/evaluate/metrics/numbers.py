@@ -15,14 +15,15 @@ _NUMBER = re.compile(
     r"|(?<![\w.)\]}%!?…])\.\d+"
 )
 _PARTED = ",\u00a0\u202f\u2009"
-_CURRENCY = "[$€£¥]"
+# A sign of any currency, escaped or not, and letters that are a part of it (`US$`).
+_CURRENCY = r"(?:[A-Z]{0,3}\\?[$¢-¥฿₠-⃀＄￠￡￥￦])"
 _FINAL = re.compile(
     rf"####\s*(?:{_CURRENCY}\s*)?[-−–‐‑﹣－+]?\s*(?:{_CURRENCY}\s*)?{_NUMBER.pattern}"
 )
-# A minus before a number, unless it stands between two numbers (`10 -5`) or words; right after the
-# mark any dash is one.
-_MINUS = re.compile(rf"(?:^|[^\w\s)\]%]|[^\d\s)\]%]\s+|^\s+)[-−－]{_CURRENCY}?$")
-_DASH = re.compile(rf"(?:{_CURRENCY}\s*)?[-−–‐‑﹣－]\s*(?:{_CURRENCY}\s*)?")
+# A minus before a number, unless it stands between two numbers of a line (`10 -5`) or words; right
+# after the mark any dash is one.
+_MINUS = re.compile(rf"(?:^|[^\w\s)\]%]|[^\d\s)\]%]\s+|^\s+|[\r\n]\s*)[-−－]{_CURRENCY}?$")
+_DASH = re.compile(rf"[*_(\[{{\\\s]*(?:{_CURRENCY}\s*)?[-−–‐‑﹣－]\s*(?:{_CURRENCY}\s*)?")
 
 
 def canonical(number: str) -> str:
