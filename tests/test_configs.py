@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
 
 from benchmarks import real_cells
+from lw_jax.bridge.config import to_be_trained
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -356,12 +357,35 @@ def test_a_classification_has_its_rivals(path: Path) -> None:
 DEVICES = [p for p in REAL_RIVALS if p.stem.startswith(("prompt_tuning", "lora", "reader"))]
 BUDGETS = [p for p in REAL_RIVALS if p.stem.startswith("budget")]
 RATES = [p for p in REAL_RIVALS if p.stem.startswith("rates")]
+FITTED = [p for p in REAL_RIVALS if p.stem.startswith("closed_form")]
 TABLE = REAL / "rivals" / "table.yaml"
 QUESTIONS = REAL / "questions.yaml"
 
 
 def test_every_rival_is_one_of_these() -> None:
-    assert sorted([*DEVICES, *BUDGETS, *RATES, TABLE]) == REAL_RIVALS
+    assert sorted([*DEVICES, *BUDGETS, *RATES, *FITTED, TABLE]) == REAL_RIVALS
+
+
+@pytest.mark.parametrize("path", FITTED, ids=lambda path: path.stem)
+def test_a_wire_in_closed_form_stands_beside_the_trained_one(path: Path) -> None:
+    """On the same rows, from the same taps, where the report looks for it; nothing in it is
+    trained."""
+    wire, config = read(QUESTIONS), read(QUESTIONS, over=[path])
+    table = read(QUESTIONS, over=[TABLE]).stages["report"].evaluate
+    assert table is not None and table.rivals[path.stem] == f"runs/{config.name}"
+    assert (config.data, config.receivers, config.layout) == (
+        wire.data, wire.receivers, wire.layout,
+    )  # fmt: skip
+    assert config.bridge is not None and wire.bridge is not None
+    assert config.bridge.source == wire.bridge.source
+    assert to_be_trained(config.bridge) is None
+    assert [list(chosen(stage)) for stage in config.stages.values()] == [
+        ["calibrate"],
+        ["evaluate"],
+    ]
+    alone = read(REAL / f"{path.stem}.yaml").bridge
+    assert alone is not None
+    assert (config.bridge.compressor, config.bridge.reader) == (alone.compressor, alone.reader)
 
 
 @pytest.mark.parametrize("path", DEVICES, ids=lambda path: path.stem)
