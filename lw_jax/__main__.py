@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
         print(base.overview(), end="")
         return launch.OK
     if argv[0] == "help":
-        argv = [*argv[1:], "--help"]
+        key = argv[1] == "all" or "." in argv[1]
+        argv = ["--help", *argv[1:]] if key else [*argv[1:], "--help"]
     if argv[0].startswith("-"):
         return launch.main(argv)
     return launch.guarded(lambda: base.call(argv[0], argv[1:]))

@@ -48,7 +48,7 @@ def test_a_dockerfile_fits_the_repository(name: str) -> None:
     assert f"chmod -R 1777 {home[1]} /cache" in next(r for s, r in steps[::-1] if s == "RUN")
 
 
-@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda", "docs/how-to/containers.md"])
 def test_what_a_dockerfile_says_can_be_run(name: str) -> None:
     text = (ROOT / name).read_text()
     runs = re.findall(r"docker run .*? lw_jax(?::cuda)? (.*)", text)

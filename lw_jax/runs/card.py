@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from lw_jax import __version__
 from lw_jax.config.schema import Config
 from lw_jax.config.yaml_files import dumps
 from lw_jax.data.load import origins
+from lw_jax.utils import shipped
 from lw_jax.utils.files import read_json, write_text
 from lw_jax.utils.registry import chosen
 
 FILE = "README.md"
+EVALUATED = "## Evaluated"
+"""The heading above the figures."""
 _FIGURES = ("text", "latent", "deranged", "no_message", "token_budget_first", "token_budget_last")
 
 
@@ -35,7 +39,9 @@ def write_card(
     front: dict[str, Any] = {"library_name": "lw_jax", "tags": ["lw_jax", "latent-communication"]}
     if licence is not None:
         front["license"] = licence
-    if named := [path for path in bases if path.count("/") == 1 and not Path(path).exists()]:
+    # of a path that is here, or ships, the hub knows nothing
+    here = {path for path in bases if Path(shipped.found(path)).exists()}
+    if named := [path for path in bases if path.count("/") == 1 and path not in here]:
         front["base_model"] = named
     data = [config.data, *(s.train.data for s in config.stages.values() if s.train)]
     texts = origins(*(one for one in data if one is not None))
@@ -49,7 +55,7 @@ def write_card(
     lines = [
         f"---\n{dumps(front)}---",
         f"# {config.name}",
-        f"A bridge of [lw_jax](https://pypi.org/project/lw-jax/): {total:,} parameters that hand "
+        f"A bridge of lw_jax: {total:,} parameters that hand "
         f"what `{bases[0]}` reads to {', '.join(f'`{p}`' for p in bases[1:]) or 'nobody'} as a "
         f"few vectors of {bridge.latent_dim}. Both models stay frozen, and are not in here.",
         f"Parts: {'; '.join(parts)}. Stage {about['stage']}, step {about['step']}.",
@@ -58,7 +64,7 @@ def write_card(
         'message = bridge.encode("A text.")\nbridge.answer(message, "A question about it?")\n```',
         "## Trained on",
         "\n".join(f"* {one}" for one in texts),
-        "## Evaluated",
+        EVALUATED,
         _figures(run_dir),
         "## Limits",
         "It knows texts like those that it was trained on. A message is no encryption: who has "
@@ -71,10 +77,17 @@ def write_card(
 
 
 def _figures(run_dir: Path) -> str:
-    """The last evaluation's figures as a table."""
-    path = run_dir / "metrics.json"
+    """The last evaluation's figures as a table; of an exported bridge what its own card says."""
+    path, card = run_dir / "metrics.json", run_dir / FILE
     if not path.is_file():
-        return "Not evaluated."
+        if not card.is_file():
+            return "No figures stand beside what this was exported from."
+        text = card.read_text(encoding="utf-8")
+        found = re.search(rf"^{EVALUATED}$(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+        if found is not None:
+            return found[1].strip()
+        lines = [f"> {line}".rstrip() for line in text.strip().splitlines() if line[:2] != "# "]
+        return "\n".join(["Its own card says:", "", *lines])
     metrics = read_json(path, dict)
     rows = ["| receiver | given | exact match | 95 % interval | n |", "|---|---|---|---|---|"]
     for receiver, methods in metrics["receivers"].items():

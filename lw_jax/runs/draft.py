@@ -57,6 +57,10 @@ LOOKED_AT, ENOUGH = 512, 0.98
 """Rows whose lengths are looked at, and the share of them that the length of a batch holds."""
 LONGEST = 4096
 """Tokens of a text, at most, whatever the models can read."""
+HELD_OUT = 8
+"""Contexts below which the share of a split of a file is raised."""
+SPLITS = {"eval": ("eval_share", 0.2), "validation": ("validation_share", 0.1)}
+"""The key of each split's share, and what it is raised to."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,11 @@ def draft(sender: str, receiver: str, data: str, name: str) -> Draft:
         "objectives": {"answer_ce": {"weight": 1.0}},
         "stages": {"fit": {"train": {"steps": 1}}, "report": {"evaluate": {}}},
     }
-    groups, count = _sampled(raw, session)
+    validated = True
+    if data not in GENERATED and data not in HUB:
+        validated, told = _hold_out(raw)
+        notes += told
+    groups, count = _sampled(raw)
     lengths = _lengths(parse.from_dict(raw), specs, called, groups)
     limits = [specs[SENDER].arch.max_positions, reader.arch.max_positions // 2, LONGEST]
     longest = min(_rounded(lengths["text"], 8), *limits)
@@ -120,7 +128,7 @@ def draft(sender: str, receiver: str, data: str, name: str) -> Draft:
     raw["layout"] = {"max_tokens": longest}
     raw["bridge"] = _bridge(taps, reader.arch, slots)
     small = reader.arch.width <= 512
-    raw["stages"] = _stages(source, count, lengths["answer"], small)
+    raw["stages"] = _stages(source, count, lengths["answer"], small, validated)
     config = parse.from_dict(raw)
     wide = raw["bridge"]["latent_dim"]
     notes += [
@@ -201,7 +209,40 @@ def _bridge(taps: Sequence[int], receiver: AnyArch, slots: int) -> dict[str, Any
     }
 
 
-def _sampled(raw: Mapping[str, Any], session: Session) -> tuple[list[Group], int]:
+def _hold_out(raw: Mapping[str, Any]) -> tuple[bool, list[str]]:
+    """Raises the shares of rows that are held out, in place, where few would be.
+
+    Args:
+        raw: the config so far, whose rows are in files.
+
+    Returns:
+        Whether there are rows for validation, and a line about each share that was raised.
+
+    Raises:
+        UserError: not even a raised share holds out a row to evaluate, or none is left to train.
+    """
+    (source,) = raw["data"].values()
+    told = []
+    for split, (key, share) in SPLITS.items():
+        if _contexts(raw, split) < HELD_OUT:
+            source[key] = share
+            told.append(f"few rows: {key} {share:g}, {_contexts(raw, split)} contexts")
+    for split in ("train", "eval"):
+        load_rows(parse.from_dict(dict(raw)).data, split, raw["seed"])
+    if _contexts(raw, "validation"):
+        return True, told
+    return False, [*told, "no row falls to validation: eval_every 0, nothing is measured meanwhile"]
+
+
+def _contexts(raw: Mapping[str, Any], split: str) -> int:
+    """How many contexts a split has; 0 if its rows cannot be had."""
+    try:
+        return len(load_rows(parse.from_dict(dict(raw)).data, split, raw["seed"]))
+    except UserError:
+        return 0
+
+
+def _sampled(raw: Mapping[str, Any]) -> tuple[list[Group], int]:
     """Some rows to train on, and how many there are."""
     config = parse.from_dict(dict(raw))
     rows = load_rows(config.data, "train", config.seed)
@@ -230,7 +271,9 @@ def _lengths(
     return {"texts": texts, "text": most, "ask": max(asks), "answer": max(answers)}
 
 
-def _stages(source: Mapping[str, Any], count: int, answer: int, small: bool) -> dict[str, Any]:
+def _stages(
+    source: Mapping[str, Any], count: int, answer: int, small: bool, validated: bool
+) -> dict[str, Any]:
     batch = 64 if small else 32
     steps = 2000 if next(iter(source)) in GENERATED else min(4000, max(300, 10 * count // batch))
     curriculum: list[dict[str, Any]] = [
@@ -245,7 +288,7 @@ def _stages(source: Mapping[str, Any], count: int, answer: int, small: bool) -> 
         "curriculum": curriculum,
         "optimiser": {"name": "muon", **rates},
         "log_every": max(1, steps // 40),
-        "eval_every": max(1, steps // 4),
+        "eval_every": max(1, steps // 4) if validated else 0,
         "save_every": max(1, steps // 4),
         "eval_rows": 4 * batch,
     }

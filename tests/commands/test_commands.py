@@ -84,6 +84,14 @@ def test_command_lines_of_the_docs_and_of_examples_are_taken() -> None:
             base.parser_of(name, one).parse_args(words)
 
 
+def test_help_of_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help", "stages.fit.train.steps"]) == 0
+    wanted = capsys.readouterr().out
+    assert "steps" in wanted
+    assert main(["help", "stages.fit.train.steps"]) == 0
+    assert capsys.readouterr().out == wanted
+
+
 def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     said = capsys.readouterr().out

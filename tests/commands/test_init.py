@@ -9,6 +9,7 @@ import pytest
 
 from lw_jax.__main__ import main
 from lw_jax.config import parse
+from lw_jax.data.load import load_rows
 from lw_jax.runs.doctor import examine
 from lw_jax.runs.draft import _bridge, _taps
 from tests.tiny.arch import decoder
@@ -17,10 +18,10 @@ ROOT = Path(__file__).parents[2]
 SENDER, RECEIVER = str(ROOT / "zoo/tiny-llama"), str(ROOT / "zoo/tiny-qwen")
 
 
-def rows(path: Path, **names: str) -> Path:
+def rows(path: Path, count: int = 200, **names: str) -> Path:
     """A file of short texts with one long one, under other field names."""
     lines = []
-    for i in range(200):
+    for i in range(count):
         text = f"Ada keeps {i} goats in the barn. Ben keeps {i + 1} cats in the attic."
         values = {"context": text * (8 if i == 7 else 1), "question": "How many?", "answer": i}
         lines.append(json.dumps({names.get(k, k): v for k, v in values.items()}))
@@ -48,6 +49,38 @@ def test_a_config_for_own_rows_is_ready_to_run(
     assert [f for f in found if f.level == "error"] == []
     assert main(["init", SENDER, RECEIVER, str(data), "-o", "qa.yaml"]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "measured"), [(40, True), (3, False)])
+def test_of_few_rows_enough_are_held_out(
+    count: int,
+    measured: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = rows(tmp_path / "few.jsonl", count)
+    assert main(["init", SENDER, RECEIVER, str(data), "-o", "few.yaml"]) == 0
+    said = capsys.readouterr().out
+    config = parse.read("few.yaml")
+    assert config.data.jsonl is not None and config.stages["fit"].train is not None
+    assert config.data.jsonl.validation_share == 0.1
+    assert (config.stages["fit"].train.eval_every > 0) == measured
+    assert ("eval_every 0" in said) != measured
+    for split in ("train", "eval", *(("validation",) if measured else ())):
+        assert len(load_rows(config.data, split, config.seed)) > 0
+
+
+def test_too_few_rows_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = rows(tmp_path / "one.jsonl", 1)
+    assert main(["init", SENDER, RECEIVER, str(data), "-o", "one.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no row in the split" in line
+    assert not Path("one.yaml").exists()
 
 
 def test_what_cannot_be_used_is_said_and_nothing_is_written(
