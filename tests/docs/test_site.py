@@ -32,7 +32,7 @@ def test_the_site_is_built_without_a_network(tmp_path: Path) -> None:
     for page in ("index", "tutorial", "concepts", "reference/python", "reference/config"):
         assert Path(f"{page}.html") in pages
     keys = (tmp_path / "site/reference/config.html").read_text()
-    assert "bridge.compressor.perceiver" in keys and "latent_dim" in keys
+    assert 'id="bridge.compressor.perceiver"' in keys and "<code>latent_dim</code>" in keys
     python = (tmp_path / "site/reference/python.html").read_text()
     shown = ("Bridge.encode", "Bridge.answer", "Message.from_bytes", "Talk.ask", "engines.export")
     for one in shown:
