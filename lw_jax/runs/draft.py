@@ -115,8 +115,8 @@ def draft(sender: str, receiver: str, data: str, name: str) -> Draft:
     }
     validated = True
     if data not in GENERATED and data not in HUB:
-        validated, told = _hold_out(raw)
-        notes += told
+        validated, held = _hold_out(raw)
+        notes += held
     groups, count = _sampled(raw)
     lengths = _lengths(parse.from_dict(raw), specs, called, groups)
     limits = [specs[SENDER].arch.max_positions, reader.arch.max_positions // 2, LONGEST]
