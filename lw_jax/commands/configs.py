@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from lw_jax.commands.base import Command, Parser
-from lw_jax.errors import UserError, short
+from lw_jax.errors import UserError
 from lw_jax.utils import shipped
 
-_NAMES, _WIDTH = 48, 100
+_NAMES, _WIDTH = 50, 100
 """Columns of a name and of what is said about it."""
 
 
@@ -59,7 +60,8 @@ def _text(card: Path) -> str:
 
 
 def _sentence(text: str) -> str:
-    return short(re.split(r"\.\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(" .:"), _WIDTH)
+    first = re.split(r"\.\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(" .:")
+    return textwrap.shorten(first, _WIDTH, placeholder=" ...")
 
 
 def _arguments(parser: Parser) -> None:
