@@ -33,7 +33,7 @@ def meaning(tokenizer: Tokenizer, ends: tuple[int, ...], named: Mapping[str, Any
     model = known["model"]
     if "merges" in model:  # written as pairs or as lines, by version of the library
         model["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    parts = {
+    parts: dict[str, Any] = {
         "tokens": {key: _stated(known.get(key)) for key in _PARTS},
         "begins": tokenizer.bos_id,
         "ends": [tokenizer.eos_id, *ends],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -91,11 +91,8 @@ def open_pipeline(
     if rows or measured is None:
         training = load_rows(config.data, "train", config.seed)
         groups = sample(training, CHECKED_ROWS)
-        checked = [e for group in groups for e in group]
-        for tokenizer in tokenizers.values():
-            check_labels(config.layout, tokenizer, checked)
-        for source in by_key(tokenizers_of(config.bridge, senders, tokenizers)).values():
-            check_reading(config.layout, source, checked)
+        sources = by_key(tokenizers_of(config.bridge, senders, tokenizers))
+        check_texts(config.layout, tokenizers, sources, groups)
         if measured is None:
             layout = replace(config.layout, text_budget=None)  # whole texts, as for the bridge
             fitting = _fitting(layout, tokenizers, groups[:RMS_ROWS], training)
@@ -117,6 +114,24 @@ def open_pipeline(
     )
 
 
+def check_texts(
+    layout: LayoutConfig,
+    receivers: Mapping[str, Tokenizer],
+    sources: Mapping[str, Tokenizer],
+    groups: Sequence[Group],
+) -> None:
+    """Checks that what the models are given of some contexts is their text.
+
+    Raises:
+        UserError: a label, or what a source reads, is not right.
+    """
+    checked = [example for group in groups for example in group]
+    for tokenizer in receivers.values():
+        check_labels(layout, tokenizer, checked)
+    for source in sources.values():
+        check_reading(layout, source, checked)
+
+
 def laid_out(pipeline: Pipeline, layout: LayoutConfig, groups: Sequence[Group]) -> Pipeline:
     """The same pipeline with another layout, whose labels are checked.
 
@@ -128,11 +143,7 @@ def laid_out(pipeline: Pipeline, layout: LayoutConfig, groups: Sequence[Group]) 
     Raises:
         UserError: a label, or what a source reads, is not right.
     """
-    checked = [example for group in groups for example in group]
-    for tokenizer in pipeline.receivers.values():
-        check_labels(layout, tokenizer, checked)
-    for source in by_key(pipeline.sources).values():
-        check_reading(layout, source, checked)
+    check_texts(layout, pipeline.receivers, by_key(pipeline.sources), groups)
     prompts = tuple(prompts_of(layout, pipeline.receivers).items())
     frozen = pipeline.frozen.replace(prompts=prompts)  # type: ignore[attr-defined]
     return replace(pipeline, layout=layout, frozen=frozen)

@@ -80,7 +80,7 @@ def parts_of(
             levels = {task: cfg.tasks[task].level}
         each = dict.fromkeys(levels.values())
         rows = {level: training_rows(config, own, data, level, load) for level in each}
-        if layout != pipeline.layout:
+        if layout != pipeline.layout or data != config.data:  # those were looked at before
             mine = laid_out(pipeline, layout, sample(rows[next(iter(each))], CHECKED_ROWS))
         streams = {
             key: stream_of(mine, own, rows[level], config.seed, f"{name}/{key}")

@@ -50,7 +50,7 @@ from lw_jax.runs.directory import Run
 from lw_jax.runs.identity import attention_of, quants_of
 from lw_jax.runs.rows import account_of, leaks, remarks_of
 from lw_jax.runs.rows import report as say
-from lw_jax.runs.session import MEASURED_ROWS, open_pipeline
+from lw_jax.runs.session import CHECKED_ROWS, MEASURED_ROWS, laid_out, open_pipeline
 from lw_jax.runs.trained import Trained, layout_at, load_trained
 from lw_jax.text.collate import Lengths
 from lw_jax.text.fit import length_remark
@@ -83,6 +83,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
         pipeline = dataclasses.replace(pipeline, bridge=pipeline.bridge.at_view(cfg.view))
     source = load_rows(cfg.data or run.config.data, "eval", cfg.seed)
     drawn = rows.choose(source, cfg.rows, cfg.seed)
+    pipeline = laid_out(pipeline, layout, [(e,) for e in drawn[:CHECKED_ROWS]])
     tokenizers = pipeline.receivers.values()
     candidates = candidates_of(cfg, cfg.data or run.config.data, layout, drawn, tokenizers)
     groups: list[Group] = [(e,) for e in (*drawn, *answering(drawn, candidates))]

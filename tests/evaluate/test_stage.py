@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
@@ -34,6 +35,7 @@ from lw_jax.receiver.answer import answers
 from lw_jax.runs import session as stage_setting
 from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
+from lw_jax.runs.streams import parts_of
 from lw_jax.runs.trained import load_trained
 from lw_jax.stages import evaluate
 from lw_jax.stages.train import answer_stop, start_params
@@ -396,6 +398,41 @@ def test_an_answer_ends_where_the_config_says(
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["decode"]["stop"] == [stop]
     assert found["receivers"][RECEIVER]["text"]["disagreements"] == 0
+
+
+def test_rows_that_a_tokenizer_changes_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    """Those of an evaluation, and of a task with data of its own: here they alone have capitals."""
+    own = shutil.copytree(models["mistral"], tmp_path / "mistral")
+    state = json.loads((own / "tokenizer.json").read_text())
+    state["normalizer"] = {"type": "Lowercase"}
+    (own / "tokenizer.json").write_text(json.dumps(state))
+    for split, name in (("train", "the goat"), ("eval", "the Goat")):
+        rows = [
+            {"context": f"{name} has {n} hats", "question": "so?", "answer": str(n)}
+            for n in range(9)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    paths = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "eval")}
+    raw = raw_config(models | {"mistral": own}, tmp_path / "run", methods=["text"], rows=8)
+    raw["data"] = {"jsonl": paths}
+    raw["layout"] = {"primer": "in", "anchor": ":", "question": ""}
+    raw["stages"]["wire"]["train"] |= {
+        "tasks": {"capitals": {"data": {"jsonl": {"train": paths["eval"]}}}},
+        "curriculum": [{"share": 1.0, "mix": {"capitals": 1}}],
+    }
+    config = from_dict(raw)
+    screen = Console(file=io.StringIO())
+    other = Run(config, tmp_path, make_mesh(config.mesh), screen, tmp_path)
+    cfg = config.stages["test"].evaluate
+    assert cfg is not None
+    changed = r"^receivers.*does not give the text back.*the Goat.*the goat"
+    with pytest.raises(UserError, match=changed) as end:
+        evaluate.run(other, "test", cfg)
+    assert "\n" not in str(end.value)
+    stage = config.stages["wire"].train
+    assert stage is not None
+    with pytest.raises(UserError, match=changed):
+        parts_of(open_pipeline(config, other.mesh), config, stage, "wire", {})
 
 
 def test_two_receivers_choose_an_answer_together(
