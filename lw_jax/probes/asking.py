@@ -160,7 +160,7 @@ class Asker:
         """Adds the programs of `count` to those that are compiled side by side."""
         kinds = [*([self.wholes] if whole else []), *([self.questions] if self.askings else [])]
         for kind in kinds:
-            at, _ = next(iter(_in_turn(len(kind.of), kind.size)))
+            at, _ = next(iter(in_turn(len(kind.of), kind.size)))
             scored, written = self._arguments(reader, kind, at)
             plan.add(answer.score, *scored)
             plan.add(answer.write, *written)
@@ -237,7 +237,7 @@ class Asker:
     def _said(self, what: str, reader: Reader, kind: Questions) -> Iterator[tuple[int, Said]]:
         """What the receiver says, question by question."""
         with progress(self.console, what, len(kind.of)) as step:
-            for at, real in _in_turn(len(kind.of), kind.size):
+            for at, real in in_turn(len(kind.of), kind.size):
                 to_score, to_write = self._arguments(reader, kind, at)
                 nll = answer.score(*to_score).nll
                 wrote = answer.write(*to_write)
@@ -254,8 +254,13 @@ def _matched(gold: Sequence[int], said: Sequence[int]) -> int:
     return sum(one.size for one in blocks)
 
 
-def _in_turn(count: int, size: int) -> Iterator[tuple[list[int], int]]:
-    """Numbers in batches of one size, the last one filled up, and how many of each count."""
+def in_turn(count: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """Numbers in batches of one size, the last one filled up, and how many of each count.
+
+    Args:
+        count: numbers, from 0 on.
+        size: of a batch.
+    """
     for begin in range(0, count, size):
         own = list(range(begin, min(begin + size, count)))
         yield [*own, *own[-1:] * (size - len(own))], len(own)

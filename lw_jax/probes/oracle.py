@@ -10,7 +10,7 @@ them is what sender, compressor and reader leave.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import numpy as np
 
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.evaluate import packets
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.mesh import put_batch
 from lw_jax.models.split import embedding_table
-from lw_jax.probes.asking import Asker, Asking, Counted, Reader
+from lw_jax.probes.asking import Asker, Asking, Counted, Reader, in_turn
 from lw_jax.probes.base import (
     Figure,
     Lines,
@@ -64,7 +65,7 @@ SHARES = ("token_match", "f1", "em")
 
 
 def run(probed: Probed, cfg: OracleConfig) -> Path:
-    """Measures it, writes the result (after each ratio as well) and prints the table.
+    """Measures it, writes the result (after each optimisation as well) and prints the table.
 
     Returns:
         The path of the result.
@@ -133,10 +134,10 @@ class _Oracle:
         plan.compile(self.probed.console)
         for line, reader in readers.items():
             self._count(line, reader)
+        path = self._write(names)
         for r in cfg.ratios:
             for how in cfg.starts:
                 line = f"oracle_{r:g}_{how}"
-                names.setdefault(r, []).append(line)
                 total = len(held[r, how]) * cfg.steps
                 with progress(self.probed.console, line, total) as step:
                     found, curve = descend(
@@ -145,7 +146,8 @@ class _Oracle:
                     )  # fmt: skip
                 self.more["curves"][line] = curve
                 self._count(line, Reader(self.ctx.prompt, self._free(found, beside)))
-            path = self._write(names)
+                names.setdefault(r, []).append(line)
+                path = self._write(names)
         show(self.probed.console, f"receiver {self.probed.receiver}", self._lines(names))
         return path
 
@@ -216,17 +218,44 @@ class _Oracle:
     def _bridges(self) -> dict[str, _Bridge]:
         """What the bridge delivers, by line: at each ratio that it sends at; of a bridge with one
         number of slots that alone."""
-        rows = [one.rows[0] for one in self.passages]
         low, high = (min(self.known), max(self.known)) if self.known else (0.0, 0.0)
         sends: dict[str, float | None] = {
             f"bridge_{r:g}": r for r in self.cfg.ratios if low <= r <= high
         }
         if not sends:  # its highest is what others begin as
             sends = {f"bridge_{high:g}": high} if self.known else {"bridge": None}
-        return {
-            line: _Bridge(self.ctx, self.probed.sent(rows, line, ratio)[1])
+        own = self.ctx.bridge
+        each = {
+            line: replace(self.ctx, bridge=own if ratio is None else own.at_ratio(ratio))
             for line, ratio in sends.items()
         }
+        plan, held = AheadOfTime(), list(self._texts())
+        for ctx in each.values():
+            plan.add(packets.encode, ctx, held[0][1])
+        plan.compile(self.probed.console)
+        return {line: _Bridge(self.ctx, self._sent(ctx, held)) for line, ctx in each.items()}
+
+    def _texts(self) -> Iterator[tuple[int, Any]]:
+        """The passages as the sender reads them, in batches of one shape, each after the number of
+        its first."""
+        pipeline = self.probed.wire.pipeline
+        groups = [(one.rows[0],) for one in self.passages]
+        collate = pipeline.collate(groups)
+        for at, _ in in_turn(len(groups), min(self.cfg.batch_size, len(groups))):
+            yield at[0], put_batch(pipeline.mesh, collate([groups[i] for i in at]))
+
+    def _sent(self, ctx: EvalContext, texts: Sequence[tuple[int, Any]]) -> list[Latent]:
+        """The latents of the passages as their packets hold them."""
+        held = packets.send(
+            ctx,
+            texts,
+            rows=len(self.passages),
+            codecs=(),
+            mark=self.probed.wire.trained.mark,
+            looked=lambda _: False,
+            clock=time.monotonic,
+        )
+        return [held.received(None, [i]) for i in range(len(self.passages))]
 
     # How the optimisation begins
 
