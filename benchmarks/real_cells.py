@@ -29,7 +29,7 @@ FAILED = {
     "mse_anchor": ["--objectives.embedding_anchor={weight: 1.0, distance: mse, to: answer}"],
     "tanh": ["--bridge.reader.soft_tokens.conditioning=tanh"],
     "rms_33": ["--bridge.reader.soft_tokens.init_scale=0.57"],
-    "latent_keep_1": [f"{TRAIN}.latent_keep={{start: 0.5, end: 1.0, ramp: 300}}"],
+    "latent_keep_1": [f"{TRAIN}.latent_keep={{start: 0.5, end: 1.0, ramp: 360}}"],
 }
 """Settings that failed the earlier system, one change each to `hidden_x_soft`; its soft tokens are
 64 times as loud as the receiver's embeddings, so a loudness of 33 is half of that."""
