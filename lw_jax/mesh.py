@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Le
 from jax.experimental import multihost_utils
@@ -36,13 +37,21 @@ named here is whole on every device."""
 
 
 def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
-    """Sizes (data, fsdp, tensor) of the mesh on a number of devices; a smaller mesh leaves devices
-    idle.
+    """Sizes (data, fsdp, tensor) of the mesh on a number of devices, without those of the sender's
+    own; a smaller mesh leaves devices idle.
 
     Raises:
         UserError: the config asks for more devices than there are, or for sizes that do not
             divide their number.
     """
+    if config.sender is not None:
+        own = config.sender.count
+        if own >= devices:
+            raise UserError(
+                f"mesh.sender: {own} devices of its own asked for; there are {devices}, and "
+                "training needs one: lower its data, fsdp or tensor, or leave mesh.sender out"
+            )
+        devices -= own
     inner = config.fsdp * config.tensor
     sizes = " x ".join(
         f"{name} {size}"
@@ -51,12 +60,13 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
     )
     if inner > devices:
         raise UserError(
-            f"{sizes}: {inner} devices asked for; there are {devices}: lower it, or run on more"
+            f"{sizes}: {inner} devices asked for; there are {devices}{_beside(config)}: "
+            "lower it, or run on more"
         )
     if config.data == -1:
         if devices % inner:
             raise UserError(
-                f"{sizes}: {inner} does not divide the {devices} devices; "
+                f"{sizes}: {inner} does not divide the {devices} devices{_beside(config)}; "
                 "change it, or set mesh.data to use fewer"
             )
         return devices // inner, config.fsdp, config.tensor
@@ -64,19 +74,27 @@ def mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
         both = f" x {sizes}" if sizes else ""
         raise UserError(
             f"mesh.data: {config.data}{both} asks for {config.data * inner} devices; "
-            f"there are {devices}: lower it, or run on more"
+            f"there are {devices}{_beside(config)}: lower it, or run on more"
         )
     return config.data, config.fsdp, config.tensor
 
 
+def _beside(config: MeshConfig) -> str:
+    """What stands behind a number of devices of which some are the sender's."""
+    return "" if config.sender is None else f" beside the sender's {config.sender.count}"
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config, over `devices` (all of them by default).
+    """The mesh of a config, over `devices` (all of them by default), without those of the sender's
+    own, which are the last (`make_sender_mesh`).
 
     Raises:
         UserError: it does not fit them, or would leave all devices of a host idle.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(config, len(devices))
+    if config.sender is not None:
+        devices = devices[: -config.sender.count]
     used = devices[: shape[0] * shape[1] * shape[2]]
     hosts = {device.process_index for device in devices}
     if len(idle := hosts - {device.process_index for device in used}):
@@ -84,8 +102,33 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh: {len(used)} of {len(devices)} devices leave {len(idle)} of {len(hosts)} "
             "processes without one: raise mesh.data, or start fewer processes"
         )
+    return _mesh(shape, used)
+
+
+def make_sender_mesh(
+    config: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh | None:
+    """The mesh of the sender's own devices, the last of `devices`; None: it has none.
+
+    Raises:
+        UserError: there are too few devices, or they are of several processes.
+    """
+    if config.sender is None:
+        return None
+    devices = list(jax.devices() if devices is None else devices)
+    mesh_shape(config, len(devices))  # raises if there are too few
+    if len({device.process_index for device in devices}) > 1:
+        raise UserError(
+            "mesh.sender: devices of its own can be had in one process alone, and there are "
+            "several; leave it out, and spread the models with mesh.fsdp or mesh.tensor"
+        )
+    own = config.sender
+    return _mesh((own.data, own.fsdp, own.tensor), devices[-own.count :])
+
+
+def _mesh(shape: tuple[int, int, int], devices: list[jax.Device]) -> Mesh:
     # make_mesh's own default is Explicit axes, where linen's row-parallel Dense and Embed raise.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=used)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def ways(mesh: Mesh, logical: str) -> int:
@@ -198,6 +241,33 @@ def put_batch(mesh: Mesh, batch: Any, rows: slice | None = None) -> Any:
     return jax.tree.map(of, batch)
 
 
+def moved_rows(x: jax.Array, where: NamedSharding, rows: int) -> jax.Array:
+    """The first rows of an array that is split by rows on some devices, on others: pieces go from
+    device to device, and the host waits for nothing.
+
+    Args:
+        x: [B, ...] with whole rows on every device.
+        where: the same of the devices that it goes to, all of this process.
+        rows: how many.
+    """
+    shape, every = (rows, *x.shape[1:]), x.shape[0]
+    held = {at.index[0].indices(every)[:2]: at.data for at in x.addressable_shards}
+    pieces = []
+    for device, at in where.addressable_devices_indices_map(shape).items():
+        first, last = at[0].indices(rows)[:2] if at else (0, rows)
+        parts = [
+            jax.device_put(_rows(data, max(first, a) - a, min(last, b) - a), device)
+            for (a, b), data in sorted(held.items(), key=lambda one: one[0])
+            if max(first, a) < min(last, b)
+        ]
+        pieces.append(parts[0] if len(parts) == 1 else jnp.concatenate(parts))
+    return jax.make_array_from_single_device_arrays(shape, where, pieces)
+
+
+def _rows(x: jax.Array, first: int, last: int) -> jax.Array:
+    return x if (first, last) == (0, x.shape[0]) else x[first:last]
+
+
 def rows_here(mesh: Mesh) -> slice | None:
     """Which parts of a batch the devices of this process hold, of `ways(mesh, "rows")` parts; None:
     all, or not side by side."""
@@ -220,6 +290,29 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(jax.tree.map(of, tree))
 
 
+Devices = Annotated[int, Ge(1), Le(2**16)]
+
+
+@dataclass(frozen=True)
+class SenderMesh(Checked):
+    """Devices of the sender's own: the last ones, which take no part in training.
+
+    Args:
+        data: devices over which rows are split.
+        fsdp: devices over which rows are split as well, and the sender's weights.
+        tensor: devices over which its heads, MLP columns and vocabulary are split.
+    """
+
+    data: Devices = 1
+    fsdp: Devices = 1
+    tensor: Devices = 1
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.data * self.fsdp * self.tensor
+
+
 @dataclass(frozen=True)
 class MeshConfig(Checked):
     """The device mesh, axes `data`, `fsdp` and `tensor`.
@@ -230,11 +323,13 @@ class MeshConfig(Checked):
             are put together where they are used: for models that do not fit on one device.
         tensor: devices over which heads, MLP columns and vocabulary are split, each computing its
             part: for models that do not fit on one device, and for quicker answers.
+        sender: devices of the sender's own, besides these; null: it is on the same.
     """
 
     data: Annotated[int, Ge(-1), Le(2**16)] = -1
-    fsdp: Annotated[int, Ge(1), Le(2**16)] = 1
-    tensor: Annotated[int, Ge(1), Le(2**16)] = 1
+    fsdp: Devices = 1
+    tensor: Devices = 1
+    sender: SenderMesh | None = None
 
     def __post_init__(self) -> None:
         if self.data == 0:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jax.sharding import Mesh
 
+from lw_jax.bridge.apart import SenderApart
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.data.example import Group
-from lw_jax.models.frozen import FrozenModels
+from lw_jax.mesh import batch_sharding, put_batch
+from lw_jax.models.frozen import Elsewhere, FrozenModels, Sender
 from lw_jax.text.budget import Spans, needs_nats
 from lw_jax.text.collate import Collate, Lengths, Sources, measure
 from lw_jax.text.layout import message_text
@@ -38,6 +41,7 @@ class Pipeline:
         same_model: whether a model may be stored otherwise than in a bridge's training.
         nats: from messages in words to the nats of the sender's tokens in each, for the layouts
             whose `text_budget` asks for them.
+        apart: the sender, where it has devices of its own; None: it is on the mesh.
     """
 
     layout: LayoutConfig
@@ -51,6 +55,41 @@ class Pipeline:
     models: Callable[[], dict[str, dict[str, str]]] | None = None
     same_model: bool = False
     nats: Nats | None = None
+    apart: SenderApart | None = None
+
+    @property
+    def sender(self) -> Sender | None:
+        """The frozen sender, wherever it is; None: the sources need none."""
+        if self.apart is not None:
+            return self.apart.model
+        found = self.frozen.sender
+        assert not isinstance(found, Elsewhere)
+        return found
+
+    @property
+    def sender_mesh(self) -> Mesh:
+        """The devices of the sender: the mesh, unless it has devices of its own."""
+        return self.mesh if self.apart is None else self.apart.mesh
+
+    def placed(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch of the host on the mesh, with what a sender on other devices says of it."""
+        return put_batch(self.mesh, batch) | self.taps(batch)
+
+    def with_taps(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch on the mesh with what a sender on other devices says of it; nothing is waited
+        for."""
+        return {**batch, **self.taps(batch)}
+
+    def taps(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What a sender on other devices says of a batch, on the mesh (`SenderApart.taps`)."""
+        where = batch_sharding(self.mesh)
+        return {} if self.apart is None else self.apart.taps(self.bridge, batch, where)
+
+    def shapes_with_taps(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What stands for `with_taps` when a program is traced."""
+        where = batch_sharding(self.mesh)
+        more = {} if self.apart is None else self.apart.shapes(self.bridge, batch, where)
+        return {**batch, **more}
 
     def collate(
         self,

@@ -120,7 +120,8 @@ class Bridge(Sending, Answering):
             config = replace(config, fingerprint=fingerprint)
         config = located(config, home, sender, receivers)
         # Rows of a call are few: they cannot be spread over devices.
-        mesh = make_mesh(MeshConfig(data=1, tensor=config.mesh.tensor), _devices(devices))
+        config = replace(config, mesh=MeshConfig(data=1, tensor=config.mesh.tensor))
+        mesh = make_mesh(config.mesh, _devices(devices))
         try:
             if role == "both":
                 pipeline = open_pipeline(config, mesh, home, rows=False)

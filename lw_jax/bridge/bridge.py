@@ -19,12 +19,21 @@ from lw_jax.bridge.module import BridgeModule, owners
 from lw_jax.errors import UserError
 from lw_jax.layers.intermediates import READ_ROWS, READS, Intermediates
 from lw_jax.models.dims import BridgeDims
-from lw_jax.models.frozen import FrozenDecoder, Sender
+from lw_jax.models.frozen import Elsewhere, FrozenDecoder, Sender
 from lw_jax.types import Array, Delivery, Latent, PyTree, SourceTokens, Taps
 from lw_jax.utils.registry import chosen
 from lw_jax.wire.codecs import CODES
 from lw_jax.wire.limits import LARGEST, LONGEST, Limits
 from lw_jax.wire.packet import nbytes
+
+
+def kept_taps(source: str) -> str:
+    """The key in a batch of a source's taps [B, n, T, D], where they were made before.
+
+    Args:
+        source: key of the source in a batch.
+    """
+    return f"{source}/taps"
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Bridge:
 
     def extract(
         self,
-        sender: Sender | None,
+        sender: Sender | Elsewhere | None,
         batch: Mapping[str, Array],
         params: PyTree | None,
         receivers: Mapping[str, FrozenDecoder] | None = None,
@@ -84,7 +93,8 @@ class Bridge:
 
         Args:
             sender: the frozen sender; None: the sources need none.
-            batch: a batch of `lw_jax.text.collate`.
+            batch: a batch of `lw_jax.text.collate`; taps that it holds (`kept_taps`) are taken from
+                it.
             params: the bridge's parameters; None: the sender without edits.
             receivers: the frozen receivers by name; None where no view reads one.
 
@@ -98,7 +108,12 @@ class Bridge:
                 own = params.get("sources", {}).get(name) or params.get("source", {})
             prefix = self.config.batch_key(name)
             tokens = SourceTokens(*(batch[f"{prefix}/{k}"] for k in ("ids", "lengths", "skip")))
+            if (kept := kept_taps(prefix)) in batch:
+                states = jnp.moveaxis(batch[kept], 1, 0)
+                found[name] = Taps(states, source.content(tokens), tokens.ids)
+                continue
             reads = sender if source.reads_sender else None
+            assert not isinstance(reads, Elsewhere), f"{kept}: the sender is on other devices"
             if source.reads_receiver is not None:
                 assert receivers is not None
                 reads = receivers[source.reads_receiver]

@@ -129,6 +129,12 @@ class BridgeConfig(Checked):
         return {name: next(iter(chosen(one).values())) for name, one in found.items()}
 
     @property
+    def edits_sender(self) -> str | None:
+        """The view that trains a LoRA of the sender; None: none does."""
+        views = self.views.items()
+        return next((name for name, one in views if getattr(one, "lora", None) is not None), None)
+
+    @property
     def chosen_compressor(self) -> Compressor:
         """The compressor's options."""
         (found,) = chosen(self.compressor).values()

@@ -136,6 +136,7 @@ class Config(Checked):
             for name, stage in self.stages.items():
                 if stage.evaluate is not None and stage.evaluate.view is not None:
                     _check_view(self.bridge, stage.evaluate.view, f"stages.{name}.evaluate")
+        self._check_sender_mesh()
         for name, stage in self.stages.items():
             for train in stage.train.each().values() if stage.train else ():
                 if not chosen(train.objectives or self.objectives):
@@ -224,16 +225,30 @@ class Config(Checked):
                 "so it would train nothing"
             )
 
+    def _check_sender_mesh(self) -> None:
+        """Checks that a sender that has devices of its own can work there by itself."""
+        if self.mesh.sender is None:
+            return
+        views = {} if self.bridge is None else self.bridge.views
+        if self.sender is None or not any(
+            one.reads_sender and one.reads_receiver is None for one in views.values()
+        ):
+            raise UserError("mesh.sender: no source reads a sender; leave it out")
+        if self.bridge is not None and (view := self.bridge.edits_sender) is not None:
+            raise UserError(
+                f"mesh.sender: bridge.{view} trains a LoRA of the sender, whose gradients need it "
+                "where the bridge is; leave mesh.sender out, or the LoRA"
+            )
+
     def _check_reuse(self, stage: str, train: TrainConfig) -> None:
         """Checks that what a stage keeps for later epochs does not change."""
         if train.reuse is None or not train.reuse.sender or self.bridge is None:
             return
-        for view, source in self.bridge.views.items():
-            if getattr(source, "lora", None) is not None:
-                raise UserError(
-                    f"stages.{stage}.train.reuse.sender: bridge.{view} trains a LoRA of the "
-                    "sender, so what that says changes in every step; set it to false"
-                )
+        if (view := self.bridge.edits_sender) is not None:
+            raise UserError(
+                f"stages.{stage}.train.reuse.sender: bridge.{view} trains a LoRA of the "
+                "sender, so what that says changes in every step; set it to false"
+            )
         views = self.bridge.views.values()
         if not any(one.reads_sender or one.reads_receiver for one in views):
             raise UserError(

@@ -132,7 +132,7 @@ class Comparison:
             SystemExit: code 143 after SIGTERM, 130 after Ctrl-C.
         """
         looked = partial(self._looked, look)
-        place = partial(put_batch, self.pipeline.mesh)
+        place = self.pipeline.placed
         programs = AheadOfTime()
         for wanted in {looked(begin) for begin, _ in self.batches}:
             programs.add(encode, ctx, place(self.batches[0][1]), wanted)
@@ -410,7 +410,7 @@ class Comparison:
         _, batch = self.batches[0]
         if not by_key(self.pipeline.sources):
             return []
-        latent, read = fetch(slot_maps.reads(ctx, put_batch(self.pipeline.mesh, batch)))
+        latent, read = fetch(slot_maps.reads(ctx, self.pipeline.placed(batch)))
         key, tokenizer = next(iter(by_key(self.pipeline.sources).items()))
         ids = [example.id for example in self.examples]
         return slot_maps.maps(ids, batch, key, tokenizer, latent, read)

@@ -107,8 +107,8 @@ def probe(
         )
     labels = np.array([classes.index(e.answers[0]) for e in train])
     named: dict[str, Sender] = dict(pipeline.frozen.receivers)
-    if pipeline.frozen.sender is not None:
-        named = {"sender": pipeline.frozen.sender} | named
+    if (sender := pipeline.sender) is not None:
+        named = {"sender": sender} | named
     for name, model in named.items():
         wrong = [layer for layer in cfg.layers if layer > depth(model.params)]
         if wrong:
@@ -171,9 +171,11 @@ def _states(
     for begin in range(0, len(examples), batch_size):
         rows = list(examples[begin : begin + batch_size])
         rows += rows[:1] * (batch_size - len(rows))
-        batch = put_batch(pipeline.mesh, collate([(e,) for e in rows]))
+        host = collate([(e,) for e in rows])
+        placed = put_batch(pipeline.mesh, host)
         for name, model in named.items():
             key = "source" if name == "sender" else f"{name}/context"
+            batch = host if name == "sender" and pipeline.apart is not None else placed
             ids, lengths, skip = (
                 batch[f"{key}/ids"],
                 batch[f"{key}/lengths"],

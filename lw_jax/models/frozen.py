@@ -60,6 +60,20 @@ Sender: TypeAlias = Frozen
 
 
 @struct.dataclass
+class Elsewhere:
+    """A sender on devices of its own, as the programs of other devices know it: a batch has its
+    taps (`lw_jax.bridge.apart`).
+
+    Attributes:
+        arch: its architecture, with all of its layers; static.
+        attention: implementation, see `attention.check`; static.
+    """
+
+    arch: Arch | EncoderArch = struct.field(pytree_node=False)
+    attention: str = struct.field(pytree_node=False, default="xla")
+
+
+@struct.dataclass
 class Teacher:
     """A tuned receiver that reads the text itself, which a bridge is distilled from.
 
@@ -85,7 +99,7 @@ class FrozenModels:
         teachers: tuned receivers, by receiver; without one, a receiver's teacher is itself.
     """
 
-    sender: Sender | None
+    sender: Sender | Elsewhere | None
     receivers: dict[str, FrozenDecoder]
     prompts: tuple[tuple[str, Prompt], ...] = struct.field(pytree_node=False, default=())
     teachers: dict[str, Teacher] = struct.field(default_factory=dict)
@@ -93,7 +107,7 @@ class FrozenModels:
     @classmethod
     def of(
         cls,
-        sender: Sender | None,
+        sender: Sender | Elsewhere | None,
         receivers: Mapping[str, FrozenDecoder],
         prompts: Mapping[str, Prompt],
     ) -> FrozenModels:

@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from lw_jax.bridge.apart import SenderApart, sender_taps
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
-from lw_jax.mesh import batch_sharding, trained_shardings
+from lw_jax.mesh import batch_sharding, make_sender_mesh, trained_shardings
 from lw_jax.models.dims import sizes
-from lw_jax.models.frozen import Frozen, FrozenModels
+from lw_jax.models.frozen import Elsewhere, Frozen, FrozenModels
 from lw_jax.models.spec import FrozenSpec
-from lw_jax.runs.frozen import make_receivers, make_sender, sender_arch
+from lw_jax.runs.frozen import Make, make_receivers, make_sender, sender_arch
 from lw_jax.text.layout import Prompt
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.config import TrainConfig
@@ -49,6 +50,9 @@ class AbstractStep:
         batch: the batch, from `batch_shapes`.
         plan: the step's objectives.
         trained: True for every leaf of the parameters that the stage trains.
+        apart: a sender on devices of its own; None: it is among the frozen models, or there is
+            none.
+        bridge: what is trained; None: not known.
     """
 
     step: jax.stages.Wrapped
@@ -57,6 +61,8 @@ class AbstractStep:
     batch: dict[str, jax.ShapeDtypeStruct]
     plan: Plan
     trained: PyTree
+    apart: SenderApart | None = None
+    bridge: Bridge | None = None
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -68,6 +74,13 @@ class AbstractStep:
         """The traced step."""
         return self.step.trace(*self.arguments)
 
+    @cached_property
+    def traced_sender(self) -> jax.stages.Traced | None:
+        """The traced program of a sender on devices of its own; None: it has none."""
+        if self.apart is None or self.bridge is None:
+            return None
+        return sender_taps.trace(*self.apart.call(self.bridge, self.batch))
+
 
 def abstract_step(
     config: Config,
@@ -77,6 +90,7 @@ def abstract_step(
     mesh: Mesh,
     kind: BatchKind = "latent",
     at: int = 0,
+    sender_mesh: Mesh | None = None,
 ) -> AbstractStep:
     """The first step of a train stage, or one with the objectives of a later step.
 
@@ -88,6 +102,7 @@ def abstract_step(
         mesh: the device mesh.
         kind: what the step trains.
         at: the step (0-based) whose objectives it has.
+        sender_mesh: the sender's own devices; None: as the config says of those that are here.
 
     Raises:
         UserError: a tap beyond the sender, readers that exclude each other, ...
@@ -98,13 +113,19 @@ def abstract_step(
     optimiser, trained = stage_optimiser(train, bridge, objectives, params)
     state = jax.eval_shape(lambda p: new_state(p, optimiser, jax.random.key(0), train.ema), params)
     plan, first = plan_at(objectives, at, kind), phases_of(train.curriculum, train.steps)[0]
+    batch = batch_shapes(train, list(config.receivers), lengths, mesh)
+    apart = abstract_apart(config, specs, sender_mesh)
+    if apart is not None:
+        batch |= apart.shapes(bridge, batch, batch_sharding(mesh))
     return AbstractStep(
         make_step(train, bridge, optimiser, mesh, plan, trained=trained, ratio=first.ratio),
         jax.tree.map(_at, state, trained_shardings(mesh, state)),
         abstract_models(config, specs, mesh, train.layout or config.layout),
-        batch_shapes(train, list(config.receivers), lengths, mesh),
+        batch,
         plan,
         trained,
+        apart,
+        bridge,
     )
 
 
@@ -126,7 +147,7 @@ def abstract_bridge(config: Config, specs: Mapping[str, FrozenSpec]) -> Bridge:
 def abstract_models(
     config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh, layout: LayoutConfig
 ) -> FrozenModels:
-    """The frozen models of a stage, from shapes: the sender only up to its highest tap.
+    """The frozen models of a stage on the mesh, from shapes: the sender only up to its highest tap.
 
     Args:
         config: config of the run.
@@ -135,13 +156,31 @@ def abstract_models(
         layout: layout of the stage.
     """
 
-    def make(spec: FrozenSpec, layers: int | None, head: bool) -> Frozen:
-        return spec.abstract(mesh, layers, head)
-
+    make = _making(mesh)
     prompts = dict.fromkeys(config.receivers, Prompt(HEAD, layout.with_text, layout.transform))
-    return FrozenModels.of(
-        make_sender(config, specs, make), make_receivers(config, specs, make), prompts
-    )
+    sender: Frozen | Elsewhere | None = make_sender(config, specs, make)
+    if sender is not None and config.mesh.sender is not None:
+        sender = Elsewhere(sender.arch, sender.attention)
+    return FrozenModels.of(sender, make_receivers(config, specs, make), prompts)
+
+
+def abstract_apart(
+    config: Config, specs: Mapping[str, FrozenSpec], mesh: Mesh | None = None
+) -> SenderApart | None:
+    """A sender on devices of its own, from shapes; None: it has none.
+
+    Args:
+        config: config of the run.
+        specs: the frozen models by name.
+        mesh: its devices; None: as the config says of those that are here.
+    """
+    own = make_sender_mesh(config.mesh) if mesh is None else mesh
+    sender = None if own is None else make_sender(config, specs, _making(own))
+    return None if own is None or sender is None else SenderApart(sender, own)
+
+
+def _making(mesh: Mesh) -> Make:
+    return lambda spec, layers, head: spec.abstract(mesh, layers, head)
 
 
 def batch_shapes(

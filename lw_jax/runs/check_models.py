@@ -53,7 +53,8 @@ def check_model(seen: Examination, name: str, model: ModelConfig) -> None:
             f"{arch.family}, {arch.layers} layers of width {arch.width}, "
             f"vocabulary {arch.vocab_size}, {ends}",
         )
-        ways = seen.config.mesh.tensor
+        mesh, own = seen.config.mesh, seen.config.mesh.sender
+        ways = own.tensor if name == SENDER and own is not None else mesh.tensor
         if arch.heads % ways or arch.kv_heads % ways:
             seen.note(
                 "warning",

@@ -9,14 +9,15 @@ from lw_jax.bridge.config import fits
 from lw_jax.config.schema import StageConfig
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
-from lw_jax.mesh import make_mesh
+from lw_jax.mesh import make_mesh, make_sender_mesh
 from lw_jax.models.spec import SENDER
-from lw_jax.runs.abstract import abstract_models, abstract_step, size_in_bytes
+from lw_jax.runs.abstract import abstract_apart, abstract_models, abstract_step, size_in_bytes
 from lw_jax.runs.findings import Examination
 from lw_jax.runs.memory import (
     RelayNeed,
     device_memory,
     estimate,
+    estimate_sender,
     settled,
 )
 from lw_jax.runs.ready import check_parts, check_start, check_trains, traced
@@ -91,7 +92,10 @@ def check_starts(seen: Examination) -> None:
 
 
 def check_batches(seen: Examination, rows: int) -> None:
-    """Checks that every batch divides over the mesh's rows."""
+    """Checks that every batch divides over the mesh's rows, and those of training over a sender's
+    own devices."""
+    sender = seen.config.mesh.sender
+    own = 1 if sender is None else sender.data * sender.fsdp
     for name, stage in seen.config.stages.items():
         for kind, cfg in batched(stage):
             count = cfg.batch_size // getattr(cfg, "accumulate", 1)
@@ -101,6 +105,13 @@ def check_batches(seen: Examination, rows: int) -> None:
                     f"stages.{name}.{kind}.batch_size",
                     f"{count} rows at once do not divide over {rows} devices; "
                     f"use a multiple of {rows}, or change mesh.data or mesh.fsdp",
+                )
+            if kind.startswith("train") and cfg.batch_size % own:
+                seen.note(
+                    "error",
+                    f"stages.{name}.{kind}.batch_size",
+                    f"{cfg.batch_size} rows do not divide over {own} devices of the sender's own; "
+                    f"use a multiple of {own}, or change mesh.sender.data or mesh.sender.fsdp",
                 )
 
 
@@ -137,14 +148,22 @@ def _training_memory(seen: Examination, key: str, cfg: TrainConfig) -> None:
         if need.state > max(need.frozen, need.work):
             advice = "; the bridge is too large: lower latent_dim, slots, widths or depths"
         seen.note("ok" if fits else "error", key, f"{need}{'' if fits else advice}")
+        if (own := estimate_sender(step)) is not None:
+            fits = own.total < own.room
+            advice = "" if fits else "; raise mesh.sender.fsdp or mesh.sender.tensor, or set quant"
+            where = "mesh.sender", f"{own}{advice}"
+            seen.note("ok" if fits else "error", *where)
 
 
 def _relay_memory(seen: Examination, key: str, cfg: EvaluateConfig) -> None:
     config = seen.config
     with seen.trying(key):
         mesh, layout = make_mesh(config.mesh), cfg.layout or config.layout
-        frozen = abstract_models(config, seen.specs, mesh, layout)
-        whole = seen.specs[SENDER].abstract(mesh)
+        apart, own = abstract_apart(config, seen.specs), make_sender_mesh(config.mesh)
+        frozen: Any = abstract_models(config, seen.specs, mesh, layout)
+        if apart is not None:
+            frozen = apart.model
+        whole = seen.specs[SENDER].abstract(own or mesh)
         needs = cfg.of_whole_sender[0]
         need = RelayNeed(size_in_bytes(frozen), size_in_bytes(whole), device_memory(), needs)
         fits = need.total < need.room

@@ -13,7 +13,7 @@ from rich.text import Text
 from lw_jax.bridge import engines
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
-from lw_jax.mesh import mesh_shape
+from lw_jax.mesh import make_sender_mesh, mesh_shape
 from lw_jax.models.dims import sizes
 from lw_jax.models.spec import SENDER
 from lw_jax.runs.check_models import check_model, check_needed, check_taps, check_weights
@@ -92,7 +92,10 @@ def examined(
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
         of_each = " x ".join(map(str, shape))
-        seen.note("ok", "mesh", f"{of_each} of {jax.device_count()} devices")
+        more = ""
+        if (sender_mesh := make_sender_mesh(config.mesh)) is not None:
+            more = f", and for the sender {' x '.join(map(str, sender_mesh.shape.values()))}"
+        seen.note("ok", "mesh", f"{of_each}{more} of {jax.device_count()} devices")
         check_batches(seen, shape[0] * shape[1])
     if limit := address_space():
         text = (

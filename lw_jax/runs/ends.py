@@ -27,7 +27,7 @@ from lw_jax.runs.frozen import (
 )
 from lw_jax.runs.nats import SenderNats
 from lw_jax.runs.opened import Session
-from lw_jax.runs.session import as_trained, loading, open_sender
+from lw_jax.runs.session import as_trained, known_as, loading, open_sender, sender_apart
 from lw_jax.text.layout import prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 
@@ -133,7 +133,13 @@ def open_rival(
             "so it cannot read the same rows"
         )
     session = Session() if session is None else session
-    senders, sender, prints, weights = open_sender(config, layout, pipeline.mesh, session)
+    # a sender whose edits were trained needs them where it reads, and stays with the bridge
+    own_mesh = None
+    if pipeline.apart is not None and config.bridge.edits_sender is None:
+        own_mesh = pipeline.apart.mesh
+    mesh = own_mesh or pipeline.mesh
+    senders, sender, prints, weights = open_sender(config, layout, mesh, session)
+    apart = sender_apart(sender, own_mesh)
     prompts = prompts_of(layout, pipeline.receivers)
 
     def models() -> dict[str, dict[str, str]]:
@@ -145,12 +151,13 @@ def open_rival(
         pipeline,
         layout=layout,
         bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
-        frozen=FrozenModels.of(sender, pipeline.frozen.receivers, prompts),
+        frozen=FrozenModels.of(known_as(sender, apart), pipeline.frozen.receivers, prompts),
         sources=tokenizers_of(config.bridge, senders, pipeline.receivers),
         fingerprints=prints | own,
         weights=weights | bare,
         models=models,
-        nats=SenderNats(config, layout, pipeline.mesh, session) if config.sender else None,
+        nats=SenderNats(config, layout, mesh, session) if config.sender else None,
+        apart=apart,
     )
 
 

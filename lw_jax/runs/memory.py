@@ -91,11 +91,27 @@ def estimate(step: AbstractStep, room: int | None = None) -> Need:
     there = device_memory() if room is None else room
     if frozen + state >= there:
         return Need(frozen, state, 0, there)
-    memory = step.traced.lower().compile().memory_analysis()
-    if memory is None:  # the backend does not report it
-        return Need(frozen, state, 0, there)
+    return Need(frozen, state, _work(step.traced), there)
+
+
+def estimate_sender(step: AbstractStep, room: int | None = None) -> Need | None:
+    """What a sender on devices of its own needs on each of them: weights, and the work of one batch
+    while the taps of the one before are copied; None: it has none. See `estimate`."""
+    if step.apart is None or step.traced_sender is None:
+        return None
+    frozen, there = size_in_bytes(step.apart.model), device_memory() if room is None else room
+    work = _work(step.traced_sender) if frozen < there else 0
+    return Need(frozen, 0, work, there)
+
+
+def _work(program: jax.stages.Traced) -> int:
+    """Bytes on a device for what a program makes, its results included; 0: the backend does not
+    say."""
+    memory = program.lower().compile().memory_analysis()
+    if memory is None:
+        return 0
     own = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Need(frozen, state, memory.temp_size_in_bytes + own, there)
+    return int(memory.temp_size_in_bytes + own)
 
 
 def settled(

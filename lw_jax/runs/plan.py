@@ -23,13 +23,19 @@ from rich.table import Table
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError, said
 from lw_jax.evaluate.config import EvaluateConfig
-from lw_jax.mesh import MeshConfig, make_mesh, ways
-from lw_jax.models.frozen import FrozenModels
+from lw_jax.mesh import MeshConfig, make_mesh, make_sender_mesh, ways
+from lw_jax.models.frozen import Elsewhere, FrozenModels
 from lw_jax.models.spec import SENDER
-from lw_jax.runs.abstract import AbstractStep, abstract_models, abstract_step, size_in_bytes
+from lw_jax.runs.abstract import (
+    AbstractStep,
+    abstract_apart,
+    abstract_models,
+    abstract_step,
+    size_in_bytes,
+)
 from lw_jax.runs.doctor import examined
 from lw_jax.runs.findings import Examination
-from lw_jax.runs.memory import device_memory, in_words, settled
+from lw_jax.runs.memory import device_memory, estimate_sender, in_words, settled
 from lw_jax.train.config import TrainConfig
 
 ADVICE = {
@@ -39,6 +45,8 @@ ADVICE = {
     "cache": "lower the evaluation's batch_size, or its max_new_tokens",
 }
 """What to change, by what is largest."""
+
+READER, OWN = "sender, up to its highest tap", ", the sender's own devices"
 
 TPU_GB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32, "TPU7x": 96}
 """GiB of one device (of TPU7x a chip is two), as Google's documentation says, by jax's name."""
@@ -108,7 +116,8 @@ def print_plan(
     if topology is not None:
         here = tpu_devices(topology)
         room = tpu_memory(here[0].device_kind) if room is None else room
-    mesh = make_mesh(config.mesh, here if devices is None else here[:devices])
+    used = here if devices is None else here[:devices]
+    mesh, sender_mesh = make_mesh(config.mesh, used), make_sender_mesh(config.mesh, used)
     # the doctor is asked of one device: it is the stages' shapes that are wanted of it
     found = examined(replace(config, mesh=MeshConfig(data=1)), memory=False, files=False)
     for wrong in found.findings:
@@ -116,17 +125,17 @@ def print_plan(
             raise UserError(f"{wrong.key}: {wrong.text}")
     found = replace(found, config=config)
     there = device_memory() if room is None else room
-    shape = dict(mesh.shape)
     kind = here[0].device_kind if devices is None else "planned on the host"
     many = f"{mesh.size} device{'s' * (mesh.size > 1)} ({kind})"
+    own = "" if sender_mesh is None else f"; for the sender {sender_mesh.size} more, "
+    own += "" if sender_mesh is None else _sizes(sender_mesh)
     console.print(
-        f"{many}, {' x '.join(f'{name} {size}' for name, size in shape.items())}, "
-        f"{in_words(there)} each",
+        f"{many}, {_sizes(mesh)}{own}, {in_words(there)} each",
         highlight=False,
         soft_wrap=True,
     )
     over = []
-    for budget in budgets(found, mesh, there):
+    for budget in budgets(found, mesh, there, sender_mesh):
         _show(budget, there, console)
         over += [line] if (line := budget.over(there)) else []
     if over:
@@ -168,28 +177,42 @@ def tpu_memory(kind: str) -> int:
     return TPU_GB[kind] * 2**30
 
 
-def budgets(seen: Examination, mesh: Mesh, room: int) -> Iterator[Budget]:
-    """What each stage needs on a device.
+def _sizes(mesh: Mesh) -> str:
+    return " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+
+
+def budgets(
+    seen: Examination, mesh: Mesh, room: int, sender_mesh: Mesh | None = None
+) -> Iterator[Budget]:
+    """What each stage needs on a device, and on one of the sender's own.
 
     Args:
         seen: the config, its models and the lengths of its rows.
         mesh: the device mesh.
         room: bytes of a device; a step whose weights alone are more is not compiled.
+        sender_mesh: the sender's own devices; None: it has none.
     """
     for name, stage in seen.config.stages.items():
         if stage.train is not None:
-            yield from _training(seen, f"stages.{name}.train", stage.train, mesh, room)
+            where = f"stages.{name}.train"
+            yield from _training(seen, where, stage.train, mesh, room, sender_mesh)
         elif stage.evaluate is not None:
-            yield _evaluation(seen, f"stages.{name}.evaluate", stage.evaluate, mesh)
+            where = f"stages.{name}.evaluate"
+            yield from _evaluation(seen, where, stage.evaluate, mesh, sender_mesh)
 
 
 def _training(
-    seen: Examination, key: str, cfg: TrainConfig, mesh: Mesh, room: int
+    seen: Examination,
+    key: str,
+    cfg: TrainConfig,
+    mesh: Mesh,
+    room: int,
+    sender_mesh: Mesh | None,
 ) -> Iterator[Budget]:
     for task, own in cfg.each().items():
         where = key if task is None else f"{key}.tasks.{task}"
-        _check_rows(where, own.batch_size // own.accumulate, mesh)
-        make = partial(_step, seen, mesh)
+        _check_rows(where, own, mesh, sender_mesh)
+        make = partial(_step, seen, mesh, sender_mesh)
         own, need = settled(own, make, room)
         step = make(own)
         params = size_in_bytes(step.state.params)
@@ -208,19 +231,30 @@ def _training(
             ),
             host,
         )
+        if (apart := estimate_sender(step, room)) is not None:
+            parts = ("weights", READER, apart.frozen), ("work", "activations and taps", apart.work)
+            yield Budget(f"{where}{OWN}", parts)
 
 
-def _step(seen: Examination, mesh: Mesh, train: TrainConfig) -> AbstractStep:
-    return abstract_step(seen.config, train, seen.specs, seen.sizes, mesh)
+def _step(
+    seen: Examination, mesh: Mesh, sender_mesh: Mesh | None, train: TrainConfig
+) -> AbstractStep:
+    config, specs, sizes = seen.config, seen.specs, seen.sizes
+    return abstract_step(config, train, specs, sizes, mesh, sender_mesh=sender_mesh)
 
 
-def _evaluation(seen: Examination, key: str, cfg: EvaluateConfig, mesh: Mesh) -> Budget:
+def _evaluation(
+    seen: Examination, key: str, cfg: EvaluateConfig, mesh: Mesh, sender_mesh: Mesh | None
+) -> Iterator[Budget]:
     config, apart = seen.config, ways(mesh, "rows")
     frozen = abstract_models(config, seen.specs, mesh, cfg.layout or config.layout)
     parts = list(_models(frozen))
+    apart = abstract_apart(config, seen.specs, sender_mesh)
+    elsewhere = [] if apart is None else [("weights", READER, size_in_bytes(apart.model))]
     if cfg.of_whole_sender:
-        own = seen.specs[SENDER].abstract(mesh)
-        parts.append(("weights", f"whole sender ({cfg.of_whole_sender[0]})", size_in_bytes(own)))
+        own = size_in_bytes(seen.specs[SENDER].abstract(sender_mesh or mesh))
+        whole = "weights", f"whole sender ({cfg.of_whole_sender[0]})", own
+        (parts if apart is None else elsewhere).append(whole)
     rows = -(-cfg.batch_size // apart)
     caches = {}
     for name, model in frozen.receivers.items():
@@ -234,23 +268,31 @@ def _evaluation(seen: Examination, key: str, cfg: EvaluateConfig, mesh: Mesh) ->
     if caches:
         name = max(caches, key=lambda one: caches[one])
         parts.append(("cache", f"keys and values of {name}", caches[name]))
-    return Budget(key, tuple(parts))
+    yield Budget(key, tuple(parts))
+    if elsewhere:
+        yield Budget(f"{key}{OWN}", tuple(elsewhere))
 
 
 def _models(frozen: FrozenModels) -> Iterator[tuple[str, str, int]]:
-    if frozen.sender is not None:
-        yield "weights", "sender, up to its highest tap", size_in_bytes(frozen.sender)
+    if frozen.sender is not None and not isinstance(frozen.sender, Elsewhere):
+        yield "weights", READER, size_in_bytes(frozen.sender)
     for name, model in frozen.receivers.items():
         yield "weights", f"receiver {name}", size_in_bytes(model)
 
 
-def _check_rows(key: str, rows: int, mesh: Mesh) -> None:
-    """Raises UserError if a batch cannot be split over the mesh."""
-    parts = ways(mesh, "rows")
+def _check_rows(key: str, cfg: TrainConfig, mesh: Mesh, sender_mesh: Mesh | None) -> None:
+    """Raises UserError if a batch cannot be split over the mesh, or over the sender's devices."""
+    rows, parts = cfg.batch_size // cfg.accumulate, ways(mesh, "rows")
     if rows % parts:
         raise UserError(
             f"{key}: {rows} contexts a microbatch cannot be split over {parts} devices; "
             "change batch_size, accumulate, mesh.data or mesh.fsdp"
+        )
+    if sender_mesh is not None and cfg.batch_size % ways(sender_mesh, "rows"):
+        raise UserError(
+            f"{key}: {cfg.batch_size} contexts cannot be split over the sender's "
+            f"{ways(sender_mesh, 'rows')} devices; change batch_size, mesh.sender.data or "
+            "mesh.sender.fsdp"
         )
 
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lw_jax.bridge.apart import SenderApart
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Group, Rows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.mesh import make_sender_mesh
 from lw_jax.models.dims import ModelDims
-from lw_jax.models.frozen import FrozenDecoder, FrozenModels, Sender
+from lw_jax.models.frozen import Elsewhere, FrozenDecoder, FrozenModels, Sender
 from lw_jax.models.spec import SENDER, FrozenSpec
 from lw_jax.pipeline import Pipeline
 from lw_jax.receiver.rms import measure_rms
@@ -71,7 +73,9 @@ def open_pipeline(
     """
     assert config.bridge is not None
     session = Session() if session is None else session
-    senders, sender, prints, weights = open_sender(config, config.layout, mesh, session)
+    own_mesh = make_sender_mesh(config.mesh)
+    there = own_mesh or mesh
+    senders, sender, prints, weights = open_sender(config, config.layout, there, session)
     specs = {name: session.open(name, model) for name, model in config.receivers.items()}
     tokenizers = {name: spec.tokenizer for name, spec in specs.items()}
     prompts = prompts_of(config.layout, tokenizers)
@@ -99,10 +103,11 @@ def open_pipeline(
             measured = _receiver_rms(layout, receivers, tokenizers, fitting)
         if run_dir is not None and rows:
             receiver_rms.save(run_dir, measured, own)
+    apart = sender_apart(sender, own_mesh)
     return Pipeline(
         layout=config.layout,
         bridge=Bridge(config.bridge, config.bridge.dims(sender_arch(senders), measured)),
-        frozen=FrozenModels.of(sender, receivers, prompts),
+        frozen=FrozenModels.of(known_as(sender, apart), receivers, prompts),
         sources=tokenizers_of(config.bridge, senders, tokenizers),
         receivers=tokenizers,
         fingerprints=prints | own,
@@ -110,7 +115,8 @@ def open_pipeline(
         weights=weights | bare,
         models=models,
         same_model=others,
-        nats=SenderNats(config, config.layout, mesh, session) if config.sender else None,
+        nats=SenderNats(config, config.layout, there, session) if config.sender else None,
+        apart=apart,
     )
 
 
@@ -192,6 +198,16 @@ def open_sender(
         source_head_ids(layout, spec.tokenizer)  # raises if there is no chat template
     sender = make_sender(config, specs, loading(session, mesh))
     return specs, sender, *prints_of(config, specs)
+
+
+def sender_apart(sender: Sender | None, mesh: Mesh | None) -> SenderApart | None:
+    """A sender on devices of its own, if there are some and it is on them."""
+    return None if sender is None or mesh is None else SenderApart(sender, mesh)
+
+
+def known_as(sender: Sender | None, apart: SenderApart | None) -> Sender | Elsewhere | None:
+    """The sender as the programs of training and evaluation know it."""
+    return sender if apart is None else apart.elsewhere
 
 
 def loading(session: Session, mesh: Mesh) -> Make:

@@ -15,7 +15,7 @@ from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.frozen import Sender
 from lw_jax.text.tokenizer import Tokenizer
-from lw_jax.types import PyTree, SourceTokens, Taps
+from lw_jax.types import Array, PyTree, SourceTokens, Taps
 from lw_jax.utils.bounds import Checked
 
 
@@ -63,6 +63,10 @@ class Source(Checked, ABC):
             tokens: the texts.
             params: the source's own parameters; None leaves out its edits of the sender.
         """
+
+    def content(self, tokens: SourceTokens) -> Array:
+        """[B, T] bool: the tokens that are content (`Taps.mask`)."""
+        return tokens.content
 
     @abstractmethod
     def shape(self, sender: AnyArch | None) -> SourceShape:

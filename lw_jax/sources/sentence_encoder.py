@@ -25,7 +25,7 @@ from lw_jax.sources.hidden_states import Config as OneTap
 from lw_jax.sources.hidden_states import HiddenStates
 from lw_jax.sources.normaliser import Normaliser
 from lw_jax.sources.sender import encoder
-from lw_jax.types import Features, PyTree, SourceTokens, Taps
+from lw_jax.types import Array, Features, PyTree, SourceTokens, Taps
 from lw_jax.utils.bounds import LayersOrNone
 
 
@@ -92,8 +92,12 @@ class Config(Source):
             h = jnp.broadcast_to(mean[:, None], h.shape)
         elif self.pool == "cls":
             h = jnp.broadcast_to(h[:, :1], h.shape)
-        mask = tokens.content & (index < lengths[:, None] - 1)
-        return Taps(h[None], mask, ids)
+        return Taps(h[None], self.content(tokens), ids)
+
+    def content(self, tokens: SourceTokens) -> Array:
+        """[B, T] bool: the tokens of the text itself, without [SEP] at its end."""
+        index = jnp.arange(tokens.ids.shape[1])[None, :]
+        return tokens.content & (index < tokens.lengths[:, None] - 1)
 
     def shape(self, sender: AnyArch | None) -> SourceShape:
         """Width of the states, one tap, and the size of the encoder's vocabulary.

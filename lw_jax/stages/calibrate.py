@@ -25,7 +25,7 @@ from lw_jax.config.schema import CalibrateConfig
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
-from lw_jax.mesh import fetch, put_batch
+from lw_jax.mesh import fetch
 from lw_jax.models.decoder import embed_tokens
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.pipeline import Pipeline
@@ -167,7 +167,7 @@ def _batch_moments(pipeline: Pipeline, collate: Any, groups: list[Group], size: 
     extra = {"real": real}
     for name in _targets(pipeline.bridge):
         extra[f"{SPANS}/{name}"] = collate.overlaps(filled, name)
-    batch = put_batch(pipeline.mesh, collate(filled) | extra)
+    batch = pipeline.placed(collate(filled) | extra)
     return fetch(_moments(pipeline.bridge, pipeline.frozen, batch))
 
 

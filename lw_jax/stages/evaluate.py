@@ -37,7 +37,7 @@ from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.evaluate.prediction_cache import PredictionCache, key_of
 from lw_jax.evaluate.relay import Written
-from lw_jax.mesh import put, put_batch, replicated, ways
+from lw_jax.mesh import put, replicated, ways
 from lw_jax.models.fingerprint import FORMAT
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.spec import SENDER
@@ -330,7 +330,7 @@ def _mean(run: Run, compared: Comparison, trained: Trained, cfg: EvaluateConfig)
             _context(compared, trained, receiver),
             groups,
             pipeline.collate(groups),
-            lambda batch: put_batch(pipeline.mesh, batch),
+            pipeline.placed,
             compared.size,
             ways(pipeline.mesh, "rows"),
         )
@@ -365,7 +365,7 @@ def _surprisal(run: Run, compared: Comparison, layout: LayoutConfig) -> list[sur
     sender = run.config.sender
     assert sender is not None  # the config was checked
     spec = run.session.open(SENDER, sender)
-    model = run.session.load(spec, run.mesh)
+    model = run.session.load(spec, compared.pipeline.sender_mesh)
     assert isinstance(model, FrozenDecoder)  # the config was checked
     return surprisal.of_texts(layout, model, spec.tokenizer, compared.texts(), compared.size)
 
@@ -377,7 +377,8 @@ def _relay(
     sender, cfg = run.config.sender, compared.config
     assert sender is not None  # the config was checked
     spec = run.session.open(SENDER, sender)
-    model = run.session.load(spec, run.mesh)  # whole; let go of when it has written
+    # whole; let go of when it has written
+    model = run.session.load(spec, compared.pipeline.sender_mesh)
     assert isinstance(model, FrozenDecoder)  # the config was checked
     found = relay.written(
         cfg.relay, layout, model, spec.tokenizer, compared.examples, compared.size

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lw_jax.bridge.apart import sender_taps
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import calibrate_before
 from lw_jax.data.example import Remark
@@ -34,11 +35,11 @@ from lw_jax.runs.rows import report
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.streams import answer_stop, parts_of, phases, remarks, rows_of_process, validation
 from lw_jax.runs.trained import load_trained
-from lw_jax.text.collate import Collate
+from lw_jax.text.collate import Batch, Collate
 from lw_jax.train.checkpoint import steps
 from lw_jax.train.config import Reuse, TrainConfig
 from lw_jax.train.curriculum import Timetable, Turn, turns_of
-from lw_jax.train.fed import Fed, fed, on_mesh, shapes_of, shapes_of_stream
+from lw_jax.train.fed import Fed, fed, on_mesh, one_ahead, shapes_of, shapes_of_stream
 from lw_jax.train.loop import Evaluation, Job, Metrics, StepFn, checkpoint_root, end_of, fit
 from lw_jax.train.monitor import QuickEvaluation
 from lw_jax.train.optimiser import path_of, stage_optimiser
@@ -109,6 +110,8 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     asking: dict[Hashable, Hashable] = {}
     """Of those that ask the frozen models beforehand, by the same."""
     wanted: dict[tuple[Plan, str | None], frozenset[str]] = {}
+    sending: dict[Hashable, Hashable] = {}
+    """Of those of a sender on devices of its own, by the shapes of a batch."""
     reused = None
     if cfg.reuse is not None and hosts.count() > 1:
         raise UserError(
@@ -120,7 +123,13 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         _check_repeats(f"stages.{name}.train", turns, streams)
         prints = depends_on(run.config, pipeline)
         reused = Reused(
-            cfg.reuse, pipeline.bridge, prints, folder, run.console.print, cfg.shared_text
+            cfg.reuse,
+            pipeline.bridge,
+            prints,
+            folder,
+            run.console.print,
+            cfg.shared_text,
+            pipeline.with_taps,
         )
     evaluation: list[Hashable] = []
     watching: list[Hashable] = []
@@ -135,7 +144,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             arrays, said = fed.arrays, fed.metrics
             if reused is not None:
                 asks = wanted[own[0], turn.task]
-                ready = partial(programs.wait, asking.get(keyed))
+                ready = partial(programs.wait, sending.get(keyed[-1]), asking.get(keyed))
                 arrays, asked = reused.fill(asks, frozen, fed.host, arrays, ready)
                 said = said | {"reused": float(not asked)}
             programs.wait(keys.get(keyed))
@@ -170,7 +179,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             turn = turns[start]
             own, frozen = (plan(start), ratio_of[turn.phase]), parts[turn.task].pipeline.frozen
             batches = [on_mesh(run.mesh, table.batch(start), here), *shapes(turn.stream)]
-            largest = max(batches, key=size_in_bytes)
+            largest = pipeline.shapes_with_taps(max(batches, key=size_in_bytes))
             decided["train"], _ = settled(
                 cfg,
                 lambda train: AbstractStep(
@@ -185,13 +194,18 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
             frozen = parts[turn.task].pipeline.frozen
             first = [on_mesh(run.mesh, table.batch(step), here)] if step == start else []
             for batch in first + shapes(turn.stream):
+                if pipeline.apart is not None:
+                    asked = pipeline.apart.call(pipeline.bridge, batch)
+                    sending[shapes_of(batch)] = programs.add(sender_taps, *asked)
+                whole = pipeline.shapes_with_taps(batch)
+                batch = whole if reused is None else batch
                 keyed = own, turn.task, shapes_of(batch)
                 if reused is not None:
                     if (own[0], turn.task) not in wanted:
-                        asks = reused.wanted(own[0], state.params, frozen, batch)
+                        asks = reused.wanted(own[0], state.params, frozen, whole)
                         wanted[own[0], turn.task] = asks
                     asks = wanted[own[0], turn.task]
-                    given = pipeline.bridge, asks, cfg.shared_text, frozen, batch
+                    given = pipeline.bridge, asks, cfg.shared_text, frozen, whole
                     asking[keyed] = programs.add(says, *given)
                     said = says.eval_shape(*given)
                     says_of[turn.stream] = says_of.get(turn.stream, {}) | said
@@ -241,15 +255,24 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         seen = quick.watch(state, step)
         return seen | {"seconds": time.monotonic() - began}
 
+    def given(batch: Batch) -> Fed:
+        on_devices = fed(run.mesh, batch, here)
+        if reused is None and pipeline.apart is not None:
+            programs.wait(sending.get(shapes_of(on_devices.arrays)))
+            on_devices = on_devices._replace(arrays=on_devices.arrays | pipeline.taps(batch))
+        return on_devices
+
+    def batches(start: int, stop: int) -> Iterator[Fed]:
+        made = map(given, ahead(table.batch, start, stop, cfg.workers))
+        return made if pipeline.apart is None else one_ahead(made)
+
     job = Job(
         name=name,
         directory=run.run_dir,
         steps=cfg.steps,
         state=put_trained(run.mesh, state),
         step_for=step_for,
-        batches=lambda start, stop: (
-            fed(run.mesh, batch, here) for batch in ahead(table.batch, start, stop, cfg.workers)
-        ),
+        batches=batches,
         identity=identity(run.config, name, pipeline),
         log_every=cfg.log_every,
         save_every=cfg.save_every,
@@ -276,7 +299,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
 
 def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:
     """What is not finite in the frozen models, or in what they make of a batch; None: nothing."""
-    models = {"sender": pipeline.frozen.sender, **pipeline.frozen.receivers}
+    models = {"sender": pipeline.sender, **pipeline.frozen.receivers}
     for name, model in models.items():
         for path, leaf in jax.tree_util.tree_leaves_with_path(model):
             real = jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -286,7 +309,7 @@ def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:
         rms = dims.embed_rms, *dims.key_rms, *dims.value_rms
         if not np.all(np.isfinite(rms)):
             return f"the RMS of {name}, in {receiver_rms.FILE}, is not"
-    frozen = pipeline.frozen
+    frozen, batch = pipeline.frozen, pipeline.with_taps(batch)
     sources = jax.jit(pipeline.bridge.extract)(frozen.sender, batch, None, frozen.receivers)
     for name, taps in sources.items():
         if not bool(jnp.all(jnp.isfinite(jnp.where(taps.mask[None, ..., None], taps.states, 0)))):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from lw_jax.data.stream import Stream
 from lw_jax.mesh import batch_sharding, put_batch, ways
 from lw_jax.text.buckets import tokens_of
 from lw_jax.text.collate import Batch, Collate
+
+T = TypeVar("T")
 
 
 class Fed(NamedTuple):
@@ -53,6 +55,15 @@ def _tokens_of_all(batch: dict[str, Any]) -> dict[str, Any]:
         "tokens": jnp.float32(real),
         "tokens_padded": jnp.float32(sum(batch[key].size for key in ids)),
     }
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each when the next one is there: what that began goes on meanwhile."""
+    for held in items:
+        for item in items:
+            yield held
+            held = item
+        yield held
 
 
 def shapes_of(batch: Mapping[str, Any]) -> Hashable:

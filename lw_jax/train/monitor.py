@@ -102,12 +102,13 @@ class QuickEvaluation:
         metrics: dict[str, Any] = {}
         lines: list[str] = []
         raised: list[Alarm] = []
+        rows = self.pipeline.with_taps(self.batch)
         for name in self.pipeline.bridge.dims.receivers:
-            found, first = self._scores(params, name)
-            written = self._written(params, name)
+            found, first = self._scores(params, name, rows)
+            written = self._written(params, name, rows)
             found["distinct"] = len(set(written)) / max(1, len(written))
             found |= self._of_written(name, written)
-            slots_of, more, spelled_as = self._slots(params, name)
+            slots_of, more, spelled_as = self._slots(params, name, rows)
             metrics |= {f"{name}/{key}": value for key, value in (found | slots_of | more).items()}
             metrics[f"{name}/first_tokens"] = self._first_tokens(name, first)
             lines += _lines(step, name, found, slots_of)
@@ -133,8 +134,9 @@ class QuickEvaluation:
         """Adds what evaluations after these steps will run, and gives its keys."""
         keys = []
         params, frozen, pipeline = state.evaluated()["bridge"], self.pipeline.frozen, self.pipeline
+        rows = pipeline.shapes_with_taps(self.batch)
         for name in pipeline.bridge.dims.receivers:
-            given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, self.batch)
+            given: tuple[Any, ...] = (self.pipeline.bridge, name, params, frozen, rows)
             stop = self._stop(name)
             scored = *given, np.int32(0), self._starts[name], stop.clean
             written = *given[:2], self.max_new, *given[2:], stop.ids
@@ -142,15 +144,16 @@ class QuickEvaluation:
             keys.append(programs.add(latents.inspect, *given))
             keys.append(programs.add(latents.quick_answers, *written))
         if self.objectives is not None:
+            few = pipeline.shapes_with_taps(self._few)
             for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-                of = pipeline.bridge, plan, state.params, frozen, self._few, np.int32(0)
+                of = pipeline.bridge, plan, state.params, frozen, few, np.int32(0)
                 keys.append(programs.add(objective_gradients, *of))
         return keys
 
-    def _scores(self, params: PyTree, name: str) -> tuple[dict[str, float], np.ndarray]:
+    def _scores(self, params: PyTree, name: str, batch: Any) -> tuple[dict[str, float], np.ndarray]:
         """Figures of what a receiver reads, and the first tokens [N] that it would write."""
         bridge, frozen = self.pipeline.bridge, self.pipeline.frozen
-        batch, start, stops = self.batch, self._starts[name], self._stop(name).clean
+        start, stops = self._starts[name], self._stop(name).clean
         valid = fetch(batch["valid"])
         matched, other = (
             fetch(
@@ -171,13 +174,12 @@ class QuickEvaluation:
         return found, matched.first[valid]
 
     def _slots(
-        self, params: PyTree, name: str
+        self, params: PyTree, name: str, batch: Any
     ) -> tuple[dict[str, float], dict[str, float], list[str]]:
         """`slots/...`: their statistics; what else is seen of the latent without reading it; what
         the nearest rows of the vocabulary spell for the first texts."""
-        seen = fetch(
-            latents.inspect(self.pipeline.bridge, name, params, self.pipeline.frozen, self.batch)
-        )
+        bridge, frozen = self.pipeline.bridge, self.pipeline.frozen
+        seen = fetch(latents.inspect(bridge, name, params, frozen, batch))
         more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
         more["moved_by_mean"] = float(seen.pop("moved"))
         if "saturation" in seen:
@@ -271,6 +273,7 @@ class QuickEvaluation:
         """What `objective_gradients` gives of some rows: of the parameters that are trained, not
         of their average."""
         s, at = self.pipeline, np.int32(step - 1)
+        rows = s.with_taps(rows)
         return dict(fetch(objective_gradients(s.bridge, plan, state.params, s.frozen, rows, at)))
 
     def watch(self, state: TrainState, step: int) -> dict[str, Any]:
@@ -316,12 +319,13 @@ class QuickEvaluation:
         keys = []
         params, frozen, bridge = state.params, self.pipeline.frozen, self.pipeline.bridge
         for plan in {plan_at(self.objectives, step - 1) for step in steps}:
-            rows = self._pulled_rows(len(plan.objectives))
+            rows = self.pipeline.shapes_with_taps(self._pulled_rows(len(plan.objectives)))
             of = bridge, plan, params, frozen, rows, np.int32(0)
             keys.append(programs.add(objective_gradients, *of))
         for name in bridge.dims.receivers:
             start = fetch(self._scored_rows[f"{name}/answer/start"])
-            given = bridge, name, params["bridge"], frozen, self._scored_rows, np.int32(0), start
+            rows = self.pipeline.shapes_with_taps(self._scored_rows)
+            given = bridge, name, params["bridge"], frozen, rows, np.int32(0), start
             keys.append(programs.add(latents.quick_scores, *given, self._stop(name).clean))
         return keys
 
@@ -329,6 +333,7 @@ class QuickEvaluation:
         """Figures of the first answer tokens of some rows, and the tokens [n] themselves."""
         bridge, frozen, stops = self.pipeline.bridge, self.pipeline.frozen, self._stop(name).clean
         start, valid = (fetch(rows[key]) for key in (f"{name}/answer/start", "valid"))
+        rows = self.pipeline.with_taps(rows)
         scored = latents.quick_scores(bridge, name, params, frozen, rows, np.int32(0), start, stops)
         held = fetch(scored)
         if not valid.any():
@@ -351,14 +356,14 @@ class QuickEvaluation:
         decode_ids = self.pipeline.receivers[name].backend.decode
         return [[decode_ids([i], skip_special_tokens=False), c / len(first)] for c, i in top]
 
-    def _written(self, params: PyTree, name: str) -> list[tuple[int, ...]]:
+    def _written(self, params: PyTree, name: str, batch: Any) -> list[tuple[int, ...]]:
         """What a receiver writes after each valid row's latent: the first `max_new` tokens.
 
         Not the argmaxes along the gold answer: their number tells rows apart that write the same.
         """
         bridge, frozen, stops = self.pipeline.bridge, self.pipeline.frozen, self._stop(name).ids
         ids, lengths = fetch(
-            latents.quick_answers(bridge, name, self.max_new, params, frozen, self.batch, stops)
+            latents.quick_answers(bridge, name, self.max_new, params, frozen, batch, stops)
         )
         rows = zip(ids, lengths, fetch(self.batch["valid"]), strict=True)
         return [tuple(row[:length].tolist()) for row, length, valid in rows if valid]

@@ -24,7 +24,7 @@ from lw_jax.objectives.base import (
     mean,
     naming,
 )
-from lw_jax.objectives.common.context import Context, kept_taps
+from lw_jax.objectives.common.context import Context
 from lw_jax.receiver.read import fitting
 from lw_jax.types import Array, PyTree
 from lw_jax.utils.registry import chosen
@@ -85,7 +85,7 @@ def context_of(
     shared_text: bool = False,
     together: int | None = None,
 ) -> Context:
-    """What the objectives see of a batch; taps that it holds are taken from it.
+    """What the objectives see of a batch.
 
     Args:
         bridge: the bridge.
@@ -101,11 +101,6 @@ def context_of(
         together: see `Context`.
     """
     views = bridge.extract(frozen.sender, batch, params, frozen.receivers)
-    for name, taps in views.items():
-        kept = kept_taps(bridge.config.batch_key(name))
-        if kept in batch:
-            # What ran for these taps is used by nobody, and is left out of the program.
-            views[name] = taps.replace(states=jnp.moveaxis(batch[kept], 1, 0))  # type: ignore[attr-defined]
     if together is not None:
         batch = batch | {"valid": batch["valid"] & _find_room(batch, frozen, together)}
     return Context(

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.bridge import Bridge, kept_taps
 from lw_jax.data.load import sample
 from lw_jax.models.frozen import FrozenModels
-from lw_jax.objectives.common.context import TEACHER, kept_states, kept_taps
+from lw_jax.objectives.common.context import TEACHER, kept_states
 from lw_jax.text.buckets import lengths_of
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.train.config import Reuse
@@ -47,6 +47,7 @@ class Reused:
         folder: for the files.
         say: is told in one line of damage.
         shared_text: whether a teacher reads a text once for all of its questions.
+        with_taps: what a sender on other devices says of a batch, added to it.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class Reused:
         folder: Path,
         say: Callable[[str], None],
         shared_text: bool = False,
+        with_taps: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> None:
+        self.with_taps = with_taps
         self.cfg, self.bridge, self.shared_text = cfg, bridge, shared_text
         self.prints, self.folder, self.say = prints, folder, say
         self.room = Room(int(cfg.memory_gb * GB), int(cfg.disk_gb * GB))
@@ -132,7 +135,7 @@ class Reused:
             made[name] = jax.device_put(whole, where)
         if missing:
             before()
-            asked = says(self.bridge, wanted, self.shared_text, frozen, batch)
+            asked = says(self.bridge, wanted, self.shared_text, frozen, self.with_taps(batch))
             for name, (kept, keys) in missing.items():
                 asked[name].copy_to_host_async()
                 lengths = host[f"{read_by(name)}/lengths"]

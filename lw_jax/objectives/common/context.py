@@ -45,15 +45,6 @@ TEACHER = Pass("text", gradient=False)
 """What a teacher says: it depends on the frozen receiver and the row alone, so it may be kept."""
 
 
-def kept_taps(source: str) -> str:
-    """The key in a batch of a source's taps [B, n, T, D], where they are kept.
-
-    Args:
-        source: key of the source in a batch.
-    """
-    return f"{source}/taps"
-
-
 def kept_states(receiver: str) -> str:
     """The key in a batch of the teacher's states [N, A, D] at the answers, where they are kept."""
     return f"{receiver}/teacher"
