@@ -8,22 +8,28 @@ Each way is a process of its own, one after another; times are medians after war
 random. A training step has as many rows *a device* whichever way it goes, so that its efficiency is
 the rows a second of a device, beside those of one device alone. Of a decoded token the speed-up is
 given. The file also says how many bytes of weights a device holds, and how many each program moves
-between devices.
+between devices. `step, sender apart` has as many rows as one device, and the sender on another.
+With `--turns FOLDER` all ways load side by side, and compile and measure in turn, those of one
+device alone each on its own, by locks in the folder; their memory must fit.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import turns
 from benchmarks.speed.process import rows_of
 
 WAYS: dict[str, dict[str, str]] = {
@@ -35,6 +41,7 @@ WAYS: dict[str, dict[str, str]] = {
         "axis": "fsdp",
         "flags": "--xla_gpu_enable_latency_hiding_scheduler=true",
     },
+    "step, sender apart": {"part": "step", "axis": "sender"},
     "decode, one": {"part": "decode"},
     "decode, tensor": {"part": "decode", "axis": "tensor"},
     "decode, tensor, one graph": {
@@ -43,8 +50,8 @@ WAYS: dict[str, dict[str, str]] = {
         "flags": "--xla_gpu_enable_command_buffer=+COLLECTIVES",
     },
 }
-"""The part, and the axis of the mesh that all devices are on; without one, one device alone; and
-flags for XLA on GPUs."""
+"""The part, and the axis of the mesh that all devices are on; without one, one device alone;
+`sender`: the sender has all but the first; and flags for XLA on GPUs."""
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 
 
@@ -52,25 +59,42 @@ def measured(
     preset: str,
     devices: int,
     ways: list[str],
-    how: dict[str, str],
+    how: dict[str, Any],
     seconds: int,
     out: Path,
     add: bool = False,
+    locks: Path | None = None,
 ) -> dict[str, Any]:
     """Runs the ways, each in a process of its own; the file holds what is measured so far, and with
-    `add` what it held before."""
+    `add` what it held before. `locks`: a folder, with which they load side by side."""
     from benchmarks.run import _about
 
     found: dict[str, Any] = {"preset": preset, "several": devices, **_about(), "ways": {}}
     if add and out.is_file():
         found["ways"] = json.loads(out.read_text())["ways"]
-    for name in ways:
-        print(name, file=sys.stderr, flush=True)
-        began = time.perf_counter()
-        found["ways"][name] = _process(preset, devices, WAYS[name] | how, seconds)
-        print(f"  {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        found["beside one"] = beside_one(found["ways"], devices)
-        out.write_text(json.dumps(found, indent=1) + "\n")
+    lock = threading.Lock()
+    alone = [name for name in ways if "axis" not in WAYS[name]]
+
+    def run(name: str) -> None:
+        began, own = time.perf_counter(), WAYS[name] | how
+        if locks is not None:
+            files = [str(locks / f"device{i}") for i in range(devices)]
+            if name in alone:
+                own["device"] = str(alone.index(name) % devices)
+                files = [files[int(own["device"])]]
+            own["turns"] = ";".join(files)
+        rows = _process(preset, devices, own, seconds)
+        with lock:
+            print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+            held = found["ways"] | {name: rows}
+            found["ways"] = {name: held[name] for name in WAYS if name in held}
+            found["beside one"] = beside_one(found["ways"], devices)
+            out.write_text(json.dumps(found, indent=1) + "\n")
+
+    if locks is not None:
+        locks.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(1 if locks is None else len(ways)) as pool:
+        list(pool.map(run, ways))
     return found
 
 
@@ -98,8 +122,12 @@ def beside_one(ways: dict[str, Any], devices: int) -> dict[str, dict[str, float]
     return found
 
 
-def _process(preset: str, devices: int, how: dict[str, str], seconds: int) -> dict[str, Any]:
+def _process(preset: str, devices: int, how: dict[str, Any], seconds: int) -> dict[str, Any]:
     environ = dict(os.environ)
+    if "turns" in how:
+        environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    if "device" in how:
+        environ["CUDA_VISIBLE_DEVICES"] = how["device"]
     if preset != "smoke":
         environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {how.get('flags', '')}".strip()
     else:
@@ -112,41 +140,45 @@ def _process(preset: str, devices: int, how: dict[str, str], seconds: int) -> di
     return rows_of(command, environ, seconds)
 
 
-def _one(preset: str, devices: int, how: dict[str, str]) -> None:
+def _one(preset: str, devices: int, how: dict[str, Any]) -> None:
     """In a process of its own: does a part one way, and prints its rows."""
     from lw_jax.launch import set_environment
 
     set_environment(os.environ)
+    turns.enter(*how.get("turns", "").split(";"))
     import jax
 
     from benchmarks.speed.sizes import sizes
-    from lw_jax.mesh import MeshConfig, make_mesh
+    from lw_jax.mesh import MeshConfig, SenderMesh
 
     count = devices if "axis" in how else 1
     there = jax.devices()
     if len(there) < count:
         raise SystemExit(f"{count} devices asked for; there are {len(there)}")
     shape: dict[str, Any] = {"data": 1} | ({how["axis"]: count} if "axis" in how else {})
-    mesh = make_mesh(MeshConfig(**shape), there[:count])
-    print(json.dumps({"step": step, "decode": decode}[how["part"]](sizes(preset), how, mesh)))
+    if "sender" in shape:
+        shape["sender"] = SenderMesh(count - 1)
+    ran = {"step": step, "decode": decode}[how["part"]]
+    s = dataclasses.replace(sizes(preset), **({"times": how["times"]} if "times" in how else {}))
+    print(json.dumps(ran(s, how, MeshConfig(**shape), there[:count])))
 
 
-def step(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
-    """A training step, with the preset's rows for every device."""
-    import dataclasses
-
+def step(s: Any, how: dict[str, Any], shape: Any, devices: list[Any]) -> dict[str, Any]:
+    """A training step, with the preset's rows for every device of the bridge."""
     import jax
+    import numpy as np
 
     from benchmarks.speed import lw_jax_parts as parts
     from benchmarks.speed.measure import times
-    from lw_jax.mesh import put_trained
+    from lw_jax.mesh import make_mesh, make_sender_mesh, put_trained
     from lw_jax.runs.abstract import abstract_step
     from lw_jax.train.optimiser import stage_optimiser
     from lw_jax.train.plan import init_heads
     from lw_jax.train.state import new_state
 
+    mesh, sender_mesh = make_mesh(shape, devices), make_sender_mesh(shape, devices)
     s = dataclasses.replace(s, rows=s.rows * mesh.size)
-    config, name = parts._config(s, how), parts.RECEIVER
+    config, name = dataclasses.replace(parts._config(s, how), mesh=shape), parts.RECEIVER
     train = config.stages["fit"].train
     specs = {
         "sender": parts._spec("sender", s.sender, s, how),
@@ -154,7 +186,7 @@ def step(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
     }
     lengths = {"source": s.source, f"{name}/context": s.source}
     lengths |= {f"{name}/ask": s.ask, f"{name}/answer": s.answer}
-    made = abstract_step(config, train, specs, lengths, mesh)
+    made = abstract_step(config, train, specs, lengths, mesh, sender_mesh=sender_mesh)
     bridge = parts._bridge(s, how)
     params = {
         "bridge": jax.jit(bridge.init)(jax.random.key(0)),
@@ -162,18 +194,26 @@ def step(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
     }
     optimiser, _ = stage_optimiser(train, bridge, config.objectives, params)
     state = put_trained(mesh, new_state(params, optimiser, jax.random.key(1), train.ema))
-    frozen = _filled(made.frozen)
-    batch = {
-        key: jax.device_put(x, made.batch[key].sharding)
-        for key, x in parts._batch(made.batch).items()
-    }
+    frozen, apart = _filled(made.frozen), made.apart
+    tokens = {k: x for k, x in parts._batch(made.batch).items() if not k.endswith("/taps")}
+    batch = {key: jax.device_put(x, made.batch[key].sharding) for key, x in tokens.items()}
+    if apart is not None:
+        apart = dataclasses.replace(apart, model=_filled(apart.model))
+        tokens = {key: np.asarray(x) for key, x in tokens.items()}
+    lowered = made.step.lower(state, frozen, made.batch)
+    turns.alone()
     began = time.perf_counter()
-    program = made.step.lower(state, frozen, batch).compile()
+    program = lowered.compile()
+    if made.traced_sender is not None:
+        made.traced_sender.lower().compile()
     spent = time.perf_counter() - began
     held = {"state": state}
 
     def once() -> Any:
-        held["state"], metrics = program(held["state"], frozen, batch)
+        rows = batch
+        if apart is not None:
+            rows = batch | apart.taps(bridge, tokens, batch["valid"].sharding)
+        held["state"], metrics = program(held["state"], frozen, rows)
         return metrics["loss"]
 
     row = times(once, jax.block_until_ready, s.warm, s.times)
@@ -184,18 +224,21 @@ def step(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
     each = (time.perf_counter() - began) / s.times
     row |= {"compile_s": round(spent, 2), "unwaited_ms": round(each * 1e3, 3), "rows": s.rows}
     row |= {"rows_per_s": round(s.rows / each, 3), "loss": float(last)}
+    if apart is not None:
+        row |= {"sender_gb": _sizes(apart.model)["weights_gb"]}
     return {"step": row | _sizes(frozen) | moved(program.as_text()) | parts._memory()}
 
 
-def decode(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
+def decode(s: Any, how: dict[str, Any], shape: Any, devices: list[Any]) -> dict[str, Any]:
     """Greedy decoding: a token's share of it, by batch size."""
     import jax
     import numpy as np
 
     from benchmarks.speed import lw_jax_parts as parts
     from benchmarks.speed.measure import compiled, times
-    from lw_jax.mesh import replicated
+    from lw_jax.mesh import make_mesh, replicated
 
+    mesh = make_mesh(shape, devices)
     model = _filled(parts._spec("reader", s.receiver, s, how).abstract(mesh))
 
     until = {new: jax.device_put(np.int32(new), replicated(mesh)) for new in (1, s.new)}
@@ -209,7 +252,7 @@ def decode(s: Any, how: dict[str, str], mesh: Any) -> dict[str, Any]:
         rows: (parts.written, (model, prompts[rows], until[1]), {"new": s.new})
         for rows in s.decoded
     }
-    programs, _ = compiled(calls)
+    programs, _ = compiled(calls, turns.alone)
 
     found: dict[str, Any] = {}
     for rows in s.decoded:
@@ -283,6 +326,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--attention", default="auto", choices=("auto", "xla", "cudnn"))
     parser.add_argument("--seconds", type=int, default=600, help="that one process may take")
     parser.add_argument("--out", type=Path, default=Path("several.json"))
+    parser.add_argument("--times", type=int, help="calls measured; of the preset by default")
+    parser.add_argument("--turns", type=Path, help="folder of locks: load side by side")
     parser.add_argument("--add", action="store_true", help="to what the file holds")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
@@ -295,8 +340,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--ways: {', '.join(sorted(unknown))} not known; choose from {known}")
     if given.devices < 2:
         parser.error("--devices: 2 or more")
-    how = {"remat": given.remat, "attention": given.attention}
-    where = given.seconds, given.out, given.add
+    how: dict[str, Any] = {"remat": given.remat, "attention": given.attention}
+    how |= {} if given.times is None else {"times": given.times}
+    where = given.seconds, given.out, given.add, given.turns
     found = measured(given.preset, given.devices, names, how, *where)
     print(json.dumps(found["beside one"], indent=1))
     return 1 if any("failed" in found["ways"][name] for name in names) else 0

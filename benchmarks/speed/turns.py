@@ -1,4 +1,4 @@
-"""Processes that prepare side by side and measure one after another, by a lock on a file.
+"""Processes that prepare side by side and measure one after another, by locks on files.
 
 While models are made, all hold a share of the lock; who compiles and measures holds it alone, so
 that neither the compiler's own timings nor a measurement has company. Without a file every call
@@ -13,24 +13,26 @@ import os
 _held: list[int] = []
 
 
-def enter(path: str | None) -> None:
+def enter(*paths: str | None) -> None:
     """Begins to prepare, once nobody measures.
 
     Args:
-        path: the lock's file, which all processes share; None: there are no others.
+        paths: the locks' files, in one order for all processes: one for each device, or one for
+            all; None: there are no others.
     """
-    if path is not None:
+    for path in filter(None, paths):
         _held.append(os.open(path, os.O_RDWR | os.O_CREAT))  # closed as the process ends
-        fcntl.flock(_held[0], fcntl.LOCK_SH)
+        fcntl.flock(_held[-1], fcntl.LOCK_SH)
 
 
 def leave() -> None:
     """Lets others measure meanwhile; for what takes long and hardly uses the device."""
-    if _held:
-        fcntl.flock(_held[0], fcntl.LOCK_UN)
+    for held in _held:
+        fcntl.flock(held, fcntl.LOCK_UN)
 
 
 def alone() -> None:
-    """Waits until nobody prepares or measures, and holds the lock until the process ends."""
-    if _held:
-        fcntl.flock(_held[0], fcntl.LOCK_EX)
+    """Waits until nobody prepares or measures, and holds the locks until the process ends."""
+    leave()  # of several locks nobody holds one while it waits for an earlier one
+    for held in _held:
+        fcntl.flock(held, fcntl.LOCK_EX)
