@@ -10,7 +10,7 @@ the rows a second of a device, beside those of one device alone. Of a decoded to
 given. The file also says how many bytes of weights a device holds, and how many each program moves
 between devices. `step, sender apart` has as many rows as one device, and the sender on another.
 With `--turns FOLDER` all ways load side by side, and compile and measure in turn, those of one
-device alone each on its own, by locks in the folder; their memory must fit.
+device first, each on its own, by locks in the folder; their memory must fit.
 """
 
 from __future__ import annotations
@@ -78,11 +78,12 @@ def measured(
     def run(name: str) -> None:
         began, own = time.perf_counter(), WAYS[name] | how
         if locks is not None:
-            files = [str(locks / f"device{i}") for i in range(devices)]
             if name in alone:
                 own["device"] = str(alone.index(name) % devices)
-                files = [files[int(own["device"])]]
-            own["turns"] = ";".join(files)
+                own |= {"turns": f"device{own['device']}", "before": str(locks / "all")}
+            else:
+                own["turns"] = ";".join(["all", *(f"device{i}" for i in range(devices))])
+            own["turns"] = ";".join(str(locks / file) for file in own["turns"].split(";"))
         rows = _process(preset, devices, own, seconds)
         with lock:
             print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -145,6 +146,7 @@ def _one(preset: str, devices: int, how: dict[str, Any]) -> None:
     from lw_jax.launch import set_environment
 
     set_environment(os.environ)
+    turns.before(how.get("before"))
     turns.enter(*how.get("turns", "").split(";"))
     import jax
 

@@ -10,7 +10,17 @@ from jax.sharding import AxisType
 
 from lw_jax.config.renamed import with_new_names
 from lw_jax.errors import UserError
-from lw_jax.mesh import AXES, MeshConfig, make_mesh, mesh_shape, put_batch, put_trained, replicated
+from lw_jax.mesh import (
+    AXES,
+    MeshConfig,
+    SenderMesh,
+    make_mesh,
+    make_sender_mesh,
+    mesh_shape,
+    put_batch,
+    put_trained,
+    replicated,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +31,7 @@ from lw_jax.mesh import AXES, MeshConfig, make_mesh, mesh_shape, put_batch, put_
         (MeshConfig(fsdp=4), (2, 4, 1)),
         (MeshConfig(data=1), (1, 1, 1)),
         (MeshConfig(data=3, tensor=2), (3, 1, 2)),
+        (MeshConfig(fsdp=2, sender=SenderMesh(tensor=2)), (3, 2, 1)),
     ],
 )
 def test_shapes(config: MeshConfig, shape: tuple[int, ...]) -> None:
@@ -38,11 +49,24 @@ def test_shapes(config: MeshConfig, shape: tuple[int, ...]) -> None:
             "mesh.fsdp 2 x mesh.tensor 8: 16 devices asked for; there are 8",
         ),
         (MeshConfig(data=5, tensor=2), "asks for 10 devices; there are 8: lower it"),
+        (MeshConfig(sender=SenderMesh(4, 2)), "mesh.sender: 8 devices of its own asked for"),
+        (
+            MeshConfig(fsdp=4, sender=SenderMesh(data=2)),
+            "mesh.fsdp 4: 4 does not divide the 6 devices beside the sender's 2",
+        ),
     ],
 )
 def test_meshes_that_do_not_fit(config: MeshConfig, said: str) -> None:
     with pytest.raises(UserError, match=said):
         make_mesh(config)
+
+
+def test_the_last_devices_are_the_senders_own() -> None:
+    config = MeshConfig(data=2, sender=SenderMesh(data=1, tensor=3))
+    own = make_sender_mesh(config)
+    assert own is not None and list(own.devices.flat) == jax.devices()[-3:]
+    assert list(make_mesh(config).devices.flat) == jax.devices()[:2]
+    assert make_sender_mesh(MeshConfig()) is None
 
 
 def test_a_laptop_has_a_mesh() -> None:

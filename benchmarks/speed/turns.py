@@ -11,6 +11,7 @@ import fcntl
 import os
 
 _held: list[int] = []
+_shared: list[int] = []
 
 
 def enter(*paths: str | None) -> None:
@@ -23,6 +24,17 @@ def enter(*paths: str | None) -> None:
     for path in filter(None, paths):
         _held.append(os.open(path, os.O_RDWR | os.O_CREAT))  # closed as the process ends
         fcntl.flock(_held[-1], fcntl.LOCK_SH)
+
+
+def before(path: str | None) -> None:
+    """Holds a share of a lock until the process ends: those that ask for it alone come after.
+
+    Args:
+        path: the lock's file; None: there is none.
+    """
+    if path is not None:
+        _shared.append(os.open(path, os.O_RDWR | os.O_CREAT))
+        fcntl.flock(_shared[-1], fcntl.LOCK_SH)
 
 
 def leave() -> None:

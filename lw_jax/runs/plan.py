@@ -228,12 +228,20 @@ def _training(
                 ("bridge", "optimiser and averages", size_in_bytes(step.state) - params),
                 ("work", "batch", size_in_bytes(step.batch)),
                 ("work", "activations and gradients", need.work),
+                *_taps_ahead(step),
             ),
             host,
         )
         if (apart := estimate_sender(step, room)) is not None:
             parts = ("weights", READER, apart.frozen), ("work", "activations and taps", apart.work)
             yield Budget(f"{where}{OWN}", parts)
+
+
+def _taps_ahead(step: AbstractStep) -> Iterator[tuple[str, str, int]]:
+    """A sender on devices of its own is up to two batches ahead."""
+    if step.apart is not None and step.bridge is not None:
+        taps = step.apart.shapes(step.bridge, step.batch, step.batch["valid"].sharding)
+        yield "work", "taps of the next two batches", 2 * size_in_bytes(taps)
 
 
 def _step(
@@ -249,12 +257,12 @@ def _evaluation(
     config, apart = seen.config, ways(mesh, "rows")
     frozen = abstract_models(config, seen.specs, mesh, cfg.layout or config.layout)
     parts = list(_models(frozen))
-    apart = abstract_apart(config, seen.specs, sender_mesh)
-    elsewhere = [] if apart is None else [("weights", READER, size_in_bytes(apart.model))]
+    reader = abstract_apart(config, seen.specs, sender_mesh)
+    elsewhere = [] if reader is None else [("weights", READER, size_in_bytes(reader.model))]
     if cfg.of_whole_sender:
         own = size_in_bytes(seen.specs[SENDER].abstract(sender_mesh or mesh))
         whole = "weights", f"whole sender ({cfg.of_whole_sender[0]})", own
-        (parts if apart is None else elsewhere).append(whole)
+        (parts if reader is None else elsewhere).append(whole)
     rows = -(-cfg.batch_size // apart)
     caches = {}
     for name, model in frozen.receivers.items():
