@@ -117,7 +117,7 @@ def test_what_is_kept_is_not_asked_of_it_again(config: Path, tmp_path: Path) -> 
             "4 rows do not divide over 3 devices of the sender's own; use a multiple of 3",
         ),
         (
-            ("--mesh.sender.data=1", "--bridge.source.hidden_states.lora.rank=2"),
+            ("--mesh.sender.data=1", "--bridge.source.hidden_states.lora.r=2"),
             "mesh.sender: bridge.source trains a LoRA of the sender",
         ),
         (
