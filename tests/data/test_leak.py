@@ -106,7 +106,7 @@ def test_overlap_of_generated_rows_is_looked_for_in_a_sample():
     cfg = facts.Config()
     assert leak.overlap(cfg.rows("train"), cfg.rows("eval")) is None
     own = leak.overlap(cfg.rows("eval"), cfg.rows("eval"))
-    assert own.contexts == own.of == leak.GENERATED
+    assert own.contexts == own.of == leak.GENERATED == 256
     row = cfg.rows("train")[3][0]
     assert leak.overlap(cfg.rows("train"), asked((row.context, "e", "Who?"))).contexts == 1
 

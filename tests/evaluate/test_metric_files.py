@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -140,3 +141,17 @@ def test_the_data_set_says_whether_answers_end_in_a_number() -> None:
     marked = [replace(e, answers=("3 #### 3",)) for e in EXAMPLES]
     assert "final" not in summary.per_row(Rows(marked, SAID))
     assert summary.per_row(Rows(marked, SAID, ends_in_number=True))["final"][0].sum() == 2
+
+
+def test_metrics_of_installed_packages_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric, or a module that defines one or several."""
+    module = ModuleType("theirs")
+    vars(module)["METRICS"] = (Metric("far", 151, _shouts), Metric("near", 152, _shouts))
+    entries = [("loud", Metric("loud", 150, _shouts), "a package"), ("theirs", module, "another")]
+    monkeypatch.setattr(registry, "added_entry_points", lambda name: entries)
+    found = registry._known.__wrapped__()
+    assert set(found) - set(registry._known()) == {"loud", "far", "near"}
+
+
+def _shouts(rows: Rows) -> Any:
+    return rows.each(lambda example, said: float("!" in said.text))

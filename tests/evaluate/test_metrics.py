@@ -181,6 +181,10 @@ def test_entities_are_found_whole() -> None:
         ("He sat in the games room.", {"room"}),
         ("He sold 3 games rooms have.", {"game"}),
         ("He saw 3 of the games room.", {"room"}),
+        ("They prefer kindness.", {"kindness"}),  # by its ending, which no short word has
+        ("They love unity.", set()),
+        ("The dog barked loudly at noon.", {"dog", "noon"}),
+        ("A cat and dog", {"cat"}),
         ("", set()),
     ],
 )

@@ -25,6 +25,7 @@ def test_content_is_carried() -> None:
     assert found.carries
     assert found.share == pytest.approx(1.0, abs=0.1)
     assert found.words[0].startswith("The wire carries content: latent - deranged is +0.")
+    assert " F1, 99% of latent" in found.words[0]
     assert found.words[1].startswith("The latent beats the better token budget (token_budget_first")
     best = found.differences["token_budget_first"]
     assert 0.1 < best.low < best.mean < best.high < 0.5

@@ -329,6 +329,25 @@ def test_the_first_token_is_louder_while_it_lags_behind_the_text(most: float) ->
     np.testing.assert_allclose(loss, plain * min(lag, most), rtol=1e-5)
 
 
+def test_no_gradient_goes_through_how_far_the_first_token_lags(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Twice what it costs after the text: twice as loud, and so is its gradient, not four times."""
+
+    def loss_of(cost: Any) -> Any:
+        def first(ctx: Any, receiver: str, asked: Pass) -> Term:
+            del ctx, receiver
+            return Term(cost if asked.message == "latent" else jnp.float32(1.5), jnp.float32(1))
+
+        monkeypatch.setattr(first_token_ce, "_first", first)
+        found = first_token_ce.Config(auto_scale=4.0).terms(None, "r")  # type: ignore[arg-type]
+        assert isinstance(found.loss, Term)
+        return mean(found.loss)
+
+    assert float(loss_of(jnp.float32(3.0))) == 6.0
+    assert float(jax.grad(loss_of)(jnp.float32(3.0))) == 2.0
+
+
 def test_a_slot_left_out_by_latent_dropout_has_no_direction() -> None:
     target = jnp.ones((2, 8))
     slots = jnp.stack([jnp.zeros(8), jnp.arange(8.0)])

@@ -173,3 +173,5 @@ def test_gather_states_takes_rows_at_their_own_offsets() -> None:
     h = jnp.arange(24.0).reshape(2, 6, 2)
     got = gather_states(h, jnp.asarray([1, 3]), 2)
     chex.assert_trees_all_equal(got, jnp.stack([h[0, 1:3], h[1, 3:5]]))
+    ends = gather_states(h, jnp.asarray([0, 5]), 2)
+    chex.assert_trees_all_equal(ends, jnp.stack([h[0, 0:2], h[1, jnp.asarray([5, 5])]]))

@@ -164,3 +164,21 @@ def test_a_turn_that_is_remembered_is_part_of_the_sequence() -> None:
 
 def segment(ids: np.ndarray) -> Segment:
     return Segment(jnp.asarray(ids), None, jnp.asarray([ids.shape[1]]), "ask")
+
+
+def test_prefixes_of_two_messages_stand_one_behind_the_other() -> None:
+    """Keys, values, which are real, and where they stand; of one alone it is that one."""
+    shape = (2, 3, COLUMNS, 1, 4)
+
+    def prefix(seed: int, real: bool) -> KV:
+        at = numbers(seed + 2, 3, COLUMNS)
+        return KV(numbers(seed, *shape), numbers(seed + 1, *shape), jnp.full(at.shape, real), at)
+
+    first, second = prefix(1, True), prefix(5, False)
+    both = talk._both(first, second)
+    assert both is not None
+    assert both.mask.tolist() == [[True] * COLUMNS + [False] * COLUMNS] * 3
+    for name, axis in (("k", 2), ("v", 2), ("positions", 1)):
+        parts = jnp.split(getattr(both, name), 2, axis=axis)
+        chex.assert_trees_all_equal(parts, [getattr(first, name), getattr(second, name)])
+    assert talk._both(first, None) is first and talk._both(None, second) is second

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import pytest
 
 from lw_jax.objectives.base import Term
+from lw_jax.objectives.common.context import TEACHER
+from lw_jax.objectives.common.targets import suffix_states
 from lw_jax.train.plan import _find_room, context_of, gate
 from lw_jax.utils.schedule import Schedule
-from tests.tiny.evaluation import World, make_world
+from tests.tiny.evaluation import RECEIVER, World, make_world
 
 
 @cache
@@ -80,3 +82,21 @@ def test_a_gate_opens_above_its_cosine_and_halves_below_another(
     assert float(gate(term, opened)) == (0.5 if cosine < 0.5 else 1.0)
     slope = jax.grad(lambda x: gate(Term(x, jnp.float32(4)), schedule))(jnp.float32(4 * cosine))
     assert float(slope) == 0.0
+
+
+def test_a_teacher_reads_the_text_without_the_message_and_what_is_kept_of_it_is_taken() -> None:
+    """In one pass that all objectives share; what a bridge delivers is not asked for."""
+    ctx, rows = world().ctx, world().batch(0, 3)
+    seen: dict[str, Any] = {}
+
+    def look(params: Any) -> Any:
+        context = context_of(ctx.bridge, params, ctx.frozen, rows, jax.random.key(0), True)
+        taught = context.taught(RECEIVER)
+        states, _ = suffix_states(context, RECEIVER, "text", 1)
+        seen["passes"], seen["delivered"] = set(context.readings), context.delivered
+        suffix_states(context, RECEIVER, "latent", 1)
+        seen["then"] = context.delivered
+        return taught.hidden, states
+
+    jax.eval_shape(look, ctx.params)
+    assert seen == {"passes": {(RECEIVER, TEACHER)}, "delivered": False, "then": True}
