@@ -103,11 +103,12 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
 
 def cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     """`attention` by cudnn, for any number of queries; padded queries give 0."""
-    # It trains only on even T and S, so an idle query and a masked column are added.
+    # It trains only on even T and S, so an idle query and a masked column are added. The idle query
+    # sees every key: where it sees none its weights may be NaN, and so the gradients of all keys.
     t = q.shape[1]
     q, k, v = _even(q, 1), _even(k, 1), _even(v, 1)
     if mask.lengths is None:
-        allowed = _even(_even(mask.allowed, 3), 2)
+        allowed = _even(_even(mask.allowed, 3), 2, fill=True)
         mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
         return mixed[:, :t]
     mixed = jax.nn.dot_product_attention(
@@ -124,8 +125,8 @@ def cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     return jnp.where(real[..., None, None], mixed, 0)[:, :t]
 
 
-def _even(x: Array, axis: int) -> Array:
-    """Pads one axis with a zero entry where its size is odd."""
+def _even(x: Array, axis: int, fill: float = 0) -> Array:
+    """Pads one axis with an entry, of zeros or of `fill`, where its size is odd."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (0, x.shape[axis] % 2)
-    return jnp.pad(x, pad)
+    return jnp.pad(x, pad, constant_values=fill)
