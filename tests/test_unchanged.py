@@ -407,7 +407,8 @@ def test_a_stage_starts_as_before(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["facts", pytest.param("facts_any_ratio", marks=pytest.mark.slow)])
 def test_a_bridge_that_ships_sends_and_answers_as_before(name: str) -> None:
-    # What that commit computed on each of two kinds of processors, which round otherwise.
+    # What that commit computed on each of two kinds of processors, which round otherwise; and on a
+    # third what 29f93f4 did, whose values on the other two are those of that commit.
     assert sent_and_answered(name) in [known[name] for known in golden("bridges")]
 
 
@@ -432,7 +433,8 @@ def test_an_old_run_is_evaluated(tmp_path: Path) -> None:
 @pytest.mark.slow  # what it reads of the old run, its evaluation reads
 def test_an_old_run_is_started_from(tmp_path: Path) -> None:
     found = start_from_old_run(tmp_path)
-    # What that commit computed on each of two kinds of processors, which round otherwise.
+    # What that commit computed on each of two kinds of processors, which round otherwise; and on a
+    # third what 29f93f4 did, whose values on the other two are those of that commit.
     known = golden("started_from_old_run")
     assert any(found == pytest.approx(one, rel=LOSS_TOLERANCE, abs=0) for one in known), found
 
