@@ -36,7 +36,10 @@ def pipeline(world: World) -> Any:
         )
 
     mesh = make_mesh(MeshConfig(data=1))
-    return SimpleNamespace(frozen=world.ctx.frozen, collate=collate, mesh=mesh)
+    frozen = world.ctx.frozen
+    return SimpleNamespace(
+        frozen=frozen, sender=frozen.sender, apart=None, collate=collate, mesh=mesh
+    )
 
 
 def labelled(count: int, seed: int, told: bool) -> list[Example]:
