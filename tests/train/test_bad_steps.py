@@ -199,7 +199,8 @@ def test_weights_and_sizes_that_are_not_finite_are_named() -> None:
 
     def pipeline(sender: Any, receivers: dict[str, Any]) -> Any:
         return SimpleNamespace(
-            frozen=SimpleNamespace(sender=sender, receivers=receivers),
+            sender=sender,
+            frozen=SimpleNamespace(receivers=receivers),
             bridge=SimpleNamespace(dims=SimpleNamespace(receivers=dict.fromkeys(receivers, dims))),
         )
 
