@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from lw_jax.evaluate.summary import Settings
-from lw_jax.evaluate.verdict import Verdict, judge
+from lw_jax.evaluate.verdict import (
+    BUDGETS,
+    BUDGETS_KV,
+    BYTES,
+    NEAR,
+    RAN_ON,
+    SHARE,
+    Difference,
+    Verdict,
+    _budget,
+    _content,
+    judge,
+)
 
 N = 400
 SETTINGS = Settings(seed=0, resamples=500)
@@ -89,3 +101,58 @@ def test_json_holds_the_numbers_and_the_words() -> None:
     assert found["metric"] == "f1"
     assert set(found) == {"metric", "carries", "share", "differences", "words"}
     assert set(found["differences"]["no_message"]) == {"other", "mean", "low", "high"}
+
+
+def apart(low: float, high: float) -> Difference:
+    return Difference("other", (low + high) / 2, low, high)
+
+
+def test_what_an_interval_says_at_its_ends() -> None:
+    """An interval that ends at 0 includes it."""
+    for low, high, word in (
+        (0.1, 0.2, "beats x"),
+        (0.0, 0.2, "cannot be told apart"),
+        (-0.2, 0.0, "cannot be told apart"),
+        (-0.2, -0.1, "loses to x"),
+    ):
+        assert word in _budget(apart(low, high), "x", "F1")
+    for high, words in ((0.0, "includes 0"), (0.1, "includes 0"), (-0.1, "does harm")):
+        assert words in _content(apart(-0.3, high), apart(0, 0), None, "F1")
+    for low, high, words in (
+        (-0.1, 0.1, "no more than another"),
+        (0.0, 0.1, "no more than another"),
+        (-0.1, 0.0, "no more than another"),
+        (0.1, 0.3, "mostly not"),
+        (-0.3, -0.1, "mostly not"),
+    ):
+        assert words in _content(apart(0.1, 0.2), apart(low, high), 0.5, "F1")
+    assert "carries content" in _content(apart(0.1, 0.2), apart(-0.1, 0.1), SHARE, "F1")
+
+
+def test_every_kind_of_text_is_compared() -> None:
+    """Of several budgets the best one; what ran on is said, and only of what is compared."""
+    texts = (*BUDGETS[:3], *BUDGETS_KV[:2], BYTES, NEAR)
+    names = (*texts, "rival", "latent", "no_message", "deranged")
+    rows = {name: np.zeros(N) for name in names}
+    rows["latent"][:300] = 1
+    rows[BUDGETS[1]][:200] = rows[BUDGETS_KV[1]][:200] = 1
+    ran_on = {BYTES: RAN_ON, "text": 0.08, "something": 0.9, "latent": 0.3}
+    groups = [str(i) for i in range(N)]
+    counted = {NEAR: [0, 397, 398, 399]}
+    found = judge(rows, groups, 36.0, SETTINGS, "em", ["rival"], ran_on, counted)
+    ways = [line.partition(": ")[0] for line in found.words[1:-1]]
+    assert ways == [
+        f"The latent beats the best token budget ({BUDGETS[1]}, 36 columns)",
+        f"The latent beats as many K/V entries of text ({BUDGETS_KV[1]})",
+        f"The latent beats as many bytes of text ({BYTES})",
+        "The latent beats rival, another bridge",
+        f"The latent and the latent of another text of the same article ({NEAR}, 4 rows) cannot be "
+        "told apart",
+    ]
+    assert "8% of the answers of text, 30% of the answers of latent ran into" in found.words[-1]
+    assert found.words[-1].endswith("their em may be too low.")
+    assert found.differences[NEAR].mean == 0.25
+    assert " em, 100% of" in found.words[0]
+    two = judge({n: rows[n] for n in names if n != BUDGETS[2] and n != NEAR}, groups, 3.0, SETTINGS)
+    assert "the better token budget" in two.words[1] and " F1" in two.words[1]
+    assert "Not compared" not in two.words[-1]

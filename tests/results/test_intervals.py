@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, t
 
 from lw_jax.evaluate.bootstrap import interval
-from lw_jax.results.row import SHARE, Row, Seed, combine
+from lw_jax.results import row
+from lw_jax.results.row import SHARE, Row, Seed, Z, combine
 
 ROWS = [0.4, 0.6]
 
@@ -122,3 +124,66 @@ def test_coverage_of_three_to_five_seeds(share: float, n: int, common: bool) -> 
         for spread in (0.0, 0.02, 0.06)
     }
     assert min(found.values()) >= 0.94 - 0.0087, found
+
+
+def test_wilsons_interval_is_that_of_as_many_rows() -> None:
+    """Of 20 and 300 rows; without any spread there is none."""
+    for right, n in ((6, 20), (19, 20), (210, 300)):
+        share = right / n
+        below, above = row._wilson(share, Z * (share * (1 - share) / n) ** 0.5)
+        exact = binomtest(right, n).proportion_ci(0.95, "wilson")
+        assert (share - below, share + above) == pytest.approx((exact.low, exact.high), abs=1e-6)
+    assert row._wilson(0.0, 0.1) == row._wilson(1.0, 0.1) == row._wilson(0.5, 0.0) == (0.0, 0.0)
+
+
+def of_arcsines(shares: list[float]) -> tuple[float, float]:
+    angles = np.arcsin(np.sqrt(shares))
+    reach = t.ppf(0.975, len(shares) - 1) * angles.std(ddof=1) / len(shares) ** 0.5
+    low, high = np.clip([angles.mean() - reach, angles.mean() + reach], 0, np.pi / 2)
+    return np.mean(shares) - np.sin(low) ** 2, np.sin(high) ** 2 - np.mean(shares)
+
+
+def test_arcsines_by_hand() -> None:
+    for shares in ([0.02, 0.1, 0.2], [0.6, 0.5, 0.55, 0.7], [0.0, 0.01, 0.05], [1.0, 0.99, 0.93]):
+        assert row._of_arcsines(shares) == pytest.approx(of_arcsines(shares), abs=1e-9)
+
+
+def test_an_interval_of_three_by_hand() -> None:
+    """Rows whose intervals reach further on one side; the wider of two ways on each side."""
+    values = [0.1, 0.14, 0.2]
+    intervals = [[0.08, 0.16], [0.11, 0.19], [0.19, 0.27]]
+    below, above = 0.06 / 3, 0.18 / 3
+    student = t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5
+    mean = sum(values) / 3
+    plain = combine(values, intervals)
+    assert plain.low == pytest.approx(mean - np.hypot(below, student))
+    assert plain.high == pytest.approx(mean + np.hypot(above, student))
+    wilson = row._wilson(mean, (below + above) / 2)
+    rows = max(below, wilson[0]), max(above, wilson[1])
+    assert rows[0] == wilson[0] and rows[1] == above  # one of each
+    seeds = [max(student, arc) for arc in of_arcsines(values)]
+    share = combine(values, intervals, SHARE)
+    assert share.low == pytest.approx(max(0, mean - np.hypot(rows[0], seeds[0])))
+    assert share.high == pytest.approx(mean + np.hypot(rows[1], seeds[1]))
+    near = [0.9, 0.92, 0.93]
+    found = combine(near, [[v - 0.01, v + 0.01] for v in near], SHARE)
+    rows = row._wilson(sum(near) / 3, 0.01)
+    low = sum(near) / 3 - np.hypot(
+        max(0.01, rows[0]), max(of_arcsines(near)[0], row._of_mean(near)[0])
+    )
+    assert found.low == pytest.approx(low)
+
+
+def test_a_figure_is_there_where_every_seed_has_it() -> None:
+    def seed(**method: object) -> Seed:
+        return Seed({}, {"receivers": {"r": {"latent": method} if method else {}}}, "r")
+
+    both = Row("two", (seed(em=0.2, own=3.0), seed(em=0.4, own=5.0)))
+    assert both.figure("latent", "em") == combine([0.2, 0.4], [None, None])
+    assert both.figure("latent", "own") is not None  # a metric that is not known is no share
+    assert both.figure("latent", "f1") is None
+    assert Row("two", (seed(em=0.2), seed())).figure("latent", "em") is None
+    assert Row("two", (seed(em=0.2), seed(f1=0.2))).figure("latent", "em") is None
+    training = {"training": {"one": {"steps": 1}, "two": {"steps": 2}}}
+    assert Seed(training, {}, "").training == {"steps": 2}
+    assert Seed({"training": {}}, {}, "").training == {}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
+import itertools
+import struct
 import subprocess
 import sys
+import zlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +22,7 @@ import lw_jax
 from lw_jax.errors import UserError
 from lw_jax.types import SHARED, Latent
 from lw_jax.wire import packet
-from lw_jax.wire.codecs import CODECS
+from lw_jax.wire.codecs import CODECS, codec
 from lw_jax.wire.limits import Limits
 from tests.wire.crafted import changed, sealed
 
@@ -270,3 +274,56 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     with pytest.raises(AttributeError, match="no attribute 'bridges'"):
         lw_jax.bridges  # noqa: B018
+
+
+PARTS = [
+    dict(zip(("mark", "owners", "span", "key"), flags, strict=True))
+    for flags in itertools.product([False, True], repeat=4)
+]
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("name", ["float32", "int4", "codes"])
+def test_a_packet_byte_by_byte(parts: dict[str, bool], name: str) -> None:
+    """As the module says, of 9 slots: the mask takes two bytes."""
+    m, levels = 9, (3, 7) if name == "codes" else ()
+    slots = np.asarray([[[7, i - 5, -i % 7] for i in range(m)]], np.float32) / 2
+    if name == "codes":
+        slots = np.arange(18, dtype=np.int32).reshape(1, m, 2) % np.asarray([3, 7], np.int32)
+    mask = np.arange(m)[None] % 3 > 0
+    owner = (SHARED,) * 4 + (0, 1, 2, 300, 4) if parts["owners"] else ()
+    span = np.asarray([17.5], np.float32) if parts["span"] else None
+    mark, key = (b"12345678" if parts["mark"] else None), (b"secret" if parts["key"] else None)
+    latent = Latent(slots, mask, span, owner)  # type: ignore[arg-type]
+    data = packet.to_bytes(latent, codec_name=name, levels=levels, mark=mark, key=key)
+
+    flags = sum(bit for bit, there in zip((1, 2, 4, 8), parts.values(), strict=True) if there)
+    tag, d = {"float32": (0, 3), "int4": (5, 3), "codes": (6, 2)}[name]
+    own = codec(name, levels).pack(slots[0])
+    assert len(own) == {"float32": 108, "int4": 18 + 14, "codes": 6}[name]
+    body = (mark or b"") + (struct.pack("<9h", *owner) if owner else b"")
+    body += struct.pack("<f", 17.5) if parts["span"] else b""
+    body += np.packbits(mask[0]).tobytes() + own
+    blank = struct.pack("<4sBBBBHHI", b"LWJX", 2, tag, flags, 0, m, d, 0) + body
+    if key is not None:
+        blank += hmac.digest(key, blank, "sha256")[:16]
+    whole = blank[:12] + struct.pack("<I", zlib.crc32(blank)) + blank[16:]
+    assert data == whole
+
+    sizes = {n: parts[n] for n in ("owners", "span", "mark", "key")}
+    assert len(data) == packet.nbytes(m, d, name, levels=levels, **sizes)
+    got = packet.from_bytes(data, levels, mark=mark, key=key)
+    _same(latent, got.latent)
+    assert (got.codec, got.fingerprint) == (name, mark)
+    said = packet.facts(data)
+    assert said == (name, m, d, mark, 17.5 if parts["span"] else None, parts["key"])
+
+
+def test_the_largest_number_of_slots_that_a_header_holds() -> None:
+    for m, d in ((2**16 - 1, 1), (1, 2**16 - 1)):
+        latent = Latent(np.zeros((1, m, d), np.float32), np.ones((1, m), bool))  # type: ignore[arg-type]
+        assert packet.from_bytes(packet.to_bytes(latent)).latent.slots.shape == (1, m, d)
+    for m, d in ((2**16, 1), (1, 2**16)):
+        latent = Latent(np.zeros((1, m, d), np.float32), np.ones((1, m), bool))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="a packet holds 65535 of each"):
+            packet.to_bytes(latent)
