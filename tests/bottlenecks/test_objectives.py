@@ -16,7 +16,7 @@ from lw_jax.objectives import vq as vq_loss
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Context
 from lw_jax.types import Latent, Taps
-from tests.tiny.bottlenecks import Given, Part, draw, latent
+from tests.tiny.bottlenecks import Given, Part, draw, latent, usage
 
 ROWS, SLOTS, WIDTH = 4, 5, 6
 VALID = np.array([True, True, False, True])
@@ -132,3 +132,23 @@ def test_objectives_of_codes_that_the_bottleneck_does_not_have(objective: Any, n
     seen = context(part, {}, latent(draw(ROWS, SLOTS, WIDTH)))
     with pytest.raises(UserError, match=rf"has no \w+; set a bottleneck {named}"):
         objective.Config().terms(seen, "r")
+
+
+def test_of_no_slot_there_is_no_figure() -> None:
+    """Every row is left out, or every slot masked: terms of nothing, which are finite."""
+    part, x = Part(fsq.Config((3, 3)), WIDTH), draw(ROWS, SLOTS, WIDTH)
+    of_codes = Part(vq.Config(4), WIDTH)
+    nothing = latent(x, np.zeros_like(MASK))
+    for own, config in (
+        (part, code_variance.Config()),
+        (part, code_unique.Config()),
+        (of_codes, code_entropy.Config()),
+        (of_codes, vq_loss.Config()),
+    ):
+        term = config.terms(context(own, own.params, nothing), "r").loss
+        assert (float(term.total), float(term.count)) == (0.0, 0.0), config
+    assert float(part(nothing)[1]["saturation"]) == 0.0
+    said = usage(part(nothing)[1])
+    assert {name: float(value) for name, value in said.items()} == pytest.approx(
+        {"usage": 0.0, "perplexity": 1.0, "distinct": 0.0}
+    )

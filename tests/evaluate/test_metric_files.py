@@ -155,3 +155,87 @@ def test_metrics_of_installed_packages_are_known(monkeypatch: pytest.MonkeyPatch
 
 def _shouts(rows: Rows) -> Any:
     return rows.each(lambda example, said: float("!" in said.text))
+
+
+def test_the_places_of_the_metrics() -> None:
+    """A metric from elsewhere stands between those that it names."""
+    orders = {name: metric.order for name, metric in metrics().items()}
+    told = "em f1 nll nll_words first_top1 first_top5 loops choice".split()
+    assert [orders[name] for name in told] == [10, 20, 30, 31, 40, 50, 60, 70]
+    kinds = "numbers names entities nouns".split()
+    assert [orders[name] for name in kinds] == [80, 81, 82, 83]
+    assert [orders[f"source_{name}"] for name in kinds] == [90, 91, 92, 93]
+    assert [orders[name] for name in ("final", "partial", "failed", "distinct")] == [
+        100,
+        101,
+        102,
+        110,
+    ]
+
+
+def test_where_a_figure_of_a_row_begins() -> None:
+    """Ranks count from 0; a row of EOS alone has no words; what is longest is chosen by nats."""
+    ranks = [0, 1, 4, 5]
+    said = [replace(SAID[0], first_rank=rank, tokens=1 + (rank > 3)) for rank in ranks]
+    rows = summary.per_row(Rows(EXAMPLES, said))
+    assert rows["first_top1"][0].tolist() == [1, 0, 0, 0]
+    assert rows["first_top5"][0].tolist() == [1, 1, 1, 0]
+    assert rows["nll_words"][1].tolist() == [0, 0, 1, 1]
+    assert "nll_words" not in summary.per_row(Rows(EXAMPLES, said[:2] * 2))
+    words = [replace(one, nll=3.0, end_nll=0.5, tokens=3) for one in SAID]
+    total, count = summary.per_row(Rows(EXAMPLES, words))["nll_words"]
+    assert (total.tolist(), count.tolist()) == ([2.5] * 4, [2] * 4)
+    some = [
+        replace(SAID[0], nats={"3": -1.0, "4": -2.0}),
+        replace(SAID[1], nats={"3": -2, "4": -1}),
+    ]
+    chosen = summary.per_row(Rows(EXAMPLES[:2], some))["choice"]
+    assert (chosen[0].tolist(), chosen[1].tolist()) == ([1, 0], [1, 1])
+    assert "choice" not in summary.per_row(Rows(EXAMPLES[:2], [some[0], SAID[0]]))
+
+
+def test_a_method_by_hand() -> None:
+    """Means over rows and over parts; what is compared, how outputs ended, which are empty."""
+    said = [
+        Prediction("3", 2.0, 1, 0, True, True, 4, 10, ended="eos"),
+        Prediction(" ", 4.0, 2, 7, True, False, 8, 30, ended="limit"),
+        Prediction("4", 9.0, 2, 0, False, None, 0, 20, ended="limit"),
+        Prediction("3", 5.0, 3, 0, False, False, 4, 20, ended="stop"),
+    ]
+    found = summary.of_method(EXAMPLES, said, 2.5, SETTINGS)
+    assert (found["nll"], found["em"], found["n"], found["seconds"]) == (20 / 8, 0.5, 4, 2.5)
+    assert (found["columns"], found["wire_bytes"]) == (4.0, 20.0)
+    assert (found["compared"], found["disagreements"]) == (3, 1)
+    assert found["ended"] == {"eos": 0.25, "stop": 0.25, "limit": 0.5}
+    assert (found["empty"], found["distinct"]) == (0.25, 0.75)
+    same = [Prediction("3", 6.0, 2, 0, True, True, 4, 10)] * 4
+    bounded = summary.of_method(EXAMPLES, same, 1.0, SETTINGS)["ci"]
+    assert bounded["em"][0] < bounded["em"][1] == 1.0  # a share is not certain
+    assert bounded["nll"] == [3.0, 3.0]
+
+
+def test_what_other_answers_have_by_chance() -> None:
+    texts = ["Then Ann has 3 pens and 4 cups.", "Then Bob has 3 cats and 5 dogs."]
+    rows = [Example(f"{i}", f"c{i}", t, "", (t,)) for i, t in enumerate(texts)]
+    found = summary.floors(rows, rows[::-1], False)
+    assert found["entities"]["numbers"] == 0.5
+    assert found["entities"]["names"] == 0.0
+    assert "answers" not in found
+    marked = [replace(e, answers=(f"{n} #### {n}",)) for e, n in zip(EXAMPLES, "3456", strict=True)]
+    assert summary.floors(marked, marked[:1] * 4, True)["answers"]["final"] == 0.25
+
+
+def test_how_many_entities_make_a_text_long() -> None:
+    """Two a text, on average; of a problem and its solution the problem's are counted too."""
+    two = [Example("0", "c", "Then Ann has 3 pens.", "", ("Then Ann has 3 pens.",))] * 2
+    said = [SAID[0]] * 2
+    assert "entities" in summary.per_row(Rows(two, said))
+    one = [replace(two[0], answers=("It has 3 of them.",))]
+    assert "entities" not in summary.per_row(Rows([*two, *one], [*said, said[0]]))
+    problem = replace(two[0], answers=("Then Ann has 3 pens #### 3",))
+    held = summary.per_row(Rows([problem], said[:1]))
+    assert held["source_entities"][0].tolist() == [1] and held["source_entities"][1].tolist() == [2]
+    assert "source_entities" not in summary.per_row(
+        Rows([replace(problem, question="Why?")], said[:1])
+    )
+    assert "source_entities" not in summary.per_row(Rows(two, said))

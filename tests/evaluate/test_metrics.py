@@ -209,3 +209,47 @@ def test_identical_outputs_are_seen() -> None:
 )
 def test_loops(text: str, loop: float) -> None:
     assert degenerate.loops(text) == loop
+
+
+@pytest.mark.parametrize(
+    ("word", "one"),
+    [
+        ("gas", "gas"),
+        ("cats", "cat"),
+        ("bus", "bus"),
+        ("glass", "glass"),
+        ("movies", "movie"),
+        ("ties", "tie"),
+        ("shoes", "shoe"),
+        ("berries", "berry"),
+        ("dishes", "dish"),
+        ("boxes", "box"),
+        ("horses", "horse"),
+    ],
+)
+def test_nouns_in_the_singular(word: str, one: str) -> None:
+    assert nouns.singular(word) == one
+
+
+def test_how_long_a_word_is_whose_ending_makes_it_a_noun() -> None:
+    """Six letters, without a word before it that says so."""
+    assert nouns.nouns("sells unity") == set()
+    assert nouns.nouns("sells purity") == {"purity"}
+    assert nouns.nouns("a unity") == {"unity"}
+    # After a number a plural ends the run, a singular does not.
+    assert nouns.nouns("12 apples trees") == {"apple"}
+    assert nouns.nouns("12 apple trees") == {"tree"}
+    assert nouns.nouns("a red bike") == {"bike"} and nouns.nouns("a bike red") == {"bike"}
+    assert nouns.nouns("bike red") == set()
+
+
+def test_how_often_a_name_stands_that_begins_sentences_alone() -> None:
+    assert entities.names("Al runs. Al stops.") == {"Al"}
+    assert entities.names("Al runs.") == set()
+    assert entities.names("Xu runs. Then Xu stops.") == {"Xu"}
+    assert entities.names("Mint grows. Mint is green, and mint smells.") == set()
+    assert entities.names("See X and Mr. Y and Dr. Wu.") == {"Mr", "Dr", "Wu"}
+    found = entities.transferred("Ann and Bo have 3 pens and 4 cups.", "Bo has 4 cups, Ann none")
+    assert found["numbers"] == (1, 2)
+    assert found["names"] == (2, 2) if "Ann" in entities.names("Ann and Bo have 3 pens") else (1, 1)
+    assert found["entities"] == tuple(map(sum, zip(found["numbers"], found["names"], strict=True)))

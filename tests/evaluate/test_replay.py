@@ -14,6 +14,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method, methods
 from lw_jax.evaluate.methods.embedding_replay_raw import METHOD as RAW
+from lw_jax.receiver import transform
 from lw_jax.receiver.transform import change, transformed
 from lw_jax.text.layout import Prompt
 from lw_jax.text.layout_config import LayoutConfig
@@ -118,3 +119,24 @@ def test_a_layout_names_a_change_that_there_is() -> None:
     assert LayoutConfig(transform="scale_0.5").transform == "scale_0.5"
     with pytest.raises(UserError, match="transform: unknown 'louder'; one of rms, batch, rms_"):
         LayoutConfig(transform="louder")
+
+
+@pytest.mark.parametrize("name", ["rms", "batch", "offset_0.5", "nearest_2", "codebook_0.5"])
+def test_vectors_of_nothing_stay_finite(name: str) -> None:
+    """Zeros, rows without a real vector, a channel that all share."""
+    table = TABLE.copy()
+    table[3], table[:, 2] = 0, 1
+    nothing = np.zeros_like(MASK)
+    for mask in (MASK, nothing):
+        found = change(name)(jnp.zeros_like(X), jnp.asarray(mask), jnp.asarray(table), RMS)
+        assert np.isfinite(found).all()
+    if name == "offset_0.5":  # of no vectors the mean is 0
+        far = change(name)(jnp.asarray(X), jnp.asarray(nothing), jnp.asarray(TABLE), RMS)
+        np.testing.assert_allclose(far, X / 2, rtol=1e-6)
+
+
+def test_vectors_one_at_a_time_are_changed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = changed("nearest_2")
+    for held in (1, 3 * VOCAB):
+        monkeypatch.setattr(transform, "LOGITS_AT_ONCE", held)
+        np.testing.assert_allclose(changed("nearest_2"), whole, rtol=1e-6)

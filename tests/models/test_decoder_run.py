@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lw_jax.errors import UserError
+from lw_jax.models import decoder as decoder_of
 from lw_jax.models.cache import as_prefix, new_cache
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.params import init
@@ -402,3 +403,55 @@ def test_a_prefix_may_be_seen_in_some_layers_alone(params, h):
     np.testing.assert_allclose(found, real(third), rtol=1e-4, atol=1e-5)
     whole = real(jit_run(ARCH, params, h, delivery=everywhere, **at).h)
     assert np.abs(whole - found).max() > 1e-3
+
+
+def test_where_soft_tokens_stand_among_those_of_a_run() -> None:
+    """Five tokens after three that were read before; what is no soft token, or not among them, is
+    beyond the last one."""
+    found = decoder_of._local_slots(jnp.asarray([[-1, 0, 2], [3, 7, 8]]), jnp.asarray([0, 3]), 5)
+    assert found is not None
+    assert found.tolist() == [[5, 0, 2], [0, 4, 5]]
+    assert decoder_of._local_slots(jnp.asarray([[2, 9]]), jnp.asarray([3]), 5).tolist() == [[5, 5]]  # type: ignore[union-attr]
+    assert decoder_of._local_slots(None, jnp.asarray([0]), 5) is None
+
+
+def test_which_columns_are_the_messages() -> None:
+    slots = jnp.asarray([[-1, 0], [1, 3]])
+    own = [[True, False, False, False], [False, True, False, True]]
+    assert decoder_of._message(LayerInputs(slot_index=slots), 2, 4).tolist() == own
+    mask = jnp.asarray([[True, False, True], [False, True, True]])
+    values = jnp.zeros((1, 2, 3, 1, 2))
+    given = LayerInputs(KV(values, values, mask, jnp.zeros((2, 3))), slot_index=slots)
+    both = decoder_of._message(given, 2, 4)
+    assert both.tolist() == [a + b for a, b in zip(mask.tolist(), own, strict=True)]
+    none = decoder_of._message(LayerInputs(), 2, 4)
+    assert not none.any() and none.shape == (2, 4)
+
+
+def test_how_far_a_window_looks_back() -> None:
+    """By position, not by place: at 4 behind it is out of a window of 4."""
+    at = jnp.asarray([[0.0, 3.0, 4.0, 9.5]])
+    found = decoder_of._in_window(at[:, 2:], at, 4)
+    assert found.tolist() == [[[False, True, True, True], [False, False, False, True]]]
+
+
+def test_deltas_are_added_at_soft_tokens_alone() -> None:
+    x, delta = jnp.zeros((2, 3, 1, 1)), jnp.asarray([[1.0, 2.0], [4.0, 8.0]])[..., None, None]
+    found = decoder_of._add_at(x, jnp.asarray([[2, 0], [3, 1]]), delta)
+    assert found[..., 0, 0].tolist() == [[2, 0, 1], [0, 8, 0]]
+    assert decoder_of._add_at(x, None, delta) is x
+
+
+def test_columns_that_only_some_layers_see() -> None:
+    values = jnp.arange(6.0).reshape(3, 1, 2, 1, 1)
+    kv = KV(values, -values, jnp.ones((1, 2), bool), jnp.zeros((1, 2)), (0, 2))
+    found = decoder_of._by_layer(LayerInputs(kv, edits=Edits(k_delta=values, v_delta=2 * values)))
+    assert found["prefix_seen"].tolist() == [True, False, True]
+    for name, wanted in {"prefix_k": 1, "prefix_v": -1, "k_delta": 1, "v_delta": 2}.items():
+        np.testing.assert_array_equal(found[name], wanted * values, err_msg=name)
+    assert decoder_of._by_layer(LayerInputs()) == {}
+    edit = Lora({"q": values}, {"q": -values}, 2.0, (1, 4, 6))
+    one = decoder_of._only(edit, 4)
+    np.testing.assert_array_equal(one.a["q"], values[1:2])
+    np.testing.assert_array_equal(one.b["q"], -values[1:2])
+    assert (one.layers, one.scale) == ((0,), 2.0)

@@ -9,7 +9,7 @@ import pytest
 
 from lw_jax.models import head
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
-from lw_jax.models.generate import DecodeOptions, generate
+from lw_jax.models.generate import DecodeOptions, _gain, _pick, generate
 from lw_jax.models.params import init
 from lw_jax.types import KV, Edits, Lora
 from tests.tiny.arch import decoder
@@ -204,3 +204,30 @@ def test_first_token_has_its_own_temperature(params):
     assert 0 < same_first.sum() < ROWS
     # After an equal first token both are greedy.
     np.testing.assert_array_equal(draws[0][same_first], draws[1][same_first])
+
+
+def test_tokens_are_drawn_from_the_nucleus_alone():
+    """Kept until their mass reaches top_p; colder logits are drawn more alike."""
+    shares = np.asarray([0.05, 0.45, 0.3, 0.15, 0.05])
+    z = jnp.broadcast_to(jnp.log(shares)[None], (400, 5))
+
+    def drawn(**options: float) -> list[float]:
+        found = _pick(z, DecodeOptions(1, **options), jax.random.key(0))
+        assert found.dtype == jnp.int32
+        return (np.bincount(found, minlength=5) / 400).tolist()
+
+    assert drawn() == [0, 1, 0, 0, 0]  # greedy
+    everything = drawn(temperature=1.0)
+    np.testing.assert_allclose(everything, shares, atol=0.08)
+    for top_p, kept in ((0.01, 1), (0.4, 1), (0.5, 2), (0.7, 2), (0.8, 3)):
+        found = drawn(temperature=1.0, top_p=top_p)
+        assert [i for i, share in enumerate(found) if share] == [1, 2, 3][:kept], top_p
+    cold, hot = shares**2 / (shares**2).sum(), shares**0.5 / (shares**0.5).sum()
+    np.testing.assert_allclose(drawn(temperature=0.5), cold, atol=0.08)
+    np.testing.assert_allclose(drawn(temperature=2.0), hot, atol=0.08)
+
+
+def test_the_last_gain_holds_for_all_later_steps():
+    options = DecodeOptions(4, gain=(3.0, 2.0))
+    assert [float(_gain(options, jnp.asarray(step))) for step in (0, 1, 2, 9)] == [3, 2, 2, 2]
+    assert _gain(DecodeOptions(4), jnp.asarray(0)) is None

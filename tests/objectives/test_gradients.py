@@ -354,3 +354,29 @@ def test_a_slot_left_out_by_latent_dropout_has_no_direction() -> None:
     pull = jax.grad(lambda x: jnp.sum(distance("cosine", x, target)))(slots)
     assert not np.any(pull[0])
     assert 0.01 < np.linalg.norm(pull[1]) < 1
+
+
+@pytest.mark.parametrize(
+    ("latent", "text", "scale"),
+    [(3.0, 1.5, 2.0), (1.0, 2.0, 1.0), (9.0, 1.5, 4.0), (0.0025, 0.0001, 2.5), (0.004, 0.002, 2.0)],
+)
+def test_how_many_times_the_first_token_counts(
+    latent: float, text: float, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never less than once, at most four times; after a text that costs nothing, by 0.001 nats."""
+
+    def first(ctx: Any, receiver: str, asked: Pass) -> Term:
+        del ctx, receiver
+        return Term(
+            jnp.float32(3 * (latent if asked.message == "latent" else text)), jnp.float32(3)
+        )
+
+    monkeypatch.setattr(first_token_ce, "_first", first)
+    found = first_token_ce.Config(auto_scale=4.0).terms(None, "r")  # type: ignore[arg-type]
+    assert isinstance(found.loss, Term)
+    assert float(mean(found.loss)) == pytest.approx(scale * latent, rel=1e-5)
+    assert float(found.watched["first_token_scale"].total) == pytest.approx(scale, rel=1e-5)
+    assert float(found.watched["first_token_scale"].count) == 1
+    once = first_token_ce.Config(auto_scale=1.0).terms(None, "r")  # type: ignore[arg-type]
+    assert isinstance(once.loss, Term) and not once.watched
+    assert float(mean(once.loss)) == pytest.approx(latent)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.objectives.base import Term, masked, mean
 from lw_jax.objectives.common.measures import TINY, cosine, distance, masked_mean, unit
 
 X = np.random.default_rng(0).normal(0, 1, (2, 3, 8)).astype(np.float32)
@@ -58,3 +59,11 @@ def test_a_quiet_vector_has_a_length_and_none_at_all_has_no_gradient(size: float
     quiet = distance("relative_mse", 2 * x, x)  # mean squares: size**2 / 4 of both
     np.testing.assert_allclose(quiet, size**2 / 4 / (size**2 / 4 + TINY), rtol=1e-5)
     assert TINY == 1e-12
+
+
+def test_a_mean_of_nothing_is_nothing() -> None:
+    """And of less than one it is taken as it is: weights may be small."""
+    for total, count, wanted in ((0.0, 0.0, 0.0), (6.0, 3.0, 2.0), (0.3, 0.5, 0.3)):
+        assert float(mean(Term(jnp.float32(total), jnp.float32(count)))) == pytest.approx(wanted)
+    term = masked(jnp.asarray([[1.0, 2.0], [4.0, 8.0]]), jnp.asarray([[True, False], [True, True]]))
+    assert (float(term.total), float(term.count)) == (13.0, 3.0)

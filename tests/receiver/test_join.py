@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.receiver.join import joined
-from lw_jax.types import KV, Delivery
+from lw_jax.receiver.join import advance_of, joined
+from lw_jax.types import KV, Blocks, Delivery, Edits, Lora
 
 EMBEDS = jnp.asarray([[[1.0], [2.0]], [[3.0], [4.0]], [[5.0], [6.0]], [[7.0], [8.0]]])
 """Two parts of two messages, of two soft tokens each."""
@@ -48,3 +48,60 @@ def test_columns_in_every_layer_go_on_from_the_end_of_the_part_before() -> None:
     assert found.kv.positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
     assert found.positions.tolist() == [[0, 1, 3, 4]] * 2
     assert found.advance is not None and found.advance.tolist() == [6, 6]
+
+
+def test_edits_of_parts_lie_side_by_side_as_their_soft_tokens_do() -> None:
+    """Deltas follow the soft tokens that they belong to; blocks read the slots of all parts, and
+    count the keys of those that are real. LoRA and prompt stay."""
+    mask = jnp.asarray([[True, False], [True, True], [True, True], [True, True]])
+    deltas = jnp.arange(2 * 4 * 2.0).reshape(2, 4, 2, 1, 1)
+    given = {"slots": jnp.arange(12.0).reshape(4, 3)}
+    blocks = Blocks({}, max, (1,), given, jnp.asarray([2, 3, 4, 5]), 2)
+    lora = Lora({}, {}, 2.0)
+    edits = Edits(lora, blocks, deltas, -deltas)
+    prompt = jnp.ones((1, 1))
+    found = joined(Delivery(EMBEDS, mask, edits=edits, prompt=prompt), 2, BOTH.at[3].set(False))
+    assert found.edits is not None and found.edits.blocks is not None
+    assert found.edits.lora is lora and found.prompt is prompt
+    assert found.edits.k_delta is not None and found.edits.v_delta is not None
+    order = np.asarray([[0, 2, 3, 1], [0, 1, 2, 3]])
+    beside = np.asarray(deltas).reshape(2, 2, 4)
+    wanted = np.take_along_axis(beside, order[None], axis=2)
+    np.testing.assert_array_equal(found.edits.k_delta[..., 0, 0], wanted)
+    np.testing.assert_array_equal(found.edits.v_delta[..., 0, 0], -wanted)
+    assert found.edits.blocks.keys is not None
+    assert found.edits.blocks.keys.tolist() == [5, 4]
+    assert found.edits.blocks.given["slots"].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert (found.edits.blocks.layers, found.edits.blocks.heads) == ((1,), 2)
+    bare = joined(Delivery(EMBEDS, edits=Edits(lora)), 2, BOTH).edits
+    assert bare is not None and bare.blocks is None and bare.k_delta is None
+
+
+def test_a_part_that_only_fills_up_has_no_columns() -> None:
+    """Positions of its own, and how far a message goes, where readers say them."""
+    values = jnp.arange(24.0).reshape(2, 4, 3, 1, 1)
+    keep = jnp.ones((4, 3), bool).at[0, 2].set(False)
+    kv = KV(values, -values, keep, jnp.tile(jnp.arange(3.0)[None] * 2, (4, 1)), (1,))
+    found = joined(Delivery(kv=kv), 2, BOTH.at[3].set(False))
+    assert found.embeds is None and found.mask is None and found.positions is None
+    assert found.kv is not None and found.kv.layers == (1,)
+    assert found.kv.mask.tolist() == [
+        [True, True, False, True, True, True],
+        [True] * 3 + [False] * 3,
+    ]
+    assert found.kv.positions.tolist() == [[0, 2, 4, 2, 4, 6], [0, 2, 4, 3, 5, 7]]
+    assert found.advance is not None and found.advance.tolist() == [5, 3]
+    advance, at = jnp.asarray([5.0, 6.0, 7.0, 8.0]), jnp.asarray([[0.5, 1.5]] * 4)
+    own = joined(Delivery(EMBEDS, positions=at, advance=advance), 2, BOTH.at[3].set(False))
+    assert own.positions is not None and own.advance is not None
+    assert own.positions.tolist() == [[0.5, 1.5, 5.5, 6.5], [0.5, 1.5, 7.5, 8.5]]
+    assert own.advance.tolist() == [11, 7]
+
+
+def test_how_far_a_message_goes() -> None:
+    soft, values = jnp.asarray([2, 2, 2, 2]), jnp.zeros((1, 4, 3, 1, 1))
+    keep = jnp.asarray([[True] * 3, [True, False, False], [False] * 3, [True, True, False]])
+    kv = KV(values, values, keep, jnp.zeros((4, 3)))
+    assert advance_of(Delivery(EMBEDS, kv=kv), soft).tolist() == [3, 2, 2, 2]
+    assert advance_of(Delivery(EMBEDS), soft) is soft
+    assert advance_of(Delivery(EMBEDS, kv=kv, advance=soft + 5), soft).tolist() == [7] * 4

@@ -16,7 +16,7 @@ from lw_jax.receiver import pack as packing
 from lw_jax.receiver import read as reading_of
 from lw_jax.receiver.pack import Segment, gather_states
 from lw_jax.receiver.read import expand, head_segment, message_segment
-from lw_jax.types import KV, Delivery
+from lw_jax.types import KV, Blocks, Delivery, Edits, Lora
 from tests.tiny.receiver import model, prompt
 
 WIDTH = 24
@@ -175,3 +175,111 @@ def test_gather_states_takes_rows_at_their_own_offsets() -> None:
     chex.assert_trees_all_equal(got, jnp.stack([h[0, 1:3], h[1, 3:5]]))
     ends = gather_states(h, jnp.asarray([0, 5]), 2)
     chex.assert_trees_all_equal(ends, jnp.stack([h[0, 0:2], h[1, jnp.asarray([5, 5])]]))
+
+
+def test_questions_that_just_fit() -> None:
+    """Room for 9 tokens of each context: 4 + 5, then one more; 3, 5 and 1."""
+    ask, answer = jnp.asarray([1, 2, 1, 2, 4, 1]), jnp.asarray([3, 3, 0, 1, 1, 0])
+    found = reading_of.fitting(ask, answer, 3, 9)
+    assert found.tolist() == [True, True, False, True, True, True]
+    assert reading_of.fitting(ask, answer, 3, 8).tolist() == [True, False, False, True, True, False]
+
+
+def test_which_tokens_questions_behind_one_message_see() -> None:
+    """Two rows of 3 columns before, of which the second has 2, and questions of 2 and 1 tokens."""
+    which = jnp.asarray([[0, 0, 1, 2], [0, 1, 2, 2]])
+    real = jnp.asarray([[True, True, True, False], [True, True, False, False]])
+    lengths = [3, 2]
+    found = np.asarray(reading_of._blocks(jnp.asarray(lengths), 3, which, real))
+    wanted = np.zeros((2, 7, 7), bool)
+    for row in range(2):
+        group = [-1, -1, -1, *which[row].tolist()]
+        there = [i < lengths[row] for i in range(3)] + real[row].tolist()
+        for query in range(7):
+            for key in range(7):
+                reached = key <= query and (group[key] == -1 or group[key] == group[query])
+                wanted[row, query, key] = (there[key] and reached) or key == query
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_positions_of_every_kind_of_message_by_hand() -> None:
+    """A head of 2, a message, and a question of 2, laid out for two rows of other lengths."""
+    params = {"embed": jnp.arange(40.0).reshape(10, 4)}
+    head = head_segment((3, 4), 2)
+    ask = Segment(jnp.asarray([[5, 6], [7, 8]]), None, jnp.asarray([2, 1]), "ask")
+    embeds = -jnp.arange(24.0).reshape(2, 3, 4)
+    mask = jnp.asarray([[True, True, True], [True, False, False]])
+
+    def laid(delivery: Delivery | None) -> reading_of.Laid:
+        message = message_segment(delivery, 2, 4)
+        found: reading_of.Laid = lay_out(params, [head, message, ask], delivery)
+        return found
+
+    soft = laid(Delivery(embeds, mask))
+    assert soft.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert soft.positions[1, :4].tolist() == [0, 1, 2, 3]
+    assert soft.end.tolist() == [7, 4] == soft.packed.lengths.tolist()
+    assert soft.inputs.slot_index is not None and soft.inputs.message_start is not None
+    assert soft.inputs.slot_index.tolist() == [[2, 3, 4], [2, -1, -1]]
+    assert soft.inputs.message_start.tolist() == [2, 2]
+    rows = np.asarray(params["embed"])
+    np.testing.assert_array_equal(soft.packed.h[0], np.r_[rows[[3, 4]], embeds[0], rows[[5, 6]]])
+    zeros = np.zeros((3, 4))
+    np.testing.assert_array_equal(
+        soft.packed.h[1], np.r_[rows[[3, 4]], embeds[1, :1], rows[[7]], zeros]
+    )
+
+    at = jnp.asarray([[0.5, 2.0, 4.0], [1.5, 9.0, 9.0]])
+    kv = KV(*(jnp.zeros((1, 2, 4, 1, 2)),) * 2, jnp.ones((2, 4), bool), jnp.ones((2, 4)), (0,))
+    far = laid(Delivery(embeds, mask, at, kv, jnp.asarray([7.0, 5.0])))
+    assert far.positions[0].tolist() == [0, 1, 2.5, 4, 6, 9, 10]
+    assert far.positions[1, :4].tolist() == [0, 1, 3.5, 7]
+    assert far.end.tolist() == [11, 8]
+    assert far.inputs.kv is not None and far.inputs.kv.layers == (0,)
+    assert far.inputs.kv.positions.tolist() == [[3.0] * 4] * 2
+
+    columns = laid(Delivery(kv=kv))
+    assert columns.positions[0, :4].tolist() == [0, 1, 6, 7]
+    assert columns.end.tolist() == [8, 7]
+    assert columns.inputs.slot_index is None
+    nothing = laid(None)
+    assert nothing.positions[0, :4].tolist() == [0, 1, 2, 3]
+    assert nothing.end.tolist() == [4, 3]
+
+
+def test_all_that_is_delivered_is_repeated_for_its_questions() -> None:
+    """Each array along the axis of its rows; axes of other sizes tell them apart."""
+    rows, each = 2, 3
+    kv = KV(
+        normal(1, 5, rows, 4, 1, 2),
+        normal(2, 5, rows, 4, 1, 2),
+        normal(3, rows, 4) > 0,
+        normal(4, rows, 4),
+        (1, 2),
+    )
+    blocks = Blocks(
+        {"w": normal(5, 2)}, max, (1,), {"x": normal(6, rows, 3)}, jnp.asarray([3, 4]), 2
+    )
+    lora = Lora({}, {}, 1.0)
+    edits = Edits(lora, blocks, normal(7, 5, rows, 3, 1, 2), normal(8, 5, rows, 3, 1, 2))
+    given = Delivery(
+        normal(9, rows, 3, 4),
+        normal(10, rows, 3) > 0,
+        normal(11, rows, 3),
+        kv,
+        jnp.asarray([1.0, 2.0]),
+        edits,
+        normal(12, 1, 4),
+    )
+    found = expand(given, each)
+    assert found is not None
+    wide = jax.tree_util.tree_leaves_with_path(found)
+    for (path, got), leaf in zip(wide, jax.tree.leaves(given), strict=True):
+        name = jax.tree_util.keystr(path)
+        if any(part in name for part in ("prompt", "params", "lora")):
+            np.testing.assert_array_equal(got, leaf, err_msg=name)
+            continue
+        axis = 1 if leaf.ndim == 5 else 0
+        np.testing.assert_array_equal(got, np.repeat(leaf, each, axis=axis), err_msg=name)
+    assert found.kv is not None and found.kv.layers == (1, 2)
+    assert expand(given, 1) is given and expand(None, 3) is None

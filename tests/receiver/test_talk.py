@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.models.cache import Cache
+from lw_jax.models.decoder import LayerInputs
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.receiver import talk
 from lw_jax.receiver.answer import Message, alone, write
 from lw_jax.receiver.join import joined
 from lw_jax.receiver.pack import Segment
-from lw_jax.types import KV, Blocks, Delivery, Edits
+from lw_jax.types import KV, Blocks, Delivery, Edits, Lora
 from tests.tiny.receiver import model, prompt
 
 PARTS, SLOTS, COLUMNS, WIDTH = 3, 4, 2, 24
@@ -182,3 +186,52 @@ def test_prefixes_of_two_messages_stand_one_behind_the_other() -> None:
         parts = jnp.split(getattr(both, name), 2, axis=axis)
         chex.assert_trees_all_equal(parts, [getattr(first, name), getattr(second, name)])
     assert talk._both(first, None) is first and talk._both(None, second) is second
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_roomier_cache_has_what_it_had(stacked: bool) -> None:
+    """Of a stack of layers, or layer by layer; one that has the room stays."""
+
+    def made(*shape: int) -> Any:
+        return numbers(1, *shape) if stacked else [numbers(1, *shape[1:])] * shape[0]
+
+    shape, grown = (2, 3, 4, 1, 6), (2, 3, 7, 1, 6)
+    cache = Cache(made(*shape), made(*shape), numbers(2, 3, 4), jnp.asarray([1, 2, 3]))
+    heard = talk.Heard(cache, jnp.ones(3), LayerInputs())
+    assert talk.roomier(heard, 4) is heard and talk.roomier(heard, 3) is heard
+    more = talk.roomier(heard, 7).cache
+    assert more.lengths is cache.lengths
+    assert more.positions.shape == (3, 7)
+    np.testing.assert_array_equal(more.positions[:, :4], cache.positions)
+    for name in ("k", "v"):
+        got, had = jnp.asarray(getattr(more, name)), jnp.asarray(getattr(cache, name))
+        assert got.shape == grown
+        np.testing.assert_array_equal(got[:, :, :4], had)
+        assert not np.asarray(got[:, :, 4:]).any()
+
+
+def test_edits_of_two_messages_stand_beside_each_other() -> None:
+    """Blocks read the slots of both; deltas are the second one's, and no later token has any."""
+    first, second = (
+        Edits(
+            Lora({}, {}, float(seed)),
+            Blocks({}, _add, (0,), {"x": numbers(seed, 3, 2, 5)}),
+            numbers(seed + 2, 1, 3, 2, 1, 1),
+            numbers(seed + 4, 1, 3, 2, 1, 1),
+        )
+        for seed in (1, 2)
+    )
+    both = talk._edits(first, second)
+    assert both.blocks is not None and first.blocks is not None and second.blocks is not None
+    halves = jnp.split(both.blocks.given["x"], 2, axis=1)
+    chex.assert_trees_all_equal(halves, [first.blocks.given["x"], second.blocks.given["x"]])
+    assert both.lora is second.lora
+    assert both.k_delta is second.k_delta and both.v_delta is second.v_delta
+    alone_ = talk._edits(Edits(), second)
+    assert alone_.blocks is second.blocks
+    assert talk._edits(first, Edits()).blocks is None
+    inputs = LayerInputs(None, jnp.ones(3), both, jnp.ones((3, 2)), allowed=None)
+    later = talk._kept(inputs)
+    assert later.edits.blocks is both.blocks and later.edits.lora is both.lora
+    assert later.edits.k_delta is None and later.slot_index is None
+    assert later.message_start is inputs.message_start
