@@ -34,6 +34,7 @@ from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
 from lw_jax.types import Features
+from tests.tiny import by_hand
 from tests.tiny.evaluation import draw
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
@@ -355,3 +356,37 @@ def test_a_compressor_that_is_no_flow_is_named() -> None:
     config = wire(CompressorConfig(perceiver=perceiver.Config(slots=3, width=16, heads=2)))
     with pytest.raises(UserError, match=r"objectives.flow: bridge.compressor.perceiver is no flow"):
         traced_step(config, FLOW)
+
+
+@pytest.mark.parametrize("cross", [True, False])
+def test_the_velocity_by_hand(cross: bool) -> None:
+    """adaLN blocks: shifts, scales and gates of a condition of time and source, in their order."""
+    net = dit_blocks.Velocity(8, 2, 2, 3, cross, 5)
+    rng = np.random.default_rng(0)
+    x, t = rng.normal(size=(2, 3, 5)).astype(np.float32), np.asarray([0.25, 0.9], np.float32)
+    mask, seen = np.asarray([[1, 1, 1], [1, 1, 0]], bool), np.asarray([[1, 1], [1, 0]], bool)
+    tokens = rng.normal(size=(2, 2, 8)).astype(np.float32)
+    added = None if cross else rng.normal(size=(2, 8)).astype(np.float32)
+    given = dit_blocks.Given(tokens, seen, added, tokens[:, 0])
+    p = by_hand.drawn(net, x, t, mask, given)
+    found = jax.jit(net.apply)({"params": p}, x, t, mask, given)
+
+    def shifted(h: np.ndarray, shift: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return by_hand.layer_norm({}, h) * (1 + scale) + shift
+
+    condition = by_hand.dense(p["time_up"], by_hand.sinusoid(1000 * t, 8, 10000.0))
+    condition = by_hand.dense(p["time_out"], by_hand.silu(condition))
+    condition = by_hand.silu(condition if added is None else condition + added)
+    h = by_hand.dense(p["enter"], x) + by_hand.sinusoid(np.arange(3), 8)
+    for i in range(2):
+        w = jax.tree.map(lambda leaf, i=i: leaf[i], p["blocks"])
+        made = by_hand.dense(w["adapt"], condition)[:, None]
+        parts = np.split(made, 9 if cross else 6, axis=-1)
+        y = shifted(h, *parts[:2])
+        h = h + parts[2] * by_hand.attention(w["self"], y, y, mask)
+        if cross:
+            y = shifted(h, *parts[6:8])
+            h = h + parts[8] * by_hand.attention(w["cross"], y, tokens, seen)
+        h = h + parts[5] * by_hand.mlp(w["mlp"], shifted(h, *parts[3:5]))
+    h = shifted(h, *np.split(by_hand.dense(p["adapt"], condition)[:, None], 2, axis=-1))
+    np.testing.assert_allclose(found, by_hand.dense(p["leave"], h), atol=2e-3)

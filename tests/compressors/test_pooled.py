@@ -16,6 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Features, Latent
+from tests.tiny import by_hand
 
 WIDTH, TOKENS = 8, 12
 DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
@@ -85,6 +86,7 @@ def test_queries_read_what_is_real_and_not_each_other() -> None:
     view = features()
     plain = apply(params, view)
     assert plain.mask.all() and plain.owner == (-1,) * 3
+    assert float(jnp.std(params["queries"])) == pytest.approx(0.02, rel=0.4)
     assert (QUERIES.fixed_slots, QUERIES.sent_slots) == (3, (3, 3))
     assert apart(plain, apply(params, at(view, 0, 5))) == [0, 1, 2]
     hidden = apply(params, at(view, 1, 9)).slots
@@ -116,3 +118,50 @@ def test_numbers_that_do_not_fit() -> None:
         pool_expand.Config(slots=6, pools=4)
     with pytest.raises(UserError, match="slots: expected at least 1"):
         pooled_queries.Config(slots=0)
+
+
+def applied(config: Compressor, view: Features, train: bool = False) -> tuple[Any, Latent]:
+    """Drawn parameters, and what they make of a view."""
+    built = config.build(DIMS)
+    params = by_hand.drawn(built, {"source": view})
+    return params, jax.jit(built.apply, static_argnums=2)(
+        {"params": params}, {"source": view}, train
+    )
+
+
+def test_queries_by_hand() -> None:
+    """A gate of the slot and of what it reads together; a head that is no content."""
+    view = features()
+    mask = np.asarray(view.mask).copy()
+    mask[:, 0] = False
+    view = view.replace(mask=jnp.asarray(mask))  # type: ignore[attr-defined]
+    p, found = applied(replace(QUERIES, encoder_layers=1), view)
+    x = by_hand.dense(p["enter"], np.asarray(view.x))
+    x = x + by_hand.sinusoid(mask.cumsum(axis=1) - 1, 16)
+    y = by_hand.rms_norm(p["source_norm"], by_hand.stack(p["encoder"], x, mask))
+    z = np.broadcast_to(p["queries"], (2, 3, 16))
+    read = by_hand.attention(p["cross"], by_hand.rms_norm(p["query_norm"], z), y, mask)
+    gate = by_hand.dense(p["gate"], by_hand.layer_norm(p["gate_norm"], z + read))
+    slots = by_hand.rms_norm(p["out_norm"], z + read / (1 + np.exp(-gate)))
+    np.testing.assert_allclose(found.slots, by_hand.dense(p["leave"], slots), atol=2e-4)
+    assert found.span is not None and found.span.tolist() == [TOKENS - 1, 1]
+
+
+@pytest.mark.parametrize("use", ["expanded", "pooled"])
+def test_pooled_and_expanded_by_hand(use: Any) -> None:
+    """Twelve tokens in three stretches of four; six in stretches of two."""
+    view = features()
+    lengths, mask = np.asarray([12, 6]), np.arange(TOKENS)[None] < np.asarray([[12], [6]])
+    view = view.replace(mask=jnp.asarray(mask))  # type: ignore[attr-defined]
+    p, found = applied(replace(EXPAND, use=use, depth=1), view)
+    x = by_hand.dense(p["enter"], np.asarray(view.x)) + by_hand.sinusoid(np.arange(12)[None], 16)
+    z = np.stack([x[0].reshape(3, 4, 16).mean(1), x[1, :6].reshape(3, 2, 16).mean(1)])
+    count = 3
+    if use == "expanded":
+        made = by_hand.dense(p["expand"], by_hand.rms_norm(p["pool_norm"], z))
+        z, count = np.repeat(z, 2, axis=1) + made.reshape(2, 6, 16), 6
+    z = z + by_hand.sinusoid((np.arange(count) + 0.5)[None] * lengths[:, None] / count, 16)
+    z = by_hand.stack(p["mixer"], z, np.ones((2, count), bool))
+    wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z))
+    np.testing.assert_allclose(found.slots, wanted, atol=5e-4)
+    assert found.span is not None and found.span.tolist() == [12, 6]

@@ -16,6 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Features, Latent
+from tests.tiny import by_hand
 
 WIDTH, TOKENS, SIZE = 8, 20, 4
 DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
@@ -120,3 +121,51 @@ def test_parameters_of_bridges_that_were_trained() -> None:
 def test_options_that_do_not_fit(options: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line):
         window.Config(**options)
+
+
+def merged(p: Any, x: np.ndarray, real: np.ndarray, size: int, mode: str, kernel: int) -> Any:
+    """Windows of tokens by hand."""
+    rows, tokens, width = x.shape
+    windows = x.reshape(rows, tokens // size, size, width)
+    count = real.reshape(rows, -1, size).sum(2)
+    z = windows.sum(2) / np.maximum(1, count)[..., None]
+    if mode == "concat":
+        z = z + by_hand.dense(p["concat"], windows.reshape(rows, -1, size * width))
+    if mode == "conv":
+        before = (kernel - size) // 2
+        wide = np.pad(x, ((0, 0), (before, kernel), (0, 0)))
+        each = [wide[:, n * size : n * size + kernel] for n in range(tokens // size)]
+        read = np.einsum("bnkw,kwo->bno", np.stack(each, 1), p["conv"]["kernel"])
+        z = z + read + p["conv"]["bias"]
+    if mode != "mean":
+        z = z + by_hand.mlp(p["mlp"], by_hand.rms_norm(p["mlp_norm"], z))
+    return z, count > 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "kernel"),
+    [("mean", None), ("concat", None), ("conv", None), ("conv", 7), ("hierarchical", None)],
+)
+def test_windows_by_hand(mode: Any, kernel: int | None) -> None:
+    """Rotary, with a layer over the slots; the text is no multiple of its windows."""
+    rotary = mode == "concat"
+    config = window.Config(SIZE, mode, kernel, width=16, heads=2, depth=1, rotary=rotary)
+    built, view = config.build(DIMS), features([18, 9], tokens=18)
+    p = by_hand.drawn(built, {"source": view})
+    found = jax.jit(built.apply)({"params": p}, {"source": view})
+    real = np.pad(np.asarray(view.mask), ((0, 0), (0, 2)))
+    x = by_hand.dense(p["enter"], np.asarray(view.x)) + by_hand.sinusoid(np.arange(18)[None], 16)
+    x = np.pad(x, ((0, 0), (0, 2), (0, 0))) * real[..., None]
+    if mode == "hierarchical":
+        z, mask = x, real
+        for level in range(2):
+            z, mask = merged(p[f"level_{level}"], z, mask, 2, "concat", 2)
+            z = z * mask[..., None]
+    else:
+        z, mask = merged(p, x, real, SIZE, mode, kernel or 2 * SIZE)
+    starts = np.arange(5) * SIZE
+    at = np.broadcast_to(starts + 1.5, mask.shape) if rotary else None
+    z = by_hand.stack(p["mixer"], z + by_hand.sinusoid(starts, 16)[None], mask, at)
+    wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z)) * mask[..., None]
+    np.testing.assert_allclose(found.slots, wanted, atol=1e-3)
+    assert found.mask.tolist() == mask.tolist()

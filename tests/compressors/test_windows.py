@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lw_jax.compressors.windows import Config
+from lw_jax.compressors.windows import Config, _alike
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.types import Features, Latent
+from tests.tiny import by_hand
 
 DIMS = BridgeDims(6, 1, 6, {"lm": ModelDims(2, 8, 2, 4, 0.02)}, 0)
 
@@ -127,3 +128,44 @@ def test_what_cannot_be_asked_for() -> None:
         config().at_ratio(8)
     with pytest.raises(UserError, match="ratios: expected different ones"):
         config(ratios=(2, 2))
+
+
+@pytest.mark.parametrize(("ratio", "train"), [(2, False), (4, True)])
+def test_windows_by_hand(ratio: int, train: bool) -> None:
+    """Maps of every ratio on top of a smaller one's; in training a window may begin before its
+    text, and each row is that of one such beginning."""
+    options = config(encoder_layers=1, depth=1, slot_width=12, slot_heads=3).at_ratio(ratio)
+    built, view = options.build(DIMS), features([9, 5])
+    p = by_hand.drawn(built, {"source": view})
+    rngs = {"noise": jax.random.key(0)}
+    found = jax.jit(built.apply, static_argnums=2)(
+        {"params": p}, {"source": view}, train, rngs=rngs
+    )
+    two = np.tile(p["window_1_kernel"], (2, 1)) / 2**0.5 + p["window_2_kernel"]
+    four = np.tile(two, (2, 1)) / 2**0.5 + p["window_4_kernel"]
+    kernel = {1: p["window_1_kernel"], 2: two, 4: four}[ratio]
+    for row, length in enumerate((9, 5)):
+        fits = []
+        for begin in range(ratio if train else 1):
+            x = by_hand.dense(p["enter"], np.asarray(view.x)[row : row + 1, 1 : 1 + length])
+            x = x + p["window_positions"][(begin + np.arange(length)) % ratio]
+            at = np.arange(length)[None]
+            x = by_hand.stack(p["encoder"], x, np.ones((1, length), bool), at)
+            slots = -(-(begin + length) // ratio)
+            laid = np.pad(x, ((0, 0), (begin, slots * ratio - begin - length), (0, 0)))
+            z = laid.reshape(1, slots, -1) @ kernel
+            at = np.arange(slots)[None] * ratio
+            z = by_hand.stack(p["mixer"], z, np.ones((1, slots), bool), at)
+            wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z))[0]
+            if int(found.mask[row].sum()) == slots and found.mask[row, :slots].all():
+                fits.append(np.allclose(found.slots[row, :slots], wanted, atol=1e-3))
+        assert sum(fits) == 1, (row, fits)
+        assert not np.asarray(found.slots[row])[~np.asarray(found.mask[row])].any()
+    assert found.span.tolist() == [9, 5]
+
+
+def test_a_map_of_windows_begins_as_the_same_of_every_token() -> None:
+    found = np.asarray(_alike(4)(jax.random.key(0), (12, 3))).reshape(4, 3, 3)
+    for part in found:
+        np.testing.assert_array_equal(part, found[0])
+    np.testing.assert_allclose(4 * found[0] @ found[0].T, np.eye(3), atol=1e-5)
