@@ -263,3 +263,21 @@ def test_the_order_of_rows_is_the_seeds_and_the_stages(in_memory, monkeypatch):
     assert order(1, "fit") == order(1, "fit")
     assert order(1, "fit") != order(2, "fit")
     assert order(1, "fit") != order(1, "read")
+
+
+def test_rows_that_just_fit_into_memory_are_shuffled_there(monkeypatch):
+    def order():
+        stream = Stream(some_rows(12), collate, 4)
+        return [stream.indices(step) for step in range(6)]
+
+    held = order()
+    monkeypatch.setattr("lw_jax.data.stream.IN_MEMORY", 12)
+    assert order() == held
+    monkeypatch.setattr("lw_jax.data.stream.IN_MEMORY", 11)
+    assert order() != held
+
+
+def test_of_as_many_rows_as_a_batch_has_each_batch_is_by_length():
+    """Rows of like lengths stand together: of one batch all, the shortest first."""
+    stream = Stream(some_rows(12), collate, 12, length=lambda group: -int(group[0].context_id))
+    assert stream.indices(0) == stream.indices(3) == list(range(11, -1, -1))

@@ -341,3 +341,13 @@ def test_questions_of_one_context_are_no_more_contexts() -> None:
     assert found[4]["verdict"]["a"] == found[1]["verdict"]["a"]
     for which in ("oracle", "rescored"):
         assert found[4]["joint"][which]["ci"] == found[1]["joint"][which]["ci"]
+
+
+def test_a_verdict_by_choice_where_every_method_has_chosen() -> None:
+    examples = [_example(i, "dog") for i in range(4)]
+    chosen, plain = _said("dog", nats={"dog": -1.0, "cat": -2.0}), _said("dog")
+    said = {name: ([chosen] * 4, 1.0) for name in ("latent", "no_message", "deranged")}
+    asked = Asked(examples, [], 0, 50)
+    assert figures(asked, {"a": said})["verdict"]["a"]["choice"]["metric"] == "choice"
+    said["deranged"] = ([plain] * 4, 1.0)
+    assert "choice" not in figures(asked, {"a": said})["verdict"]["a"]

@@ -239,3 +239,9 @@ def test_how_many_entities_make_a_text_long() -> None:
         Rows([replace(problem, question="Why?")], said[:1])
     )
     assert "source_entities" not in summary.per_row(Rows(two, said))
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_several_metrics_of_a_file(kind: Any) -> None:
+    registry.register("f", kind([replace(GOOD, name="one"), replace(GOOD, name="two")]), "f.py")
+    assert {"one", "two"} <= set(metrics())

@@ -140,3 +140,11 @@ def test_vectors_one_at_a_time_are_changed_alike(monkeypatch: pytest.MonkeyPatch
     for held in (1, 3 * VOCAB):
         monkeypatch.setattr(transform, "LOGITS_AT_ONCE", held)
         np.testing.assert_allclose(changed("nearest_2"), whole, rtol=1e-6)
+
+
+def test_quiet_vectors_are_made_louder_up_to_a_million_times() -> None:
+    """Of half a millionth: as if they were at a millionth."""
+    x = jnp.full((1, 1, 4), 5e-7)
+    table = jnp.asarray(TABLE[:, :4])
+    found = change("rms")(x, jnp.ones((1, 1), bool), table, 0.25)
+    np.testing.assert_allclose(found, 0.125, rtol=1e-4)

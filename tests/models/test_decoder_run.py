@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import chex
 import jax
@@ -455,3 +456,23 @@ def test_columns_that_only_some_layers_see() -> None:
     np.testing.assert_array_equal(one.a["q"], values[1:2])
     np.testing.assert_array_equal(one.b["q"], -values[1:2])
     assert (one.layers, one.scale) == ((0,), 2.0)
+
+
+def test_lengths_say_the_mask_where_it_is_causal_alone() -> None:
+    """cudnn then computes it without one in memory."""
+    at, lengths = jnp.asarray([[0, 1, 2]]), jnp.asarray([3])
+    allowed = jnp.ones((1, 3, 3), bool)
+    values = jnp.zeros((1, 1, 2, 1, 4))
+    kv = KV(values, values, jnp.ones((1, 2), bool), jnp.zeros((1, 2)))
+
+    def of(arch: Any, given: LayerInputs) -> Any:
+        return decoder_of._shared(arch, at, lengths, given, None).mask
+
+    assert of(ARCH, LayerInputs()).lengths is lengths
+    assert of(ARCH, LayerInputs()).allowed[0, 0].tolist() == np.tri(3, dtype=bool).tolist()
+    for arch, given in (
+        (ARCH, LayerInputs(allowed=allowed)),
+        (WINDOW, LayerInputs()),
+        (ARCH, LayerInputs(kv)),
+    ):
+        assert of(arch, given).lengths is None

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from lw_jax.errors import UserError
 from lw_jax.models.quant import KINDS, NF4, block_size, dequantise, einsum, quantise
@@ -64,3 +65,34 @@ def test_a_row_alone_is_multiplied_like_others() -> None:
     np.testing.assert_allclose(alone, einsum("nd,dv->nv", x, w, jnp.float32)[:1], rtol=1e-5)
     given = jax.grad(lambda x: einsum("nd,dv->nv", x, w, jnp.float32)[0, 3])(x[:1])
     np.testing.assert_array_equal(given[0], w[:, 3])
+
+
+def test_the_levels_are_quantiles_of_a_normal_distribution() -> None:
+    """Eight of each sign, 0 among the upper ones (Dettmers et al. 2023, appendix E)."""
+    ends = 0.9677083
+    below = norm.ppf(np.linspace(1 - ends, 0.5, 8)[:-1])
+    above = norm.ppf(np.linspace(0.5, ends, 9))
+    np.testing.assert_allclose(NF4, np.concatenate([below, above]) / norm.ppf(ends), atol=2e-5)
+
+
+def test_what_is_stored_by_hand() -> None:
+    """One scale for an output; two codes of four bits in a byte, the first one in the lower half;
+    what lies on the middle of two levels is the lower one's."""
+    w = np.asarray([[1.0, -0.2], [-4.0, 0.3], [2.5, 0.5], [0.0, -0.6]], np.float32)
+    stored = quantise(jnp.asarray(w), 1, "int8")
+    np.testing.assert_allclose(stored.scale, [[4 / 127, 0.6 / 127]], rtol=1e-6)
+    np.testing.assert_array_equal(stored.codes, np.round(w / [4, 0.6] * 127))
+    packed = quantise(jnp.asarray(w), 1, "nf4")
+    np.testing.assert_allclose(packed.scale, [[4.0, 0.6]])
+    codes = np.abs((w / [4, 0.6])[..., None] - NF4).argmin(-1)
+    np.testing.assert_array_equal(packed.codes, codes[::2] | codes[1::2] << 4)
+    np.testing.assert_allclose(dequantise(packed, jnp.float32), NF4[codes] * [4, 0.6], rtol=1e-6)
+    assert (packed.fan_in, packed.fan_out, packed.kind) == ((4,), 1, "nf4")
+    wide = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+    for kind in KINDS:
+        both = quantise(jnp.asarray(wide), 2, kind)
+        assert (both.fan_in, both.fan_out) == ((2, 3), 1)
+        assert both.scale.shape == ((1, 4) if kind == "nf4" else (1, 1, 4))
+        found = dequantise(both, jnp.float32)
+        assert np.abs(found - wide).max() < 0.15 * wide.max()
+        assert dequantise(both, jnp.bfloat16).dtype == jnp.bfloat16

@@ -380,3 +380,21 @@ def test_how_many_times_the_first_token_counts(
     once = first_token_ce.Config(auto_scale=1.0).terms(None, "r")  # type: ignore[arg-type]
     assert isinstance(once.loss, Term) and not once.watched
     assert float(mean(once.loss)) == pytest.approx(latent)
+
+
+def test_answers_that_are_right_as_a_whole() -> None:
+    """Every real token is the argmax; what is padding has no say."""
+    rows, tokenizer = world.data(), model()
+    lengths = rows["batch"]["r/answer/lengths"]
+    mask = np.arange(5)[None] < lengths[:, None]
+    hidden = np.random.default_rng(5).normal(size=(16, 5, 24)).astype(np.float32)
+    z = logits(tokenizer.arch, tokenizer.params, jnp.asarray(hidden.reshape(-1, 24)))
+    labels = np.asarray(z).argmax(-1).reshape(16, 5)
+    labels[~mask] += 1
+    wrong = [0, 3, 4]
+    labels[wrong, 0] += 1
+    seen = world.context({"reader": world.reader()}, rows)
+    read = (jnp.asarray(x) for x in (hidden, mask, labels))
+    seen.readings["r", Pass("latent")] = Reading(*read, None, None)  # type: ignore[arg-type]
+    watched = answer_ce.Config().terms(seen, "r").watched["accuracy"]
+    assert float(mean(watched)) == pytest.approx(13 / 16)

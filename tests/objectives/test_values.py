@@ -367,3 +367,22 @@ def test_kd_is_the_divergence_of_the_latent_from_the_text_at_a_temperature() -> 
     assert abs(right / swapped - 1) > 0.01  # the case tells the two directions apart
     np.testing.assert_allclose(loss, tau**2 * right, rtol=1e-4)
     assert np.abs(grads["reader"]).max() > 1e-6
+
+
+def test_a_question_of_no_token_has_no_mean_to_lie_by() -> None:
+    rows = world.data()
+    rows["batch"]["r/ask/lengths"][3] = 0
+    config = embedding_anchor.Config(to="question", distance="mse")
+    loss, _, _ = world.run("embedding_anchor", config, rows)
+    far = ((np.repeat(SLOTS, world.QUESTIONS, axis=0) - embedded("ask")) ** 2).mean(-1)
+    np.testing.assert_allclose(loss, np.delete(far, 3).mean(), rtol=1e-5)
+
+
+def test_soft_tokens_of_nothing_have_a_loudness() -> None:
+    """A millionth: its square is added, so that zeros have a slope."""
+    seen = world.context({"reader": jnp.zeros((5, world.WIDTH))}, ROWS)
+    quiet = dataclasses.replace(world.DIMS.receivers["r"], embed_rms=1e-6)
+    dims = dataclasses.replace(world.DIMS, receivers={"r": quiet})
+    bridge = dataclasses.replace(seen.bridge, dims=dims)
+    term = scale_l2.Config().terms(dataclasses.replace(seen, bridge=bridge), "r").loss
+    assert float(mean(term)) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]

@@ -46,3 +46,9 @@ def test_an_option_that_is_off_changes_nothing() -> None:
     assert mark_of(PARAMS, {**ABOUT, "bridge": {**ABOUT["bridge"], **off}}) == mark_of(
         PARAMS, ABOUT
     )
+
+
+def test_options_in_lists_are_off_as_well() -> None:
+    for kind in (list, tuple):
+        one, other = ({**ABOUT, "stack": kind([own, {"x": 1}])} for own in ({"y": None}, {}))
+        assert mark_of(PARAMS, one) == mark_of(PARAMS, other) != mark_of(PARAMS, ABOUT)
