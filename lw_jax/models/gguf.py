@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,9 +261,15 @@ class GGUF:
             raise UserError(f"{self.path}: {name} is stored as {_kind(tensor)}, which is not read")
         return Slice(tuple(int(size) for size in reversed(tensor.shape)))
 
-    def get_tensor(self, name: str) -> NDArray:
-        """A tensor in float32, in the layout of a Hugging Face checkpoint."""
-        values = _floats(self._tensors[name]).reshape(self.get_slice(name).shape)
+    def get_tensor(self, name: str, look: Callable[[NDArray], None] | None = None) -> NDArray:
+        """A tensor in float32, in the layout of a Hugging Face checkpoint; several threads may ask.
+
+        Args:
+            name: of the tensor.
+            look: is called with all of its numbers, some at a time, in any order; what it raises
+                ends the reading.
+        """
+        values = _floats(self._tensors[name], look).reshape(self.get_slice(name).shape)
         if self.family in ("llama", "mistral"):
             heads = int(self.config["num_attention_heads"])
             if name.endswith("self_attn.q_proj.weight"):
@@ -411,15 +417,18 @@ def _kind(tensor: Any) -> str:
     return str(tensor.tensor_type.name)
 
 
-def _floats(tensor: Any) -> NDArray:
+def _floats(tensor: Any, look: Callable[[NDArray], None] | None = None) -> NDArray:
     """A tensor's numbers in float32, as the package has them, `AT_ONCE` bytes at a time: it takes
     sixteen rows, and most of the time goes into taking them."""
+    look = look or (lambda _: None)
     from gguf import quants
 
     stored = quants._type_traits.get(tensor.tensor_type)
     if stored is None:
         plain: NDArray = quants.dequantize(np.asarray(tensor.data), tensor.tensor_type)
-        return plain.astype(np.float32, copy=False)
+        plain = np.ascontiguousarray(plain, np.float32)
+        look(plain)
+        return plain
     stored.init_grid()
     rows = np.asarray(tensor.data)
     rows = rows.reshape(-1, rows.shape[-1])
@@ -427,6 +436,7 @@ def _floats(tensor: Any) -> NDArray:
     found, many = np.empty(shape, np.float32), max(1, AT_ONCE // rows.shape[1])
     for begin in range(0, len(rows), many):
         found[begin : begin + many] = stored.dequantize_rows(rows[begin : begin + many])
+        look(found[begin : begin + many])
     return found
 
 

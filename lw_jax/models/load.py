@@ -1,13 +1,15 @@
 """Streams a checkpoint onto the mesh, tensor by tensor; layers are stacked or joined there.
 
-The host holds one tensor at a time: 32 stacked `gate_proj` of an 8B model would be 3.75 GB. It goes
-to the device as the file has it, and is transposed there. Errors
-of a checkpoint are collected from the headers of its files and raised together, before any weight
-is read.
+A tensor goes to the device as the file has it, and is transposed there. A few threads read the next
+ones and look for numbers that are not finite; they run ahead as far as `HELD` allows, so the host
+never holds a whole model. Errors of a checkpoint are collected from the headers of its files and
+raised together, before any weight is read.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import DictKey
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from lw_jax.errors import UserError, said
 from lw_jax.mesh import ways
@@ -28,20 +30,23 @@ from lw_jax.models.apart import JOINED, join, leaves_apart
 from lw_jax.models.arch_keys import named
 from lw_jax.models.checkpoint import Checkpoint
 from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.models.finite import not_finite
 from lw_jax.models.gguf import is_gguf, open_gguf
 from lw_jax.models.names import FAN_IN, Part, harmless, parts
 from lw_jax.models.params import Leaf, abstract, depth, sharding
 from lw_jax.models.quant import KINDS, QuantArray, quantise
+from lw_jax.models.shards import Shard
 from lw_jax.types import Array, PyTree
+from lw_jax.utils.ahead import Ahead
+from lw_jax.utils.compile import own_cores
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _SHOWN, _SHAPES_SHOWN = 5, 3
-_INFINITE = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
-"""Bits of infinity; larger ones, the sign aside, are NaN."""
-_ROUNDS_TO_INFINITY = 0x7F7F8000
-"""Bits of the smallest float32 that is infinite as bfloat16."""
-_BLOCK = 1 << 17
-"""Numbers that are looked at together when weights are checked."""
+HELD = 3 << 29
+"""Bytes of tensors that the host holds at most: read ahead, or on their way to a device. A tensor
+that is larger is held alone."""
+THREADS = 8
+"""That read, at most; no more than this process has cores."""
 
 
 def load_params(
@@ -85,34 +90,44 @@ def load_params(
     missing = [p for p in wanted if (p.leaf not in have if p.layer is None else p.layer >= first)]
     loaded: dict[str, Any] = {name: x for name, x in have.items() if name in tree}
     by_place = {(part.layer, part.leaf): part for part in missing}
+    pieces = {
+        (layer, name): [by_place[layer, piece] for piece in JOINED.get(name, (name,))]
+        for layer, name in _weights(missing, tree["layers"], first)
+    }
+    last: Any = ()
+    more: list[dict[str, Any]] = []
     with ExitStack() as stack:
         opened = open_files(stack, found, {part.name for part in missing})
         _check(found, wanted, missing, opened, layers, head)
+        order = [part for one in pieces.values() for part in one]
+        reading = stack.enter_context(_reading(found, opened, order, dtype))
 
         def sent(layer: int | None, name: str, leaf: Leaf) -> tuple[tuple[Array, ...], _Weight]:
             """The tensors of a weight, one or several that are joined, and what becomes of them."""
-            pieces = [by_place[layer, piece] for piece in JOINED.get(name, (name,))]
-            arrays = []
-            for part in pieces:
-                stored = _read(opened[found.files[part.name]], found, part.name)
-                _check_finite(found, part.name, stored, dtype)
-                arrays.append(_on_mesh(stored, part, leaf, mesh))
+            arrays: list[Array] = []
+            for part in pieces[layer, name]:
+                if reading.full:
+                    jax.block_until_ready((last, arrays))
+                    reading.release()
+                arrays.append(_on_mesh(reading.take(), part, leaf, mesh))
             ins, kind = FAN_IN.get(name, 0), _kind(name, quant)
             places = tuple(s.sharding for s in jax.tree.leaves(_stored(leaf, mesh, ins, kind)))
             joined = name if name in JOINED else ""
-            shapes = tuple(part.shape for part in pieces)
+            shapes = tuple(part.shape for part in pieces[layer, name])
             return tuple(arrays), _Weight(joined, shapes, dtype, ins, kind, places)
 
         for part in missing:
             if part.layer is None:
-                loaded[part.leaf] = _convert(*sent(None, part.leaf, tree[part.leaf]))
+                loaded[part.leaf] = last = _convert(*sent(None, part.leaf, tree[part.leaf]))
         if all(part.layer is None for part in missing):
             loaded["layers"] = have["layers"]
         elif apart:
-            loaded["layers"] = have["layers"] + tuple(
-                {name: _convert(*sent(i, name, leaf)) for name, leaf in w.items()}
-                for i, w in enumerate(tree["layers"][first:], first)
-            )
+            for i, w in enumerate(tree["layers"][first:], first):
+                made = {}
+                for name, leaf in w.items():
+                    made[name] = last = _convert(*sent(i, name, leaf))
+                more.append(made)
+            loaded["layers"] = have["layers"] + tuple(more)
         else:
             loaded["layers"] = {}
             for name, leaf in tree["layers"].items():
@@ -121,7 +136,8 @@ def load_params(
                 if first:
                     whole = _copy_in(whole, have["layers"][name])
                 for i in range(first, leaf.shape[0]):
-                    whole = _stack_in(whole, np.int32(i), *sent(i, name, _without_stack(leaf)))
+                    one = sent(i, name, _without_stack(leaf))
+                    whole = last = _stack_in(whole, np.int32(i), *one)
                 loaded["layers"][name] = whole
     return loaded
 
@@ -184,7 +200,7 @@ def open_files(stack: ExitStack, found: Checkpoint, names: set[str]) -> dict[Pat
             held[path] = open_gguf(path)
             continue
         try:
-            held[path] = stack.enter_context(safe_open(path, framework="numpy"))
+            held[path] = stack.enter_context(Shard(path))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: is no readable safetensors file: {said(error)}") from error
     return held
@@ -210,7 +226,7 @@ def check_headers(found: Checkpoint, layers: int | None = None, head: bool = Tru
 def check_weights(
     found: Checkpoint, layers: int | None = None, head: bool = True, dtype: Any = jnp.bfloat16
 ) -> None:
-    """Reads all weights that `load_params` would load, one tensor at a time; keeps none.
+    """Reads all weights that `load_params` would load, some at a time; keeps none.
 
     Args:
         found: the checkpoint; its headers are right (`check_headers`).
@@ -224,9 +240,10 @@ def check_weights(
     wanted = list(parts(found.arch, layers, head, found.files))
     with ExitStack() as stack:
         opened = open_files(stack, found, {part.name for part in wanted})
-        for part in wanted:
-            stored = _read(opened[found.files[part.name]], found, part.name)
-            _check_finite(found, part.name, stored, dtype)
+        reading = stack.enter_context(_reading(found, opened, wanted, dtype))
+        for _ in wanted:
+            reading.take()
+            reading.release()
 
 
 def _check(
@@ -269,41 +286,76 @@ def _first(lines: list[str], count: int) -> list[str]:
     return lines[:count] + ([f"and {more} more"] if more > 0 else [])
 
 
-def _check_finite(found: Checkpoint, name: str, tensor: NDArray, dtype: Any) -> None:
-    """Refuses a tensor with NaN or infinity, or with what becomes infinite in `dtype`.
+def _weights(missing: list[Part], layers: Any, first: int) -> list[tuple[int | None, str]]:
+    """The weights that are not there yet, by layer and name, in the order in which they are sent.
 
-    The bits are compared as integers, block by block, so that the copies stay in the cache: a
-    number is finite if its exponent is not all ones.
+    Args:
+        missing: their tensors.
+        layers: the leaves of the layers, stacked or apart.
+        first: the first layer that is not there.
+    """
+    top: list[tuple[int | None, str]] = [(None, p.leaf) for p in missing if p.layer is None]
+    if len(top) == len(missing):
+        return top
+    if isinstance(layers, tuple):
+        return top + [(i, name) for i, one in enumerate(layers[first:], first) for name in one]
+    return top + [(i, name) for name, leaf in layers.items() for i in range(first, leaf.shape[0])]
+
+
+def _reading(
+    found: Checkpoint, opened: dict[Path, Any], order: Iterable[Part], dtype: Any
+) -> Ahead[str, NDArray]:
+    """Tensors of open files, read and found to be finite by threads that run ahead.
+
+    Args:
+        found: the checkpoint.
+        opened: its files.
+        order: of the tensors.
+        dtype: in which they will be stored.
+    """
+
+    def size(name: str) -> int:
+        entry = opened[found.files[name]].get_slice(name)
+        return math.prod(entry.get_shape()) * (4 if entry.get_dtype() in ("F64", "F32") else 2)
+
+    def read(name: str, go_on: Callable[[], None]) -> NDArray:
+        return _read(opened[found.files[name]], found, name, dtype, go_on)
+
+    items = [(part.name, size(part.name)) for part in order]
+    return Ahead(read, items, HELD, min(THREADS, own_cores()))
+
+
+def _read(
+    file: Any, found: Checkpoint, name: str, dtype: Any, go_on: Callable[[], None]
+) -> NDArray:
+    """One tensor of an open file; float64 becomes float32.
+
+    Args:
+        file: that holds it.
+        found: the checkpoint.
+        name: of the tensor.
+        dtype: in which it will be stored.
+        go_on: is called now and then; what it raises ends the reading.
 
     Raises:
-        UserError: names the model and the tensor.
+        UserError: it cannot be read; or has NaN or infinity, or what becomes infinite in `dtype`.
     """
-    bits = np.ascontiguousarray(tensor).reshape(-1).view(f"u{tensor.dtype.itemsize}")
-    unsigned = bits.dtype.type((1 << (8 * tensor.dtype.itemsize - 1)) - 1)
-    limit = _INFINITE[jnp.dtype(tensor.dtype).name]
-    if tensor.dtype == np.float32 and jnp.dtype(dtype) == jnp.bfloat16:
-        limit = _ROUNDS_TO_INFINITY
     bad = 0
-    for begin in range(0, bits.size, _BLOCK):
-        block = bits[begin : begin + _BLOCK] & unsigned
-        if block.max() >= limit:
-            bad += int((block >= limit).sum())
-    if bad:
-        raise UserError(
-            f"{found.directory}: {name}: {bad} of its {bits.size} weights are not finite (NaN or "
-            "infinity); the checkpoint is damaged or was saved from a run that diverged"
-        )
 
+    def look(block: NDArray) -> None:
+        nonlocal bad
+        go_on()
+        bad += not_finite(block, dtype)
 
-def _read(file: Any, found: Checkpoint, name: str) -> NDArray:
-    """One tensor of an open file; float64 becomes float32."""
     try:
-        tensor: NDArray = file.get_tensor(name)
+        tensor: NDArray = file.get_tensor(name, look)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{found.files[name]}: {name} cannot be read: {said(error)}") from error
-    if tensor.dtype == np.float64:
-        with np.errstate(over="ignore"):  # what overflows is found to be infinite
-            tensor = tensor.astype(np.float32)
+    if bad:
+        raise UserError(
+            f"{found.directory}: {name}: {bad} of its {tensor.size} weights are not finite (NaN or "
+            "infinity); the checkpoint is damaged or was saved from a run that diverged"
+        )
     return tensor
 
 

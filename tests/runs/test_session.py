@@ -24,11 +24,11 @@ from lw_jax.config.parse import read
 from lw_jax.config.schema import Config
 from lw_jax.launch import main
 from lw_jax.mesh import MeshConfig, make_mesh
-from lw_jax.models import load as loading
 from lw_jax.models import spec as opening
 from lw_jax.models.checkpoint import INDEX, WEIGHTS
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.frozen import Frozen
+from lw_jax.models.shards import Shard
 from lw_jax.models.spec import FrozenSpec, open_model
 from lw_jax.runs.session import Session, open_pipeline
 from lw_jax.text.layout import head_ids
@@ -101,31 +101,17 @@ def config(home: Path) -> Config:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
     """How often each tensor is read, by directory and name; and each tokenizer, as `tokenizer`."""
     found: Counter[tuple[str, str]] = Counter()
-    opens, tokenizer = loading.safe_open, opening.load_tokenizer
+    reads_one, tokenizer = Shard.get_tensor, opening.load_tokenizer
 
-    class Counted:
-        def __init__(self, path: Path, framework: str) -> None:
-            self.path, self.file = path, opens(path, framework=framework)
-
-        def __enter__(self) -> Counted:
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *raised: Any) -> None:
-            self.file.__exit__(*raised)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def get_tensor(self, name: str) -> Any:
-            found[self.path.parent.name, name] += 1
-            return self.file.get_tensor(name)
+    def one(file: Shard, name: str, *how: Any) -> Any:
+        found[file.path.parent.name, name] += 1
+        return reads_one(file, name, *how)
 
     def counted(directory: Path) -> Any:
         found[directory.name, "tokenizer"] += 1
         return tokenizer(directory)
 
-    monkeypatch.setattr(loading, "safe_open", Counted)
+    monkeypatch.setattr(Shard, "get_tensor", one)
     monkeypatch.setattr(opening, "load_tokenizer", counted)
     return found
 
