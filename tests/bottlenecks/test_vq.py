@@ -23,6 +23,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 def test_a_slot_becomes_its_nearest_code(distance: Any) -> None:
     part = Part(vq.Config(32, distance), 6)
     book, x = np.asarray(part.params["codebook"]), draw(3, 5, 6, std=2.0)
+    assert book.std() == pytest.approx(1.0, abs=0.2)
     mask = np.ones((3, 5), bool)
     mask[0, 4] = False
     if distance == "cosine":

@@ -107,3 +107,10 @@ def test_a_ratio_needs_ratios() -> None:
         config(ratio=4.0)
     with pytest.raises(UserError, match=r"ratios\.0: expected at least 1; got 0\.5"):
         config(ratios=(0.5,))
+
+
+def test_heads_fit_its_own_width_or_the_latents() -> None:
+    perceiver.Config(slots=2, width=16, heads=8).check(6)
+    perceiver.Config(slots=2, width=None, heads=6).check(6)
+    with pytest.raises(UserError, match="heads: 8 are more than the width 6"):
+        perceiver.Config(slots=2, width=None, heads=8).check(6)

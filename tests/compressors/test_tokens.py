@@ -40,3 +40,18 @@ def test_features_of_another_width() -> None:
     module = tokens.Config(False).build(BridgeDims(source_width=5, taps=1, latent_dim=3))
     with pytest.raises(UserError, match=r"set bridge\.latent_dim to 5, or linear to true"):
         module.init(jax.random.key(0), {"source": VIEW})
+
+
+def test_real_tokens_come_first_in_their_order() -> None:
+    """Also of many, where a sort that is not stable would mix them."""
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(size=(2, 60, 4)).astype(np.float32), rng.random((2, 60)) < 0.5
+    view = Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros(mask.shape, jnp.int32))
+    built = tokens.Config(linear=False).build(BridgeDims(4, 1, 4))
+    found = jax.jit(built.apply)({}, {"source": view})
+    for row in range(2):
+        count = mask[row].sum()
+        np.testing.assert_array_equal(found.slots[row, :count], x[row][mask[row]])
+        assert not np.asarray(found.slots[row, count:]).any()
+        assert found.mask[row].tolist() == [i < count for i in range(60)]
+        assert float(found.span[row]) == count

@@ -135,7 +135,7 @@ def test_windows_by_hand(ratio: int, train: bool) -> None:
     """Maps of every ratio on top of a smaller one's; in training a window may begin before its
     text, and each row is that of one such beginning."""
     options = config(encoder_layers=1, depth=1, slot_width=12, slot_heads=3).at_ratio(ratio)
-    built, view = options.build(DIMS), features([9, 5])
+    built, view = options.build(DIMS), features([30, 17])
     p = by_hand.drawn(built, {"source": view})
     rngs = {"noise": jax.random.key(0)}
     found = jax.jit(built.apply, static_argnums=2)(
@@ -144,7 +144,7 @@ def test_windows_by_hand(ratio: int, train: bool) -> None:
     two = np.tile(p["window_1_kernel"], (2, 1)) / 2**0.5 + p["window_2_kernel"]
     four = np.tile(two, (2, 1)) / 2**0.5 + p["window_4_kernel"]
     kernel = {1: p["window_1_kernel"], 2: two, 4: four}[ratio]
-    for row, length in enumerate((9, 5)):
+    for row, length in enumerate((30, 17)):
         fits = []
         for begin in range(ratio if train else 1):
             x = by_hand.dense(p["enter"], np.asarray(view.x)[row : row + 1, 1 : 1 + length])
@@ -161,7 +161,7 @@ def test_windows_by_hand(ratio: int, train: bool) -> None:
                 fits.append(np.allclose(found.slots[row, :slots], wanted, atol=1e-3))
         assert sum(fits) == 1, (row, fits)
         assert not np.asarray(found.slots[row])[~np.asarray(found.mask[row])].any()
-    assert found.span.tolist() == [9, 5]
+    assert found.span.tolist() == [30, 17]
 
 
 def test_a_map_of_windows_begins_as_the_same_of_every_token() -> None:

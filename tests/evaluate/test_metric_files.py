@@ -245,3 +245,10 @@ def test_how_many_entities_make_a_text_long() -> None:
 def test_several_metrics_of_a_file(kind: Any) -> None:
     registry.register("f", kind([replace(GOOD, name="one"), replace(GOOD, name="two")]), "f.py")
     assert {"one", "two"} <= set(metrics())
+
+
+def test_texts_of_which_some_are_no_problems() -> None:
+    problem = Example("0", "c", "Then Ann has 3 pens.", "", ("Then Ann has 3 pens #### 3",))
+    asked = replace(problem, question="Why?")
+    assert "source_entities" in summary.per_row(Rows([problem] * 2, SAID[:2]))
+    assert "source_entities" not in summary.per_row(Rows([problem, asked], SAID[:2]))

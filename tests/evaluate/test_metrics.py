@@ -253,3 +253,11 @@ def test_how_often_a_name_stands_that_begins_sentences_alone() -> None:
     assert found["numbers"] == (1, 2)
     assert found["names"] == (2, 2) if "Ann" in entities.names("Ann and Bo have 3 pens") else (1, 1)
     assert found["entities"] == tuple(map(sum, zip(found["numbers"], found["names"], strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"), [("a" * 7, 0), ("a" * 8, 1), ("abababab", 1), ("ababab", 0), ("no " * 3, 0)]
+)
+def test_how_long_a_loop_is(text: str, loop: float) -> None:
+    """Eight characters, four times in a row."""
+    assert degenerate.loops(f"x{text}y" if text.strip() == text else text) == loop

@@ -249,6 +249,7 @@ def test_the_optimiser_knows_every_head() -> None:
     found = groups({"heads": {k: v for tree in made for k, v in tree.items()}})
     assert found["heads/bag_of_words/r/kernel"] == "muon"
     assert found["heads/bag_of_words/r/bias"] == "adam"
+    assert 0.012 < float(jnp.std(made[1]["gist"]["r"]["queries"])) < 0.028
     assert found["heads/gist/r/queries"] == found["heads/reconstruction/r/queries"] == "adam"
     assert found["heads/reconstruction/r/cross/query/kernel"] == "muon"
 

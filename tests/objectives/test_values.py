@@ -386,3 +386,11 @@ def test_soft_tokens_of_nothing_have_a_loudness() -> None:
     bridge = dataclasses.replace(seen.bridge, dims=dims)
     term = scale_l2.Config().terms(dataclasses.replace(seen, bridge=bridge), "r").loss
     assert float(mean(term)) == pytest.approx(0, abs=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_word_that_is_as_likely_as_not_is_not_found() -> None:
+    seen = world.context({"reader": jnp.zeros((5, world.WIDTH))}, ROWS)
+    heads = {"r": {"kernel": jnp.zeros((24, 40)), "bias": jnp.zeros(40)}}
+    found = bag_of_words.Config().terms(dataclasses.replace(seen, heads=heads), "r")
+    assert float(found.watched["bag_of_words_recall"].total) == 0
+    assert float(mean(found.loss)) == pytest.approx(np.log(2))  # type: ignore[arg-type]

@@ -105,3 +105,15 @@ def test_how_far_a_message_goes() -> None:
     assert advance_of(Delivery(EMBEDS, kv=kv), soft).tolist() == [3, 2, 2, 2]
     assert advance_of(Delivery(EMBEDS), soft) is soft
     assert advance_of(Delivery(EMBEDS, kv=kv, advance=soft + 5), soft).tolist() == [7] * 4
+
+
+def test_many_soft_tokens_keep_their_order() -> None:
+    counts = np.asarray([7, 30, 1, 25])
+    mask = np.arange(30)[None] < counts[:, None]
+    x = np.arange(120.0).reshape(4, 30, 1)
+    found = joined(Delivery(jnp.asarray(x), jnp.asarray(mask)), 2, BOTH)
+    assert found.embeds is not None and found.mask is not None
+    for row in range(2):
+        wanted = [*x[2 * row][mask[2 * row], 0], *x[2 * row + 1][mask[2 * row + 1], 0]]
+        assert found.embeds[row, : len(wanted), 0].tolist() == wanted
+        assert int(found.mask[row].sum()) == len(wanted)
