@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ from lw_jax.utils.resume import FREE, as_before, raised
 
 _UNFINISHED = re.compile(r"[0-9]+\.(deleted|orbax-checkpoint-tmp.*)")
 _DAMAGED = re.compile(r"[0-9]+\.damaged")
+_THREADS_END = 5.0
+"""Seconds that threads of a failed save or read are waited for."""
 
 
 @dataclass(frozen=True)
@@ -256,19 +258,42 @@ def _reading(path: Path, sealed: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """While inside, Orbax's own threads print no tracebacks: the error is raised here as well."""
+    """While inside, Orbax's own threads print no tracebacks: the error is raised here as well.
+
+    After an error those that began inside are waited for, and what TensorStore's still tell the
+    event loop, which Orbax has closed, is not said later either.
+    """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.disabled for logger in loggers]
-    hooks = threading.excepthook, sys.unraisablehook
+    thrown, unraisable = threading.excepthook, sys.unraisablehook
+    running = set(threading.enumerate())
     for logger in loggers:
         logger.disabled = True
     threading.excepthook, sys.unraisablehook = _say_nothing, _say_nothing
     try:
         yield
+    except Exception:
+        end = time.monotonic() + _THREADS_END
+        for thread in set(threading.enumerate()) - running:
+            thread.join(max(0.0, end - time.monotonic()))
+        if not isinstance(unraisable, _AllButLate):
+            unraisable = _AllButLate(unraisable)
+        raise
     finally:
-        threading.excepthook, sys.unraisablehook = hooks
+        threading.excepthook, sys.unraisablehook = thrown, unraisable
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
+
+
+@dataclass(frozen=True)
+class _AllButLate:
+    """Says what `said` does, but for what is told to an event loop that is closed."""
+
+    said: Callable[[Any], Any]
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.said(unraisable)
 
 
 def _say_nothing(_: Any) -> None:

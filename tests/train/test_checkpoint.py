@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import resource
 import shutil
+import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -311,6 +316,38 @@ def test_a_save_that_fails_leaves_what_was_there(
     store.save(marked(state, 6), 6, {})
     found = store.restore(state)
     assert found is not None and mark(found) == (6, 6.0)
+
+
+def test_what_threads_of_a_failed_save_say_late_is_not_said(
+    state: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[logging.LogRecord] = []
+    heard: list[str] = []
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", logged.append)
+    logging.getLogger("absl").addHandler(handler)
+
+    def late() -> None:
+        time.sleep(0.3)
+        logging.getLogger("absl").error("run() raised an exception")
+
+    def fails(*_: Any, **__: Any) -> None:
+        threading.Thread(target=late).start()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: heard.append(str(args.exc_value)))
+    monkeypatch.setattr(ocp, "save_checkpointables", fails)
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space left"):
+                store_of(tmp_path).save(state, 3, {})
+        time.sleep(0.4)
+        assert not logged
+        for line in ("Event loop is closed", "something else"):
+            sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(line)))  # type: ignore[arg-type]
+        assert heard == ["something else"]
+    finally:
+        logging.getLogger("absl").removeHandler(handler)
 
 
 def test_the_steps_of_a_stage_may_be_more(state: TrainState, tmp_path: Path) -> None:
