@@ -436,12 +436,20 @@ def _kept(whole: Array, dtype: Any, fan_in: int, kind: str | None) -> Array | Qu
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _stack_in(stack: Any, layer: Array, stored: tuple[Array, ...], to: _Weight) -> Any:
-    """Writes one layer's weight into the stack, in place."""
-    return jax.tree.map(
-        lambda whole, x: jax.lax.dynamic_update_index_in_dim(whole, x, layer, 0),
-        stack,
-        _convert(stored, to),
-    )
+    """Writes one layer's weight into the stack, in place.
+
+    A CPU's compiler has no writing of 16-bit floats: it would take the whole stack to float32 and
+    back for every layer. So they are written as integers.
+    """
+
+    def put(whole: Array, x: Array) -> Array:
+        if whole.dtype not in (jnp.bfloat16, jnp.float16):
+            return jax.lax.dynamic_update_index_in_dim(whole, x, layer, 0)
+        bits = (jax.lax.bitcast_convert_type(y, jnp.uint16) for y in (whole, x))
+        done = jax.lax.dynamic_update_index_in_dim(*bits, layer, 0)
+        return jax.lax.bitcast_convert_type(done, whole.dtype)
+
+    return jax.tree.map(put, stack, _convert(stored, to))
 
 
 @partial(jax.jit, donate_argnums=(0,))
