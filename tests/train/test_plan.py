@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -100,3 +101,19 @@ def test_a_teacher_reads_the_text_without_the_message_and_what_is_kept_of_it_is_
 
     jax.eval_shape(look, ctx.params)
     assert seen == {"passes": {(RECEIVER, TEACHER)}, "delivered": False, "then": True}
+
+
+def test_of_one_question_a_text_nothing_is_shared() -> None:
+    """The program is that of a teacher which reads every question's text."""
+    ctx, rows = world().ctx, world().batch(0, 3)
+
+    def program(shared: bool) -> str:
+        def look(params: Any) -> Any:
+            key = jax.random.key(0)
+            seen = context_of(ctx.bridge, params, ctx.frozen, rows, key, False, shared_text=shared)
+            assert seen.questions == 1
+            return seen.taught(RECEIVER).hidden
+
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(look)(ctx.params)))
+
+    assert program(True) == program(False)
