@@ -145,7 +145,10 @@ def test_of_no_slot_there_is_no_figure() -> None:
         (of_codes, code_entropy.Config()),
         (of_codes, vq_loss.Config()),
     ):
-        term = config.terms(context(own, own.params, nothing), "r").loss
+        run = jax.jit(
+            lambda own=own, c=config: c.terms(context(own, own.params, nothing), "r").loss
+        )
+        term = run()
         assert (float(term.total), float(term.count)) == (0.0, 0.0), config
     assert float(part(nothing)[1]["saturation"]) == 0.0
     said = usage(part(nothing)[1])

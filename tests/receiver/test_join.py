@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,7 +112,8 @@ def test_many_soft_tokens_keep_their_order() -> None:
     counts = np.asarray([7, 30, 1, 25])
     mask = np.arange(30)[None] < counts[:, None]
     x = np.arange(120.0).reshape(4, 30, 1)
-    found = joined(Delivery(jnp.asarray(x), jnp.asarray(mask)), 2, BOTH)
+    given = Delivery(jnp.asarray(x), jnp.asarray(mask))
+    found = jax.jit(joined, static_argnums=1)(given, 2, BOTH)
     assert found.embeds is not None and found.mask is not None
     for row in range(2):
         wanted = [*x[2 * row][mask[2 * row], 0], *x[2 * row + 1][mask[2 * row + 1], 0]]
