@@ -22,6 +22,9 @@ def test_every_level_has_exactly_its_values() -> None:
     values = np.asarray(jnp.round(bounded)).astype(int)
     for column, size in zip(values.T, LEVELS, strict=True):
         assert sorted(set(column.tolist())) == [v - size // 2 for v in range(size)], size
+    sizes = np.asarray(LEVELS)  # the last is as far from the boundary as in the paper: 0.1 %
+    outermost = (sizes - 1) * (1 - 1e-3) / 2 - np.where(sizes % 2 == 0, 0.5, 0.0)
+    np.testing.assert_allclose(bounded[-1], outermost, atol=1e-6)
     middle, _ = fsq.bound(jnp.zeros((1, 8)), LEVELS)
     assert np.abs(np.asarray(middle)[0, 1:]).max() < 0.02  # L = 2 has no value in the middle
 

@@ -19,7 +19,7 @@ from lw_jax.bridge.config import (
     RefinerConfig,
     SourceConfig,
 )
-from lw_jax.bridge.module import readable
+from lw_jax.bridge.module import _averaged, readable
 from lw_jax.compressors import dit, perceiver, pooled_queries, window
 from lw_jax.config.parse import build
 from lw_jax.config.schema import Config
@@ -30,7 +30,7 @@ from lw_jax.receiver.answer import Message, occupied
 from lw_jax.receiver.read import message_segment
 from lw_jax.sources import hidden_states
 from lw_jax.train.optimiser import groups
-from lw_jax.types import SHARED, Latent, Taps
+from lw_jax.types import SHARED, Features, Latent, Taps
 from lw_jax.wire import packet
 from tests.tiny.evaluation import draw
 
@@ -106,6 +106,15 @@ def test_without_private_slots_nothing_is_gathered() -> None:
     assert readable(latent, 1) is latent
     bare = Latent(jnp.zeros((1, 3, 2)), jnp.ones((1, 3), bool))
     assert readable(bare, 0) is bare
+
+
+def test_a_mean_of_tokens_is_of_the_real_ones() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    mask = np.array([[False, True, True], [False, False, False]])
+    found = _averaged(Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros((2, 3), jnp.int32)))
+    mean = np.stack([x[0, 1:].mean(0), np.zeros(4)])  # a row without one has none
+    np.testing.assert_allclose(found.x, np.repeat(mean[:, None], 3, axis=1))
+    assert found.mask.tolist() == mask.tolist()
 
 
 def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:

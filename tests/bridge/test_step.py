@@ -169,8 +169,8 @@ def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_loudness_of_soft_tokens_by_hand(masked: bool) -> None:
     """Tokens of RMS 1, 3 and 2, 2 where the receiver's own have 10;
-    a third in a row is none, if a mask says so."""
-    tokens = np.array([[1, 3, 9], [2, 2, 9]], np.float32)
+    a third in a row is none, if a mask says so, loud or quiet."""
+    tokens = np.array([[1, 3, 9], [2, 2, 0.5]], np.float32)
     mask = np.array([[True, True, False]] * 2)
     size = 3 if masked else 2
     embeds = jnp.asarray(np.repeat(tokens[:, :size, None], 4, axis=2))

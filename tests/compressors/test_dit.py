@@ -33,7 +33,7 @@ from lw_jax.train.optimiser_config import OptimiserConfig
 from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.state import new_state
 from lw_jax.train.step import make_step
-from lw_jax.types import Features
+from lw_jax.types import Features, Taps
 from tests.tiny import by_hand
 from tests.tiny.evaluation import draw
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
@@ -330,6 +330,22 @@ def test_what_is_logged_before_training() -> None:
     assert float(losses["r/flow_length"]) == pytest.approx(np.log(4), abs=1.5)
     answers = frozen()[1]["r/answer/lengths"]
     assert float(watched["r/flow/cut"]) == pytest.approx(float(np.mean(answers > 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "rows"),
+    [(partial(jnp.roll, shift=1), [1, 0]), (partial(jnp.repeat, repeats=2), [0, 0, 1, 1])],
+)
+def test_conditions_are_those_of_whole_contexts(change: Any, rows: list[int]) -> None:
+    rng = np.random.default_rng(0)
+    states, mask = rng.normal(size=(3, 2, 4, 5)), np.array([[1, 1, 0, 0], [1, 1, 1, 0]], bool)
+    ids = rng.integers(0, 9, (2, 4))
+    views = {"one": Taps(*map(jnp.asarray, (states, mask, ids)))}
+    found = flow_objective._contexts(views, change)["one"]
+    chex.assert_trees_all_close(
+        (found.states, found.mask, found.ids),
+        (states[:, rows].astype(np.float32), mask[rows], ids[rows]),
+    )
 
 
 def test_a_step_of_flow_alone_makes_no_latent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from lw_jax.objectives import (
 from lw_jax.objectives.base import Term, mean
 from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.common.measures import distance
+from lw_jax.objectives.common.targets import source_states
 from lw_jax.receiver.read import Reading
 from lw_jax.train.optimiser import groups
 from lw_jax.train.optimiser_config import OptimiserConfig
@@ -89,6 +90,19 @@ def test_gradients_reach_the_bridge_and_rows_that_do_not_count_change_nothing(
     chex.assert_trees_all_close(expected, other, rtol=1e-5, atol=1e-6)
     counted = world.run(name, config, world.data())
     assert abs(counted[0] - expected[0]) > 1e-6
+
+
+def test_no_gradient_reaches_the_states_of_the_source() -> None:
+    """Of a sender that is trained by low-rank edits as well: what is compared with stays."""
+    rows = world.data()
+
+    def total(states: Any) -> Any:
+        seen = world.context({"reader": None}, {**rows, "states": states})
+        return jnp.sum(jnp.square(source_states(seen, False)[0]))
+
+    value, by = jax.value_and_grad(total)(jnp.asarray(rows["states"]))
+    assert float(value) > 1.0
+    assert not np.asarray(by).any()
 
 
 @pytest.mark.parametrize(

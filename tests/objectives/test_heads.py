@@ -15,6 +15,7 @@ def test_queries_of_positions_read_the_real_slots() -> None:
     slots = rng.normal(size=(2, 4, 6)).astype(np.float32)
     mask = np.asarray([[True, True, True, False], [True, False, False, False]])
     p = by_hand.drawn(head, slots, mask)
+    assert set(p["enter"]) == {"kernel"}
     found = jax.jit(head.apply)({"params": p}, slots, mask)
     y = by_hand.rms_norm(p["slot_norm"], by_hand.dense(p["enter"], slots))
     z = np.broadcast_to(p["queries"] + by_hand.sinusoid(np.arange(5), 8), (2, 5, 8))

@@ -39,14 +39,17 @@ def test_scale_and_colour_are_held_at_their_start() -> None:
         seen = world.context({"reader": None}, rows)
         seen = replace(seen, bridge=bridge, params=params)
         held: list[Any] = [scale_l2.Config(of="scale"), scale_l2.Config(of="colour")]
-        return [mean(c.terms(seen, "r").loss) for c in (*held, affine_l2.Config())]
+        found = [c.terms(seen, "r").loss for c in (*held, affine_l2.Config())]
+        return [mean(term) for term in found], [term.count for term in found]
 
-    np.testing.assert_allclose(losses(params), [0.0, 0.0, 0.0], atol=1e-10)
+    start, counts = losses(params)
+    np.testing.assert_allclose(start, [0.0, 0.0, 0.0], atol=1e-10)
+    assert counts == [1.0, 1.0, 1.0]  # once for a batch, so several microbatches have their mean
     own = dict(params["readers"]["r"]["soft_tokens"])
     own["log_scale"] = own["log_scale"] + np.log(3.0)
     own["colour_bias"] = own["colour_bias"] + 0.5
     own["colour_gain"] = own["colour_gain"] * 2.0
-    moved = losses({**params, "readers": {"r": {"soft_tokens": own}}})
+    moved, _ = losses({**params, "readers": {"r": {"soft_tokens": own}}})
     np.testing.assert_allclose(moved, [4.0, 1.25, 1.25], rtol=1e-5)
 
 

@@ -97,11 +97,14 @@ def test_a_head_maps_the_slots_to_the_source() -> None:
 @pytest.mark.parametrize("positive", ["self", "receiver_text", "source"])
 def test_info_nce(positive: str) -> None:
     config = info_nce.Config(positive=positive, source_norm=False)  # type: ignore[arg-type]
-    loss, _, _ = world.run("info_nce", config)
+    loss, watched, _ = world.run("info_nce", config)
     other = {"self": SLOTS, "receiver_text": embedded("context"), "source": SOURCE}[positive]
     scores = cos(SLOTS[:, None], other[None]) / 0.07
-    expected = np.log(np.exp(scores).sum(1)) - np.diagonal(scores)
+    own = np.diagonal(scores)
+    expected = np.log(np.exp(scores).sum(1)) - own
     np.testing.assert_allclose(loss, expected.mean(), rtol=1e-4)
+    nearest = np.where(np.eye(len(own), dtype=bool), -np.inf, scores).max(1)
+    assert watched["r/info_nce_right"] == pytest.approx((own > nearest).mean())
 
 
 def test_rows_of_the_same_text_are_no_negatives() -> None:
@@ -336,6 +339,24 @@ def test_kd_beside_answer_ce_is_what_it_is_alone() -> None:
     want = alone[0][0] + alone[1][0]
     assert (grads * want).sum() > 0.999 * np.linalg.norm(grads) * np.linalg.norm(want)
     np.testing.assert_allclose(np.linalg.norm(grads), np.linalg.norm(want), rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_pass_of_the_head_makes_both_in_a_narrow_receiver_alone(dtype: str) -> None:
+    """In float32 the order in which gradients are added stays that of two passes."""
+    cast = jax.tree.map(lambda x: x.astype(dtype), model().params)
+    receivers = {"r": dataclasses.replace(model(), params=cast)}
+    both = Plan((("answer_ce", answer_ce.Config()), ("kd", kd.Config())))
+    made = []
+
+    def losses(reader: Any) -> Any:
+        seen = world.context({"reader": reader}, ROWS, receivers)
+        terms, _ = all_terms(both, seen, {})
+        made.append(seen.computed["answers/r"][1] is not None)
+        return [mean(term) for term in terms.values()]
+
+    jax.eval_shape(losses, world.reader())
+    assert made == [dtype == "bfloat16"]
 
 
 def test_kd_is_the_divergence_of_the_latent_from_the_text_at_a_temperature() -> None:

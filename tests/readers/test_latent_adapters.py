@@ -74,6 +74,21 @@ def test_starts_as_the_clean_receiver() -> None:
     chex.assert_trees_all_equal(through(blocks), jnp.zeros((2, 4, 12)))
 
 
+def test_what_is_added_grows_with_the_stream_and_no_gradient_says_so() -> None:
+    """A stream twice as loud is given twice as much; its loudness is taken as a number."""
+    blocks = blocks_of(latent(), trained=True)
+    h = jax.random.normal(jax.random.key(2), (2, 4, 12))
+    own = jax.tree.map(lambda x: x[0], blocks.params)
+
+    def added(loud: jax.Array) -> jax.Array:
+        return blocks.apply(own, loud * h, blocks.given) - loud * h
+
+    both = jax.jit(lambda loud: jax.jvp(added, (loud,), (1.0,)))
+    (once, slope), (twice, _) = both(3.0), both(6.0)
+    chex.assert_trees_all_close(twice, 2.0 * once, rtol=1e-3, atol=1e-4)
+    assert float(jnp.abs(once).max()) > 0.1 > 1e3 * float(jnp.abs(slope).max())
+
+
 def test_reads_the_slots_that_are_real() -> None:
     before = through(blocks_of(latent(), trained=True))
     hidden = latent().slots.at[1, 2].set(9.0)

@@ -118,7 +118,11 @@ def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
     film = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in params["film"].items()}
     reader = soft_tokens.Config(conditioning="none", film=True).build(DIMS)
     mask = np.array([[True, True, True], [True, True, False]])
-    apply = jax.jit(lambda p, x: reader.apply({"params": p}, Latent(x, mask)).embeds)  # type: ignore[union-attr]
+
+    @jax.jit
+    def apply(p: Any, x: Any, mask: Any = mask) -> Any:
+        return reader.apply({"params": p}, Latent(x, mask)).embeds  # type: ignore[union-attr]
+
     found = np.asarray(apply({**params, "film": film}, SLOTS))
     mean = np.stack([SLOTS[0].mean(0), SLOTS[1, :2].mean(0)])
     made = mean / rms(mean)[:, None] @ film["kernel"] + film["bias"]
@@ -128,6 +132,8 @@ def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
     hidden[1, 2] = 9.0  # not real: it may not modulate the others
     seen = np.asarray(apply({**params, "film": film}, hidden))
     np.testing.assert_allclose(seen[1, :2], found[1, :2], rtol=1e-5)
+    none = apply({**params, "film": film}, SLOTS, np.zeros_like(mask))
+    assert np.isfinite(none).all()  # of a row without a slot
 
 
 def test_film_may_be_of_each_slot() -> None:

@@ -188,6 +188,15 @@ def test_prefixes_of_two_messages_stand_one_behind_the_other() -> None:
     assert talk._both(first, None) is first and talk._both(None, second) is second
 
 
+def test_a_prefix_that_is_heard_later_stands_behind_what_was_read() -> None:
+    first = talk.begin(model(), prompt(), part(delivery(everywhere=False), 0), 16)
+    heard = talk.hear(model(), talk.roomier(first, 40), part(delivery(), 1))
+    read = len(prompt().head) + 10  # what stands before the message, and how far the first went
+    assert heard.inputs.kv is not None
+    np.testing.assert_allclose(heard.inputs.kv.positions, [[read, read + 1]])
+    assert heard.position.tolist() == [read + 7]
+
+
 @pytest.mark.parametrize("stacked", [True, False])
 def test_a_roomier_cache_has_what_it_had(stacked: bool) -> None:
     """Of a stack of layers, or layer by layer; one that has the room stays."""
