@@ -39,7 +39,7 @@ from lw_jax.evaluate.predict import (
     shortened,
 )
 from lw_jax.evaluate.relay import Written
-from lw_jax.evaluate.slots import NEAREST, spelled
+from lw_jax.evaluate.slots import NEAREST, ranked, spelled
 from lw_jax.mesh import fetch, put_batch, ways
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.pipeline import Pipeline
@@ -393,7 +393,7 @@ class Comparison:
         begins = (begin for begin, _ in self.batches if self._looked(True, begin))
         for begin, made in zip(begins, self.packets.seen, strict=True):
             latent = self.received(self.method("latent"), begin)
-            seen = dict(sorted({**made, **fetch(look(ctx, latent))}.items()))
+            seen = dict(sorted({**made, **ranked(fetch(look(ctx, latent)))}.items()))
             seen |= {f"codes_{key}": value for key, value in seen.pop("codes").items()}
             if NEAREST in seen:
                 nearest.append(seen.pop(NEAREST))

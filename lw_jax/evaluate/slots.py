@@ -6,16 +6,19 @@ vectors lie on one line, their number where they are orthogonal and as long as e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import entr
 
 from lw_jax.models.head import LOGITS_AT_ONCE
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.types import Array
 
 NEAREST = "nearest"
+WITHIN, BETWEEN = "within_products", "between_products"
 _SMALL = 1e-12
 
 
@@ -24,9 +27,9 @@ def statistics(slots: Array, mask: Array) -> dict[str, Array]:
 
     Returns:
         float32 scalars. `within_cosine`: mean cosine of two slots of one text, over texts that have
-        two; `within_rank`: effective rank of a text's slots; `between_cosine`: mean cosine of two
-        texts' slots, flattened; `between_rank`: effective rank of those B vectors; `count`: slots
-        of a text. What has no pair is 0.
+        two; `between_cosine`: mean cosine of two texts' slots, flattened; `count`: slots of a text.
+        What has no pair is 0. And products of the slots of a text, `within_products` [B, M, M], and
+        of the texts' flattened slots, `between_products` [B, B], whose ranks `ranked` gives.
     """
     x = jnp.where(mask[..., None], slots.astype(jnp.float32), 0.0)
     count = jnp.sum(mask, axis=1).astype(jnp.float32)
@@ -42,10 +45,10 @@ def statistics(slots: Array, mask: Array) -> dict[str, Array]:
     rows = x.shape[0]
     return {
         "within_cosine": jnp.sum(within) / jnp.maximum(1, jnp.sum(paired)),
-        "within_rank": jnp.mean(_rank(x)),
         "between_cosine": alike / max(1, rows * (rows - 1)),
-        "between_rank": _rank(flat),
         "count": jnp.mean(count),
+        WITHIN: jnp.einsum("bnd,bmd->bnm", x, x),
+        BETWEEN: flat @ flat.T,
     }
 
 
@@ -96,9 +99,25 @@ def spelled(ids: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     return [decode([i for i in row.tolist() if i >= 0], skip_special_tokens=False) for row in ids]
 
 
-def _rank(x: Array) -> Array:
-    """Effective rank of the vectors x [..., N, D], through their N x N products."""
-    products = jnp.einsum("...nd,...md->...nm", x, x)
-    values = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(products), 0.0))
-    shares = values / jnp.maximum(jnp.sum(values, axis=-1, keepdims=True), _SMALL)
-    return jnp.exp(jnp.sum(entr(shares), axis=-1))
+def ranked(seen: Mapping[str, Any]) -> dict[str, Any]:
+    """What was seen of slots, on the host, with `within_rank`, effective rank of a text's slots
+    (mean), and `between_rank`, that of the texts' flattened slots, in the place of their products.
+
+    By NumPy, since eigenvalues of a batch on several devices of one CPU can wait for each other
+    without end there: jaxlib 0.10's kernels occupy all threads of the pool that they wait for.
+    """
+    found = dict(seen)
+    within, between = found.pop(WITHIN), found.pop(BETWEEN)
+    return found | {
+        "within_rank": np.float32(np.mean(_rank(within))),
+        "between_rank": np.float32(_rank(between)),
+    }
+
+
+def _rank(products: np.ndarray) -> np.ndarray:
+    """Effective rank of N vectors, of their products [..., N, N]."""
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0.0))
+    shares = values / np.maximum(np.sum(values, axis=-1, keepdims=True), _SMALL)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    rank: np.ndarray = np.exp(-np.sum(shares * logs, axis=-1))
+    return rank

@@ -18,7 +18,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import latents
 from lw_jax.evaluate.metrics import entity_transfer, solved, squad
 from lw_jax.evaluate.metrics.base import Prediction, Rows
-from lw_jax.evaluate.slots import NEAREST, spelled
+from lw_jax.evaluate.slots import NEAREST, ranked, spelled
 from lw_jax.mesh import fetch, put_batch, ways
 from lw_jax.pipeline import Pipeline
 from lw_jax.text.layout import written as to_write
@@ -179,7 +179,7 @@ class QuickEvaluation:
         """`slots/...`: their statistics; what else is seen of the latent without reading it; what
         the nearest rows of the vocabulary spell for the first texts."""
         bridge, frozen = self.pipeline.bridge, self.pipeline.frozen
-        seen = fetch(latents.inspect(bridge, name, params, frozen, batch))
+        seen = ranked(fetch(latents.inspect(bridge, name, params, frozen, batch)))
         more = {f"codes/{key}": float(value) for key, value in seen.pop("codes").items()}
         more["moved_by_mean"] = float(seen.pop("moved"))
         if "saturation" in seen:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +11,23 @@ import pytest
 
 from lw_jax.evaluate import slots
 
-STATISTICS, AGAINST = jax.jit(slots.statistics), jax.jit(slots.against_table)
+SEEN, AGAINST = jax.jit(slots.statistics), jax.jit(slots.against_table)
+
+
+def statistics(x: jax.Array, mask: jax.Array) -> dict[str, Any]:
+    return slots.ranked(jax.device_get(SEEN(x, mask)))
 
 
 def test_slots_that_are_alike_and_slots_at_right_angles() -> None:
     alike = np.broadcast_to(np.array([1.0, 2.0, 0.0, 0.0]), (4, 4)) * np.array([[1], [2], [3], [4]])
     apart = np.eye(4)
-    found = STATISTICS(jnp.asarray(np.stack([alike, apart])), jnp.ones((2, 4), bool))
+    found = statistics(jnp.asarray(np.stack([alike, apart])), jnp.ones((2, 4), bool))
     assert found["within_cosine"] == pytest.approx(0.5)
     assert found["count"] == 4
-    one = STATISTICS(jnp.asarray(apart)[None], jnp.ones((1, 4), bool))
+    one = statistics(jnp.asarray(apart)[None], jnp.ones((1, 4), bool))
     assert (one["within_cosine"], one["within_rank"]) == (0, pytest.approx(4))
     assert (one["between_cosine"], one["between_rank"]) == (0, pytest.approx(1))
-    same = STATISTICS(jnp.asarray(np.stack([apart] * 3)), jnp.ones((3, 4), bool))
+    same = statistics(jnp.asarray(np.stack([apart] * 3)), jnp.ones((3, 4), bool))
     assert same["between_cosine"] == pytest.approx(1)
     assert same["between_rank"] == pytest.approx(1, abs=1e-2)
 
@@ -32,7 +38,7 @@ def test_masked_slots_count_for_nothing() -> None:
     mask[:, 3:] = False
     noisy = np.where(mask[..., None], x, 99.0)
     table = np.random.default_rng(1).normal(size=(7, 6)).astype(np.float32)
-    for call in (STATISTICS, lambda a, m: AGAINST(a, m, jnp.asarray(table), 0.5)):
+    for call in (statistics, lambda a, m: AGAINST(a, m, jnp.asarray(table), 0.5)):
         a = call(jnp.asarray(noisy), jnp.asarray(mask))
         b = call(jnp.asarray(x[:, :3]), jnp.ones((3, 3), bool))
         if slots.NEAREST in a:
@@ -61,3 +67,26 @@ def test_against_the_table() -> None:
     assert found[slots.NEAREST][0, 0] == 11
     exact, _ = slots.nearest(jnp.asarray(x[0, :1]), jnp.asarray(table))
     np.testing.assert_allclose(exact, 1.0, rtol=1e-5)
+
+
+def test_effective_rank_is_that_of_the_singular_values() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(3, 5, 7)).astype(np.float32)
+    x[1, 4] = 0
+
+    def rank(vectors: np.ndarray) -> float:
+        values = np.linalg.svd(vectors, compute_uv=False)
+        shares = values[values > 1e-6] / values.sum()
+        return float(np.exp(-(shares * np.log(shares)).sum()))
+
+    found = statistics(jnp.asarray(x), jnp.ones((3, 5), bool))
+    assert found["within_rank"] == pytest.approx(np.mean([rank(one) for one in x]), rel=1e-4)
+    assert found["between_rank"] == pytest.approx(rank(x.reshape(3, -1)), rel=1e-4)
+    nothing = statistics(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), bool))
+    assert (nothing["within_rank"], nothing["between_rank"]) == (1, 1)
+
+
+def test_on_many_devices_of_one_cpu_no_eigenvalues_are_asked_of_them() -> None:
+    """Their kernels would wait for each other without end."""
+    text = SEEN.lower(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), bool)).as_text()
+    assert "lapack" not in text and "custom_call" not in text
