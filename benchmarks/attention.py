@@ -1,6 +1,7 @@
 """cudnn against the xla reference on a GPU: largest difference and time, per kind of mask.
 
     python benchmarks/attention.py
+    python benchmarks/attention.py --far    # only: where gradients are finite, all keys being far
 
 Shapes of a 7B receiver (32/8 heads of 128, bf16); forward, and forward with backward: medians over
 7 rounds of 20 calls, after one that compiles.
@@ -9,6 +10,7 @@ Shapes of a 7B receiver (32/8 heads of 128, bf16); forward, and forward with bac
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -90,8 +92,43 @@ def decoding_steps(interpret: bool = False) -> None:
             print(f"decoding, {rows} rows: {name}: {ms:.4f} ms, difference {apart:.3g}")
 
 
+def far_keys() -> None:
+    """Whether gradients are finite where every score is about -120: of cudnn as jax calls it with a
+    mask, and as `attention` takes it."""
+    for tokens, columns in ((64, 64), (72, 72), (320, 320), (224, 320), (224, 328), (224, 384)):
+        keys = jax.random.split(jax.random.key(2), 3)
+        sizes = (tokens, 14), (columns, 2), (columns, 2)
+        q, k, v = (
+            jax.random.normal(key, (2, *size, 64), jnp.bfloat16)
+            for key, size in zip(keys, sizes, strict=True)
+        )
+        q, k = q.at[..., 0].set(31), k.at[..., 0].set(-31)
+        seen = jnp.tri(tokens, columns, columns - tokens, dtype=bool)
+        allowed = jnp.broadcast_to(seen, (2, 1, tokens, columns))
+
+        def raw(q: Any, k: Any, v: Any) -> jax.Array:
+            return jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")  # noqa: B023
+
+        def taken(q: Any, k: Any, v: Any) -> jax.Array:
+            return cudnn(q, k, v, Mask(allowed))  # noqa: B023
+
+        for name, way in {"with a mask": raw, "as taken": taken}.items():
+
+            def loss(q: Any, k: Any, v: Any) -> jax.Array:
+                return jnp.sum(jnp.sin(way(q, k, v).astype(jnp.float32)))  # noqa: B023
+
+            grads = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+            finite = [bool(jnp.isfinite(x).all()) for x in grads]
+            print(
+                f"far keys, {tokens} queries, {columns} keys, {name}: dq, dk, dv finite: {finite}"
+            )
+
+
 def main() -> None:
     check("cudnn", jnp.bfloat16, WIDTH)
+    far_keys()
+    if sys.argv[1:] == ["--far"]:
+        return
     decoding_steps()
     ragged = jnp.asarray([1024, 900, 777, 1024, 1000, 512, 64, 1], jnp.int32)
     cases = {

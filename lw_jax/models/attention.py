@@ -102,15 +102,29 @@ def attention(q: Array, k: Array, v: Array, mask: Mask, impl: str = "xla") -> Ar
 
 
 def cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
-    """`attention` by cudnn, for any number of queries; padded queries give 0."""
-    # It trains only on even T and S, so an idle query and a masked column are added. The idle query
-    # sees every key: where it sees none its weights may be NaN, and so the gradients of all keys.
+    """`attention` by cudnn, for any number of queries; padded queries give 0.
+
+    With a mask its backward pass for compute capability 9.0 is wrong at some sizes. Where the keys
+    end 64 beyond a multiple of 128, the zeros that fill the last tile enter unmasked, as exp(0 -
+    log-sum-exp): infinite for a query whose log-sum-exp is below -88.7, as some of Qwen2.5's are,
+    and times zero NaN in the gradient; the output is right
+    (https://github.com/NVIDIA/cudnn-frontend/pull/628). Of as many keys as queries only that is
+    known, so that size is not used. With other numbers of keys (a prefix, a cache) it fails
+    elsewhere too (issues/1072 there), so these have XLA's backward pass. By lengths in place of a
+    mask cudnn masks what lies beyond.
+    """
     t = q.shape[1]
-    q, k, v = _even(q, 1), _even(k, 1), _even(v, 1)
+    if mask.lengths is None and t != k.shape[1]:
+        return _forward_alone(q, k, v, mask.allowed)
     if mask.lengths is None:
-        allowed = _even(_even(mask.allowed, 3), 2, fill=True)
+        more = _sound(t) - t
+        q, k, v = (_longer(x, 1, more) for x in (q, k, v))
+        # The idle queries see every key: where one sees none its weights may be NaN, and so the
+        # gradients of all keys.
+        allowed = _longer(_longer(mask.allowed, 3, more), 2, more, fill=True)
         mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
         return mixed[:, :t]
+    q, k, v = (_longer(x, 1, t % 2) for x in (q, k, v))  # it trains only on even sizes
     mixed = jax.nn.dot_product_attention(
         q,
         k,
@@ -125,8 +139,37 @@ def cudnn(q: Array, k: Array, v: Array, mask: Mask) -> Array:
     return jnp.where(real[..., None, None], mixed, 0)[:, :t]
 
 
-def _even(x: Array, axis: int, fill: float = 0) -> Array:
-    """Pads one axis with an entry, of zeros or of `fill`, where its size is odd."""
+@jax.custom_vjp
+def _forward_alone(q: Array, k: Array, v: Array, allowed: Array) -> Array:
+    """`cudnn` with a mask, with the gradients of XLA's attention."""
+    t, s = q.shape[1] % 2, k.shape[1] % 2
+    q, k, v = _longer(q, 1, t), _longer(k, 1, s), _longer(v, 1, s)
+    allowed = _longer(_longer(allowed, 3, s), 2, t, fill=True)
+    mixed = jax.nn.dot_product_attention(q, k, v, mask=allowed, implementation="cudnn")
+    return mixed[:, : mixed.shape[1] - t]
+
+
+def _forward(q: Array, k: Array, v: Array, allowed: Array) -> tuple[Array, tuple[Array, ...]]:
+    return _forward_alone(q, k, v, allowed), (q, k, v, allowed)
+
+
+def _backward(kept: tuple[Array, ...], given: Array) -> tuple[Array | None, ...]:
+    *qkv, allowed = kept
+    _, pull = jax.vjp(lambda q, k, v: attention(q, k, v, Mask(allowed)), *qkv)
+    return (*pull(given), None)
+
+
+_forward_alone.defvjp(_forward, _backward)
+
+
+def _sound(size: int) -> int:
+    """The next number of queries and keys at which cudnn's backward pass with a mask is sound."""
+    size += size % 2  # it takes even ones only
+    return size + 8 if size % 128 == 64 else size
+
+
+def _longer(x: Array, axis: int, more: int, fill: float = 0) -> Array:
+    """Adds so many entries of `fill` at the end of an axis."""
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (0, x.shape[axis] % 2)
+    pad[axis] = (0, more)
     return jnp.pad(x, pad, constant_values=fill)

@@ -21,8 +21,8 @@ class ModelConfig(Checked):
             `float8` multiplies 8-bit floats by 8-bit floats (NVIDIA GPUs from compute capability
             8.9 on have units for them; elsewhere it runs, and gains memory alone).
         attention: `xla` runs everywhere, `cudnn` on NVIDIA GPUs in bfloat16; `auto` is cudnn where
-            that can run and is known to be faster, else xla. What was used is in the checkpoints
-            and in metrics.json.
+            that can run and is known to be faster, else xla. Where gradients are not finite and
+            the loss is, try xla. What was used is in the checkpoints and in metrics.json.
         unroll: `always` lets each layer of a decoder be a part of the program of its own, which
             reads its weights where they lie; `never` is a loop over one layer, which copies each
             layer's weights before it uses them; `auto`: always on accelerators, never on CPUs.

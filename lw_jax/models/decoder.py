@@ -146,7 +146,9 @@ def run(
         if given.gain is not None:
             given = replace(given, gain=_longer(given.gain, more))
         if given.allowed is not None:
-            given = replace(given, allowed=jnp.pad(given.allowed, ((0, 0), (0, more), (0, more))))
+            # Tokens that are added see all others: a softmax over nothing has no gradient.
+            rows = jnp.pad(given.allowed, ((0, 0), (0, more), (0, 0)), constant_values=True)
+            given = replace(given, allowed=jnp.pad(rows, ((0, 0), (0, 0), (0, more))))
         done = run(
             arch,
             params,

@@ -286,6 +286,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         watch_every=cfg.watch_every,
         watch=watch if cfg.watch_every else None,
         look_at_models=lambda fed: look_at_models(pipeline, fed.arrays),
+        by_cudnn=by_cudnn(pipeline),
         tensorboard=cfg.tensorboard,
         before_saving=None if reused is None else reused.settle,
     )
@@ -295,6 +296,12 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         programs.close()
         if reused is not None:
             reused.close()
+
+
+def by_cudnn(pipeline: Pipeline) -> tuple[str, ...]:
+    """The receivers whose attention is cudnn's."""
+    receivers = pipeline.frozen.receivers
+    return tuple(name for name, model in receivers.items() if model.attention == "cudnn")
 
 
 def look_at_models(pipeline: Pipeline, batch: Any) -> str | None:

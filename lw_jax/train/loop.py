@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -92,6 +92,7 @@ class Job:
         before_saving: called before a checkpoint is written.
         look_at_models: what is not finite in the frozen models' part of a batch, in words; None:
             nothing. Asked when the stage ends for its bad steps.
+        by_cudnn: the receivers, through which gradients go, whose attention is cudnn's.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Job:
     watch: Callable[[TrainState, int], Metrics] | None = None
     before_saving: Callable[[], None] | None = None
     look_at_models: Callable[[Any], str | None] | None = None
+    by_cudnn: tuple[str, ...] = ()
     tensorboard: bool = False
 
     @property
@@ -405,11 +407,24 @@ def _cause(job: Job, state: TrainState, batch: Any, metrics: Metrics) -> tuple[s
             f"the parameters blew up ({what}): lower optimiser.lr or optimiser.clip",
             False,
         )
+    if np.isfinite(metrics.get("loss", np.nan)):
+        first = f"try {_without_cudnn(job.by_cudnn)}, then " if job.by_cudnn else ""
+        return (
+            f"its loss, models and parameters are finite (none beyond {size:.2g}), so it is the "
+            f"backward pass: {first}look at the rows of its batch, or lower the objectives' "
+            "weights",
+            True,
+        )
     return (
         f"models and parameters are finite (none beyond {size:.2g}), so its rows are to blame, all "
         "rows of its batch: look at the data, or lower the objectives' weights",
         True,
     )
+
+
+def _without_cudnn(receivers: Sequence[str]) -> str:
+    flags = " ".join(f"--receivers.{name}.attention=xla" for name in receivers)
+    return f"{flags} (their attention is cudnn's)"
 
 
 def largest(params: PyTree) -> float:

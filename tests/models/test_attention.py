@@ -1,6 +1,7 @@
 """The reference attention against a plain formula, and what is refused before compiling."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,96 @@ def test_cudnn_is_given_even_sizes_and_the_same_problem(monkeypatch, columns, by
     assert found.shape == want.shape
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(found[row, :length], want[row, :length], atol=1e-6)
+
+
+def kernel(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, implementation: str
+) -> jax.Array:
+    """Attention whose backward pass is that of cudnn's kernel for compute capability 9.0, which
+    walks the keys in tiles of 128 rows, zeros beyond the last, and masks these only where the keys
+    are no multiple of 64 (github.com/NVIDIA/cudnn-frontend/pull/628)."""
+    assert implementation == "cudnn"
+    assert q.shape[1] % 2 == k.shape[1] % 2 == 0
+
+    def forward(q, k, v):
+        each = q.shape[2] // k.shape[2]
+        k, v = (jnp.repeat(x, each, axis=2) for x in (k, v))
+        scores = jnp.einsum("bthd,bshd->bhts", q, k) / q.shape[3] ** 0.5
+        scores = jnp.where(mask, scores, -(2.0**41))
+        total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        return jnp.einsum("bhts,bshd->bthd", jnp.exp(scores - total), v), (k, v, scores, total)
+
+    @jax.custom_vjp
+    def mixed(q, k, v):
+        return forward(q, k, v)[0]
+
+    def backward(kept, given):
+        q, k, v = kept
+        out, (wide_k, wide_v, scores, total) = forward(q, k, v)
+        keys, groups = k.shape[1], q.shape[2] // k.shape[2]
+        beyond = [(0, 0), (0, -keys % 128), (0, 0), (0, 0)]
+        wide_k, wide_v = jnp.pad(wide_k, beyond), jnp.pad(wide_v, beyond)
+        beyond = [(0, 0), (0, 0), (0, 0), (0, -keys % 128)]
+        scores = jnp.pad(scores, beyond, constant_values=-jnp.inf if keys % 64 else 0)
+        weights = jnp.exp(scores - total)
+        slope = jnp.einsum("bthd,bshd->bhts", given, wide_v)
+        slope -= jnp.einsum("bthd,bthd->bht", given, out)[..., None]
+        slope *= weights / q.shape[3] ** 0.5
+
+        def shared(x):
+            return x[:, :keys].reshape(*k.shape[:3], groups, -1).sum(axis=3)
+
+        return (
+            jnp.einsum("bhts,bshd->bthd", slope, wide_k),
+            shared(jnp.einsum("bhts,bthd->bshd", slope, q)),
+            shared(jnp.einsum("bhts,bthd->bshd", weights, given)),
+        )
+
+    mixed.defvjp(lambda *x: (mixed(*x), x), backward)
+    return mixed(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "broken"),
+    [
+        (64, 64, True),
+        (63, 63, False),  # one more makes 64
+        (40, 64, True),
+        (64, 192, True),
+        (72, 128, False),
+    ],
+)
+def test_gradients_are_finite_where_all_keys_are_far_from_a_query(
+    monkeypatch: pytest.MonkeyPatch, queries: int, keys: int, broken: bool
+) -> None:
+    """Scores of -120: those of real receivers go as low."""
+    rng = np.random.default_rng(0)
+    sizes = [(2, queries, 4, 8), (2, keys, 2, 8), (2, keys, 2, 8)]
+    q, k, v, given = (rng.standard_normal(s).astype(np.float32) for s in (*sizes, sizes[0]))
+    q[..., 0] = (120 * 8**0.5) ** 0.5
+    k[..., 0] = -q[0, 0, 0, 0]
+    own = np.tri(queries, keys, keys - queries, dtype=bool)
+    allowed = np.broadcast_to(own, (2, 1, queries, keys)).copy()
+    allowed[1, :, : queries // 2, : keys - queries] = False  # a prefix that not all queries see
+
+    def gradients(how: Any) -> Any:
+        return jax.vjp(how, q, k, v)[1](given)
+
+    want = gradients(lambda *x: attention(*x, Mask(allowed)))
+    if queries % 2 == keys % 2 == 0:
+        raw = gradients(lambda *x: kernel(*x, allowed, "cudnn"))
+        assert bool(jnp.isfinite(raw[0]).all()) != broken
+    xla = jax.nn.dot_product_attention
+
+    def either(*x: Any, implementation: str, **how: Any) -> Any:
+        if implementation == "xla":
+            return xla(*x, implementation=implementation, **how)
+        return kernel(*x, implementation=implementation, **how)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", either)
+    found = jax.jit(lambda: gradients(lambda *x: cudnn(*x, Mask(jnp.asarray(allowed)))))()
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-4)
 
 
 H200 = {"platform": "gpu", "compute_capability": "9.0"}

@@ -190,6 +190,27 @@ def test_cudnn_is_given_lengths_that_are_rounded_once(params, h, monkeypatch):
         np.testing.assert_allclose(real(a), real(b), atol=1e-5)
 
 
+@pytest.mark.parametrize("also", [{}, {"kv": prefix(), "message_start": STARTS}])
+def test_cudnn_is_given_a_mask_whose_queries_all_see_a_key(params, h, monkeypatch, also) -> None:
+    """Also those that round the number of tokens: a softmax over nothing has no gradient."""
+    allowed = np.tri(TOKENS, dtype=bool)[None].repeat(ROWS, axis=0)
+    given = LayerInputs(allowed=jnp.asarray(allowed), **also)
+    xla, masks = jax.nn.dot_product_attention, []
+
+    def stands_for_cudnn(q, k, v, mask, implementation):
+        jax.debug.callback(lambda mask: masks.append(np.asarray(mask)), mask)
+        return xla(q, k, v, mask=mask, implementation="xla")
+
+    asked = {"positions": whole_positions(), "lengths": LENGTHS, "delivery": given}
+    want = jit_run(ARCH, params, h, **asked).h
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
+    found = jax.jit(partial(run, ARCH, impl="cudnn"))(params, h, **asked).h
+    jax.effects_barrier()
+    assert {mask.shape[2] for mask in masks} == {16}
+    assert all(mask.any(axis=-1).all() for mask in masks)
+    np.testing.assert_allclose(real(found), real(want), atol=1e-5)
+
+
 def test_prefix_of_real_tokens_equals_the_tokens(params, h):
     """Keys before RoPE and values of prefilled tokens, given as a prefix, replace the tokens."""
     first, rest = h[:, :4], h[:, 4:]

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from lw_jax.errors import UserError
-from lw_jax.stages.train import look_at_models
+from lw_jax.stages.train import by_cudnn, look_at_models
 from lw_jax.train.checkpoint import Checkpoints, read_meta, steps
 from lw_jax.train.diagnostics import DivergedError, read
 from lw_jax.train.loop import checkpoint_root, fit
@@ -185,12 +185,47 @@ def test_rows_and_models_are_told_apart(
     assert "optimiser.lr" not in str(end.value)
 
 
+@pytest.mark.parametrize("receivers", [(), ("qwen",), ("one", "two")])
+def test_gradients_alone_that_are_not_finite_are_told_from_rows(
+    receivers: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A fused attention may be wrong in its backward pass alone: its output, and so the loss, is
+    right."""
+    _, optimiser = fresh()
+
+    def step(state: TrainState, x: jax.Array) -> Any:
+        def loss_fn(params: Any) -> jax.Array:  # the root's slope at 0 is infinite
+            return jnp.mean(jnp.sqrt(0 * jnp.square(x @ params["mix"]["kernel"]))) + 1
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        return keep_finite(state, apply_gradients(state, grads, optimiser, 0.9), metrics)
+
+    compiled = jax.jit(step)
+    own = {"evaluate": None, "step_for": lambda _: compiled, "look_at_models": lambda _: None}
+    with pytest.raises(DivergedError) as end:
+        fit(job(tmp_path, max_bad_steps=2, by_cudnn=receivers, **own))
+    said = str(end.value)
+    assert "step 2 (grad_norm is nan); its loss, models and parameters are finite (none" in said
+    assert "so it is the backward pass" in said and "rows are to blame" not in said
+    for name in receivers:
+        assert f"--receivers.{name}.attention=xla" in said
+    assert ("cudnn" in said) == bool(receivers)
+
+
 def test_a_last_step_that_is_bad_for_its_rows_is_left_out(compiled: Any, tmp_path: Path) -> None:
     own = {"evaluate": None, "step_for": lambda _: compiled, "steps": 4}
     last = fit(job(tmp_path, batches=spoilt(4), **own))
     assert finite(last.params)
     with pytest.raises(UserError, match="not finite at step 1"):  # but all of them are too many
         fit(job(tmp_path / "all", batches=spoilt(1), **(own | {"steps": 1})))
+
+
+def test_receivers_whose_attention_is_cudnns_are_named() -> None:
+    ways = {"a": "cudnn", "b": "xla", "c": "cudnn"}
+    receivers = {name: SimpleNamespace(attention=way) for name, way in ways.items()}
+    given: Any = SimpleNamespace(frozen=SimpleNamespace(receivers=receivers))
+    assert by_cudnn(given) == ("a", "c")
 
 
 def test_weights_and_sizes_that_are_not_finite_are_named() -> None:
