@@ -193,6 +193,24 @@ def test_targets_are_cut_masked_and_as_long_as_the_head_says() -> None:
     assert float(jnp.abs(latent.slots[:, 3]).max()) == 0.0
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_slots_that_are_none_are_not_seen(count: int) -> None:
+    """One alone sees itself, whatever it asks for; of three each sees the others."""
+    bias = jnp.where(jnp.arange(SLOTS + 1) == count, 100.0, 0.0)
+    params = {**moved(), "length": {**moved()["length"], "bias": bias}}
+    net = params["velocity"]
+    own = net["blocks"]["self"]
+    asking = {**own, "query": jax.tree.map(lambda x: -3.0 * x, own["query"])}
+    other = {**params, "velocity": {**net, "blocks": {**net["blocks"], "self": asking}}}
+    aim = target().replace(mask=jnp.broadcast_to(jnp.arange(6) < count, (3, 6)))
+    for found in (
+        lambda p: sample(p, source()).slots[:, :count],
+        lambda p: loss(p, source(), aim).error[:, :count],
+    ):
+        apart = float(jnp.abs(found(params) - found(other)).max())
+        assert apart < 1e-5 if count == 1 else apart > 1e-3
+
+
 def test_samples_are_as_loud_as_the_targets() -> None:
     """The velocity does not know how loud the receiver is: only the unit does."""
     params = moved(length="full")

@@ -126,6 +126,7 @@ def test_rows_take_the_views_in_turn_in_training_and_all_views_are_there() -> No
 
     (one, two), (latent, sown) = run(params(), taps())
     assert one.slots.shape == two.slots.shape == (ROWS, 4, 12)
+    assert all(bool(x.mask.all()) for x in (one, two, latent))
     assert one.span.tolist() == [8.0] * ROWS  # in tokens of its own view
     assert latent.span.tolist() == [8.0, 6.0] * 2  # and of the view of its turn
     for own in (one, two):  # columns without a token change nothing
