@@ -3,14 +3,15 @@
     python -m lw_jax.results record RUN_DIR... docs/records/TOPIC.jsonl
     python -m lw_jax.results write docs/results
     python -m lw_jax.results tensorboard RUN_DIR
-    python -m lw_jax.results normalised RUN_DIR...
+    python -m lw_jax.results normalised RUN_DIR... [text=RUN_DIR...]
     python -m lw_jax.results reading latent=RUN_DIR[,RUN_DIR...] NAME=RUN_DIR[,RUN_DIR...]...
 
 A record replaces the line of its name; `docs/records` alone is enough for a name that is there.
 Each `docs/results/<topic>.yaml` is the source of a page: prose with figures
 (`lw_jax.results.figures`), tables (rows of records, columns of `lw_jax.results.columns`) and
 pictures. `README.yaml` is the page with the contents. `normalised` prints the teacher-normalised
-score of several seeds' evaluations on the same rows, with intervals over articles and seeds;
+score of several seeds' evaluations on the same rows, with intervals over articles and seeds; a
+`text=RUN_DIR`, a tuned reader's own evaluation, may be the score's upper end as well;
 `reading` what the sender contributes: the bridge minus the best of others that read less.
 """
 
@@ -29,6 +30,7 @@ from lw_jax.results.tensorboard import write_events
 from lw_jax.utils.output import never_fails_to_encode
 
 USAGE = (__doc__ or "").strip()
+TEXT = "text="
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +48,11 @@ def main(argv: Sequence[str]) -> int:
             case ["tensorboard", run]:
                 print(write_events(Path(run)))
             case ["normalised", *runs] if runs:
-                for line in sentences([Path(run) for run in runs]):
+                text = [run.removeprefix(TEXT) for run in runs if run.startswith(TEXT)]
+                seeds = [Path(run) for run in runs if not run.startswith(TEXT)]
+                if not seeds:
+                    raise UserError(_wrong(argv))
+                for line in sentences(seeds, [Path(run) for run in text]):
                     print(line)
             case ["reading", *runs] if runs:
                 for line in reading(parsed(runs)):

@@ -15,17 +15,21 @@ ROW = {"id": str, "context_id": str, "receivers": {...: {...: _SAID}}}
 """The form of a line of predictions.jsonl, of what the scores are made of."""
 
 
-def sentences(runs: Sequence[Path]) -> list[str]:
+def sentences(runs: Sequence[Path], text: Sequence[Path] = ()) -> list[str]:
     """What every line of every receiver carries, in sentences; intervals are over articles and
     seeds. Lines that not all runs have are left out.
 
     Args:
         runs: directories with `metrics.json` and `predictions.jsonl`, one for each seed.
+        text: those of more receivers that were given the text and tuned for it, each evaluated by
+            itself on the same rows: its line `latent`. They may be the upper end as well as the
+            runs' own, and are the same for every seed.
 
     Raises:
         UserError: a file is missing or damaged, has no normalised score, or is of other rows.
     """
     held = [read_evaluation(run) for run in runs]
+    readers = {run.name: read_evaluation(run)[1] for run in text}
     for run, (metrics, _) in zip(runs, held, strict=True):
         if not metrics.get("normalised"):
             raise UserError(
@@ -37,6 +41,8 @@ def sentences(runs: Sequence[Path]) -> list[str]:
             )
     first, rows = held[0]
     by_id = on_same_rows(runs, [own for _, own in held])
+    joined = on_same_rows([runs[0], *text], [rows, *readers.values()])[1:]
+    more = dict(zip(readers, joined, strict=True))
     groups = groups_of(rows, len(runs))
     said = []
     for receiver, ends in first["normalised"].items():
@@ -49,9 +55,16 @@ def sentences(runs: Sequence[Path]) -> list[str]:
             for name in rows[0]["receivers"].get(receiver, ())
             if all(name in row["receivers"].get(receiver, ()) for seed in by_id for row in seed)
         }
-        if unknown := [name for name in (*ends["of"], ends["nothing"]) if name not in lines]:
+        for name, own in more.items():
+            if "latent" not in own[0]["receivers"].get(receiver, ()):
+                raise UserError(f"{name}: no line `latent` of the receiver {receiver}")
+            if name in lines:
+                raise UserError(f"{name}: the runs have a line of this name")
+            lines[name] = line_of([own] * len(runs), receiver, "latent")
+        of = [*ends["of"], *more]
+        if unknown := [name for name in (*of, ends["nothing"]) if name not in lines]:
             raise UserError(f"{runs[0]}: not all rows of all runs have the line {unknown[0]!r}")
-        found = of_lines(lines, ends["of"], ends["nothing"], groups, seed=first["data"]["seed"])
+        found = of_lines(lines, of, ends["nothing"], groups, seed=first["data"]["seed"])
         said += [f"{receiver}: {line}" for line in found["words"]]
     return said
 

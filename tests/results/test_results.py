@@ -626,6 +626,33 @@ def test_the_normalised_score_of_several_seeds(
     assert "other rows than" in capsys.readouterr().err
 
 
+def test_another_run_s_reader_may_be_the_upper_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, reader, other = seeds(tmp_path, 3)
+    path = run / "predictions.jsonl"
+    whole = '"text": {"f1": 1.0'
+    path.write_text(path.read_text().replace(whole, '"text": {"f1": 0.5'))
+    assert main(["normalised", str(run)]) == 0
+    alone = capsys.readouterr().out
+    path = reader / "predictions.jsonl"
+    path.write_text(re.sub(r'"latent": {"f1": [0-9.]+', '"latent": {"f1": 0.9', path.read_text()))
+    assert main(["normalised", str(run), f"text={reader}", f"text={other}"]) == 0
+    said = capsys.readouterr().out
+    assert "text 0.500, no_message 0.000" in alone
+    assert f"{reader.name} 0.900, no_message 0.000" in said
+    mean = float(re.findall(r"latent 0\.[0-9]+", said)[0].removeprefix("latent "))
+    assert f"r: latent carries {mean / 0.9:.2f}"[:-1] in said
+    assert main(["normalised", f"text={reader}"]) == 2
+    assert "give the run directory of every seed" in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"latent"', '"bare"'))
+    assert main(["normalised", str(run), f"text={reader}"]) == 2
+    assert f"{reader.name}: no line `latent` of the receiver r" in capsys.readouterr().err
+    path.write_text(path.read_text().replace('"q3"', '"p3"'))
+    assert main(["normalised", str(run), f"text={reader}"]) == 2
+    assert "other rows than" in capsys.readouterr().err
+
+
 def test_a_record_keeps_the_normalised_score(tmp_path: Path, runs: list[Path]) -> None:
     for run, share in zip(runs, (0.5, 0.75), strict=True):
         metrics = json.loads((run / "metrics.json").read_text())
