@@ -187,6 +187,7 @@ def test_what_is_asked_for_is_recovered_and_another_text_s_is_not(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # ten minutes of two slow cores
 def test_hostile_messages_reach_their_aim_and_the_gate_refuses_most(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
