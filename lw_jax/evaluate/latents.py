@@ -138,9 +138,9 @@ def given(
         latent: as it was received.
 
     Returns:
-        scalars of `lw_jax.evaluate.slots` (of the soft tokens where there are some, else of the
-        slots), the rows of the vocabulary `nearest` [B, P] to soft tokens, and `saturation` if the
-        reader says so.
+        scalars and products of `lw_jax.evaluate.slots` (of the soft tokens where there are some,
+        else of the slots; on the host `slots.ranked` makes ranks of the products), the rows of the
+        vocabulary `nearest` [B, P] to soft tokens, and `saturation` if the reader says so.
     """
     plain, read = bridge.apply(params, name, latent, method="deliver")
     model, prompt = frozen.receivers[name], frozen.prompt(name)

@@ -95,7 +95,6 @@ def load_params(
         for layer, name in _weights(missing, tree["layers"], first)
     }
     last: Any = ()
-    more: list[dict[str, Any]] = []
     with ExitStack() as stack:
         opened = open_files(stack, found, {part.name for part in missing})
         _check(found, wanted, missing, opened, layers, head)
@@ -122,8 +121,9 @@ def load_params(
         if all(part.layer is None for part in missing):
             loaded["layers"] = have["layers"]
         elif apart:
+            more: list[dict[str, Any]] = []
             for i, w in enumerate(tree["layers"][first:], first):
-                made = {}
+                made: dict[str, Any] = {}
                 for name, leaf in w.items():
                     made[name] = last = _convert(*sent(i, name, leaf))
                 more.append(made)

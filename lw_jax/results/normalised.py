@@ -29,6 +29,8 @@ def sentences(runs: Sequence[Path], text: Sequence[Path] = ()) -> list[str]:
         UserError: a file is missing or damaged, has no normalised score, or is of other rows.
     """
     held = [read_evaluation(run) for run in runs]
+    if len({run.name for run in text}) < len(text):
+        raise UserError(f"text: two of {', '.join(map(str, text))} have the same name; rename one")
     readers = {run.name: read_evaluation(run)[1] for run in text}
     for run, (metrics, _) in zip(runs, held, strict=True):
         if not metrics.get("normalised"):
@@ -56,7 +58,7 @@ def sentences(runs: Sequence[Path], text: Sequence[Path] = ()) -> list[str]:
             if all(name in row["receivers"].get(receiver, ()) for seed in by_id for row in seed)
         }
         for name, own in more.items():
-            if "latent" not in own[0]["receivers"].get(receiver, ()):
+            if not all("latent" in row["receivers"].get(receiver, ()) for row in own):
                 raise UserError(f"{name}: no line `latent` of the receiver {receiver}")
             if name in lines:
                 raise UserError(f"{name}: the runs have a line of this name")

@@ -645,7 +645,12 @@ def test_another_run_s_reader_may_be_the_upper_end(
     assert f"r: latent carries {mean / 0.9:.2f}"[:-1] in said
     assert main(["normalised", f"text={reader}"]) == 2
     assert "give the run directory of every seed" in capsys.readouterr().err
-    path.write_text(path.read_text().replace('"latent"', '"bare"'))
+    again = tmp_path / "again" / reader.name
+    shutil.copytree(reader, again)
+    assert main(["normalised", str(run), f"text={reader}", f"text={again}"]) == 2
+    assert "have the same name; rename one" in capsys.readouterr().err
+    first, *rest = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([first, *(line.replace('"latent"', '"bare"') for line in rest)]))
     assert main(["normalised", str(run), f"text={reader}"]) == 2
     assert f"{reader.name}: no line `latent` of the receiver r" in capsys.readouterr().err
     path.write_text(path.read_text().replace('"q3"', '"p3"'))
