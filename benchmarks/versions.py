@@ -1,7 +1,7 @@
 """The runs of docs/results/telepathy.md, several at once on one device.
 
-    python benchmarks/versions.py GSM8K_FOLDER [--at_once 10] [--seconds 3600] [--only PART ...]
-        [--recorded docs/records]
+    python -m benchmarks.versions GSM8K_FOLDER [--models MODELS] [--at_once 10] [--seconds 3600]
+        [--only PART ...] [--recorded docs/records]
 
 GSM8K_FOLDER holds `gsm8k_train.jsonl` and `gsm8k_dev.jsonl`. Every version of `configs/telepathy`
 and the variants below, on generated facts and on GSM8K, with two seeds: the same steps of the same
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.real_cells import MODELS
 from lw_jax.results.record import read_records
 
 CONFIGS = Path("configs/telepathy")
@@ -58,6 +59,49 @@ VARIANTS = {
     "v15k_muon": ("v15", [f"--stages.fit.train.optimiser={MUON}"]),
 }
 """One change each: V12 with targets at unit RMS, V15k with the default's optimiser."""
+
+REAL_PAIR = Path("configs/overlays/smollm_qwen.yaml")
+REAL_STEPS = 500
+REAL_TRAINED = [
+    f"--stages.fit.train.steps={REAL_STEPS}",
+    "--stages.fit.train.batch_size=16",
+    "--stages.fit.train.accumulate=1",
+    "--stages.fit.train.eval_every=125",
+    "--stages.fit.train.eval_rows=32",
+    "--stages.fit.train.log_every=25",
+    f"--stages.fit.train.save_every={REAL_STEPS}",
+    "--stages.fit.train.keep=1",
+    "--stages.fit.train.remat=dots",
+]
+READ_BY_REAL = [
+    "--bridge.latent_dim=640",
+    "--bridge.source.hidden_states.layers=[0, 4, 8, 16, 24]",
+    "--stages.fit.train.optimiser={name: muon, lr: 0.003, adam_lr: 0.001, "
+    "schedule: {shape: cosine, ramp: 50, final: 0.05}}",
+]
+SIZED = [
+    *READ_BY_REAL,
+    "--bridge.compressor.perceiver.width=640",
+    "--bridge.compressor.perceiver.heads=10",
+    "--bridge.reader.latent_adapters={layers: [4, 8, 12, 16, 20], head_dim: 64}",
+]
+"""Today's default between the real models: taps, widths, layers with adapters and rates as
+`configs/real` has them (`overlays/` there says the rule); all else is as between the small ones."""
+REAL_WIRE = [
+    *READ_BY_REAL,
+    "--bridge.compressor={perceiver: null, windows: {ratios: [1, 2], ratio: 2, width: 640, "
+    "heads: 10, encoder_layers: 3, depth: 3, bfloat16: true}}",
+    "--bridge.reader={coprocessor: null, "
+    "soft_tokens: {hidden: linear, positions: columns, conditioning: scale, init_scale: 1.09}, "
+    "latent_adapters: {layers: [4, 8, 12, 16, 20], head_dim: 64, mlp_ratio: 2}}",
+]
+"""The wire of `configs/real/cells/adapters.yaml` in its place: a slot for every two tokens."""
+REAL_ORDER = (
+    *("default", "v01", "v03_1", "v04", "v06", "v08", "v12", "v13", "v15a", "v15k", "v15e", "wire"),
+    *("v05", "v10", "v11", "v14", "v02", "v07", "v09", "v03", "v15b", "v15d", "v15f", "v15g"),
+    *("v15h", "v15c", "v15i", "v15j", "v15b_norm"),
+)
+"""The runs between the real models, the most telling first."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +176,36 @@ def _warm_up(name: str) -> str | None:
     return found[0] if found and name not in VARIANTS else None
 
 
+def between_models(gsm8k: Path, models: Path) -> list[Job]:
+    """Every version and today's default between two real models, on GSM8K, with one seed."""
+    sized = {"default": SIZED, "wire": REAL_WIRE}
+    return [real_job(name, sized.get(name, []), gsm8k, models) for name in REAL_ORDER]
+
+
+def real_job(name: str, flags: Sequence[str], gsm8k: Path, models: Path) -> Job:
+    """One of them."""
+    own = f"telepathy_{name}_real_s{SEEDS[0]}"
+    base = "default" if name == "wire" else name
+    sender, receiver = (models / file for file in MODELS)
+    said = ["--config", f"{CONFIGS}/{base}.yaml", "--config", str(REAL_PAIR)]
+    said += [f"--sender.path={sender}", f"--receivers.qwen.path={receiver}"]
+    said += [f"--data.gsm8k.train={gsm8k / 'gsm8k_train.jsonl'}"]
+    said += [f"--data.gsm8k.eval={gsm8k / 'gsm8k_dev.jsonl'}"]
+    after = None
+    if base in BEFORE:
+        after = f"telepathy_{BEFORE[base]}_real_s{SEEDS[0]}"
+        said += [f"--stages.report.evaluate.init_from=runs/{after}"]
+    else:
+        said += [*REAL_TRAINED, *flags]
+        if name.startswith("v15"):
+            said += [SCHEDULE + "{shape: cosine, ramp: 50}"]
+    tokens = 320 if base in WRITE_THE_TEXT else 200
+    said += [EVALUATED[-1], "--stages.report.evaluate.rows=256"]
+    said += ["--stages.report.evaluate.batch_size=256"]
+    said += [f"--stages.report.evaluate.decode.max_new_tokens={tokens}"]
+    return Job(own, (*said, "--mesh.data=1", f"--seed={SEEDS[0]}", f"--name={own}"), 2, after)
+
+
 def run(todo: list[Job], at_once: int, seconds: float) -> int:
     """Run them, `at_once` places at a time; how many failed."""
     end, failed = time.monotonic() + seconds, 0
@@ -201,7 +275,10 @@ def main() -> int:
     parser.add_argument(
         "--at_once", type=int, default=10, help="places; GSM8K takes two, facts one"
     )
+    parser.add_argument("--models", type=Path, help="folder with SmolLM2 and Qwen2.5 as GGUF files")
     asked = arguments(parser)
+    if asked.models is not None:
+        return started(between_models(asked.gsm8k, asked.models), asked)
     return started(jobs(asked.gsm8k), asked)
 
 

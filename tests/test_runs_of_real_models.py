@@ -1,0 +1,93 @@
+"""The lists of runs between two real models: each is read, and all are trained alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import real_cells, versions
+from lw_jax.config.command import read_command
+from lw_jax.config.parse import read
+from lw_jax.config.schema import Config
+from lw_jax.mesh import MeshConfig
+from lw_jax.train.config import TrainConfig
+from tests.test_configs import arch_of, steps
+
+HERE = Path("models")
+VERSIONS = versions.between_models(Path("data"), HERE)
+
+
+def resolved(flags: tuple[str, ...]) -> Config:
+    """The config that a run's flags mean."""
+    asked = read_command(list(flags))
+    return read(asked.target, asked.flags, asked.over)
+
+
+def training(config: Config) -> TrainConfig | None:
+    """Its train stage; None: it is evaluated alone."""
+    stage = config.stages.get("fit")
+    return None if stage is None else stage.train
+
+
+def test_every_version_is_there_once_and_the_most_telling_first() -> None:
+    files = {p.stem for p in versions.CONFIGS.glob("*.yaml") if not p.is_symlink()}
+    assert {*versions.REAL_ORDER} == {*files, "wire"}
+    assert len(versions.REAL_ORDER) == len(files) + 1
+    assert versions.REAL_ORDER.index("v03_1") < versions.REAL_ORDER.index("v04")
+
+
+@pytest.mark.parametrize("job", VERSIONS, ids=lambda job: job.name)
+def test_a_version_is_trained_as_long_as_all_on_the_same_rows(job: versions.Job) -> None:
+    config, first = resolved(job.flags), resolved(VERSIONS[0].flags)
+    assert config.name == job.name
+    assert (config.data, config.seed, config.sender) == (first.data, first.seed, first.sender)
+    assert config.receivers == first.receivers and [*config.receivers] == ["qwen"]
+    assert config.bridge is not None
+    wide = arch_of("qwen2.5-coder-0.5b-instruct.gguf").width
+    todays = "_default_" in job.name or "_wire_" in job.name
+    assert config.bridge.latent_dim == (640 if todays else wide)
+    own, other = training(config), training(first)
+    assert (own is None) == (job.after is not None)
+    if own is not None and other is not None:
+        kept = ("objectives", "optimiser", "ema")  # what a version is
+        assert replace(own, **{k: getattr(other, k) for k in kept}) == other
+    report, theirs = config.stages["report"].evaluate, first.stages["report"].evaluate
+    assert report is not None and theirs is not None
+    kept = ("layout", "decode", "init_from")
+    assert replace(report, **{k: getattr(theirs, k) for k in kept}) == theirs
+    least = 320 if config.layout.target == "question_answer" else 200
+    assert report.decode.max_new_tokens == least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", VERSIONS, ids=lambda job: job.name)
+def test_the_parts_of_a_version_between_real_models_fit(job: versions.Job) -> None:
+    for step in steps(resolved(job.flags), MeshConfig(data=1)):
+        _, metrics = jax.eval_shape(step.step, *step.arguments)
+        assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", [n for n in real_cells.FAILED if n != "wire"])
+def test_a_setting_that_failed_is_one_change(name: str) -> None:
+    given = (HERE, Path("data"), "encoder")
+    base = resolved(real_cells.flags_of("wire", *given))
+    config = resolved(real_cells.flags_of(name, *given))
+    own, other = training(config), training(base)
+    assert own is not None and other is not None
+    assert (other.steps, other.eval_every) == (240, 60)
+    if name == "latent_keep_1":
+        assert own.latent_keep is not None and own.latent_keep.ramp == own.steps
+    assert config != base
+    changed = {
+        "first_token_12": replace(config, objectives=base.objectives),
+        "k_token": replace(config, objectives=base.objectives),
+        "mse_anchor": replace(config, objectives=base.objectives),
+        "tanh": replace(config, bridge=base.bridge),
+        "rms_33": replace(config, bridge=base.bridge),
+        "latent_keep_1": replace(config, stages=base.stages),
+    }
+    assert changed[name] == base
+    assert replace(own, latent_keep=None) == other
