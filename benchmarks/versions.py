@@ -43,10 +43,8 @@ TRAINED = [
     "--stages.fit.train.log_every=50",
     "--stages.fit.train.save_every=100000",
 ]
-EVALUATED = [
-    "--stages.report.evaluate.batch_size=128",
-    "--stages.report.evaluate.methods=[text, latent]",
-]
+METHODS = "--stages.report.evaluate.methods=[text, latent]"
+EVALUATED = ["--stages.report.evaluate.batch_size=128", METHODS]
 SCHEDULE = "--stages.fit.train.optimiser.schedule="
 WARM_UP = {
     "v15": "{shape: cosine, ramp: 25}",
@@ -66,7 +64,7 @@ REAL_TRAINED = [
     f"--stages.fit.train.steps={REAL_STEPS}",
     "--stages.fit.train.batch_size=16",
     "--stages.fit.train.accumulate=1",
-    "--stages.fit.train.eval_every=125",
+    "--stages.fit.train.eval_every=250",
     "--stages.fit.train.eval_rows=32",
     "--stages.fit.train.log_every=25",
     f"--stages.fit.train.save_every={REAL_STEPS}",
@@ -200,7 +198,7 @@ def real_job(name: str, flags: Sequence[str], gsm8k: Path, models: Path) -> Job:
         if name.startswith("v15"):
             said += [SCHEDULE + "{shape: cosine, ramp: 50}"]
     tokens = 320 if base in WRITE_THE_TEXT else 200
-    said += [EVALUATED[-1], "--stages.report.evaluate.rows=256"]
+    said += [METHODS, "--stages.report.evaluate.rows=256"]
     said += ["--stages.report.evaluate.batch_size=256"]
     said += [f"--stages.report.evaluate.decode.max_new_tokens={tokens}"]
     return Job(own, (*said, "--mesh.data=1", f"--seed={SEEDS[0]}", f"--name={own}"), 2, after)
