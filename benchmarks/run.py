@@ -34,6 +34,7 @@ from typing import Any
 
 from benchmarks.speed.process import ROOT, rows_of
 from benchmarks.speed.turns import enter
+from benchmarks.speed.uneven import said
 
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN = "<!-- begin: written by `python -m benchmarks.run --page FILE.json ...` -->"
@@ -50,7 +51,20 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
         "lw_jax, float8, remat dots": {"quant": "float8", "remat": "dots"},
         "lw_jax, float8, remat none": {"quant": "float8", "remat": "none"},
         "lw_jax, remat none, reused": {"remat": "none", "reuse": "yes"},
+        "lw_jax, remat none, 4 questions": {"remat": "none", "questions": "4"},
+        "lw_jax, remat none, 4 questions, text shared": {
+            "remat": "none",
+            "questions": "4",
+            "shared": "yes",
+        },
         "torch, plain": {"torch": "plain"},
+        "torch, tuned": {"torch": "tuned"},
+        "torch, tuned and compiled": {"torch": "compiled"},
+    },
+    "uneven": {
+        "lw_jax": {},
+        "lw_jax, remat none": {"remat": "none"},
+        "lw_jax, float8, remat none": {"quant": "float8", "remat": "none"},
         "torch, tuned": {"torch": "tuned"},
         "torch, tuned and compiled": {"torch": "compiled"},
     },
@@ -84,7 +98,11 @@ WAYS: dict[str, dict[str, dict[str, str]]] = {
     "start": {"lw_jax": {}},
 }
 """Who does a part, and how."""
-RIVALS = {"step": "torch, tuned and compiled", "decode": "torch, static cache, compiled"}
+RIVALS = {
+    "step": "torch, tuned and compiled",
+    "uneven": "torch, tuned and compiled",
+    "decode": "torch, static cache, compiled",
+}
 """Against whom a part's ratios are."""
 START = ["--config", "configs/quickstart_scratch.yaml", "--stages.fit.train.steps=2"]
 START += ["--stages.fit.train.eval_every=0"]
@@ -344,7 +362,7 @@ def _group(runs: list[dict[str, Any]]) -> str:
         if part == "tiles":
             lines += _tiles(ways)
             continue
-        plans = " planned GB |" if part == "step" else ""
+        plans = " planned GB |" if part in ("step", "uneven") else ""
         lines.append(f"| | by | ms | min to max | first, s | peak GB |{plans} ratio to {against} |")
         lines.append("|---|---|---|---|---|---|---|" + ("---|" if plans else ""))
         for name, rows in ways.items():
@@ -363,6 +381,7 @@ def _group(runs: list[dict[str, Any]]) -> str:
                     f"{planned} {ratio} |"
                 )
         lines += _said_besides(ways)
+        lines += said(ways, against)
     return "\n".join(lines)
 
 

@@ -97,7 +97,7 @@ def _write(path: Path, shard: dict[str, tuple[int, ...]], block: Any) -> None:
 
 def config(s: Sizes, folder: Path) -> dict[str, Any]:
     """The run: generated facts, the bridge and the step of `benchmarks.speed`."""
-    own = run_of(s)
+    own = run_of(s, {})
     own["stages"]["fit"]["train"] |= {"log_every": 1, "eval_every": 0, "save_every": 1000}
     return own | {
         "name": "starting",

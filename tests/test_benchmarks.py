@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from benchmarks import starting
 from benchmarks.break_even import first, flops, forward, kv_bytes, measured, table
 from benchmarks.killed import difference
 from benchmarks.run import BEGIN, END, PAGE, WAYS, page, spliced
-from benchmarks.speed.sizes import sizes
+from benchmarks.speed.sizes import run_of, sizes
+from benchmarks.speed.uneven import batches, passes, summary
 from lw_jax.config.parse import from_dict
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.encoder_arch import arch_from_hf
@@ -74,6 +76,42 @@ def test_runs_of_one_machine_stand_together_and_say_what_has_no_column() -> None
     assert said.count("## decode") == 1
     assert "0.81 of 740 of one product of 8192 x 8192 matrices; 30.0 times the time" in said
     assert "from the decoder's, by rows: lw_jax, kernels: 0.040, 0.040." in said
+
+
+def test_uneven_texts_are_padded_to_a_few_lengths_or_to_the_longest(tmp_path: Path) -> None:
+    tokens = [10, 70, 100, 120, 130, 200, 30, 60] * 8 + [1000]
+    file = tmp_path / "lengths.json"
+    file.write_text(json.dumps({"tokens": tokens, "pieces": tokens}))
+    of = batches(replace(sizes("h200"), rows=8, longest=256), file)
+    assert (len(of.bucketed), of.left_out, of.mean) == (8, pytest.approx(1 / 65), 90.0)
+    assert set(of.bucketed) <= {64, 128, 192, 256}
+    assert sum(of.bucketed) < sum(of.longest)
+    assert of.longest == tuple(-(-exact // 64) * 64 for exact in of.exact)
+    assert max(of.exact) == 200  # a text of each length is in a batch of the longest
+
+    each = {size: {"ms": 10.0 + size} for size in (64, 128, 192, 256)}
+    rows = summary(each, of, "longest", [50.0, 40.0, 60.0])
+    assert rows["longest"]["ms"] == 10 + sum(of.longest) / 8
+    assert rows["longest"]["unrounded_ms"] == pytest.approx(10 + sum(of.exact) / 8)
+    assert rows["longest_unwaited"] == {"ms": 50.0, "min": 40.0, "max": 60.0}
+    assert rows["longest"]["padded"] == round(sum(of.longest) / 8 / 90, 3)
+    called: list[int] = []
+    assert len(passes(called.append, lambda _: None, (64, 128) * 40)) * 32 == len(called)
+
+    ours = {f"bucketed{end}": {"ms": 50.0} | rows["longest"] for end in ("", "_unwaited")}
+    other = {"longest": rows["longest"] | {"ms": 75.0}, "longest_unwaited": {"ms": 100.0}}
+    for kind in ours.values():
+        kind["ms"] = 50.0
+    part = {"lw_jax": ours, "torch, tuned and compiled": other}
+    text = page(FOUND | {"parts": {"uneven": part}})
+    assert "1.50 times as fast as torch, tuned and compiled that pads to the longest" in text
+    assert "2.00 as training goes" in text and "1.5 % left out" in text
+
+
+def test_questions_of_a_text_are_as_many_rows() -> None:
+    train = run_of(sizes("h200"), {"questions": "4", "shared": "yes"})["stages"]["fit"]["train"]
+    assert (train["batch_size"], train["questions"], train["shared_text"]) == (4, 4, True)
+    assert not run_of(sizes("h200"), {})["stages"]["fit"]["train"]["shared_text"]
 
 
 def test_several_devices_stand_beside_one() -> None:

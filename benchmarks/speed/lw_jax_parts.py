@@ -20,6 +20,7 @@ from benchmarks.speed import turns
 from benchmarks.speed.measure import compiled, times
 from benchmarks.speed.sizes import Sizes, run_of
 from benchmarks.speed.tiles import drawn, tiles
+from benchmarks.speed.uneven import batches, passes, summary
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -83,6 +84,31 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
         each = (time.perf_counter() - began) / s.times * 1e3
         found[f"{name}_unwaited"] = {"ms": round(each, 4)}
     return found
+
+
+def uneven(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
+    """Steps of texts of uneven length, padded to one of six lengths: of each length, and an epoch's
+    mean; and steps of these lengths in the epoch's order, none waited for."""
+    of = batches(s)
+    stages = {size: _stage(s, how, size) for size in sorted(set(of.bucketed))}
+    (made, _, state), *_ = stages.values()
+    frozen = _filled(made.frozen)
+    rows = {size: _batch(stages[size][0].batch) for size in stages}
+    calls = {size: (stages[size][0].step, (state, frozen, rows[size]), {}) for size in stages}
+    programs, spent = compiled(calls, turns.alone)
+    held = {"state": state}
+
+    def once(size: int) -> Any:
+        held["state"], metrics = programs[size](held["state"], frozen, rows[size])
+        return metrics["loss"]
+
+    found = {}
+    for size in stages:
+        row = times(partial(once, size), jax.block_until_ready, 1, max(3, s.times // 3))
+        found[size] = row | {"compile_s": spent[size]} | _planned(programs[size]) | _memory()
+    took = passes(once, jax.block_until_ready, of.bucketed)
+    each = {f"step_{size}": row for size, row in found.items()}
+    return each | summary(found, of, "bucketed", took)
 
 
 def _reused(
@@ -254,12 +280,11 @@ def _peak(s: Sizes, program: Any) -> Row:
     return row | {"tflops": round(2 * len(x) ** 3 / row["ms"] / 1e9, 6)}
 
 
-PARTS = {"step": step, "decode": decode, "handoff": handoff, "tiles": tiles}
+PARTS = {"step": step, "uneven": uneven, "decode": decode, "handoff": handoff, "tiles": tiles}
 
 
 def _config(s: Sizes, how: dict[str, str]) -> Any:
-    own = run_of(s)
-    own["stages"]["fit"]["train"]["remat"] = how.get("remat", "full")
+    own = run_of(s, how)
     models = {
         "sender": {"path": "sender", "dtype": s.dtype},
         "receivers": {RECEIVER: {"path": "receiver", "dtype": s.dtype}},

@@ -25,6 +25,7 @@ class Sizes:
         decoded: batch sizes of decoding.
         prompt, new: tokens of a prompt and of what is decoded.
         texts: tokens of the texts that are handed over.
+        longest: tokens of the longest text of a sample of uneven ones; what is longer is left out.
         warm, times: calls before measuring, and measured.
     """
 
@@ -44,14 +45,25 @@ class Sizes:
     prompt: int
     new: int
     texts: tuple[int, ...]
+    longest: int
     warm: int
     times: int
 
 
-def run_of(s: Sizes) -> dict[str, Any]:
-    """The run that is measured, but for its models: its bridge, objectives and training."""
+def run_of(s: Sizes, how: dict[str, str]) -> dict[str, Any]:
+    """The run that is measured, but for its models: its bridge, objectives and training. With
+    `questions` so many are asked about each text, as many in all as a step has rows; `shared`: a
+    teacher reads the text once for all of them."""
     compressor = {"slots": s.slots, "width": s.width, "heads": s.heads, "depth": s.depth}
-    train = {"steps": 1000, "batch_size": s.rows, "optimiser": {"name": "adamw", "lr": 1e-4}}
+    questions = int(how.get("questions", 1))
+    train = {
+        "steps": 1000,
+        "batch_size": max(1, s.rows // questions),
+        "questions": questions,
+        "shared_text": "shared" in how,
+        "remat": how.get("remat", "full"),
+        "optimiser": {"name": "adamw", "lr": 1e-4},
+    }
     return {
         "bridge": {
             "latent_dim": s.width,
@@ -104,6 +116,7 @@ def sizes(preset: str) -> Sizes:
             prompt=8,
             new=8,
             texts=(16,),
+            longest=128,
             warm=1,
             times=3,
         )
@@ -126,6 +139,7 @@ def sizes(preset: str) -> Sizes:
             prompt=192,
             new=32,
             texts=(160,),
+            longest=320,
             warm=3,
             times=20,
         )
@@ -147,6 +161,7 @@ def sizes(preset: str) -> Sizes:
         prompt=512,
         new=128,
         texts=(512, 2048, 8192),
+        longest=512,
         warm=3,
         times=12,
     )

@@ -7,6 +7,7 @@ bridge and losses; the tuned decoding has a static cache and is compiled.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,14 +19,15 @@ from torch.nn import functional
 from benchmarks.speed import turns
 from benchmarks.speed.measure import times
 from benchmarks.speed.sizes import Sizes
+from benchmarks.speed.uneven import batches, passes, summary
 
 Row = dict[str, Any]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
-    """A training step, `how["torch"]` being `plain`, `tuned` or `compiled`; with `sources`, of
-    texts of each of these lengths."""
+def _steps(s: Sizes, how: dict[str, str], sources: list[int]) -> dict[int, Callable[[], Any]]:
+    """A training step of texts of each of these lengths, `how["torch"]` being `plain`, `tuned` or
+    `compiled`."""
     torch.manual_seed(0)
     kind = how["torch"]
     torch.set_float32_matmul_precision("high")
@@ -34,8 +36,7 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     receiver = _model(s.receiver, s.dtype)
     if not plain:
         sender.model.norm = nn.Identity()  # a tap is before the final norm
-    bridge = Resampler(s).to(DEVICE)
-    sources = [int(n) for n in how["sources"].split(",")] if "sources" in how else [s.source]
+    bridge = Resampler(s, max(sources)).to(DEVICE)
     optimiser = torch.optim.AdamW(bridge.parameters(), lr=1e-4, fused=DEVICE == "cuda")
     call: Any = bridge
     loss_of: Any = _losses
@@ -85,8 +86,14 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
         optimiser.zero_grad(set_to_none=True)
         return loss.detach()
 
+    return {source: partial(once, *made(source)) for source in sources}
+
+
+def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
+    """A training step; with `sources`, of texts of each of these lengths."""
     found: dict[str, Row] = {}
-    calls = {source: partial(once, *made(source)) for source in sources}
+    sources = [int(n) for n in how["sources"].split(",")] if "sources" in how else [s.source]
+    calls = _steps(s, how, sources)
     turns.leave()  # it compiles on the processors, and calls the device a few times
     firsts = {source: _first(call_with) for source, call_with in calls.items()}
     turns.alone()
@@ -102,6 +109,25 @@ def step(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
         each = (time.perf_counter() - began) / s.times * 1e3
         found[f"{name}_unwaited"] = {"ms": round(each, 4)}
     return found
+
+
+def uneven(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
+    """Steps of texts of uneven length, padded to one of six lengths, as lw_jax does it, and to the
+    longest text of each step."""
+    of = batches(s)
+    calls = _steps(s, how, sorted({*of.bucketed, *of.longest}))
+    turns.leave()
+    firsts = {size: _first(call) for size, call in calls.items()}
+    turns.alone()
+    found = {
+        size: times(call, _wait, 1, max(3, s.times // 3)) | {"first_s": firsts[size]} | _memory()
+        for size, call in calls.items()
+    }
+    rows: dict[str, Row] = {f"step_{size}": row for size, row in found.items()}
+    for kind in ("bucketed", "longest"):
+        took = passes(lambda size: calls[size](), _wait, getattr(of, kind))
+        rows |= summary(found, of, kind, took)
+    return rows
 
 
 def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
@@ -143,7 +169,7 @@ def decode(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     return found
 
 
-PARTS = {"step": step, "decode": decode}
+PARTS = {"step": step, "uneven": uneven, "decode": decode}
 
 
 def _first(call: Any) -> float:
@@ -181,11 +207,11 @@ def _model(shape: dict[str, Any], dtype: str, layers: int | None = None) -> Any:
 class Resampler(nn.Module):
     """A bridge of the sizes of lw_jax's: learned queries that read the source and each other."""
 
-    def __init__(self, s: Sizes) -> None:
+    def __init__(self, s: Sizes, longest: int) -> None:
         super().__init__()
         wide = s.receiver["hidden_size"]
         self.enter = nn.Linear(s.sender["hidden_size"], s.width)
-        self.place = nn.Parameter(torch.randn(s.source, s.width) * 0.02)
+        self.place = nn.Parameter(torch.randn(longest, s.width) * 0.02)
         self.queries = nn.Parameter(torch.randn(s.slots, s.width) * 0.02)
         self.blocks = nn.ModuleList(Block(s.width, s.heads) for _ in range(s.depth))
         self.leave = nn.Linear(s.width, wide)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lw_jax.config.schema import Config
-from lw_jax.data.example import Example, Remark, Rows, characters
+from lw_jax.data.example import Example, Remark, Rows, pieces
 from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.data.stream import Stream
 from lw_jax.errors import UserError
@@ -117,7 +117,7 @@ def stream_of(
         questions=cfg.questions,
         workers=cfg.workers,
         usable=has_row,
-        length=None if cfg.buckets is None else characters,
+        length=None if cfg.buckets is None else pieces,
         here=None if parts is None else slice(parts.start * each, parts.stop * each),
     )
 

@@ -39,7 +39,7 @@ def bucketed(collate: Collate, groups: Sequence[Group], count: int, multiple: in
     table = table[np.argsort(table.sum(axis=1), kind="stable")]
     sizes = np.maximum.accumulate(table, axis=0)  # what a border after each context would need
     sizes[-1] = most
-    ends = _borders(sizes.sum(axis=1), count)
+    ends = borders(sizes.sum(axis=1), count)
     shorter = tuple(dict(zip(keys, sizes[end].tolist(), strict=True)) for end in ends[:-1])
     return dataclasses.replace(
         collate, lengths=dataclasses.replace(collate.lengths, shorter=shorter)
@@ -58,9 +58,14 @@ def lengths_of(collate: Collate, groups: Sequence[Group]) -> dict[str, np.ndarra
     return found
 
 
-def _borders(totals: np.ndarray, count: int) -> list[int]:
+def borders(totals: np.ndarray, count: int) -> list[int]:
     """Where the first groups of ascending totals [n] end, so that the sum over groups of their
-    size times their last total is least; at most `count` groups, the last end being n - 1."""
+    size times their last total is least; at most `count` groups, the last end being n - 1.
+
+    Args:
+        totals: tokens of each context, ascending.
+        count: groups at most.
+    """
     ends = np.flatnonzero(np.append(np.diff(totals) > 0, True))
     cost = (ends + 1) * totals[ends]  # of one group up to each end
     before: list[np.ndarray] = []

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
-from lw_jax.data.example import Example, Group, characters
+from lw_jax.data.example import Example, Group, pieces
 from lw_jax.data.facts import FactsRows
 from lw_jax.data.source import ListRows
 from lw_jax.data.stream import WINDOW, Stream
-from lw_jax.text.buckets import _borders, bucketed, lengths_of, tokens_of
+from lw_jax.text.buckets import borders, bucketed, lengths_of, tokens_of
 from lw_jax.text.collate import Collate, has_row, measure
 from tests.tiny.receiver import LAYOUT, text_tokenizer
 
@@ -45,7 +46,7 @@ def test_no_other_borders_pad_less(count: int) -> None:
             for size in range(count)
             for some in itertools.combinations(range(last), size)
         )
-        found = _borders(totals, count)
+        found = borders(totals, count)
         assert len(found) <= count and found[-1] == last
         assert padded(found) == min(map(padded, choices))
 
@@ -75,7 +76,7 @@ def test_a_batch_has_the_same_rows_in_less_room() -> None:
     few = bucketed(whole, groups, 4, 8)
     shapes = set()
     for i in range(0, 120, 6):
-        some = sorted(groups, key=characters)[i : i + 6]
+        some = sorted(groups, key=pieces)[i : i + 6]
         long, short = whole(some), few(some)
         assert long.keys() == short.keys()
         for key, values in long.items():
@@ -114,7 +115,7 @@ def test_lengths_are_those_of_the_longest_question() -> None:
 def stream(groups: list[tuple[Example, ...]], workers: int = 0, size: int = 8) -> Stream:
     few = bucketed(collate(groups), groups, 4, 8)
     return Stream(
-        ListRows(groups, []), few, size, 3, "fit", 1, workers, usable=has_row, length=characters
+        ListRows(groups, []), few, size, 3, "fit", 1, workers, usable=has_row, length=pieces
     )
 
 
@@ -139,8 +140,19 @@ def test_every_epoch_has_every_row_once_and_less_padding() -> None:
         return float(1 - counts[0] / counts[1])
 
     assert padding(ours) < 0.5 * padding(plain)
-    longest = [max(characters(groups[i]) for i in ours.indices(step)) for step in range(WINDOW)]
+    longest = [max(pieces(groups[i]) for i in ours.indices(step)) for step in range(WINDOW)]
     assert longest != sorted(longest)  # batches of all lengths in turn
+
+
+def test_rows_are_put_together_by_what_becomes_tokens() -> None:
+    """Digits and signs are tokens of their own, and few letters of a long word are."""
+    words, numbers = "many simple words in a row", "1234, 5678; 90 + 12 = 102."
+    assert len(words) == len(numbers)
+    asked = Example("c", "c/0", words, "who?", ("she",))
+    other = dataclasses.replace(asked, context=numbers)
+    assert pieces((asked,)) == 6 + 3
+    assert pieces((other,)) == 20 + 3
+    assert pieces((asked, dataclasses.replace(asked, question="who, then?"))) == 6 + 5
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -148,6 +160,6 @@ def test_batches_are_the_same_from_any_step(workers: int) -> None:
     groups = uneven(4 * (WINDOW + 3))
     first = stream(groups, size=4)
     expected = [first.batch(step) for step in range(30, 40)]  # over windows and epochs
-    again = Stream(first.rows, first.collate, 4, 3, "fit", 1, workers, has_row, characters)
+    again = Stream(first.rows, first.collate, 4, 3, "fit", 1, workers, has_row, pieces)
     for one, other in zip(again.iterate(30, 40), expected, strict=True):
         assert all(np.array_equal(one[key], other[key]) for key in other)
