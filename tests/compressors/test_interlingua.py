@@ -26,7 +26,8 @@ from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Context
 from lw_jax.readers import soft_tokens
 from lw_jax.sources import bytes as raw_bytes
-from lw_jax.types import Taps
+from lw_jax.types import Features, Taps
+from tests.tiny import by_hand
 from tests.tiny.encoder import write_encoder
 from tests.tiny.models import write_model
 
@@ -138,6 +139,30 @@ def test_rows_take_the_views_in_turn_in_training_and_all_views_are_there() -> No
         np.testing.assert_allclose(latent.slots[row], each[row, row % 2], rtol=1e-6)
         for i, own in enumerate((one, two)):
             np.testing.assert_allclose(each[row, i], own.slots[row], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("view", ["one", "two"])
+def test_slots_of_a_view_by_hand(view: str) -> None:
+    """Its tokens, wherever in their row, read the anchor; queries read them."""
+    built = bridge().at_view(view).config.compressor.interlingua.build(bridge().dims)  # type: ignore[union-attr]
+    views = {
+        name: Features(own.states[0], own.mask, jnp.zeros(own.mask.shape, jnp.int32))
+        for name, own in taps().items()
+    }
+    p = by_hand.drawn(built, views)
+    found = jax.jit(built.apply)({"params": p}, views)
+    own, anchor = views[view], views["anchor"]
+    y = by_hand.rms_norm(p["anchor_norm"], by_hand.dense(p["enter_anchor"], np.asarray(anchor.x)))
+    mask = np.asarray(own.mask)
+    x = by_hand.dense(p[f"enter_{view}"], np.asarray(own.x))
+    x = x + by_hand.sinusoid(mask.cumsum(1) - 1, 16)
+    x = by_hand.stack(p["align"], x, mask, None, y, anchor.mask)
+    z = np.broadcast_to(p["queries"], (ROWS, 4, 16))
+    x = by_hand.rms_norm(p["source_norm"], x)
+    z = z + by_hand.attention(p["cross"], by_hand.rms_norm(p["query_norm"], z), x, mask)
+    z = z + by_hand.mlp(p["mlp"], by_hand.rms_norm(p["mlp_norm"], z))
+    wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z))
+    np.testing.assert_allclose(found.slots, wanted, atol=1e-3)
 
 
 @pytest.mark.slow

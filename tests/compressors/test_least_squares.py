@@ -71,3 +71,19 @@ def test_too_few_tokens_are_said():
     few = sums(*(jnp.asarray(part[:1, :2]) for part in batch(0)))
     with pytest.raises(UserError, match="do not determine a map of 5 features"):
         solve(LeastSquares(l2=0.0), few)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_what_is_explained_does_not_depend_on_how_loud_targets_are(size: float):
+    x, e, spans, mask = batch(0)
+    plain = solve(LeastSquares(l2=0.01), sums(*map(jnp.asarray, (x, e, spans, mask))))
+    found = solve(LeastSquares(l2=0.01), sums(*map(jnp.asarray, (x, size * e, spans, mask))))
+    assert 0.05 < plain.explained < 0.95
+    assert found.explained == pytest.approx(plain.explained, rel=1e-3)
+
+
+def test_of_targets_that_are_all_alike_nothing_is_explained():
+    x, e, spans, mask = batch(0)
+    found = solve(LeastSquares(), sums(*map(jnp.asarray, (x, 0 * e, spans, mask))))
+    assert found.explained == 0
+    assert not found.kernel.any() and not found.bias.any()

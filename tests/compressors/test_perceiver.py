@@ -13,6 +13,7 @@ from lw_jax.compressors import perceiver
 from lw_jax.errors import UserError
 from lw_jax.models.dims import BridgeDims
 from lw_jax.types import Features, Latent, PyTree
+from tests.tiny import by_hand
 
 WIDTH, TOKENS = 8, 24
 DIMS = BridgeDims(source_width=WIDTH, taps=1, latent_dim=6)
@@ -114,3 +115,33 @@ def test_heads_fit_its_own_width_or_the_latents() -> None:
     perceiver.Config(slots=2, width=None, heads=6).check(6)
     with pytest.raises(UserError, match="heads: 8 are more than the width 6"):
         perceiver.Config(slots=2, width=None, heads=8).check(6)
+
+
+@pytest.mark.parametrize(("rotary", "anchored"), [(True, True), (False, False)])
+def test_slots_by_hand(rotary: bool, anchored: bool) -> None:
+    """Two slots of a text of eight tokens, each from the mean of its half; one of four tokens. The
+    first token of a row is no content."""
+    options = config(ratios=(4.0,), rotary=rotary, anchored=anchored, encoder_layers=1)
+    built, lengths = options.build(DIMS), np.asarray([8, 4])
+    mask = (np.arange(9) > 0)[None] & (np.arange(9)[None] <= lengths[:, None])
+    x = np.random.default_rng(0).normal(size=(2, 9, WIDTH)).astype(np.float32)
+    view = Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros(mask.shape, jnp.int32))
+    p = by_hand.drawn(built, {"source": view})
+    found = jax.jit(built.apply)({"params": p}, {"source": view})
+    index = mask.cumsum(1) - 1
+    x = by_hand.dense(p["enter"], x) + by_hand.sinusoid(index, 16)
+    x = by_hand.stack(p["encoder"], x, mask, index if rotary else None)
+    used = np.asarray([[True, True, False], [True, False, False]])
+    z = np.broadcast_to(p["queries"][:3], (2, 3, 16)).copy()
+    if anchored:
+        z[0, :2] += x[0, 1:].reshape(2, 4, 16).mean(1)
+        z[1, 0] += x[1, 1:5].mean(0)
+    middles = np.asarray([[2.0, 6.0, 10.0], [2.0, 6.0, 10.0]])
+    z = z + by_hand.sinusoid(middles, 16)
+    y = by_hand.rms_norm(p["source_norm"], x)
+    at = (middles, index) if rotary else (None, None)
+    z = by_hand.stack(p["resampler"], z, used, at[0], y, mask, at[1])
+    wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z)) * used[..., None]
+    np.testing.assert_allclose(found.slots, wanted, atol=1e-3)
+    assert found.mask.tolist() == used.tolist()
+    assert found.span is not None and found.span.tolist() == [8, 4]

@@ -169,3 +169,44 @@ def test_windows_by_hand(mode: Any, kernel: int | None) -> None:
     wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z)) * mask[..., None]
     np.testing.assert_allclose(found.slots, wanted, atol=1e-3)
     assert found.mask.tolist() == mask.tolist()
+
+
+def test_a_window_and_its_stretch_of_another_view_by_hand() -> None:
+    """Windows of four tokens, and the two or three bytes that stand beside each."""
+    options = {"mode": "mean", "width": 16, "heads": 2, "depth": 0, "views": ("tokens", "bytes")}
+    config = window.Config(SIZE, encoder_layers=1, **options)  # type: ignore[arg-type]
+    built, views = config.build(DIMS), {"tokens": features([8, 12]), "bytes": features([4, 9])}
+    p = by_hand.drawn(built, views)
+    found = jax.jit(built.apply)({"params": p}, views)
+    at, read = np.arange(TOKENS)[None], {}
+    for name, end in (("tokens", ""), ("bytes", "_bytes")):
+        x = by_hand.dense(p[f"enter{end}"], np.asarray(views[name].x)) + by_hand.sinusoid(at, 16)
+        read[name] = by_hand.stack(p[f"encoder{end}"], x, np.asarray(views[name].mask))
+    for row, (count, each) in enumerate(((2, 2), (3, 3))):
+        z = read["tokens"][row, : 4 * count].reshape(count, 4, 16).mean(1)
+        beside = read["bytes"][row, : each * count].reshape(count, each, 16).mean(1)
+        z = z + by_hand.dense(p["read_bytes"], beside) + by_hand.sinusoid(4 * np.arange(count), 16)
+        wanted = by_hand.dense(p["leave"], by_hand.rms_norm(p["out_norm"], z))
+        np.testing.assert_allclose(found.slots[row, :count], wanted, atol=1e-3)
+        assert not np.asarray(found.slots)[row, count:].any()
+
+
+def test_windows_are_of_the_real_tokens_in_their_order() -> None:
+    """Also of many, where a sort that is not stable would mix them."""
+    rng = np.random.default_rng(0)
+    x, mask = rng.normal(size=(2, 60, WIDTH)).astype(np.float32), rng.random((2, 60)) < 0.5
+    mask[:, :40] |= rng.random((2, 40)) < 0.5
+    found = latent(
+        "mean", Features(jnp.asarray(x), jnp.asarray(mask), jnp.zeros((2, 60), jnp.int32))
+    )
+    for row in range(2):
+        count = int(mask[row].sum())
+        alone = Features(
+            jnp.asarray(x[row][mask[row]])[None],
+            jnp.ones((1, count), bool),
+            jnp.zeros((1, count), jnp.int32),
+        )
+        wanted = latent("mean", alone)
+        slots = int(wanted.mask.sum())
+        np.testing.assert_allclose(found.slots[row, :slots], wanted.slots[0], atol=1e-4)
+        assert found.mask[row].sum() == slots == -(-count // SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -59,6 +60,9 @@ def test_a_text_has_a_slot_for_every_window_of_its_tokens(ratio: int) -> None:
     of_all = config(phase=False)
     found = latent(of_all.at_ratio(ratio), features([9, 4, 1]), params_of(of_all))
     assert found.mask.sum(axis=1).tolist() == [-(-n // ratio) for n in (9, 4, 1)]
+    assert found.slots.shape[1] == -(-10 // ratio)  # ten columns: a head, and nine tokens
+    begun = jax.eval_shape(lambda: latent(config().at_ratio(ratio), features([9, 4, 1])).slots)
+    assert begun.shape[1] == found.slots.shape[1] + (ratio > 1)  # there may be a beginning
     assert found.span is not None
     assert found.span.tolist() == [9, 4, 1]
     assert not np.asarray(found.slots)[~np.asarray(found.mask)].any()
@@ -117,6 +121,10 @@ def test_bfloat16_is_close_and_keeps_float32_parameters() -> None:
     found = latent(config(bfloat16=True), view, params).slots
     assert found.dtype == jnp.float32
     assert 0 < float(jnp.abs(found - exact).max()) < 0.1
+    run = compiled(config(bfloat16=True))
+    program = str(jax.make_jaxpr(lambda p: run(p, {"source": view}, False))(params))
+    products = re.findall(r":(\w+)\[[\d,]*\] = dot_general", program)
+    assert len(products) > 10 and products.count("bf16") == len(products) - 1  # that to the latent
     leaves = jax.tree.leaves(jax.eval_shape(lambda: params_of(config(bfloat16=True))))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
@@ -141,6 +149,8 @@ def test_windows_by_hand(ratio: int, train: bool) -> None:
     found = jax.jit(built.apply, static_argnums=2)(
         {"params": p}, {"source": view}, train, rngs=rngs
     )
+    assert p["leave"]["kernel"].shape == (12, 6)
+    assert p["mixer"]["blocks"]["block"]["self"]["query"]["kernel"].shape == (1, 12, 3, 4)
     two = np.tile(p["window_1_kernel"], (2, 1)) / 2**0.5 + p["window_2_kernel"]
     four = np.tile(two, (2, 1)) / 2**0.5 + p["window_4_kernel"]
     kernel = {1: p["window_1_kernel"], 2: two, 4: four}[ratio]

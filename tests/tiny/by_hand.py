@@ -47,14 +47,17 @@ def turned(x: Floats, at: Any) -> Floats:
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attention(p: Any, x: Floats, y: Floats, mask: Any, at: Any = None) -> Floats:
-    """Of x [B, M, W] over those of y [B, T, W] in mask [B, T]; at: positions of both."""
+def attention(p: Any, x: Floats, y: Floats, mask: Any, at: Any = None, y_at: Any = None) -> Floats:
+    """Of x [B, M, W] over those of y [B, T, W] in mask [B, T].
+
+    at: positions of both; or of x alone, and y_at those of y.
+    """
     q, k, v = (
         np.einsum("btw,whe->bthe", z, p[name]["kernel"])
         for z, name in ((x, "query"), (y, "key"), (y, "value"))
     )
     if at is not None:
-        q, k = turned(q, at), turned(k, at)
+        q, k = turned(q, at), turned(k, at if y_at is None else y_at)
     scores = np.einsum("bmhe,bthe->bhmt", q, k) / q.shape[-1] ** 0.5
     scores = np.where(np.asarray(mask)[:, None, None], scores, -1e9)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -74,11 +77,21 @@ def mlp(p: Any, x: Floats) -> Floats:
     return dense(p["down"], gelu(dense(p["up"], x)))
 
 
-def stack(p: Any, x: Floats, mask: Any, at: Any = None) -> Floats:
-    """Self-attention blocks, their parameters stacked."""
+def stack(
+    p: Any,
+    x: Floats,
+    mask: Any,
+    at: Any = None,
+    y: Any = None,
+    y_mask: Any = None,
+    y_at: Any = None,
+) -> Floats:
+    """Blocks, their parameters stacked: cross-attention, if there is y, self-attention, MLP."""
     blocks = p["blocks"]["block"]
     for i in range(len(blocks["self_norm"]["scale"])):
         w = jax.tree.map(lambda leaf, i=i: leaf[i], blocks)
+        if y is not None:
+            x = x + attention(w["cross"], rms_norm(w["cross_norm"], x), y, y_mask, at, y_at)
         h = rms_norm(w["self_norm"], x)
         x = x + attention(w["self"], h, h, mask, at)
         x = x + mlp(w["mlp"], rms_norm(w["mlp_norm"], x))

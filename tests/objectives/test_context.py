@@ -1,0 +1,239 @@
+"""What the objectives of a step share, and figures that few rows or quiet states make."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lw_jax.models import head
+from lw_jax.objectives import (
+    affine_l2,
+    bag_of_words,
+    batch_diversity,
+    cosine_reconstruction,
+    gist,
+    info_nce,
+    k_token_ce,
+    kd,
+    latent_align,
+    reconstruction,
+    scale_l2,
+    slot_alignment,
+    text_ce,
+)
+from lw_jax.objectives.base import Term, mean
+from lw_jax.objectives.common import targets
+from lw_jax.objectives.common.context import Context, Pass
+from lw_jax.receiver.read import Reading
+from lw_jax.types import Delivery
+from tests.tiny import objectives as world
+from tests.tiny.receiver import model
+
+LABELS, LENGTHS = (world.data()["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
+REAL = np.arange(LABELS.shape[1])[None] < LENGTHS[:, None]
+
+
+def states(seed: int) -> np.ndarray:
+    shape = (*LABELS.shape, world.WIDTH)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def log_p(hidden: np.ndarray, tau: float = 1.0) -> np.ndarray:
+    """Log-probabilities [N, A, V] at a temperature."""
+    tokenizer = model()
+    flat = jnp.asarray(hidden.reshape(-1, world.WIDTH))
+    z = head.logits(tokenizer.arch, tokenizer.params, flat) / tau
+    return np.asarray(jax.nn.log_softmax(z, axis=-1)).reshape(*LABELS.shape, -1)
+
+
+def given(rows: world.Tree, read: dict[Pass, np.ndarray], **more: Any) -> Context:
+    """A context whose passes have been run: their states by hand."""
+    seen = dataclasses.replace(world.context({"reader": world.reader()}, rows), **more)
+    for asked, hidden in read.items():
+        parts = (jnp.asarray(x) for x in (hidden, REAL, LABELS))
+        seen.readings["r", asked] = Reading(*parts, None, None)  # type: ignore[arg-type]
+    return seen
+
+
+def value(term: Any) -> float:
+    assert isinstance(term, Term)
+    return float(mean(term))
+
+
+def some_valid() -> world.Tree:
+    """Rows of which one question of context 0 does not count, and context 2 as a whole."""
+    rows = world.data()
+    rows["batch"]["valid"][[1, 4, 5]] = False
+    return rows
+
+
+def test_a_context_counts_while_one_of_its_questions_does() -> None:
+    seen = world.context({"reader": world.reader()}, some_valid())
+    wanted = np.ones(world.CONTEXTS, bool)
+    wanted[2] = False
+    np.testing.assert_array_equal(seen.valid_contexts, wanted)
+    slots = jnp.ones((world.CONTEXTS, 3), bool).at[0, 1:].set(False).at[5].set(False)
+    wanted[5] = False
+    np.testing.assert_array_equal(targets.counted(seen, slots), wanted)
+
+
+def test_every_part_of_the_bridge_draws_by_a_key_of_its_own() -> None:
+    """The same from one version to the next: 0 makes the latent, the receivers follow it."""
+    one = world.DIMS.receivers["r"]
+    dims = dataclasses.replace(world.DIMS, receivers={"r": one, "s": one})
+    told = []
+
+    class Told(world.HandMade):
+        def apply(self, *given: Any, method: str, train: bool, rng: Any) -> Any:
+            told.append(jax.random.key_data(rng).tolist())
+            return super().apply(*given, method=method, train=train, rng=rng)
+
+    seen = world.context(
+        {"reader": world.reader()}, world.data(), {"r": world.RECEIVER, "s": world.RECEIVER}
+    )
+    bridge = Told(seen.bridge.latent, dims)  # type: ignore[attr-defined]
+    seen = dataclasses.replace(seen, bridge=bridge)  # type: ignore[arg-type]
+    assert set(seen.deliveries) == {"r", "s"}
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(3)]
+    assert told == [jax.random.key_data(key).tolist() for key in keys]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answers_are_scored_slice_by_slice_as_at_once(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices of padding alone are left out, and none that has a token."""
+    narrow = dataclasses.replace(
+        model(), params=jax.tree.map(lambda x: x.astype(dtype), model().params)
+    )
+    read = {
+        asked: states(i).astype(dtype)
+        for i, asked in enumerate((Pass("latent"), Pass("text", gradient=False)))
+    }
+
+    def scores() -> Any:
+        seen = given(world.data(), read, tau=2.0)
+        seen = dataclasses.replace(
+            seen, frozen=dataclasses.replace(seen.frozen, receivers={"r": narrow})
+        )
+        scored, kl = seen.answers("r")
+        assert (kl is None) == (dtype == "float32")
+        return [np.asarray(x)[REAL] for x in (scored.nll, *([] if kl is None else [kl]))]
+
+    whole = scores()
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", 8 * narrow.arch.vocab_size)
+    assert REAL.sum() < REAL.size - 16  # there is a slice to leave out
+    for found, wanted in zip(scores(), whole, strict=True):
+        assert wanted.min() > 0.01
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("first", [None, 2])
+def test_the_divergence_of_tokens_that_count(first: int | None) -> None:
+    student, teacher = states(1), states(2)
+    read = {Pass("latent"): student, Pass("text", gradient=False): teacher}
+    rows = some_valid()
+    found = value(kd.Config(tau=2.0, first=first).terms(given(rows, read), "r").loss)
+    p, q = log_p(teacher, 2.0), log_p(student, 2.0)
+    counts = REAL & rows["batch"]["valid"][:, None] & (np.arange(5) < (first or 5))[None]
+    wanted = 4 * (np.exp(p) * (p - q)).sum(-1)[counts].mean()
+    assert found == pytest.approx(wanted, rel=1e-4)
+
+
+def test_an_answer_after_the_text_costs_what_its_own_tokens_do() -> None:
+    rows, hidden = some_valid(), states(3)
+    seen = given(rows, {Pass("text", adapted=True): hidden})
+    nll = -np.take_along_axis(log_p(hidden), LABELS[..., None], axis=-1)[..., 0]
+    wanted = nll[REAL & rows["batch"]["valid"][:, None]].mean()
+    assert value(text_ce.Config().terms(seen, "r").loss) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_figures_of_a_batch_count_once() -> None:
+    """Else the mean over microbatches would be their sum."""
+    seen = given(world.data(), {Pass("latent"): states(1)})
+    watched = k_token_ce.Config(tokens=2).terms(seen, "r").watched["k_tokens"]
+    assert (float(watched.total), float(watched.count)) == (2, 1)
+    sown = {
+        "readers": {"r": {"soft_tokens": {"colour": jnp.float32(0.5), "scale": jnp.float32(3)}}}
+    }
+    seen.computed["given"] = {"r": (Delivery(jnp.ones((8, 3, 24))), sown)}
+    for config, wanted in (
+        (affine_l2.Config(), 0.5),
+        (scale_l2.Config(of="colour"), 0.5),
+        (scale_l2.Config(of="scale"), 4.0),
+    ):
+        term = config.terms(seen, "r").loss
+        assert isinstance(term, Term)
+        assert (float(term.total), float(term.count)) == (wanted, 1)
+
+
+PER_TOKEN = reconstruction.Config(mode="per_token", positions=4, width=8, heads=2)
+OF_SLOTS: list[tuple[str, Any]] = [
+    ("bag_of_words", bag_of_words.Config()),
+    ("batch_diversity", batch_diversity.Config()),
+    ("cosine_reconstruction", cosine_reconstruction.Config()),
+    ("gist", gist.Config(positions=4, width=8, heads=2)),
+    ("info_nce", info_nce.Config()),
+    ("latent_align", latent_align.Config(tokens=2)),
+    ("reconstruction", reconstruction.Config()),
+    ("scale_l2", scale_l2.Config()),
+    ("slot_alignment", slot_alignment.Config()),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), OF_SLOTS, ids=[name for name, _ in OF_SLOTS])
+def test_a_context_without_a_slot_is_no_context(name: str, config: Any) -> None:
+    """Loss, what is watched and gradients are those of a batch in which it does not count."""
+    rows, without = world.data(), world.data()
+    rows["used"][2] = without["used"][2] = False
+    without["batch"]["valid"][4:6] = False
+    found, wanted = world.run(name, config, rows), world.run(name, config, without)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(wanted))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_text_without_a_token_has_no_stretch_and_no_word() -> None:
+    """A text that fills its row has, as one that ends before it."""
+    rows = world.data()
+    lengths = rows["batch"]["r/context/lengths"]
+    lengths[:] = [7, 6, 6, 3, 4, 6, 0, 2]
+    rows["used"][0, 1:] = False
+    rows["real"][6] = False
+    config: Any = slot_alignment.Config(distance="mse")
+    loss, watched, _ = world.run("slot_alignment", config, rows)
+    table, slots, errors = np.asarray(model().params["embed"]), rows["slots"] @ world.reader(), []
+    for i, length in enumerate(lengths):
+        words = table[rows["batch"]["r/context/ids"][i, :length]]
+        parts = np.split(words, rows["used"][i].sum()) if length else []
+        errors += [((slots[i, m] - part.mean(0)) ** 2).mean() for m, part in enumerate(parts)]
+    assert len(errors) == 1 + 2 + 3 + 3 + 2 + 3 + 2
+    np.testing.assert_allclose(loss, np.mean(errors), rtol=1e-5)
+    found = world.run("bag_of_words", bag_of_words.Config(), rows)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((watched, found)))
+
+
+def test_alike_contexts_are_not_told_apart() -> None:
+    rows = world.data()
+    rows["slots"][:] = rows["slots"][:1]
+    rows["used"][:] = True
+    _, watched, _ = world.run("info_nce", info_nce.Config(), rows)
+    assert watched["r/info_nce_right"] == 0
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_quiet_states_of_the_source_are_made_as_loud_as_others(size: float) -> None:
+    """To the root of a millionth, which is added to their mean square."""
+    rows = world.data()
+    rows["states"] *= np.float32(size)
+    seen = world.context({"reader": world.reader()}, rows)
+    found, mask = targets.source_states(seen, True)
+    square = (rows["states"].astype(np.float64) ** 2).mean(-1, keepdims=True)
+    wanted = (rows["states"] / np.sqrt(square + 1e-6)).mean(0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(mask, rows["real"])
