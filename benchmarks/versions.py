@@ -81,7 +81,7 @@ SIZED = [
     *READ_BY_REAL,
     "--bridge.compressor.perceiver.width=640",
     "--bridge.compressor.perceiver.heads=10",
-    "--bridge.reader.latent_adapters={layers: [4, 8, 12, 16, 20], head_dim: 64}",
+    "--bridge.reader.latent_adapters={layers: [4, 8, 12, 16, 20], head_dim: 64, mlp_ratio: 0}",
 ]
 """Today's default between the real models: taps, widths, layers with adapters and rates as
 `configs/real` has them (`overlays/` there says the rule); all else is as between the small ones."""

@@ -62,6 +62,18 @@ def test_a_version_is_trained_as_long_as_all_on_the_same_rows(job: versions.Job)
     assert report.decode.max_new_tokens == least
 
 
+def test_todays_default_is_the_same_wire_in_other_sizes() -> None:
+    small = read(versions.CONFIGS / "default.yaml").bridge
+    sized = resolved(VERSIONS[0].flags).bridge
+    assert small is not None and sized is not None
+    blocks, own = small.reader.latent_adapters, sized.reader.latent_adapters
+    resampler, mine = small.compressor.perceiver, sized.compressor.perceiver
+    assert replace(own, layers=blocks.layers, head_dim=blocks.head_dim) == blocks
+    assert replace(mine, width=resampler.width, heads=resampler.heads) == resampler
+    assert replace(sized.reader, latent_adapters=blocks) == small.reader
+    assert (sized.bottleneck, len(sized.source.hidden_states.layers)) == (small.bottleneck, 5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("job", VERSIONS, ids=lambda job: job.name)
 def test_the_parts_of_a_version_between_real_models_fit(job: versions.Job) -> None:
