@@ -117,6 +117,15 @@ def test_usage_by_hand_with_mixed_levels() -> None:
     assert codes.usage({}) == codes.usage({"bottleneck": {}}) == {}
 
 
+def test_of_no_slot_there_is_no_use() -> None:
+    """Figures of nothing are finite, and so is how saturated it is."""
+    out, notes = Part(fsq.Config((3, 5)), 6)(latent(50 * draw(2, 3, 6), np.zeros((2, 3), bool)))
+    assert not np.asarray(out.slots).any()
+    assert float(notes["saturation"]) == 0
+    said = {name: float(value) for name, value in usage(notes).items()}
+    assert said == {"usage": 0, "perplexity": 1, "distinct": 0}
+
+
 @pytest.mark.parametrize("values", [2, 9])
 def test_distinct_is_what_numpy_counts(values: int) -> None:
     found = np.random.default_rng(values).integers(0, values, (6, 40, 5)).astype(np.int32)

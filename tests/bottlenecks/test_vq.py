@@ -120,3 +120,22 @@ def test_codes_may_start_at_unit_length_and_slots_be_normed() -> None:
     np.testing.assert_allclose(intermediates["inputs"], normed, rtol=1e-4, atol=1e-5)
     nearest = np.square(normed[:, :, None] - book).sum(-1).argmin(-1)
     np.testing.assert_array_equal(intermediates["codes"][..., 0], nearest)
+
+
+def test_quiet_slots_are_compared_but_for_none() -> None:
+    """A squared millionth is added to their mean square; a slot of zeros stays finite."""
+    part = Part(vq.Config(8, "cosine"), 6)
+    x = np.zeros((1, 3, 6), np.float32)
+    x[0, 0], x[0, 1] = 1e-6, 1.0
+    out, notes = part(latent(x))
+    wanted = np.asarray([0.5**0.5, 1.0, 0.0])
+    np.testing.assert_allclose(notes["inputs"][0], wanted[:, None] * np.ones(6), rtol=1e-4)
+    assert np.isfinite(out.slots).all()
+
+
+@pytest.mark.parametrize(("revive", "limit"), [(None, 100), (7, 7)])
+def test_a_code_is_alive_until_it_would_be_revived(revive: int | None, limit: int) -> None:
+    part = Part(vq.Config(4, revive=revive), 6)
+    idle = jnp.asarray([0.0, limit - 1, limit, 3.0 * limit])
+    _, notes = part(latent(draw(1, 2, 6)), {**part.params, "idle": idle})
+    assert float(notes["alive"]) == 0.5

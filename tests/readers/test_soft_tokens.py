@@ -110,6 +110,30 @@ def test_colour_starts_at_none() -> None:
     assert intermediates["colour"] == 0
 
 
+def test_colour_is_how_far_gains_and_biases_lie_from_none() -> None:
+    """And of no slot nothing is saturated."""
+    gain, bias = np.random.default_rng(1).normal(size=(2, 8)).astype(np.float32)
+    options = {"hidden": "none", "input_norm": False, "conditioning": "tanh", "init_scale": 1.0}
+    reader = soft_tokens.Config(**options, colour=True).build(DIMS)  # type: ignore[arg-type]
+    params = {"colour_gain": gain, "colour_bias": bias, "log_scale": np.float32(0)}
+    latent = Latent(30 * SLOTS, np.zeros((2, 3), bool))  # type: ignore[arg-type]
+    given, sown = reader.apply({"params": params}, latent, mutable=["intermediates"])
+    np.testing.assert_allclose(given.embeds, np.tanh(30 * SLOTS) * gain + bias, rtol=1e-4)  # type: ignore[union-attr]
+    notes = sown["intermediates"]
+    assert float(notes["colour"]) == pytest.approx(((gain - 1) ** 2 + bias**2).mean(), rel=1e-5)
+    assert float(notes["saturation"]) == 0
+
+
+@pytest.mark.parametrize("loud", [1.0, 1e-3])
+def test_slots_are_made_as_loud_but_for_quiet_ones(loud: float) -> None:
+    """A millionth is added to their mean square."""
+    _, embeds, notes = given(loud, hidden="none", input_norm=False)
+    x = SLOTS * np.float32(loud)
+    wanted = 0.02 * x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(embeds, wanted, rtol=1e-4)
+    assert notes["scale"] == pytest.approx(1)
+
+
 def test_film_starts_at_none_and_then_modulates_by_the_real_slots() -> None:
     _, plain, _ = given(conditioning="none")
     params, same, _ = given(conditioning="none", film=True)
