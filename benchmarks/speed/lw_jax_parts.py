@@ -20,7 +20,7 @@ from benchmarks.speed import turns
 from benchmarks.speed.measure import compiled, times
 from benchmarks.speed.sizes import Sizes, run_of
 from benchmarks.speed.tiles import drawn, tiles
-from benchmarks.speed.uneven import batches, passes, summary
+from benchmarks.speed.uneven import batches, in_order, summary
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.config.parse import from_dict
 from lw_jax.mesh import MeshConfig, make_mesh
@@ -95,6 +95,7 @@ def uneven(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     frozen = _filled(made.frozen)
     rows = {size: _batch(stages[size][0].batch) for size in stages}
     calls = {size: (stages[size][0].step, (state, frozen, rows[size]), {}) for size in stages}
+    turns.leave()  # it traces on the processors
     programs, spent = compiled(calls, turns.alone)
     held = {"state": state}
 
@@ -106,7 +107,7 @@ def uneven(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     for size in stages:
         row = times(partial(once, size), jax.block_until_ready, 1, max(3, s.times // 3))
         found[size] = row | {"compile_s": spent[size]} | _planned(programs[size]) | _memory()
-    took = passes(once, jax.block_until_ready, of.bucketed)
+    took = in_order(once, jax.block_until_ready, of.bucketed)
     each = {f"step_{size}": row for size, row in found.items()}
     return each | summary(found, of, "bucketed", took)
 

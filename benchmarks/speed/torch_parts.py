@@ -19,7 +19,7 @@ from torch.nn import functional
 from benchmarks.speed import turns
 from benchmarks.speed.measure import times
 from benchmarks.speed.sizes import Sizes
-from benchmarks.speed.uneven import batches, passes, summary
+from benchmarks.speed.uneven import batches, in_order, summary
 
 Row = dict[str, Any]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,7 +125,7 @@ def uneven(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     }
     rows: dict[str, Row] = {f"step_{size}": row for size, row in found.items()}
     for kind in ("bucketed", "longest"):
-        took = passes(lambda size: calls[size](), _wait, getattr(of, kind))
+        took = in_order(lambda size: calls[size](), _wait, getattr(of, kind))
         rows |= summary(found, of, kind, took)
     return rows
 

@@ -28,8 +28,6 @@ from lw_jax.text.buckets import TILE, borders
 LENGTHS = ROOT / "docs" / "performance" / "lengths.json"
 COUNT = 6
 """Lengths of a bucketed step."""
-PASSES = 2
-"""Through the steps of a window."""
 SAMPLE = 2048
 """Contexts, as many as a run measures."""
 
@@ -105,14 +103,14 @@ def _rounded(tokens: np.ndarray) -> np.ndarray:
     return -(-np.maximum(tokens, 1) // TILE) * TILE
 
 
-def summary(each: dict[int, dict[str, Any]], of: Batches, kind: str, took: list[float]) -> Any:
+def summary(each: dict[int, dict[str, Any]], of: Batches, kind: str, took: float) -> Any:
     """The rows of one way of padding.
 
     Args:
         each: times of a step of each length.
         of: the epoch's batches.
         kind: `bucketed` or `longest`.
-        took: what `passes` gives of them.
+        took: what `in_order` gives of them.
     """
     steps: tuple[int, ...] = getattr(of, kind)
     held = Counter(steps)
@@ -129,30 +127,25 @@ def summary(each: dict[int, dict[str, Any]], of: Batches, kind: str, took: list[
         sizes = sorted(each)
         times = np.interp(of.exact, sizes, [each[size]["ms"] for size in sizes])
         row["unrounded_ms"] = round(float(times.mean()), 4)
-    passed = {"ms": round(float(np.median(took)), 4)}
-    passed |= {"min": round(min(took), 4), "max": round(max(took), 4)}
-    return {kind: row, f"{kind}_unwaited": passed}
+    return {kind: row, f"{kind}_unwaited": {"ms": round(took, 4)}}
 
 
-def passes(
+def in_order(
     once: Callable[[int], Any], wait: Callable[[Any], Any], steps: tuple[int, ...]
-) -> list[float]:
+) -> float:
     """Milliseconds a step of the first `WINDOW` steps, in which all ways have the same texts, in
-    their order and not waited for one by one; of each pass.
+    their order and not waited for one by one.
 
     Args:
         once: a step of this length, that was compiled.
         wait: waits for what it returned.
         steps: the lengths of an epoch's steps.
     """
-    some, took = steps[:WINDOW], []
-    for _ in range(PASSES):
-        began = time.perf_counter()
-        for size in some:
-            last = once(size)
-        wait(last)
-        took.append((time.perf_counter() - began) * 1e3 / len(some))
-    return took
+    began = time.perf_counter()
+    for size in steps[:WINDOW]:
+        last = once(size)
+    wait(last)
+    return (time.perf_counter() - began) * 1e3 / len(steps[:WINDOW])
 
 
 def said(ways: dict[str, Any], against: str) -> list[str]:
