@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from lw_jax.data import records
@@ -58,16 +59,21 @@ class Config(FileSource):
         ) -> Iterator[tuple[str, Example]]:
             context = records.text(record, self.context_field)
             name = f"cloze-{short_hash(context)}"
-            rng = random.Random(name)
-            made = question(context, self.gap, self.other_words, rng)
-            if made is None:
+            if next(islice(_WORD.finditer(context), BEFORE[0], None), None) is None:
                 raise records.BadRowError(f"{self.context_field}: too short for a gap")
             level = level_of(record, self.level_field)
             own = row_id(self, record)
-            yield context, Example(f"{name}/0", name, context, made[0], (made[1],), level, own)
+            yield context, Example(f"{name}/0", name, context, "", ("",), level, own)
 
         found = load(self, split, parse, seed, level)
-        return ClozeRows(found.groups, found.malformed, found.account, self)
+        groups = [tuple(map(self._asked, group)) for group in found.groups]
+        return ClozeRows(groups, found.malformed, found.account, self)
+
+    def _asked(self, row: Example) -> Example:
+        """A row with its gap, which is that of its text."""
+        made = question(row.context, self.gap, self.other_words, random.Random(row.context_id))
+        assert made is not None  # it is long enough
+        return replace(row, question=made[0], answers=(made[1],))
 
 
 class ClozeRows(ListRows):
@@ -106,7 +112,8 @@ def question(text: str, gap: str, other_words: float, rng: random.Random) -> tup
     places = range(BEFORE[0], len(words))
     if not places:
         return None
-    marked = [i for i in places if words[i][0][0].isupper() or words[i][0][0].isdigit()]
+    firsts = [text[word.start()] for word in words]
+    marked = [i for i in places if firsts[i].isupper() or firsts[i].isdigit()]
     any_word = not marked or rng.random() < other_words
     first = rng.choice(places if any_word else marked)
     last = first + 1
@@ -114,7 +121,7 @@ def question(text: str, gap: str, other_words: float, rng: random.Random) -> tup
         not any_word
         and last < min(len(words), first + MOST_WORDS)
         and text[words[last - 1].end() : words[last].start()] == " "
-        and words[last][0][0].isupper()
+        and firsts[last].isupper()
     ):
         last += 1
     begin = words[max(0, first - rng.randint(*BEFORE))].start()

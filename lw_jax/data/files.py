@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import gzip
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
 
@@ -25,6 +26,15 @@ BOM = b"\xef\xbb\xbf"
 
 Names = Annotated[str, MaxLen(4096)] | Annotated[tuple[Location, ...], FEW]
 """A file, a pattern (`data/*.jsonl`), a directory or a data set of the hub, or several of them."""
+
+
+State = tuple[tuple[str, int, int], ...]
+"""Path, time of change and size of files."""
+SMALL = 2**25
+"""Bytes of files up to which their rows are held in memory."""
+SETTLED = 2.0
+"""Seconds for which a file must not have changed: within the resolution of its time it might change
+once more."""
 
 
 def several(names: Names | None) -> tuple[str, ...]:
@@ -85,6 +95,18 @@ def resolved(names: Names | None) -> frozenset[str]:
         except (UserError, OSError):
             found.add(os.path.realpath(os.path.expanduser(name)))
     return frozenset(found)
+
+
+def state(names: Names) -> State | None:
+    """What changes when files do; None: not all are files, or their rows are not to be held."""
+    if not all(map(is_file, several(names))):
+        return None
+    with suppress(UserError, OSError):
+        seen = [(path.resolve(), path.stat()) for name in several(names) for path in paths(name)]
+        quiet = time.time_ns() - max(stat.st_mtime_ns for _, stat in seen) > SETTLED * 1e9
+        if quiet and sum(stat.st_size for _, stat in seen) <= SMALL:
+            return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in seen)
+    return None
 
 
 def kind_of(path: Path) -> str | None:

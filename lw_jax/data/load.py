@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from functools import lru_cache
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,8 @@ from lw_jax.data.source import FileSource
 from lw_jax.errors import UserError
 from lw_jax.utils.registry import chosen
 
-State = tuple[tuple[str, int, int], ...]
-"""Path, time of change and size of files."""
-SMALL = 2**25
-"""Bytes of the files of a data set up to which its rows are held in memory."""
-SETTLED = 2.0
-"""Seconds for which a file must not have changed: within the resolution of its time it might change
-once more."""
+_READING = RLock()
+"""What two threads ask for is read once."""
 
 
 def data_set(data: Any) -> DataSet:
@@ -46,29 +40,24 @@ def load_rows(data: Any, split: str, seed: int, level: int | None = None) -> Row
     """
     one = data_set(data)
     state = _state(one, split)
-    return one.rows(split, seed, level) if state is None else _held(one, split, seed, level, state)
+    with _READING:
+        if state is None:
+            return one.rows(split, seed, level)
+        return _held(one, split, seed, level, state)
 
 
 @lru_cache(maxsize=8)
-def _held(one: DataSet, split: str, seed: int, level: int | None, state: State) -> Rows:
+def _held(one: DataSet, split: str, seed: int, level: int | None, state: files.State) -> Rows:
     """The rows of small files as they are now: a start checks the rows that a stage then reads."""
     del state
     return one.rows(split, seed, level)
 
 
-def _state(one: DataSet, split: str) -> State | None:
-    """What changes when the files of a data set do; None: they are not held."""
+def _state(one: DataSet, split: str) -> files.State | None:
+    """What changes when the files of a data set do; None: its rows are not held."""
     if not isinstance(one, FileSource):
         return None
-    names = files.several(one.eval if split == "eval" and one.eval else one.train)
-    if not all(map(files.is_file, names)):
-        return None
-    with suppress(UserError, OSError):
-        seen = [(path.resolve(), path.stat()) for name in names for path in files.paths(name)]
-        quiet = time.time_ns() - max(stat.st_mtime_ns for _, stat in seen) > SETTLED * 1e9
-        if quiet and sum(stat.st_size for _, stat in seen) <= SMALL:
-            return tuple((str(path), stat.st_mtime_ns, stat.st_size) for path, stat in seen)
-    return None
+    return files.state(one.eval if split == "eval" and one.eval else one.train)
 
 
 def labels_of(data: Any) -> tuple[str, ...]:

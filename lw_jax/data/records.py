@@ -99,7 +99,7 @@ def _value(text: str) -> Any:
         RecursionError: it is nested too deep.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return _JSON.decode(text)
     except json.JSONDecodeError:
         raise
     except ValueError:  # a number of more digits than Python reads
@@ -113,6 +113,10 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     names = [name for name, _ in pairs]
     twice = next(name for name in names if names.count(name) > 1)
     return Unreadable(f"an object with the key {twice[:40]!r} twice")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
+"""`json.loads` would make one for every line."""
 
 
 def _integer(digits: str) -> Any:

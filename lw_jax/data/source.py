@@ -8,8 +8,9 @@ import random
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple, Self
 
 from annotated_types import Ge, Le
@@ -26,7 +27,8 @@ Reject = Callable[[str, str], None]
 
 Parse = Callable[[str, Mapping[str, Any], Reject], Iterable[tuple[str, Example]]]
 """(where, record, reject) -> examples, each with the key of what a split must keep together
-(an article, a passage). It may raise `records.BadRowError` to reject the whole record.
+(an article, a passage). It may raise `records.BadRowError` to reject the whole record. What it
+gives depends on the record and the source's config alone.
 """
 
 OWN_IDS = ("id", "_id")
@@ -276,43 +278,32 @@ def load(
     same_ids: dict[str, None] = {}
     splits: Counter[Split] = Counter()
     levels: set[int] = set()
-    fields: tuple[str, ...] = ()
     read = 0
-
-    def reject(where: str, why: str) -> None:
-        malformed.append((where, why))
-
-    for where, record in records.read(name, source.subset, part):
-        try:
-            if isinstance(record, records.BadRowError):
-                raise record
-            if not isinstance(record, Mapping):
-                raise records.BadRowError(f"expected an object, got {records.shown(record)}")
-            fields = fields or tuple(map(str, record))
-            for key, parsed in parse(where, record, reject):
-                example = source.levelled(parsed)
-                read += 1
-                actual: Split = "eval" if own else _split_of(key, source, has_eval)
-                splits[actual] += 1
-                if actual != wanted:
-                    continue
-                levels.add(example.level)
-                if level is not None and example.level != level:
-                    continue
-                if leave is not None and (why := leave(example)) is not None:
-                    left_out[why] += 1
-                    continue
-                content = example.context_id, example.question, example.answers
-                if content in seen:
-                    twice.append((where, seen[content]))
-                elif example.row_id in ids:
-                    same_ids[example.row_id] = None
-                seen.setdefault(content, where)
-                if example.row_id:
-                    ids.add(example.row_id)
-                groups.setdefault(example.context_id, []).append(example)
-        except records.BadRowError as error:
-            reject(where, str(error))
+    file = _File(source, name, part, files.state(name), parse)
+    for where, key, example in _entries(file):
+        if not isinstance(example, Example):
+            malformed.append((where, example))
+            continue
+        read += 1
+        actual: Split = "eval" if own else _split_of(key, source, has_eval)
+        splits[actual] += 1
+        if actual != wanted:
+            continue
+        levels.add(example.level)
+        if level is not None and example.level != level:
+            continue
+        if leave is not None and (why := leave(example)) is not None:
+            left_out[why] += 1
+            continue
+        content = example.context_id, example.question, example.answers
+        if content in seen:
+            twice.append((where, seen[content]))
+        elif example.row_id in ids:
+            same_ids[example.row_id] = None
+        seen.setdefault(content, where)
+        if example.row_id:
+            ids.add(example.row_id)
+        groups.setdefault(example.context_id, []).append(example)
     read += len(malformed)
     account = Account(read, malformed, dict(left_out), twice, list(same_ids))
     names = ", ".join(files.several(name))
@@ -321,7 +312,7 @@ def load(
         first = f"; the first: {': '.join(malformed[0])}" if malformed else ""
         raise UserError(
             f"{names}: no row{of} in the split {wanted!r} ({len(malformed)} malformed{first})"
-            + _advice(source, wanted, own, level, levels, splits, account, fields)
+            + _advice(file, wanted, own, level, levels, splits, account)
         )
     most = source.max_malformed
     if most is not None and len(malformed) > most * read:
@@ -334,6 +325,51 @@ def load(
     if size is not None and size < len(rows):
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
     return ListRows(rows, [f"{where}: {why}" for where, why in malformed], account)
+
+
+Entry = tuple[str, str, Example | str]
+"""Place, key and example of a row; of a malformed one its place, "", and the cause."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the rows of a source are read from; equal ones give equal rows."""
+
+    source: FileSource
+    name: Names
+    part: str
+    state: files.State | None
+    parse: Parse = field(compare=False)
+
+    def entries(self) -> Iterator[Entry]:
+        """All rows, whatever their split and level."""
+        wrong: list[Entry] = []
+
+        def reject(where: str, why: str) -> None:
+            wrong.append((where, "", why))
+
+        for where, record in records.read(self.name, self.source.subset, self.part):
+            try:
+                if isinstance(record, records.BadRowError):
+                    raise record
+                if not isinstance(record, Mapping):
+                    raise records.BadRowError(f"expected an object, got {records.shown(record)}")
+                for key, row in self.parse(where, record, reject):
+                    yield where, key, self.source.levelled(row)
+            except records.BadRowError as error:
+                reject(where, str(error))
+            yield from wrong
+            wrong.clear()
+
+
+def _entries(file: _File) -> Iterable[Entry]:
+    return file.entries() if file.state is None else _held(file)
+
+
+@lru_cache(maxsize=4)
+def _held(file: _File) -> tuple[Entry, ...]:
+    """The rows of small files as they are now: levels and splits of one file are read together."""
+    return tuple(file.entries())
 
 
 def malformed_text(malformed: Sequence[tuple[str, str]], read: int) -> str:
@@ -405,22 +441,26 @@ def _check_apart(source: FileSource) -> None:
 
 
 def _advice(
-    source: FileSource,
+    file: _File,
     wanted: Split,
     own: bool,
     level: int | None,
     levels: set[int],
     splits: Counter[Split],
     account: Account,
-    fields: Sequence[str],
 ) -> str:
     """What would give the split rows."""
+    source = file.source
     if account.left_out:
         return "; " + "; ".join(f"{n} {why.said}" for why, n in account.left_out.items())
     if level is not None and levels:
         return f"; there are levels {', '.join(map(str, sorted(levels)))}"
     if account.malformed and not splits:
-        return f"; the rows have the fields {', '.join(fields)[:200]}" if fields else ""
+        found = records.read(file.name, source.subset, file.part)
+        fields = next(
+            (", ".join(map(str, one)) for _, one in found if isinstance(one, Mapping)), ""
+        )
+        return f"; the rows have the fields {fields[:200]}" if fields else ""
     if own or not splits:
         return ""
     shares = "" if source.has_eval else f"eval_share {source.eval_share:g} and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lw_jax.data import records
@@ -73,7 +73,8 @@ class Config(FileSource):
         def leave(example: Example) -> Reason | None:
             return None if example.answers else UNANSWERABLE
 
-        found = load(self, split, parse, seed, level, leave)
+        as_read = replace(self, swap=0.0)  # the same rows: they are swapped when they are drawn
+        found = load(as_read, split, parse, seed, level, leave)
         if split != "train" or not self.swap:
             return found
         return SwappedRows(found.groups, found.malformed, found.account, self.swap)

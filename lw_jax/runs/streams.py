@@ -55,12 +55,44 @@ class Part:
     levels: dict[str, int | None]
 
 
+def _levels(cfg: TrainConfig, task: str | None) -> dict[str, int | None]:
+    """The levels of the rows of a stage, or of one of its tasks, by the names of the streams."""
+    if task is not None:
+        return {task: cfg.tasks[task].level}
+    return {str(phase.index): phase.level for phase in phases(cfg)}
+
+
+TaskRows = dict[str | None, dict[int | None, Rows]]
+"""Training rows by task and level."""
+
+
+def task_rows(config: Config, cfg: TrainConfig) -> TaskRows:
+    """The rows that every task of a stage trains on; no model is needed.
+
+    Args:
+        config: of the run, with the stage's own data.
+        cfg: the stage.
+
+    Raises:
+        UserError: what `training_rows` raises.
+    """
+    load = cache(load_rows)  # tasks may share a file, and all are held against the same evaluations
+    return {
+        task: {
+            level: training_rows(config, own, own.data or config.data, level, load)
+            for level in dict.fromkeys(_levels(cfg, task).values())
+        }
+        for task, own in cfg.each().items()
+    }
+
+
 def parts_of(
     pipeline: Pipeline,
     config: Config,
     cfg: TrainConfig,
     name: str,
     teachers: Mapping[str, Teacher],
+    read: TaskRows,
 ) -> dict[str | None, Part]:
     """What the steps of every task work with.
 
@@ -70,18 +102,14 @@ def parts_of(
         cfg: the stage.
         name: its name.
         teachers: tuned receivers that read the text.
+        read: what `task_rows` gives.
     """
-    load = cache(load_rows)  # tasks may share a file, and all are held against the same evaluations
     found: dict[str | None, Part] = {}
     for task, own in cfg.each().items():
         layout, data, mine = own.layout or config.layout, own.data or config.data, pipeline
-        levels: dict[str, int | None] = {str(p.index): p.level for p in phases(cfg)}
-        if task is not None:
-            levels = {task: cfg.tasks[task].level}
-        each = dict.fromkeys(levels.values())
-        rows = {level: training_rows(config, own, data, level, load) for level in each}
+        levels, rows = _levels(cfg, task), read[task]
         if layout != pipeline.layout or data != config.data:  # those were looked at before
-            mine = laid_out(pipeline, layout, sample(rows[next(iter(each))], CHECKED_ROWS))
+            mine = laid_out(pipeline, layout, sample(next(iter(rows.values())), CHECKED_ROWS))
         streams = {
             key: stream_of(mine, own, rows[level], config.seed, f"{name}/{key}")
             for key, level in levels.items()

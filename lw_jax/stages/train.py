@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,15 @@ from lw_jax.runs.identity import depends_on, identity
 from lw_jax.runs.memory import settled
 from lw_jax.runs.rows import report
 from lw_jax.runs.session import open_pipeline
-from lw_jax.runs.streams import answer_stop, parts_of, phases, remarks, rows_of_process, validation
+from lw_jax.runs.streams import (
+    answer_stop,
+    parts_of,
+    phases,
+    remarks,
+    rows_of_process,
+    task_rows,
+    validation,
+)
 from lw_jax.runs.trained import load_trained
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.train.checkpoint import steps
@@ -61,6 +70,9 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     config = dataclasses.replace(
         config, data=cfg.data or config.data, layout=cfg.layout or config.layout
     )
+    beside = ThreadPoolExecutor(1, "rows")
+    reading = beside.submit(task_rows, config, cfg)  # while the models are read and measured
+    beside.shutdown(wait=False)
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
     objectives = cfg.objectives or config.objectives
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
@@ -77,7 +89,7 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     turns = turns_of(phases(cfg))
-    parts = parts_of(pipeline, config, cfg, name, teachers)
+    parts = parts_of(pipeline, config, cfg, name, teachers, reading.result())
     for part in parts.values():
         _check_heads(part.objectives, objectives, pipeline.bridge.dims, f"stages.{name}")
         for key, stream in part.streams.items():

@@ -35,7 +35,7 @@ from lw_jax.receiver.answer import answers
 from lw_jax.runs import session as stage_setting
 from lw_jax.runs.directory import Run
 from lw_jax.runs.session import open_pipeline
-from lw_jax.runs.streams import parts_of
+from lw_jax.runs.streams import parts_of, task_rows
 from lw_jax.runs.trained import load_trained
 from lw_jax.stages import evaluate
 from lw_jax.stages.train import answer_stop, start_params
@@ -431,8 +431,9 @@ def test_rows_that_a_tokenizer_changes_are_refused(models: dict[str, Path], tmp_
     assert "\n" not in str(end.value)
     stage = config.stages["wire"].train
     assert stage is not None
+    read = task_rows(config, stage)
     with pytest.raises(UserError, match=changed):
-        parts_of(open_pipeline(config, other.mesh), config, stage, "wire", {})
+        parts_of(open_pipeline(config, other.mesh), config, stage, "wire", {}, read)
 
 
 def test_two_receivers_choose_an_answer_together(
