@@ -30,7 +30,9 @@ def test_rows_of_levels_and_splits_are_those_of_files_read_anew(
         {"context": text, "question": "?", "answer": "x", "level": 1 + i % 3, "id": i % 50}
         for i, text in enumerate(texts)
     ]
-    rows[7:7] = [{"context": ""}, 3, {"context": "Too short", "question": "?", "answer": "y"}]
+    short = rows[0] | {"context": "Far too short", "id": "short"}
+    rows[7:7] = [{"context": ""}, 3, short]
+    rows.append(rows[0] | {"context": "Just long enough now", "id": "last"})
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows + rows[:5]) + "{\n")
     os.utime(path, (time.time() - 60,) * 2)
@@ -47,7 +49,7 @@ def test_rows_of_levels_and_splits_are_those_of_files_read_anew(
     monkeypatch.setattr(files, "SMALL", 3)
     assert held == all_rows()
     assert len(read) == 9
-    assert len(held[0][1]) == (3 if form == "by length" else 4) and held[0][2].twice
+    assert len(held[0][1]) == (4 if form == "cloze" else 3) and held[0][2].twice
 
 
 def test_names_are_swapped_in_the_rows_that_were_read(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,26 @@ def _its_kl_is_zero_for_itself(other: Run, teachers: Any) -> None:
 
     assert abs(float(divergence(own.frozen.replace(teachers=teachers)))) < 1e-5
     assert float(divergence(own.frozen)) > 1e-2
+
+
+def test_rows_are_read_while_the_models_are(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mixed(
+        models, tmp_path / "mixed", tmp_path / "none", teacher=None, teacher_prompt=False
+    )
+    both = threading.Barrier(2, timeout=60)
+
+    def met(work: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (both.wait(), work(*args, **kwargs))[1]
+
+    monkeypatch.setattr(train, "task_rows", met(train.task_rows))
+    monkeypatch.setattr(train, "open_pipeline", met(train.open_pipeline))
+    (tmp_path / "prose.jsonl").unlink()
+    run = make_run(config, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="no such file"):  # what goes wrong there is said
+        train.run(run, "mix", config.stages["mix"].train)  # type: ignore[arg-type]
+    assert not both.broken
 
 
 def test_a_teacher_of_other_questions_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
