@@ -36,6 +36,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # However small it is: a program that is found takes half the time of one that is compiled.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# JAX writes them without a lock, and tests kill processes that do: whoever comes upon half a
+# program compiles it. (For processes that tests start; pyproject.toml says it for the tests.)
+HALF_WRITTEN = "ignore:Error reading persistent compilation cache entry:UserWarning"
+os.environ.setdefault("PYTHONWARNINGS", HALF_WRITTEN)
 
 # How long an example takes says something of the machine, not of the code.
 hypothesis.settings.register_profile(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lw_jax.train.diagnostics import TIMES
+from tests.conftest import HALF_WRITTEN
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests" / "tiny" / "training.py"
@@ -28,8 +29,7 @@ def start(directory: Path, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             sys.executable,
-            "-W",
-            "error",
+            *("-W", "error", "-W", HALF_WRITTEN),
             str(ROOT / "tests/tiny/training.py"),
             str(directory),
             *flags,

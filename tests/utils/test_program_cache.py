@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lw_jax.utils import program_cache
 
@@ -67,3 +69,32 @@ def test_programs_are_kept_where_jax_has_compiled_already(tmp_path: Path) -> Non
     environ |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     subprocess.run([sys.executable, "-c", code], env=environ, check=True)
     assert list(tmp_path.glob("lw_jax/xla/*/*-cache"))
+
+
+@pytest.mark.parametrize("left", [0, 100])
+def test_half_a_program_that_another_process_is_writing_is_compiled_anew(
+    left: int, tmp_path: Path
+) -> None:
+    """Tests share a folder that JAX does not lock, and a file is there before it is written. What
+    JAX then warns of is no fault of the test that is under way."""
+
+    def called() -> float:
+        return float(jax.jit(lambda x: 3 * x + 1)(2.0))
+
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        for name, value in zip(names, (str(tmp_path), 0.0), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        assert called() == 7
+        programs = list(tmp_path.glob("*-cache"))
+        assert programs
+        for program in programs:
+            os.truncate(program, left)
+        assert called() == 7
+        assert sorted(tmp_path.glob("*-cache")) == sorted(programs)  # it was looked for there
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
