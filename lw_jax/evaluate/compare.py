@@ -35,6 +35,7 @@ from lw_jax.evaluate.predict import (
     on_host,
     options_of,
     predict,
+    prepared,
     rate,
     shortened,
 )
@@ -241,7 +242,6 @@ class Comparison:
         if not ctxs:
             return
         begin, batch = self.batches[0]
-        placed = put_batch(self.pipeline.mesh, batch)
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         calls = []
         for ctx, name in ctxs:
@@ -249,6 +249,7 @@ class Comparison:
             stop = stop_of(tokenizer, self.stop)
             options = self._options(how, ctx, stop)
             latent = self.received(how, begin)
+            placed = put_batch(self.pipeline.mesh, prepared(batch, method=how, ctx=ctx))
             calls.append(Planned(how.message, ctx, placed, latent, rng, options, stop.clean))
         compile_all(calls, self.console)
 
@@ -283,9 +284,10 @@ class Comparison:
                     tokenizer=tokenizer,
                 )
                 batch = cut(batch, cuts[rows], method=how, receiver=ctx.receiver)
-                placed = put_batch(self.pipeline.mesh, batch)
                 rng = jax.random.fold_in(root, begin)
                 began = time.monotonic()
+                batch = prepared(batch, method=how, ctx=ctx)
+                placed = put_batch(self.pipeline.mesh, batch)
                 latent = self.received(how, begin)
                 raw = predict(how.message, ctx, placed, latent, rng, options, stop.clean)
                 found = on_host(

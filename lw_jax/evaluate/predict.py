@@ -311,6 +311,13 @@ def cut(
     return batch | {f"{receiver}/context/ids": ids, f"{receiver}/context/lengths": lengths}
 
 
+def prepared(
+    batch: dict[str, np.ndarray], *, method: Method, ctx: EvalContext
+) -> dict[str, np.ndarray]:
+    """A batch on the host with what a method makes there for its message."""
+    return batch if method.prepare is None else batch | method.prepare(ctx, batch)
+
+
 def on_host(
     raw: Raw,
     batch: dict[str, np.ndarray],

@@ -102,6 +102,7 @@ GOOD = Method(reads_text, latent_bytes, order=1)
         ("new", replace(GOOD, wire_bytes=3), r"wire_bytes has to be a function, wire_bytes\(sent"),
         ("new", replace(GOOD, latent="its"), r"'own', 'other' or 'near'; got 1 and 'its'"),
         ("new", replace(GOOD, cut=lambda: [0]), r"f\.py: cut\(\) has other parameters than cut"),
+        ("new", replace(GOOD, prepare=1), r"prepare has to be a function, prepare\(ctx, batch\)"),
         ("new", Family("latent_", method, ""), r"f\.py: there is a family 'latent_' already"),
     ],
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -26,6 +30,7 @@ from lw_jax.evaluate.predict import (
     place,
     plain,
     predict,
+    prepared,
     shortened,
 )
 from lw_jax.models.generate import DecodeOptions
@@ -34,6 +39,7 @@ from lw_jax.receiver import answer as asking
 from lw_jax.text.layout_config import LayoutConfig
 from tests.tiny.evaluation import PREFIX, RECEIVER, SLOTS, World, make_world, received
 
+ROOT = Path(__file__).parents[2]
 SIZE = 64
 SLOW = pytest.mark.slow
 Arrays = dict[str, np.ndarray]
@@ -54,7 +60,7 @@ def _batch(world: World, name: str, start: int = 0) -> Arrays:
 def _raw(world: World, name: str, batch: Arrays, ctx: Any = None) -> Raw:
     ctx = world.ctx if ctx is None else ctx
     how = method(name)
-    sent = received(ctx, how, batch)
+    sent, batch = received(ctx, how, batch), prepared(batch, method=how, ctx=ctx)
     out = predict(how.message, ctx, batch, sent, jax.random.key(0), _options(world))
     return jax.device_get(out)
 
@@ -297,8 +303,10 @@ def _components(world: World, rows: int, **changed: Any) -> None:
     more than tokens or directions. changed: arrays of the text."""
     batch = world.batch(0, rows) | {f"{RECEIVER}/context/{k}": v for k, v in changed.items()}
     ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
-    sent = received(world.ctx, method("pca"), batch)
-    found, held = jax.device_get(place(method("pca").message, world.ctx, batch, sent))
+    how = method("pca")
+    sent = received(world.ctx, how, batch)
+    given = prepared(batch, method=how, ctx=world.ctx)
+    found, held = jax.device_get(place(how.message, world.ctx, given, sent))
     table = np.asarray(world.ctx.model.params["embed"], np.float64)
     most = np.minimum(columns(world.ctx, batch, sent), table.shape[1] + 1)
     np.testing.assert_array_equal(held, np.minimum(lengths, most))
@@ -312,6 +320,41 @@ def test_principal_components_are_those_of_the_text_without_padding(world: World
     ids = world.batch(0, 4)[f"{RECEIVER}/context/ids"]
     _components(world, 4)
     _components(world, 4, ids=np.pad(ids, [(0, 0), (0, 24)], constant_values=5))
+
+
+def test_principal_components_are_no_work_of_the_devices(world: World) -> None:
+    """Those of one CPU wait for each other without end in LAPACK's kernels."""
+    how, batch = method("pca"), world.batch(0, 4)
+    sent = received(world.ctx, how, batch)
+    given = prepared(batch, method=how, ctx=world.ctx)
+    text = place.lower(how.message, world.ctx, given, sent).as_text()
+    assert "lapack" not in text and "custom_call" not in text
+
+
+@SLOW
+def test_principal_components_end_on_many_devices_of_one_cpu() -> None:
+    """And are those of one device."""
+    code = """
+import jax, numpy as np
+from lw_jax.evaluate.methods import method
+from lw_jax.evaluate.predict import place, prepared
+from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
+from tests.tiny.evaluation import make_world, received
+
+world, how, found = make_world(64, level=2), method("pca"), {}
+batch = world.batch(0, 64)
+sent = received(world.ctx, how, batch)
+for devices in (1, 8):
+    mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+    ctx = jax.device_put(world.ctx, replicated(mesh))
+    given = put_batch(mesh, prepared(batch, method=how, ctx=ctx))
+    message, _ = jax.device_get(place(how.message, ctx, given, put_batch(mesh, sent)))
+    found[devices] = message.segment.embeds
+np.testing.assert_allclose(found[8], found[1], atol=1e-6)
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}  # the compiler's own besides
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, env=os.environ | flags, cwd=ROOT, check=True, timeout=300)
 
 
 def test_there_are_no_more_components_than_tokens_or_directions(world: World) -> None:

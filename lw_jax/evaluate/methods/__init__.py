@@ -98,6 +98,8 @@ def _add(
                 )
             if entry.cut is not None:
                 _takes(entry.cut, ("row",), "cut", where)
+            if entry.prepare is not None:
+                _takes(entry.prepare, ("ctx", "batch"), "prepare", where)
             if name in held:
                 raise UserError(f"{where}: there is a method {name!r} already; rename the file")
             held[name] = entry

@@ -119,6 +119,8 @@ class Method:
             None.
         codec: in which it was sent; None: the bridge's own.
         mean: whether it reads the training set's mean slots (`EvalContext.mean`).
+        prepare: on the host; from the context and a batch of host arrays to what `message` finds in
+            its batch besides, host arrays [N, ...] by key; None: nothing.
         relayed: whether the rows' contexts are what the sender wrote.
         kept: from the receiver's tokenizer, a text's tokens and the bytes of its latent to how many
             of the tokens stay; None: all.
@@ -139,6 +141,7 @@ class Method:
     latent: Literal["own", "other", "near"] | None = None
     codec: str | None = None
     mean: bool = False
+    prepare: Callable[[EvalContext, Mapping[str, Any]], dict[str, Any]] | None = None
     relayed: bool = False
     kept: Callable[[Tokenizer, Sequence[int], int], int] | None = None
     cut: Callable[[Cut], Sequence[int]] | None = None
