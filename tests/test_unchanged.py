@@ -256,6 +256,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def known_starts(held: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The descriptions of a start that the golden file holds: the whole one, and others that differ
+    from it in the digests and losses that `elsewhere` gives."""
+    first = {key: value for key, value in held.items() if key != "elsewhere"}
+    others = [
+        first | {"drawn": first["drawn"] | one["drawn"], "losses": one["losses"]}
+        for one in held.get("elsewhere", [])
+    ]
+    return [first, *others]
+
+
 ASKED = (
     ("Ada Lumen keeps 7 goats in the barn.", "How many goats does Ada Lumen keep?"),
     (
@@ -401,8 +412,10 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     reason=f"its losses are those of programs of jax {MADE_WITH}; other compilers round otherwise",
 )
 def test_a_stage_starts_as_before(name: str, tmp_path: Path) -> None:
-    found = differences(golden("starts")[name], described(start(name, tmp_path)))
-    assert not found, "\n".join(found)
+    # What that commit computed; and on another processor what 3adf45d did, see golden/README.md.
+    now = described(start(name, tmp_path))
+    found = [differences(one, now) for one in known_starts(golden("starts")[name])]
+    assert not all(found), "\n\nor, on another processor,\n".join(map("\n".join, found))
 
 
 @pytest.mark.parametrize("name", ["facts", pytest.param("facts_any_ratio", marks=pytest.mark.slow)])
