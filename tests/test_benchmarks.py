@@ -65,6 +65,20 @@ def test_the_page_compares_within_one_run() -> None:
     assert "| cold | 40.0 | 60.0 |" in text
 
 
+def test_ways_without_their_rival_stand_beside_the_first_of_them() -> None:
+    ways = {
+        "torch, tuned and compiled": {"failed": "more than 200 s"},
+        "lw_jax, remat none": {"step": ROW},
+        "lw_jax, remat dots": {"step": ROW | {"ms": 100.0}},
+    }
+    text = page(FOUND | {"parts": {"step": ways}})
+    assert "ratio to lw_jax, remat none |" in text
+    assert [line.split(" | ")[-1] for line in text.splitlines() if "| step | lw" in line] == [
+        "1.00 |",
+        "2.00 |",
+    ]
+
+
 def test_runs_of_one_machine_stand_together_and_say_what_has_no_column() -> None:
     text = {"ms": 200.0, "tflops": 600.4, "share_of_peak": 0.811, "times_latent": 30.04}
     handed = {"lw_jax": {"matmul": {"ms": 1.5, "tflops": 740.2}, "text_8192": text}}
