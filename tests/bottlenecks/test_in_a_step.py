@@ -94,3 +94,16 @@ def test_every_leaf_has_its_rule(chosen: Any) -> None:
     found = {k.split("/")[-1]: v for k, v in groups(shapes["bottleneck"]).items()}
     matrices = {"kernel": "muon", "bias": "adam"}
     assert found == (matrices if "fsq" in chosen else {"codebook": "adam", "idle": "adam"})
+
+
+def test_a_loss_has_its_weight_and_the_factor_of_its_schedule() -> None:
+    """Of one objective, from the same parameters: three times the loss, and half of that."""
+
+    def loss(weight: float, ramp: int) -> float:
+        own = vq_loss.Config(weight=weight, schedule=Schedule(ramp=ramp))
+        _, _, seen = steps(BottleneckConfig(vq=vq.Config(CODES)), ObjectivesConfig(vq=own), 1)
+        return seen[0]["loss"]
+
+    one = loss(1.0, 0)
+    assert one > 0
+    assert loss(3.0, 2) == pytest.approx(1.5 * one, rel=1e-5)

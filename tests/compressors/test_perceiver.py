@@ -145,3 +145,11 @@ def test_slots_by_hand(rotary: bool, anchored: bool) -> None:
     np.testing.assert_allclose(found.slots, wanted, atol=1e-3)
     assert found.mask.tolist() == used.tolist()
     assert found.span is not None and found.span.tolist() == [8, 4]
+
+
+def test_slots_begin_quiet() -> None:
+    """Their learned vectors are drawn with a deviation of 0.02."""
+    built = config(slots=64).build(DIMS)
+    view = Features(jnp.ones((1, 4, WIDTH)), jnp.ones((1, 4), bool), jnp.zeros((1, 4), jnp.int32))
+    params = jax.jit(built.init)(jax.random.key(0), {"source": view})["params"]
+    assert float(jnp.std(params["queries"])) == pytest.approx(0.02, rel=0.1)

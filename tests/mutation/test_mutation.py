@@ -93,9 +93,8 @@ def test_tests_of_a_file_come_nearest_first() -> None:
     assert "tests/evaluate/test_metrics.py" in related(ROOT, "lw_jax/evaluate/metrics/em.py")[0]
     # Elsewhere than in the mirrored folder, but of the file's name; by what a test speaks of.
     assert related(ROOT, "lw_jax/train/step.py")[1] == ["tests/bridge/test_step.py"]  # it is long
-    assert (
-        related(ROOT, "lw_jax/compressors/dit_blocks.py")[0][0] == "tests/compressors/test_dit.py"
-    )
+    expand = related(ROOT, "lw_jax/compressors/pool_expand.py")
+    assert expand[0][0] == "tests/compressors/test_pooled.py"
     assert groups[-1][-1].removeprefix("tests/") in LONG
     assert max(map(len, groups)) == FEW
 

@@ -237,3 +237,16 @@ def test_quiet_states_of_the_source_are_made_as_loud_as_others(size: float) -> N
     wanted = (rows["states"] / np.sqrt(square + 1e-6)).mean(0)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(mask, rows["real"])
+
+
+@pytest.mark.parametrize("message", ["latent", "text"])
+def test_nothing_is_read_at_the_end_of_an_answer(message: Any) -> None:
+    """States that follow the message: of question and answer, all but those at the last token."""
+    rows = world.data()["batch"]
+    seen = given(world.data(), {})
+    read, mask = targets.suffix_states(seen, "r", message, 2)
+    counted = np.asarray(rows["r/ask/lengths"]) + np.asarray(rows["r/answer/lengths"]) - 1
+    valid = np.asarray(rows["valid"], bool)
+    assert read.shape == (2, *mask.shape, world.WIDTH)
+    np.testing.assert_array_equal(np.asarray(mask.sum(axis=1)), np.where(valid, counted, 0))
+    assert counted[valid].min() >= 1

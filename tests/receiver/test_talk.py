@@ -208,6 +208,7 @@ def test_a_roomier_cache_has_what_it_had(stacked: bool) -> None:
     cache = Cache(made(*shape), made(*shape), numbers(2, 3, 4), jnp.asarray([1, 2, 3]))
     heard = talk.Heard(cache, jnp.ones(3), LayerInputs())
     assert talk.roomier(heard, 4) is heard and talk.roomier(heard, 3) is heard
+    assert talk.roomier(heard, 5).cache.positions.shape == (3, 5)
     more = talk.roomier(heard, 7).cache
     assert more.lengths is cache.lengths
     assert more.positions.shape == (3, 7)
