@@ -12,9 +12,12 @@ from benchmarks import real_cells, versions
 from lw_jax.config.command import read_command
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config
+from lw_jax.data.example import Example
 from lw_jax.mesh import MeshConfig
+from lw_jax.text.layout import asked_pair, split_joint
 from lw_jax.train.config import TrainConfig
 from tests.test_configs import arch_of, steps
+from tests.tiny.receiver import text_tokenizer
 
 HERE = Path("models")
 VERSIONS = versions.between_models(Path("data"), HERE)
@@ -60,6 +63,19 @@ def test_a_version_is_trained_as_long_as_all_on_the_same_rows(job: versions.Job)
     assert replace(report, **{k: getattr(theirs, k) for k in kept}) == theirs
     least = 320 if config.layout.target == "question_answer" else 200
     assert report.decode.max_new_tokens == least
+
+
+@pytest.mark.parametrize("job", VERSIONS, ids=lambda job: job.name)
+def test_a_version_is_laid_out_for_a_receiver_without_bos(job: versions.Job) -> None:
+    """Qwen's family has none, so no layout asks for it after the message."""
+    config = resolved(job.flags)
+    report = config.stages["report"].evaluate
+    assert report is not None
+    tokenizer = replace(text_tokenizer(), bos_id=None)
+    example = Example("i", "c", "Ann has 3 pens. How many pens?", "", ("She has 3.\n#### 3",))
+    for layout in (config.layout, report.layout or config.layout):
+        (asked,) = split_joint(layout, tokenizer, [asked_pair(layout, example)])
+        assert asked is not None and asked.answer[-1] == tokenizer.eos_id
 
 
 def test_todays_default_is_the_same_wire_in_other_sizes() -> None:
