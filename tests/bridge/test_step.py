@@ -181,6 +181,34 @@ def test_loudness_of_soft_tokens_by_hand(masked: bool) -> None:
         assert found["r/rms_ratio"] == pytest.approx(np.sqrt(18 / 4) / 10)
 
 
+def test_loudness_where_no_token_is_real() -> None:
+    given = Delivery(jnp.ones((1, 2, 4)), jnp.zeros((1, 2), bool))
+    seen = SimpleNamespace(
+        delivered=True, deliveries={"r": given}, reader_intermediates=lambda _: {}
+    )
+    found = _loudness(seen, BridgeDims(4, 1, 4, {"r": ModelDims(4, 1, 1, 4, 10.0)}))  # type: ignore[arg-type]
+    assert float(found["r/token_rms/spread"].total) == 0.0
+    assert float(found["r/token_rms/most"].total) == 0.0
+
+
+def test_a_step_has_the_ratio_that_it_is_made_for() -> None:
+    """The program is that of the bridge at this ratio, not at all that it has."""
+    several = perceiver.Config(slots=8, width=16, heads=2, depth=1, ratios=(2.0, 8.0))
+    soft = ReaderConfig(soft_tokens=soft_tokens.Config(positions="spread"))
+    bridge = Bridge(config(compressor=CompressorConfig(perceiver=several), reader=soft), DIMS)
+    params = {"bridge": jax.eval_shape(bridge.init, jax.random.key(0)), "heads": {}}
+    train = TrainConfig(20, optimiser=OptimiserConfig(lr=1e-3, schedule=Schedule()))
+    made = make_optimiser(train.optimiser, params, 20)
+    plan, mesh = plan_at(OBJECTIVES, 0), make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    state = jax.eval_shape(lambda p: new_state(p, made, jax.random.key(1)), params)
+
+    def program(trained: Bridge, ratio: float | None) -> str:
+        step = make_step(train, trained, made, mesh, plan, ratio=ratio)
+        return step.lower(state, frozen_models(), batch()).as_text()
+
+    assert program(bridge, 2.0) == program(bridge.at_ratio(2.0), None)
+
+
 @pytest.mark.slow
 def test_windows_and_deltas_learn_too() -> None:
     cfg = config(

@@ -113,6 +113,9 @@ def test_a_layouts_change_is_of_what_a_reader_delivers(name: str) -> None:
     gradient = np.asarray(jax.grad(lambda x: jnp.sum(of(x)[..., 0] * x[..., 1]))(x))
     assert np.abs(gradient[MASK][:, 0]).min() > 0
     assert transformed(model, Prompt(), Delivery(x, jnp.asarray(MASK)), RMS).embeds is x
+    whole = transformed(model, prompt, Delivery(x), RMS).embeds  # no mask: all are real
+    everywhere = transformed(model, prompt, Delivery(x, jnp.ones(MASK.shape, bool)), RMS).embeds
+    np.testing.assert_array_equal(whole, everywhere)
 
 
 def test_a_layout_names_a_change_that_there_is() -> None:

@@ -241,6 +241,20 @@ def test_rates_follow_the_schedule() -> None:
     np.testing.assert_allclose(relative[12], 0.75, rtol=1e-3)
 
 
+def test_what_is_no_matrix_has_a_rate_of_its_own() -> None:
+    """Beside Muon Adam's rate is a fifth of the matrices', or the one that is given."""
+    params = {"x": {"bias": jnp.zeros(4), "kernel": jnp.eye(4)}}
+
+    def first(own: float | None) -> Any:
+        optimiser = make_optimiser(replace(MUON, adam_lr=own), params, 20)
+        grads = jax.tree.map(jnp.ones_like, params)
+        return jax.jit(optimiser.update)(grads, optimiser.init(params), params)[0]["x"]
+
+    fifth, given = first(None), first(0.03)
+    np.testing.assert_allclose(given["bias"] / fifth["bias"], 0.03 / (MUON.lr / 5), rtol=1e-5)
+    np.testing.assert_allclose(given["kernel"], fifth["kernel"])
+
+
 def test_the_global_norm_is_clipped() -> None:
     """Seen in Adam's first moment: its first step does not depend on the norm."""
     params = {"x": {"bias": jnp.zeros(4)}}
