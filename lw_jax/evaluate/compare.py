@@ -242,6 +242,7 @@ class Comparison:
         if not ctxs:
             return
         begin, batch = self.batches[0]
+        shared = put_batch(self.pipeline.mesh, batch)
         rng = jax.random.fold_in(jax.random.key(self.config.seed), 0)
         calls = []
         for ctx, name in ctxs:
@@ -249,7 +250,8 @@ class Comparison:
             stop = stop_of(tokenizer, self.stop)
             options = self._options(how, ctx, stop)
             latent = self.received(how, begin)
-            placed = put_batch(self.pipeline.mesh, prepared(batch, method=how, ctx=ctx))
+            made = prepared(batch, method=how, ctx=ctx)
+            placed = shared if made is batch else put_batch(self.pipeline.mesh, made)
             calls.append(Planned(how.message, ctx, placed, latent, rng, options, stop.clean))
         compile_all(calls, self.console)
 

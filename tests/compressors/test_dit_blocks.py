@@ -32,6 +32,7 @@ def test_the_condition_by_hand(kind: Any) -> None:
     tokens = tokens + by_hand.sinusoid(MASK.cumsum(1) - 1, 8)
     tokens = by_hand.rms_norm(p["source_norm"], tokens)
     np.testing.assert_allclose(found.tokens[MASK], tokens[MASK], atol=1e-4)
+    np.testing.assert_array_equal(found.mask, MASK)
     summary = np.stack([tokens[0, 1:4].mean(0), tokens[1, :2].mean(0), np.zeros(8)])
     np.testing.assert_allclose(found.summary, summary, atol=1e-4)
     if kind == "cross":
