@@ -50,6 +50,12 @@ def test_partners_have_about_the_same_length():
     assert np.median(gaps) <= 5
 
 
+def test_contexts_follow_each_other_by_their_shortest_row():
+    """b's rows lie between a's, so by its longest row a would come after b."""
+    partner = derangement(list("aabbcc"), lengths=[10, 40, 20, 30, 50, 60])
+    assert partner.tolist() == [2, 3, 4, 5, 0, 1]
+
+
 @pytest.mark.parametrize("half", [1, 4])
 def test_a_context_with_half_of_the_rows_gets_each_of_the_others_once(half):
     ids = ["a"] * half + [f"b{i}" for i in range(half)]

@@ -96,7 +96,7 @@ def test_names_that_are_none(name: str, message: str) -> None:
         EvaluateConfig(replay=(name,))
 
 
-@pytest.mark.parametrize("name", ["rms", "nearest_2", "codebook_0.5"])
+@pytest.mark.parametrize("name", ["rms", "batch", "offset_0.5", "nearest_2", "codebook_0.5"])
 def test_a_layouts_change_is_of_what_a_reader_delivers(name: str) -> None:
     """The same as of replayed embeddings; a gradient comes through it, also where rows are picked;
     padding stays as it is."""

@@ -158,6 +158,8 @@ H200 = {"platform": "gpu", "compute_capability": "9.0"}
         (H200, {"head_dim": 36}, "xla"),
         (H200, {"tensor": 2}, "xla"),
         (H200, {"impl": "xla"}, "xla"),
+        ({"platform": "gpu", "compute_capability": "8.0"}, {}, "cudnn"),
+        ({"platform": "gpu", "compute_capability": "8.9"}, {}, "cudnn"),
         ({"platform": "gpu", "compute_capability": "7.5"}, {}, "xla"),
         ({"platform": "gpu", "compute_capability": "gfx942"}, {}, "xla"),
         ({"platform": "tpu"}, {}, "xla"),

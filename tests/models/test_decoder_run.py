@@ -211,6 +211,24 @@ def test_cudnn_is_given_a_mask_whose_queries_all_see_a_key(params, h, monkeypatc
     np.testing.assert_allclose(real(found), real(want), atol=1e-5)
 
 
+def test_a_given_mask_alone_says_who_sees_whom(params, h) -> None:
+    """Even and odd tokens are apart, and each sees its kind before and after it."""
+    at = np.arange(TOKENS)
+    apart = jnp.broadcast_to((at[:, None] - at[None]) % 2 == 0, (ROWS, TOKENS, TOKENS))
+
+    def of(changed: int | None) -> np.ndarray:
+        given = h if changed is None else h.at[:, changed].add(1.0)
+        asked = {"positions": whole_positions(), "lengths": np.full(ROWS, TOKENS, np.int32)}
+        return np.asarray(
+            jit_run(ARCH, params, given, delivery=LayerInputs(allowed=apart), **asked).h
+        )
+
+    usual = of(None)
+    for changed in (1, TOKENS - 1):
+        moved = np.abs(of(changed) - usual).max(axis=(0, 2))
+        np.testing.assert_array_equal(moved > 1e-3, (at - changed) % 2 == 0)
+
+
 def test_prefix_of_real_tokens_equals_the_tokens(params, h):
     """Keys before RoPE and values of prefilled tokens, given as a prefix, replace the tokens."""
     first, rest = h[:, :4], h[:, 4:]

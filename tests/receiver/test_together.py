@@ -18,10 +18,13 @@ from lw_jax.objectives import answer_ce, kd
 from lw_jax.objectives.common.context import Context, Pass
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import deep_prefix, soft_prompt, soft_tokens
+from lw_jax.receiver.pack import segment
+from lw_jax.receiver.read import head_segment, message_segment, read, read_together
 from lw_jax.text.collate import Collate, measure
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.train.plan import all_terms, context_of, plan_at
 from tests.tiny.evaluation import RECEIVER, World, make_world
+from tests.tiny.receiver import model
 
 ROWS, QUESTIONS, ROOM = 3, 3, 400
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config())
@@ -152,3 +155,22 @@ def test_a_prompt_stands_before_the_message_and_is_no_part_of_it() -> None:
     own, other = read(prompted.ctx.params)
     size = jnp.sqrt(jnp.mean(jnp.square(other)))
     chex.assert_trees_all_close(own / size, other / size, atol=1e-5)
+
+
+def test_a_single_token_before_an_answer_predicts_it() -> None:
+    """No message and nothing asked: the first state of all is read, as it is alone."""
+    made = model()
+    ask = segment([[], [7, 8]], 2)
+    answer = segment([[9, 10], [11, 12]], 2, "answer")
+
+    def before(rows: int) -> Any:
+        return [head_segment((5,), rows), message_segment(None, rows, made.arch.width)]
+
+    @jax.jit
+    def both(params: Any) -> Any:
+        together = read_together(made.arch, params, before(1), ask, answer, None, ROOM)
+        return together.hidden, read(made.arch, params, [*before(2), ask, answer]).hidden
+
+    together, alone = both(made.params)
+    size = jnp.sqrt(jnp.mean(jnp.square(alone)))
+    chex.assert_trees_all_close(together / size, alone / size, atol=1e-5)
