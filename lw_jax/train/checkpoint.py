@@ -11,6 +11,9 @@ an error, and nothing is renamed.
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import inspect
 import logging
 import re
 import shutil
@@ -260,8 +263,8 @@ def _reading(path: Path, sealed: bool = True) -> Iterator[None]:
 def _quiet() -> Iterator[None]:
     """While inside, Orbax's own threads print no tracebacks: the error is raised here as well.
 
-    After an error those that began inside are waited for, and what TensorStore's still tell the
-    event loop, which Orbax has closed, is not said later either.
+    After an error those that began inside are waited for, and neither what TensorStore's still tell
+    the event loop, which Orbax has closed, nor what that loop never came to is said later.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     before = [logger.disabled for logger in loggers]
@@ -276,6 +279,7 @@ def _quiet() -> Iterator[None]:
         end = time.monotonic() + _THREADS_END
         for thread in set(threading.enumerate()) - running:
             thread.join(max(0.0, end - time.monotonic()))
+        _end_what_never_began()
         if not isinstance(unraisable, _AllButLate):
             unraisable = _AllButLate(unraisable)
         raise
@@ -283,6 +287,19 @@ def _quiet() -> Iterator[None]:
         threading.excepthook, sys.unraisablehook = thrown, unraisable
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
+
+
+def _end_what_never_began() -> None:
+    """Ends the coroutines that wait for their first step in an event loop that is closed.
+
+    Orbax closes its loop at the first error. Whenever such a coroutine is then forgotten, at any
+    later time, Python warns that it "was never awaited".
+    """
+    for task in gc.get_objects():
+        if issubclass(type(task), asyncio.Task) and task.get_loop().is_closed():
+            coroutine = task.get_coro()
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()
 
 
 @dataclass(frozen=True)

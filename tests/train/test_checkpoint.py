@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import logging
 import resource
 import shutil
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -348,6 +351,45 @@ def test_what_threads_of_a_failed_save_say_late_is_not_said(
         assert heard == ["something else"]
     finally:
         logging.getLogger("absl").removeHandler(handler)
+
+
+def test_what_a_failed_read_never_began_is_not_said_late(
+    state: TrainState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax reads arrays and what is said of them at once, and closes its loop at an error."""
+    begun: list[int] = []
+
+    async def file(i: int) -> None:
+        begun.append(i)
+
+    async def files() -> None:  # one at each turn of the loop: the last has none left
+        for i in range(20):
+            asyncio.gather(file(i))
+            await asyncio.sleep(0)
+
+    async def arrays() -> None:
+        raise ValueError("not of this shape")
+
+    async def both() -> None:
+        await asyncio.gather(files(), arrays())
+
+    def fails(*_: Any, **__: Any) -> None:
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(both())
+        finally:
+            loop.close()
+
+    store = saved(tmp_path, state, 3)
+    monkeypatch.setattr(ocp, "load", fails)
+    heard: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: heard.append(str(args.exc_value)))
+    with pytest.raises(UserError, match="not of this shape"):
+        store.restore(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+    assert 0 < len(begun) < 20 and not heard
 
 
 def test_the_steps_of_a_stage_may_be_more(state: TrainState, tmp_path: Path) -> None:
