@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -462,12 +462,17 @@ def _copy_in(stack: Any, first: Any) -> Any:
 
 def _room(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
     """A stack of zeros on the mesh, laid out as it will be stored."""
-    shapes = _stored(leaf, mesh, fan_in, kind)
-    make = jax.jit(
-        lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes),
-        out_shardings=jax.tree.map(lambda s: s.sharding, shapes),
+    shapes, tree = jax.tree.flatten(_stored(leaf, mesh, fan_in, kind))
+    return jax.tree.unflatten(tree, _zeros(tuple(shapes))())
+
+
+@cache
+def _zeros(shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[[], tuple[Array, ...]]:
+    """What makes zeros of these shapes, dtypes and shardings; one program for those alike."""
+    return jax.jit(
+        lambda: tuple(jnp.zeros(s.shape, s.dtype) for s in shapes),
+        out_shardings=tuple(s.sharding for s in shapes),
     )
-    return make()
 
 
 def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
