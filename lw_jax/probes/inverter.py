@@ -153,14 +153,11 @@ def train(
     """
     rng, rows = np.random.default_rng(seed), len(tokens) - apart
     batch_size = min(batch_size, rows)
-    made = jax.jit(module.init)(jax.random.key(seed), seen.of(np.arange(1)))
-    params: PyTree = {"params": made["params"]}
     warm = max(1, round(WARM * steps))
     schedule = Schedule(shape="cosine", ramp=warm, final=0.05)
     cfg = OptimiserConfig(name="muon", lr=lr, adam_lr=lr / 10, schedule=schedule)
-    optimiser = make_optimiser(cfg, params, steps)
-    state, mean = optimiser.init(params), float("nan")
-    update = partial(_step, module, optimiser)
+    params, state = _begin(module, cfg, jax.random.key(seed), seen.of(np.arange(1)))
+    update, mean = partial(_step, module, cfg, steps), float("nan")
     order = np.concatenate([rng.permutation(rows) for _ in range(-(-steps * batch_size // rows))])
     held, gold, curve = seen.of(np.arange(rows, rows + apart)), tokens[rows:], {0: 0.0}
     for i in range(steps):
@@ -185,15 +182,28 @@ def _blown_up(what: str, lr: float) -> UserError:
     return UserError(f"lr: the inverter blew up ({what}); lower it (here {lr:g})")
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+# The optimiser is made inside: inverters that are alike share the programs that it is in.
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _begin(module: Inverter, cfg: OptimiserConfig, rng: Array, seen: Seen) -> tuple[PyTree, Any]:
+    """Parameters, and the optimiser's state, which is the same for any number of steps."""
+    params: PyTree = {"params": module.init(rng, seen)["params"]}
+    return params, make_optimiser(cfg, params, 1).init(params)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def _step(
     module: Inverter,
-    optimiser: optax.GradientTransformation,
+    cfg: OptimiserConfig,
+    steps: int,
     params: PyTree,
     state: Any,
     seen: Seen,
     tokens: Array,
 ) -> tuple[PyTree, Any, Array]:
+    """Parameters and state after a step, and the loss before it."""
+
     def loss_of(params: PyTree) -> Array:
         logits = _logits(module, params, seen)
         # Of what comes after the end only its first token teaches anything.
@@ -202,6 +212,7 @@ def _step(
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
         return jnp.sum(nll * weight) / jnp.sum(weight)
 
+    optimiser = make_optimiser(cfg, params, steps)
     loss, grads = jax.value_and_grad(loss_of)(params)
     updates, state = optimiser.update(grads, state, params)
     return optax.apply_updates(params, updates), state, loss
