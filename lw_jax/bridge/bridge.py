@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -323,3 +324,10 @@ class Bridge:
         readers = chosen(self.config.reader)
         known += [("readers", r, v) for r in self.dims.receivers for v in readers]
         return paths.nested(tree, known)
+
+
+@partial(jax.jit, static_argnums=0)
+def fresh(bridge: Bridge, rng: Array) -> PyTree:
+    """`bridge.init`, compiled once for bridges that are alike: outside jit a deep part is built op
+    by op, which takes seconds."""
+    return bridge.init(rng)

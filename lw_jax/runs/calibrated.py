@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.bridge import Bridge, fresh
 from lw_jax.bridge.config import closed_form, fits, fitted_reader, normaliser, pca
 from lw_jax.compressors.least_squares import fill as fill_least_squares
 from lw_jax.readers.fitted_prefix import fill as fill_prefix
@@ -58,4 +58,4 @@ def alone(bridge: Bridge, statistics: Mapping[str, np.ndarray]) -> PyTree:
     """A bridge that has nothing to be trained (`lw_jax.bridge.config.to_be_trained`): its fresh
     parameters do not depend on the random key.
     """
-    return filled(bridge, jax.jit(bridge.init)(jax.random.key(0)), statistics)
+    return filled(bridge, fresh(bridge, jax.random.key(0)), statistics)

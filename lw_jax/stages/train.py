@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bridge.apart import sender_taps
+from lw_jax.bridge.bridge import fresh
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.config.schema import calibrate_before
 from lw_jax.data.example import Remark
@@ -377,14 +378,13 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
     if needs_statistics(pipeline.bridge) and measured is not None:
         path = statistics.path_of(run.run_dir, measured)
         found = statistics.load(path, identity(run.config, measured, pipeline))
-    # Compiled: outside jit a deep part is built op by op, which takes seconds.
-    fresh = jax.jit(pipeline.bridge.init)(jax.random.fold_in(rng, 0))
+    params = fresh(pipeline.bridge, jax.random.fold_in(rng, 0))
     if found is not None:
-        fresh = filled(pipeline.bridge, fresh, found)
+        params = filled(pipeline.bridge, params, found)
     if cfg.init_only:
         found_there = load(init_from=cfg.init_from, only=cfg.init_only).params
-        fresh = from_paths(dict(components(fresh)) | dict(components(found_there)))
-    return put(fresh, replicated(run.mesh))
+        params = from_paths(dict(components(params)) | dict(components(found_there)))
+    return put(params, replicated(run.mesh))
 
 
 def _check_heads(own: Any, all_of: Any, dims: BridgeDims, where: str) -> None:

@@ -35,7 +35,7 @@ from lw_jax.train.diagnostics import (
 from lw_jax.train.optimiser import FIXED, path_of
 from lw_jax.train.progress import Display
 from lw_jax.train.state import SOUND, UPDATE_SOUND, TrainState
-from lw_jax.types import PyTree
+from lw_jax.types import Array, PyTree
 from lw_jax.utils import hosts
 from lw_jax.utils.device import peak_memory
 from lw_jax.utils.files import DamagedFileError
@@ -429,15 +429,21 @@ def _without_cudnn(receivers: Sequence[str]) -> str:
 
 def largest(params: PyTree) -> float:
     """The largest magnitude among parameters that are trained; NaN where one is no number."""
-    sizes = [
-        float(jnp.max(jnp.abs(leaf.astype(jnp.float32))))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-        and leaf.size
-        # statistics are as large as what was measured, but must be numbers
-        and not (re.search(FIXED, path_of(path)) and bool(jnp.all(jnp.isfinite(leaf))))
-    ]
-    return float(np.max(sizes)) if sizes else 0.0
+    return float(_largest(params))
+
+
+@jax.jit
+def _largest(params: PyTree) -> Array:
+    sizes = [jnp.float32(0)]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) or not leaf.size:
+            continue
+        size = jnp.max(jnp.abs(leaf.astype(jnp.float32)))
+        if re.search(FIXED, path_of(path)):
+            # statistics are as large as what was measured, but must be numbers
+            size = jnp.where(jnp.all(jnp.isfinite(leaf)), 0.0, size)
+        sizes.append(size)
+    return jnp.max(jnp.stack(sizes))
 
 
 def _diverged(
