@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.run import _about
+from benchmarks.machine import measured_on
 from lw_jax.data import squad
 from lw_jax.data.config import DataConfig
 from lw_jax.data.load import load_rows, sample
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     asked = parser.parse_args()
     given = asked.data, asked.rows, asked.limit, asked.batch
-    found = _about() | {"wanted": WANTED}
+    found = measured_on() | {"wanted": WANTED}
     for name, reads in (("sender", False), ("receiver", True)):
         found[name] = compared(getattr(asked, name), *given, reads)
         asked.out.write_text(json.dumps(found, indent=1) + "\n")

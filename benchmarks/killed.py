@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import measured_on
 from benchmarks.speed.process import ROOT
 
 EXCLUDED = "--xla_gpu_exclude_nondeterministic_ops=true"
@@ -178,9 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(ways) - set(WAYS):
         parser.error(f"--ways: {', '.join(sorted(unknown))} not known; choose from {list(WAYS)}")
     told = {"steps": asked.steps, "save_every": asked.save_every, "dtype": asked.dtype}
-    from benchmarks.run import _about
-
-    about = _about()
+    about = measured_on()
     with tempfile.TemporaryDirectory() as folder:
         found = compared(ways, Path(folder), told, asked.seconds)
     asked.out.write_text(json.dumps({**about, **told, "ways": found}, indent=1) + "\n")

@@ -15,12 +15,10 @@ written into the JSON file by hand, such as what else ran on the machine, stands
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -28,10 +26,10 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import last_line, measured_on
 from benchmarks.speed.process import ROOT, rows_of
 from benchmarks.speed.turns import enter
 from benchmarks.speed.uneven import said
@@ -106,7 +104,6 @@ RIVALS = {
 """Against whom a part's ratios are."""
 START = ["--config", "configs/quickstart_scratch.yaml", "--stages.fit.train.steps=2"]
 START += ["--stages.fit.train.eval_every=0"]
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
 
 
 def measured(
@@ -140,10 +137,14 @@ def measured(
     ]
     made = "import torch; print(torch.cuda.is_available())"
     if any("torch" in how for _, _, how in asked) and not (
-        importlib.util.find_spec("torch") is not None and "True" in _said(made)
+        importlib.util.find_spec("torch") is not None and "True" in last_line(made)
     ):
         asked = [one for one in asked if "torch" not in one[2]]
-    found: dict[str, Any] = {"preset": preset, **_about(), "parts": {part: {} for part in parts}}
+    found: dict[str, Any] = {
+        "preset": preset,
+        **measured_on(),
+        "parts": {part: {} for part in parts},
+    }
     lock = threading.Lock()
 
     def run(one: tuple[str, str, dict[str, str]]) -> None:
@@ -236,35 +237,6 @@ def _starts(preset: str, seconds: int) -> dict[str, Any]:
             row = {"s": round(time.perf_counter() - began, 2), "cpu_s": round(used, 2)}
             found[name] = row if not done.returncode else {"failed": done.stderr.decode()[-200:]}
     return found
-
-
-def _about() -> dict[str, Any]:
-    """Hardware and versions; the device is asked for in a process that then lets go of it."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    code = "import jax; d = jax.devices(); print(len(d), d[0].device_kind, sep='|')"
-    count, _, kind = _said(code).partition("|")
-    from lw_jax.utils.provenance import provenance
-
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": kind.strip(),
-        "devices": int(count),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": versions,
-        **provenance(),
-    }
-
-
-def _said(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    return (done.stdout.strip().splitlines() or [""])[-1]
 
 
 def page(*runs: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import measured_on
 from benchmarks.speed import turns
 from benchmarks.speed.process import rows_of
 
@@ -67,9 +68,7 @@ def measured(
 ) -> dict[str, Any]:
     """Runs the ways, each in a process of its own; the file holds what is measured so far, and with
     `add` what it held before. `locks`: a folder, with which they load side by side."""
-    from benchmarks.run import _about
-
-    found: dict[str, Any] = {"preset": preset, "several": devices, **_about(), "ways": {}}
+    found: dict[str, Any] = {"preset": preset, "several": devices, **measured_on(), "ways": {}}
     if add and out.is_file():
         found["ways"] = json.loads(out.read_text())["ways"]
     lock = threading.Lock()

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import measured_on
 from benchmarks.speed.process import ROOT, rows_of
 from benchmarks.speed.sizes import Sizes, run_of, sizes
 
@@ -187,9 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     if asked.load:
         print(json.dumps(load(folder / "receiver", s.dtype)))
         return 0
-    from benchmarks.run import _about
-
-    found: dict[str, Any] = {"preset": asked.preset, **_about()}
+    found: dict[str, Any] = {"preset": asked.preset, **measured_on()}
 
     def note(name: str, row: Any) -> None:
         found[name] = row
