@@ -116,7 +116,9 @@ def piece_of(arch: Arch, params: PyTree, leaf: str, layer: int) -> Array:
         leaf: name of the weight in the stack: "q", "gate", ...
         layer: index of the layer.
     """
-    w = layer_of(params, layer)
+    if not is_apart(params):
+        return params["layers"][leaf][layer]
+    w = params["layers"][layer]
     if leaf in w:
         return w[leaf]
     if leaf in JOINED["gate_up"]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,12 +129,17 @@ def load_params(
                 more.append(made)
             loaded["layers"] = have["layers"] + tuple(more)
         else:
-            loaded["layers"] = {}
+            loaded["layers"] = _room(
+                {
+                    name: _stored(leaf, mesh, FAN_IN.get(name, 0), _kind(name, quant))
+                    for name, leaf in tree["layers"].items()
+                }
+            )
+            if first:
+                held = {name: have["layers"][name] for name in tree["layers"]}
+                loaded["layers"] = _copy_in(loaded["layers"], held)
             for name, leaf in tree["layers"].items():
-                kind, ins = _kind(name, quant), FAN_IN.get(name, 0)
-                whole = _room(leaf, mesh, ins, kind)
-                if first:
-                    whole = _copy_in(whole, have["layers"][name])
+                whole = loaded["layers"].pop(name)
                 for i in range(first, leaf.shape[0]):
                     one = sent(i, name, _without_stack(leaf))
                     whole = last = _stack_in(whole, np.int32(i), *one)
@@ -460,26 +465,32 @@ def _copy_in(stack: Any, first: Any) -> Any:
     )
 
 
-def _room(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
-    """A stack of zeros on the mesh, laid out as it will be stored."""
-    shapes, tree = jax.tree.flatten(_stored(leaf, mesh, fan_in, kind))
-    return jax.tree.unflatten(tree, _zeros(tuple(shapes))())
+def _room(shapes: PyTree) -> PyTree:
+    """Stacks of zeros on the mesh, one program for all of them.
+
+    Args:
+        shapes: `jax.ShapeDtypeStruct`s with shardings.
+    """
+    leaves, tree = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(tree, _zeros(tuple(leaves))())
 
 
-@cache
-def _zeros(shapes: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[[], tuple[Array, ...]]:
-    """What makes zeros of these shapes, dtypes and shardings; one program for those alike."""
+@lru_cache(maxsize=64)
+def _zeros(leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Callable[[], tuple[Array, ...]]:
+    """Makes them; kept, so that a model that is loaded again is not compiled again."""
     return jax.jit(
-        lambda: tuple(jnp.zeros(s.shape, s.dtype) for s in shapes),
-        out_shardings=tuple(s.sharding for s in shapes),
+        lambda: tuple(jnp.zeros(leaf.shape, leaf.dtype) for leaf in leaves),
+        out_shardings=tuple(leaf.sharding for leaf in leaves),
     )
 
 
+@lru_cache(maxsize=1024)
 def _stored(leaf: Leaf, mesh: Mesh, fan_in: int, kind: str | None) -> Any:
     """How a leaf is stored, and its sharding (quantised weights: like their codes)."""
     one = _without_stack(leaf)
-    plain = jax.ShapeDtypeStruct(one.shape, leaf.dtype)
-    shapes = jax.eval_shape(lambda x: _kept(x, leaf.dtype, fan_in, kind), plain)
+    shapes: Any = jax.ShapeDtypeStruct(one.shape, leaf.dtype)
+    if kind:
+        shapes = jax.eval_shape(lambda x: quantise(x, fan_in, kind), shapes)
     before = leaf.shape[: len(leaf.shape) - len(one.shape)]
 
     def place(entry: jax.ShapeDtypeStruct, codes: bool = False) -> jax.ShapeDtypeStruct:

@@ -76,7 +76,7 @@ def write_encoder(
         "max_position_embeddings": positions,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    params = jax.device_get(init(arch, jax.random.key(5)))
+    params = jax.device_get(jax.jit(init, static_argnums=0)(arch, jax.random.key(5)))
     tensors = {
         part.name: part.to_stored(
             np.asarray(

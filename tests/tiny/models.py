@@ -34,6 +34,6 @@ def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16)
         eos_ids=(ids["eos_token_id"] or 0,),
         init_std=0.2,
     )
-    save_pretrained(directory, arch, init(arch, jax.random.key(0)))
+    save_pretrained(directory, arch, jax.jit(init, static_argnums=0)(arch, jax.random.key(0)))
     save_tokenizer(tokenizer, family, directory, arch.max_positions)
     return directory

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cache
 
 import jax
-import jax.numpy as jnp
 from tokenizers import Tokenizer as Backend
 
 from lw_jax.data.example import Example
@@ -65,7 +64,7 @@ def arch(family: str = "mistral", vocab: int = 320) -> Arch:
 @cache
 def model(family: str = "mistral", vocab: int = 320, seed: int = 0) -> FrozenDecoder:
     made = arch(family, vocab)
-    params = init(made, jax.random.key(seed), jnp.float32)
+    params = jax.jit(init, static_argnums=0)(made, jax.random.key(seed))
     return FrozenDecoder(params, made)
 
 
