@@ -12,7 +12,7 @@ import pytest
 
 from lw_jax.compressors.dit import FlowLoss
 from lw_jax.objectives import flow
-from lw_jax.objectives.base import Term, mean
+from lw_jax.objectives.base import Term, Terms, mean
 from tests.tiny import objectives as world
 from tests.tiny.receiver import model
 
@@ -31,23 +31,31 @@ def drawn(rows: int, condition: int) -> dict[str, np.ndarray]:
 
 def terms(rows: world.Tree, target: Any, length: bool = True) -> tuple[Any, list[Any]]:
     """The terms, and what the compressor's loss was asked for: views, target, key."""
-    seen, asked = world.context({"reader": world.reader()}, rows), []
 
-    class Generated(world.HandMade):
-        def apply(self, params: Any, *given: Any, method: str, train: bool, rng: Any) -> Any:
-            assert method == "compressor_loss"
-            asked.append((*given, rng))
-            loss = jax.tree.map(jnp.asarray, drawn(len(given[1].mask), len(asked)))
-            return FlowLoss(**loss if length else loss | {"length_nll": None}), {}
+    @jax.jit
+    def made() -> Any:
+        seen, asked = world.context({"reader": world.reader()}, rows), []
 
-    bridge = Generated(seen.latent)
-    seen = dataclasses.replace(seen, bridge=bridge)  # type: ignore[arg-type]
-    return flow.Config(target=target).terms(seen, "r"), asked
+        class Generated(world.HandMade):
+            def apply(self, params: Any, *given: Any, method: str, train: bool, rng: Any) -> Any:
+                assert method == "compressor_loss"
+                asked.append((*given, rng))
+                loss = jax.tree.map(jnp.asarray, drawn(len(given[1].mask), len(asked)))
+                return FlowLoss(**loss if length else loss | {"length_nll": None}), {}
+
+        bridge = Generated(seen.latent)
+        seen = dataclasses.replace(seen, bridge=bridge)  # type: ignore[arg-type]
+        found = flow.Config(target=target).terms(seen, "r")
+        assert found.cosine is None
+        return found.loss, found.watched, found.shuffled, asked
+
+    loss, watched, shuffled, asked = made()
+    return Terms(loss, watched, None, shuffled), asked
 
 
 def of_term(term: Any) -> float:
     assert isinstance(term, Term)
-    return float(mean(term))
+    return float(jax.jit(mean)(term))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import chex
@@ -25,6 +26,7 @@ from lw_jax.objectives import (
     gist,
     info_nce,
     k_token_ce,
+    kd,
     latent_align,
     reconstruction,
     scale_l2,
@@ -56,6 +58,7 @@ ALL: list[tuple[str, Any]] = [
     ("gist", GIST),
     ("info_nce", info_nce.Config()),
     ("k_token_ce", k_token_ce.Config(tokens=2)),
+    ("kd", kd.Config(tau=2.0)),
     ("latent_align", latent_align.Config(tokens=2)),
     ("reconstruction", reconstruction.Config()),
     ("scale_l2", scale_l2.Config()),
@@ -63,6 +66,10 @@ ALL: list[tuple[str, Any]] = [
     ("slot_alignment", slot_alignment.Config(layer=1)),
     ("state_kd", state_kd.Config(layers=1)),
 ]
+OF_SLOTS = (
+    "bag_of_words batch_diversity cosine_reconstruction gist info_nce latent_align reconstruction "
+    "scale_l2 slot_alignment"
+).split()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_no_gradient_reaches_the_states_of_the_source() -> None:
         seen = world.context({"reader": None}, {**rows, "states": states})
         return jnp.sum(jnp.square(source_states(seen, False)[0]))
 
-    value, by = jax.value_and_grad(total)(jnp.asarray(rows["states"]))
+    value, by = jax.jit(jax.value_and_grad(total))(rows["states"])
     assert float(value) > 1.0
     assert not np.asarray(by).any()
 
@@ -122,6 +129,21 @@ def test_a_head_before_scaling_leaves_what_is_delivered_alone(name: str, module:
 
 @pytest.mark.parametrize(
     ("name", "config"),
+    [pytest.param(*case, id=case[0]) for case in ALL if case[0] in OF_SLOTS],
+)
+def test_a_context_without_a_slot_is_no_context(name: str, config: Any) -> None:
+    """Loss, what is watched and gradients are those of a batch in which it does not count."""
+    rows, without = world.data(), world.data()
+    rows["used"][2] = without["used"][2] = False
+    without["batch"]["valid"][4:6] = False
+    found, wanted = world.run(name, config, rows), world.run(name, config, without)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(wanted))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
     [
         ("info_nce", info_nce.Config(positive="source")),
         ("batch_diversity", batch_diversity.Config()),
@@ -130,7 +152,7 @@ def test_a_head_before_scaling_leaves_what_is_delivered_alone(name: str, module:
 def test_negatives_are_those_of_the_global_batch(name: str, config: Any) -> None:
     expected, watched, grads = world.run(name, config)
     mesh = make_mesh(MeshConfig(data=8), jax.devices())
-    params = {"reader": world.reader(), "heads": world.heads(name, config)}
+    params = {"reader": world.reader(), "heads": world.usual_heads(name, config)}
     rows = world.data()
     states = rows.pop("states")
     placed = put_batch(mesh, rows)
@@ -254,16 +276,17 @@ def test_widths_that_differ_need_a_head() -> None:
 
 
 def test_the_optimiser_knows_every_head() -> None:
-    made = [
-        world.heads("bag_of_words", bag_of_words.Config()),
-        world.heads("gist", GIST),
-        world.heads("reconstruction", PER_TOKEN),
-        world.heads("cosine_reconstruction", cosine_reconstruction.Config(head="linear")),
+    heads: list[tuple[str, Any]] = [
+        ("bag_of_words", bag_of_words.Config()),
+        ("gist", GIST),
+        ("reconstruction", PER_TOKEN),
+        ("cosine_reconstruction", cosine_reconstruction.Config(head="linear")),
     ]
-    found = groups({"heads": {k: v for tree in made for k, v in tree.items()}})
+    made = {name: own for (name, _), own in zip(heads, world.Together(*heads).params, strict=True)}
+    found = groups({"heads": made})
     assert found["heads/bag_of_words/r/kernel"] == "muon"
     assert found["heads/bag_of_words/r/bias"] == "adam"
-    assert 0.012 < float(jnp.std(made[1]["gist"]["r"]["queries"])) < 0.028
+    assert 0.012 < made["gist"]["r"]["queries"].std() < 0.028
     assert found["heads/gist/r/queries"] == found["heads/reconstruction/r/queries"] == "adam"
     assert found["heads/reconstruction/r/cross/query/kernel"] == "muon"
 
@@ -274,21 +297,20 @@ def hand_made(config: Any) -> tuple[float, np.ndarray, np.ndarray]:
     labels, lengths = (rows["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
     mask = np.arange(labels.shape[1])[None] < lengths[:, None]
     hidden = np.random.default_rng(5).normal(size=(*labels.shape, 24)).astype(np.float32)
-    seen = world.context({"reader": world.reader()}, rows)
-    # The receiver that reads the text knows nothing: its logits are all alike.
-    for asked, states in ((Pass("latent"), hidden), (Pass("text", gradient=False), 0 * hidden)):
-        seen.readings["r", asked] = Reading(
-            jnp.asarray(states),
-            jnp.asarray(mask),
-            jnp.asarray(labels),
-            None,
-            None,  # type: ignore[arg-type]
-        )
-    term = config.terms(seen, "r").loss
-    assert isinstance(term, Term)
-    z = np.asarray(logits(tokenizer.arch, tokenizer.params, jnp.asarray(hidden.reshape(-1, 24))))
-    p = jax.nn.log_softmax(z.reshape(*labels.shape, -1), axis=-1)
-    return float(mean(term)), np.asarray(p), mask
+
+    @jax.jit
+    def loss(hidden: Any) -> Any:
+        seen = world.context({"reader": world.reader()}, rows)
+        # The receiver that reads the text knows nothing: its logits are all alike.
+        for asked, states in ((Pass("latent"), hidden), (Pass("text", gradient=False), 0 * hidden)):
+            seen.readings["r", asked] = Reading(states, mask, labels, None, None)  # type: ignore[arg-type]
+        term = config.terms(seen, "r").loss
+        assert isinstance(term, Term)
+        return mean(term), logits(tokenizer.arch, tokenizer.params, hidden.reshape(-1, 24))
+
+    found, z = jax.device_get(loss(hidden))
+    p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    return float(found), p.reshape(*labels.shape, -1), mask
 
 
 @pytest.mark.parametrize(
@@ -364,9 +386,9 @@ def test_no_gradient_goes_through_how_far_the_first_token_lags(
 
 
 def test_a_slot_left_out_by_latent_dropout_has_no_direction() -> None:
-    target = jnp.ones((2, 8))
-    slots = jnp.stack([jnp.zeros(8), jnp.arange(8.0)])
-    pull = jax.grad(lambda x: jnp.sum(distance("cosine", x, target)))(slots)
+    target = np.ones((2, 8), np.float32)
+    slots = np.stack([np.zeros(8), np.arange(8.0)]).astype(np.float32)
+    pull = jax.jit(jax.grad(lambda x: jnp.sum(distance("cosine", x, target))))(slots)
     assert not np.any(pull[0])
     assert 0.01 < np.linalg.norm(pull[1]) < 1
 
@@ -403,13 +425,16 @@ def test_answers_that_are_right_as_a_whole() -> None:
     lengths = rows["batch"]["r/answer/lengths"]
     mask = np.arange(5)[None] < lengths[:, None]
     hidden = np.random.default_rng(5).normal(size=(16, 5, 24)).astype(np.float32)
-    z = logits(tokenizer.arch, tokenizer.params, jnp.asarray(hidden.reshape(-1, 24)))
+    z = jax.jit(partial(logits, tokenizer.arch))(tokenizer.params, hidden.reshape(-1, 24))
     labels = np.asarray(z).argmax(-1).reshape(16, 5)
     labels[~mask] += 1
     wrong = [0, 3, 4]
     labels[wrong, 0] += 1
-    seen = world.context({"reader": world.reader()}, rows)
-    read = (jnp.asarray(x) for x in (hidden, mask, labels))
-    seen.readings["r", Pass("latent")] = Reading(*read, None, None)  # type: ignore[arg-type]
-    watched = answer_ce.Config().terms(seen, "r").watched["accuracy"]
-    assert float(mean(watched)) == pytest.approx(13 / 16)
+
+    @jax.jit
+    def accuracy(*read: Any) -> Any:
+        seen = world.context({"reader": world.reader()}, rows)
+        seen.readings["r", Pass("latent")] = Reading(*read, None, None)  # type: ignore[arg-type]
+        return mean(answer_ce.Config().terms(seen, "r").watched["accuracy"])
+
+    assert float(accuracy(hidden, mask, labels)) == pytest.approx(13 / 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,40 +32,54 @@ def test_narrow_numbers_are_compared_in_float32() -> None:
         "mse": square,
         "relative_mse": square / np.mean(b**2, axis=-1),
     }
+
+    @jax.jit
+    def measured(x: Any, y: Any) -> Any:
+        return {kind: distance(kind, x, y) for kind in wanted}, cosine(x, y), unit(x)  # type: ignore[arg-type]
+
+    found, alike, one = measured(x, y)
     for kind, value in wanted.items():
-        found = distance(kind, x, y)  # type: ignore[arg-type]
-        assert found.dtype == jnp.float32
-        np.testing.assert_allclose(found, value, rtol=1e-5, err_msg=kind)
-    np.testing.assert_allclose(cosine(x, y), np.sum(a * b, axis=-1) / lengths, atol=1e-6)
-    assert unit(x).dtype == jnp.float32
-    np.testing.assert_allclose(np.linalg.norm(unit(x), axis=-1), 1.0, atol=1e-6)
+        assert found[kind].dtype == jnp.float32
+        np.testing.assert_allclose(found[kind], value, rtol=1e-5, err_msg=kind)
+    np.testing.assert_allclose(alike, np.sum(a * b, axis=-1) / lengths, atol=1e-6)
+    assert one.dtype == jnp.float32
+    np.testing.assert_allclose(np.linalg.norm(one, axis=-1), 1.0, atol=1e-6)
 
 
 def test_a_mean_over_what_is_real() -> None:
     mask = jnp.asarray([[True, False, True], [False, False, False]])
-    found = masked_mean(jnp.asarray(X, jnp.bfloat16), mask)
+    found = jax.jit(masked_mean)(jnp.asarray(X, jnp.bfloat16), mask)
     assert found.dtype == jnp.float32
+    found = np.asarray(found)
     np.testing.assert_allclose(found[0], wide(X)[0, [0, 2]].mean(axis=0), rtol=1e-5)
-    assert not np.asarray(found[1]).any()
+    assert not found[1].any()
+
+
+@jax.jit
+def of_a_vector(x: Any) -> Any:
+    """At length 1, the slope of that, and how far it lies from twice itself."""
+    return unit(x), jax.grad(lambda x: jnp.sum(unit(x)))(x), distance("relative_mse", 2 * x, x)
 
 
 @pytest.mark.parametrize("size", [1e-3, 2e-6])
 def test_a_quiet_vector_has_a_length_and_none_at_all_has_no_gradient(size: float) -> None:
     """Squared lengths of 4e-12 lie above `TINY`, which is added to them."""
-    x = jnp.zeros((4,)).at[1].set(size)
-    np.testing.assert_allclose(unit(x)[1], size / np.sqrt(size**2 + TINY), rtol=1e-5)
-    slope = jax.grad(lambda x: jnp.sum(unit(x)))
-    assert np.isfinite(slope(x)).all() and np.asarray(slope(x)).any()
-    assert not np.asarray(unit(x / 4e3)).any()
-    assert not np.asarray(slope(x / 4e3)).any()
-    quiet = distance("relative_mse", 2 * x, x)  # mean squares: size**2 / 4 of both
+    x = np.zeros(4, np.float32)
+    x[1] = size
+    one, slope, quiet = (np.asarray(found) for found in of_a_vector(x))
+    np.testing.assert_allclose(one[1], size / np.sqrt(size**2 + TINY), rtol=1e-5)
+    assert np.isfinite(slope).all() and slope.any()
+    # mean squares: size**2 / 4 of both
     np.testing.assert_allclose(quiet, size**2 / 4 / (size**2 / 4 + TINY), rtol=1e-5)
+    one, slope, _ = (np.asarray(found) for found in of_a_vector(x / np.float32(4e3)))
+    assert not one.any() and not slope.any()
     assert TINY == 1e-12
 
 
 def test_a_mean_of_nothing_is_nothing() -> None:
     """And of less than one it is taken as it is: weights may be small."""
     for total, count, wanted in ((0.0, 0.0, 0.0), (6.0, 3.0, 2.0), (0.3, 0.5, 0.3)):
-        assert float(mean(Term(jnp.float32(total), jnp.float32(count)))) == pytest.approx(wanted)
-    term = masked(jnp.asarray([[1.0, 2.0], [4.0, 8.0]]), jnp.asarray([[True, False], [True, True]]))
+        assert float(jax.jit(mean)(Term(total, count))) == pytest.approx(wanted)  # type: ignore[arg-type]
+    values, mask = np.asarray([[1.0, 2.0], [4.0, 8.0]]), np.asarray([[True, False], [True, True]])
+    term = jax.jit(masked)(values, mask)
     assert (float(term.total), float(term.count)) == (13.0, 3.0)

@@ -7,7 +7,7 @@ one matrix to the receiver's width of 24, so that a gradient can be told to reac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -65,8 +65,14 @@ def reader(seed: int = 1) -> np.ndarray:
 
 def heads(name: str, config: Any, dims: BridgeDims = DIMS) -> Tree:
     with naming(name, config):
-        own = config.init(dims, jax.random.key(3))
+        own = jax.jit(partial(config.init, dims))(jax.random.key(3))
     return {} if own is None else {name: own}
+
+
+@cache
+def usual_heads(name: str, config: Any) -> Tree:
+    """Of an objective of this wire; made once."""
+    return heads(name, config)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,57 @@ def compiled(name: str, config: Any) -> Any:
 
 def run(name: str, config: Any, rows: Tree | None = None) -> tuple[float, Tree, Tree]:
     """Loss, watched values and gradients."""
-    params = {"reader": reader(), "heads": heads(name, config)}
+    params = {"reader": reader(), "heads": usual_heads(name, config)}
     found = compiled(name, config)(params, data() if rows is None else rows)
     (loss, watched), grads = jax.device_get(found)
     return float(loss), watched, grads
+
+
+class Together:
+    """Losses of objectives that look at the same rows, all in one program: what the receiver reads
+    for one of them it reads for all, as in a step."""
+
+    def __init__(self, *cases: tuple[str, Any]) -> None:
+        self.cases = cases
+
+    @cached_property
+    def params(self) -> list[Tree]:
+        """Of the heads, by the place of their objective."""
+
+        @jax.jit
+        def made(rng: jax.Array) -> list[Tree]:
+            return [config.init(DIMS, rng) for _, config in self.cases]
+
+        found: list[Tree] = jax.device_get(made(jax.random.key(3)))
+        return found
+
+    def heads(self, name: str, config: Any) -> Tree:
+        """The heads of one of them, by receiver."""
+        return self.params[self.cases.index((name, config))]
+
+    @cached_property
+    def _program(self) -> Any:
+        def losses(heads: list[Tree], rows: Tree) -> Any:
+            seen = context({"reader": reader()}, rows)
+            found = [
+                terms(*case, seen, {} if own is None else {case[0]: own})
+                for case, own in zip(self.cases, heads, strict=True)
+            ]
+            return [
+                (mean(term), {k: mean(t) for k, t in watched.items()}) for term, watched in found
+            ]
+
+        return jax.jit(losses)
+
+    @cached_property
+    def _usual(self) -> Any:
+        return self._of(data())
+
+    def _of(self, rows: Tree) -> Any:
+        return jax.device_get(self._program(self.params, rows))
+
+    def run(self, name: str, config: Any, rows: Tree | None = None) -> tuple[float, Tree]:
+        """Loss and watched values of one of them."""
+        found = self._usual if rows is None else self._of(rows)
+        loss, watched = found[self.cases.index((name, config))]
+        return float(loss), watched
