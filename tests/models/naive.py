@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from lw_jax.models.arch import Arch
@@ -20,7 +21,7 @@ def stream(
         x = h[b, :length]
         out[0, b, :length] = x
         for layer in range(arch.layers):
-            w = {name: np.asarray(v[layer], np.float64) for name, v in params["layers"].items()}
+            w = {name: np.asarray(v, np.float64)[layer] for name, v in params["layers"].items()}
             x = _layer(arch, w, x, positions[b, :length], given, layer, b)
             out[layer + 1, b, :length] = x
     return out
@@ -98,6 +99,6 @@ def _layer(
     blocks = given.edits.blocks
     if blocks is not None and layer in blocks.layers:
         own = {name: v[blocks.layers.index(layer)] for name, v in blocks.params.items()}
-        after = blocks.apply(own, x[None].astype(np.float32), blocks.given)
+        after = jax.jit(blocks.apply)(own, x[None].astype(np.float32), blocks.given)
         x = np.asarray(after)[0].astype(np.float64)
     return x

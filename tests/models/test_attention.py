@@ -19,12 +19,12 @@ def test_equals_the_formula():
     allowed = rng.random((2, 1, 3, 5)) < 0.6
     allowed[0, 0, 0] = False  # a query that may see nothing
     allowed[:, :, 1:, 0] = True
-    found = np.asarray(attention(q, k, v, Mask(jnp.asarray(allowed))))
+    found = np.asarray(jax.jit(lambda *x: attention(*x, Mask(allowed)))(q, k, v))
     for b, i, n in np.ndindex(2, 3, 4):
         seen = allowed[b, 0, i] if allowed[b, 0, i].any() else np.zeros(5, bool)
-        scores = np.asarray(k[b, :, n // 2] @ q[b, i, n] / np.sqrt(8))
+        scores = k[b, :, n // 2] @ q[b, i, n] / np.sqrt(8)
         weights = np.where(seen, np.exp(scores), 0) if seen.any() else np.ones(5)
-        want = weights / weights.sum() @ np.asarray(v[b, :, n // 2])
+        want = weights / weights.sum() @ v[b, :, n // 2]
         np.testing.assert_allclose(found[b, i, n], want, atol=1e-5)
 
 
@@ -32,23 +32,30 @@ def test_equals_the_formula():
 @pytest.mark.parametrize("by_lengths", [True, False])
 def test_cudnn_is_given_even_sizes_and_the_same_problem(monkeypatch, columns, by_lengths):
     rng = np.random.default_rng(0)
-    q, k, v = jnp.asarray(rng.standard_normal((3, 2, columns, 2, 8)), jnp.float32)
-    lengths = jnp.asarray([columns, 3])
-    at = jnp.arange(columns)
+    q, k, v = rng.standard_normal((3, 2, columns, 2, 8)).astype(np.float32)
+    lengths = np.asarray([columns, 3])
+    at = np.arange(columns)
     allowed = (at[:, None] >= at[None])[None, None] & (at[None] < lengths[:, None])[:, None, None]
-    mask = Mask(allowed, lengths if by_lengths else None)
-    xla = jax.nn.dot_product_attention
+    mask = Mask(jnp.asarray(allowed), jnp.asarray(lengths) if by_lengths else None)
+    xla, masks = jax.nn.dot_product_attention, []
 
     def stands_for_cudnn(q, k, v, implementation, **how):
         assert implementation == "cudnn"
         assert q.shape[1] % 2 == k.shape[1] % 2 == 0  # what cudnn asks for in training
-        if "mask" in how:  # the softmax over no key may be NaN, and so the gradients of all keys
-            assert bool(how["mask"].any(axis=-1).all())
+        if "mask" in how:
+            masks.append(how["mask"])
         return xla(q, k, v, implementation="xla", **how)
 
-    want = attention(q, k, v, mask)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
-    found = cudnn(q, k, v, mask)
+    @jax.jit
+    def both(*x):
+        want = attention(*x, mask)
+        monkeypatch.setattr(jax.nn, "dot_product_attention", stands_for_cudnn)
+        return cudnn(*x, mask), want, masks
+
+    found, want, given = both(q, k, v)
+    assert len(given) == (not by_lengths)
+    for one in given:  # the softmax over no key may be NaN, and so the gradients of all keys
+        assert np.asarray(one).any(axis=-1).all()
     assert found.shape == want.shape
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(found[row, :length], want[row, :length], atol=1e-6)
@@ -124,13 +131,6 @@ def test_gradients_are_finite_where_all_keys_are_far_from_a_query(
     allowed = np.broadcast_to(own, (2, 1, queries, keys)).copy()
     allowed[1, :, : queries // 2, : keys - queries] = False  # a prefix that not all queries see
 
-    def gradients(how: Any) -> Any:
-        return jax.vjp(how, q, k, v)[1](given)
-
-    want = gradients(lambda *x: attention(*x, Mask(allowed)))
-    if queries % 2 == keys % 2 == 0:
-        raw = gradients(lambda *x: kernel(*x, allowed, "cudnn"))
-        assert bool(jnp.isfinite(raw[0]).all()) != broken
     xla = jax.nn.dot_product_attention
 
     def either(*x: Any, implementation: str, **how: Any) -> Any:
@@ -138,8 +138,21 @@ def test_gradients_are_finite_where_all_keys_are_far_from_a_query(
             return xla(*x, implementation=implementation, **how)
         return kernel(*x, implementation=implementation, **how)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", either)
-    found = jax.jit(lambda: gradients(lambda *x: cudnn(*x, Mask(jnp.asarray(allowed)))))()
+    @jax.jit
+    def ways(q: Any, k: Any, v: Any, given: Any) -> Any:
+        def gradients(how: Any) -> Any:
+            return jax.vjp(how, q, k, v)[1](given)
+
+        want = gradients(lambda *x: attention(*x, mask))
+        even = queries % 2 == keys % 2 == 0
+        raw = gradients(lambda *x: kernel(*x, mask.allowed, "cudnn"))[0] if even else None
+        monkeypatch.setattr(jax.nn, "dot_product_attention", either)
+        return gradients(lambda *x: cudnn(*x, mask)), want, raw
+
+    mask = Mask(jnp.asarray(allowed))
+    found, want, raw = ways(q, k, v, given)
+    if raw is not None:
+        assert np.isfinite(raw).all() != broken
     for a, b in zip(found, want, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-4)
 

@@ -1,5 +1,7 @@
 """Chunked losses equal the plain ones, gradients included, without the full logits in memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,12 @@ def model(request):
     return request.param, jax.jit(init, static_argnums=0)(request.param, jax.random.key(0))
 
 
+@pytest.fixture(scope="module")
+def narrow(model):
+    """The weights in bfloat16."""
+    return jax.jit(lambda p: jax.tree.map(lambda x: x.astype(jnp.bfloat16), p))(model[1])
+
+
 def plain_logits(arch, params, h):
     x = h / jnp.sqrt(jnp.mean(h**2, -1, keepdims=True) + arch.norm_eps)
     return x @ (params["embed"].T if arch.tied else params["head"])
@@ -33,10 +41,14 @@ def plain_logits(arch, params, h):
 def test_scores_equal_the_plain_ones(model, chunk):
     arch, params = model
     h, labels = states(1, 2, 7), np.random.default_rng(2).integers(0, 29, (2, 7))
-    scores = jax.jit(head.chunked_cross_entropy, static_argnums=(0, 4))(
-        arch, params, h, labels, chunk
-    )
-    z = np.asarray(jax.jit(plain_logits, static_argnums=0)(arch, params, h), np.float64)
+
+    @jax.jit
+    def both(params, h, labels):
+        scores = head.chunked_cross_entropy(arch, params, h, labels, chunk)
+        return scores, plain_logits(arch, params, h)
+
+    scores, z = both(params, h, labels)
+    z = np.asarray(z, np.float64)
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
     of_label = np.take_along_axis(log_p, np.asarray(labels)[..., None], -1)
     ordered = np.sort(z, -1)
@@ -120,23 +132,28 @@ def products(jaxpr):
 
 
 @pytest.mark.parametrize("quant", [None, "int8"])
-def test_the_backward_product_is_as_narrow_as_the_weights(model, quant):
+def test_the_backward_product_is_as_narrow_as_the_weights(model, narrow, quant):
     """A float32 cotangent would make a float32 copy of the whole head."""
     arch, wide = model
-    narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), wide)
     if quant is not None and not arch.tied:
-        wide, narrow = ({**p, "head": quantise(p["head"], 1, quant)} for p in (wide, narrow))
+        wide, narrow = (
+            {**p, "head": jax.jit(partial(quantise, fan_in=1, kind=quant))(p["head"])}
+            for p in (wide, narrow)
+        )
     labels = np.random.default_rng(2).integers(0, 29, 13)
 
     def loss(h, params):
         return jnp.mean(head.chunked_cross_entropy(arch, params, h, labels).nll)
 
-    h = jnp.asarray(states(1, 13))
+    h = states(1, 13)
     short = h.astype(jnp.bfloat16)
-    found = list(products(jax.make_jaxpr(jax.grad(loss))(short, narrow).jaxpr))
+    gradient = jax.jit(jax.grad(loss))
+    traced = gradient.trace(short, narrow)
+    found = list(products(traced.jaxpr.jaxpr))
     assert len(found) >= 3  # forward, forward again, backward
     assert found == [["bfloat16", "bfloat16"]] * len(found)
-    want, got = (np.asarray(jax.grad(loss)(*a), np.float32) for a in ((h, wide), (short, narrow)))
+    want = np.asarray(gradient(h, wide), np.float32)
+    got = np.asarray(traced.lower().compile()(short, narrow), np.float32)
     assert (want * got).sum() > 0.999 * np.linalg.norm(want) * np.linalg.norm(got)
 
 
@@ -157,24 +174,24 @@ def test_memory_holds_one_slice_of_logits():
         assert used < full / 8, (used, full)
 
 
+@jax.jit
+@partial(jax.value_and_grad, has_aux=True)
+def of_positions(h, teacher, labels, counted, mask):
+    """The loss of the positions that count, and what it is made of; others may be left out."""
+    params = init(UNTIED, jax.random.key(0))
+    scores, kl = head.chunked_scores_and_kl(UNTIED, params, h, teacher, labels, 1.0, 4, mask)
+    nll = head.chunked_cross_entropy(UNTIED, params, h, labels, 4, mask).nll
+    return jnp.sum(jnp.where(counted, scores.nll + kl + nll, 0)), (scores.nll, kl)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_positions_that_do_not_count_are_left_out(share):
     """Values, divergences and gradients of the others are the same; whole slices are not run."""
-    arch, params = UNTIED, init(UNTIED, jax.random.key(0))
     h, teacher = states(1, 5, 7), states(3, 5, 7)
     rng = np.random.default_rng(2)
     labels, mask = rng.integers(0, 29, (5, 7)), rng.random((5, 7)) < share
-
-    def both(h, mask):
-        scores, kl = head.chunked_scores_and_kl(arch, params, h, teacher, labels, 1.0, 4, mask)
-        nll = head.chunked_cross_entropy(arch, params, h, labels, 4, mask).nll
-        counted = jnp.where(mask if mask is not None else jnp.asarray(of), scores.nll + kl + nll, 0)
-        return jnp.sum(counted), (scores.nll, kl)
-
-    of = mask
-    value = jax.jit(jax.value_and_grad(both, has_aux=True))
-    (total, found), grad = value(h, mask)
-    (wanted, plain), plain_grad = value(h, None)
+    (total, found), grad = of_positions(h, teacher, labels, mask, mask)
+    (wanted, plain), plain_grad = of_positions(h, teacher, labels, mask, None)
     np.testing.assert_allclose(total, wanted, rtol=1e-6)
     np.testing.assert_allclose(grad, plain_grad, rtol=1e-5, atol=1e-7)
     for a, b in zip(found, plain, strict=True):

@@ -22,7 +22,6 @@ from lw_jax.models.config import ModelConfig
 from lw_jax.models.decoder import LayerInputs, embed_tokens
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.generate import DecodeOptions, generate
-from lw_jax.models.layer import rms_norm
 from lw_jax.models.params import init
 from lw_jax.models.quant import dequantise, quantise
 from lw_jax.models.rope import rotate
@@ -47,18 +46,18 @@ def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "INTERPRETED", True)
 
 
-def drawn(*shape: int, seed: int = 0) -> Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def drawn(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def decoder(**switches: Any) -> tuple[Arch, Any]:
     """Two layers of random weights, apart: norms and biases too."""
     family = "qwen2" if switches.get("qkv_bias") else "llama"
     arch = Arch(family, 128, 64, 2, 4, 2, 32, 96, 1e-5, Rope(1e4), **switches)
-    params = init(arch, jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
+    shapes = jax.eval_shape(partial(init, arch), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
     filled = [0.15 * drawn(*x.shape, seed=i) for i, x in enumerate(leaves)]
-    return arch, apart(jax.tree.unflatten(tree, filled))
+    return arch, jax.jit(apart)(jax.tree.unflatten(tree, filled))
 
 
 @pytest.mark.parametrize("switches", [{}, {"qkv_bias": True, "tied": True}])
@@ -77,23 +76,32 @@ def test_it_writes_what_the_decoder_writes(switches: dict[str, Any]) -> None:
             fused=fused,
         )
 
-    one, other = jax.jit(written, static_argnums=0)(False), jax.jit(written, static_argnums=0)(True)
+    plain, fused = (jax.jit(written, static_argnums=0).trace(x) for x in (False, True))
+    one, other = (traced.lower().compile()() for traced in (plain, fused))
     np.testing.assert_array_equal(one.ids, other.ids)
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
-    assert "pallas_call" in str(jax.make_jaxpr(written, static_argnums=0)(True))
+    assert "pallas_call" in str(fused.jaxpr)
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "float8"])
 def test_products_of_plain_and_stored_weights(kind: str | None) -> None:
     x, w, bias = drawn(3, 256), drawn(256, 2, 96), drawn(2, 96)
-    stored = w if kind is None else quantise(w, 1, kind)
-    plain = w if kind is None else dequantise(stored, jnp.float32)
-    expected = jnp.einsum("bi,ico->bco", x, plain)
+
+    @jax.jit
+    def computed(x: Array, w: Array, bias: Array) -> tuple[Array, ...]:
+        stored: Any = w if kind is None else quantise(w, 1, kind)
+        plain = w if kind is None else dequantise(stored, jnp.float32)
+        gated, biased = (
+            kernels.product(x, stored, gated=True),
+            kernels.product(x, stored, bias=bias),
+        )
+        return plain, gated[0], biased[0], kernels.product(x, stored)
+
+    plain, gated, biased, parts = map(np.asarray, computed(x, w, bias))
+    expected = np.einsum("bi,ico->bco", x, plain)
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-3)
-    given = kernels.product(x, stored, gated=True)
-    close(given[0], jax.nn.silu(expected[:, 0]) * expected[:, 1])
-    close(kernels.product(x, stored, bias=bias)[0].reshape(3, 2, 96), expected + bias[None])
-    parts = kernels.product(x, stored)
+    close(gated, expected[:, 0] / (1 + np.exp(-expected[:, 0])) * expected[:, 1])
+    close(biased.reshape(3, 2, 96), expected + bias)
     assert parts.shape == (4, 3, 192)
     close(parts.sum(0).reshape(3, 2, 96), expected)
 
@@ -102,25 +110,31 @@ def test_products_of_plain_and_stored_weights(kind: str | None) -> None:
 def test_a_norm_of_the_stream_with_a_product(width: int) -> None:
     h, norm, sums = drawn(3, width), drawn(width, seed=1), drawn(4, 3, width, seed=2)
     for given in (None, sums):
-        after, x = kernels.normed(h, norm, 1e-5, given)
+        after, x = jax.jit(kernels.normed, static_argnums=2)(h, norm, 1e-5, given)
         expected = h if given is None else h + given.sum(0)
         np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(x, rms_norm(expected, norm, 1e-5), rtol=1e-5, atol=1e-6)
+        size = np.sqrt((expected**2).mean(-1, keepdims=True) + 1e-5)
+        np.testing.assert_allclose(x, expected / size * norm, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_over_a_long_cache_in_parts() -> None:
     arch, room = SimpleNamespace(heads=4, kv_heads=2, head_dim=32), 2100
     qkv, past = drawn(2, 8, 32), (drawn(2, room, 2, 32, seed=1), drawn(2, room, 2, 32, seed=2))
-    lengths = jnp.asarray([2090, 100])
-    angle = drawn(2, 16)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    mixed, (keys, values) = kernels.attend(arch, qkv, cos, sin, lengths, past)  # type: ignore[arg-type]
-    turned = rotate(qkv[:, None, :6], cos[:, None], sin[:, None])
-    rows = jnp.arange(2)
-    k = past[0].at[rows, lengths].set(turned[:, 0, 4:])
-    v = past[1].at[rows, lengths].set(qkv[:, 6:])
-    seen = (jnp.arange(room)[None] <= lengths[:, None])[:, None, None]
-    expected = attention(turned[:, :, :4], k, v, Mask(seen))[:, 0]
+    lengths, angle = np.asarray([2090, 100]), drawn(2, 16)
+    cos, sin = np.cos(angle), np.sin(angle)
+
+    @jax.jit
+    def computed(qkv: Array, past: tuple[Array, Array]) -> Any:
+        turned = rotate(qkv[:, None, :6], cos[:, None], sin[:, None])
+        rows = jnp.arange(2)
+        k = past[0].at[rows, lengths].set(turned[:, 0, 4:])
+        v = past[1].at[rows, lengths].set(qkv[:, 6:])
+        seen = jnp.asarray((np.arange(room)[None] <= lengths[:, None])[:, None, None])
+        expected = attention(turned[:, :, :4], k, v, Mask(seen))[:, 0]
+        given = (jnp.asarray(x) for x in (cos, sin, lengths))
+        return kernels.attend(arch, qkv, *given, past), (expected, k, v)  # type: ignore[arg-type]
+
+    (mixed, (keys, values)), (expected, k, v) = computed(qkv, past)
     np.testing.assert_allclose(mixed, expected, atol=1e-5)
     np.testing.assert_allclose(keys, k, atol=1e-6)
     np.testing.assert_array_equal(values, v)
@@ -129,8 +143,9 @@ def test_attention_over_a_long_cache_in_parts() -> None:
 def test_a_full_row_is_left_as_it_is() -> None:
     arch = SimpleNamespace(heads=2, kv_heads=1, head_dim=32)
     past = drawn(1, 64, 1, 32), drawn(1, 64, 1, 32, seed=1)
-    angles = jnp.ones((1, 16)), jnp.zeros((1, 16))
-    _, (keys, values) = kernels.attend(arch, drawn(1, 4, 32), *angles, jnp.asarray([64]), past)  # type: ignore[arg-type]
+    angles = np.ones((1, 16), np.float32), np.zeros((1, 16), np.float32)
+    attend = jax.jit(partial(kernels.attend, arch))  # type: ignore[arg-type]
+    _, (keys, values) = attend(drawn(1, 4, 32), *angles, np.asarray([64]), past)
     np.testing.assert_array_equal(keys, past[0])
     np.testing.assert_array_equal(values, past[1])
 
@@ -156,7 +171,7 @@ def test_where_the_kernels_are_used() -> None:
     assert kernels.fits(params, 16, LayerInputs())
     assert not kernels.fits(params, 17, LayerInputs())
     columns = drawn(2, 1, 3, 2, 32)
-    prefix = KV(columns, columns, jnp.ones((1, 3), bool), jnp.zeros((1, 3)))
+    prefix = KV(columns, columns, np.ones((1, 3), bool), np.zeros((1, 3)))  # type: ignore[arg-type]
     assert not kernels.fits(params, 1, LayerInputs(kv=prefix))
 
 

@@ -1,5 +1,7 @@
 """8- and 4-bit storage: rounding within its bound, an einsum equal to the restored weight's."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +12,29 @@ from lw_jax.errors import UserError
 from lw_jax.models.quant import KINDS, NF4, block_size, dequantise, einsum, quantise
 
 
+@partial(jax.jit, static_argnums=1)
+def stored_and_back(w, kind):
+    """A matrix as it is stored, and restored."""
+    stored = quantise(w, 1, kind)
+    return stored, dequantise(stored, jnp.float32)
+
+
 @pytest.mark.parametrize(("spec", "fan_in"), [("btd,dnh->btnh", 1), ("btnh,nhd->btd", 2)])
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_einsum_equals_the_restored_weight(kind, spec, fan_in):
     shape = (32, 4, 8) if fan_in == 1 else (4, 8, 32)
-    w = jax.random.normal(jax.random.key(0), shape) * jnp.linspace(0.1, 2.0, shape[-1])[None, None]
-    x = jax.random.normal(jax.random.key(1), (2, 3, *shape[:fan_in]))
-    stored = quantise(w, fan_in, kind)
-    back = dequantise(stored, jnp.float32)
+    rng = np.random.default_rng(0)
+    w = np.float32(rng.standard_normal(shape) * np.linspace(0.1, 2.0, shape[-1]))
+    x = np.float32(rng.standard_normal((2, 3, *shape[:fan_in])))
+
+    @jax.jit
+    def computed(w, x):
+        stored = quantise(w, fan_in, kind)
+        return dequantise(stored, jnp.float32), einsum(spec, x, stored)
+
+    back, product = map(np.asarray, computed(w, x))
     assert back.shape == w.shape
-    np.testing.assert_allclose(einsum(spec, x, stored), jnp.einsum(spec, x, back), atol=1e-4)
+    np.testing.assert_allclose(product, np.einsum(spec, x, back), atol=1e-4)
     # Half of the widest gap between two levels, in units of the largest value that shares a scale.
     bound = 0.5 / 127 if kind == "int8" else np.diff(NF4).max() / 2
     axes = tuple(range(fan_in))
@@ -33,16 +48,16 @@ def test_levels_are_kept_exactly():
     codes = np.random.default_rng(0).integers(0, 16, (128, 5))
     codes[[0, 64]] = 15
     w = NF4[codes] * np.repeat([0.5, 4.0], 64)[:, None]
-    stored = quantise(jnp.asarray(w), 1, "nf4")
+    stored, back = stored_and_back(w, "nf4")
     assert stored.codes.shape == (64, 5)
     assert stored.codes.dtype == jnp.uint8
-    np.testing.assert_allclose(dequantise(stored, jnp.float32), w, rtol=1e-6)
+    np.testing.assert_allclose(back, w, rtol=1e-6)
 
 
 def test_zeros_stay_zeros():
     for kind in KINDS:
-        stored = quantise(jnp.zeros((4, 3)), 1, kind)
-        assert (np.asarray(dequantise(stored, jnp.float32)) == 0).all()
+        _, back = stored_and_back(np.zeros((4, 3), np.float32), kind)
+        assert (np.asarray(back) == 0).all()
 
 
 def test_blocks_divide_the_inputs():
@@ -60,11 +75,16 @@ def test_a_row_alone_is_multiplied_like_others() -> None:
     """In a wider dtype it goes with a copy of itself."""
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((3, 64), (64, 40)))
-    alone = einsum("nd,dv->nv", x[:1], w, jnp.float32)
+
+    @jax.jit
+    def computed(x, w):
+        of = partial(einsum, "nd,dv->nv", w=w, out=jnp.float32)
+        return of(x[:1]), of(x), jax.grad(lambda x: of(x)[0, 3])(x[:1])
+
+    alone, all_rows, given = computed(x, w)
     assert alone.shape == (1, 40)
-    np.testing.assert_allclose(alone, einsum("nd,dv->nv", x, w, jnp.float32)[:1], rtol=1e-5)
-    given = jax.grad(lambda x: einsum("nd,dv->nv", x, w, jnp.float32)[0, 3])(x[:1])
-    np.testing.assert_array_equal(given[0], w[:, 3])
+    np.testing.assert_allclose(alone, all_rows[:1], rtol=1e-5)
+    np.testing.assert_array_equal(given[0], np.asarray(w)[:, 3])
 
 
 def test_the_levels_are_quantiles_of_a_normal_distribution() -> None:
@@ -79,12 +99,12 @@ def test_what_is_stored_by_hand() -> None:
     """One scale for an output; two codes of four bits in a byte, the first one in the lower half;
     what lies on the middle of two levels is the lower one's."""
     w = np.asarray([[1.0, -0.2], [-4.0, 0.3], [2.5, 0.5], [0.0, -0.6]], np.float32)
-    stored = quantise(jnp.asarray(w), 1, "int8")
+    stored, _ = stored_and_back(w, "int8")
     np.testing.assert_allclose(stored.scale, [[4 / 127, 0.6 / 127]], rtol=1e-6)
     np.testing.assert_array_equal(stored.codes, np.round(w / [4, 0.6] * 127))
-    packed = quantise(jnp.asarray(w), 1, "nf4")
+    packed, back = stored_and_back(w, "nf4")
     np.testing.assert_allclose(packed.scale, [[4.0, 0.6]])
     codes = np.abs((w / [4, 0.6])[..., None] - NF4).argmin(-1)
     np.testing.assert_array_equal(packed.codes, codes[::2] | codes[1::2] << 4)
-    np.testing.assert_allclose(dequantise(packed, jnp.float32), NF4[codes] * [4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(back, NF4[codes] * [4, 0.6], rtol=1e-6)
     assert (packed.fan_in, packed.fan_out, packed.kind) == ((4,), 1, "nf4")
