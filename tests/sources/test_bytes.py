@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,21 +73,20 @@ def test_the_limit_is_exact_where_columns_are_rounded_up() -> None:
 
 
 def test_padding_is_not_read_and_order_is() -> None:
-    text = jnp.asarray([list(b"Ada keeps goats")])
-    none = jnp.zeros((0, 1, 15, 0))
+    text = np.asarray([list(b"Ada keeps goats")])
+    none = np.zeros((0, 1, 15, 0), np.float32)
     module = SMALL.build(BridgeDims(0, 0, 8))
-    params = jax.jit(module.init)(jax.random.key(0), Taps(none, jnp.ones((1, 15), bool), text))
+    params = jax.jit(module.init)(jax.random.key(0), Taps(none, np.ones((1, 15), bool), text))
     assert set(groups(params["params"]).values()) == {"adam", "muon"}
 
     apply = jax.jit(module.apply)
 
     def features(ids: Any, real: int) -> np.ndarray:
-        mask = jnp.arange(ids.shape[1])[None] < real
-        out = apply(params, Taps(jnp.zeros((0, *ids.shape, 0)), mask, ids))
-        return np.asarray(out.x[:, :real])
+        mask = np.arange(ids.shape[1])[None] < real
+        return np.asarray(apply(params, Taps(none, mask, ids)).x)[:, :real]
 
     alone = features(text, 15)
-    other = features(text.at[:, 9:].set(ord("z")), 9)
+    other = features(np.where(np.arange(15)[None] < 9, text, ord("z")), 9)
     np.testing.assert_allclose(features(text, 9), other, atol=1e-5)
     assert np.abs(features(text[:, ::-1], 15)[:, ::-1] - alone).max() > 0.1
 

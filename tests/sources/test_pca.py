@@ -45,14 +45,14 @@ def gathered() -> tuple[np.ndarray, np.ndarray, int]:
 def filled(config: Pca) -> Any:
     """The parameters of a source with a fitted projection."""
     mean, products, count = gathered()
-    params = Projection(config).init(jax.random.key(0), jnp.asarray(states()))["params"]
+    params = jax.eval_shape(Projection(config).init, jax.random.key(0), states())["params"]
     found = {f"source/{k}": v for k, v in fit(config, products, count).items()}
     return fill({"pca": params}, {**found, "source/mean": mean})
 
 
 def projected(config: Pca) -> np.ndarray:
     params = filled(config)["pca"]
-    return np.asarray(Projection(config).apply({"params": params}, jnp.asarray(states())))
+    return np.asarray(jax.jit(Projection(config).apply)({"params": params}, states()))
 
 
 def test_directions_and_variances_are_those_of_numpys_svd() -> None:
@@ -82,7 +82,8 @@ def test_the_share_of_the_variance_that_is_kept() -> None:
 def test_all_components_say_everything(whiten: bool) -> None:
     config = Pca(WIDTH, whiten)
     own = filled(config)["pca"]["statistics"]
-    x = projected(config) * np.asarray(scale(config, own["deviations"]))[:, None, None]
+    sizes = jax.jit(scale, static_argnums=0)(config, own["deviations"])
+    x = projected(config) * np.asarray(sizes)[:, None, None]
     back = np.einsum("nbtc,ndc->nbtd", x, own["directions"])
     back = back + np.asarray(own["mean"])[:, None, None]
     np.testing.assert_allclose(back, states(), atol=1e-3)
@@ -102,19 +103,24 @@ def test_components_are_centred_at_rms_1_and_keep_their_shares_unless_whitened()
 
 
 def test_a_direction_that_nothing_lies_along_is_not_blown_up() -> None:
-    deviations = jnp.asarray([[2.0, 1e-9]])
-    np.testing.assert_allclose(scale(Pca(2, whiten=True), deviations), [[2.0, 2e-3]])
+    of = jax.jit(scale, static_argnums=0)
+    np.testing.assert_allclose(of(Pca(2, whiten=True), np.float32([[2.0, 1e-9]])), [[2.0, 2e-3]])
 
 
 def test_an_unfitted_pca_gives_no_number() -> None:
-    out, _ = Projection(Pca(2)).init_with_output(jax.random.key(0), jnp.asarray(states()))
-    assert bool(jnp.isnan(out).all())
+    out, _ = jax.jit(Projection(Pca(2)).init_with_output)(jax.random.key(0), states())
+    assert np.isnan(out).all()
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_no_optimiser_moves_what_was_fitted(name: Any) -> None:
     own = filled(Pca(2))
-    params = {"bridge": {"source": own, "compressor": {"leave": {"kernel": jnp.ones((2, 4))}}}}
+    params = {
+        "bridge": {
+            "source": own,
+            "compressor": {"leave": {"kernel": jnp.asarray(np.ones((2, 4), np.float32))}},
+        }
+    }
     group = groups(params)
     assert group["bridge/source/pca/statistics/directions"] == "adam"
     made = make_optimiser(OptimiserConfig(name=name, lr=0.1, weight_decay=0.1), params, 10)
@@ -135,32 +141,33 @@ def test_no_optimiser_moves_what_was_fitted(name: Any) -> None:
 
 def test_no_gradient_reaches_what_was_fitted() -> None:
     def loss(params: Any) -> jax.Array:
-        out = Projection(Pca(2)).apply({"params": params}, jnp.asarray(states()))
+        out = Projection(Pca(2)).apply({"params": params}, states())
         return jnp.sum(out**3)  # type: ignore[operator]
 
-    grads = jax.grad(loss)(filled(Pca(2))["pca"])
+    grads = jax.device_get(jax.jit(jax.grad(loss))(filled(Pca(2))["pca"]))
     assert not any(leaf.any() for leaf in jax.tree.leaves(grads))
 
 
 def test_an_export_carries_it_to_the_last_bit(tmp_path: Path) -> None:
-    params = {"source": filled(Pca(3)), "compressor": {"leave": {"kernel": jnp.ones((3, 4)) / 3}}}
+    kernel = jnp.asarray(np.full((3, 4), 1 / 3, np.float32))
+    params = {"source": filled(Pca(3)), "compressor": {"leave": {"kernel": kernel}}}
     save_bridge(tmp_path, params, {"step": 1, "fingerprints": {}})
     read, _ = load_bridge(tmp_path, jax.tree.map(jnp.zeros_like, params))
     chex.assert_trees_all_equal(read["source"], params["source"])
 
 
 def test_it_is_an_option_of_both_sources() -> None:
-    taps = Taps(jnp.asarray(states()), jnp.ones((16, 12), bool), jnp.zeros((16, 12), jnp.int32))
+    taps = Taps(states(), np.ones((16, 12), bool), np.zeros((16, 12), np.int32))
     config = hidden_states.Config(layers=(0, 1), pca=Pca(3))
     assert pca_of(config) == Pca(3)
     assert pca_of(hidden_states.Config()) is None
-    found = config.build(DIMS).apply({"params": filled(Pca(3))}, taps)
+    found = jax.jit(config.build(DIMS).apply)({"params": filled(Pca(3))}, taps)
     alone = projected(Pca(3))
     np.testing.assert_allclose(found.x, np.concatenate([*alone], axis=-1), rtol=1e-6)  # type: ignore[union-attr]
     one = taps.replace(states=taps.states[:1])  # type: ignore[attr-defined]
-    own = jax.tree.map(lambda x: x[:1], filled(Pca(3)))
+    own = jax.tree.map(lambda x: x[:1], jax.device_get(filled(Pca(3))))
     module = embeddings.Config(pca=Pca(3)).build(DIMS)
-    np.testing.assert_allclose(module.apply({"params": own}, one).x, alone[0], rtol=1e-6)  # type: ignore[union-attr]
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": own}, one).x, alone[0], rtol=1e-6)  # type: ignore[union-attr]
 
 
 def test_options_that_do_not_fit() -> None:

@@ -106,6 +106,7 @@ def test_it_reads_all_of_a_text_between_cls_and_sep(
     pieces.no_truncation()
     pieces.no_padding()
     taps = extracted(model, found)[0]
+    taps = jax.device_get(taps)
     for i, text in enumerate(TEXTS):
         content = pieces.encode(text).ids
         assert found["source/ids"][i, : found["source/lengths"][i]].tolist() == [CLS, *content, SEP]
@@ -120,19 +121,20 @@ def test_a_primer_is_read_and_is_no_content(loaded: tuple[FrozenEncoder, Tokeniz
     with_primer = Collate(primed, tokenizer, {}, LONG)(rows(*TEXTS))
     without = Collate(PLAIN, tokenizer, {}, LONG)(rows(*TEXTS))
     assert (with_primer["source/skip"] > without["source/skip"]).all()
-    taps, plain = extracted(model, with_primer)[0], extracted(model, without)[0]
+    taps, plain = (jax.device_get(extracted(model, x)[0]) for x in (with_primer, without))
     assert taps.ids[taps.mask].tolist() == plain.ids[plain.mask].tolist()
-    assert float(jnp.abs(taps.states[:, taps.mask] - plain.states[:, plain.mask]).max()) > 0.1
+    assert np.abs(taps.states[:, taps.mask] - plain.states[:, plain.mask]).max() > 0.1
 
 
 def test_a_text_does_not_depend_on_those_beside_it(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
     model, tokenizer = loaded
-    together = features(extracted(model, batch(tokenizer, *TEXTS)))
+    together = jax.device_get(features(extracted(model, batch(tokenizer, *TEXTS))))
     collate = Collate(PLAIN, tokenizer, {}, LONG)
     for i, text in enumerate(TEXTS):
-        alone = features(extracted(model, collate(rows(text, "Ben.", "Ben."))))
+        given = collate(rows(text, "Ben.", "Ben."))
+        alone = jax.device_get(features(extracted(model, given)))
         for config, many, one in zip(EACH, together, alone, strict=True):
-            mine, own = np.asarray(many.mask[i]), np.asarray(one.mask[0])
+            mine, own = many.mask[i], one.mask[0]
             assert mine.sum() == own.sum() > 0
             np.testing.assert_allclose(
                 many.x[i][mine], one.x[0][own], atol=1e-4, err_msg=str(config)
@@ -144,8 +146,8 @@ def test_a_pooled_text_is_the_vector_of_sentence_transformers(
 ) -> None:
     model, tokenizer = loaded
     given = batch(tokenizer, *TEXTS)
-    _, mean, cls = features(extracted(model, given))
-    h = np.asarray(states(model, given)[-1])
+    _, mean, cls = jax.device_get(features(extracted(model, given)))
+    h = np.asarray(states(model, given))[-1]
     for i, length in enumerate(given["source/lengths"]):
         for found, vector in ((mean, h[i, :length].mean(axis=0)), (cls, h[i, 0])):
             assert found.x.shape == (3, 1, 16)
@@ -168,10 +170,16 @@ def test_objectives_still_know_the_words_of_a_pooled_text(
 def test_the_layer_is_the_one_that_is_asked_for(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
     model, tokenizer = loaded
     given = batch(tokenizer, *TEXTS)
-    each = states(model, given)
-    for layer in (0, 1, 2, None):
-        taps = jax.jit(Config(layer).extract)(model, source_tokens(given), None)
-        np.testing.assert_allclose(taps.states[0], each[2 if layer is None else layer], atol=1e-5)
+    each = np.asarray(states(model, given))
+    layers = (0, 1, 2, None)
+
+    @jax.jit
+    def read(model: FrozenEncoder, given: Batch) -> list[jax.Array]:
+        tokens = source_tokens(given)
+        return [Config(layer).extract(model, tokens, None).states[0] for layer in layers]
+
+    for layer, found in zip(layers, read(model, given), strict=True):
+        np.testing.assert_allclose(found, each[2 if layer is None else layer], atol=1e-5)
     assert Config(1).sender_layers(model.arch) == 1
     with pytest.raises(UserError, match="layer: 3 is beyond the encoder's 2 layers"):
         Config(3).shape(model.arch)
@@ -189,7 +197,7 @@ def test_no_gradient_reaches_the_encoder(loaded: tuple[FrozenEncoder, Tokenizer]
         )
         return jnp.sum(taps.states**2)
 
-    assert not any(leaf.any() for leaf in jax.tree.leaves(slope(model.params)))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(jax.device_get(slope(model.params))))
 
 
 def test_a_text_beyond_the_positions_is_left_out(loaded: tuple[FrozenEncoder, Tokenizer]) -> None:
@@ -200,7 +208,7 @@ def test_a_text_beyond_the_positions_is_left_out(loaded: tuple[FrozenEncoder, To
     assert given["source/ids"].shape == (3, 64)
     assert given["source/lengths"].tolist() == [60, 0, len(tokenizer.encode("Ben.")) + 2]
     assert given["valid"].tolist() == [True, False, True]
-    for found in features(extracted(model, given)):
+    for found in jax.device_get(features(extracted(model, given))):
         assert np.isfinite(found.x).all()
         assert not found.mask[1].any()
     assert (
@@ -214,8 +222,8 @@ def test_a_probe_reads_its_content_alone(loaded: tuple[FrozenEncoder, Tokenizer]
     model, tokenizer = loaded
     given = batch(tokenizer, *TEXTS)
     ids, lengths, skip = (given[f"source/{part}"] for part in ("ids", "lengths", "skip"))
-    found = _means(model, ids, lengths, skip, layers=(2,))
-    taps = extracted(model, given)[0]
+    found = np.asarray(_means(model, ids, lengths, skip, layers=(2,)))
+    taps = jax.device_get(extracted(model, given)[0])
     for i in range(len(TEXTS)):
         want = taps.states[0, i][taps.mask[i]].mean(axis=0)
         np.testing.assert_allclose(found[0, i], want, atol=1e-5)
@@ -223,8 +231,9 @@ def test_a_probe_reads_its_content_alone(loaded: tuple[FrozenEncoder, Tokenizer]
 
 def test_a_normaliser_has_its_place_among_the_parameters() -> None:
     config = Config(normaliser=Normaliser(trainable=True), pool="mean")
-    taps = Taps(jnp.ones((1, 2, 5, 16)), jnp.ones((2, 5), bool), jnp.zeros((2, 5), jnp.int32))
-    found = config.build(BridgeDims(16, 1, 8)).init(jax.random.key(0), taps)["params"]
+    taps = Taps(np.ones((1, 2, 5, 16)), np.ones((2, 5), bool), np.zeros((2, 5), np.int32))
+    init = config.build(BridgeDims(16, 1, 8)).init
+    found = jax.eval_shape(init, jax.random.key(0), taps)["params"]
     assert set(found["normaliser"]) == {"statistics", "gain", "bias"}
 
 
