@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.api.deliveries import deliver, filled
@@ -129,8 +128,8 @@ class Talk:
         heard = engine.roomier(self._heard, room)
         row = np.zeros((1, size), np.int32)
         row[0, : len(ids)] = ids
-        lengths = jnp.asarray([len(ids)], jnp.int32)
-        said = engine.ask(model, heard, jnp.asarray(row), lengths, options, jax.random.key(0))
+        lengths = np.array([len(ids)], np.int32)
+        said = engine.ask(model, heard, row, lengths, options, jax.random.key(0))
         text = ""
         while True:
             out = said.writing.out
@@ -156,8 +155,8 @@ class Talk:
         heard = engine.roomier(heard, room)
         if not self._pending:
             return heard
-        ids = jnp.asarray([self._pending], jnp.int32)
-        lengths = jnp.asarray([len(self._pending)], jnp.int32)
+        ids = np.array([self._pending], np.int32)
+        lengths = np.array([len(self._pending)], np.int32)
         model, options = self._ctx.model, self._options
         said = engine.ask(model, heard, ids, lengths, options, jax.random.key(0))
         self._pending = ()

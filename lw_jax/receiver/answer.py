@@ -191,7 +191,8 @@ def question(layout: LayoutConfig, tokenizer: Tokenizer, text: str) -> Segment:
     ids = asked_ids(layout, tokenizer, text)
     row = np.zeros((1, max(1, -(-len(ids) // MULTIPLE)) * MULTIPLE), np.int32)
     row[0, : len(ids)] = ids
-    return Segment(jnp.asarray(row), None, jnp.asarray([len(ids)], jnp.int32), "ask")
+    lengths = np.array([len(ids)], np.int32)
+    return Segment(jax.device_put(row), None, jax.device_put(lengths), "ask")
 
 
 # Asking

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -46,8 +47,8 @@ def segment(rows: Sequence[Sequence[int]], size: int, role: str = "ask") -> Segm
     ids = np.zeros((len(rows), size), np.int32)
     for row, one in zip(ids, rows, strict=True):
         row[: len(one)] = one
-    lengths = jnp.asarray([len(one) for one in rows], jnp.int32)
-    return Segment(jnp.asarray(ids), None, lengths, role)
+    lengths = np.array([len(one) for one in rows], np.int32)
+    return Segment(jax.device_put(ids), None, jax.device_put(lengths), role)
 
 
 @struct.dataclass

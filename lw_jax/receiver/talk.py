@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -193,15 +194,22 @@ def roomier(heard: Heard, room: int) -> Heard:
     if more <= 0:
         return heard
 
+    held = heard.cache
+    k, v, positions = _wider((held.k, held.v, held.positions), more)
+    cache = Cache(k, v, positions, held.lengths)
+    return Heard(cache, heard.position, heard.inputs)
+
+
+@partial(jax.jit, static_argnums=1)
+def _wider(held: Any, more: int) -> Any:
+    """Keys, values and positions with so many more columns, one program for all of them."""
+
     def wide(x: Array) -> Array:
         pad = [(0, 0)] * x.ndim
         pad[1 if x.ndim < 5 else 2] = (0, more)  # of one layer, or of a stack
         return jnp.pad(x, pad)
 
-    held = heard.cache
-    k, v = jax.tree.map(wide, (held.k, held.v))
-    cache = Cache(k, v, wide(held.positions), held.lengths)
-    return Heard(cache, heard.position, heard.inputs)
+    return jax.tree.map(wide, held)
 
 
 def _advance(message: Message) -> Array:

@@ -34,7 +34,7 @@ from lw_jax.runs.trained import Trained
 from lw_jax.text import layout
 from tests.tiny.evaluation import LAYOUT, RECEIVER, World, make_world
 
-ROWS, NEW, ROOM = 12, 6, 256
+ROWS, NEW, ROOM = 12, 6, 160
 HOME = Path(lw_jax.__file__).parent
 
 

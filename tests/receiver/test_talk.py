@@ -26,8 +26,8 @@ MASK = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
 """Soft tokens of the parts of a message: all, half, and a part that fills it up."""
 
 
-def numbers(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape) * 0.3
+def numbers(seed: int, *shape: int) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=shape) * 0.3).astype(np.float32)
 
 
 def delivery(everywhere: bool = True) -> Delivery:
@@ -41,19 +41,19 @@ def delivery(everywhere: bool = True) -> Delivery:
     kv = KV(
         numbers(1, arch.layers, PARTS, COLUMNS, *heads),
         numbers(2, arch.layers, PARTS, COLUMNS, *heads),
-        jnp.ones((PARTS, COLUMNS), bool),
-        jnp.broadcast_to(jnp.arange(COLUMNS, dtype=jnp.float32), (PARTS, COLUMNS)),
+        np.ones((PARTS, COLUMNS), bool),
+        np.broadcast_to(np.arange(COLUMNS, dtype=np.float32), (PARTS, COLUMNS)),
     )
-    given = {"x": numbers(3, PARTS, SLOTS, WIDTH), "mask": jnp.asarray(MASK)}
-    own = Blocks({"w": jnp.ones((1,))}, _add, (0,), given) if everywhere else None
+    given = {"x": numbers(3, PARTS, SLOTS, WIDTH), "mask": MASK}
+    own = Blocks({"w": np.ones((1,), np.float32)}, _add, (0,), given) if everywhere else None
     deltas = (numbers(seed, arch.layers, PARTS, SLOTS, *heads) for seed in (4, 5))
     keep = MASK[None, :, :, None, None]
     edits = Edits(None, own, *(x * keep for x in deltas))
-    spread = jnp.broadcast_to(jnp.arange(SLOTS) * 2.5, (PARTS, SLOTS))
-    advance = jnp.asarray([10.0, 7.0, 0.0])
+    spread = np.broadcast_to(np.arange(SLOTS, dtype=np.float32) * 2.5, (PARTS, SLOTS))
+    advance = np.float32([10.0, 7.0, 0.0])
     return Delivery(
         numbers(6, PARTS, SLOTS, WIDTH),
-        jnp.asarray(MASK),
+        MASK,
         spread,
         kv if everywhere else None,
         advance,
@@ -84,13 +84,13 @@ def part(whole: Delivery, *rows: int) -> Message:
         whole.advance[at],
         Edits(None, blocks, edits.k_delta[:, at], edits.v_delta[:, at]),
     )
-    real = jnp.asarray(MASK[at].any(axis=1))
-    return alone(model(), joined(own, len(rows), real), 1)
+    m, real = model(), MASK[at].any(axis=1)
+    made: Message = jax.jit(lambda own: alone(m, joined(own, len(rows), real), 1))(own)
+    return made
 
 
 def question(seed: int, size: int = 5) -> Segment:
-    ids = jax.random.randint(jax.random.key(seed), (1, size), 3, 300)
-    return Segment(ids, None, jnp.asarray([size]), "ask")
+    return segment(np.random.default_rng(seed).integers(3, 300, (1, size)))
 
 
 def at_once(message: Message, asked: Segment) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +103,7 @@ def in_steps(heard: talk.Heard, asked: Segment) -> tuple[talk.Answering, np.ndar
     m = model()
     said = talk.ask(m, heard, asked.ids, asked.lengths, OPTIONS, jax.random.key(0))
     for step in range(2, OPTIONS.max_new + 1):  # a token at a time
-        said = talk.write(m, heard, said, OPTIONS, jnp.asarray(step))
+        said = talk.write(m, heard, said, OPTIONS, np.asarray(step))
     out = said.writing.out
     return said, np.asarray(out.ids), np.asarray(out.logprobs)
 
@@ -122,7 +122,7 @@ def test_a_part_that_fills_a_message_up_changes_nothing() -> None:
 
 def test_a_message_alone_is_left_as_it_is() -> None:
     whole = delivery()
-    assert joined(whole, 1, jnp.ones(PARTS, bool)) is whole
+    assert joined(whole, 1, np.ones(PARTS, bool)) is whole
 
 
 @pytest.mark.slow  # the API's own test has the bridge that ships
@@ -167,7 +167,7 @@ def test_a_turn_that_is_remembered_is_part_of_the_sequence() -> None:
 
 
 def segment(ids: np.ndarray) -> Segment:
-    return Segment(jnp.asarray(ids), None, jnp.asarray([ids.shape[1]]), "ask")
+    return Segment(ids, None, np.asarray([ids.shape[1]]), "ask")
 
 
 def test_prefixes_of_two_messages_stand_one_behind_the_other() -> None:
@@ -176,14 +176,14 @@ def test_prefixes_of_two_messages_stand_one_behind_the_other() -> None:
 
     def prefix(seed: int, real: bool) -> KV:
         at = numbers(seed + 2, 3, COLUMNS)
-        return KV(numbers(seed, *shape), numbers(seed + 1, *shape), jnp.full(at.shape, real), at)
+        return KV(numbers(seed, *shape), numbers(seed + 1, *shape), np.full(at.shape, real), at)
 
     first, second = prefix(1, True), prefix(5, False)
-    both = talk._both(first, second)
+    both = jax.device_get(jax.jit(talk._both)(first, second))
     assert both is not None
     assert both.mask.tolist() == [[True] * COLUMNS + [False] * COLUMNS] * 3
     for name, axis in (("k", 2), ("v", 2), ("positions", 1)):
-        parts = jnp.split(getattr(both, name), 2, axis=axis)
+        parts = np.split(getattr(both, name), 2, axis=axis)
         chex.assert_trees_all_equal(parts, [getattr(first, name), getattr(second, name)])
     assert talk._both(first, None) is first and talk._both(None, second) is second
 
@@ -205,19 +205,20 @@ def test_a_roomier_cache_has_what_it_had(stacked: bool) -> None:
         return numbers(1, *shape) if stacked else [numbers(1, *shape[1:])] * shape[0]
 
     shape, grown = (2, 3, 4, 1, 6), (2, 3, 7, 1, 6)
-    cache = Cache(made(*shape), made(*shape), numbers(2, 3, 4), jnp.asarray([1, 2, 3]))
-    heard = talk.Heard(cache, jnp.ones(3), LayerInputs())
+    cache = Cache(made(*shape), made(*shape), numbers(2, 3, 4), np.asarray([1, 2, 3]))
+    heard = talk.Heard(cache, np.ones(3), LayerInputs())
     assert talk.roomier(heard, 4) is heard and talk.roomier(heard, 3) is heard
     assert talk.roomier(heard, 5).cache.positions.shape == (3, 5)
     more = talk.roomier(heard, 7).cache
     assert more.lengths is cache.lengths
+    more = jax.device_get(more)
     assert more.positions.shape == (3, 7)
     np.testing.assert_array_equal(more.positions[:, :4], cache.positions)
     for name in ("k", "v"):
-        got, had = jnp.asarray(getattr(more, name)), jnp.asarray(getattr(cache, name))
+        got, had = np.asarray(getattr(more, name)), np.asarray(getattr(cache, name))
         assert got.shape == grown
         np.testing.assert_array_equal(got[:, :, :4], had)
-        assert not np.asarray(got[:, :, 4:]).any()
+        assert not got[:, :, 4:].any()
 
 
 def test_edits_of_two_messages_stand_beside_each_other() -> None:
@@ -233,14 +234,14 @@ def test_edits_of_two_messages_stand_beside_each_other() -> None:
     )
     both = talk._edits(first, second)
     assert both.blocks is not None and first.blocks is not None and second.blocks is not None
-    halves = jnp.split(both.blocks.given["x"], 2, axis=1)
+    halves = np.split(np.asarray(both.blocks.given["x"]), 2, axis=1)
     chex.assert_trees_all_equal(halves, [first.blocks.given["x"], second.blocks.given["x"]])
     assert both.lora is second.lora
     assert both.k_delta is second.k_delta and both.v_delta is second.v_delta
     alone_ = talk._edits(Edits(), second)
     assert alone_.blocks is second.blocks
     assert talk._edits(first, Edits()).blocks is None
-    inputs = LayerInputs(None, jnp.ones(3), both, jnp.ones((3, 2)), allowed=None)
+    inputs = LayerInputs(None, np.ones(3), both, np.ones((3, 2)), allowed=None)
     later = talk._kept(inputs)
     assert later.edits.blocks is both.blocks and later.edits.lora is both.lora
     assert later.edits.k_delta is None and later.slot_index is None

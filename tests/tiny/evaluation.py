@@ -98,7 +98,7 @@ def draw(shapes: Any, seed: int, std: float) -> Any:
     def leaf(path: Any, s: Any) -> Any:
         one = "norm" in jax.tree_util.keystr(path)
         value = np.ones(s.shape) if one else rng.normal(0, std, s.shape)
-        return jnp.asarray(value, s.dtype)
+        return jnp.asarray(value.astype(s.dtype), s.dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
