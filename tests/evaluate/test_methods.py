@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from lw_jax.evaluate.predict import (
     plain,
     predict,
     prepared,
+    rate,
     shortened,
 )
-from lw_jax.models.generate import DecodeOptions
+from lw_jax.models.generate import DecodeOptions, Generation
 from lw_jax.readers import deep_prefix, soft_tokens
 from lw_jax.receiver import answer as asking
 from lw_jax.text.layout_config import LayoutConfig
@@ -81,20 +83,35 @@ def _host(
     )
 
 
-def _with_gold(batch: Arrays, raw: Raw, spoil: bool = True) -> Arrays:
+@pytest.fixture(scope="module")
+def said(world: World) -> Callable[[str], Raw]:
+    """What is said of the first rows with a method, asked once."""
+
+    @cache
+    def of(name: str) -> Raw:
+        return _raw(world, name, _batch(world, name))
+
+    return of
+
+
+def _with_gold(batch: Arrays, written: Generation, spoil: bool = True) -> Arrays:
     """The decoded answers as gold; in every second row one of its tokens is another one."""
     ids = np.zeros_like(batch[f"{RECEIVER}/answer/ids"])
     rng = np.random.default_rng(0)
-    lengths = (raw.written.lengths + raw.written.ended).astype(np.int32)
-    for i, said in enumerate(lengths):
-        ids[i, :said] = raw.written.ids[i, :said]
+    lengths = (written.lengths + written.ended).astype(np.int32)
+    for i, count in enumerate(lengths):
+        ids[i, :count] = written.ids[i, :count]
         if spoil and i % 2:
-            ids[i, rng.integers(said)] += 1
+            ids[i, rng.integers(count)] += 1
     return batch | {f"{RECEIVER}/answer/ids": ids, f"{RECEIVER}/answer/lengths": lengths}
 
 
-# The messages of what cuts on the host are `text`'s; the slow ones' are laid out as others' are.
+# The messages of what cuts on the host are `text`'s; the slow ones' are laid out as others', and the
+# first three say bit for bit what another says, as is seen below.
 ALIKE = (
+    "embedding_replay_raw",
+    "token_budget_first",
+    "deranged",
     "zero",
     "mean",
     "token_budget_last",
@@ -116,14 +133,20 @@ ALIKE = (
 )
 def test_argmax_is_greedy_on_256_examples(world: World, name: str) -> None:
     said: list[Prediction] = []
-    ended = 0
+    ended, how, model = 0, method(name), (world.ctx.model, world.ctx.prompt)
     for start in range(0, len(world.examples), SIZE):
         batch = _batch(world, name, start)
-        written = _raw(world, name, batch)
-        ended += int(written.written.ended.sum())
+        sent, batch = received(world.ctx, how, batch), prepared(batch, method=how, ctx=world.ctx)
+        given, taken = place(how.message, world.ctx, batch, sent)
+        ask, _ = asking.asked(batch, RECEIVER)
+        written = jax.device_get(
+            asking.write(*model, given, ask, jax.random.key(0), _options(world))
+        )
+        ended += int(written.ended.sum())
         gold = _with_gold(batch, written)
-        raw = _raw(world, name, gold)
-        np.testing.assert_array_equal(raw.written.ids, written.written.ids)
+        raw = jax.device_get(Raw(*rate(how.message, world.ctx, [gold], sent), written, taken))
+        if not start:  # both at once say what each says alone
+            chex.assert_trees_all_equal(_raw(world, name, gold), raw)
         said += _host(world, name, raw, gold, world.examples[start : start + SIZE])
     assert [p.argmax for p in said] == [p.same for p in said]
     assert sum(bool(p.same) for p in said) == len(said) // 2
@@ -150,7 +173,7 @@ def test_argmax_is_greedy_where_the_receiver_writes_question_and_answer(
     example = world.examples[0]
     whole = f"{example.question}\nAnswer: {example.answers[0]}"
     assert other.tokenizer.backend.decode(said.tolist()) == whole
-    gold = _with_gold(batch, _raw(other, name, batch))
+    gold = _with_gold(batch, _raw(other, name, batch).written)
     found = _host(other, name, _raw(other, name, gold), gold, world.examples[:SIZE])
     assert [p.argmax for p in found] == [p.same for p in found]
     assert sum(bool(p.same) for p in found) == SIZE // 2
@@ -187,10 +210,13 @@ def _padded_inside(asked: list[Any]) -> list[Any]:
     ],
 )
 def test_the_check_is_red_when_scorer_and_decoder_differ(
-    world: World, monkeypatch: pytest.MonkeyPatch, reader: str, fault: Any
+    world: World,
+    said: Callable[[str], Raw],
+    monkeypatch: pytest.MonkeyPatch,
+    reader: str,
+    fault: Any,
 ) -> None:
-    batch = _batch(world, "text")
-    gold = _with_gold(batch, _raw(world, "text", batch), spoil=False)
+    gold = _with_gold(_batch(world, "text"), said("text").written, spoil=False)
     right = getattr(asking, reader)
 
     def wrong(arch: Any, params: Any, asked: list[Any], *rest: Any, **more: Any) -> Any:
@@ -203,30 +229,30 @@ def test_the_check_is_red_when_scorer_and_decoder_differ(
     static = (1, 5) if part == "write" else (1,)
     faulty = jax.jit(lambda *args: whole(*args), static_argnums=static)
     monkeypatch.setattr(predicting, part, faulty)
-    said = _host(world, "text", _raw(world, "text", gold), gold, world.examples[:SIZE])
-    assert sum(p.argmax != p.same for p in said) > SIZE // 10
+    found = _host(world, "text", _raw(world, "text", gold), gold, world.examples[:SIZE])
+    assert sum(p.argmax != p.same for p in found) > SIZE // 10
 
 
-def test_outputs_are_what_was_decoded_and_nothing_is_cut(world: World) -> None:
-    batch = _batch(world, "text")
-    raw = _raw(world, "text", batch)
-    said = _host(world, "text", raw, batch, world.examples[:SIZE])
-    for i, p in enumerate(said):
+def test_outputs_are_what_was_decoded_and_nothing_is_cut(
+    world: World, said: Callable[[str], Raw]
+) -> None:
+    raw = said("text")
+    found = _host(world, "text", raw, _batch(world, "text"), world.examples[:SIZE])
+    for i, p in enumerate(found):
         ids = raw.written.ids[i][: raw.written.lengths[i]].tolist()
         own = [t for t in ids if t not in (0, 1, 2)]
         assert p.text == world.tokenizer.backend.decode(own).strip()
-    assert sum(bool(p.text) for p in said) > SIZE // 2  # fault 5: every output was empty
+    assert sum(bool(p.text) for p in found) > SIZE // 2  # fault 5: every output was empty
 
 
-def test_text_methods_never_see_the_bridge(world: World) -> None:
+def test_text_methods_never_see_the_bridge(world: World, said: Callable[[str], Raw]) -> None:
     """Fault 13: text baselines measured with adapters attached."""
-    louder = world.ctx.replace(params=jax.tree.map(lambda x: 3 * x + 0.1, world.ctx.params))
+    params = jax.tree.map(lambda x: jnp.asarray(3 * np.asarray(x) + 0.1), world.ctx.params)
+    louder = world.ctx.replace(params=params)
     batch = _batch(world, "text")
     for name in ("text", "no_message", "embedding_replay_raw", "token_budget_first"):
-        a, b = _raw(world, name, batch), _raw(world, name, batch, louder)
-        jax.tree.map(np.testing.assert_array_equal, a, b)
-    a, b = _raw(world, "latent", batch), _raw(world, "latent", batch, louder)
-    assert (a.scored.nll != b.scored.nll).all()
+        jax.tree.map(np.testing.assert_array_equal, said(name), _raw(world, name, batch, louder))
+    assert (said("latent").scored.nll != _raw(world, "latent", batch, louder).scored.nll).all()
 
 
 def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
@@ -234,15 +260,17 @@ def test_only_methods_of_the_wire_need_a_bridge(world: World) -> None:
     free = [name for name in methods() if not method(name).needs_bridge]
     replayed = ["embedding_replay_raw", "embedding_replay_anchor"]
     assert free == ["text", "relay", *replayed, "no_message"]
-    for name in free:
-        _raw(world, name, _batch(world, name), bare)
+    _raw(world, "text", _batch(world, "text"), bare)
+    for name in free[1:]:  # after their message nothing is asked for a bridge
+        how = method(name)
+        place(how.message, bare, prepared(_batch(world, name), method=how, ctx=bare), None)
 
 
-def test_padding_is_known_by_length(world: World) -> None:
+def test_padding_is_known_by_length(world: World, said: Callable[[str], Raw]) -> None:
     """Id 0 is padding, EOS and pad at once (fault 21); wider padding changes nothing."""
     batch = _batch(world, "text")
     wide = {k: np.pad(v, [(0, 0), (0, 8)]) if k.endswith("/ids") else v for k, v in batch.items()}
-    a, b = _raw(world, "text", batch), _raw(world, "text", wide)
+    a, b = said("text"), _raw(world, "text", wide)
     np.testing.assert_allclose(a.scored.nll, b.scored.nll, rtol=1e-5)
     np.testing.assert_array_equal(a.written.ids, b.written.ids)
     lengths = batch[f"{RECEIVER}/answer/lengths"]
@@ -250,13 +278,13 @@ def test_padding_is_known_by_length(world: World) -> None:
     assert (batch[f"{RECEIVER}/answer/ids"][np.arange(SIZE), lengths - 1] == 0).all()  # EOS
 
 
-def test_embeddings_of_the_text_read_like_the_text(world: World) -> None:
-    batch = _batch(world, "text")
-    a, b = _raw(world, "text", batch), _raw(world, "embedding_replay_raw", batch)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+def test_embeddings_of_the_text_read_like_the_text(said: Callable[[str], Raw]) -> None:
+    jax.tree.map(np.testing.assert_array_equal, said("text"), said("embedding_replay_raw"))
 
 
-def test_a_budget_cuts_only_the_text_that_the_latent_replaces(world: World) -> None:
+def test_a_budget_cuts_only_the_text_that_the_latent_replaces(
+    world: World, said: Callable[[str], Raw]
+) -> None:
     """Question and anchor stay: it reads as the whole text would if the context were that short."""
     batch = _batch(world, "text")
     ids, lengths = batch[f"{RECEIVER}/context/ids"], batch[f"{RECEIVER}/context/lengths"]
@@ -266,7 +294,7 @@ def test_a_budget_cuts_only_the_text_that_the_latent_replaces(world: World) -> N
         tails[i, : kept[i]] = ids[i, n - kept[i] : n]
     for name, left in (("token_budget_first", ids), ("token_budget_last", tails)):
         cut = batch | {f"{RECEIVER}/context/ids": left, f"{RECEIVER}/context/lengths": kept}
-        a, b = _raw(world, name, batch), _raw(world, "text", cut)
+        a, b = said(name), _raw(world, "text", cut)
         np.testing.assert_array_equal(a.columns, kept)
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -376,12 +404,12 @@ def test_a_budget_of_bytes_leaves_the_longest_start_that_fits(world: World) -> N
     assert cut[key][4] == batch[key][4]
     raw = _raw(world, name, cut)
     np.testing.assert_array_equal(raw.columns, cut[key])
-    said = _host(world, name, raw, cut, world.examples[:5])
+    found = _host(world, name, raw, cut, world.examples[:5])
     decode = world.tokenizer.backend.decode
     for i, budget in enumerate(budgets):
         ids = batch[f"{RECEIVER}/context/ids"][i]
         left = decode(ids[: cut[key][i]].tolist())
-        assert said[i].wire_bytes == len(left.encode()) <= budget
+        assert found[i].wire_bytes == len(left.encode()) <= budget
         if cut[key][i] < batch[key][i]:
             assert len(decode(ids[: cut[key][i] + 1].tolist()).encode()) > budget
 
@@ -401,12 +429,13 @@ def test_columns_of_a_message(world: World, readers: Any, count: int) -> None:
     assert sent.mask.sum(axis=1).tolist() == [SLOTS] * SIZE
 
 
-def test_controls_say_nothing_of_the_text_and_deranged_says_another(world: World) -> None:
+def test_controls_say_nothing_of_the_text_and_deranged_says_another(
+    world: World, said: Callable[[str], Raw]
+) -> None:
     own, swapped = _batch(world, "latent"), _batch(world, "deranged")
     for name in ("zero", "mean"):
-        a, b = _raw(world, name, own), _raw(world, name, swapped)
-        np.testing.assert_array_equal(a.scored.nll, b.scored.nll)
-    a, b = _raw(world, "latent", own), _raw(world, "deranged", swapped)
+        np.testing.assert_array_equal(said(name).scored.nll, _raw(world, name, swapped).scored.nll)
+    a, b = said("latent"), said("deranged")
     assert (a.scored.nll != b.scored.nll).all()
     # Row i of `deranged` hears what row i + 1 of `latent` hears, and is asked its own question.
     moved = own | {k: np.roll(v, -1, 0) for k, v in own.items() if k.startswith("source/")}
@@ -414,7 +443,7 @@ def test_controls_say_nothing_of_the_text_and_deranged_says_another(world: World
     np.testing.assert_array_equal(b.scored.nll[:-1], c.scored.nll[:-1])
 
 
-def test_bytes_on_the_wire(world: World) -> None:
+def test_bytes_on_the_wire(world: World, said: Callable[[str], Raw]) -> None:
     batch = _batch(world, "text")
     example = world.examples[0]
     text = " " + example.context
@@ -433,8 +462,7 @@ def test_bytes_on_the_wire(world: World) -> None:
         **{name: len(left.encode()) for name, left in cut.items()},
     }
     for name, size in expected.items():
-        raw = _raw(world, name, _batch(world, name))
-        assert _host(world, name, raw, batch, [example])[0].wire_bytes == size
+        assert _host(world, name, said(name), batch, [example])[0].wire_bytes == size
 
 
 def test_decode_options(world: World) -> None:
@@ -494,14 +522,16 @@ def test_soft_tokens_are_left_of_a_delivery_and_a_layout_may_change_them(world: 
     batch = world.batch(0, 8)
     adapter, latent = (method(n) for n in ("embedding_replay_adapter", "latent"))
     sent = received(world.ctx, latent, batch)
-    alone = adapter.message(world.ctx, batch, sent)
-    whole = latent.message(world.ctx, batch, sent)
+    alone, _ = place(adapter.message, world.ctx, batch, sent)
+    whole, _ = place(latent.message, world.ctx, batch, sent)
     assert whole.delivery is not None and whole.delivery.kv is not None
     assert alone.delivery is not None and alone.delivery.kv is None
     np.testing.assert_array_equal(alone.segment.embeds, whole.segment.embeds)
     changed = world.with_layout(LayoutConfig(transform="scale_2"))
-    doubled = latent.message(changed.ctx, batch, sent).segment.embeds
+    doubled = place(latent.message, changed.ctx, batch, sent)[0].segment.embeds
     np.testing.assert_allclose(doubled, 2 * np.asarray(whole.segment.embeds), rtol=1e-5)
     raw = method("embedding_replay_raw")
-    plain, same = (raw.message(w.ctx, batch, None).segment.embeds for w in (world, changed))
+    plain, same = (
+        place(raw.message, w.ctx, batch, None)[0].segment.embeds for w in (world, changed)
+    )
     np.testing.assert_array_equal(plain, same)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,8 +29,13 @@ MASK = np.arange(TOKENS)[None] < np.array([[6], [4], [2]])
 X = TABLE[IDS]
 
 
+@partial(jax.jit, static_argnums=0)
+def change_of(name: str, x: Any, mask: Any, table: Any, rms: Any) -> jax.Array:
+    return change(name)(x, mask, table, rms)
+
+
 def changed(name: str, x: np.ndarray = X) -> np.ndarray:
-    return np.asarray(change(name)(jnp.asarray(x), jnp.asarray(MASK), jnp.asarray(TABLE), RMS))
+    return np.asarray(change_of(name, x, MASK, TABLE, RMS))
 
 
 @pytest.mark.parametrize("name", ["scale_1", "offset_1", "nearest_1", "codebook_0.0001"])
@@ -100,21 +106,26 @@ def test_names_that_are_none(name: str, message: str) -> None:
 def test_a_layouts_change_is_of_what_a_reader_delivers(name: str) -> None:
     """The same as of replayed embeddings; a gradient comes through it, also where rows are picked;
     padding stays as it is."""
-    model: Any = SimpleNamespace(params={"embed": jnp.asarray(TABLE)})
     prompt = Prompt(transform=name)
 
-    def of(x: Any) -> Any:
-        return transformed(model, prompt, Delivery(x, jnp.asarray(MASK)), RMS).embeds
+    def of(x: Any, mask: Any, table: Any, prompt: Prompt = prompt) -> Any:
+        model: Any = SimpleNamespace(params={"embed": table})
+        return transformed(model, prompt, Delivery(x, mask), RMS).embeds
 
-    x = jnp.asarray(X + 0.3)
-    found = np.asarray(of(x))
-    np.testing.assert_allclose(found[MASK], changed(name, np.asarray(x))[MASK], atol=1e-6)
-    np.testing.assert_array_equal(found[~MASK], np.asarray(x)[~MASK])
-    gradient = np.asarray(jax.grad(lambda x: jnp.sum(of(x)[..., 0] * x[..., 1]))(x))
+    @jax.jit
+    def both(x: Any, mask: Any, table: Any) -> Any:
+        gradient = jax.grad(lambda x: jnp.sum(of(x, mask, table)[..., 0] * x[..., 1]))
+        return of(x, mask, table), gradient(x)
+
+    x = X + np.float32(0.3)
+    found, gradient = (np.asarray(y) for y in both(x, MASK, TABLE))
+    np.testing.assert_allclose(found[MASK], changed(name, x)[MASK], atol=1e-6)
+    np.testing.assert_array_equal(found[~MASK], x[~MASK])
     assert np.abs(gradient[MASK][:, 0]).min() > 0
-    assert transformed(model, Prompt(), Delivery(x, jnp.asarray(MASK)), RMS).embeds is x
-    whole = transformed(model, prompt, Delivery(x), RMS).embeds  # no mask: all are real
-    everywhere = transformed(model, prompt, Delivery(x, jnp.ones(MASK.shape, bool)), RMS).embeds
+    assert of(x, MASK, TABLE, Prompt()) is x
+    no_mask = lambda x, table: of(x, None, table)  # noqa: E731
+    all_real = lambda x, table: of(x, jnp.ones(MASK.shape, bool), table)  # noqa: E731
+    whole, everywhere = jax.jit(no_mask)(x, TABLE), jax.jit(all_real)(x, TABLE)
     np.testing.assert_array_equal(whole, everywhere)
 
 
@@ -131,10 +142,10 @@ def test_vectors_of_nothing_stay_finite(name: str) -> None:
     table[3], table[:, 2] = 0, 1
     nothing = np.zeros_like(MASK)
     for mask in (MASK, nothing):
-        found = change(name)(jnp.zeros_like(X), jnp.asarray(mask), jnp.asarray(table), RMS)
+        found = change_of(name, np.zeros_like(X), mask, table, RMS)
         assert np.isfinite(found).all()
     if name == "offset_0.5":  # of no vectors the mean is 0
-        far = change(name)(jnp.asarray(X), jnp.asarray(nothing), jnp.asarray(TABLE), RMS)
+        far = change_of(name, X, nothing, TABLE, RMS)
         np.testing.assert_allclose(far, X / 2, rtol=1e-6)
 
 
@@ -142,12 +153,12 @@ def test_vectors_one_at_a_time_are_changed_alike(monkeypatch: pytest.MonkeyPatch
     whole = changed("nearest_2")
     for held in (1, 3 * VOCAB):
         monkeypatch.setattr(transform, "LOGITS_AT_ONCE", held)
-        np.testing.assert_allclose(changed("nearest_2"), whole, rtol=1e-6)
+        found = jax.jit(change("nearest_2"))(X, MASK, TABLE, RMS)
+        np.testing.assert_allclose(found, whole, rtol=1e-6)
 
 
 def test_quiet_vectors_are_made_louder_up_to_a_million_times() -> None:
     """Of half a millionth: as if they were at a millionth."""
-    x = jnp.full((1, 1, 4), 5e-7)
-    table = jnp.asarray(TABLE[:, :4])
-    found = change("rms")(x, jnp.ones((1, 1), bool), table, 0.25)
+    x = np.full((1, 1, 4), 5e-7, np.float32)
+    found = change_of("rms", x, np.ones((1, 1), bool), TABLE[:, :4], 0.25)
     np.testing.assert_allclose(found, 0.125, rtol=1e-4)
