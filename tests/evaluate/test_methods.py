@@ -106,8 +106,8 @@ def _with_gold(batch: Arrays, written: Generation, spoil: bool = True) -> Arrays
     return batch | {f"{RECEIVER}/answer/ids": ids, f"{RECEIVER}/answer/lengths": lengths}
 
 
-# The messages of what cuts on the host are `text`'s; the slow ones' are laid out as others', and the
-# first three say bit for bit what another says, as is seen below.
+# The messages of what cuts on the host are `text`'s; the slow ones' are laid out as others', and
+# the first three say bit for bit what another says, as is seen below.
 ALIKE = (
     "embedding_replay_raw",
     "token_budget_first",
