@@ -440,7 +440,7 @@ def test_two_receivers_choose_an_answer_together(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the sender reads each text once, whatever receivers, codecs and controls there are."""
-    config = raw_config(models, tmp_path / "two", methods=["latent"], wire=["int8", "int4"])
+    config = raw_config(models, tmp_path / "two", methods=["latent"], wire=["int8"])
     config["receivers"]["twin"] = config["receivers"][RECEIVER]
     run = make_run(from_dict(config), Console(file=io.StringIO(), width=200))
     cfg = run.config.stages["test"].evaluate
@@ -548,7 +548,8 @@ def test_another_runs_bridge_under_another_layout_says_so(
 ) -> None:
     """Fault 4: a primer of the evaluation that differs from training's."""
     assert metrics["warnings"] == []
-    raw = raw_config(models, tmp_path / "other", init_from=str(run.run_dir), methods=["latent"])
+    raw = raw_config(models, tmp_path / "other", init_from=str(run.run_dir))
+    raw["stages"]["test"]["evaluate"]["methods"] = ["token_budget_first"]  # a bridge, no controls
     del raw["stages"]["wire"]
     raw["stages"]["test"]["evaluate"] |= {"rows": 4, "layout": {"primer": "Text:"}}
     config = from_dict(raw)
@@ -598,7 +599,7 @@ def test_a_stage_starts_from_components_of_another_bridge(
     models: dict[str, Path], run: Run, tmp_path: Path
 ) -> None:
     raw = raw_config(models, tmp_path)
-    raw["bridge"]["reader"]["latent_adapters"] = {"heads": 2, "head_dim": 4}
+    raw["bridge"]["reader"] = {"latent_adapters": {"heads": 2, "head_dim": 4}}
     raw["stages"] = {"later": raw["stages"]["wire"]}
     train = raw["stages"]["later"]["train"]
     train |= {"init_from": str(run.run_dir), "init_only": ["compressor"]}

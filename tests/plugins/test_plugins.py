@@ -43,13 +43,17 @@ def config(home: Path) -> dict[str, object]:
         },
         "objectives": {"answer_ce": {}, "quiet": {}},
         "stages": {
-            "fit": {"train": {"steps": 3, "batch_size": 4, "eval_every": 0, "log_every": 1}},
+            "fit": {"train": {"steps": 2, "batch_size": 4, "eval_every": 0, "log_every": 1}},
             "report": {
                 "evaluate": {
                     "rows": 8,
                     "batch_size": 4,
                     "bootstrap": 20,
-                    "methods": ["text", "latent", "first_half"],
+                    "methods": [
+                        "text",
+                        "first_half",
+                        "token_budget_first",
+                    ],  # the last needs a bridge
                     "decode": {"max_new_tokens": 4},
                 }
             },

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -19,6 +20,7 @@ from lw_jax.config.parse import build, read
 from lw_jax.data.facts import FactsRows
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
 from lw_jax.runs import export, statistics
@@ -141,9 +143,8 @@ def test_it_is_used_without_training(home: Path, same: Path, tmp_path: Path) -> 
     assert sum(trained.counts.values()) == WIDTH**2 + WIDTH + 1
     groups = [group[:1] for group in sample(load_rows(config.data, "eval", config.seed), 4)]
     batch = pipeline.collate(groups)(groups)
-    taps = pipeline.bridge.extract(pipeline.frozen.sender, batch, None)
-    latent = pipeline.bridge.encode(trained.params, taps)
-    given = pipeline.bridge.deliver(trained.params, "reader", latent)
+    ctx = EvalContext(pipeline.frozen, trained.params, None, pipeline.bridge, "reader")
+    given = jax.jit(lambda ctx, batch: ctx.deliver(ctx.encode(batch)))(ctx, batch)
     table = np.asarray(pipeline.frozen.receivers["reader"].params["embed"])
     for i, n in enumerate(batch["reader/context/lengths"]):
         own = table[batch["reader/context/ids"][i, :n]]

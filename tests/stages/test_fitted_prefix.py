@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from lw_jax.bridge.config import BridgeConfig, fits, to_be_trained
 from lw_jax.config.parse import build, read
 from lw_jax.data.load import load_rows, sample
 from lw_jax.errors import UserError
+from lw_jax.evaluate.methods.base import EvalContext
 from lw_jax.launch import main
 from lw_jax.mesh import make_mesh
 from lw_jax.receiver.rms import keys_and_values, measure_rms
@@ -64,21 +64,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+said = jax.jit(keys_and_values, static_argnums=1)
+
+
 def test_keys_and_values_are_those_whose_rms_is_measured() -> None:
     model = receiver.model()
-    ids = jnp.asarray(np.random.default_rng(0).integers(5, 100, (2, 6)), jnp.int32)
-    arch, lengths = model.arch, jnp.asarray([6, 6], jnp.int32)
-    found = keys_and_values(model, (), ids, lengths)
+    ids = np.random.default_rng(0).integers(5, 100, (2, 6)).astype(np.int32)
+    arch, lengths = model.arch, np.asarray([6, 6], np.int32)
     shape = (2, 6, arch.layers, 2, arch.kv_heads, arch.head_dim)
-    assert found.dtype == jnp.float32
-    rms = np.sqrt(np.mean(np.square(found.reshape(shape)), axis=(0, 1, 4, 5)))
+    found = np.asarray(said(model, (), ids, lengths))
+    assert found.dtype == np.float32
+    found = found.reshape(shape)
+    rms = np.sqrt(np.mean(np.square(found), axis=(0, 1, 4, 5)))
     dims = measure_rms(model, ids, lengths)
     np.testing.assert_allclose(rms[:, 0], dims.key_rms, rtol=1e-5)
     np.testing.assert_allclose(rms[:, 1], dims.value_rms, rtol=1e-5)
     # what stands before them is seen, and is none of them
-    after = keys_and_values(model, (7, 8), ids, lengths).reshape(shape)
-    np.testing.assert_allclose(after[:, :, 0], found.reshape(shape)[:, :, 0], rtol=1e-5, atol=1e-6)
-    assert np.abs(after[:, :, 1] - found.reshape(shape)[:, :, 1]).max() > 1e-3
+    after = np.asarray(said(model, (7, 8), ids, lengths)).reshape(shape)
+    np.testing.assert_allclose(after[:, :, 0], found[:, :, 0], rtol=1e-5, atol=1e-6)
+    assert np.abs(after[:, :, 1] - found[:, :, 1]).max() > 1e-3
 
 
 def test_to_itself_a_model_sends_its_own_keys_and_values(home: Path, tmp_path: Path) -> None:
@@ -98,18 +102,17 @@ def test_to_itself_a_model_sends_its_own_keys_and_values(home: Path, tmp_path: P
     trained = load_trained(config, run_dir, pipeline)
     groups = [group[:1] for group in sample(load_rows(config.data, "eval", config.seed), 2)]
     batch = pipeline.collate(groups)(groups)
-    taps = pipeline.bridge.extract(pipeline.frozen.sender, batch, None)
-    latent = pipeline.bridge.encode(trained.params, taps)
-    kv = pipeline.bridge.deliver(trained.params, "reader", latent).kv
+    ctx = EvalContext(pipeline.frozen, trained.params, None, pipeline.bridge, "reader")
+    kv = jax.jit(lambda ctx, batch: ctx.deliver(ctx.encode(batch)))(ctx, batch).kv
     assert kv is not None
     model = pipeline.frozen.receivers["reader"]
     ids, lengths = batch["reader/context/ids"], batch["reader/context/lengths"]
     head = pipeline.frozen.prompt("reader").head
-    own = keys_and_values(model, head, jnp.asarray(ids), jnp.asarray(lengths))
+    own = np.asarray(said(model, head, ids, lengths))
     layers, n = kv.k.shape[0], int(lengths[0])
     own = own.reshape(*ids.shape, layers, 2, *kv.k.shape[-2:])
-    for i, sent in enumerate((kv.k, kv.v)):
-        mine = jnp.moveaxis(own[0, :n, :, i], 1, 0)
+    for i, sent in enumerate((np.asarray(kv.k), np.asarray(kv.v))):
+        mine = np.moveaxis(own[0, :n, :, i], 1, 0)
         np.testing.assert_allclose(sent[:, 0, :n], mine, rtol=1e-2, atol=1e-2)
 
 
@@ -171,10 +174,11 @@ def test_what_is_wrong_is_said_in_one_line(
 
 def test_it_starts_at_nothing() -> None:
     """Fresh parameters do not depend on the key: nothing in it has to be trained."""
-    from lw_jax.bridge.bridge import Bridge
+    from lw_jax.bridge.bridge import Bridge, fresh
     from lw_jax.models.dims import ModelDims
     from tests.tiny.arch import decoder
 
     config = bridge()
     made = Bridge(config, config.dims(decoder(width=16), {"r": ModelDims(16, 2, 1, 4)}))
-    assert not any(x.any() for x in jax.tree.leaves(made.init(jax.random.key(0))["readers"]))
+    readers = jax.device_get(fresh(made, jax.random.key(0))["readers"])
+    assert not any(x.any() for x in jax.tree.leaves(readers))

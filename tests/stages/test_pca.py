@@ -88,7 +88,7 @@ def test_the_covariance_is_numpys_over_all_tokens(home: Path, undisturbed: Path)
     pipeline = open_pipeline(config, make_mesh(config.mesh))
     groups = [group[:1] for group in sample(load_rows(config.data, "train", config.seed), 22)]
     batch = pipeline.collate(groups)(groups)
-    views = pipeline.bridge.extract(pipeline.frozen.sender, batch, None)
+    views = jax.jit(pipeline.bridge.extract)(pipeline.frozen.sender, batch, None)
     taps = np.asarray(views["source"].states)
     skip, lengths = batch["source/skip"], batch["source/lengths"]
     x = np.concatenate([taps[:, i, skip[i] : lengths[i]] for i in range(22)], axis=1)
