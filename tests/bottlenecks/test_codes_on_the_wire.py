@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,20 +122,20 @@ def test_bytes_of_codes_read_like_the_direct_path(kind: str) -> None:
 def slots_of(wired: api.Bridge, sent: bytes) -> np.ndarray:
     """The slots that the receiving side makes of the codes."""
     bridge = wired.pipeline.bridge
-    codes = jax.tree.map(jnp.asarray, packet.from_bytes(sent, bridge.levels).latent)
+    codes = jax.device_put(packet.from_bytes(sent, bridge.levels).latent)
     return np.asarray(jax.jit(bridge.from_wire)(wired.trained.params, codes).slots)
 
 
 def test_the_latent_at_another_precision_is_what_its_bytes_say() -> None:
     world, wired = loaded("fsq")
-    batch = jax.tree.map(jnp.asarray, world.batch(0, 1))
+    batch = jax.device_put(world.batch(0, 1))
     whole = packet.from_bytes(wired.encode(world.examples[0].context, codec="float32")).latent
     coarse = packet.from_bytes(packet.to_bytes(whole, codec_name="int4")).latent
     ways = (method(f"latent_{name}") for name in ("float32", "int4"))
     for how, latent in zip(ways, (whole, coarse), strict=True):
         sent = received(world.ctx, how, world.batch(0, 1))
         given, _ = place(how.message, world.ctx, batch, sent)
-        told = jax.jit(lambda s, z: s.deliver(z))(world.ctx, jax.tree.map(jnp.asarray, latent))
+        told = jax.jit(lambda s, z: s.deliver(z))(world.ctx, jax.device_put(latent))
         np.testing.assert_allclose(given.delivery.embeds, told.embeds, atol=1e-6)
     assert np.abs(coarse.slots - whole.slots).max() > 0.01
     assert method("latent_int4") is method("latent_int4")  # or each call would compile again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -79,11 +80,21 @@ def test_dead_codes_are_revived_from_the_whole_batch(devices: int, accumulate: i
     assert sum(v for k, v in seen[0].items() if k.startswith("share/")) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("train_only", "moves"), [((), True), (("readers",), False)])
-def test_codes_grow_idle_without_any_delivery_unless_frozen(train_only: Any, moves: bool) -> None:
+@cache
+def one_step(weight: float, ramp: int, train_only: tuple[str, ...]) -> tuple[Any, float]:
+    """Parameters of the bottleneck after a step of the codes' own objective, and its loss."""
     bottleneck = BottleneckConfig(vq=vq.Config(CODES, revive=5))
-    objectives = ObjectivesConfig(vq=vq_loss.Config())
-    _, after, _ = steps(bottleneck, objectives, 1, train_only=train_only)
+    own = vq_loss.Config(weight=weight, schedule=Schedule(ramp=ramp))
+    _, after, seen = steps(bottleneck, ObjectivesConfig(vq=own), 1, train_only=train_only)
+    return after, seen[0]["loss"]
+
+
+USUAL, CHANGED = (1.0, 0, ()), (3.0, 2, ("readers",))
+
+
+@pytest.mark.parametrize(("how", "moves"), [(USUAL, True), (CHANGED, False)])
+def test_codes_grow_idle_without_any_delivery_unless_frozen(how: Any, moves: bool) -> None:
+    after, _ = one_step(*how)
     assert after["idle"].any() == moves
 
 
@@ -98,12 +109,6 @@ def test_every_leaf_has_its_rule(chosen: Any) -> None:
 
 def test_a_loss_has_its_weight_and_the_factor_of_its_schedule() -> None:
     """Of one objective, from the same parameters: three times the loss, and half of that."""
-
-    def loss(weight: float, ramp: int) -> float:
-        own = vq_loss.Config(weight=weight, schedule=Schedule(ramp=ramp))
-        _, _, seen = steps(BottleneckConfig(vq=vq.Config(CODES)), ObjectivesConfig(vq=own), 1)
-        return seen[0]["loss"]
-
-    one = loss(1.0, 0)
+    (_, one), (_, other) = one_step(*USUAL), one_step(*CHANGED)
     assert one > 0
-    assert loss(3.0, 2) == pytest.approx(1.5 * one, rel=1e-5)
+    assert other == pytest.approx(1.5 * one, rel=1e-5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,9 +26,9 @@ REAL = MASK & VALID[:, None]
 
 def context(part: Part, params: Any, given: Latent) -> Context:
     """What an objective sees of a batch that this bottleneck makes."""
-    ids = jnp.zeros((ROWS, 1), jnp.int32)
-    views = {"source": Taps(jnp.zeros((1, ROWS, 1, 1)), ids == 0, ids)}
-    batch = {"valid": jnp.asarray(VALID)}
+    ids = np.zeros((ROWS, 1), np.int32)
+    views = {"source": Taps(np.zeros((1, ROWS, 1, 1)), ids == 0, ids)}
+    batch = {"valid": VALID}
     made = Given(*part(given, params))
     return Context(made, params, None, batch, views, jax.random.key(0))  # type: ignore[arg-type]
 

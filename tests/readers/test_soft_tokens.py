@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,8 +22,8 @@ SLOTS = np.random.default_rng(0).normal(size=(2, 3, 8)).astype(np.float32)
 def given(loud: float = 1.0, **options: Any) -> tuple[dict[str, Any], np.ndarray, dict[str, Any]]:
     """Parameters, soft tokens and notes for slots at RMS `loud`."""
     module = soft_tokens.Config(**options).build(DIMS)
-    mask = jnp.asarray([[True, True, True], [True, True, False]])
-    latent = Latent(jnp.asarray(SLOTS * loud), mask)
+    mask = np.asarray([[True, True, True], [True, True, False]])
+    latent = Latent(jax.device_put(SLOTS * np.float32(loud)), mask)
 
     @jax.jit
     def run(rng: Any) -> Any:
@@ -57,7 +57,7 @@ def test_a_plain_mlp_has_as_many_layers_as_asked(layers: int) -> None:
     z = SLOTS
     for i in range(layers - 1):
         assert params[f"hidden_{i}"]["kernel"].shape == (z.shape[-1], 16)
-        z = np.asarray(nn.gelu(z @ params[f"hidden_{i}"]["kernel"]))
+        z = np.asarray(jax.jit(nn.gelu)(z @ params[f"hidden_{i}"]["kernel"]))
     np.testing.assert_allclose(embeds, z @ params["out"]["kernel"], rtol=1e-4, atol=1e-5)
     assert params["out"]["bias"].shape == (8,)  # centred slots do not know the embeddings' mean
 
@@ -117,8 +117,9 @@ def test_colour_is_how_far_gains_and_biases_lie_from_none() -> None:
     reader = soft_tokens.Config(**options, colour=True).build(DIMS)  # type: ignore[arg-type]
     params = {"colour_gain": gain, "colour_bias": bias, "log_scale": np.float32(0)}
     latent = Latent(30 * SLOTS, np.zeros((2, 3), bool))  # type: ignore[arg-type]
-    given, sown = reader.apply({"params": params}, latent, mutable=["intermediates"])
-    np.testing.assert_allclose(given.embeds, np.tanh(30 * SLOTS) * gain + bias, rtol=1e-4)  # type: ignore[union-attr]
+    apply = jax.jit(partial(reader.apply, mutable=["intermediates"]))
+    given, sown = apply({"params": params}, latent)
+    np.testing.assert_allclose(given.embeds, np.tanh(30 * SLOTS) * gain + bias, rtol=1e-4)
     notes = sown["intermediates"]
     assert float(notes["colour"]) == pytest.approx(((gain - 1) ** 2 + bias**2).mean(), rel=1e-5)
     assert float(notes["saturation"]) == 0
@@ -169,7 +170,7 @@ def test_film_may_be_of_each_slot() -> None:
     film = {k: rng.normal(size=x.shape).astype(np.float32) for k, x in params["film"].items()}
     reader = soft_tokens.Config(**options).build(DIMS)  # type: ignore[arg-type]
     latent = Latent(SLOTS, np.ones((2, 3), bool))
-    found = reader.apply({"params": {**params, "film": film}}, latent).embeds  # type: ignore[union-attr]
+    found = jax.jit(reader.apply)({"params": {**params, "film": film}}, latent).embeds  # type: ignore[union-attr]
     made = SLOTS / rms(SLOTS)[..., None] @ film["kernel"] + film["bias"]
     expected = plain * (1 + made[..., :8]) + made[..., 8:]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)

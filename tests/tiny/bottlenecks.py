@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bottlenecks import codes
@@ -18,9 +17,8 @@ from lw_jax.types import Latent
 
 def latent(slots: Any, mask: Any = None) -> Latent:
     """Slots [B, M, d] as a latent; all real unless a mask is given."""
-    slots = jnp.asarray(slots, jnp.float32)
-    real = jnp.ones(slots.shape[:2], bool) if mask is None else jnp.asarray(mask)
-    return Latent(slots, real)
+    slots = slots if isinstance(slots, jax.Array) else np.asarray(slots, np.float32)
+    return Latent(slots, np.ones(slots.shape[:2], bool) if mask is None else mask)
 
 
 def draw(*shape: int, seed: int = 0, std: float = 1.0) -> np.ndarray:
