@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -29,7 +29,7 @@ from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives import answer_ce, kd, scale_l2
+from lw_jax.objectives import answer_ce, embedding_anchor, kd, scale_l2
 from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
@@ -47,6 +47,10 @@ from tests.tiny import objectives as by_hand
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
+ONE_PASS = ObjectivesConfig(
+    answer_ce=answer_ce.Config(), embedding_anchor=embedding_anchor.Config(weight=0.5)
+)
+"""The receiver is run once for both."""
 
 
 def config(**parts: Any) -> BridgeConfig:
@@ -87,26 +91,38 @@ def frozen_models() -> FrozenModels:
     return models_of(model("llama"))
 
 
+@cache
+def begun(cfg: BridgeConfig) -> Any:
+    """A bridge's parameters on the host."""
+    return jax.device_get(jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)))
+
+
 @cache  # a step is compiled once, whichever tests take it
 def prepared(
     cfg: BridgeConfig, devices: int, optimiser: str, accumulate: int
 ) -> tuple[Any, Any, Any]:
     """Mesh, step, and the state before the first step on the host."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
-    params = {"bridge": jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0)), "heads": {}}
+    params = {"bridge": begun(cfg), "heads": {}}
     schedule = Schedule()
     rates = OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule)
     made = make_optimiser(rates, params, 20)
     train = TrainConfig(20, accumulate=accumulate, optimiser=rates)
-    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(OBJECTIVES, 0))
-    return mesh, step, new_state(params, made, jax.random.key(1))
+    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(ONE_PASS, 0))
+    return mesh, step, jax.device_get(new_state(params, made, jax.random.key(1)))
+
+
+def put(fresh: Any, mesh: Any) -> Any:
+    """A copy on a mesh: steps donate it."""
+    mine = jax.tree.map(lambda x: x.copy(), fresh.replace(rng=None))
+    return jax.device_put(mine.replace(rng=jax.random.key(1)), replicated(mesh))
 
 
 def train(
     cfg: BridgeConfig, steps: int, devices: int = 1, optimiser: str = "adamw", accumulate: int = 1
 ) -> tuple[Any, list[dict[str, float]]]:
     mesh, step, fresh = prepared(cfg, devices, optimiser, accumulate)
-    state = jax.device_put(jax.tree.map(jnp.copy, fresh), replicated(mesh))  # steps donate it
+    state = put(fresh, mesh)
     frozen = jax.device_put(frozen_models(), replicated(mesh))
     rows = put_batch(mesh, batch())
     assert rows["source/ids"].addressable_shards[0].data.shape[0] == 16 // devices
@@ -150,13 +166,13 @@ def test_shares_add_up_to_one() -> None:
 
 def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
     mesh, step, fresh = prepared(config(), 1, "adamw", 1)
-    state = jax.device_put(jax.tree.map(jnp.copy, fresh), replicated(mesh))
+    state = put(fresh, mesh)
     frozen = jax.device_put(frozen_models(), replicated(mesh))
     rows = batch() | {"valid": np.zeros_like(batch()["valid"])}
     _, metrics = jax.device_get(step(state, frozen, put_batch(mesh, rows)))
     assert metrics["sound"]
     assert metrics["dropped"] == len(rows["valid"])
-    for name in ("loss", "grad_norm", "loss/r/answer_ce", "share/kd"):
+    for name in ("loss", "grad_norm", "loss/r/answer_ce", "share/embedding_anchor"):
         assert metrics[name] == 0, name
 
 
@@ -199,7 +215,8 @@ def test_a_step_has_the_ratio_that_it_is_made_for() -> None:
     params = {"bridge": jax.eval_shape(bridge.init, jax.random.key(0)), "heads": {}}
     train = TrainConfig(20, optimiser=OptimiserConfig(lr=1e-3, schedule=Schedule()))
     made = make_optimiser(train.optimiser, params, 20)
-    plan, mesh = plan_at(OBJECTIVES, 0), make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    plan = plan_at(ONE_PASS, 0)
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     state = jax.eval_shape(lambda p: new_state(p, made, jax.random.key(1)), params)
 
     def program(trained: Bridge, ratio: float | None) -> str:
@@ -248,7 +265,7 @@ def test_schedule_starts_late_and_ends() -> None:
 def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
     """A reader that is given soft tokens as the slots are: a zeroed slot is a token of zeros."""
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    params = jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0))
+    params = begun(cfg)
     frozen = frozen_models()  # made outside any trace
 
     @jax.jit
@@ -269,7 +286,7 @@ def test_latent_dropout_zeroes_slots_with_the_probability_of_the_step() -> None:
 
 def test_scheduled_sampling_feeds_the_receivers_own_tokens_and_keeps_the_labels() -> None:
     cfg = config(reader=ReaderConfig(soft_tokens=soft_tokens.Config(conditioning="none")))
-    params = jax.jit(Bridge(cfg, DIMS).init)(jax.random.key(0))
+    params = begun(cfg)
     frozen = frozen_models()  # made outside any trace
     receiver = frozen.receivers["r"]
 
@@ -327,15 +344,15 @@ def test_the_loss_is_a_mean_over_the_receivers() -> None:
         only = dataclasses.replace(made, dims=dataclasses.replace(
             dims, receivers={name: dims.receivers[name] for name in names}
         ))  # fmt: skip
-        _, metrics = train_step(
-            new_state(params, optimiser, jax.random.key(0)),
-            models_of(None, dict.fromkeys(names, model())),
-            batch,
+        step = partial(
+            train_step,
             plan=Plan((("scale_l2", scale_l2.Config(weight=2.0)),)),
             cfg=TrainConfig(20),
             bridge=only,  # type: ignore[arg-type]
             optimiser=optimiser,
         )
+        state = new_state(params, optimiser, jax.random.key(0))
+        _, metrics = jax.jit(step)(state, models_of(None, dict.fromkeys(names, model())), batch)
         return {key: float(value) for key, value in metrics.items()}
 
     both, first, second = losses(("r", "s")), losses(("r",)), losses(("s",))
