@@ -74,10 +74,18 @@ def test_what_ships_is_found_from_any_directory(
     monkeypatch.chdir(tmp_path)
     assert main(["convert", "zoo/tiny-llama", "out"]) == 2
     assert "safetensors are read as they are" in capsys.readouterr().err
-    assert main(["init", "zoo/tiny-llama", "zoo/tiny-qwen", "facts", "--plan"]) == 0
-    said = capsys.readouterr().out
+    assert main(["init", "zoo/tiny-llama", "zoo/tiny-qwen", "facts"]) == 0
     assert "  path: zoo/tiny-llama\n" in Path("bridge.yaml").read_text()
-    assert "written to bridge.yaml" in said and "1% of a device" in said
+    assert "written to bridge.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # tests/runs/test_plan.py plans a smaller one
+def test_what_it_needs_is_planned_at_once_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "zoo/tiny-llama", "zoo/tiny-qwen", "facts", "--plan"]) == 0
+    assert "1% of a device" in capsys.readouterr().out
 
 
 def test_own_configs_are_listed_beside_those_that_ship(

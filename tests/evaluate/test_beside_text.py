@@ -13,7 +13,7 @@ from lw_jax.bridge.config import CompressorConfig
 from lw_jax.compressors import constant
 from lw_jax.evaluate.methods import method
 from lw_jax.evaluate.methods.base import EvalContext
-from lw_jax.evaluate.predict import Raw, columns, predict
+from lw_jax.evaluate.predict import Raw, columns, place, predict, rate
 from lw_jax.models.generate import DecodeOptions
 from lw_jax.models.head import chunked_cross_entropy
 from lw_jax.readers import lora, soft_tokens
@@ -46,6 +46,20 @@ def asked(world: World, name: str, batch: Any = None) -> Raw:
     return jax.device_get(out)
 
 
+def nll(world: World, name: str, batch: Any = None) -> np.ndarray:
+    """Nats of the gold answers; nothing is written."""
+    batch = world.batch(0, ROWS) if batch is None else batch
+    how = method(name)
+    (scored,) = rate(how.message, world.ctx, [batch], received(world.ctx, how, batch))
+    return np.asarray(scored.nll)
+
+
+def taken(world: World, name: str) -> np.ndarray:
+    """Columns of the message."""
+    how, batch = method(name), world.batch(0, ROWS)
+    return np.asarray(place(how.message, world.ctx, batch, received(world.ctx, how, batch))[1])
+
+
 def test_nothing_beside_the_text_is_the_text(world: World) -> None:
     """LoRA whose ups are zero, without soft tokens."""
     other = rival(world, 0, BESIDE, lora=lora.Config(r=2))
@@ -65,30 +79,28 @@ def test_the_text_baseline_is_read_by_the_clean_receiver(world: World) -> None:
     other = rival(world, 0, BESIDE, lora=lora.Config(r=2))
     for name in ("text", "no_message", "embedding_replay_raw"):
         batch = world.batch(0, ROWS)
-        np.testing.assert_array_equal(
-            asked(other, name, batch).scored.nll, asked(world, name, batch).scored.nll
-        )
-    moved = asked(other, "latent").scored.nll - asked(other, "text").scored.nll
+        np.testing.assert_array_equal(nll(other, name, batch), nll(world, name, batch))
+    moved = nll(other, "latent") - nll(other, "text")
     assert np.abs(moved).max() > 0.1
 
 
 def test_prompt_tuning_reads_soft_tokens_and_the_text(world: World) -> None:
     beside = rival(world, SLOTS, BESIDE, soft_tokens=soft_tokens.Config())
     without = rival(world, SLOTS, PLAIN, soft_tokens=soft_tokens.Config())
-    both, alone, text = asked(beside, "latent"), asked(without, "latent"), asked(beside, "text")
-    np.testing.assert_array_equal(both.columns, SLOTS + text.columns)
-    np.testing.assert_array_equal(alone.columns, [SLOTS] * ROWS)
-    assert np.abs(both.scored.nll - alone.scored.nll).max() > 0.01  # the text is read
-    assert np.abs(both.scored.nll - text.scored.nll).max() > 0.01  # and so are the soft tokens
+    both, alone, text = nll(beside, "latent"), nll(without, "latent"), nll(beside, "text")
+    np.testing.assert_array_equal(taken(beside, "latent"), SLOTS + taken(beside, "text"))
+    np.testing.assert_array_equal(taken(without, "latent"), [SLOTS] * ROWS)
+    assert np.abs(both - alone).max() > 0.01  # the text is read
+    assert np.abs(both - text).max() > 0.01  # and so are the soft tokens
     sent = received(beside.ctx, method("latent"), beside.batch(0, ROWS))
     assert sent is not None
     np.testing.assert_array_equal(sent.mask.sum(axis=1), [SLOTS] * ROWS)
     held = columns(beside.ctx, beside.batch(0, ROWS), sent)
-    np.testing.assert_array_equal(held, both.columns)
+    np.testing.assert_array_equal(held, taken(beside, "latent"))
     # No latent is seen: another text's is the same one.
     other = beside.batch(0, ROWS)
     other |= {k: v for k, v in beside.other(0, ROWS).items() if k.startswith("source/")}
-    np.testing.assert_array_equal(asked(beside, "deranged", other).scored.nll, both.scored.nll)
+    np.testing.assert_array_equal(nll(beside, "deranged", other), both)
 
 
 def test_the_scorer_and_the_decoder_agree(world: World) -> None:
@@ -115,7 +127,7 @@ def test_training_reads_what_is_evaluated(world: World) -> None:
     beside = rival(world, SLOTS, BESIDE, soft_tokens=soft_tokens.Config(), lora=lora.Config(r=2))
 
     @jax.jit
-    def nll(ctx: EvalContext, batch: Any) -> jax.Array:
+    def in_training(ctx: EvalContext, batch: Any) -> jax.Array:
         given = ctx.deliver(ctx.encode(batch))
         model = ctx.model
         message = answer.message_of(model, ctx.prompt, batch, RECEIVER, "latent", given)
@@ -123,5 +135,5 @@ def test_training_reads_what_is_evaluated(world: World) -> None:
         scored = chunked_cross_entropy(model.arch, model.params, reading.hidden, reading.labels)
         return jnp.sum(scored.nll * reading.mask, axis=1)
 
-    trained = nll(beside.ctx, beside.batch(0, ROWS))
-    np.testing.assert_allclose(trained, asked(beside, "latent").scored.nll, rtol=1e-4)
+    trained = in_training(beside.ctx, beside.batch(0, ROWS))
+    np.testing.assert_allclose(trained, nll(beside, "latent"), rtol=1e-4)
