@@ -69,5 +69,5 @@ def _is_zero(program: ClosedJaxpr, at: int) -> bool:
     rest, used = dce_jaxpr(program.jaxpr, wanted)
     if any(used):
         return False
-    (value,) = jaxpr_as_fun(ClosedJaxpr(rest, program.consts))()
+    (value,) = jax.jit(jaxpr_as_fun(ClosedJaxpr(rest, program.consts)))()
     return bool(value == 0)

@@ -80,6 +80,8 @@ LAYER_1 = {
 }
 """Above the tap."""
 HEAD = {"model.norm.weight", "lm_head.weight"}
+WHOLE, CUT = (None, True), (1, False)
+"""How many layers are loaded, and whether the head is."""
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def test_a_run_reads_each_model_once(
     assert hashed == {str(home / name / WEIGHTS): 1 for name in ("sender", "reader")}
 
 
-@pytest.mark.parametrize("quant", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("quant", ["none", pytest.param("int8", marks=pytest.mark.slow), "nf4"])
 def test_a_relay_reads_the_layers_and_the_head_that_are_missing(
     home: Path, reads: Counter[tuple[str, str]], quant: Any
 ) -> None:
@@ -201,8 +203,20 @@ def places(model: Frozen) -> Any:
     return jax.tree.map(one, model.params)
 
 
-@pytest.mark.parametrize("quant", ["none", "int8", "nf4"])
-@pytest.mark.parametrize("cut", [(None, True), (1, False)], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    ("cut", "quant"),
+    [
+        pytest.param(cut, quant, marks=[] if by_default else pytest.mark.slow, id=f"{name}-{quant}")
+        for name, cut, quant, by_default in (
+            ("whole", WHOLE, "none", True),
+            ("whole", WHOLE, "int8", False),
+            ("whole", WHOLE, "nf4", False),
+            ("cut", CUT, "none", False),
+            ("cut", CUT, "int8", False),
+            ("cut", CUT, "nf4", True),
+        )
+    ],
+)
 def test_shapes_are_those_of_what_is_loaded(home: Path, quant: Any, cut: Any) -> None:
     # Of the packed axis of nf4 the compiler decides on which devices it lies.
     mesh = make_mesh(MeshConfig(data=1, tensor=1 if quant == "nf4" else 2))

@@ -47,9 +47,10 @@ stages:
 MEASURE = """  measure:
     calibrate: {rows: 22, batch_size: 8}
 """
-MORE = """  fit:
+FIT = """  fit:
     train: {steps: 2, batch_size: 4, optimiser: {name: adamw, lr: 0.1}, ema: 0.5, eval_every: 0}
-  report:
+"""
+REPORT = """  report:
     evaluate: {rows: 4, batch_size: 4, bootstrap: 10, methods: [latent, pca]}
 """
 
@@ -62,8 +63,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_model(home / "model", "mistral", width=WIDTH)
     two, one = (CONFIG.format(home=home, source=source) for source in (TWO_TAPS, PER_TOKEN))
     (home / "taps.yaml").write_text(two + MEASURE)
-    (home / "wire.yaml").write_text(one + MEASURE + MORE)
-    (home / "bare.yaml").write_text(one + MORE)
+    (home / "wire.yaml").write_text(one + MEASURE + FIT)
+    (home / "report.yaml").write_text(one + MEASURE + FIT + REPORT)
+    (home / "bare.yaml").write_text(one + FIT)
     return home
 
 
@@ -150,8 +152,10 @@ def test_training_and_export_leave_what_was_fitted(
         np.testing.assert_array_equal(shipped[f"source/pca/statistics/{name}"], value)
 
 
-def test_the_wire_has_a_column_for_every_token(trained: Path) -> None:
-    metrics = json.loads((trained / "metrics.json").read_text())
+@pytest.mark.slow
+def test_the_wire_has_a_column_for_every_token(home: Path, tmp_path: Path) -> None:
+    assert launch(home, tmp_path / "run", "report.yaml") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     methods = metrics["receivers"]["reader"]
     packed = metrics["compression"]["receivers"]["reader"]
     assert packed["columns"] == packed["receiver_tokens"]
