@@ -43,7 +43,7 @@ FILES = sorted(set((ROOT / "configs").rglob("*.yaml")) - PARTS)
 CLASSIFICATION = [path for path in FILES if path.parent.name == "classification"]
 TELEPATHY = [path for path in FILES if path.parent.name == "telepathy"]
 QUICK = ("v15a",)
-"""The heads of a vocabulary, a flow, a codebook; the others are compiled as slow tests."""
+"""A version that is traced by default; it has a codebook."""
 SHAPES = ROOT / "configs" / "shapes"
 NAMES = [str(path.relative_to(ROOT / "configs")) for path in FILES]
 GIB = 2**30
@@ -110,35 +110,41 @@ ALIKE = (
     *(f"ablations/{n}_first.yaml" for n in ("alignment", "continuation", "readback")),
     "ablations/questions_alone.yaml",
     *(f"classification/{n}.yaml" for n in ("sst2", "topics", "trec")),
-    *(f"{n}.yaml" for n in ("facts_qwen", "facts_two_receivers", "gsm8k", "quickstart")),
-    *("quickstart_scratch.yaml", "latentwire/pca_tokens.yaml", "telepathy/default.yaml"),
+    *(f"{n}.yaml" for n in ("facts_any_ratio", "facts_qwen", "facts_two_receivers", "gsm8k")),
+    *(f"{n}.yaml" for n in ("quickstart", "quickstart_scratch", "squad")),
+    *("latentwire/pca_tokens.yaml", "telepathy/default.yaml"),
 )
 """Configs whose steps have the parts of another one's, which is traced by default."""
+REPEATED = ("latentwire/smoke.yaml", "real/questions.yaml")
+"""Configs whose later train stages have the parts of the first, which is traced by default."""
 LARGEST = ("hero", "final_plan", "interlingua", "phase_1b_annealed")
 
 
 def _traced() -> list[Any]:
     """All configs; of those that are alike only the parameters are made by default, and none of the
-    versions (QUICK are compiled, the others differ from those in a few keys), of LatentWire's
-    smokes and suite, and of the largest."""
+    versions (but QUICK, from which the others differ in a few keys), of LatentWire's smokes and
+    suite, and of the largest."""
     found = []
     for path, name in zip(FILES, NAMES, strict=True):
-        version = path.parent.name == "telepathy" and path.stem != "default"
+        version = path.parent.name == "telepathy" and path.stem not in ("default", *QUICK)
         late = version or path.parent.name in ("smokes", "suite") or path.stem in LARGEST
         late |= path.parent.name == "real" and path.stem not in ("questions", "closed_form")
-        marks = pytest.mark.slow if late or name in ALIKE else ()
-        found.append(pytest.param(path, True, id=name, marks=marks))
+        marks = pytest.mark.slow if late or name in (*ALIKE, *REPEATED) else ()
+        found.append(pytest.param(path, None, id=name, marks=marks))
         if name in ALIKE:
-            found.append(pytest.param(path, False, id=f"{name} parameters"))
+            found.append(pytest.param(path, 0, id=f"{name} parameters"))
+        if name in REPEATED:
+            found.append(pytest.param(path, 1, id=f"{name} first stage"))
     return found
 
 
-@pytest.mark.parametrize(("path", "whole"), _traced())
-def test_its_parts_fit(path: Path, whole: bool) -> None:
-    for step in steps(undivided(read(path)), MeshConfig(data=1)):
+@pytest.mark.parametrize(("path", "traced"), _traced())
+def test_its_parts_fit(path: Path, traced: int | None) -> None:
+    """The parameters of all train stages, and the steps of so many; None: of all."""
+    for i, step in enumerate(steps(undivided(read(path)), MeshConfig(data=1))):
         found = groups(step.state.params)
         assert found == {path: GROUP_OF[path.rpartition("/")[2]] for path in found}
-        if not whole:
+        if traced is not None and i >= traced:
             continue
         state, metrics = jax.eval_shape(step.step, *step.arguments)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
@@ -259,12 +265,10 @@ def test_a_sweep_of_latentwire_is_a_grid_over_the_config_that_it_names(path: Pat
 
 def _versions() -> list[Any]:
     trained = [p for p in TELEPATHY if not p.is_symlink() and p.stem != "v04"]
-    return [
-        pytest.param(p, id=p.stem, marks=() if p.stem in QUICK else pytest.mark.slow)
-        for p in trained
-    ]
+    return [pytest.param(p, id=p.stem) for p in trained]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", _versions())
 def test_a_version_compiles_at_the_seeds_size_on_four_devices(path: Path) -> None:
     """Llama-3.1-8B to Mistral-7B, the tap at its true layer."""

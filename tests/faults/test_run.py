@@ -56,6 +56,13 @@ def test_a_fault_that_is_noticed(tree: Path, capsys: pytest.CaptureFixture[str])
     assert (tree / "lw_jax" / "add.py").read_text().endswith("return a + b\n")
 
 
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of pytest without plugins, which they spend most of their time importing."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+@pytest.mark.usefixtures("bare")
 def test_a_fault_that_nobody_notices(tree: Path) -> None:
     assert "stays green" in verdict(fault(tree, new="b + a"), tree)
 
@@ -64,20 +71,27 @@ def test_a_patch_that_no_longer_applies(tree: Path) -> None:
     assert "does not apply" in verdict(fault(tree, old="a - b"), tree)
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_fault_that_breaks_the_import_is_no_proof(tree: Path) -> None:
     assert "could not run" in verdict(fault(tree, new="("), tree)
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_test_that_is_red_for_another_reason(tree: Path) -> None:
     assert "for another reason than 'assert 5'" in verdict(fault(tree, reason="assert 5"), tree)
     assert "NameError" in verdict(fault(tree, new="c", reason="NameError"), tree)
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_test_that_is_gone(tree: Path) -> None:
     assert "could not run" in verdict(fault(tree, test="tests/test_add.py::test_sum"), tree)
 
 
-def test_a_test_that_is_red_anyway(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("bare")
+def test_a_test_that_is_red_anyway(
+    tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin")  # all tests are run in two processes
     fault(tree)
     (tree / "lw_jax" / "add.py").write_text("def add(a, b):\n    return a - b\n")
     assert main([], tree) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import chex
@@ -130,8 +130,13 @@ def batch_of(rows: MixtureRows, tokenizer: Tokenizer, size: int | None = None) -
     return pad([text for text in found if text is not None], size)
 
 
+@cache
+def compiled(rest: float, written: float) -> Any:
+    return make_step(ARCH, SGD, rest, written, jnp.float32)
+
+
 def after_one_step(params: Any, batch: Any, rest: float, written: float) -> Any:
-    step = make_step(ARCH, SGD, rest, written, jnp.float32)
+    step = compiled(rest, written)
     state = new_state(jax.tree.map(jnp.asarray, params), SGD, jax.random.key(0))
     state, metrics = step(state, batch)
     return jax.device_get((state.params, metrics))
@@ -147,7 +152,9 @@ def plain_nll(arch: Arch, params: Any, ids: jax.Array, lengths: jax.Array) -> ja
     return -jnp.take_along_axis(log_p, ids[:, 1:, None], axis=-1)[..., 0]
 
 
-@pytest.mark.parametrize(("rest", "written"), [(0.0, 0.0), (0.1, 0.3)])
+@pytest.mark.parametrize(
+    ("rest", "written"), [pytest.param(0.0, 0.0, marks=pytest.mark.slow), (0.1, 0.3)]
+)
 def test_the_loss_weighs_tokens_by_their_kind(
     rest: float, written: float, params: Any, rows: MixtureRows, tokenizer: Tokenizer
 ) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from lw_jax.bridge.bridge import Bridge
-from lw_jax.bridge.config import ReaderConfig
+from lw_jax.bridge.config import CompressorConfig, ReaderConfig
 from lw_jax.bridge.paths import components, from_paths
+from lw_jax.compressors import perceiver
 from lw_jax.config.parse import read
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
@@ -42,8 +43,14 @@ BOTH = ObjectivesConfig(
 
 
 @cache
+def bridge() -> Bridge:
+    queries = perceiver.Config(slots=4, width=16, heads=2, depth=0)
+    return Bridge(config(reader=READERS, compressor=CompressorConfig(perceiver=queries)), DIMS)
+
+
+@cache
 def fresh_bridge() -> Any:
-    return jax.jit(Bridge(config(reader=READERS), DIMS).init)(jax.random.key(0))
+    return jax.jit(bridge().init)(jax.random.key(0))
 
 
 def test_kinds_alternate_then_text_comes_now_and_then() -> None:
@@ -68,13 +75,13 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
     params = {"bridge": fresh_bridge(), "heads": {}}
     before = jax.device_get(params["bridge"])
     made = make_optimiser(OptimiserConfig(schedule=Schedule()), params, 4)
-    bridge, train = Bridge(config(reader=READERS), DIMS), TrainConfig(4)
+    train = TrainConfig(4)
     frozen, rows = jax.device_put(frozen_models(), replicated(mesh)), put_batch(mesh, batch())
 
     def after(kind: Any) -> tuple[Any, Any]:
         state = new_state(jax.tree.map(jnp.copy, params), made, jax.random.key(1))
         state = jax.device_put(state, replicated(mesh))
-        step = make_step(train, bridge, made, mesh, plan_at(BOTH, 0, kind))
+        step = make_step(train, bridge(), made, mesh, plan_at(BOTH, 0, kind))
         state, metrics = step(state, frozen, rows)
         return jax.device_get(state.params["bridge"]), jax.device_get(metrics)
 
@@ -99,13 +106,13 @@ def test_a_text_batch_trains_what_reads_the_text_and_nothing_else() -> None:
 
 
 def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
-    bridge, own = Bridge(config(reader=READERS), DIMS), fresh_bridge()
+    own = fresh_bridge()
     parts = dict(components(own))
     edited = from_paths(parts | {LORA: jax.tree.map(lambda x: x + 0.3, parts[LORA])})
 
     @jax.jit
     def nats(params: Any) -> Any:
-        context = context_of(bridge, params, frozen_models(), batch(), jax.random.key(0), False)
+        context = context_of(bridge(), params, frozen_models(), batch(), jax.random.key(0), False)
         model = context.frozen.receivers["r"]
         found = []
         for asked in (Pass("text", adapted=True), Pass("text")):
@@ -122,10 +129,10 @@ def test_the_text_is_read_with_the_lora_and_methods_read_it_without() -> None:
 
 
 def test_without_a_lora_nothing_reads_the_text() -> None:
-    bridge = Bridge(config(reader=ReaderConfig(soft_tokens=soft_tokens.Config())), DIMS)
+    bare = Bridge(config(reader=ReaderConfig(soft_tokens=soft_tokens.Config())), DIMS)
 
     def nats(rng: Any) -> Any:
-        context = context_of(bridge, bridge.init(rng), frozen_models(), batch(), rng, True)
+        context = context_of(bare, bare.init(rng), frozen_models(), batch(), rng, True)
         return all_terms(Plan((("text_ce", text_ce.Config()),)), context, {})
 
     with pytest.raises(
