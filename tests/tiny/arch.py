@@ -1,10 +1,15 @@
-"""The sizes of tiny decoders: the one place where tests make an `Arch`."""
+"""The sizes of tiny decoders: the one place where tests make an `Arch`; weights for them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from lw_jax.models.arch import Arch, Rope
+from lw_jax.models.encoder_arch import AnyArch
+from lw_jax.models.params import Leaf, abstract
 
 
 def decoder(
@@ -34,3 +39,15 @@ def decoder(
         rope=Rope(theta),
         **more,
     )
+
+
+def weights(arch: AnyArch, seed: int) -> Any:
+    """What `lw_jax.models.params.init` gives, float32, of numpy's draws: nothing is compiled."""
+    rng = np.random.default_rng(seed)
+
+    def drawn(leaf: Leaf) -> np.ndarray:
+        if isinstance(leaf.init, str):
+            return np.full(leaf.shape, float(leaf.init == "ones"), np.float32)
+        return rng.standard_normal(leaf.shape, np.float32) * np.float32(leaf.init)
+
+    return jax.tree.map(drawn, abstract(arch))

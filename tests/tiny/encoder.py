@@ -6,7 +6,6 @@ import json
 import string
 from pathlib import Path
 
-import jax
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from lw_jax.models.checkpoint import WEIGHTS
 from lw_jax.models.encoder_arch import EncoderArch
 from lw_jax.models.names import parts
-from lw_jax.models.params import init
+from tests.tiny.arch import weights
 
 SPECIAL = {
     "pad_token": "[PAD]",
@@ -76,7 +75,7 @@ def write_encoder(
         "max_position_embeddings": positions,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    params = jax.device_get(jax.jit(init, static_argnums=0)(arch, jax.random.key(5)))
+    params = weights(arch, 5)
     tensors = {
         part.name: part.to_stored(
             np.asarray(

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-
 from lw_jax.data.facts import FactsRows
-from lw_jax.models.params import init
 from lw_jax.models.save import save_pretrained
 from lw_jax.pretrain.tokenizer import save_tokenizer, special_ids, train_bpe
-from tests.tiny.arch import decoder
+from tests.tiny.arch import decoder, weights
 
 
 def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16) -> Path:
@@ -34,6 +31,6 @@ def write_model(directory: Path, family: str, vocab: int = 300, width: int = 16)
         eos_ids=(ids["eos_token_id"] or 0,),
         init_std=0.2,
     )
-    save_pretrained(directory, arch, jax.jit(init, static_argnums=0)(arch, jax.random.key(0)))
+    save_pretrained(directory, arch, weights(arch, 0))
     save_tokenizer(tokenizer, family, directory, arch.max_positions)
     return directory
