@@ -39,7 +39,7 @@ from tests.models.test_decoder_run import (
     real,
     whole_positions,
 )
-from tests.tiny.arch import decoder
+from tests.tiny.arch import decoder, weights
 
 SLOW = pytest.mark.slow
 
@@ -47,9 +47,9 @@ SLOW = pytest.mark.slow
 @pytest.fixture(scope="module")
 def both():
     """A window, biases: stacked, and apart."""
-    made = jax.jit(init, static_argnums=0)(WINDOW, jax.random.key(0))
+    made = weights(WINDOW, 0)
     bias = {f"{n}_bias": 0.3 * normal(5, *made["layers"][f"{n}_bias"].shape) for n in "qkv"}
-    stacked = {**made, "layers": {**made["layers"], **bias}}
+    stacked = jax.device_put({**made, "layers": {**made["layers"], **bias}})
     return stacked, jax.jit(apart)(stacked)
 
 

@@ -10,9 +10,8 @@ import pytest
 from lw_jax.models import head
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.generate import DecodeOptions, _gain, _pick, generate
-from lw_jax.models.params import init
 from lw_jax.types import KV, Edits, Lora
-from tests.tiny.arch import decoder
+from tests.tiny.arch import decoder, weights
 
 ARCH = decoder("mistral", 24, 16, 2, 4, 2, 4, 24, theta=100.0, window=8, init_std=0.5)
 ROWS, TOKENS, NEW = 64, 7, 5
@@ -23,7 +22,7 @@ GREEDY = DecodeOptions(NEW, EOS)
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0))
+    return jax.device_put(weights(ARCH, 0))
 
 
 IDS = np.random.default_rng(1).integers(0, 24, (ROWS, TOKENS)).astype(np.int32)

@@ -11,7 +11,7 @@ import pytest
 from lw_jax.models import head
 from lw_jax.models.params import init
 from lw_jax.models.quant import quantise
-from tests.tiny.arch import decoder
+from tests.tiny.arch import decoder, weights
 
 UNTIED = decoder("llama", 29, 12, 1, 2, 1, 4, 8, init_std=0.5)
 TIED = decoder("qwen2", 29, 12, 1, 2, 1, 4, 8, tied=True, init_std=0.5)
@@ -23,7 +23,7 @@ def states(seed: int, *shape: int) -> np.ndarray:
 
 @pytest.fixture(scope="module", params=[UNTIED, TIED], ids=["untied", "tied"])
 def model(request):
-    return request.param, jax.jit(init, static_argnums=0)(request.param, jax.random.key(0))
+    return request.param, jax.device_put(weights(request.param, 0))
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_memory_holds_one_slice_of_logits():
 @partial(jax.value_and_grad, has_aux=True)
 def of_positions(h, teacher, labels, counted, mask):
     """The loss of the positions that count, and what it is made of; others may be left out."""
-    params = init(UNTIED, jax.random.key(0))
+    params = weights(UNTIED, 0)
     scores, kl = head.chunked_scores_and_kl(UNTIED, params, h, teacher, labels, 1.0, 4, mask)
     nll = head.chunked_cross_entropy(UNTIED, params, h, labels, 4, mask).nll
     return jnp.sum(jnp.where(counted, scores.nll + kl + nll, 0)), (scores.nll, kl)

@@ -60,7 +60,9 @@ def decoder(**switches: Any) -> tuple[Arch, Any]:
     return arch, jax.jit(apart)(jax.tree.unflatten(tree, filled))
 
 
-@pytest.mark.parametrize("switches", [{}, {"qkv_bias": True, "tied": True}])
+@pytest.mark.parametrize(
+    "switches", [pytest.param({}, marks=pytest.mark.slow), {"qkv_bias": True, "tied": True}]
+)
 def test_it_writes_what_the_decoder_writes(switches: dict[str, Any]) -> None:
     arch, params = decoder(**switches)
     ids = jnp.asarray(np.random.default_rng(1).integers(0, 128, (3, 70)), jnp.int32)

@@ -14,11 +14,10 @@ from lw_jax.errors import UserError
 from lw_jax.layers.low_rank import LowRank
 from lw_jax.models.decoder import LayerInputs, embed_tokens, run
 from lw_jax.models.dims import ModelDims
-from lw_jax.models.params import init
 from lw_jax.readers import lora
 from lw_jax.train.optimiser import groups
 from lw_jax.types import Delivery, Edits, Latent
-from tests.tiny.arch import decoder
+from tests.tiny.arch import decoder, weights
 
 ARCH = decoder(
     family="mistral",
@@ -73,7 +72,7 @@ def states(params: Any, edits: Edits) -> np.ndarray:
 
 @cache
 def frozen() -> Any:
-    return jax.device_get(jax.jit(init, static_argnums=0)(ARCH, jax.random.key(0)))
+    return weights(ARCH, 0)
 
 
 def merged(edits: Any, scale: float) -> Any:
