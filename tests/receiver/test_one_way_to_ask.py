@@ -128,6 +128,14 @@ def _greedy(world: World, h: np.ndarray) -> list[int]:
     return ids
 
 
+@cache
+def _wanted(row: int, by_text: bool) -> list[int]:
+    """What is written after a row's text, or its soft tokens."""
+    world = made()
+    message = _text(world, row) if by_text else _soft()[row]
+    return _greedy(world, _prompt(world, row, message))
+
+
 def _nll(world: World, row: int, prompt: np.ndarray) -> np.ndarray:
     """[A] of the gold answer after a prompt."""
     gold = _part(world, "answer", row)
@@ -176,9 +184,7 @@ def _by_the_api(world: World) -> list[str]:
 def test_what_is_written(say: Callable[[World], Sequence[str]], by_text: bool) -> None:
     world = made()
     for row, said in enumerate(say(world)):
-        message = _text(world, row) if by_text else _soft()[row]
-        wanted = _greedy(world, _prompt(world, row, message))
-        assert said == world.tokenizer.backend.decode(wanted).strip()
+        assert said == world.tokenizer.backend.decode(_wanted(row, by_text)).strip()
 
 
 def test_what_the_quick_evaluation_scores() -> None:
