@@ -98,7 +98,9 @@ def keys_and_values(model: FrozenDecoder, head: Sequence[int], ids: Array, lengt
     return rearrange(own, "l b t s k h -> b t (l s k h)")
 
 
-def measure_rms(model: FrozenDecoder, ids: Array, lengths: Array) -> ModelDims:
+def measure_rms(
+    model: FrozenDecoder, ids: Array | np.ndarray, lengths: Array | np.ndarray
+) -> ModelDims:
     """Sizes and RMS of a receiver on texts ids [B, T] with lengths [B].
 
     Raises:

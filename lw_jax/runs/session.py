@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lw_jax.bridge.apart import SenderApart
@@ -248,10 +247,6 @@ def _receiver_rms(
         layout, None, tokenizers, measure(layout, None, tokenizers, one, layout.max_tokens)
     )(one)
     return {
-        name: measure_rms(
-            model,
-            jnp.asarray(some[f"{name}/context/ids"]),
-            jnp.asarray(some[f"{name}/context/lengths"]),
-        )
+        name: measure_rms(model, some[f"{name}/context/ids"], some[f"{name}/context/lengths"])
         for name, model in frozen.items()
     }
