@@ -12,11 +12,12 @@ from lw_jax.data.example import Example
 from lw_jax.data.facts import FactsRows
 from lw_jax.models.arch import Arch
 from lw_jax.models.frozen import FrozenDecoder, FrozenModels, Sender
+from lw_jax.models.params import init
 from lw_jax.pretrain.tokenizer import special_ids, train_bpe
 from lw_jax.text.layout import Prompt, prompts_of
 from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.tokenizer import Tokenizer
-from tests.tiny.arch import decoder, weights
+from tests.tiny.arch import decoder
 
 LAYOUT = LayoutConfig()
 
@@ -63,7 +64,7 @@ def arch(family: str = "mistral", vocab: int = 320) -> Arch:
 @cache
 def model(family: str = "mistral", vocab: int = 320, seed: int = 0) -> FrozenDecoder:
     made = arch(family, vocab)
-    params = jax.device_put(weights(made, seed))
+    params = jax.jit(init, static_argnums=0)(made, jax.random.key(seed))
     return FrozenDecoder(params, made)
 
 
