@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from lw_jax.bridge.apart import SenderApart, sender_taps
-from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.bridge import Bridge, fresh
 from lw_jax.bridge.config import SOURCE
 from lw_jax.config.schema import Config
 from lw_jax.mesh import batch_sharding, make_sender_mesh, trained_shardings
@@ -232,7 +232,7 @@ def size_in_bytes(tree: PyTree) -> int:
 
 
 def _params(bridge: Bridge, objectives: Any, rng: Any) -> PyTree:
-    return {"bridge": bridge.init(rng), "heads": init_heads(objectives, bridge.dims, rng)}
+    return {"bridge": fresh(bridge, rng), "heads": init_heads(objectives, bridge.dims, rng)}
 
 
 def _at(leaf: jax.ShapeDtypeStruct, where: NamedSharding) -> jax.ShapeDtypeStruct:

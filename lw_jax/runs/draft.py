@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lw_jax.bridge.bridge import fresh
 from lw_jax.config import parse
 from lw_jax.config.schema import Config
 from lw_jax.data import files, records
@@ -300,7 +301,7 @@ def _costs(
     config: Config, specs: Mapping[str, FrozenSpec], lengths: Mapping[str, Any], longest: int
 ) -> list[str]:
     bridge = abstract_bridge(config, specs)
-    params = jax.eval_shape(bridge.init, jax.random.key(0))
+    params = fresh.eval_shape(bridge, jax.random.key(0))
     mesh = make_mesh(config.mesh)
     frozen = size_in_bytes(abstract_models(config, specs, mesh, config.layout))
     count = _count(params)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 
+from lw_jax.bridge.bridge import fresh
 from lw_jax.bridge.config import closed_form, fits, to_be_trained
 from lw_jax.bridge.paths import chosen_parts, from_paths, readable
 from lw_jax.config.parse import build, from_dict, to_dict
@@ -126,7 +127,7 @@ def load_trained(
     everywhere = replicated(pipeline.mesh)
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(pipeline.bridge.init, jax.random.key(0)),
+        fresh.eval_shape(pipeline.bridge, jax.random.key(0)),
     )
     only = [readable(name, pipeline.receivers) for name in only]
     if is_exported(root):
@@ -182,7 +183,7 @@ def _fitted(
     measured = receiver_rms.load(home, prints, bare)  # a scale of the reader starts at them
     if measured is not None:
         bridge = replace(bridge, dims=replace(bridge.dims, receivers=measured))
-    like = jax.eval_shape(bridge.init, jax.random.key(0))
+    like = fresh.eval_shape(bridge, jax.random.key(0))
     try:
         params = alone(bridge, found)
     except KeyError as error:

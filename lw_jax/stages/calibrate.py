@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.bridge import Bridge, fresh
 from lw_jax.bridge.config import SOURCE, closed_form, fits, fitted_reader, pca, to_be_trained
 from lw_jax.bridge.module import BridgeModule
 from lw_jax.compressors.least_squares import KEY, LeastSquares, Sums, least_squares_of, solve, sums
@@ -64,7 +64,7 @@ def run(run: Run, name: str, cfg: CalibrateConfig) -> None:
     rows = load_rows(config.data, "train", config.seed)
     groups = [group[:1] for group in sample(rows, cfg.rows)]
     if fits(pipeline.bridge.config):
-        jax.eval_shape(pipeline.bridge.init, jax.random.key(0))  # raises if parts do not fit
+        fresh.eval_shape(pipeline.bridge, jax.random.key(0))  # raises if parts do not fit
     path, mine = path_of(run.run_dir, name), identity(config, name, pipeline)
     found, start = statistics.load_part(path, mine)
     collate = pipeline.collate(groups)

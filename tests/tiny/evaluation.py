@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lw_jax.bridge.bridge import Bridge
+from lw_jax.bridge.bridge import fresh as initial
 from lw_jax.bridge.config import BridgeConfig, CompressorConfig, ReaderConfig, SourceConfig
 from lw_jax.compressors import perceiver
 from lw_jax.data.example import Example
@@ -88,7 +89,7 @@ def received(ctx: EvalContext, how: Method, batch: dict[str, np.ndarray]) -> Lat
 
 def fresh(bridge: Bridge, seed: int) -> Any:
     """Random parameters of a bridge."""
-    return draw(jax.eval_shape(bridge.init, jax.random.key(0)), seed, 0.3)
+    return draw(initial.eval_shape(bridge, jax.random.key(0)), seed, 0.3)
 
 
 def draw(shapes: Any, seed: int, std: float) -> Any:
