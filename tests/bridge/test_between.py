@@ -57,9 +57,9 @@ def between(cfg: BridgeConfig) -> Bridge:
 
 
 def taps(rows: int = 2) -> Taps:
-    states = jax.random.normal(jax.random.key(0), (1, rows, 9, 8))
-    mask = jnp.arange(9)[None] < jnp.asarray([9, 5])[:rows, None]
-    return Taps(states, mask, jnp.zeros(mask.shape, jnp.int32))
+    states = np.random.default_rng(0).normal(size=(1, rows, 9, 8)).astype(np.float32)
+    mask = np.arange(9)[None] < np.asarray([9, 5])[:rows, None]
+    return Taps(states, mask, np.zeros(mask.shape, np.int32))  # type: ignore[arg-type]
 
 
 def fresh(cfg: BridgeConfig) -> Any:
@@ -69,12 +69,19 @@ def fresh(cfg: BridgeConfig) -> Any:
 def test_a_receiver_never_sees_what_is_anothers() -> None:
     cfg = config(private=2)
     params = fresh(cfg)
-    latent = jax.jit(between(cfg).encode)(params, {"source": taps()})
+    latent = jax.device_get(jax.jit(between(cfg).encode)(params, {"source": taps()}))
     assert latent.owner == (SHARED,) * 4 + (0, 0, 1, 1)
-    given = {name: jax.jit(partial(between(cfg).deliver, receiver=name)) for name in DIMS.receivers}
+
+    def of(name: str) -> Any:
+        deliver = jax.jit(partial(between(cfg).deliver, receiver=name))
+        return lambda **arguments: jax.device_get(deliver(**arguments))
+
+    given = {name: of(name) for name in DIMS.receivers}
     plain = {name: deliver(params=params, latent=latent) for name, deliver in given.items()}
     for slot in range(8):
-        other = latent.replace(slots=latent.slots.at[:, slot].add(3.0))
+        slots = latent.slots.copy()
+        slots[:, slot] += 3.0
+        other = latent.replace(slots=slots)
         for name, deliver in given.items():
             found = deliver(params=params, latent=other)
             if slot >= 4 and slot not in OWN[name]:
@@ -126,15 +133,20 @@ def test_the_refiner_mixes_the_real_slots_before_the_bottleneck() -> None:
     bare = {k: v for k, v in params.items() if k != "refiner"}
 
     @jax.jit
-    def seen(taps: Taps) -> Any:
+    def encoded(taps: Taps) -> Any:
         views = {"source": taps}
         refined = between(cfg).encode(params, views)
         plain = between(without).encode(bare, views)
         inside, _ = between(cfg).apply(params, views, False, method="compressed")
         return refined, plain, inside
 
+    def seen(taps: Taps) -> Any:
+        return jax.device_get(encoded(taps))
+
     def spoilt(row: int, token: int) -> Taps:
-        return taps().replace(states=taps().states.at[0, row, token].add(2.0))  # type: ignore[attr-defined]
+        states = np.array(taps().states)
+        states[0, row, token] += 2.0
+        return taps().replace(states=states)  # type: ignore[attr-defined,no-any-return]
 
     refined, plain, inside = seen(taps())
     chex.assert_trees_all_equal(refined, inside)

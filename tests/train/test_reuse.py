@@ -22,7 +22,7 @@ from lw_jax.train.config import Reuse
 from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.reuse import Reused, expected, says
 from lw_jax.utils.kept import Kept, Room
-from tests.bridge.test_step import DIMS, OBJECTIVES, config, frozen_models, prepared
+from tests.bridge.test_step import DIMS, OBJECTIVES, config, frozen_models, prepared, put
 from tests.tiny.receiver import LAYOUT, groups, text_tokenizer
 
 WANTED = frozenset({"source/taps", "r/teacher"})
@@ -224,9 +224,9 @@ def test_losses_of_twenty_steps_stay_and_less_is_computed(tmp_path: Path, accumu
     rng, losses, kept = np.random.default_rng(0), {}, reused(tmp_path)
     order = [rng.permutation(24)[:8] for _ in range(20)]
     for cached in (False, True):
-        mesh, step, fresh = prepared(config(), 1, "adamw", accumulate)
+        mesh, step, fresh = prepared(config(), 1, "adamw", accumulate, OBJECTIVES)
         models = jax.device_put(frozen, replicated(mesh))
-        state = jax.device_put(jax.tree.map(jnp.copy, fresh), replicated(mesh))
+        state = put(fresh, mesh)
         losses[cached] = []
         for picked in order:
             host = collate()([rows[i] for i in picked])
