@@ -127,9 +127,16 @@ def trained(
     return jax.device_get(state.params), losses
 
 
-def same(shape: tuple[int, int, int], steps: int, tolerance: float, **how: Any) -> None:
+def same(
+    shape: tuple[int, int, int],
+    steps: int,
+    tolerance: float,
+    sender: SenderMesh | None = None,
+    **how: Any,
+) -> None:
+    """A mesh, and a sender on devices of its own, against one device with both."""
     one, losses = trained(ONE, steps, **how)
-    many, others = trained(shape, steps, **how)
+    many, others = trained(shape, steps, sender=sender, **how)
     np.testing.assert_allclose(losses, others, rtol=tolerance)
     chex.assert_trees_all_close(one, many, atol=tolerance)
     assert losses[-1] < losses[0]
