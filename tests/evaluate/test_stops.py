@@ -23,7 +23,7 @@ from lw_jax.text.stop import Stop, stop_of
 from tests.evaluate.test_figures import _example, _said
 from tests.tiny.evaluation import RECEIVER, World, received
 
-SIZE, NEW = 64, 8
+SIZE, NEW = 128, 8
 DECODE = DecodeConfig(max_new_tokens=NEW)
 SETTINGS = Settings(seed=0, resamples=50)
 

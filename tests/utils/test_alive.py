@@ -145,6 +145,7 @@ def test_a_terminal_does_not_stay_still() -> None:
     assert text.endswith("\x1b[2K")
 
 
+@pytest.mark.timeout(1900)  # what the command itself may take, and a little
 @pytest.mark.slow
 def test_the_quickstart_never_stays_still(tmp_path: Path) -> None:
     """The whole quickstart with fewer steps and rows, compiling everything and then nothing."""
