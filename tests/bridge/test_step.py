@@ -29,7 +29,7 @@ from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.dims import BridgeDims, ModelDims
 from lw_jax.models.frozen import FrozenModels
 from lw_jax.models.head import chunked_cross_entropy
-from lw_jax.objectives import answer_ce, embedding_anchor, kd, scale_l2
+from lw_jax.objectives import answer_ce, kd, scale_l2
 from lw_jax.objectives.common.context import Pass
 from lw_jax.objectives.config import ObjectivesConfig
 from lw_jax.readers import coprocessor, deep_prefix, soft_tokens
@@ -47,10 +47,6 @@ from tests.tiny import objectives as by_hand
 from tests.tiny.receiver import LAYOUT, groups, model, models_of, text_tokenizer
 
 OBJECTIVES = ObjectivesConfig(answer_ce=answer_ce.Config(), kd=kd.Config(weight=0.5))
-ONE_PASS = ObjectivesConfig(
-    answer_ce=answer_ce.Config(), embedding_anchor=embedding_anchor.Config(weight=0.5)
-)
-"""The receiver is run once for both."""
 
 
 def config(**parts: Any) -> BridgeConfig:
@@ -99,7 +95,7 @@ def begun(cfg: BridgeConfig) -> Any:
 
 @cache  # a step is compiled once, whichever tests take it
 def prepared(
-    cfg: BridgeConfig, devices: int, optimiser: str, accumulate: int, objectives: Any = ONE_PASS
+    cfg: BridgeConfig, devices: int, optimiser: str, accumulate: int
 ) -> tuple[Any, Any, Any]:
     """Mesh, step, and the state before the first step on the host."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
@@ -108,7 +104,7 @@ def prepared(
     rates = OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule)
     made = make_optimiser(rates, params, 20)
     train = TrainConfig(20, accumulate=accumulate, optimiser=rates)
-    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(objectives, 0))
+    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(OBJECTIVES, 0))
     return mesh, step, jax.device_get(new_state(params, made, jax.random.key(1)))
 
 
@@ -172,7 +168,7 @@ def test_a_batch_in_which_no_row_counts_has_no_loss() -> None:
     _, metrics = jax.device_get(step(state, frozen, put_batch(mesh, rows)))
     assert metrics["sound"]
     assert metrics["dropped"] == len(rows["valid"])
-    for name in ("loss", "grad_norm", "loss/r/answer_ce", "share/embedding_anchor"):
+    for name in ("loss", "grad_norm", "loss/r/answer_ce", "share/kd"):
         assert metrics[name] == 0, name
 
 
@@ -215,7 +211,7 @@ def test_a_step_has_the_ratio_that_it_is_made_for() -> None:
     params = {"bridge": jax.eval_shape(bridge.init, jax.random.key(0)), "heads": {}}
     train = TrainConfig(20, optimiser=OptimiserConfig(lr=1e-3, schedule=Schedule()))
     made = make_optimiser(train.optimiser, params, 20)
-    plan = plan_at(ONE_PASS, 0)
+    plan = plan_at(OBJECTIVES, 0)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     state = jax.eval_shape(lambda p: new_state(p, made, jax.random.key(1)), params)
 

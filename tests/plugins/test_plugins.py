@@ -49,11 +49,8 @@ def config(home: Path) -> dict[str, object]:
                     "rows": 8,
                     "batch_size": 4,
                     "bootstrap": 20,
-                    "methods": [
-                        "text",
-                        "first_half",
-                        "token_budget_first",
-                    ],  # the last needs a bridge
+                    # the last needs a bridge
+                    "methods": ["text", "first_half", "token_budget_first"],
                     "decode": {"max_new_tokens": 4},
                 }
             },

@@ -48,7 +48,7 @@ EIGHT = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % 
 ONE = (1, 1, 1)
 FEW = 3
 ONE_PASS = ObjectivesConfig(answer_ce=answer_ce.Config())
-"""Of few steps: the other pass, of kd, is that of a text."""
+"""Of few steps; kd on several devices is in `tests/bridge/test_step.py`, and in the long ones."""
 
 
 def frozen_on(mesh: Any, unroll: str) -> FrozenModels:
