@@ -297,9 +297,9 @@ def _end_what_never_began() -> None:
     """
     for task in gc.get_objects():
         if issubclass(type(task), asyncio.Task) and task.get_loop().is_closed():
-            coroutine = task.get_coro()
-            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-                coroutine.close()
+            waits = task.get_coro()  # what is not a coroutine is forgotten without a word
+            if inspect.iscoroutine(waits) and inspect.getcoroutinestate(waits) == inspect.CORO_CREATED:
+                waits.close()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -367,11 +367,15 @@ def test_what_a_failed_read_never_began_is_not_said_late(
             asyncio.gather(file(i))
             await asyncio.sleep(0)
 
+    class Promised:  # not a coroutine: asyncio waits for it in a generator
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
     async def arrays() -> None:
         raise ValueError("not of this shape")
 
     async def both() -> None:
-        await asyncio.gather(files(), arrays())
+        await asyncio.gather(files(), arrays(), Promised())
 
     def fails(*_: Any, **__: Any) -> None:
         loop = asyncio.new_event_loop()
