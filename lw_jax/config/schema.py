@@ -213,7 +213,7 @@ class Config(Checked):
         key = f"{where}.objectives" if train.objectives else "objectives"
         if not train.optimiser.schedule.ever(train.steps):
             raise UserError(_never(where, train.steps))
-        weighed = {n: c for n, c in named.items() if c.weight and c.has_gradient}
+        weighed = {n: c for n, c in named.items() if c.weight > _NOTHING and c.has_gradient}
         if not weighed:
             raise UserError(
                 f"{key}: {_all_of(named)} of weight 0 or without a gradient, so {where} would "
@@ -304,6 +304,10 @@ def _check_view(bridge: BridgeConfig, view: str, where: str) -> None:
         bridge.at_view(view)
     except UserError as error:
         raise UserError(f"{where}.{error}") from error
+
+
+_NOTHING = 1e-30
+"""A weight up to which an objective's gradient is lost in float32."""
 
 
 def _never(where: str, steps: int) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from string import Formatter
 from typing import Literal
 
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, short
 from lw_jax.text.transform import parsed
 from lw_jax.utils.bounds import Checked, Name, Ratio, Text, Tokens
 
@@ -36,7 +37,8 @@ class LayoutConfig(Checked):
     Args:
         primer: literal before the message, no trailing space; empty for none.
         source_primer: literal before the text that the sender reads; null: the primer.
-        question: template of the question segment; empty for none.
+        question: template of the question segment, in which `{question}` stands for the question,
+            and `{{` and `}}` for braces; empty for none.
         anchor: literal before the answer; no trailing space (the space belongs to the answer).
         anchor_mode: `text` puts the literal; `chat` the model's chat template, then the literal;
             `none` nothing.
@@ -81,8 +83,8 @@ class LayoutConfig(Checked):
                     f"{name}: {literal!r} ends in white space; "
                     f"the space belongs to the {owner}, so end the {name} without it"
                 )
-        if self.question and "{question}" not in self.question:
-            raise UserError("question: must contain {question}, or be empty")
+        if self.question:
+            _check_template(self.question)
         if self.text_budget is not None and not self.with_text:
             raise UserError(
                 "text_budget: it cuts the text that a rival reads; set with_text: true, or null"
@@ -105,3 +107,26 @@ class LayoutConfig(Checked):
         """Fields that make another layout's sequence differ: the other's value, then this one's."""
         pairs = {f.name: (getattr(other, f.name), getattr(self, f.name)) for f in fields(self)}
         return {k: (a, b) for k, (a, b) in pairs.items() if a != b and k != "max_tokens"}
+
+
+def _check_template(template: str) -> None:
+    """Checks that a template of the question segment holds the question, and no other field.
+
+    Raises:
+        UserError: it does not; or a brace of its own stands in it once.
+    """
+    try:
+        parts = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise UserError(
+            f"question: {short(repr(template), 80)}: {error}; write a brace of the text twice"
+        ) from None
+    if not parts:
+        raise UserError("question: must contain {question}, or be empty")
+    for name, form, conversion in parts:
+        if (name, form, conversion) != ("question", "", None):
+            found = f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form}"
+            raise UserError(
+                f"question: {{{short(found, 40)}}} is no field of it, {{question}} is; write a "
+                "brace of the text twice"
+            )

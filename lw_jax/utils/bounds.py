@@ -46,7 +46,8 @@ Decay = Annotated[float, Ge(0), Le(0.999999)]
 Weight = Annotated[float, Ge(0), Le(10**6)]
 Ridge = Annotated[float, Ge(0), Le(10**6)]
 """Penalty of a least-squares fit, in shares of the features' mean square."""
-LearningRate = Annotated[float, Gt(0), Le(10)]
+LearningRate = Annotated[float, Gt(1e-12), Le(10)]
+"""Below, no parameter in float32 would move."""
 Temperature = Annotated[float, Ge(0.0001), Le(10_000)]
 
 Name = Annotated[str, MinLen(1), MaxLen(200)]
