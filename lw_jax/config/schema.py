@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -11,6 +11,7 @@ from lw_jax.bridge.config import BridgeConfig, closed_form, fitted_reader, norma
 from lw_jax.data.config import DataConfig
 from lw_jax.errors import UserError
 from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.evaluate.metrics.squad import normalise
 from lw_jax.mesh import MeshConfig
 from lw_jax.models.config import ModelConfig
 from lw_jax.objectives.config import ObjectivesConfig
@@ -154,6 +155,13 @@ class Config(Checked):
         for needs in evaluate.of_whole_sender:
             self._check_writes(f"stages.{stage}.evaluate", needs, "methods")
         for kind, data in chosen(evaluate.data or self.data).items():
+            same = _alike(data.choices)
+            if same is not None:
+                raise UserError(
+                    f"data.{kind}.labels: {same[0]!r} and {same[1]!r} are one answer to the exact "
+                    f"match of stages.{stage}.evaluate, which leaves out case, punctuation, a, an "
+                    "and the; give other words"
+                )
             if evaluate.of_articles and not data.has_articles:
                 which = "name data.jsonl.article_field, or " if kind == "jsonl" else ""
                 raise UserError(
@@ -304,6 +312,16 @@ def _check_view(bridge: BridgeConfig, view: str, where: str) -> None:
         bridge.at_view(view)
     except UserError as error:
         raise UserError(f"{where}.{error}") from error
+
+
+def _alike(words: Sequence[str]) -> tuple[str, str] | None:
+    """The first two words that are the same answer to `em`; None: all differ."""
+    known: dict[str, str] = {}
+    for word in words:
+        first = known.setdefault(normalise(word), word)
+        if first != word:
+            return first, word
+    return None
 
 
 _NOTHING = 1e-30

@@ -228,6 +228,8 @@ def _no_file(path: Path) -> str:
     """What is wrong with a path that is no file, and which files are there."""
     home = path if path.is_dir() else path.parent
     near = sorted(map(str, home.glob("[!.]*.yaml"))) if home.is_dir() else []
+    if path.exists() and not path.is_dir():
+        return f"{path} is a pipe or a device; give a file, which is read more than once"
     said = f"{path} is a directory, not a file" if path.is_dir() else f"no such file: {path}"
     return said + (f"; there are {', '.join(near[:8])}" if near else "")
 

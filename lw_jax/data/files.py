@@ -77,6 +77,8 @@ def _paths(name: str, expanded: str) -> list[Path]:
         if not files:
             raise UserError(f"{name}: no file matches this pattern")
         return files
+    if os.path.exists(expanded):
+        raise UserError(f"{name}: a pipe or a device; give a file, which is read more than once")
     raise UserError(f"{name}: no such file; give a {', '.join(SUFFIXES)} file or a hub name")
 
 

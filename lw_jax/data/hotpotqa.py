@@ -100,7 +100,8 @@ def _paragraphs(value: Any) -> list[tuple[str, str]]:
 def _titles(value: Any) -> set[str]:
     """Titles of [[title, sentence], ...] or {"title": [...], "sent_id": [...]}."""
     if isinstance(value, Mapping):
-        value = [[title] for title in value.get("title") or []]
+        titles = value.get("title")
+        value = [[title] for title in titles] if isinstance(titles, list) else titles
     if not isinstance(value, list) or not all(isinstance(fact, list) and fact for fact in value):
         raise records.BadRowError(f"supporting_facts: expected facts, got {records.shown(value)}")
     return {str(fact[0]) for fact in value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from lw_jax.data.source import FileSource, ListRows, Reject, load, row_id, short
 from lw_jax.utils.bounds import Name
 
 MOST_LEVEL = 2**31 - 1
+_DIGIT = re.compile(r"\d")
+_WHOLE = re.compile(r"\s*[-+]?[0-9]{1,12}\s*")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Config(FileSource):
                 (context,) if self.answer_field is None else _answers(record, self.answer_field)
             )
             name = f"jsonl-{short_hash(context)}"
+            if self.ends_in_number and not all(map(_DIGIT.search, answers)):
+                raise records.BadRowError(
+                    f"{self.answer_field or self.context_field}: expected a solution that ends in a number (or set "
+                    f"{self.key}.ends_in_number to false), got {records.shown(answers[0])}"
+                )
             number = short_hash(f"{question}\n{answers[0]}")
             article = _article(record, self)
             yield (
@@ -119,6 +127,10 @@ def level_of(record: Mapping[str, Any], field: str | None) -> int:
     if field is None:
         return 0
     value = record.get(field)
+    if isinstance(value, records.Cell) and _WHOLE.fullmatch(value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # what a column of whole numbers becomes if one is missing
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST_LEVEL:
         raise records.BadRowError(f"{field}: expected a whole number, got {records.shown(value)}")
     return value

@@ -28,6 +28,10 @@ class BadRowError(ValueError):
     """A record that is not a row of the expected form; the message says why."""
 
 
+class Cell(str):
+    """A field of a table (.csv, .tsv), where a number is text as well."""
+
+
 class Unreadable:
     """Stands for a value that JSON has and that cannot be used; it is shown as what it is."""
 
@@ -215,7 +219,7 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
         elif len(row) != len(fields):
             yield where, BadRowError(f"expected {len(fields)} fields, as in the first line")
         elif _is_text("".join(row)):
-            yield where, dict(zip(fields, row, strict=True))
+            yield where, dict(zip(fields, map(Cell, row), strict=True))
         else:
             yield where, BadRowError("not UTF-8")
 

@@ -142,6 +142,8 @@ class Account:
         left_out: number of rows that were left out on purpose, by the reason.
         twice: place of every row that another row of the split equals in context, question and
             answers, and the place of that row.
+        contrary: place of every row that has the context and question of another row and other
+            answers, and the place of that row.
         same_ids: ids that stand at rows which are not the same.
     """
 
@@ -150,6 +152,7 @@ class Account:
     left_out: Mapping[Reason, int] = field(default_factory=dict)
     twice: Sequence[tuple[str, str]] = ()
     same_ids: Sequence[str] = ()
+    contrary: Sequence[tuple[str, str]] = ()
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
@@ -165,6 +168,17 @@ class Account:
                     "warning",
                     f"{_rows(len(self.twice))} twice (same context, question and answers) and "
                     f"count twice: {where}, as {first}{_more(len(self.twice) - 1)}",
+                )
+            )
+        if self.contrary:
+            where, first = self.contrary[0]
+            count = len(self.contrary)
+            found.append(
+                Remark(
+                    "warning",
+                    f"{count} {'row has' if count == 1 else 'rows have'} the context and question "
+                    f"of another, and other answers, so one of them counts as wrong: {where}, as "
+                    f"{first}{_more(count - 1)}",
                 )
             )
         if self.same_ids:
@@ -274,6 +288,8 @@ def load(
     left_out: Counter[Reason] = Counter()
     seen: dict[tuple[str, str, tuple[str, ...]], str] = {}
     twice: list[tuple[str, str]] = []
+    asked: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
+    contrary: list[tuple[str, str]] = []
     ids: set[str] = set()
     same_ids: dict[str, None] = {}
     splits: Counter[Split] = Counter()
@@ -298,14 +314,18 @@ def load(
         content = example.context_id, example.question, example.answers
         if content in seen:
             twice.append((where, seen[content]))
-        elif example.row_id in ids:
-            same_ids[example.row_id] = None
+        else:
+            if example.row_id in ids:
+                same_ids[example.row_id] = None
+            first, answers = asked.setdefault(content[:2], (where, example.answers))
+            if not set(answers) & set(example.answers):
+                contrary.append((where, first))
         seen.setdefault(content, where)
         if example.row_id:
             ids.add(example.row_id)
         groups.setdefault(example.context_id, []).append(example)
     read += len(malformed)
-    account = Account(read, malformed, dict(left_out), twice, list(same_ids))
+    account = Account(read, malformed, dict(left_out), twice, list(same_ids), contrary)
     names = ", ".join(files.several(name))
     if not groups:
         of = "" if level is None else f" of level {level}"

@@ -150,8 +150,11 @@ def _answers(question: Mapping[str, Any]) -> tuple[str, ...]:
             answer.get("text") if isinstance(answer, Mapping) else answer
             for answer in _list(question, "answers")
         ]
-    if not texts and not isinstance(answers, Mapping) and not question.get("is_impossible"):
+    impossible = question.get("is_impossible")
+    if not texts and not isinstance(answers, Mapping) and impossible is not True:
         raise records.BadRowError("answers: empty, and is_impossible is not true")
+    if texts and impossible is True:
+        raise records.BadRowError("answers: there are some, and is_impossible is true")
     return tuple(dict.fromkeys(records.text({"answers": text}, "answers", True) for text in texts))
 
 

@@ -125,7 +125,9 @@ def _check_template(template: str) -> None:
         raise UserError("question: must contain {question}, or be empty")
     for name, form, conversion in parts:
         if (name, form, conversion) != ("question", "", None):
-            found = f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form}"
+            found = (
+                f"{name}{'!' if conversion else ''}{conversion or ''}{':' if form else ''}{form}"
+            )
             raise UserError(
                 f"question: {{{short(found, 40)}}} is no field of it, {{question}} is; write a "
                 "brace of the text twice"

@@ -298,7 +298,10 @@ def _end_what_never_began() -> None:
     for task in gc.get_objects():
         if issubclass(type(task), asyncio.Task) and task.get_loop().is_closed():
             waits = task.get_coro()  # what is not a coroutine is forgotten without a word
-            if inspect.iscoroutine(waits) and inspect.getcoroutinestate(waits) == inspect.CORO_CREATED:
+            if (
+                inspect.iscoroutine(waits)
+                and inspect.getcoroutinestate(waits) == inspect.CORO_CREATED
+            ):
                 waits.close()
 
 

@@ -129,3 +129,21 @@ def test_nonsense_gets_one_line(flags: str, said: str) -> None:
 def test_what_makes_sense_is_taken(flags: str) -> None:
     pairs = [tuple(flag.split("=", 1)) for flag in flags.split(" ")]
     parse.with_flags(BASE, pairs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["no", "No"], "'no' and 'No' are one answer to the exact match of stages.report.evaluate"),
+        (["+", "-"], "'+' and '-' are one answer"),
+        (["x", "the", "a"], "'the' and 'a' are one answer"),
+        (["1.5", "15"], "'1.5' and '15' are one answer"),
+    ],
+)
+def test_labels_that_exact_match_cannot_tell_apart(labels: list[str], said: str) -> None:
+    data = {"classification": {"train": "x.jsonl", "labels": labels}}
+    with pytest.raises(UserError, match=r"^data\.classification\.labels: ") as caught:
+        parse.from_dict({**BASE, "data": data})
+    assert said in str(caught.value)
+    data["classification"]["labels"] = ["A", "B", "no"]
+    parse.from_dict({**BASE, "data": data})

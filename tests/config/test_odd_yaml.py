@@ -135,6 +135,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").touch()
     with pytest.raises(UserError, match=r"is a directory, not a file; there are .*one\.yaml"):
         load(tmp_path)
+    with pytest.raises(UserError, match="/dev/null is a pipe or a device; give a file"):
+        load("/dev/null")
     with pytest.raises(UserError, match="cannot be read: File name too long"):
         load(tmp_path / ("x" * 300))
 

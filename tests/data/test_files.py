@@ -317,6 +317,65 @@ def test_rows_and_ids_that_stand_twice_are_said(tmp_path: Path) -> None:
     assert rows.account.to_json() == {"read": 5, "left_out": {}, "twice": 2}
 
 
+def test_other_answers_to_the_same_question_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [GOOD[0] | {"id": n, "answer": a} for n, a in enumerate(("x", ["x", "y"], "z", "x"))]
+    file.write_text(body("jsonl", [*rows, GOOD[1], GOOD[1] | {"question": "Who?", "answer": "z"}]))
+    contrary, twice = (read(file).remarks[i].text for i in (1, 0))
+    assert twice.startswith("1 row stands twice")
+    assert contrary == (
+        "1 row has the context and question of another, and other answers, so one of them counts "
+        f"as wrong: {file}:3, as {file}:1"
+    )
+    labels = [{"text": "So good!", "label": 0}, {"text": "so good", "label": 1}]
+    file.write_text(body("jsonl", labels))
+    cfg = classification.Config(train="n.jsonl", eval=str(file), labels=("a", "b"))
+    assert "1 row has the context" in cfg.rows("eval").remarks[0].text
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_levels_in_a_table_are_whole_numbers_as_text(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / f"rows.{kind}"
+    levels = ["2", " 3 ", "one", "1.5", "", "9" * 12]
+    file.write_text(
+        body(kind, [GOOD[0] | {"context": f"t{n}", "level": v} for n, v in enumerate(levels)])
+    )
+    rows = read(file, level_field="level")
+    assert [e.level for e in every(rows)] == [2, 3]
+    assert len(rows.malformed) == 4
+    assert rows.malformed[0] == f"{file}:4: level: expected a whole number, got 'one'"
+
+
+def test_a_level_that_a_column_with_gaps_made_a_decimal(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(body("jsonl", [GOOD[0] | {"level": 2.0}]))
+    assert [e.level for e in every(read(file, level_field="level"))] == [2]
+
+
+def test_solutions_without_a_number_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    said = ["so\n#### 5", "so it is five", ["it is 5", "none"]]
+    file.write_text(body("jsonl", [GOOD[0] | {"answer": a} for a in said]))
+    rows = read(file, ends_in_number=True)
+    assert len(every(rows)) == 1
+    assert rows.malformed[0] == (
+        f"{file}:2: answer: expected a solution that ends in a number (or set "
+        "data.jsonl.ends_in_number to false), got 'so it is five'"
+    )
+    marks = ["a\n#### 5", "a\n#### none", "a\n#### five 5", "a\n#### ½"]
+    file.write_text(
+        body("jsonl", [{"question": f"Q {n}?", "answer": m} for n, m in enumerate(marks)])
+    )
+    for task in ("solve", "final"):
+        cfg = gsm8k.Config(train="n.jsonl", eval=str(file), subset=None, task=task)
+        assert [e.context for e in every(cfg.rows("eval"))] == ["Q 0?", "Q 2?"]
+
+
+def test_what_is_no_plain_file_is_not_called_missing() -> None:
+    with pytest.raises(UserError, match=r"^/dev/null: a pipe or a device; give a file"):
+        read("/dev/null")
+
+
 def test_malformed_rows_are_grouped_by_cause(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     bad = [{"context": "a", "question": "q", "answer": n} for n in ([], None, False, None)]

@@ -223,13 +223,15 @@ def test_squad_malformed_rows_are_named_by_place(tmp_path):
     broken = article(0)
     broken["paragraphs"][0]["qas"][0]["question"] = None
     broken["paragraphs"][0]["qas"][1]["answers"] = []
+    broken["paragraphs"][0]["qas"][2]["is_impossible"] = True
     broken["paragraphs"][1] = {"context": "No questions."}
     file = write(tmp_path / "squad.json", [broken, article(1), "text", {"title": "x"}])
     rows = squad.Config(train="none.json", eval=file).rows("eval")
-    assert len(every(rows)) == 7
+    assert len(every(rows)) == 6
     assert rows.malformed == [
         f"{file}: [0].paragraphs[0].qas[0]: question: expected text, got nothing",
         f"{file}: [0].paragraphs[0].qas[1]: answers: empty, and is_impossible is not true",
+        f"{file}: [0].paragraphs[0].qas[2]: answers: there are some, and is_impossible is true",
         f"{file}: [0].paragraphs[1]: qas: expected a list, got None",
         f"{file}: [2]: expected an object, got 'text'",
         f"{file}: [3]: context: expected text, got nothing",
@@ -288,6 +290,9 @@ def test_hotpotqa_malformed_rows(tmp_path):
         HOTPOT | {"supporting_facts": [["Nowhere", 0]]},
         HOTPOT | {"supporting_facts": None},
         HOTPOT | {"answer": ""},
+        HOTPOT | {"supporting_facts": {"title": 5}},
+        HOTPOT | {"supporting_facts": {"title": "Danube"}},
+        HOTPOT | {"supporting_facts": {"sent_id": [0]}},
     ]
     file = write(tmp_path / "h.jsonl", [HOTPOT, *wrong])
     rows = hotpotqa.Config(train="n.json", eval=file).rows("eval")
@@ -298,6 +303,9 @@ def test_hotpotqa_malformed_rows(tmp_path):
         "context: none of the supporting paragraphs is there",
         "supporting_facts: expected facts, got None",
         "answer: expected text, got ''",
+        "supporting_facts: expected facts, got 5",
+        "supporting_facts: expected facts, got 'Danube'",
+        "supporting_facts: expected facts, got None",
     ]
     expected = [f"{file}:{line}: {start}" for line, start in enumerate(starts, 2)]
     assert rows.malformed == expected

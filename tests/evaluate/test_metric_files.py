@@ -141,6 +141,8 @@ def test_the_data_set_says_whether_answers_end_in_a_number() -> None:
     marked = [replace(e, answers=("3 #### 3",)) for e in EXAMPLES]
     assert "final" not in summary.per_row(Rows(marked, SAID))
     assert summary.per_row(Rows(marked, SAID, ends_in_number=True))["final"][0].sum() == 2
+    several = [replace(e, answers=("#### 1000001", *e.answers)) for e in marked]
+    assert summary.per_row(Rows(several, SAID, ends_in_number=True))["final"][0].sum() == 2
 
 
 def test_metrics_of_installed_packages_are_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from lw_jax.evaluate.metrics.base import Metric, Rows, Values
 
 def _solved(rows: Rows) -> dict[str, list[float]]:
     pairs = list(zip(rows.examples, rows.said, strict=True))
-    final = [numbers.final_correct(p.text, e.answers[0]) for e, p in pairs]
+    final = [max(numbers.final_correct(p.text, a) for a in e.answers) for e, p in pairs]
     near = [numbers.partial(p.text, e.context + " " + e.question) for e, p in pairs]
     part = [n * (1 - f) for n, f in zip(near, final, strict=True)]
     failed = [1 - f - n for f, n in zip(final, part, strict=True)]
