@@ -80,8 +80,9 @@ class Config(FileSource):
             name = f"jsonl-{short_hash(context)}"
             if self.ends_in_number and not all(map(_DIGIT.search, answers)):
                 raise records.BadRowError(
-                    f"{self.answer_field or self.context_field}: expected a solution that ends in a number (or set "
-                    f"{self.key}.ends_in_number to false), got {records.shown(answers[0])}"
+                    f"{self.answer_field or self.context_field}: expected a solution that ends in "
+                    f"a number (or set {self.key}.ends_in_number to false), got "
+                    f"{records.shown(answers[0])}"
                 )
             number = short_hash(f"{question}\n{answers[0]}")
             article = _article(record, self)
