@@ -80,3 +80,17 @@ def few_mappings() -> Iterator[None]:
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
         jax.clear_caches()
+
+
+@pytest.fixture
+def gpu_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment says that there is a GPU, and jax, which nobody has told to use the CPU, has
+    none."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("jax has a GPU here")
+    before = jax.config.jax_platforms
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    jax.config.update("jax_platforms", None)
+    yield
+    jax.config.update("jax_platforms", before)

@@ -27,8 +27,9 @@ def statistics(slots: Array, mask: Array) -> dict[str, Array]:
 
     Returns:
         float32 scalars. `within_cosine`: mean cosine of two slots of one text, over texts that have
-        two; `between_cosine`: mean cosine of two texts' slots, flattened; `count`: slots of a text.
-        What has no pair is 0. And products of the slots of a text, `within_products` [B, M, M], and
+        two; `between_cosine`: mean cosine of two texts' slots, flattened; `variance`: of an entry
+        over the texts that have its slot, mean over all entries; `count`: slots of a text. What has
+        no pair is 0. And products of the slots of a text, `within_products` [B, M, M], and
         of the texts' flattened slots, `between_products` [B, B], whose ranks `ranked` gives.
     """
     x = jnp.where(mask[..., None], slots.astype(jnp.float32), 0.0)
@@ -43,9 +44,14 @@ def statistics(slots: Array, mask: Array) -> dict[str, Array]:
     texts = flat / jnp.maximum(jnp.linalg.norm(flat, axis=-1, keepdims=True), _SMALL)
     alike = jnp.square(jnp.linalg.norm(jnp.sum(texts, axis=0))) - jnp.sum(jnp.square(texts))
     rows = x.shape[0]
+    held = jnp.maximum(1, jnp.sum(mask, axis=0)).astype(jnp.float32)[:, None]  # texts, by slot
+    mean = jnp.sum(x, axis=0) / held
+    spread = jnp.where(mask[..., None], jnp.square(x - mean[None]), 0.0)
+    there = jnp.maximum(1, jnp.sum(jnp.any(mask, axis=0)))
     return {
         "within_cosine": jnp.sum(within) / jnp.maximum(1, jnp.sum(paired)),
         "between_cosine": alike / max(1, rows * (rows - 1)),
+        "variance": jnp.sum(jnp.sum(spread, axis=0) / held) / (there * x.shape[-1]),
         "count": jnp.mean(count),
         WITHIN: jnp.einsum("bnd,bmd->bnm", x, x),
         BETWEEN: flat @ flat.T,

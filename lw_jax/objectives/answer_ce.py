@@ -46,7 +46,9 @@ class Config(Objective):
         return mask * weights
 
     def terms(self, ctx: Context, receiver: str) -> Terms:
-        """Nats per answer token."""
+        """Nats per answer token. Where the first tokens count more or less than the others,
+        `nll_plain`, of all tokens alike, and `nll_first`, of the first ones alone, are watched.
+        """
         scored, labels, mask = answer_scores(ctx, receiver)
         right = scored.correct(labels) | ~mask
         whole = jnp.all(right, axis=1).astype(jnp.float32)
@@ -55,4 +57,11 @@ class Config(Objective):
             nll += self.label_smoothing * (scored.uniform - scored.nll)
         weights = self.token_weights(mask)
         loss = Term(jnp.sum(nll * weights), jnp.sum(weights))
-        return Terms(loss, watched={"accuracy": masked(whole, ctx.valid)})
+        watched = {"accuracy": masked(whole, ctx.valid)}
+        if self.first_tokens and self.first_weight != 1:
+            first = mask & (jnp.arange(mask.shape[1])[None] < self.first_tokens)
+            watched |= {
+                "nll_plain": masked(scored.nll, mask),
+                "nll_first": masked(scored.nll, first),
+            }
+        return Terms(loss, watched=watched)

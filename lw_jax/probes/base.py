@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from lw_jax.runs.hub import bridge_at
 from lw_jax.runs.places import located
 from lw_jax.runs.trained import config_at
 from lw_jax.types import Delivery, Latent
+from lw_jax.utils.device import use_device
 from lw_jax.utils.files import write_json, write_text
 from lw_jax.utils.provenance import provenance
 from lw_jax.wire import packet
@@ -173,16 +175,18 @@ def open_probed(place: str, out: str | None, receiver: str | None, console: Cons
         console: prints for people.
 
     Raises:
-        UserError: as `Bridge.load`; or there is no such receiver.
+        UserError: as `Bridge.load`; there is no such receiver; or there is a GPU, and jax has none.
     """
     home = bridge_at(Path(place))
+    config = config_at(home)
+    use_device("auto" if is_exported(home) else config.device, os.environ)
     wire = Bridge.load(home)
     names = list(wire.pipeline.receivers)
     if receiver is None and len(names) > 1:
         raise UserError(f"--receiver: which? there are {', '.join(names)}")
     if receiver is not None and receiver not in names:
         raise UserError(f"--receiver: {receiver!r} is not one of {', '.join(names)}")
-    config = located(config_at(home), home)
+    config = located(config, home)
     above = EXPORTED / home.resolve().name if is_exported(home) else home
     where = Path(out) if out is not None else above / FOLDER
     if where.is_file():

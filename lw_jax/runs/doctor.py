@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +34,7 @@ from lw_jax.runs.memory import address_space, host_memory, in_words
 from lw_jax.runs.opened import Session
 from lw_jax.runs.ready import check_free
 from lw_jax.train import board
+from lw_jax.utils.device import use_device
 
 
 def check(config: Config, session: Session | None = None) -> list[Finding]:
@@ -71,7 +74,7 @@ def examine(
         config: config of the run.
         memory: whether the steps are compiled, to say how much memory they need.
         session: session of the run, which keeps the models that are opened here; None: a new one.
-        directory: whether the run directory is looked at.
+        directory: whether the run directory and the device of a run from here are looked at.
     """
     return examined(config, memory, session, directory).findings
 
@@ -89,6 +92,9 @@ def examined(
         with seen.trying("run_dir"):
             check_free(config)
             seen.note("ok", "run_dir", str(run_directory(config)))
+        with seen.trying("device"):
+            use_device(config.device, os.environ)
+            seen.note("ok", "device", jax.devices()[0].device_kind)
     with seen.trying("mesh"):
         shape = mesh_shape(config.mesh, jax.device_count())
         of_each = " x ".join(map(str, shape))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ from lw_jax.receiver import answer
 from lw_jax.receiver.pack import Segment, segment
 from lw_jax.receiver.read import expand
 from lw_jax.runs import teacher
+from lw_jax.runs.exported import is_exported
 from lw_jax.runs.opened import Session
 from lw_jax.runs.places import located
 from lw_jax.runs.session import open_pipeline
@@ -44,6 +46,7 @@ from lw_jax.text.layout_config import LayoutConfig
 from lw_jax.text.stop import Stop, stop_of
 from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.utils.bounds import Checked, Share, Tokens
+from lw_jax.utils.device import use_device
 from lw_jax.utils.files import read_json, write_json
 
 Item = TypeVar("Item")
@@ -219,10 +222,12 @@ def opened(writer: str, reader: str, receiver: str | None = None) -> tuple[Tuned
         receiver: the receiver's name; None: the only one.
 
     Raises:
-        UserError: one is no tuned receiver that reads the text, or they are of different models.
+        UserError: one is no tuned receiver that reads the text, they are of different models, or
+            there is a GPU, and jax has none.
     """
     home = Path(writer)
     config = located(config_at(home), home)
+    use_device("auto" if is_exported(home) else config.device, os.environ)
     if layout_at(config).target != "question_answer":
         raise UserError(
             f"questions: {writer} writes no questions: its layout.target is not question_answer"

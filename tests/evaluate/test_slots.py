@@ -49,6 +49,17 @@ def test_masked_slots_count_for_nothing() -> None:
             assert a[key] == pytest.approx(float(value), abs=1e-4), key
 
 
+def test_the_variance_is_over_the_texts_that_have_a_slot() -> None:
+    x = np.random.default_rng(3).normal(size=(4, 3, 6)).astype(np.float32)
+    mask = np.ones((4, 3), bool)
+    mask[1:, 2] = mask[0, 1] = False
+    found = statistics(jnp.asarray(x), jnp.asarray(mask))
+    each = [x[mask[:, m], m].var(axis=0) for m in range(3)]
+    assert found["variance"] == pytest.approx(np.mean(each), rel=1e-5)
+    alike = np.broadcast_to(x[:1], x.shape)
+    assert statistics(jnp.asarray(alike), jnp.ones((4, 3), bool))["variance"] < 1e-9
+
+
 def test_against_the_table() -> None:
     table = np.random.default_rng(1).normal(size=(50, 6)).astype(np.float32)
     table[3] = 0  # an embedding that was never trained

@@ -291,8 +291,11 @@ def test_the_optimiser_knows_every_head() -> None:
     assert found["heads/reconstruction/r/cross/query/kernel"] == "muon"
 
 
-def hand_made(config: Any) -> tuple[float, np.ndarray, np.ndarray]:
-    """Term of an objective on states drawn by hand; log-probabilities [N, A, V], weights' mask."""
+def hand_made(
+    config: Any, watched: tuple[str, ...] | None = None
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Term of an objective on states drawn by hand, or what it watches by these names alone;
+    log-probabilities [N, A, V], weights' mask."""
     rows, tokenizer = world.data(), model()
     labels, lengths = (rows["batch"][f"r/answer/{k}"] for k in ("ids", "lengths"))
     mask = np.arange(labels.shape[1])[None] < lengths[:, None]
@@ -304,13 +307,17 @@ def hand_made(config: Any) -> tuple[float, np.ndarray, np.ndarray]:
         # The receiver that reads the text knows nothing: its logits are all alike.
         for asked, states in ((Pass("latent"), hidden), (Pass("text", gradient=False), 0 * hidden)):
             seen.readings["r", asked] = Reading(states, mask, labels, None, None)  # type: ignore[arg-type]
-        term = config.terms(seen, "r").loss
-        assert isinstance(term, Term)
-        return mean(term), logits(tokenizer.arch, tokenizer.params, hidden.reshape(-1, 24))
+        terms = config.terms(seen, "r")
+        assert isinstance(terms.loss, Term)
+        found = mean(terms.loss)
+        if watched is not None:
+            assert {*terms.watched} == {*watched}
+            found = {name: mean(term) for name, term in terms.watched.items()}
+        return found, logits(tokenizer.arch, tokenizer.params, hidden.reshape(-1, 24))
 
     found, z = jax.device_get(loss(hidden))
     p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    return float(found), p.reshape(*labels.shape, -1), mask
+    return found, p.reshape(*labels.shape, -1), mask
 
 
 @pytest.mark.parametrize(
@@ -334,6 +341,20 @@ def test_weights_of_the_answer_tokens(options: dict[str, Any]) -> None:
         total -= weight * ((1 - smooth) * p[n, a, labels[n, a]] + smooth * p[n, a].mean())
         weights += weight
     np.testing.assert_allclose(loss, total / weights, rtol=1e-5)
+
+
+def test_weighted_first_tokens_are_watched_beside_all_alike() -> None:
+    """As the earlier system logged them: weighted (the loss), all alike, and the first alone."""
+    config = answer_ce.Config(first_tokens=2, first_weight=100.0, label_smoothing=0.2)
+    found, p, mask = hand_made(config, ("accuracy", "nll_plain", "nll_first"))
+    labels = world.data()["batch"]["r/answer/ids"]
+    places = list(zip(*np.nonzero(mask), strict=True))
+    nats = {(n, a): -p[n, a, labels[n, a]] for n, a in places}
+    np.testing.assert_allclose(found["nll_plain"], np.mean(list(nats.values())), rtol=1e-5)
+    first = [nll for (_, a), nll in nats.items() if a < 2]
+    assert 0 < len(first) < len(nats)
+    np.testing.assert_allclose(found["nll_first"], np.mean(first), rtol=1e-5)
+    hand_made(answer_ce.Config(first_tokens=2), ("accuracy",))
 
 
 def at_start(x: np.ndarray) -> np.ndarray:

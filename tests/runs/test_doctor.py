@@ -306,6 +306,16 @@ def test_run_directories(write: Write, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == sorted([*before, path])
 
 
+@pytest.mark.usefixtures("gpu_out_of_reach")
+def test_a_gpu_that_jax_cannot_use_is_found_before_the_run(write: Write) -> None:
+    path = write()
+    found = examine(read(path), memory=False, directory=True)
+    (wrong,) = [f for f in found if f.level == "error"]
+    assert wrong.key == "device" and wrong.text.startswith("CUDA_VISIBLE_DEVICES is 0, and jax")
+    fine = examine(read(path, [("device", "cpu")]), memory=False, directory=True)
+    assert {f.level for f in fine} == {"ok"}
+
+
 def test_one_cause_is_said_once(write: Write) -> None:
     found = findings(write(), "data={squad: {train: no.json, eval: no.json}}")
     (only,) = [f.text for f in found if f.level == "error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from lw_jax.__main__ import main
+from lw_jax.config.parse import read, to_yaml
 from lw_jax.errors import UserError
 from lw_jax.utils import device
 from lw_jax.utils.device import gpu_expected, peak_memory, use_device
@@ -69,6 +72,25 @@ def test_a_run_says_so_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: device: CUDA_VISIBLE_DEVICES is 0, and jax")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("gpu_out_of_reach")
+@pytest.mark.parametrize("words", ["probe leak RUN", "questions RUN RUN TEXTS --out=OUT"])
+def test_so_do_probes_and_the_writing_of_questions(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They take as long as a run; what the run's config allows, they may."""
+    asked = [("layout.target", "question_answer"), ("layout.question_in", "latent")]
+    text = to_yaml(read(Path("configs/quickstart.yaml"), asked))
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"context": "one more word " * 20}) + "\n")
+    for name in ("RUN", "TEXTS", "OUT"):
+        place = {"RUN": tmp_path, "TEXTS": tmp_path / "texts.jsonl", "OUT": tmp_path / "o.jsonl"}
+        words = words.replace(name, str(place[name]))
+    for asked_for in ("auto", "cpu"):
+        (tmp_path / "config.yaml").write_text(text.replace("device: auto", f"device: {asked_for}"))
+        assert main(words.split()) == 2  # nothing was trained there, either
+        said = capsys.readouterr().err
+        assert said.startswith("error: device: CUDA_VISIBLE_DEVICES is 0") == (asked_for == "auto")
 
 
 def test_deterministic_programs_are_asked_for_before_jax_begins(
