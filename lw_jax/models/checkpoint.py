@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,6 +111,12 @@ def small_files(name_or_path: str | Path, revision: str | None = None) -> Path:
     if folder is not None and folder.is_dir():
         if revision is not None:
             raise UserError(f"revision: {name_or_path} is a directory here; leave revision out")
+        for name in _SMALL_FILES:  # one that is there and cannot be read is not as good as none
+            if os.path.lexists(folder / name) and not (folder / name).is_file():
+                raise UserError(
+                    f"{folder / name} is no file, or a link to one that is gone; put it right, or "
+                    "copy it again"
+                )
         return gguf_file(folder) or folder
     if folder is not None and folder.exists():
         if is_gguf(folder):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError, said
 from lw_jax.models.arch import Arch
+from lw_jax.models.checkpoint import read_json
 from lw_jax.models.encoder_arch import AnyArch, EncoderArch
 from lw_jax.models.gguf import is_gguf, open_gguf
 from lw_jax.text.tokenizer import Tokenizer
@@ -40,21 +46,59 @@ def load_tokenizer(directory: str | Path) -> Any:
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json in the model directory")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-        tokenizer(_PROBE, verbose=False)  # some faults show only here
+        with _panics_held():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
+            )
+            tokenizer(_PROBE, verbose=False)  # some faults show only here
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # many kinds for a bad file; a panic is no Exception
-        raise UserError(f"{folder}: the tokenizer cannot be read: {said(error)}") from error
+        what = f"no {said(error)}" if isinstance(error, KeyError) else said(error)
+        raise UserError(f"{folder}: the tokenizer cannot be read: {what}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{folder}: only fast tokenizers (tokenizer.json) are supported")
     # Sentence encoders ship with both switched on: texts would be cut and padded silently.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    if dropped := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        raise UserError(
+            f"{folder}: tokenizer.json: model.dropout is {dropped:g}, so a text would have other "
+            "tokens each time; set it to null"
+        )
     return tokenizer
+
+
+@contextmanager
+def _panics_held() -> Iterator[None]:
+    """While inside, standard error is held back: of a panic, which becomes an exception, nothing of
+    its page of frames is shown; all else comes afterwards.
+    """
+    try:
+        sys.stderr.flush()
+        own = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # there is no standard error
+        yield
+        return
+    panicked = False
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            panicked = type(error).__name__ == "PanicException"
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(own, 2)
+            os.close(own)
+            held.seek(0)
+            if not panicked and (text := held.read()):
+                os.write(2, text)
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -93,7 +137,7 @@ def with_tokenizer_ids(arch: Arch, tokenizer: Any, where: str) -> Arch:
     eos = arch.eos_ids or tuple(i for i in [tokenizer.eos_token_id] if i is not None)
     if not eos:
         raise UserError(f"{where}: neither the configs nor the tokenizer name an EOS token")
-    arch = replace(arch, bos_id=_bos_put(tokenizer), eos_ids=eos)
+    arch = replace(arch, bos_id=_bos_put(tokenizer, where), eos_ids=eos)
     _check_embedded(arch, tokenizer, (arch.bos_id or 0, *eos), where)
     return arch
 
@@ -131,11 +175,24 @@ def text_tokenizer(
     return Tokenizer(name, hf_tokenizer.backend_tokenizer, bos_id, int(eos), chat)
 
 
-def _bos_put(hf_tokenizer: Any) -> int | None:
-    """The BOS that a tokenizer puts before a text; None: it puts none, whatever it names."""
-    bos = hf_tokenizer.bos_token_id
-    ids = hf_tokenizer(_PROBE, verbose=False)["input_ids"]
-    return bos if bos is not None and list(ids[:1]) == [bos] else None
+def _bos_put(hf_tokenizer: Any, where: str) -> int | None:
+    """The BOS that a tokenizer puts before a text; None: it puts none, whatever it names.
+
+    Raises:
+        UserError: it puts several tokens there.
+    """
+    whole, bare = (
+        list(hf_tokenizer(_PROBE, verbose=False, add_special_tokens=added)["input_ids"])
+        for added in (True, False)
+    )
+    found = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    before = whole[: next(found, 0)]
+    if len(before) > 1:
+        raise UserError(
+            f"{where}: the tokenizer puts {len(before)} tokens before a text "
+            f"({', '.join(map(str, before[:5]))}); a model with one, or none, can be used"
+        )
+    return int(before[0]) if before else None
 
 
 def _chat(hf_tokenizer: Any, bos_id: int | None) -> tuple[str, str] | None:
@@ -156,9 +213,8 @@ def _chat(hf_tokenizer: Any, bos_id: int | None) -> tuple[str, str] | None:
     before, found, after = text.partition(_MESSAGE)
     if not found or _MESSAGE in after:
         return None
-    if bos_id is not None and before.startswith(hf_tokenizer.bos_token):
-        before = before[len(hf_tokenizer.bos_token) :]
-    return before, after
+    bos = None if bos_id is None else hf_tokenizer.convert_ids_to_tokens(bos_id)
+    return before.removeprefix(bos or ""), after
 
 
 def encoder_tokenizer(name: str, hf_tokenizer: Any, arch: EncoderArch) -> Tokenizer:
@@ -175,7 +231,12 @@ def encoder_tokenizer(name: str, hf_tokenizer: Any, arch: EncoderArch) -> Tokeni
 
 
 def _check_embedded(arch: AnyArch, tokenizer: Any, ids: Sequence[int], where: str) -> None:
-    largest = max(len(tokenizer) - 1, *ids)
+    """Raises UserError if an id has no embedding, or stands for two tokens."""
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    if len(set(own.values())) < len(own):
+        token, count = Counter(own.values()).most_common(1)[0]
+        raise UserError(f"{where}: tokenizer.json: {count} tokens have the id {token}")
+    largest = max(len(tokenizer) - 1, *tokenizer.get_vocab().values(), *ids)
     if largest >= arch.vocab_size:
         raise UserError(
             f"{where}: the tokenizer has ids up to {largest}, "

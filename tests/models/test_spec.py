@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +87,62 @@ def test_tokenizer_decides_on_bos(bos, folder, tmp_path):
     assert opened(other).arch.bos_id is None
 
 
+def edited(folder: Path, change: Callable[[Any], None]) -> None:
+    """Changes tokenizer.json."""
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    change(whole)
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+
+
+def test_bos_is_what_the_tokenizer_puts_even_if_no_file_names_it(folder, tmp_path):
+    """Its chat template may write it as well: then it is not put twice."""
+    other = shutil.copytree(folder, tmp_path / "model")
+    (other / "tokenizer_config.json").unlink()
+    (other / "chat_template.jinja").write_text("<s>{{ messages[0]['content'] }}<eot>")
+    spec = opened(other)
+    assert (spec.arch.bos_id, spec.tokenizer.bos_id) == (0, 0)
+    assert spec.tokenizer.chat == ("", "<eot>")
+    assert spec.fingerprint() != opened(folder).fingerprint()
+
+
+def two_bos(folder: Path) -> None:
+    edited(
+        folder, lambda t: t["post_processor"]["single"].insert(0, t["post_processor"]["single"][0])
+    )
+
+
+def far_id(folder: Path) -> None:
+    """A token of the middle, so that there are no more tokens than embeddings."""
+    edited(folder, lambda t: t["model"]["vocab"].update({list(t["model"]["vocab"])[9]: 5000}))
+
+
+def same_id(folder: Path) -> None:
+    edited(folder, lambda t: t["model"]["vocab"].update({list(t["model"]["vocab"])[9]: 10}))
+
+
+def dropped_merges(folder: Path) -> None:
+    edited(folder, lambda t: t["model"].update({"dropout": 0.1}))
+
+
+def lost_link(folder: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    (folder / "generation_config.json").symlink_to("../blobs/gone")
+
+
+def a_directory(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").mkdir()
+
+
+def a_list(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("[]")
+
+
+def panics(folder: Path) -> None:
+    bad = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    edited(folder, lambda t: t.update({"normalizer": bad}))
+
+
 def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
@@ -114,11 +172,20 @@ def no_eos(folder: Path) -> None:
         (torn_tokenizer, "tokenizer cannot be read"),
         (few_embeddings, "embeds only 200 tokens"),
         (no_eos, "EOS"),
+        (two_bos, r"puts 2 tokens before a text \(0, 0\)"),
+        (far_id, "ids up to 5000, the model embeds only 300 tokens"),
+        (same_id, "tokenizer.json: 2 tokens have the id 10"),
+        (dropped_merges, "model.dropout is 0.1"),
+        (lost_link, "generation_config.json is no file, or a link to one that is gone"),
+        (a_directory, "tokenizer_config.json is no file"),
+        (a_list, r"tokenizer_config.json is damaged \(expected an object, not \[\]\)"),
+        (panics, "the tokenizer cannot be read: Precompiled"),
     ],
 )
-def test_bad_tokenizer_gives_one_line(damage, says, folder, tmp_path):
+def test_bad_tokenizer_gives_one_line(damage, says, folder, tmp_path, capfd):
     damaged = shutil.copytree(folder, tmp_path / "model")
     damage(damaged)
     with pytest.raises(UserError, match=says) as caught:
         opened(damaged)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
