@@ -78,7 +78,8 @@ def open_checkpoint(
         )
     hub = None if folder == _as_path(name_or_path) else str(name_or_path)
     arch = read_arch(folder)
-    if (folder / INDEX).is_file():
+    # As transformers: of one file and an index that is left beside it, the file counts.
+    if (folder / INDEX).is_file() and not (hub is None and (folder / WEIGHTS).is_file()):
         where = _weight_map(folder / INDEX)
         wanted = {part.name for part in parts(arch, layers, head, where)}
         shards = sorted({file for name, file in where.items() if name in wanted})
@@ -143,6 +144,11 @@ def read_arch(directory: str | Path) -> AnyArch:
         if (folder / ADAPTER).is_file():
             raise UserError(f"{folder}: {_adapter(folder)}")
         raise UserError(f"{folder}: no config.json; a Hugging Face model directory has one")
+    if (folder / ADAPTER).is_file() and (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder}: {_adapter(folder)}; if the weights beside it hold it already, take "
+            f"{ADAPTER} away"
+        )
     config = read_json(folder / "config.json")
     auto_map = config.get("auto_map")
     if isinstance(auto_map, dict) and not _code_of(auto_map, folder):

@@ -27,12 +27,13 @@ from safetensors import SafetensorError
 from lw_jax.errors import UserError, said
 from lw_jax.mesh import ways
 from lw_jax.models.apart import JOINED, join, leaves_apart
+from lw_jax.models.arch import Arch
 from lw_jax.models.arch_keys import named
 from lw_jax.models.checkpoint import Checkpoint
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.finite import not_finite
 from lw_jax.models.gguf import is_gguf, open_gguf
-from lw_jax.models.names import FAN_IN, Part, harmless, parts
+from lw_jax.models.names import EMBED, FAN_IN, HEAD, Part, harmless, parts
 from lw_jax.models.params import Leaf, abstract, depth, sharding
 from lw_jax.models.quant import KINDS, QuantArray, quantise
 from lw_jax.models.shards import Shard
@@ -98,6 +99,7 @@ def load_params(
     with ExitStack() as stack:
         opened = open_files(stack, found, {part.name for part in missing})
         _check(found, wanted, missing, opened, layers, head)
+        _check_tied(found, head)
         order = [part for one in pieces.values() for part in one]
         reading = stack.enter_context(_reading(found, opened, order, dtype))
 
@@ -245,6 +247,7 @@ def check_weights(
     wanted = list(parts(found.arch, layers, head, found.files))
     with ExitStack() as stack:
         opened = open_files(stack, found, {part.name for part in wanted})
+        _check_tied(found, head)
         reading = stack.enter_context(_reading(found, opened, wanted, dtype))
         for _ in wanted:
             reading.take()
@@ -283,6 +286,32 @@ def _check(
     if wrong or shapes:
         lines = [*_first(shapes, _SHAPES_SHOWN), *_first(wrong, _SHOWN)]
         raise UserError(f"{found.directory}: {'; '.join(lines)}")
+
+
+def _check_tied(found: Checkpoint, head: bool) -> None:
+    """Checks that a head which the config says to be the embedding table is no other matrix.
+
+    Raises:
+        UserError: the file has another one, which transformers would use; or it cannot be read.
+    """
+    names = HEAD, EMBED
+    if not (head and isinstance(found.arch, Arch) and found.arch.tied):
+        return
+    places = [found.files.get(name) for name in names]
+    if any(place is None or is_gguf(place) or not place.is_file() for place in places):
+        return
+    with ExitStack() as stack:
+        opened = open_files(stack, found, set(names))
+        of_head, of_embed = (opened[place] for place in places if place is not None)
+        try:
+            same = of_head.same(HEAD, of_embed, EMBED)
+        except (OSError, KeyError) as error:
+            raise UserError(f"{found.directory}: {HEAD} cannot be read: {said(error)}") from error
+    if not same:
+        raise UserError(
+            f"{found.directory}: config.json says tie_word_embeddings: true, and {HEAD} is another "
+            f"matrix than {EMBED}; set it to false, or take {HEAD} out of the file"
+        )
 
 
 def _first(lines: list[str], count: int) -> list[str]:

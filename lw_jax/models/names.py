@@ -35,6 +35,7 @@ _TOP = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
+HEAD, EMBED = _TOP["head"], _TOP["embed"]
 _ENCODER_LAYER = {
     "q": "attention.self.query.weight",
     "k": "attention.self.key.weight",

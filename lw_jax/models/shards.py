@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -96,6 +96,35 @@ class Shard:
             if look is not None:
                 look(block)
         return tensor.reshape(entry["shape"])
+
+    def same(self, name: str, other: Shard, twin: str) -> bool:
+        """Whether a tensor holds the numbers of a tensor of a file, in whatever dtypes.
+
+        Args:
+            name: of the tensor.
+            other: the file of the second one.
+            twin: its name there.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        if self._header[name]["shape"] != other._header[twin]["shape"]:
+            return False
+        pairs = zip(self._blocks(name), other._blocks(twin), strict=True)
+        return all(
+            np.array_equal(a, b) or np.array_equal(a.astype(np.float64), b.astype(np.float64))
+            for a, b in pairs
+        )
+
+    def _blocks(self, name: str) -> Iterator[NDArray]:
+        """A tensor's numbers as stored, flat, some at a time."""
+        entry = self._header[name]
+        stored, count = _DTYPES[entry["dtype"]], math.prod(entry["shape"])
+        at, step = self._begin + entry["data_offsets"][0], BLOCK // 8
+        for begin in range(0, count, step):
+            block = np.empty(min(step, count - begin), stored)
+            self._fill(block, at + begin * stored.itemsize)
+            yield block
 
     def _fill(self, numbers: NDArray, at: int) -> None:
         """Reads as many bytes as an array has, from a place of the file on."""

@@ -16,7 +16,7 @@ from lw_jax.errors import UserError
 from lw_jax.models import load as loading
 from lw_jax.models.checkpoint import INDEX, WEIGHTS, fingerprint, open_checkpoint
 from lw_jax.models.config import ModelConfig
-from lw_jax.models.load import check_headers, load_params
+from lw_jax.models.load import check_headers, check_weights, load_params
 from lw_jax.models.params import abstract, shapes
 from lw_jax.utils.hub import forget
 from tests.models import parity
@@ -52,6 +52,51 @@ def test_shards_equal_one_file(folder):
     whole = load(folder)
     split(folder)
     chex.assert_trees_all_equal(load(folder), whole)
+
+
+def test_one_file_counts_more_than_an_index_that_is_left_beside_it(folder):
+    """As in transformers."""
+    whole = load_file(folder / WEIGHTS)
+    split(folder)
+    save_file({name: x + 1 for name, x in whole.items()}, folder / WEIGHTS)
+    want = whole["model.norm.weight"] + 1
+    np.testing.assert_array_equal(load(folder)["final_norm"], want)
+    assert set(open_checkpoint(folder).files.values()) == {folder / WEIGHTS}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_tied_head_is_no_other_matrix(sharded, folder):
+    """transformers does not tie what differs, so the config would be another model's."""
+    config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / WEIGHTS)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].astype(np.float64)
+    save_file(tensors, folder / WEIGHTS)
+    if sharded:
+        split(folder)
+        index = json.loads((folder / INDEX).read_text())
+        save_file({"lm_head.weight": tensors["lm_head.weight"]}, folder / "head.safetensors")
+        index["weight_map"]["lm_head.weight"] = "head.safetensors"
+        kept = {k: v for k, v in load_file(folder / "model-0.safetensors").items() if k[0] != "l"}
+        save_file(kept, folder / "model-0.safetensors")
+        (folder / INDEX).write_text(json.dumps(index))
+    assert load(folder)["embed"].shape
+    check_weights(open_checkpoint(folder))
+    file = folder / ("head.safetensors" if sharded else WEIGHTS)
+    other = load_file(file)
+    other["lm_head.weight"][-1, -1] += 1
+    save_file(other, file)
+    found = open_checkpoint(folder)
+    for read in (lambda: check_weights(found), lambda: load(folder)):
+        with pytest.raises(UserError, match=r"lm_head.weight is another matrix than model.embed"):
+            read()
+    assert load(folder, head=False)["embed"].shape
+
+
+def test_an_adapter_beside_weights_is_not_left_out_unsaid(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(UserError, match=r"a PEFT adapter; merge .*some/base.*take adapter_config"):
+        open_checkpoint(folder)
 
 
 def test_sender_reads_only_the_layers_it_taps(folder):
