@@ -20,7 +20,8 @@ from lw_jax.models.gguf import is_gguf, open_gguf
 from lw_jax.text.tokenizer import Tokenizer
 
 _PROBE = "a"
-_MESSAGE = "\u0001message\u0001"
+_MESSAGE = '\u0001a <message> & "it\'s"\nhere\u0001'
+"""With what templates might write otherwise."""
 _DATES = {"%d": "26", "%b": "Jul", "%B": "July", "%Y": "2024", "%m": "07", "%y": "24"}
 _TODAY = (
     "{% macro strftime_now(form) %}{{ form"
@@ -197,21 +198,25 @@ def _bos_put(hf_tokenizer: Any, where: str) -> int | None:
 
 def _chat(hf_tokenizer: Any, bos_id: int | None) -> tuple[str, str] | None:
     """What the chat template puts around a user's message; None: there is no template that takes
-    one message of a user, and writes it once. A BOS that the layout puts is left out.
+    one message of a user, and writes it once, as it is, and the same each time. A BOS that the
+    layout puts is left out.
     """
     if not getattr(hf_tokenizer, "chat_template", None):
         return None
     try:
-        text = hf_tokenizer.apply_chat_template(
-            [{"role": "user", "content": _MESSAGE}],
-            tokenize=False,
-            add_generation_prompt=True,
-            chat_template=_TODAY + hf_tokenizer.get_chat_template(),
-        )
+        texts = {
+            hf_tokenizer.apply_chat_template(
+                [{"role": "user", "content": _MESSAGE}],
+                tokenize=False,
+                add_generation_prompt=True,
+                chat_template=_TODAY + hf_tokenizer.get_chat_template(),
+            )
+            for _ in range(3)
+        }
     except Exception:
         return None
-    before, found, after = text.partition(_MESSAGE)
-    if not found or _MESSAGE in after:
+    before, found, after = min(texts).partition(_MESSAGE)
+    if len(texts) > 1 or not found or _MESSAGE in after:
         return None
     bos = None if bos_id is None else hf_tokenizer.convert_ids_to_tokens(bos_id)
     return before.removeprefix(bos or ""), after

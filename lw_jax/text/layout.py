@@ -25,8 +25,8 @@ def _chat(config: LayoutConfig, tokenizer: Tokenizer) -> tuple[str, str]:
         return "", ""
     if tokenizer.chat is None:
         raise UserError(
-            f"layout.anchor_mode: the tokenizer of {tokenizer.name} has no chat template; "
-            "use anchor_mode: text"
+            f"layout.anchor_mode: the tokenizer of {tokenizer.name} has no chat template, or none "
+            "that writes a user's message once, as it is; use anchor_mode: text"
         )
     return tokenizer.chat
 
@@ -135,7 +135,7 @@ def _source_head(config: LayoutConfig, tokenizer: Tokenizer) -> Pieces:
         if tokenizer.chat is None:
             raise UserError(
                 f"layout.encoder_use_chat_template: the tokenizer of {tokenizer.name} has no chat "
-                "template; set it to false"
+                "template, or none that writes a user's message once, as it is; set it to false"
             )
         before = tokenizer.chat[0]
     return (*tokenizer.literal(before), _source_primer(config))

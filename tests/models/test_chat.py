@@ -33,6 +33,11 @@ def tokenizer() -> Any:
         # What stands there twice is no message with something around it.
         ("{{ messages[0]['content'] }} once more: {{ messages[0]['content'] }}", None),
         ("nothing of it", None),
+        # What is written otherwise is no text that the message could be put in place of.
+        ("{{ messages[0]['content'] | e }}", None),
+        ("{{ messages[0]['content'] | upper }}", None),
+        ("{{ messages[0]['content'] | replace('\n', ' ') }}", None),
+        ("{{ range(9999) | random }} {{ messages[0]['content'] }}", None),
         ("{{ raise_exception('no user') }}", None),
     ],
 )  # fmt: skip
