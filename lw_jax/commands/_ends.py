@@ -31,6 +31,18 @@ def read(place: str, command: str) -> bytes:
         raise UserError(f"{command}: {place}: {(error.strerror or said(error)).lower()}") from error
 
 
+def read_text(place: str, command: str) -> str:
+    """The text of a UTF-8 file, or of standard input, without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return read(place, command).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{command}: {place}: byte {error.start} is no UTF-8") from error
+
+
 def writable(place: str, command: str) -> None:
     """Checks before anything is computed that a file can be written.
 
@@ -45,6 +57,8 @@ def writable(place: str, command: str) -> None:
         if sys.stdout.isatty():
             raise UserError(f"{command}: bytes are nothing for a terminal; give -o FILE, or a pipe")
         return
+    if not place:
+        raise UserError(f"{command}: the name of the file to write is empty")
     path = Path(place)
     if path.is_dir():
         raise UserError(f"{command}: {place} is a directory; give a file")

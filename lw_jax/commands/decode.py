@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from lw_jax.commands._ends import add_gate, add_key, add_models, key_of, models_of, read
+from lw_jax.commands._ends import add_gate, add_key, add_models, key_of, models_of, read, read_text
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
@@ -14,12 +14,14 @@ def run(given: Namespace) -> int:
     """Prints a line for each question; without one, what the message says of itself."""
     if given.bridge is None and not given.about:
         raise UserError("decode: BRIDGE: missing; without one, only --about can be answered")
+    if given.questions == "-" == given.message:
+        raise UserError("decode: the message and --questions cannot both come from standard input")
     data = read(given.message, "decode")
     key, receivers = key_of(given), models_of(given)
     asked = list(given.ask)
     if given.questions is not None:
-        lines = read(given.questions, "decode").decode("utf-8-sig", "replace").splitlines()
-        asked += [line for line in lines if line.strip()]
+        lines = read_text(given.questions, "decode").split("\n")
+        asked += [line.strip() for line in lines if line.strip()]
     from lw_jax.wire.message import Message
 
     message = Message.from_bytes(data)

@@ -5,19 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from lw_jax.commands._ends import add_key, key_of, read, writable, write
+from lw_jax.commands._ends import add_key, key_of, read_text, writable, write
 from lw_jax.commands.base import Command, Parser
-from lw_jax.errors import UserError
 
 
 def run(given: Namespace) -> int:
     """Encodes it."""
     writable(given.out, "encode")
-    data = read(given.text, "encode")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"encode: {given.text}: byte {error.start} is no UTF-8") from error
+    text = read_text(given.text, "encode")
     key = key_of(given)
     from lw_jax import Bridge
     from lw_jax.wire.message import Message
@@ -28,7 +23,7 @@ def run(given: Namespace) -> int:
     )
     message = Message.of(windows)
     write(given.out, message.to_bytes())
-    print(f"{message!r} for {len(data):,} bytes of text", file=sys.stderr)
+    print(f"{message!r} for {len(text.encode()):,} bytes of text", file=sys.stderr)
     return 0
 
 

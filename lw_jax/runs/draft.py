@@ -21,6 +21,7 @@ from lw_jax.config.schema import Config
 from lw_jax.data import files, records
 from lw_jax.data.example import Group
 from lw_jax.data.load import load_rows, sample
+from lw_jax.data.source import OWN_IDS
 from lw_jax.errors import UserError
 from lw_jax.mesh import make_mesh
 from lw_jax.models.config import ModelConfig
@@ -125,6 +126,11 @@ def draft(sender: str, receiver: str, data: str, name: str) -> Draft:
     if _rounded(max(lengths["texts"]), 8) <= 1.25 * longest:  # then none is left out
         longest = min(_rounded(max(lengths["texts"]), 8), *limits)
     beyond = float(np.mean([n > longest for n in lengths["texts"]]))
+    if beyond == 1:
+        raise UserError(
+            f"DATA {data}: all {len(groups)} texts looked at are longer than {longest} tokens; cut "
+            "them into shorter rows, or write a config with a larger layout.max_tokens"
+        )
     slots = math.ceil(longest / RATIOS[0])
     raw["layout"] = {"max_tokens": longest}
     raw["bridge"] = _bridge(taps, reader.arch, slots)
@@ -169,7 +175,11 @@ def _data(data: str) -> tuple[dict[str, Any], str]:
             "rename the field of the text, or write data.jsonl.context_field into a config"
         )
     said = ", ".join(str(v) for v in found.values() if v)
-    return {"jsonl": {"train": data, "eval": None, **found}}, f"data: {data}, its fields {said}"
+    rest = [str(key) for key in keys if key not in {*found.values(), *OWN_IDS}]
+    left = f"; not used: {', '.join(rest[:8])}" if rest else ""
+    return {"jsonl": {"train": data, "eval": None, **found}}, (
+        f"data: {data}, its fields {said}{left}"
+    )
 
 
 def _taps(arch: AnyArch) -> list[int]:
@@ -305,7 +315,7 @@ def _costs(
     mesh = make_mesh(config.mesh)
     frozen = size_in_bytes(abstract_models(config, specs, mesh, config.layout))
     count = _count(params)
-    middle = int(np.median(lengths["texts"]))
+    middle = int(np.median([n for n in lengths["texts"] if n <= longest]))
     per = [f"{bridge.nbytes(math.ceil(middle / ratio)):,} at {ratio:g}" for ratio in RATIOS]
     return [
         f"bridge: {count:,} parameters, {4 * count / 2**20:,.0f} MiB, with its optimiser about "

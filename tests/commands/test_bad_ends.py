@@ -18,6 +18,14 @@ from lw_jax.__main__ import main
         ("encode zoo/bridges/facts HERE/text -o HERE", "is a directory; give a file"),
         ("encode zoo/bridges/facts HERE/none", "encode: HERE/none: no such file or directory"),
         ("decode --ask Who?", "decode: BRIDGE: missing"),
+        (
+            "decode zoo/bridges/facts -m HERE/text --questions HERE/latin",
+            "decode: HERE/latin: byte 3 is no UTF-8",
+        ),
+        ("encode zoo/bridges/facts HERE/latin -o HERE/x", "encode: HERE/latin: byte 3 is no UTF-8"),
+        ("decode zoo/bridges/facts --questions -", "cannot both come from standard input"),
+        ("encode zoo/bridges/facts HERE/text --out=", "the name of the file to write is empty"),
+        ("compare HERE HERE --out=", "compare: the name of the file to write is empty"),
         ("export zoo/bridges/facts HERE/no/x --as=vllm_chat --text=A.", "there is no directory"),
         ("compare HERE HERE --out=HERE/no/x.html", "there is no directory"),
         ("sweep configs/quickstart.yaml", "sweep: nothing varies; give KEY=A,B"),
@@ -36,11 +44,12 @@ def test_one_line_before_anything_is_loaded(
     words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text").write_text("A text.")
+    (tmp_path / "latin").write_bytes(b"Caf\xe9?")
     assert main(words.replace("HERE", str(tmp_path)).split()) == 2
     err = capsys.readouterr().err
     assert said.replace("HERE", str(tmp_path)) in err and len(err.splitlines()) == 1
     assert "Errno" not in err
-    assert [one.name for one in tmp_path.iterdir()] == ["text"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["latin", "text"]
 
 
 class Typed(io.TextIOWrapper):

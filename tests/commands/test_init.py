@@ -11,7 +11,7 @@ from lw_jax.__main__ import main
 from lw_jax.config import parse
 from lw_jax.data.load import load_rows
 from lw_jax.runs.doctor import examine
-from lw_jax.runs.draft import _bridge, _taps
+from lw_jax.runs.draft import _bridge, _taps, draft
 from tests.tiny.arch import decoder
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,10 @@ def test_what_cannot_be_used_is_said_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     odd = rows(tmp_path / "odd.jsonl", context="words")
+    far = rows(tmp_path / "far.jsonl", 60)
+    far.write_text(far.read_text().replace("in the barn", "in the barn" * 400))
     cases = {
+        (SENDER, RECEIVER, str(far)): "texts looked at are longer than 512 tokens; cut them into",
         (SENDER, RECEIVER, str(odd)): "its rows have words, question, answer and none of context",
         (SENDER, RECEIVER, "nothing"): "no such file or directory, and none of facts",
         (SENDER, "./nowhere", "facts"): "nowhere",
@@ -99,7 +102,13 @@ def test_what_cannot_be_used_is_said_and_nothing_is_written(
         assert reason in line
     assert main(["init", SENDER, RECEIVER, "facts", "-o", "no/x.yaml"]) == 2
     assert "there is no directory no" in capsys.readouterr().err
-    assert {p.name for p in tmp_path.iterdir()} == {"odd.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == {"far.jsonl", "odd.jsonl"}
+
+
+def test_fields_that_are_not_used_are_named(tmp_path: Path) -> None:
+    data = rows(tmp_path / "labels.jsonl", 60, question="label", answer="id", context="text")
+    made = draft(SENDER, RECEIVER, str(data), "x")
+    assert f"data: {data}, its fields text; not used: label" in made.notes
 
 
 def test_the_rules_follow_the_models() -> None:
