@@ -80,10 +80,12 @@ class Teacher:
     Attributes:
         delivery: what it is given besides the text, of one row.
         prompt: what its layout puts around the message; static.
+        digest: tells it from all other teachers of the same receiver; static.
     """
 
     delivery: Delivery
     prompt: Prompt = struct.field(pytree_node=False)
+    digest: str = struct.field(pytree_node=False)
 
 
 @struct.dataclass

@@ -6,7 +6,10 @@ receiver that knows the task. What it is given is the same for every text, so it
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 from lw_jax.bridge.bridge import Bridge
 from lw_jax.bridge.paths import components, from_paths
 from lw_jax.compressors import constant
+from lw_jax.config.parse import to_dict
 from lw_jax.errors import UserError
 from lw_jax.models.frozen import Teacher
 from lw_jax.pipeline import Pipeline
@@ -57,7 +61,9 @@ def load(directory: str, pipeline: Pipeline, session: Session | None = None) -> 
     trained = load_trained(config, home, own, "last", init_from=directory)
     given = jax.jit(_given, static_argnums=0)(own.bridge, trained.params)
     prompts = dict(own.frozen.prompts)
-    return {name: Teacher(delivery, prompts[name]) for name, delivery in given.items()}
+    what = [trained.digest, to_dict(config)["bridge"], asdict(layout)]
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return {name: Teacher(delivery, prompts[name], digest) for name, delivery in given.items()}
 
 
 def check_layout(directory: str, task: str | None, layout: LayoutConfig) -> None:

@@ -150,8 +150,9 @@ class TrainConfig(Checked):
             a sample, and its contexts are of all lengths.
         tensorboard: events are written while it trains, to `<run>/tensorboard/<stage>` (needs
             `lw_jax[tensorboard]`).
-        shared_text: a teacher reads a text once for all questions of it, and holds its keys and
-            values for each meanwhile; numbers differ by rounding. For `questions` above 1.
+        shared_text: the receiver as its own teacher reads a text once for all questions of it, and
+            holds its keys and values for each meanwhile; numbers differ by rounding. For
+            `questions` above 1; a tuned teacher reads a text once with `together`.
         reuse: keeps what the frozen models say of every row for later epochs; null: they are asked
             anew each time.
     """
@@ -270,7 +271,7 @@ class Reuse(Checked):
     Args:
         sender: whether the source's states of every text are kept.
         teacher: whether the receivers' states at the answers, read from the text, are kept for
-            objectives that compare with them.
+            objectives that compare with them, those of a tuned teacher (`train.teacher`) likewise.
         memory_gb: 10^9 bytes in host memory; 0: none.
         disk_gb: 10^9 bytes in files; 0: none, so a resumed run asks again, and differs by rounding.
         folder: of the files, which runs of the same models may share; null: the run's directory.

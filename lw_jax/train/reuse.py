@@ -1,9 +1,10 @@
 """What the frozen models say of a batch, kept by its content so that later epochs do not ask again.
 
-Kept are the sender's taps of every text, and the states of a receiver that reads the text, where it
-predicts each answer token (before its final norm: every temperature and the whole vocabulary can be
-had from them). A record's key is a digest of the tokens that the model sees, and its place depends
-on all else that its numbers depend on: weights, number format, attention, and the prompt.
+Kept are the sender's taps of every text, and the states of a receiver that reads the text, by
+itself or as a tuned teacher, where it predicts each answer token (before its final norm: every
+temperature and the whole vocabulary can be had from them). A record's key is a digest of the tokens
+that the model sees, and its place depends on all else that its numbers depend on: weights, number
+format, attention, the prompt, and what a tuned teacher is given besides.
 
 A batch of which one row is not there is asked whole, by the same programs.
 """
@@ -24,7 +25,7 @@ import numpy as np
 from lw_jax.bridge.bridge import Bridge, kept_taps
 from lw_jax.data.load import sample
 from lw_jax.models.frozen import FrozenModels
-from lw_jax.objectives.common.context import TEACHER, kept_states
+from lw_jax.objectives.common.context import KEPT, TUNED, kept_states
 from lw_jax.text.buckets import lengths_of
 from lw_jax.text.collate import Batch, Collate
 from lw_jax.train.config import Reuse
@@ -93,7 +94,7 @@ class Reused:
                 context = context_of(self.bridge, params["bridge"], frozen, batch, rng, True)
                 all_terms(plan, context, params["heads"])
                 found.update(
-                    kept_states(name) for name, asked in context.readings if asked == TEACHER
+                    kept_states(name, asked) for name, asked in context.readings if asked in KEPT
                 )
                 return jnp.zeros(())
 
@@ -164,6 +165,8 @@ class Reused:
         on: dict[str, Any] = {"format": 1, "name": name, **self.prints.get(owner, {})}
         if owner in frozen.receivers:
             on["head"] = list(frozen.prompt(owner).head)
+            if name == kept_states(owner, TUNED):
+                on["tuned"] = frozen.teachers[owner].digest
         digest = hashlib.sha256(json.dumps(on, sort_keys=True).encode()).hexdigest()
         path = self.folder / f"{name.replace('/', '-')}-{digest[:16]}.sqlite"
         if path not in self._kept:
@@ -243,9 +246,9 @@ def says(
         if name in names:
             found[name] = jnp.moveaxis(taps.states, 0, 1)
     for receiver in frozen.receivers:
-        name = kept_states(receiver)
-        if name in names:
-            found[name] = context.reading(receiver, TEACHER).hidden
+        for asked in KEPT:
+            if (name := kept_states(receiver, asked)) in names:
+                found[name] = context.reading(receiver, asked).hidden
 
     def cut(name: str, states: Array) -> Array:
         lengths = batch[f"{read_by(name)}/lengths"]

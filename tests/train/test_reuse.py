@@ -15,12 +15,13 @@ from lw_jax.bridge.bridge import Bridge
 from lw_jax.errors import UserError
 from lw_jax.mesh import MeshConfig, make_mesh, put_batch, replicated
 from lw_jax.models.apart import apart
-from lw_jax.models.frozen import FrozenModels
+from lw_jax.models.frozen import FrozenModels, Teacher
 from lw_jax.objectives.base import mean
 from lw_jax.text.collate import Collate, measure
 from lw_jax.train.config import Reuse
 from lw_jax.train.plan import all_terms, context_of, plan_at
 from lw_jax.train.reuse import Reused, expected, says
+from lw_jax.types import Delivery
 from lw_jax.utils.kept import Kept, Room
 from tests.bridge.test_step import DIMS, OBJECTIVES, config, frozen_models, prepared, put
 from tests.tiny.receiver import LAYOUT, groups, text_tokenizer
@@ -196,6 +197,39 @@ def loss_and_gradients(frozen: FrozenModels, batch: Any, params: Any) -> tuple[A
 
     (_, kl), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, frozen, batch)
     return kl, jnp.concatenate([x.ravel() for x in jax.tree.leaves(gradients)])
+
+
+def tuned(frozen: FrozenModels, seed: int) -> FrozenModels:
+    """The same models, whose receiver learns from one with soft tokens of its own."""
+    width = frozen.receivers["r"].arch.width
+    tokens = jax.random.normal(jax.random.key(seed), (1, 3, width))
+    prompt = dataclasses.replace(frozen.prompt("r"), with_text=True)
+    teacher = Teacher(Delivery(tokens, jnp.ones((1, 3), bool)), prompt, f"seed {seed}")
+    return dataclasses.replace(frozen, teachers={"r": teacher})
+
+
+def test_what_a_tuned_teacher_says_is_kept_apart_from_what_others_say(tmp_path: Path) -> None:
+    mesh, plain = make_mesh(MeshConfig(data=1), jax.devices()[:1]), frozen_models()
+    one, other = tuned(plain, 1), tuned(plain, 2)
+    batch = collate()(groups(6, 2))
+    params = jax.device_get(jax.jit(Bridge(config(), DIMS).init)(jax.random.key(0)))
+    kept, placed = reused(tmp_path, sender=False), put_batch(mesh, batch)
+    plan, given = plan_at(OBJECTIVES, 0), {"bridge": params, "heads": {}}
+    asked_of = {"plain": plain, "one": one, "other": other}
+    want = {who: kept.wanted(plan, given, of, placed) for who, of in asked_of.items()}
+    assert want == {"plain": {"r/teacher"}, "one": {"r/tuned"}, "other": {"r/tuned"}}
+
+    losses = {}
+    for who, of in asked_of.items():
+        for again in (False, True):
+            filled, asked = kept.fill(want[who], of, batch, placed)
+            assert asked is not again, who
+            losses[who, again] = float(loss_and_gradients(of, filled, params)[0])
+        assert losses[who, True] == pytest.approx(losses[who, False], abs=1e-6)
+        live = float(loss_and_gradients(of, placed, params)[0])
+        assert losses[who, True] == pytest.approx(live, abs=1e-5)
+    assert len({round(found, 3) for found in losses.values()}) == 3
+    kept.close()
 
 
 @pytest.mark.slow

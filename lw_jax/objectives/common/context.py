@@ -43,11 +43,16 @@ class Pass:
 
 TEACHER = Pass("text", gradient=False)
 """What a teacher says: it depends on the frozen receiver and the row alone, so it may be kept."""
+TUNED = Pass("teacher", gradient=False)
+"""What a tuned teacher says: it depends on what the receiver is given for every text as well."""
+KEPT = {TEACHER: "teacher", TUNED: "tuned"}
+"""The readings that may be kept, with their names in a batch."""
 
 
-def kept_states(receiver: str) -> str:
-    """The key in a batch of the teacher's states [N, A, D] at the answers, where they are kept."""
-    return f"{receiver}/teacher"
+def kept_states(receiver: str, asked: Pass = TEACHER) -> str:
+    """The key in a batch of a teacher's states [N, A, D] at the answers, where they are kept;
+    `asked` is one of `KEPT`."""
+    return f"{receiver}/{KEPT[asked]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,9 +234,9 @@ class Context:
             segments = answer.asked(batch, receiver)
             reading = answer.reading(model, prompt, message, *segments, together=self.together)
             reading = reading.replace(labels=gold)  # type: ignore[attr-defined]
-            if asked == TEACHER and kept_states(receiver) in batch:
+            if asked in KEPT and (kept := kept_states(receiver, asked)) in batch:
                 # What ran above for it is used by nobody, and is left out of the program.
-                reading = reading.replace(hidden=batch[kept_states(receiver)])
+                reading = reading.replace(hidden=batch[kept])
             elif asked == TEACHER and self.shared_text and self.questions > 1:
                 ids, lengths = (batch[f"{receiver}/context/{part}"] for part in ("ids", "lengths"))
                 rest = answer.asked(batch, receiver)
@@ -246,7 +251,7 @@ class Context:
         """The receiver's teacher, which reads the text: a tuned one if there is one, else the clean
         receiver itself. No gradient."""
         tuned = receiver in self.frozen.teachers
-        return self.reading(receiver, Pass("teacher" if tuned else "text", gradient=False))
+        return self.reading(receiver, TUNED if tuned else TEACHER)
 
     def answers(self, receiver: str) -> tuple[TokenScores, Array | None]:
         """Scores [N, A] of the answers' tokens read from the latent, and the divergence [N, A] from
