@@ -11,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
 usage='usage: HOSTS="gpu1 gpu2" (or COORDINATOR, COUNT, INDEX) bash launch/hosts.sh CONFIG.yaml'
-config="${1:?$usage}"
+[[ -n "${1:-}" ]] || wrong "$usage"
+config="$1"
 shift
 if [[ -n "${HOSTS:-}" ]]; then
     read -r -a names <<<"$HOSTS"
@@ -34,7 +35,7 @@ if [[ -n "${HOSTS:-}" ]]; then
     done
     exit "$code"
 fi
-: "${COORDINATOR:?$usage}" "${COUNT:?$usage}" "${INDEX:?$usage}"
+[[ -n "${COORDINATOR:-}" && -n "${COUNT:-}" && -n "${INDEX:-}" ]] || wrong "$usage"
 make_venv
 install gpu --editable ".[gpu]" --constraint requirements.txt
 start "$VENV/bin/python" -m lw_jax.launch --config "$config" \

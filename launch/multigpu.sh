@@ -7,7 +7,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
-config="${1:?usage: FSDP=8 bash launch/multigpu.sh CONFIG.yaml [--KEY=VALUE ...]}"
+[[ -n "${1:-}" ]] || wrong "usage: FSDP=8 bash launch/multigpu.sh CONFIG.yaml [--KEY=VALUE ...]"
+config="$1"
 shift
 make_venv
 install gpu --editable ".[gpu]" --constraint requirements.txt

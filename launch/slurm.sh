@@ -7,7 +7,8 @@
 set -euo pipefail
 cd "${LW_JAX_HOME:-$(dirname "${BASH_SOURCE[0]}")/..}"
 source launch/venv.sh
-config="${1:?usage: NODES=4 bash launch/slurm.sh CONFIG.yaml [--KEY=VALUE ...]}"
+[[ -n "${1:-}" ]] || wrong "usage: NODES=4 bash launch/slurm.sh CONFIG.yaml [--KEY=VALUE ...]"
+config="$1"
 shift
 if [[ -z "${SLURM_JOB_ID:-}" ]]; then
     # sbatch copies this script, so it is told where the others are

@@ -7,12 +7,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
-config="${1:?usage: TPU=NAME ZONE=ZONE bash launch/tpu.sh CONFIG.yaml [--KEY=VALUE ...]}"
+usage="usage: TPU=NAME ZONE=ZONE bash launch/tpu.sh CONFIG.yaml [--KEY=VALUE ...]"
+[[ -n "${1:-}" ]] || wrong "$usage"
+[[ -z "${TPU:-}" || -n "${ZONE:-}" ]] || wrong "ZONE, that of the TPU $TPU, is missing; $usage"
+config="$1"
 shift
 if [[ -n "${TPU:-}" ]]; then
     printf -v words ' %q' ${FSDP:+"FSDP=$FSDP"} ${TENSOR:+"TENSOR=$TENSOR"} \
         bash launch/tpu.sh "$config" "$@"
-    start gcloud compute tpus tpu-vm ssh "$TPU" --zone="${ZONE:?ZONE: of the TPU}" --worker=all \
+    start gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
         --command="cd $(printf '%q' "${THERE:-lw_jax}") && env$words"
     exit
 fi

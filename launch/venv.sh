@@ -4,6 +4,12 @@ VENV="${VENV:-.venv}"
 
 dry() { [[ -n "${DRY:-}" ]]; }
 
+# wrong WHAT: ends the script with one line, as the program ends for bad input.
+wrong() {
+    echo "error: $1" >&2
+    exit 2
+}
+
 # shown COMMAND...: prints a command as a shell would take it.
 shown() {
     printf 'would run:'

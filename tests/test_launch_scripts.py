@@ -112,3 +112,35 @@ def test_a_tpu() -> None:
     assert asked[6:8] == ["--zone=z", "--worker=all"]
     assert asked[8] == "--command=cd lw_jax && env TENSOR=4 bash launch/tpu.sh c.yaml"
     assert would_run("tpu.sh", "c.yaml") == [RUN]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "environ", "said"),
+    [
+        *((name, (), {}, "usage: ") for name in ("multigpu", "slurm", "hosts", "tpu")),
+        (
+            "hosts",
+            ("c.yaml",),
+            {"COORDINATOR": "gpu1:1", "COUNT": "2"},
+            "COORDINATOR, COUNT, INDEX",
+        ),
+        ("tpu", ("c.yaml",), {"TPU": "mine"}, "ZONE, that of the TPU mine, is missing"),
+    ],
+)
+def test_what_is_missing_is_one_line(
+    script: str, words: tuple[str, ...], environ: dict[str, str], said: str
+) -> None:
+    """As bad input of the program: exit code 2, and nothing is begun."""
+    names = ("HOSTS", "COORDINATOR", "COUNT", "INDEX", "TPU", "ZONE")
+    plain = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("SLURM_")}
+    done = subprocess.run(
+        ["bash", f"launch/{script}.sh", *words],
+        cwd=ROOT,
+        env=plain | {"DRY": "1"} | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert said in done.stderr
