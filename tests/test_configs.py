@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,16 @@ def test_it_is_read(path: Path) -> None:
     config = read(path)
     assert config.stages
     assert path.stem.replace("_", "-") in config.name.replace("_", "-")
+
+
+@pytest.mark.parametrize("path", sorted(REAL.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_between_real_models_says_minutes_and_what_it_reached(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    words = " ".join(line.removeprefix("#") for line in takewhile(lambda x: x[:1] == "#", lines))
+    words = " ".join(words.split())
+    minutes = r"\b([\d.]+|four|five) (s|minutes|hours)\b[^;:]{0,70}\bH200\b"
+    assert re.search(minutes, words), "it says no minutes of one H200"
+    assert re.search(r"[Rr]eached|[Nn]ot( yet)? run|\bRun (\d|with)|Of 2,500 sentences", words)
 
 
 ALIKE = (
