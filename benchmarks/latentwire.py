@@ -26,6 +26,10 @@ ROWS = "evaluate.rows=300"
 LOSSES = CONFIGS / "smokes/losses.yaml"
 WITH_ENCODER = ("st_query", "simple")
 """Smokes that need the sentence encoder."""
+MORE_STAGES = {"transform": ("nearest", "batch"), "contrast": ("drawn",)}
+"""Evaluations of a smoke before its report."""
+BETWEEN_MODELS = "chat"
+"""The smoke that needs models with a chat template, which none of those that ship has."""
 REPLAYED = "[rms_0.5, rms_0.6, rms_0.7, rms_0.8, rms_0.9, rms, rms_1.2, rms_1.5, batch, "
 REPLAYED += "nearest_4, offset_0.5, codebook_0.05]"
 ADAPTERS = ["--bridge.reader.coprocessor=null", "--bridge.reader.latent_adapters={mlp_ratio: 0}"]
@@ -91,10 +95,12 @@ def jobs(encoder: str, data: Path | None, models: Path | None = None) -> list[Jo
     path = f"--sender.path={encoder}"
     found = []
     for file in sorted((CONFIGS / "smokes").glob("*.yaml")):
+        if file.stem == BETWEEN_MODELS:
+            continue
         own = [path] if file.stem in WITH_ENCODER else []
         if file.stem == "embedding_baselines":
             own += [f"--stages.report.evaluate.replay={REPLAYED}"]
-        more = ("nearest", "batch") if file.stem == "transform" else ()
+        more = MORE_STAGES.get(file.stem, ())
         found.append(job(file.stem, file, *own, stages=("report", *more)))
     pairs = ("from_mistral", "from_qwen")
     found.append(job("interlingua", CONFIGS / "interlingua.yaml", path, stages=pairs))
@@ -136,10 +142,13 @@ def jobs(encoder: str, data: Path | None, models: Path | None = None) -> list[Jo
 
 
 def between_models(models: Path, data: Path, encoder: str) -> list[Job]:
-    """What reads and how it is given, on two real models; tuned receivers; settings that failed."""
+    """Chat templates; what reads and how it is given, on two real models; tuned receivers; settings
+    that failed."""
     names = {name: name for name in (*real_cells.CELLS, *real_cells.TUNED)}
     names |= {name: f"failures_{name}" for name in real_cells.FAILED}
-    found = []
+    sender, receiver = (models / file for file in real_cells.MODELS)
+    chat = (f"--sender.path={sender}", f"--receivers.qwen.path={receiver}")
+    found = [job(BETWEEN_MODELS, CONFIGS / f"smokes/{BETWEEN_MODELS}.yaml", *chat)]
     for name, said in names.items():
         own = f"latentwire_real_{said}"
         flags = real_cells.flags_of(name, models, data, encoder)
