@@ -110,7 +110,8 @@ def _normalised(
     lines = {}
     for name, (said, _) in methods.items():
         if name not in asked.counted:
-            values = summary.per_row(Rows(asked.examples, said), tuple(normalised.FIGURES))
+            named = (*normalised.FIGURES, normalised.EXACT)
+            values = summary.per_row(Rows(asked.examples, said), named)
             lines[name] = {figure: normalised.Line(*values[figure]) for figure in values}
     apart = {*controls(), *config.text, config.nothing}
     return normalised.of_lines(

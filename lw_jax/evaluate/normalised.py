@@ -24,6 +24,8 @@ LEAST = 0.2
 _CHUNK = 4_000_000  # counts held at once
 FIGURES = {"f1": "F1", "nll": "nats"}
 """The figures that the score is taken of, and how they are called."""
+EXACT = "em"
+"""Exact match, which is said beside the score of F1."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def of_lines(
     """The score of every line of one receiver, as it stands in `metrics.json`.
 
     Args:
-        lines: by name its `f1` and `nll`, row by row.
+        lines: by name its `f1` and `nll`, row by row, and `em` where it is to be said.
         text: names of the lines that are given the text; the best of them by F1 is the upper end.
         nothing: name of the line that is the lower end.
         groups: which rows are resampled together.
@@ -287,7 +289,8 @@ def of_lines(
             )
         found["lines"][name] = {k: None if s is None else s.to_json() for k, s in scores.items()}
         if name not in (best, nothing) if shown is None else name in shown:
-            words.append(_sentence(name, best, scores))
+            exact = [lines[one][EXACT].mean() for one in (name, best, nothing) if EXACT in own]
+            words.append(_sentence(name, best, scores, exact))
     if words:
         over = f"intervals over {groups}"
         if found["count"] < 2:
@@ -298,11 +301,15 @@ def of_lines(
     return found | {"words": words}
 
 
-def _sentence(name: str, best: str, scores: Mapping[str, Score | None]) -> str:
+def _sentence(
+    name: str, best: str, scores: Mapping[str, Score | None], exact: Sequence[float]
+) -> str:
     f1, nll = scores["f1"], scores["nll"]
     assert f1 is not None
     nats = "none in nats, where the text is worth nothing" if nll is None else f"{nll} in nats"
     figures = f"{name} {f1.latent:.3f}, text {f1.text:.3f}, nothing {f1.nothing:.3f}"
+    if exact:
+        figures += f"; EM {', '.join(f'{share:.3f}' for share in exact)}"
     return (
         f"{name} carries {f1} of what the text ({best}) is worth in F1 ({figures}), {nats}; "
         f"{name} / text {f1.of_text:.2f} in F1."

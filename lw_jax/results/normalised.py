@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
-from lw_jax.evaluate.normalised import FIGURES, Groups, Line, of_lines
+from lw_jax.evaluate.normalised import EXACT, Groups, Line, of_lines
 from lw_jax.utils.files import NUMBER, damaged, fits, read_json, read_lines
 
-_SAID = {"f1": NUMBER, "nll": NUMBER, "tokens": int}
+_SAID = {"f1": NUMBER, "em": NUMBER, "nll": NUMBER, "tokens": int}
 ROW = {"id": str, "context_id": str, "receivers": {...: {...: _SAID}}}
 """The form of a line of predictions.jsonl, of what the scores are made of."""
 
@@ -108,8 +108,8 @@ def line_of(
     own = [[row["receivers"][receiver][name] for row in seed] for seed in seeds]
     tokens = [[one["tokens"] for one in seed] for seed in own]
     nats = [[one["nll"] * max(1, one["tokens"]) for one in seed] for seed in own]
-    f1 = [[one["f1"] for one in seed] for seed in own]
-    return dict(zip(FIGURES, (Line(f1), Line(nats, tokens)), strict=True))
+    f1, em = ([[one[name] for one in seed] for seed in own] for name in ("f1", EXACT))
+    return {"f1": Line(f1), "nll": Line(nats, tokens), EXACT: Line(em)}
 
 
 def read_evaluation(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

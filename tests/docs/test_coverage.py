@@ -40,7 +40,7 @@ WITHOUT = {
     "layers and columns of a model over devices",
     "several hosts, started by SLURM, by hand and on TPUs",
     "anchor in the receiver's chat template; chat scaffold for the encoder",
-    "InfoNCE with the receiver's reading of the text as the positive; reconstruction of every token",
+    "InfoNCE with the receiver's reading of the text as positive; reconstruction of every token",
     "the first token: a list that it may not be of, its temperature and top-p",
 }
 """The features that may be without such a run: no other comes back here."""

@@ -16,7 +16,7 @@ def run(home: Path, name: str, right: float, seed: int = 0, other: str = "q") ->
     """An evaluation of 240 questions of 12 articles, of which so many are right."""
     rng, rows = np.random.default_rng(seed), []
     for i in range(240):
-        said = {"f1": float(rng.random() < right), "nll": 1.0, "tokens": 2}
+        said = {"f1": float(rng.random() < right), "em": 0.0, "nll": 1.0, "tokens": 2}
         row = {"id": f"{other}{i}", "context_id": f"c{i // 2}", "article": f"a{i % 12}"}
         rows.append(row | {"receivers": {"r": {"latent": said}}})
     path = home / f"{name}_{seed}"

@@ -581,7 +581,8 @@ def seeds(tmp_path: Path, count: int) -> list[Path]:
         rng, lines = np.random.default_rng(seed), []
         for i in range(60):
             own = {"text": 1.0, "no_message": 0.0, "latent": float(rng.random() < 0.4 + 0.1 * seed)}
-            said = {k: {"f1": v, "nll": 3 - 2 * v, "tokens": 2} for k, v in own.items()}
+            some = {"em": float(i % 3 == 0), "tokens": 2}
+            said = {k: {"f1": v, "nll": 3 - 2 * v} | some for k, v in own.items()}
             row = {"id": f"q{i}", "context_id": f"c{i}", "article": f"a{i % 6}"}
             lines.append(row | {"receivers": {"r": said}})
         made.append(tmp_path / f"seed_{seed}")
@@ -617,6 +618,7 @@ def test_the_normalised_score_of_several_seeds(
     )
     assert first.startswith(f"r: latent carries {mean:.2f} [")
     assert f"{mean:.2f} [" in first.rpartition(" in nats")[0].rpartition(", ")[0]
+    assert "nothing 0.000; EM 0.333, 0.333, 0.333)" in first
     first, last = said(made[:2])
     assert "[" not in first and "no intervals of two seeds" in last
     assert "intervals over 6 articles." in said(made[:1])[1]
