@@ -41,6 +41,7 @@ COMMAND = Command(
     examples=(
         ("compare runs/facts runs/facts_43", "into compare.html"),
         ("compare runs/a runs/b runs/c --metric=f1 --out=abc.html", "three, by F1"),
+        ("compare runs/a/at_8 runs/a", "an evaluation of a stage before the last, and the last"),
     ),
     arguments=_arguments,
     run=run,

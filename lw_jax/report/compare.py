@@ -97,7 +97,8 @@ def compare(homes: Sequence[Path]) -> Compared:
     """Reads runs and compares their last evaluations.
 
     Args:
-        homes: directories of runs, or of their further evaluations (`RUN/evaluations/N`).
+        homes: directories of runs, or of their other evaluations: further ones
+            (`RUN/evaluations/N`), and those of stages before the last (`RUN/STAGE`).
 
     Raises:
         UserError: fewer than two, one has no rows, or they share none.

@@ -81,7 +81,8 @@ class Read:
 
 
 def read(home: Path, config: Mapping[str, Any] | None = None) -> Read:
-    """A run's files, or those of one of its further evaluations (`RUN/evaluations/N`).
+    """A run's files, or those of one of its other evaluations: of a further one
+    (`RUN/evaluations/N`), or of a stage before the last (`RUN/STAGE`).
 
     Args:
         home: its directory.
@@ -90,14 +91,13 @@ def read(home: Path, config: Mapping[str, Any] | None = None) -> Read:
     Raises:
         UserError: it is no run directory, or a file in it is damaged.
     """
-    if config is None:
-        path = home / RUN_CONFIG
-        if not path.is_file():
-            raise UserError(f"{home}: no {RUN_CONFIG} there, so it is no run directory")
-        config = load(path)
-        if not fits(config.get("stages") or {}, {...: dict}):
-            raise UserError(f"{path}: stages: expected names, and a stage under each")
     root = home.parent.parent if home.resolve().parent.name == AGAIN else home
+    if config is None:
+        config, above = _config(home / RUN_CONFIG), home.resolve().parent
+        if config is None and home.resolve().name in _evaluations(_config(above / RUN_CONFIG))[:-1]:
+            config, root = _config(above / RUN_CONFIG), above
+        if config is None:
+            raise UserError(f"{home}: no {RUN_CONFIG} there, so it is no run directory")
     evaluations = [
         Evaluated(str(where.relative_to(root)) if where != root else _last_name(config), found)
         for where in _places(root, config)
@@ -124,6 +124,20 @@ def read(home: Path, config: Mapping[str, Any] | None = None) -> Read:
     return Read(home, config, last, evaluations, rows, maps, journal, seconds, damaged)
 
 
+def _config(path: Path) -> Mapping[str, Any] | None:
+    """A run's config; None: there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    config = load(path)
+    if not fits(config.get("stages") or {}, {...: dict}):
+        raise UserError(f"{path}: stages: expected names, and a stage under each")
+    return config
+
+
 def _metrics(where: Path) -> dict[str, Any] | None:
     path = where / METRICS
     if not path.is_file():
@@ -146,9 +160,10 @@ def _places(root: Path, config: Mapping[str, Any]) -> list[Path]:
     return [*(root / name for name in names[:-1]), root, *numbered]
 
 
-def _evaluations(config: Mapping[str, Any]) -> list[str]:
-    stages = config.get("stages") or {}
-    return [n for n, s in stages.items() if isinstance(s, Mapping) and s.get("evaluate")]
+def _evaluations(config: Mapping[str, Any] | None) -> list[str]:
+    stages = (config or {}).get("stages") or {}
+    found = ((n, s.get("evaluate")) for n, s in stages.items() if isinstance(s, Mapping))
+    return [name for name, evaluate in found if evaluate is not None]
 
 
 def _last_name(config: Mapping[str, Any]) -> str:

@@ -92,9 +92,12 @@ def check_starts(seen: Examination) -> None:
 
 
 def check_batches(seen: Examination, rows: int) -> None:
-    """Checks that every batch divides over the mesh's rows, and those of training over a sender's
-    own devices."""
-    sender = seen.config.mesh.sender
+    """Checks that every batch divides over the mesh's rows, those of training over a sender's own
+    devices, and that each view from which a latent is made has a row of what is trained on at once.
+    """
+    sender, bridge = seen.config.mesh.sender, seen.config.bridge
+    made_from = None if bridge is None else bridge.compressor.interlingua
+    views = () if made_from is None else made_from.views
     own = 1 if sender is None else sender.data * sender.fsdp
     for name, stage in seen.config.stages.items():
         for kind, cfg in batched(stage):
@@ -105,6 +108,14 @@ def check_batches(seen: Examination, rows: int) -> None:
                     f"stages.{name}.{kind}.batch_size",
                     f"{count} rows at once do not divide over {rows} devices; "
                     f"use a multiple of {rows}, or change mesh.data or mesh.fsdp",
+                )
+            if kind.startswith("train") and count < len(views):
+                seen.note(
+                    "error",
+                    f"stages.{name}.{kind}.batch_size",
+                    f"{count} rows at once, and the {len(views)} views of "
+                    "bridge.compressor.interlingua take turns among them, so that some would have "
+                    "none: raise it, or lower accumulate",
                 )
             if kind.startswith("train") and cfg.batch_size % own:
                 seen.note(

@@ -25,6 +25,9 @@ from lw_jax.objectives import view_alignment
 from lw_jax.objectives.base import mean
 from lw_jax.objectives.common.context import Context
 from lw_jax.readers import soft_tokens
+from lw_jax.runs.check_stages import check_batches
+from lw_jax.runs.findings import Examination
+from lw_jax.runs.opened import Session
 from lw_jax.sources import bytes as raw_bytes
 from lw_jax.types import Features, Taps
 from tests.tiny import by_hand
@@ -228,6 +231,17 @@ def test_what_does_not_fit_is_said(change: str, message: str) -> None:
     raw = parse.yaml_files.loads(CONFIG.format(home="x"), "config")
     with pytest.raises(UserError, match=message):
         parse.with_flags(raw, [(key, value)])
+
+
+@pytest.mark.parametrize(("accumulate", "wrong"), [("2", False), ("4", True)])
+def test_every_view_has_a_row_of_what_is_trained_on_at_once(accumulate: str, wrong: bool) -> None:
+    """Of microbatches of one row each, all rows would be of the first view's turn."""
+    raw = parse.yaml_files.loads(CONFIG.format(home="x"), "config")
+    flag = "stages.fit.train.accumulate", accumulate
+    seen = Examination(parse.with_flags(raw, [flag]), Session())
+    check_batches(seen, 1)
+    assert [f.key for f in seen.findings] == ["stages.fit.train.batch_size"] * wrong
+    assert all("1 rows at once, and the 2 views of" in f.text for f in seen.findings)
 
 
 def test_another_compressor_has_no_view() -> None:

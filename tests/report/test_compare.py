@@ -53,6 +53,28 @@ def test_command(homes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "+0.200 [" in html and "stages.test.evaluate.rows" in html and "Loss, stage fit" in html
 
 
+def test_an_evaluation_before_the_last_stands_beside_it(
+    homes: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two stages of one run on the same rows: an interlingua's latents of either view, say."""
+    home, examples = homes[0], rows(60)
+    config = home / "config.yaml"
+    config.write_text(config.read_text().replace("test: {", "before: {evaluate: {}}, test: {"))
+    earlier = make(tmp_path / "other", examples, answers(examples, 30))
+    (earlier / "config.yaml").unlink()
+    earlier.rename(home / "before")
+    found = compare([home / "before", home])
+    part = next(p for p in found.parts if p.metric == "em")
+    first, second = part.lines["latent"]
+    assert first is not None and second is not None
+    assert (first.value, second.value) == (0.5, 0.75)
+    assert second.difference == pytest.approx(0.25) and second.clear
+    (home / "before").rename(home / "after")  # of no stage of this run
+    out = tmp_path / "side.html"
+    assert main(["compare", str(home / "after"), str(home), f"--out={out}"]) == 2
+    assert "after: no config.yaml there, so it is no run directory" in capsys.readouterr().err
+
+
 def test_templates_name_no_key_that_a_dict_has_a_method_for() -> None:
     """Jinja takes the method: `cell.clear` is true whatever the cell says."""
     for path in (Path(__file__).parents[2] / "lw_jax").rglob("*.html"):
