@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lw_jax.bridge.config import fits
+from lw_jax.compressors import interlingua
 from lw_jax.config.schema import StageConfig
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
@@ -96,8 +97,8 @@ def check_batches(seen: Examination, rows: int) -> None:
     devices, and that each view from which a latent is made has a row of what is trained on at once.
     """
     sender, bridge = seen.config.mesh.sender, seen.config.bridge
-    made_from = None if bridge is None else bridge.compressor.interlingua
-    views = () if made_from is None else made_from.views
+    made_by = None if bridge is None else bridge.chosen_compressor
+    views = made_by.views if isinstance(made_by, interlingua.Config) else ()
     own = 1 if sender is None else sender.data * sender.fsdp
     for name, stage in seen.config.stages.items():
         for kind, cfg in batched(stage):
