@@ -22,14 +22,18 @@ def main(argv: Sequence[str]) -> int:
         The exit code of the process.
     """
     if not argv or list(argv) in (["-h"], ["--help"], ["help"]):
-        print(base.overview(), end="")
-        return launch.OK
+        return launch.guarded(_overview)
     if argv[0] == "help":
         key = argv[1] == "all" or "." in argv[1]
         argv = ["--help", *argv[1:]] if key else [*argv[1:], "--help"]
     if argv[0].startswith("-"):
         return launch.main(argv)
     return launch.guarded(lambda: base.call(argv[0], argv[1:]))
+
+
+def _overview() -> int:
+    print(base.overview(), end="")
+    return launch.OK
 
 
 def cli() -> None:

@@ -8,14 +8,11 @@ import importlib
 import json
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, MutableMapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -25,10 +22,8 @@ from lw_jax.config import yaml_files
 from lw_jax.config.command import Command, overview, read_command
 from lw_jax.errors import UserError
 from lw_jax.utils import alive, hosts, kinds, output, program_cache, shipped
-from lw_jax.utils.failures import in_one_line
-from lw_jax.utils.signals import Patience, leave, never_lost
+from lw_jax.utils.guarded import BAD_INPUT, OK, guarded
 
-OK, BAD_INPUT, INTERRUPTED = 0, 2, 130
 CONFIG_FILE = yaml_files.RUN_CONFIG
 BRIDGE_FILE = "bridge.json"
 EXPORTED = Path("runs/exported")
@@ -44,40 +39,6 @@ def main(argv: Sequence[str]) -> int:
         The exit code of the process.
     """
     return guarded(lambda: _dispatch(argv))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Does what a command line asks; what is wrong with it is one line.
-
-    Args:
-        work: does it, and gives the exit code.
-
-    Returns:
-        The exit code of the process.
-    """
-    try:
-        with stoppable():
-            return work()
-    except UserError as error:
-        return _wrong(str(error))
-    except KeyboardInterrupt:
-        print(
-            "interrupted; run the same command again to go on from the last checkpoint",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    except SystemExit as stop:  # a stage was asked to stop, and has saved its state
-        return stop.code if isinstance(stop.code, int) else OK
-    except Exception as error:
-        said = in_one_line(error)
-        if said is None:
-            raise
-        return _wrong(said)
-
-
-def _wrong(line: str) -> int:
-    print(f"error: {' '.join(line.split())}", file=sys.stderr)
-    return BAD_INPUT
 
 
 def _dispatch(argv: Sequence[str]) -> int:
@@ -274,34 +235,6 @@ def lost_of(this: Any, name: str) -> str | None:
     ((kind, config),) = chosen(this.config.stages[name]).items()
     look = getattr(stage_module(kind), "lost", None)
     return None if look is None else look(this, name, config)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """While inside, SIGTERM ends the process with code 143; a stage that is training saves first,
-    and after Ctrl-C as well."""
-
-    patience = Patience()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if patience.waits(number, frame):
-            return
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        print("stopped: run the same command again to go on", flush=True)
-        leave(number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield
-        return
-    # a script that starts it in the background has Ctrl-C ignored
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with never_lost():
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run_stage(this: Any, name: str) -> None:

@@ -221,6 +221,32 @@ def test_turns_that_stay_are_in_the_sequence(wire: Bridge, sent: bytes) -> None:
     assert said[1] == whole.text
 
 
+def test_answers_that_are_written_in_turns_are_not_mixed(wire: Bridge, sent: bytes) -> None:
+    first, second = list(ASKED)[:2]
+    talk = wire.talk(sent)
+    one, other = talk.stream(first), talk.stream(second)
+    said = list(one)[-1]
+    with pytest.raises(UserError, match="talk: a message or another question came before"):
+        next(other)
+    assert talk.turns == [(first, said)] and talk.finished
+    begun = talk.stream(second)
+    next(begun)
+    talk.add(wire.encode(HENS))
+    with pytest.raises(UserError, match="came before this answer was written"):
+        next(begun)
+    assert talk.turns == [(first, said)]
+    apart = wire.talk(sent, history=False)  # nothing of a turn stays there
+    one, other = apart.stream(first), apart.stream(second)
+    assert [list(one)[-1], list(other)[-1]] == [wire.answer(sent, q) for q in (first, second)]
+
+
+def test_an_answer_that_is_cut_short_says_so(wire: Bridge, sent: bytes) -> None:
+    talk = wire.talk(sent, history=False)
+    talk._options = replace(talk._options, max_new=1)
+    talk.ask("Where does Ada Lumen work?")
+    assert not talk.finished
+
+
 def test_answers_are_scored(wire: Bridge, sent: bytes) -> None:
     asked = "How many cats does Ben Korim keep?"
     scores = wire.score(sent, asked, ["31", "7", "a great many", "313"])

@@ -24,6 +24,10 @@ ROOM_RUNG = 128
 """Tokens that keys and values are kept for at first; each next room is twice as large."""
 
 
+_Begun = tuple[Heard | None, tuple[int, ...]]
+"""What was heard, and what of the last answer is still to be read."""
+
+
 class Talk:
     """Questions about messages that the receiver reads once. Make one with `Bridge.talk`.
 
@@ -34,6 +38,7 @@ class Talk:
     Attributes:
         history: whether questions and answers stay in the receiver's sequence.
         turns: questions and answers so far.
+        finished: whether the last answer ended; if not, it ran into `decode.max_new_tokens`.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Talk:
         """
         self.history = history
         self.turns: list[tuple[str, str]] = []
+        self.finished = True
         self._ctx, self._tokenizer, self._stop, self._options = ctx, tokenizer, stop, options
         self._latents, self._ids = latents, ids
         self._heard: Heard | None = None
@@ -114,15 +120,23 @@ class Talk:
             question: as in `Bridge.answer`.
 
         Raises:
-            UserError: it is no text, or there is no room for it and its answer.
+            UserError: it is no text, or there is no room for it and its answer; or, while it is
+                written, another turn has come between.
         """
         assert self._heard is not None
         ids = [*self._pending, *self._ids(question)]
         size = rung(TEXT_RUNG, len(ids), None)
         room = self._room(self._used + size + self._options.max_new, "the question")
-        return self._written(question, ids, size, room)
+        return self._written(question, ids, size, room, (self._heard, self._pending))
 
-    def _written(self, question: str, ids: list[int], size: int, room: int) -> Iterator[str]:
+    def _written(
+        self, question: str, ids: list[int], size: int, room: int, begun: _Begun
+    ) -> Iterator[str]:
+        """The answer, if nothing else is heard meanwhile: a stream begins at its first `next`.
+
+        begun: what was heard when the question was asked.
+        """
+        self._alone(begun)
         assert self._heard is not None
         model, options = self._ctx.model, self._options
         heard = engine.roomier(self._heard, room)
@@ -140,12 +154,26 @@ class Talk:
             if ended or step == options.max_new:
                 break
             yield self._stop.sure(text)
+            self._alone(begun)
             said = engine.write(model, heard, said, options, step + 1)
         if self.history:
             self._pending = () if ended else (int(tokens[int(n) - 1]),)
             self._keep(engine.remembered(heard, said))
         self.turns.append((question, text))
+        self.finished = bool(ended)
         yield text
+
+    def _alone(self, begun: _Begun) -> None:
+        """Checks that nothing was heard since a question was asked, which its answer would lose.
+
+        Raises:
+            UserError: something was.
+        """
+        if self._heard is not begun[0] or self._pending != begun[1]:
+            raise UserError(
+                "talk: a message or another question came before this answer was written to its "
+                "end; read one answer before you ask or add the next"
+            )
 
     def _keep(self, heard: Heard) -> None:
         self._heard, self._used = heard, int(jax.device_get(heard.cache.lengths)[0])

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from lw_jax.commands._ends import add_gate, add_key, add_models, key_of, models_of, token_of
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError, said
-from lw_jax.serve.config import ServeConfig
+from lw_jax.serve.config import DEMO_QUESTIONS, ServeConfig
 
 PACKAGES = ("starlette", "uvicorn", "httpx", "prometheus_client")
 STOPPED = 130
@@ -34,6 +34,8 @@ def run(given: Namespace) -> int:
         options["text_tokens"] = given.text_tokens or WORDS_IN_DEMO
         if given.role != "both":
             raise UserError("--demo: the page shows both ends; use --role both")
+        if given.queue < DEMO_QUESTIONS:
+            raise UserError(f"--queue: the demo page asks {DEMO_QUESTIONS} questions at once")
     if given.receiver is not None:
         if given.role != "sender":
             raise UserError("--receiver: a sender alone hands questions on; give --role sender")

@@ -41,14 +41,17 @@ def interval(
         bounds: the least and the most that a value can be, where they are known: (0, 1) of a share.
 
     Returns:
-        (low, high); (nan, nan) when there is nothing to average.
+        (low, high); (nan, nan) when there is nothing to average, or one group alone and no bounds:
+        nothing is known of another one.
     """
     sums, counts = _by_group(np.asarray(total, np.float64), count, groups)
     if counts.sum() == 0:
         return float("nan"), float("nan")
     values = sums / counts
     if bounds is not None and np.ptp(values) == 0:
-        return _of_one_value(float(values[0]), len(values), bounds, level)
+        return of_one_value(float(values[0]), len(values), bounds, level)
+    if len(values) == 1:
+        return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(sums))
     parts = []
@@ -76,9 +79,10 @@ def paired(
     return float(difference.mean()), low_high
 
 
-def _of_one_value(
+def of_one_value(
     value: float, groups: int, bounds: tuple[float, float], level: float
 ) -> tuple[float, float]:
+    """The interval of a value that all of so many groups have; see above."""
     other = 1 - ((1 - level) / 2) ** (1 / groups)
     low, high = bounds
     return value - other * (value - low), value + other * (high - value)

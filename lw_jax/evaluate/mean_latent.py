@@ -108,13 +108,16 @@ def load(directory: Path, key: str, prints: Mapping[str, str] | None = None) -> 
         held = read_npz(path, advice)
         if not {"slots", "key"} <= held.keys():
             raise damaged(path, "a part of it is missing", advice)
+        slots = held["slots"]
+        if slots.ndim != 2 or slots.dtype != np.float32 or not np.isfinite(slots).all():
+            raise damaged(path, "its slots are no finite float32 numbers [M + 1, d]", advice)
     except DamagedFileError as damage:
         print(damage)
         return None
     same = str(held["key"]) == key
     if prints is not None:
         same = same and "prints" in held and str(held["prints"]) == _text(prints)
-    return np.asarray(held["slots"]) if same else None
+    return slots if same else None
 
 
 def _text(prints: Mapping[str, str] | None) -> str:

@@ -19,8 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lw_jax.evaluate.bootstrap import of_one_value
+
 LEAST = 0.2
 """Smallest distance of text and nothing for which a share of it says something, in F1."""
+TIE = 1e-12
+"""Spread of a figure's draws that is rounding alone."""
 _CHUNK = 4_000_000  # counts held at once
 FIGURES = {"f1": "F1", "nll": "nats"}
 """The figures that the score is taken of, and how they are called."""
@@ -67,8 +71,8 @@ class Score:
 
     Attributes:
         share: (latent - nothing) / (text - nothing).
-        low: lower end of its 95 % interval; NaN where all rows are of one group, or where there
-            are two seeds, which say too little of their spread.
+        low: lower end of its 95 % interval; NaN where all rows are of one group, where all rows
+            tie, or where there are two seeds, which say too little of their spread.
         high: upper end.
         of_text: latent / text, as others report it.
         latent: the latent's figure.
@@ -110,11 +114,13 @@ class Resampled:
         drawn: [resamples, lines] means of every draw.
         known: whether an interval can be told: of several groups, and of no line with two seeds,
             which say too little of their spread.
+        groups: how many groups of rows there are.
     """
 
     means: tuple[float, ...]
     drawn: NDArray[np.float64]
     known: bool
+    groups: int
 
     @classmethod
     def of(
@@ -145,12 +151,30 @@ class Resampled:
                     values = np.take_along_axis(values, seeds, axis=0)
                 drawn[begin : begin + size, j] = values.mean(0)
         known = len(order) > 1 and all(len(total) != 2 for total, _ in held)
-        return cls(means, drawn, known)
+        return cls(means, drawn, known, len(order))
 
-    def interval(self, values: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-        """The ends of what a figure of every draw lies between; NaN where that cannot be told."""
+    def interval(
+        self,
+        values: NDArray[np.float64],
+        level: float = 0.95,
+        bounds: tuple[float, float] | None = None,
+    ) -> tuple[float, float]:
+        """The ends of what a figure of every draw lies between; NaN where that cannot be told.
+
+        Where it is the same in every draw, as of ties in all rows, the draws would claim certainty:
+        then it is the exact interval of so many groups (`lw_jax.evaluate.bootstrap`), or NaN.
+
+        Args:
+            values: the figure of every draw.
+            level: of the interval.
+            bounds: the least and the most that the figure can be, where they are known.
+        """
         if not self.known:
             return float("nan"), float("nan")
+        if np.ptp(values) <= TIE:
+            if bounds is None:
+                return float("nan"), float("nan")
+            return of_one_value(float(values[0]), self.groups, bounds, level)
         tail = 50 * (1 - level)
         low, high = np.nanpercentile(values, [tail, 100 - tail])
         return float(low), float(high)
@@ -189,9 +213,11 @@ def score(
     drawn = both.drawn
     apart = drawn[:, 1] - drawn[:, 2]
     shares = (drawn[:, 0] - drawn[:, 2]) / np.where(apart == 0, np.nan, apart)
-    low, high = both.interval(shares, level)
+    share = (mine - bare) / (whole - bare)
+    ends = latent is text or latent is nothing  # 1 and 0 by what they are
+    low, high = (share, share) if ends and both.known else both.interval(shares, level)
     return Score(
-        share=(mine - bare) / (whole - bare),
+        share=share,
         low=low,
         high=high,
         of_text=mine / whole if whole else float("nan"),

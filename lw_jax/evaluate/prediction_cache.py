@@ -12,9 +12,23 @@ from typing import Any
 
 from lw_jax.evaluate.metrics.base import Prediction
 from lw_jax.evaluate.relay import Written
-from lw_jax.utils.files import DamagedFileError, damaged, read_json, write_text
+from lw_jax.utils.files import NUMBER, DamagedFileError, damaged, fits, read_json, write_text
 
 _ADVICE = "the method is run again"
+_ROW = {
+    "text": str,
+    "nll": NUMBER,
+    "tokens": int,
+    "first_rank": int,
+    "argmax": bool,
+    "same": (bool, type(None)),
+    "columns": int,
+    "wire_bytes": int,
+    "nats": {...: NUMBER},
+    "ended": str,
+    "end_nll": NUMBER,
+}
+"""The form of a prediction in a file."""
 
 
 def _say(damage: DamagedFileError) -> None:
@@ -23,11 +37,17 @@ def _say(damage: DamagedFileError) -> None:
 
 @dataclass(frozen=True)
 class PredictionCache:
-    """A folder with one file per receiver and method. key: names the evaluation they belong to;
-    files of another one are not read."""
+    """A folder with one file per receiver and method.
+
+    Attributes:
+        folder: the folder.
+        key: names the evaluation that the files belong to; those of another one are not read.
+        rows: how many it asks.
+    """
 
     folder: Path
     key: str
+    rows: int
 
     def load(self, receiver: str, method: str) -> tuple[list[Prediction], float] | None:
         """Predictions and seconds of a finished method, or None."""
@@ -35,9 +55,12 @@ class PredictionCache:
         held = self._held(path)
         if held is None:
             return None
+        if not fits(held, {"rows": [_ROW], "seconds": NUMBER}) or len(held["rows"]) != self.rows:
+            _say(damaged(path, f"not {self.rows} whole predictions", _ADVICE))
+            return None
         try:
             return [Prediction(**row) for row in held["rows"]], float(held["seconds"])
-        except (KeyError, TypeError, ValueError) as error:
+        except TypeError as error:  # a field too many
             _say(damaged(path, f"{type(error).__name__}: {error}", _ADVICE))
             return None
 
@@ -53,11 +76,10 @@ class PredictionCache:
         held = self._held(path)
         if held is None:
             return None
-        try:
-            return Written(tuple(held["texts"]), float(held["seconds"]))
-        except (KeyError, TypeError, ValueError) as error:
-            _say(damaged(path, f"{type(error).__name__}: {error}", _ADVICE))
+        if not fits(held, {"texts": [str], "seconds": NUMBER}) or len(held["texts"]) != self.rows:
+            _say(damaged(path, f"not {self.rows} texts", _ADVICE))
             return None
+        return Written(tuple(held["texts"]), float(held["seconds"]))
 
     def save_written(self, written: Written) -> None:
         """Keep what the sender wrote."""

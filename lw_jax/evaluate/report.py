@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -253,6 +254,8 @@ def _figure(figures: Mapping[str, Any], name: str) -> str:
     if not all_metrics()[name].interval:
         return value
     low, high = figures["ci"][name]
+    if not math.isfinite(low):  # it cannot be told
+        return value
     return f"{value} [{_short(low)} {_short(high)}]"
 
 

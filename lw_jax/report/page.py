@@ -236,7 +236,8 @@ def _line(method: str, found: Mapping[str, Any], names: Sequence[str]) -> dict[s
     for name in names:
         value, ci = found.get(name), found.get("ci", {}).get(name)
         cell = {"value": "–" if value is None else f"{value:.3f}", "ci": "", "strip": ""}
-        if value is not None and ci is not None and known[name].interval:
+        told = ci is not None and None not in ci
+        if value is not None and told and known[name].interval:
             cell["ci"] = f"{ci[0]:.3f} to {ci[1]:.3f}"
             cell["strip"] = interval(value, *ci) if known[name].share else ""
         cells.append(cell)

@@ -22,11 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lw_jax.errors import UserError
+from lw_jax.report.read import ADVICE, METRICS
 from lw_jax.results.normalised import sentences
 from lw_jax.results.page import write_pages
 from lw_jax.results.reading import parsed, reading
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
+from lw_jax.utils.files import shown
+from lw_jax.utils.guarded import guarded
 from lw_jax.utils.output import never_fails_to_encode
 
 USAGE = (__doc__ or "").strip()
@@ -35,36 +38,35 @@ TEXT = "text="
 
 def main(argv: Sequence[str]) -> int:
     """The process's exit code: 2 for bad input, with one line that says what is wrong."""
-    try:
-        match argv:
-            case ["-h" | "--help" | "help", *_]:
-                print(USAGE)
-            case ["record", *runs, where] if runs:
-                for run in runs:
-                    print(write_record(Path(run), Path(where)))
-            case ["write", folder]:
-                for path in write_pages(Path(folder)):
-                    print(path)
-            case ["tensorboard", run]:
+    return guarded(lambda: _done(argv))
+
+
+def _done(argv: Sequence[str]) -> int:
+    """Does what the words ask for; the exit code."""
+    match argv:
+        case ["-h" | "--help" | "help", *_]:
+            print(USAGE)
+        case ["record", *runs, where] if runs:
+            for run in runs:
+                print(write_record(Path(run), Path(where)))
+        case ["write", folder]:
+            for path in write_pages(Path(folder)):
+                print(path)
+        case ["tensorboard", run]:
+            with shown(Path(run) / METRICS, ADVICE):
                 print(write_events(Path(run)))
-            case ["normalised", *runs] if runs:
-                text = [run.removeprefix(TEXT) for run in runs if run.startswith(TEXT)]
-                seeds = [Path(run) for run in runs if not run.startswith(TEXT)]
-                if not seeds:
-                    raise UserError(_wrong(argv))
-                for line in sentences(seeds, [Path(run) for run in text]):
-                    print(line)
-            case ["reading", *runs] if runs:
-                for line in reading(parsed(runs)):
-                    print(line)
-            case _:
+        case ["normalised", *runs] if runs:
+            text = [run.removeprefix(TEXT) for run in runs if run.startswith(TEXT)]
+            seeds = [Path(run) for run in runs if not run.startswith(TEXT)]
+            if not seeds:
                 raise UserError(_wrong(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+            for line in sentences(seeds, [Path(run) for run in text]):
+                print(line)
+        case ["reading", *runs] if runs:
+            for line in reading(parsed(runs)):
+                print(line)
+        case _:
+            raise UserError(_wrong(argv))
     return 0
 
 

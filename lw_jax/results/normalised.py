@@ -28,6 +28,7 @@ def sentences(runs: Sequence[Path], text: Sequence[Path] = ()) -> list[str]:
     Raises:
         UserError: a file is missing or damaged, has no normalised score, or is of other rows.
     """
+    check_different(runs)
     held = [read_evaluation(run) for run in runs]
     if len({run.name for run in text}) < len(text):
         raise UserError(f"text: two of {', '.join(map(str, text))} have the same name; rename one")
@@ -71,6 +72,18 @@ def sentences(runs: Sequence[Path], text: Sequence[Path] = ()) -> list[str]:
     return said
 
 
+def check_different(runs: Sequence[Path]) -> None:
+    """Checks that no run stands for several seeds.
+
+    Raises:
+        UserError: one is given twice.
+    """
+    places = [run.resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{run}: given twice; each run stands for a seed of its own")
+
+
 def on_same_rows(
     runs: Sequence[Path], held: Sequence[Sequence[Mapping[str, Any]]]
 ) -> list[list[Mapping[str, Any]]]:
@@ -87,6 +100,8 @@ def on_same_rows(
     by_id = []
     for run, own in zip(runs, held, strict=True):
         found = {row["id"]: row for row in own}
+        if len(found) < len(own):
+            raise UserError(f"{run}: several of its rows have one id, so they cannot be joined")
         if found.keys() != set(ids):
             raise UserError(
                 f"{run}: other rows than {runs[0]}; evaluate with the same data and seed"

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from lw_jax.errors import UserError
 from lw_jax.evaluate.normalised import Resampled
-from lw_jax.results.normalised import groups_of, line_of, on_same_rows, read_evaluation
+from lw_jax.results.normalised import (
+    check_different,
+    groups_of,
+    line_of,
+    on_same_rows,
+    read_evaluation,
+)
 
 LATENT = "latent"
 """The line that is compared, and the name of the bridge's own runs."""
@@ -24,8 +30,8 @@ def parsed(words: Sequence[str]) -> dict[str, list[Path]]:
     """`name=RUN,RUN` as runs by name, one for each seed.
 
     Raises:
-        UserError: a word is of another form, a name is given twice, or `latent` or all others are
-            missing.
+        UserError: a word is of another form, a name or one of its runs is given twice, or `latent`
+            or all others are missing.
     """
     found: dict[str, list[Path]] = {}
     for word in words:
@@ -35,6 +41,7 @@ def parsed(words: Sequence[str]) -> dict[str, list[Path]]:
         if name in found:
             raise UserError(f"reading: {name} is given twice; list its runs after one =")
         found[name] = [Path(run) for run in runs.split(",")]
+        check_different(found[name])
     if LATENT not in found or len(found) < 2:
         raise UserError(
             f"reading: give {LATENT}=RUN, the bridge's, and one or more others to hold it against"
@@ -76,7 +83,7 @@ def reading(runs: Mapping[str, Sequence[Path]], resamples: int = RESAMPLES) -> l
         means = dict(zip(names, both.means, strict=True))
         best = max(names[1:], key=lambda name: means[name])
         for place, name in enumerate(names[1:], 1):
-            low, high = both.interval(both.drawn[:, 0] - both.drawn[:, place])
+            low, high = both.interval(both.drawn[:, 0] - both.drawn[:, place], bounds=(-1, 1))
             gap = means[LATENT] - means[name]
             ends = f" [{low:+.3f}, {high:+.3f}]" if both.known else ""
             said.append(

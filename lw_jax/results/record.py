@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -20,7 +19,7 @@ from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.evaluate.metrics import metrics
-from lw_jax.utils.files import DIAGNOSTICS_LINE, damaged, read_json, read_lines
+from lw_jax.utils.files import DIAGNOSTICS_LINE, damaged, read_json, read_lines, write_text
 
 COUNTS = ("n", "compared", "columns", "wire_bytes", "seconds", "seconds_writing", "seconds_reading")
 SLOTS = ("rms_ratio", "codes_perplexity", "codes_distinct")
@@ -251,9 +250,7 @@ def put(record: Mapping[str, Any], where: Path) -> Path:
         for name in sorted(held)
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    write_text(path, "".join(lines))
     return path
 
 
@@ -274,12 +271,17 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # not splitlines, which also cuts at what stands inside a text, such as U+2028
+    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
+        if not line and number == 1:
+            continue  # the file is empty
         try:
-            record = json.loads(line)
-            name = record["name"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path}, line {number}: no record (JSON with a name)") from None
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            record = None
+        name = record.get("name") if isinstance(record, dict) else None
+        if not isinstance(name, str):
+            raise UserError(f"{path}, line {number}: no record (JSON with a name)")
         if name in found:
             raise UserError(f"{path}, line {number}: {name!r} is there twice; remove one")
         found[name] = record

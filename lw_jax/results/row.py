@@ -143,7 +143,7 @@ def combine(
         bounds: (0, 1) of a share; None: any value is possible.
     """
     found = tuple(values)
-    if any(i is None for i in intervals):
+    if any(i is None or None in i for i in intervals):  # null: it cannot be told
         return Figure(found)
     low_high = [(i[0], i[1]) for i in intervals if i is not None]
     if len(found) < 3:

@@ -30,8 +30,12 @@ def filled(bridge: Bridge, params: PyTree, statistics: Mapping[str, np.ndarray])
         bridge: the bridge.
         params: its parameters.
         statistics: the stage's file (`lw_jax.runs.statistics`).
+
+    Raises:
+        KeyError: one is missing.
+        ValueError: one is of another shape.
     """
-    config = bridge.config
+    config, before = bridge.config, params
     coloured = normaliser(config)
     if coloured is not None:
         target = coloured[1].target_of(list(bridge.dims.receivers))
@@ -46,6 +50,11 @@ def filled(bridge: Bridge, params: PyTree, statistics: Mapping[str, np.ndarray])
             for name, own in params["readers"].items()
         }
         params = {**params, "readers": readers}
+    wanted, found = (jax.tree_util.tree_leaves_with_path(tree) for tree in (before, params))
+    for (path, like), (_, leaf) in zip(wanted, found, strict=True):
+        if like.shape != leaf.shape:
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{where} would be {list(leaf.shape)}, not {list(like.shape)}")
     return params
 
 

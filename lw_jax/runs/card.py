@@ -12,7 +12,7 @@ from lw_jax.config.schema import Config
 from lw_jax.config.yaml_files import dumps
 from lw_jax.data.load import origins
 from lw_jax.utils import shipped
-from lw_jax.utils.files import read_json, write_text
+from lw_jax.utils.files import read_json, shown, write_text
 from lw_jax.utils.registry import chosen
 
 FILE = "README.md"
@@ -88,7 +88,12 @@ def _figures(run_dir: Path) -> str:
             return found[1].strip()
         lines = [f"> {line}".rstrip() for line in text.strip().splitlines() if line[:2] != "# "]
         return "\n".join(["Its own card says:", "", *lines])
-    metrics = read_json(path, dict)
+    with shown(path):
+        return _table(read_json(path, dict))
+
+
+def _table(metrics: Mapping[str, Any]) -> str:
+    """Figures of an evaluation."""
     rows = ["| receiver | given | exact match | 95 % interval | n |", "|---|---|---|---|---|"]
     for receiver, methods in metrics["receivers"].items():
         for name in _FIGURES:

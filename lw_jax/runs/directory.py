@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from jax.sharding import Mesh
 from rich.console import Console
@@ -224,7 +224,7 @@ def open_run(
         yield Run(config, path, mesh, console, path, command, call or Call(), session or Session())
         return
     _make(path)
-    with (path / LOCK).open("a") as file:  # a kill also releases the lock
+    with _opened(path / LOCK) as file:  # a kill also releases the lock
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -359,6 +359,13 @@ def read_config(run_dir: Path) -> Config:
         raise damaged(
             path, said, "delete it: the command that made the run writes it anew"
         ) from None
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return path.open("a")
+    except FileNotFoundError as error:  # a link that leads nowhere
+        raise UserError(f"run_dir: cannot open {path}: {error.strerror}; remove it") from None
 
 
 def _make(path: Path) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lw_jax.errors import said
 from lw_jax.train.diagnostics import read
 from lw_jax.utils.files import append_line
 
@@ -38,14 +39,19 @@ class Call:
 
 
 def add(run_dir: Path, line: Mapping[str, Any], call: Call) -> None:
-    """Appends a line.
+    """Appends a line. Results are elsewhere, so where it cannot be written that is said, and costs
+    nothing else.
 
     Args:
         run_dir: directory of the run.
         line: what it says.
         call: that ran the stage.
     """
-    append_line(run_dir.parent / FILE, dict(line) | call.to_json())
+    path = run_dir.parent / FILE
+    try:
+        append_line(path, dict(line) | call.to_json())
+    except OSError as error:
+        print(f"WARNING {path}: no line was added: {error.strerror or said(error)}")
 
 
 def of_training(

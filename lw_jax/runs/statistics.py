@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,30 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray], identity: Mapping[str, 
 def _read_any(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays = read_npz(path, ADVICE)
     try:
-        return arrays, dict(json.loads(str(arrays.pop("identity"))))
+        identity = dict(json.loads(str(arrays.pop("identity"))))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise damaged(path, error, ADVICE) from None
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise damaged(path, f"{key} is not all finite numbers", ADVICE)
+    return arrays, identity
+
+
+@contextmanager
+def used(path: Path) -> Iterator[None]:
+    """While inside, statistics are put to use: where one is missing, or of another shape, the file
+    is damaged.
+
+    Raises:
+        DamagedFileError: instead of what went wrong.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise damaged(path, f"it has no {error}", ADVICE) from None
+    except (ValueError, TypeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
         raise damaged(path, error, ADVICE) from None
 
 

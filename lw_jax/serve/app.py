@@ -27,12 +27,14 @@ from lw_jax.serve.batching import Batcher
 from lw_jax.serve.completions import Completions
 from lw_jax.serve.config import ServeConfig
 from lw_jax.serve.entry import Entry
-from lw_jax.serve.given import Given
+from lw_jax.serve.given import Given, RefusedError
 from lw_jax.serve.metrics import Metrics
 from lw_jax.serve.peer import Peer
 from lw_jax.serve.replies import about, failed, in_base64, not_found
 from lw_jax.serve.work import Work
 
+OF_TEXTS = ("codec", "ratio", "tokens")
+"""Keys of a request that say how its texts are encoded."""
 _log = logging.getLogger("lw_jax.serve")
 
 
@@ -164,9 +166,14 @@ class Server:
 
     async def _answer(self, request: Request) -> Response:
         known = {"message", "messages", "text", "texts", "question", "questions", "receiver"}
-        given = Given(request.state.body, known | {"codec", "ratio", "tokens"})
+        given = Given(request.state.body, known | set(OF_TEXTS))
         asked, several = given.several("question", "questions", str, missing=[""])
-        if given.has("text") or given.has("texts"):
+        sends = given.has("text") or given.has("texts")
+        if sends and (given.has("message") or given.has("messages")):
+            raise RefusedError(400, "give either a message or a text")
+        if not sends and (stray := [key for key in OF_TEXTS if given.has(key)]):
+            raise RefusedError(400, f"{stray[0]}: of a text; a message is encoded already")
+        if sends:
             texts, many = given.several("text", "texts", str)
             inside, asked = self._work.split(asked)
             sent = await self._work.sent_all(texts, inside, given)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from lw_jax.api.bridge import Answer, Bridge, Question, Text
@@ -16,10 +18,14 @@ T = TypeVar("T")
 
 
 class FullError(Exception):
-    """More would wait than may."""
+    """More would wait than may; later there may be room."""
 
 
-@dataclass(frozen=True)
+class TooManyError(Exception):
+    """One request asks for more than may ever wait."""
+
+
+@dataclass(frozen=True, eq=False)
 class Job:
     """One thing to run.
 
@@ -47,22 +53,23 @@ class Batcher:
             metrics: counts them.
         """
         self.bridge, self.rows, self.most, self.metrics = bridge, rows, most, metrics
-        self._jobs: queue.Queue[Job | None] = queue.Queue()
-        self._waiting = 0
-        self._lock = threading.Lock()
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         """Texts and questions that wait."""
-        return self._waiting
+        return len(self._jobs)
 
     async def send(self, texts: Sequence[Text]) -> list[bytes]:
         """Packets of texts that are ready.
 
         Raises:
             FullError: too many wait.
+            TooManyError: these are more than may wait.
         """
         return await self._all(texts)
 
@@ -71,6 +78,7 @@ class Batcher:
 
         Raises:
             FullError: too many wait.
+            TooManyError: these are more than may wait.
         """
         return await self._all(questions)
 
@@ -84,7 +92,9 @@ class Batcher:
 
     def close(self) -> None:
         """Ends the thread once it has run what waits."""
-        self._jobs.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join()
 
     async def _all(self, work: Sequence[Any]) -> list[Any]:
@@ -97,35 +107,36 @@ class Batcher:
 
     def _put(self, work: Sequence[Any]) -> list[asyncio.Future[Any]]:
         loop = asyncio.get_running_loop()
-        with self._lock:
-            if self._waiting + len(work) > self.most:
-                raise FullError
-            self._waiting += len(work)
-        self.metrics.waiting.set(self._waiting)
+        if len(work) > self.most:
+            raise TooManyError(f"{len(work)} texts or questions at once; {self.most} are the most")
         jobs = [Job(one, loop.create_future(), loop) for one in work]
+        with self._changed:
+            if len(self._jobs) + len(jobs) > self.most:
+                raise FullError
+            self._jobs.extend(jobs)
+            self._changed.notify()
         for job in jobs:
-            self._jobs.put(job)
+            job.done.add_done_callback(partial(self._forget, job))
+        self.metrics.waiting.set(self.waiting)
         return [job.done for job in jobs]
 
+    def _forget(self, job: Job, done: asyncio.Future[Any]) -> None:
+        """What nobody waits for any more takes no room."""
+        if not done.cancelled():
+            return
+        with self._changed, suppress(ValueError):  # it may run already
+            self._jobs.remove(job)
+        self.metrics.waiting.set(self.waiting)
+
     def _work(self) -> None:
-        while (first := self._jobs.get()) is not None:
-            batch: list[Job] = [first]
-            ended = False
-            while len(batch) < self.rows:
-                try:
-                    more = self._jobs.get_nowait()
-                except queue.Empty:
-                    break
-                if more is None:
-                    ended = True
-                    break
-                batch.append(more)
-            with self._lock:
-                self._waiting -= len(batch)
-            self.metrics.waiting.set(self._waiting)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return
+                batch = [self._jobs.popleft() for _ in range(min(self.rows, len(self._jobs)))]
+            self.metrics.waiting.set(self.waiting)
             self._run([job for job in batch if not job.done.cancelled()])
-            if ended:
-                return
 
     def _run(self, batch: Sequence[Job]) -> None:
         texts = [job for job in batch if isinstance(job.work, Text)]

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from lw_jax.api.talk import Talk, pieces
 from lw_jax.errors import said
 from lw_jax.serve.batching import FullError
 from lw_jax.serve.given import Given, RefusedError, decoded
@@ -53,6 +54,10 @@ class Completions:
             "created": int(time.time()),
             "model": self._name,
         }
+        options = given.value("stream_options", dict)
+        usage_asked = Given(options or {}, {"include_usage"}).value("include_usage", bool)
+        if options is not None and not given.value("stream", bool):
+            raise RefusedError(400, "stream_options: of a stream; give stream: true as well")
         if given.value("stream", bool):
             if not work.config.stream:
                 raise RefusedError(400, "stream: this server was started without it")
@@ -65,16 +70,19 @@ class Completions:
             receiver = given.value("receiver", str)
             found = await run_in_threadpool(work.question, messages[0], asked[0], receiver)
             data = Message.from_bytes(decoded(messages[0]))
-            pieces = await work.batcher.call(
-                lambda: work.bridge.answer_stream(data, asked[0], found.receiver)
-            )
+
+            def begun() -> tuple[Talk, Iterator[str]]:
+                talk = work.bridge.talk(data, found.receiver, history=False)
+                return talk, pieces(talk.stream(asked[0]))
+
+            talk, said_so_far = await work.batcher.call(begun)
             cutter = _Cutter(work.bridge.pipeline.receivers[found.receiver], most, tuple(stops))
-            options = given.value("stream_options", dict) or {}
             tokens = None
-            if options.get("include_usage"):
+            if usage_asked:
                 tokens = len(cutter.tokenizer.encode(asked[0]))
             return StreamingResponse(
-                self._streamed(pieces, about, cutter, tokens), media_type="text/event-stream"
+                self._streamed(talk, said_so_far, about, cutter, tokens),
+                media_type="text/event-stream",
             )
         answers = await work.asked(messages, asked, given)
         tokenizer = work.bridge.pipeline.receivers[
@@ -110,7 +118,12 @@ class Completions:
                 )
 
     async def _streamed(
-        self, pieces: Iterator[str], about: dict[str, Any], cutter: _Cutter, read: int | None
+        self,
+        talk: Talk,
+        pieces: Iterator[str],
+        about: dict[str, Any],
+        cutter: _Cutter,
+        read: int | None,
     ) -> AsyncIterator[bytes]:
         """The pieces of an answer as server-sent events.
 
@@ -127,7 +140,7 @@ class Completions:
             whole += piece or ""
             text, finish = cutter.cut(whole)
             if piece is None:
-                finish = finish or "stop"
+                finish = finish or ("stop" if talk.finished else "length")
             elif finish is None:
                 text = cutter.sure(text)
             new, sent = text[len(sent) :], max(sent, text, key=len)

@@ -9,6 +9,9 @@ from annotated_types import Ge, Gt, Le
 
 from lw_jax.utils.bounds import Checked, Location, TokensOrNone
 
+DEMO_QUESTIONS = 3
+"""That the demo page asks at once: of the latent, the text, and as much of it as has room."""
+
 
 @dataclass(frozen=True)
 class ServeConfig(Checked):

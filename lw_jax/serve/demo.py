@@ -36,10 +36,7 @@ class Demo:
             self._work,
             Given(request.state.body, {"text", "question", "ratio", "receiver"}),
         )
-        ((text,), _), ((question,), _) = (
-            given.several("text", "text", str),
-            given.several("question", "question", str, missing=[""]),
-        )
+        text, question = given.needed("text", str), given.value("question", str) or ""
         wire, receiver = work.bridge, given.value("receiver", str)
         inside, (asked,) = work.split([question])
         message = await work.sent(text, inside, given)

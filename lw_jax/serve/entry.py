@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lw_jax.errors import UserError, said
-from lw_jax.serve.batching import FullError
+from lw_jax.serve.batching import FullError, TooManyError
 from lw_jax.serve.config import ServeConfig
 from lw_jax.serve.given import RefusedError
 from lw_jax.serve.metrics import Metrics
@@ -61,6 +61,8 @@ class Entry:
             except FullError:
                 response = error(429, f"{self.config.queue} texts and questions wait; try later")
                 response.headers["Retry-After"] = "1"
+            except TooManyError as much:
+                response = error(413, str(much))
             except TimeoutError:
                 response = error(504, f"not answered within {self.config.timeout:g} s")
             except ClientDisconnect:

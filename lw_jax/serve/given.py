@@ -54,6 +54,13 @@ class Given:
             raise RefusedError(400, f"{key}: expected {_WORDS[kind]}; got {json.dumps(found)[:60]}")
         return found
 
+    def needed(self, key: str, kind: type) -> Any:
+        """A value that has to be given."""
+        found = self.value(key, kind)
+        if found is None:
+            raise RefusedError(400, f"{key}: missing")
+        return found
+
     def several(
         self, one: str, many: str, kind: type, missing: Sequence[Any] | None = None
     ) -> tuple[list[Any], bool]:
@@ -73,6 +80,8 @@ class Given:
 
     def texts(self, key: str) -> list[str]:
         """Texts, of which there may be none."""
+        if self.body.get(key) == []:
+            return []
         return self.several(key, key, str, missing=[])[0]
 
 

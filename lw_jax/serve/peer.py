@@ -58,15 +58,16 @@ class Peer:
             reason = f"the receiver at {self.address} does not answer: {said(error)}"
             raise RefusedError(502, reason) from error
         self._now(True)
-        try:
-            found = response.json()
-        except ValueError:
-            found = {}
+        found = _object(response)
         if response.status_code != 200:
-            reason = found.get("error", {}).get("message", "no reason given")
-            raise RefusedError(response.status_code, f"the receiver at {self.address}: {reason}")
+            refused = found.get("error")
+            why = refused.get("message") if isinstance(refused, dict) else None
+            why = why or f"no reason given (status {response.status_code})"
+            status = response.status_code if response.status_code >= 400 else 502
+            raise RefusedError(status, f"the receiver at {self.address}: {why}")
         answers = found.get("answers")
-        if not isinstance(answers, list):
+        count = max(len(body["messages"]), len(body["questions"]))
+        if not isinstance(answers, list) or len(answers) != count:
             raise RefusedError(
                 502, f"the receiver at {self.address} answered something else than answers"
             )
@@ -76,8 +77,8 @@ class Peer:
         """What its `/health` says, or that it does not answer."""
         try:
             response = await self._client.get("/health", timeout=1.0)
-            status = str(response.json().get("status", "?"))
-        except (httpx.HTTPError, ValueError) as error:
+            status = str(_object(response).get("status", "?"))
+        except httpx.HTTPError as error:
             self._now(False)
             return f"does not answer: {said(error)}"
         self._now(True)
@@ -88,3 +89,12 @@ class Peer:
         if up != (self._up is not False):
             _log.warning("the receiver at %s %s", self.address, _UP[up])
         self._up = up
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in an answer; {}: there is none."""
+    try:
+        found = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

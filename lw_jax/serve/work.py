@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,15 +28,23 @@ class Work:
         self.bridge, self.config, self.batcher = bridge, config, batcher
 
     async def sent(self, text: str, question: str | None, given: Given) -> Message:
-        """The message of a text, in windows.
+        """The message of a text; see `sent_all`."""
+        return (await self.sent_all([text], question, given))[0]
+
+    async def sent_all(
+        self, texts: Sequence[str], question: str | None, given: Given
+    ) -> list[Message]:
+        """The messages of texts, in windows.
 
         Args:
-            text: the text.
+            texts: the texts.
             question: that travels in the latent; None: none does.
             given: the request, with `codec`, `ratio` and `tokens`.
 
         Raises:
-            RefusedError: it has too many windows, or this end encodes nothing.
+            RefusedError: one has too many windows, or this end encodes nothing.
+            FullError: too many windows wait; none of these is run.
+            TooManyError: these are more than may wait.
         """
         if self.config.role == "receiver":
             raise RefusedError(400, "this server is a receiver; texts are encoded by a sender")
@@ -46,7 +53,7 @@ class Work:
         if self.config.window:
             tokens = min(tokens or self.config.window, self.config.window)
 
-        def ready() -> tuple[list[str], list[Any]]:
+        def ready(text: str) -> tuple[list[str], list[Any]]:
             cut_at: list[str] = []
             for window in wire.windows(text, question, tokens):
                 if len(cut_at) == most:
@@ -57,16 +64,12 @@ class Work:
             codec, ratio = given.value("codec", str), given.value("ratio", float)
             return cut_at, [wire.text(w.strip(), question, codec, ratio) for w in cut_at]
 
-        windows, texts = await run_in_threadpool(ready)
-        packets = await self.batcher.send(texts)
-        parts = zip(windows, packets, strict=True)
-        return Message(tuple(Part(data, len(window)) for window, data in parts))
-
-    async def sent_all(
-        self, texts: Sequence[str], question: str | None, given: Given
-    ) -> list[Message]:
-        """The messages of texts; see `sent`."""
-        return await asyncio.gather(*(self.sent(text, question, given) for text in texts))
+        found = await run_in_threadpool(lambda: [ready(text) for text in texts])
+        packets = iter(await self.batcher.send([one for _, own in found for one in own]))
+        return [
+            Message(tuple(Part(next(packets), len(window)) for window in windows))
+            for windows, _ in found
+        ]
 
     async def asked(
         self, messages: Sequence[str], asked: Sequence[str], given: Given

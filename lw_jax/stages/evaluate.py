@@ -138,7 +138,7 @@ def run(run: Run, name: str, cfg: EvaluateConfig) -> None:
     for line in cannot:  # at once, and again beside the figures
         run.console.print(line, markup=False, highlight=False, soft_wrap=True)
     out = _directory(run, name)
-    partial = PredictionCache(out / "partial", key)
+    partial = PredictionCache(out / "partial", key, len(examples))
     # By default a GPU rounds float32 factors to ten bits: enough to part scorer and decoder.
     with termination() as terminated, jax.default_matmul_precision("highest"):
         compared = Comparison(

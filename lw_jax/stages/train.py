@@ -380,7 +380,8 @@ def start_params(run: Run, name: str, cfg: TrainConfig, pipeline: Pipeline, rng:
         found = statistics.load(path, identity(run.config, measured, pipeline))
     params = fresh(pipeline.bridge, jax.random.fold_in(rng, 0))
     if found is not None:
-        params = filled(pipeline.bridge, params, found)
+        with statistics.used(path):
+            params = filled(pipeline.bridge, params, found)
     if cfg.init_only:
         found_there = load(init_from=cfg.init_from, only=cfg.init_only).params
         params = from_paths(dict(components(params)) | dict(components(found_there)))

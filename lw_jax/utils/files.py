@@ -8,6 +8,7 @@ Of several processes that run a config together, the first alone writes (`lw_jax
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -235,8 +236,9 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file at once: a kill leaves the old one or the new one."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replaces a file at once: a kill leaves the old one or the new one. Halves of surrogate pairs,
+    as in a name that is no UTF-8, are written as escapes, which JSON reads back."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -247,8 +249,14 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     if not hosts.first():
         return
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device or a pipe stays one
+        with path.open("wb") as file:
+            file.write(content)
+        return
     part = path.with_name(path.name + ".part")
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         with part.open("wb") as file:
             file.write(content)
             file.flush()
@@ -282,12 +290,34 @@ def write_lines(path: Path, lines: Iterable[Any]) -> None:
 
 
 def append_line(path: Path, content: Any) -> None:
-    """Appends one JSON line, in one write."""
+    """Appends one JSON line, in one write: whole, and after the end of the line before, which a
+    kill or a full disk may have cut.
+
+    Raises:
+        OSError: it cannot be written; then the file is as it was.
+    """
     if not hosts.first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_finite(content), ensure_ascii=False) + "\n")
+    line = json.dumps(_finite(content), ensure_ascii=False) + "\n"
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        begin = b"" if size == 0 or _ends_a_line(path) else b"\n"
+        left = begin + line.encode("utf-8", "backslashreplace")
+        try:
+            while left:  # on a disk that is nearly full the first writes a part
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+
+
+def _ends_a_line(path: Path) -> bool:
+    """Whether a file's last byte ends a line."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def _finite(content: Any) -> Any:

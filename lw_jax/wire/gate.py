@@ -135,14 +135,26 @@ class Gate:
         """
         if not path.is_file():
             raise UserError(f"{path}: no gate there; `lw-jax probe hostile RUN` writes one")
-        held = read_npz(path, "`lw-jax probe hostile RUN` writes a gate")
+        advice = "delete it; `lw-jax probe hostile RUN` writes a gate"
+        held = read_npz(path, advice)
         try:
-            bounds = {name: float(held[f"bound_{name}"]) for name in MEASURES}
             own, mean, whiten = held["mark"].tobytes(), held["mean"], held["whiten"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"no gate: {error}") from None
-        if whiten.shape != (len(mean), len(mean)) or not all(map(np.isfinite, bounds.values())):
-            raise damaged(path, "no gate: its shapes or bounds are wrong")
+            parts = {name: held[f"bound_{name}"] for name in MEASURES}
+        except KeyError as error:
+            raise damaged(path, f"no gate: {error} is missing", advice) from None
+        numbers = (mean, whiten, *parts.values())
+        # of what is no number nothing is further than a bound, so that everything would pass
+        if not all(x.dtype == np.float64 and np.isfinite(x).all() for x in numbers):
+            raise damaged(path, "no gate: a part of it is no finite float64", advice)
+        d = mean.size
+        if (
+            mean.shape != (d,)
+            or whiten.shape != (d, d)
+            or not d
+            or any(map(np.ndim, parts.values()))
+        ):
+            raise damaged(path, "no gate: its shapes are wrong", advice)
+        bounds = {name: float(value) for name, value in parts.items()}
         if own != mark:
             raise UserError(f"{path}: a gate of another bridge's messages than the one loaded")
         return cls(mean, whiten, bounds, own)

@@ -73,3 +73,14 @@ def test_its_interval_holds_the_truth():
         assert found is not None
         held += found.low <= 0.4 / 0.65 <= found.high
     assert held >= 90
+
+
+def test_a_latent_that_ties_with_the_text_in_every_row_is_not_certain():
+    text, nothing = Line(np.array([1.0, 0.5, 1.0, 0.5])), Line(np.zeros(4))
+    groups = ["a", "b", "c", "d"]
+    same = score(Line(np.array(text.total)), text, nothing, groups, seed=0)
+    assert same is not None
+    assert same.share == 1.0 and np.isnan([same.low, same.high]).all()
+    assert same.to_json()["ci"] is None and str(same) == "1.00"
+    itself = score(text, text, nothing, groups, seed=0)  # 1 by what it is
+    assert itself is not None and (itself.low, itself.high) == (1.0, 1.0)

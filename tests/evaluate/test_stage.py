@@ -517,10 +517,13 @@ def test_sigterm_stops_between_batches_and_says_how_to_go_on(
 
 def test_parts_of_another_evaluation_are_not_read(tmp_path: Path) -> None:
     said = [Prediction("text", 1.5, 2, 0, True, None, 3, 4)]
-    PredictionCache(tmp_path, key_of("rows", 1)).save("reader", "latent", said, 0.5)
-    assert PredictionCache(tmp_path, key_of("rows", 1)).load("reader", "latent") == (said, 0.5)
-    assert PredictionCache(tmp_path, key_of("rows", 2)).load("reader", "latent") is None
-    assert PredictionCache(tmp_path, key_of("rows", 1)).load("reader", "text") is None
+    PredictionCache(tmp_path, key_of("rows", 1), len(said)).save("reader", "latent", said, 0.5)
+    assert PredictionCache(tmp_path, key_of("rows", 1), len(said)).load("reader", "latent") == (
+        said,
+        0.5,
+    )
+    assert PredictionCache(tmp_path, key_of("rows", 2), len(said)).load("reader", "latent") is None
+    assert PredictionCache(tmp_path, key_of("rows", 1), len(said)).load("reader", "text") is None
 
 
 def test_the_mean_belongs_to_the_parameters_it_was_measured_with(

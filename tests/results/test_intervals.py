@@ -187,3 +187,9 @@ def test_a_figure_is_there_where_every_seed_has_it() -> None:
     training = {"training": {"one": {"steps": 1}, "two": {"steps": 2}}}
     assert Seed(training, {}, "").training == {"steps": 2}
     assert Seed({"training": {}}, {}, "").training == {}
+
+
+def test_where_a_seed_has_no_interval_there_is_none() -> None:
+    for seeds in (1, 2, 3):
+        found = combine([1.0, 1.5, 2.0][:seeds], [[None, None], [0.0, 2.0], [1.0, 3.0]][:seeds])
+        assert (found.low, found.high) == (None, None)

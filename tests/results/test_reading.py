@@ -90,3 +90,28 @@ def test_what_cannot_be_compared_is_one_line(
     ):
         assert main(["reading", *words]) == 2
         assert line in capsys.readouterr().err
+
+
+def test_ties_in_all_rows_are_not_certain(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of twelve articles another could differ: at most a share 1 - 0.025 ** (1 / 12) would."""
+    words = [f"latent={run(tmp_path, 'latent', 0.5, 1)}", f"same={run(tmp_path, 'same', 0.5, 1)}"]
+    *_, last = said(words, capsys)
+    assert "contributes +0.000 [-0.265, +0.265] F1" in last
+
+
+def test_a_run_is_no_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latent, other = run(tmp_path, "latent", 0.5, 1), run(tmp_path, "other", 0.5, 2)
+    assert main(["reading", f"latent={latent},{latent}/../latent_1", f"other={other}"]) == 2
+    assert "given twice; each run stands for a seed" in capsys.readouterr().err
+    assert main(["normalised", latent, latent, latent]) == 2
+    assert "given twice; each run stands for a seed" in capsys.readouterr().err
+
+
+def test_rows_of_one_id_are_not_joined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latent, other = run(tmp_path, "latent", 0.5, 1), run(tmp_path, "other", 0.5, 2)
+    path = Path(other) / "predictions.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[0] + "\n")
+    assert main(["reading", f"latent={latent}", f"other={other}"]) == 2
+    assert "several of its rows have one id" in capsys.readouterr().err

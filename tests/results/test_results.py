@@ -314,6 +314,29 @@ def test_lines_that_are_no_records_are_named(tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff", b"[" * 100_000, b'{"name":%s}' % (b"9" * 5000), b'{"name":["x"]}', b'{"name":3}']
+    + [b"null", b"3", b'"name"', b'["name"]', b"\0", b"{}"],
+)
+def test_whatever_a_line_is_that_is_no_record(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"name":"x"}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: no record"):
+        read_records(tmp_path)
+    with pytest.raises(UserError, match=r"a.jsonl, line 2: no record"):
+        put({"name": "y"}, path)
+
+
+def test_a_record_may_hold_any_text(tmp_path: Path) -> None:
+    """U+2028 ends a line for some, and stands in JSON as it is."""
+    path = tmp_path / "a.jsonl"
+    for text in ("a\u2028b", "\x85", "\x1c", "\udcff"):
+        record = {"name": "x", "config": {"name": text}}
+        put(record, path)
+        assert read_records(tmp_path) == {"x": record}
+
+
 def test_a_record_has_the_configs_own_keys_alone(tmp_path: Path, runs: list[Path]) -> None:
     config = record_of(runs[0])["config"]
     assert config["stages"] == {

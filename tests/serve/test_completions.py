@@ -28,11 +28,14 @@ async def call(work: Callable[[], Any]) -> Any:
     return work()
 
 
-def streamed(pieces: list[str], cutter: _Cutter, read: int | None = None) -> list[dict[str, Any]]:
+def streamed(
+    pieces: list[str], cutter: _Cutter, read: int | None = None, finished: bool = True
+) -> list[dict[str, Any]]:
     work: Any = SimpleNamespace(batcher=SimpleNamespace(call=call))
+    talk: Any = SimpleNamespace(finished=finished)
 
     async def run() -> list[bytes]:
-        found = Completions(work, "facts")._streamed(iter(pieces), {"id": "x"}, cutter, read)
+        found = Completions(work, "facts")._streamed(talk, iter(pieces), {"id": "x"}, cutter, read)
         return [one async for one in found]
 
     events = asyncio.run(run())
@@ -55,6 +58,13 @@ def test_a_stream_ends_where_the_whole_answer_does(
     assert "".join(texts) == whole
     assert reasons == [None] * (len(found) - 1) + [ended or "stop"]
     assert (most, stops) != (None, ()) or whole == ANSWER
+
+
+def test_a_stream_that_ran_into_the_most_tokens_says_so(tokenizer: Tokenizer) -> None:
+    found = streamed([ANSWER], _Cutter(tokenizer, None, ()), finished=False)
+    assert found[-1]["choices"][0]["finish_reason"] == "length"
+    found = streamed([ANSWER], _Cutter(tokenizer, None, ("barn",)), finished=False)
+    assert found[-1]["choices"][0]["finish_reason"] == "stop"
 
 
 def test_usage_comes_last_where_it_is_asked_for(tokenizer: Tokenizer) -> None:

@@ -7,8 +7,10 @@ import base64
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +22,8 @@ from lw_jax import Bridge, Message
 from lw_jax.api.bridge import Bridge as Loaded
 from lw_jax.serve.app import Server
 from lw_jax.serve.config import ServeConfig
+from lw_jax.serve.demo import Demo
+from lw_jax.serve.given import RefusedError
 from lw_jax.wire.gate import MEASURES, Gate
 from tests.tiny.shipped import facts
 from tests.wire.crafted import changed
@@ -55,6 +59,14 @@ def listening(server: Server) -> Iterator[str]:
     yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
     running.should_exit = True
     thread.join()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if holds():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never was so")
 
 
 def ready(address: str) -> None:
@@ -206,6 +218,48 @@ WRONG: dict[str, tuple[str, Any, int, str]] = {
         400,
         "where zeros belong",
     ),
+    "a text and a message": (
+        "/answer",
+        lambda m: body(m, text=TEXT),
+        400,
+        "give either a message or a text",
+    ),
+    "a message in a codec": (
+        "/answer",
+        lambda m: body(m, codec="int8"),
+        400,
+        "codec: of a text; a message is encoded already",
+    ),
+    "questions for which there is never room": (
+        "/answer",
+        lambda m: {"message": m, "questions": [CATS] * 49},
+        413,
+        "49 texts or questions at once; 48 are the most",
+    ),
+    "texts for which there is never room": (
+        "/encode",
+        lambda m: {"texts": ["Ada keeps 7 goats."] * 49},
+        413,
+        "49 texts or questions at once; 48 are the most",
+    ),
+    "an option of streams": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "stream_options": {"usage": True}},
+        400,
+        "usage: not known; known are include_usage",
+    ),
+    "usage that is neither true nor false": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "stream_options": {"include_usage": "no"}},
+        400,
+        "include_usage: expected true or false",
+    ),
+    "options of no stream": (
+        "/v1/completions",
+        lambda m: {"prompt": CATS, "message": m, "stream_options": {"include_usage": True}},
+        400,
+        "stream_options: of a stream",
+    ),
     "path": ("/nowhere", lambda m: {}, 404, "there is no such thing here"),
 }
 
@@ -220,6 +274,53 @@ def test_what_is_wrong_is_refused_with_the_reason(
     assert (response.status_code, said["code"]) == (status, status), said
     assert reason in said["message"]
     assert "\n" not in said["message"]
+
+
+def test_where_not_all_texts_have_room_none_waits(
+    there: httpx.Client, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, held, sent = Loaded.send, threading.Event(), list[int]()
+
+    def slow(self: Loaded, texts: Any) -> Any:
+        held.wait(10)
+        sent.append(len(texts))
+        return send(self, texts)
+
+    monkeypatch.setattr(Loaded, "send", slow)
+    text = "Ada keeps 7 goats."
+    with ThreadPoolExecutor() as pool:
+
+        def waits(count: int) -> Future[httpx.Response]:
+            return pool.submit(there.post, "/encode", json={"texts": [text] * count})
+
+        first = waits(1)
+        until(lambda: not server.batcher.waiting and not first.done())
+        others = waits(40)
+        until(lambda: server.batcher.waiting == 40)
+        assert there.post("/encode", json={"texts": [text] * 20}).status_code == 429
+        assert server.batcher.waiting == 40
+        held.set()
+        assert [one.result().status_code for one in (first, others)] == [200, 200]
+    assert sum(sent) == 41
+
+
+def test_an_empty_list_of_stops_is_none(there: httpx.Client, sent: str) -> None:
+    found = there.post("/v1/completions", json={"prompt": CATS, "message": sent, "stop": []})
+    assert found.json()["choices"][0]["text"] == "31"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"text": [TEXT, TEXT], "question": CATS}, "text: expected text"),
+        ({"text": TEXT, "question": [CATS, CATS]}, "question: expected text"),
+        ({"question": CATS}, "text: missing"),
+    ],
+)
+def test_the_demo_takes_one_text_and_one_question(given: dict[str, Any], reason: str) -> None:
+    request: Any = SimpleNamespace(state=SimpleNamespace(body=given))
+    with pytest.raises(RefusedError, match=reason):
+        asyncio.run(Demo(SimpleNamespace(bridge=None))(request))  # type: ignore[arg-type]
 
 
 def test_the_right_method_is_said(there: httpx.Client) -> None:
@@ -306,12 +407,18 @@ def test_beyond_the_queue_and_the_time_it_is_refused_and_goes_on(
     monkeypatch.setattr(server.entry, "config", ServeConfig(**vars(CONFIG) | {"timeout": 0.3}))
     late = there.post("/answer", json=body(sent))
     assert (late.status_code, late.json()["error"]["message"]) == (504, "not answered within 0.3 s")
-    many = there.post("/answer", json={"message": sent, "questions": [CATS] * 60})
-    assert (many.status_code, many.headers["retry-after"]) == (429, "1")
     with pytest.raises(httpx.ReadTimeout):  # the other end goes away
         there.post("/answer", json=body(sent), timeout=0.05)
-    held.set()
+    until(lambda: server.batcher.waiting == 0)  # nobody waits for these any more
     monkeypatch.setattr(server.entry, "config", CONFIG)
+    with ThreadPoolExecutor() as pool:
+        asked = {"message": sent, "questions": [CATS] * 48}
+        many = pool.submit(there.post, "/answer", json=asked)
+        until(lambda: server.batcher.waiting == 48)
+        more = there.post("/answer", json=body(sent))
+        assert (more.status_code, more.headers["retry-after"]) == (429, "1")
+        held.set()
+        assert many.result().json() == {"answers": ["31"] * 48}
     assert there.post("/answer", json=body(sent)).json() == {"answer": "31"}
     assert value(there, "lw_jax_clients_left_total") == 1
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from lw_jax.evaluate.prediction_cache import PredictionCache
 from lw_jax.evaluate.relay import Written
 from lw_jax.models.dims import ModelDims
 from lw_jax.results.record import record_of
-from lw_jax.runs import receiver_rms, statistics
+from lw_jax.runs import history, receiver_rms, statistics
 from lw_jax.runs.directory import read_config, read_finished
 from lw_jax.train.diagnostics import Journal, fired
 from lw_jax.utils import files
@@ -61,10 +63,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "calibration/c.npz": read_statistics,
     "calibration/c.part.npz": lambda h: statistics.load_part(h / "calibration/c.npz", IDENTITY),
     "diagnostics.jsonl": rewind,
-    "partial/reader.latent.json": lambda h: PredictionCache(h / "partial", "k").load(
+    "partial/reader.latent.json": lambda h: PredictionCache(h / "partial", "k", 1).load(
         "reader", "latent"
     ),
-    "partial/sender.json": lambda home: PredictionCache(home / "partial", "k").load_written(),
+    "partial/sender.json": lambda home: PredictionCache(home / "partial", "k", 1).load_written(),
     "metrics.json": record_of,
 }
 
@@ -85,7 +87,7 @@ def run(tmp_path: Path) -> Path:
     statistics.save(path, MOMENTS, IDENTITY)
     statistics.save_part(path, MOMENTS, 3, IDENTITY)
     Journal(tmp_path / "diagnostics.jsonl", "fit").write(1, "train", {"loss": 1.0})
-    cache = PredictionCache(tmp_path / "partial", "k")
+    cache = PredictionCache(tmp_path / "partial", "k", 1)
     cache.save("reader", "latent", [Prediction("text", 1.5, 2, 0, True, None, 3, 4)], 0.5)
     cache.save_written(Written(("text",), 0.5))
     files.write_json(tmp_path / "metrics.json", {"stage": "report"})
@@ -171,3 +173,129 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 )
 def test_only_what_a_number_is_written_as_is_one(name: str, number: int | None) -> None:
     assert files.number_of(name) == number
+
+
+WHOLE = {"text": "a", "nll": 1.0, "tokens": 2, "first_rank": 0, "argmax": True, "same": None} | {
+    "columns": 3,
+    "wire_bytes": 4,
+    "nats": {},
+    "ended": "eos",
+    "end_nll": 0.0,
+}
+ROW = {"key": "k", "seconds": 1.0, "rows": [WHOLE]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": []},
+        {"rows": [WHOLE, WHOLE]},
+        {"rows": {"a": WHOLE}},
+        {"rows": [3]},
+        {"seconds": "1"},
+        {"seconds": None},
+        *({"rows": [WHOLE | {key: value}]} for key, value in {"text": 3, "nll": "x"}.items()),
+        *({"rows": [WHOLE | {key: None}]} for key in ("nll", "tokens", "nats", "columns")),
+        {"rows": [WHOLE | {"more": 1}]},
+        {"rows": [{"text": "a"}]},
+    ],
+)
+def test_predictions_that_are_not_whole_are_made_again(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = PredictionCache(tmp_path, "k", 1)
+    path = tmp_path / "reader.latent.json"
+    path.write_text(json.dumps(ROW))
+    assert cache.load("reader", "latent") is not None
+    path.write_text(json.dumps(ROW | change))
+    assert cache.load("reader", "latent") is None
+    assert f"{path} is damaged (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("texts", [[], ["a", "b"], [3], "a", {"a": "b"}])
+def test_texts_that_are_not_whole_are_written_again(texts: Any, tmp_path: Path) -> None:
+    cache = PredictionCache(tmp_path, "k", 1)
+    (tmp_path / "sender.json").write_text(json.dumps({"key": "k", "seconds": 1, "texts": texts}))
+    assert cache.load_written() is None
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        np.full((3, 4), np.nan, np.float32),
+        np.ones((3, 4)),
+        np.ones(4, np.float32),
+        np.array([["a"]]),
+        np.float32(1),
+    ],
+)
+def test_mean_slots_that_are_no_numbers_are_measured_anew(
+    slots: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean_latent.save(tmp_path, "key", slots)
+    assert mean_latent.load(tmp_path, "key") is None
+    assert "is damaged (its slots are no finite float32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("source/mean", np.full((1, 4), np.inf)), ("source/std", np.array([["a"]]))],
+)
+def test_statistics_that_are_no_numbers_are_damaged(key: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "c.npz"
+    statistics.save(path, MOMENTS, IDENTITY)
+    held = dict(np.load(path)) | {key: value}
+    files.write_npz(path, held)
+    with pytest.raises(UserError, match=f"is damaged .{key} is not all finite numbers"):
+        statistics.load(path, IDENTITY)
+
+
+@pytest.mark.parametrize("error", [KeyError("source/mean"), ValueError("a would be [3], not [4]")])
+def test_statistics_that_do_not_fit_are_damaged(error: Exception, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"c.npz is damaged .*it is measured anew"),
+        statistics.used(tmp_path / "c.npz"),
+    ):
+        raise error
+
+
+def test_a_line_after_one_that_was_cut_stands_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b": ')
+    files.append_line(path, {"c": 3})
+    files.append_line(path, {"d": "\udcff"})
+    found, bad = files.read_lines(path)
+    assert (found, bad) == ([{"a": 1}, {"c": 3}, {"d": "\udcff"}], 1)
+
+
+def test_a_line_that_does_not_fit_leaves_none(tmp_path: Path) -> None:
+    """On a disk that is full a part of a line is written."""
+    path = tmp_path / "lines.jsonl"
+    files.append_line(path, {"a": 1})
+    held, code = path.read_bytes(), "import sys; from pathlib import Path; "
+    code += "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+    code += "from lw_jax.utils.files import append_line; "
+    code += "append_line(Path(sys.argv[1]), {'b': 'x' * 2000})"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=False)
+    assert b"File too large" in done.stderr
+    assert path.read_bytes() == held
+
+
+def test_a_history_that_cannot_be_written_costs_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / history.FILE).mkdir()
+    history.add(tmp_path / "run", {"run": "a"}, history.Call())
+    assert capsys.readouterr().out.startswith(f"WARNING {tmp_path / history.FILE}: no line was")
+
+
+def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        files.write_bytes(pipe, b"a message")
+        assert reader.communicate()[0] == b"a message"
+    assert pipe.is_fifo()
+    with pytest.raises(IsADirectoryError) as raised:
+        files.write_bytes(tmp_path, b"")
+    assert raised.value.filename == str(tmp_path)

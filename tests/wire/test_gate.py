@@ -120,3 +120,30 @@ def test_too_few_slots_make_no_gate() -> None:
     wide = [np.ones((2, 40))] * 5
     with pytest.raises(UserError, match="fit it on more messages"):
         Gate.fit(wide, wide, ALARMS, MARK)
+
+
+SPOILT = {
+    "a mean that is no number": {"mean": np.full(4, np.nan)},
+    "distances that are no numbers": {"whiten": np.full((4, 4), np.nan)},
+    "distances without an end": {"whiten": np.full((4, 4), np.inf)},
+    "one number": {"mean": np.float64(1)},
+    "a mean of lists": {"mean": np.zeros((4, 1))},
+    "words": {"mean": np.array(list("abcd"))},
+    "complex numbers": {"mean": np.zeros(4, complex)},
+    "another width": {"mean": np.zeros(5)},
+    "nothing": {"mean": np.zeros(0), "whiten": np.zeros((0, 0))},
+    "truth values": {"whiten": np.eye(4, dtype=bool)},
+    "several bounds": {"bound_distance": np.ones(1)},
+    "a bound that is a word": {"bound_distance": np.array("1")},
+    "a bound that is no number": {"bound_distance": np.float64("nan")},
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_gate_that_is_none_is_damaged(name: str, gate: Gate, tmp_path: Path) -> None:
+    path = tmp_path / "gate.npz"
+    gate.save(path)
+    Gate.load(path, MARK)
+    np.savez(path, **dict(np.load(path)) | SPOILT[name])
+    with pytest.raises(UserError, match=r"gate.npz is damaged \(no gate: .*probe hostile RUN"):
+        Gate.load(path, MARK)
