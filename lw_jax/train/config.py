@@ -226,7 +226,13 @@ class TrainConfig(Checked):
 
     def _check_tasks(self) -> None:
         """Raises UserError unless every part of the curriculum mixes tasks that there are."""
-        used = {name for part in self.curriculum for name in part.mix}
+        used = {
+            name
+            for part in self.curriculum
+            if part.share
+            for name, often in part.mix.items()
+            if often
+        }
         for i, part in enumerate(self.curriculum):
             for name in part.mix:
                 if name not in self.tasks:
@@ -236,7 +242,9 @@ class TrainConfig(Checked):
                 raise UserError(f"curriculum.{i}.mix: missing; there are tasks to share the steps")
         for name, task in self.tasks.items():
             if name not in used:
-                raise UserError(f"tasks.{name}: in no mix of the curriculum; it has no step")
+                raise UserError(
+                    f"tasks.{name}: in no mix of the curriculum, or of weight or share 0; it has no step"
+                )
             if (task.batch_size or self.batch_size) % self.accumulate:
                 raise UserError(
                     f"tasks.{name}.batch_size: accumulate {self.accumulate} does not divide "

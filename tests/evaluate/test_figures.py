@@ -281,7 +281,8 @@ def test_the_normalised_score_is_between_the_best_text_and_nothing() -> None:
     assert first.startswith("latent carries 0.67 [0.")
     ends = "(latent 0.500, text 0.750, nothing 0.000; EM 0.500, 0.750, 0.000)"
     assert f"of what the text (tuned) is worth in F1 {ends}" in first
-    assert "0.75 [0.75, 0.75] in nats; latent / text 0.67 in F1" in first
+    # the nats are the same in all rows, of which draws would make a certainty
+    assert ", 0.75 in nats; latent / text 0.67 in F1" in first
     assert "intervals over 8 articles" in last
     bare = [replace(e, article="") for e in asked]
     found = figures(Asked(bare, [], 0, 50), {"a": _tuned(40, 20, 30)}, ends=ENDS)["normalised"]["a"]
