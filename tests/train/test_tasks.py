@@ -60,6 +60,7 @@ def test_a_task_is_the_stage_but_for_what_it_names() -> None:
         ([{"a": 1}, {}], 1, r"curriculum\.1\.mix: missing"),
         ([{"a": 1}, {"c": 1}], 1, r"curriculum\.1\.mix: no task 'c'; there are: a, b"),
         ([{"a": 1}], 1, r"tasks\.b: in no mix"),
+        ([{"a": 1, "b": 0}], 1, r"tasks\.b: in no mix of the curriculum, or of weight"),
         ([{"a": 1, "b": 1}], 4, r"tasks\.b\.batch_size: accumulate 4 does not divide 6"),
     ],
 )
