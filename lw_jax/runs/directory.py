@@ -27,6 +27,7 @@ from lw_jax.runs import receiver_rms
 from lw_jax.runs.history import Call
 from lw_jax.runs.opened import Session
 from lw_jax.runs.places import found
+from lw_jax.train.loop import end_of
 from lw_jax.utils import hosts
 from lw_jax.utils.files import damaged, number_of, read_json, write_text
 from lw_jax.utils.resume import free, raised
@@ -155,6 +156,13 @@ def _held(path: Path, config: Config) -> Config | None:
             raise UserError(
                 f"stages.{name}: its steps cannot be raised, for stages.{trained[0]} went on from "
                 "its end; give another --run_dir"
+            )
+        asked = old.stages[name].train
+        if asked is not None and (end := end_of(path, name, asked.steps)) < asked.steps:
+            raise UserError(
+                f"stages.{name}: stop_when ended it after step {end} of {asked.steps}, and more "
+                "steps would not begin it again; give another --run_dir, with init_from to go on "
+                "from its end"
             )
     return old
 

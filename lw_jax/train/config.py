@@ -243,7 +243,8 @@ class TrainConfig(Checked):
         for name, task in self.tasks.items():
             if name not in used:
                 raise UserError(
-                    f"tasks.{name}: in no mix of the curriculum, or of weight or share 0; it has no step"
+                    f"tasks.{name}: in no mix of the curriculum, or of weight or share 0 there; it "
+                    "has no step"
                 )
             if (task.batch_size or self.batch_size) % self.accumulate:
                 raise UserError(

@@ -18,6 +18,7 @@ from lw_jax.config.parse import read, to_dict
 from lw_jax.errors import UserError
 from lw_jax.runs import doctor
 from lw_jax.stages import calibrate, evaluate, train
+from lw_jax.train import loop
 from tests.config.conftest import Write
 
 Stage = Callable[[Any, str], None]
@@ -118,6 +119,27 @@ def test_the_steps_of_a_finished_run_may_be_raised_and_not_lowered(
     said = line_of(capsys)
     assert "stages.fit.train.steps was 6, is 5" in said
     assert "steps may be raised, not lowered" in said
+
+
+def test_more_steps_do_not_begin_again_what_stop_when_ended(
+    write: Write,
+    stages: dict[str, Stage],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor does a line say that they do."""
+
+    def ends_early(this: Any, name: str) -> None:
+        (this.run_dir / "checkpoints" / name / "3").mkdir(parents=True)
+
+    config, stages["train"] = str(write()), ends_early
+    monkeypatch.setattr(loop, "read_meta", lambda _: {"progress": {"ended": {"since": 2}}})
+    assert main("--config", config) == 0
+    before = (HOME / "finished.json").read_text()
+    capsys.readouterr()
+    assert main("--config", config, f"{STEPS}6") == 2
+    assert "stages.fit: stop_when ended it after step 3 of 4" in line_of(capsys)
+    assert (HOME / "finished.json").read_text() == before
 
 
 def test_what_went_on_from_a_stage_holds_its_steps(
@@ -332,3 +354,17 @@ def test_signals_have_their_codes_before_a_stage_begins(
         monkeypatch.setattr(doctor, "check", lambda *_, n=number: os.kill(os.getpid(), n))
         assert main("--config", str(write())) == 128 + number
     assert not HOME.exists()
+
+
+def test_a_lock_that_leads_nowhere_is_one_line(
+    write: Write, stages: dict[str, Stage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(write())
+    assert main("--config", config) == 0
+    capsys.readouterr()
+    (HOME / ".lock").unlink()
+    (HOME / ".lock").symlink_to(HOME / "gone" / "lock")
+    assert main("--config", config) == 2
+    assert "cannot open runs/small/.lock: No such file or directory; remove it" in line_of(capsys)
+    (HOME / ".lock").unlink()
+    assert main("--config", config) == 0
