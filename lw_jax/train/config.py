@@ -341,7 +341,8 @@ class ScheduledSampling(Rising):
 @dataclass(frozen=True)
 class StopWhen(Checked):
     """When a stage has been trained for long enough: a figure of its quick evaluation rose less
-    than `rise` in the last `share` of its steps.
+    than `rise` in the last `share` of its steps; or when it has failed: the figure is below
+    `least`.
 
     Compared are the best figure of all evaluations so far, and the best of those before that share;
     evaluations after `after` steps count. `eval_rows` decides how much of a rise is chance: with n
@@ -350,7 +351,9 @@ class StopWhen(Checked):
     Args:
         metric: the figure, its mean over the receivers: F1 of what is written, accuracy (all gold
             tokens are the argmax), or nats a token of the gold answer, of which a fall is a rise.
-        rise: least rise that is worth going on for.
+        rise: least rise that is worth going on for; 0: `least` alone ends it.
+        least: what the figure has to be at every evaluation that counts (nats: at most), or the
+            stage ends there; null: whatever it is.
         share: share of the steps done in which it has to rise so much.
         after: steps before which nothing is judged; null: those before the curriculum's last level.
     """
@@ -359,6 +362,7 @@ class StopWhen(Checked):
     rise: Annotated[float, Ge(0), Le(1000)] = 0.005
     share: Annotated[float, Gt(0), Lt(1)] = 0.25
     after: Step | None = None
+    least: Annotated[float, Ge(0), Le(1000)] | None = None
 
     def value(self, metrics: Mapping[str, Any]) -> float:
         """The figure of a quick evaluation, larger is better."""
@@ -372,9 +376,13 @@ class StopWhen(Checked):
             history: steps and `value` of all evaluations that count, in order.
 
         Returns:
-            `best` of all, the `best_before` the last share, and `since`, the step where that began.
+            `best` of all, the `best_before` the last share, and `since`, the step where that began;
+            or `now`, the figure, where that is too little.
         """
-        step = history[-1][0]
+        step, now = history[-1]
+        sign = -1 if self.metric == "nll" else 1
+        if self.least is not None and now < sign * self.least:
+            return {"now": sign * now}
         since = step * (1 - self.share)
         before = [value for at, value in history if at <= since]
         if not before:

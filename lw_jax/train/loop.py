@@ -372,6 +372,10 @@ def _ended(job: Job, step: int, why: Mapping[str, Any]) -> str:
     """Why `stop_when` ends a stage, in words."""
     rule = job.stop_when
     assert rule is not None
+    if "now" in why:
+        short = f"{'more' if rule.metric == 'nll' else 'less'} than {rule.least:g}"
+        said = f"{rule.metric} is {why['now']:.4g}, {short}: it has failed"
+        return f"ended after step {step} of {job.steps} (stop_when): {said}"
     sign = -1 if rule.metric == "nll" else 1
     now, before = sign * why["best"], sign * why["best_before"]
     return (

@@ -97,6 +97,33 @@ def test_what_is_judged(compiled: Any, tmp_path: Path, changes: dict[str, Any], 
     assert int(run(tmp_path, compiled, **changes).step) == end
 
 
+@pytest.mark.parametrize(
+    ("options", "end"),
+    [
+        ({"least": 0.405}, 3),
+        ({"least": 0.1}, 30),
+        ({"least": 0.45, "after": 3}, 6),
+        ({"least": 0.45, "after": 6}, 30),
+    ],
+)
+def test_one_that_has_failed_ends_at_once(
+    compiled: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: Any, end: int
+) -> None:
+    rule = StopWhen(rise=0.0, **options)
+    changes = {"stop_when": rule, "judged_after": rule.after or 0}
+    assert int(run(tmp_path, compiled, **changes).step) == end
+    told = [line for line in lines(tmp_path) if line["kind"] == "stop"]
+    assert [(line["step"], line["now"]) for line in told] == [(end, CURVE[end])] * (end < 30)
+    said = f"f1 is {CURVE[end]:g}, less than {rule.least:g}: it has failed"
+    assert (said in capsys.readouterr().out) == (end < 30)
+
+
+def test_nats_have_an_upper_bound() -> None:
+    rule = StopWhen(metric="nll", rise=0.0, least=3.0)
+    assert rule.ended([(1, rule.value({"a/nll": 2.9}))]) is None
+    assert rule.ended([(1, rule.value({"a/nll": 3.1}))]) == {"now": pytest.approx(3.1)}
+
+
 def test_a_fall_of_nats_is_a_rise() -> None:
     rule = StopWhen(metric="nll", rise=0.1, share=0.5)
     falling = [(1, rule.value({"a/nll": 3.0})), (2, rule.value({"a/nll": 2.5}))]
