@@ -16,8 +16,9 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate import bootstrap
 from lw_jax.evaluate.methods import in_order, is_method
 from lw_jax.report.page import render, run_of_page
-from lw_jax.report.read import Read, read
+from lw_jax.report.read import ADVICE, PREDICTIONS, Read, read
 from lw_jax.report.svg import Chart, Series, interval
+from lw_jax.utils import files
 from lw_jax.utils.files import write_text
 
 METRICS = {"em": "exact match", "f1": "F1", "nll": "nats a gold token"}
@@ -101,10 +102,16 @@ def compare(homes: Sequence[Path]) -> Compared:
             (`RUN/evaluations/N`), and those of stages before the last (`RUN/STAGE`).
 
     Raises:
-        UserError: fewer than two, one has no rows, or they share none.
+        UserError: fewer than two, one is given twice, has no rows or has lost some, or they share
+            none.
     """
     if len(homes) < FEWEST:
         raise UserError("compare: give two run directories, or more")
+    known: set[Path] = set()
+    for home in homes:
+        if home.resolve() in known:
+            raise UserError(f"compare: {home} is given twice; give different runs")
+        known.add(home.resolve())
     runs = [read(home) for home in homes]
     for run in runs:
         if not run.rows:
@@ -112,6 +119,11 @@ def compare(homes: Sequence[Path]) -> Compared:
                 f"{run.home}: no predictions.jsonl with rows in it; `lw-jax evaluate {run.home}` "
                 "makes it"
             )
+        figures = [one for of in run.metrics["receivers"].values() for one in of.values()]
+        made = min((n for one in figures if isinstance(n := one.get("n"), int)), default=0)
+        if run.damaged.get(PREDICTIONS) or len(run.rows) < made:
+            why = f"{len(run.rows)} whole lines, and metrics.json is of {made} rows"
+            raise files.damaged(run.home / PREDICTIONS, why, ADVICE)
     tables = [{_key(row): row for row in run.rows} for run in runs]
     shared = [key for key in tables[0] if all(key in table for table in tables[1:])]
     contexts = [str(tables[0][key]["context_id"]) for key in shared]

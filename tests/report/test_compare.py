@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lw_jax.__main__ import main
+from lw_jax.errors import UserError
 from lw_jax.report.compare import compare
 from tests.tiny.reported import answers, make, rows
 
@@ -93,8 +94,18 @@ def test_what_cannot_be_compared(
         ([homes[0]], "two run directories"),
         ([homes[0], apart], "share rows of 0 texts"),
         ([homes[0], tmp_path], "no config.yaml"),
+        ([homes[0], homes[0] / "." / ".." / "a"], "a is given twice; give different runs"),
     ):
         assert main(["compare", *map(str, runs), f"--out={out}"]) == 2
         said = capsys.readouterr().err
         assert why in said and said.count("\n") == 1
     assert not out.exists()
+
+
+@pytest.mark.parametrize("end", ["\n", '{"id": "'])
+def test_rows_that_were_lost_are_not_left_out_unsaid(end: str, homes: list[Path]) -> None:
+    file = homes[1] / "predictions.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:30]) + "\n" + end)
+    with pytest.raises(UserError, match=r"damaged \(30 whole lines, and metrics.json is of 50"):
+        compare(homes)
