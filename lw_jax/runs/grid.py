@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +15,9 @@ from lw_jax.config import parse, yaml_files
 from lw_jax.config.schema import Config
 from lw_jax.errors import UserError
 from lw_jax.runs.directory import run_directory
+
+LONGEST = 60
+"""Characters of a value in a directory's name; of a longer one its beginning and a digest."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ def grid(
     for key in lists:
         if key in ("name", "run_dir"):
             raise UserError(f"sweep of {key}: every run has its own already; sweep another key")
+        if any(flag == key or flag.startswith(f"{key}.") for flag, _ in flags):
+            raise UserError(
+                f"--{key}: it is swept, too, and a run has one value of it; leave one out"
+            )
     home = run_directory(parse.with_flags(raw, flags))
     points = []
     for chosen in itertools.product(*lists.values()):
@@ -68,6 +77,16 @@ def grid(
         points.append(Point(dict(pairs), replace(config, run_dir=str(home / inside))))
     if len({point.config.run_dir for point in points}) < len(points):
         raise UserError("sweep: two values of a key look alike as names of a directory")
+    seen: dict[str, Point] = {}
+    for point in points:
+        plain = parse.to_dict(replace(point.config, run_dir=None))
+        first = seen.setdefault(json.dumps(plain, sort_keys=True), point)
+        if first is not point:
+            differing = [k for k, text in point.values.items() if text != first.values[k]]
+            pairs = ", ".join(f"{first.values[k]} and {point.values[k]} of {k}" for k in differing)
+            raise UserError(
+                f"sweep: {pairs} mean the same, so two runs would be one; leave one out"
+            )
     return home, points
 
 
@@ -94,4 +113,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 
 def _safe(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-") or "empty"
+    name = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-") or "empty"
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -184,12 +184,28 @@ def test_bad_lists_in_a_file(
         ([("name", "a,b")], "sweep another key"),
         ([("sed", "1,2")], "did you mean seed?"),
         ([("seed", "1,x")], 'seed: expected a whole number; got "x"'),
+        ([("seed", "1,2,1.0")], "sweep: 1 and 1.0 of seed mean the same"),
+        ([("seed", "1,2"), ("layout.bos_after_anchor", "[x]")], "layout.bos_after_anchor"),
     ],
 )
 def test_bad_sweeps(write: Write, swept: list[tuple[str, str]], said: str) -> None:
     with pytest.raises(UserError) as caught:
         grid(write(), [], [], swept)
     assert said in str(caught.value)
+
+
+def test_a_flag_for_a_swept_key_is_not_left_out_unsaid(write: Write) -> None:
+    with pytest.raises(UserError, match=r"^--seed: it is swept, too"):
+        grid(write(), [("seed", "5")], [], [("seed", "1,2")])
+    with pytest.raises(UserError, match=r"^--layout: it is swept, too"):
+        grid(write(), [("layout.anchor", "A:")], [], [("layout", "{primer: A},{primer: B}")])
+
+
+def test_long_values_make_names_that_a_directory_can_have(write: Write) -> None:
+    texts = [f'"{letter}{"long " * 100}{{question}}"' for letter in "ab"]
+    _, points = grid(write(), [], [], [("layout.question", ",".join(texts))])
+    names = [Path(point.config.run_dir or "").name for point in points]
+    assert len(set(names)) == 2 and all(len(name) < 100 for name in names)
 
 
 @pytest.mark.parametrize(
