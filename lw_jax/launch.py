@@ -308,6 +308,10 @@ def evaluate_again(
     stage = raw["stages"].setdefault(name, {"evaluate": {}})["evaluate"]
     for key, text in flags:
         first, _, rest = key.partition(".")
+        other = first == "stages" and rest.partition(".")[0] in raw["stages"].keys() - {name}
+        if other or first == "objectives" or (key == "run_dir" and not exported):
+            why = "goes into its run's directory" if key == "run_dir" else "trains nothing"
+            raise UserError(f"--{key}: an evaluation {why}; leave it out")
         if first == "layout" and stage.get("layout") is None:
             stage["layout"] = copy.deepcopy(raw["layout"])
         if first == "data" and stage.get("data") is None:

@@ -27,8 +27,8 @@ def read(place: str, command: str) -> bytes:
             return sys.stdin.buffer.read(MOST_BYTES)
         with Path(place).open("rb") as file:
             return file.read(MOST_BYTES)
-    except OSError as error:
-        raise UserError(f"{command}: {place}: {(error.strerror or said(error)).lower()}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{command}: {place}: {_reason(error)}") from error
 
 
 def read_text(place: str, command: str) -> str:
@@ -60,10 +60,49 @@ def writable(place: str, command: str) -> None:
     if not place:
         raise UserError(f"{command}: the name of the file to write is empty")
     path = Path(place)
-    if path.is_dir():
-        raise UserError(f"{command}: {place} is a directory; give a file")
-    if not path.parent.is_dir():
-        raise UserError(f"{command}: {place}: there is no directory {path.parent}")
+    try:
+        if path.is_dir():
+            raise UserError(f"{command}: {place} is a directory; give a file")
+        if not path.parent.is_dir():
+            raise UserError(f"{command}: {place}: there is no directory {path.parent}")
+        if not path.exists():  # what some places do not let one make shows in making it alone
+            path.touch()
+            path.unlink()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{command}: {place}: {_reason(error)}") from error
+
+
+def new_directory(place: str, command: str, own: str) -> None:
+    """Checks before anything is computed that a directory can be made, or may be written into.
+
+    Args:
+        place: the directory.
+        command: whose output it is.
+        own: a file that a directory which the command has written holds: into one that holds other
+            files, and not this one, nothing is written.
+
+    Raises:
+        UserError: it cannot, or may not.
+    """
+    if not place:
+        raise UserError(f"{command}: the name of the directory to write is empty")
+    path = Path(place)
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{command}: {place} is a file; give a directory")
+        if path.is_dir() and any(path.iterdir()) and not (path / own).is_file():
+            raise UserError(
+                f"{command}: {place} holds other files; give a directory that is not there yet"
+            )
+        there = next(one for one in path.absolute().parents if one.exists())
+        if not there.is_dir():
+            raise UserError(f"{command}: {place}: {there} is a file")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{command}: {place}: {_reason(error)}") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or said(error)).lower()
 
 
 def write(place: str, data: bytes) -> None:

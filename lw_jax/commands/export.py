@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lw_jax.commands._ends import read, writable
+from lw_jax.commands._ends import new_directory, read, writable
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
@@ -24,8 +25,15 @@ def run(given: Namespace) -> int:
         return _message(given, out)
     if wrong := [name for name in _OF_MESSAGES if getattr(given, name) is not None]:
         raise UserError(f"export: --{wrong[0]} goes with --as")
+    if given.public and not given.push:
+        raise UserError("export: --public goes with --push")
+    if given.licence is not None and not re.fullmatch(r"[\w.+-]{1,100}", given.licence):
+        raise UserError("export: --licence: expected a name that the hub knows, such as apache-2.0")
+    new_directory(given.out, "export", "bridge.json")
     from lw_jax.runs import export, hub
 
+    if given.push is not None:
+        hub.repository(given.push)
     export.export(hub.bridge_at(given.run), out, bool(given.hf or given.push), given.licence)
     print(hub.push(out, given.push, not given.public) if given.push else out)
     return 0

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from pathlib import Path
 
 from lw_jax import launch
+from lw_jax.commands._ends import writable
 from lw_jax.commands.base import Command, Parser
 from lw_jax.errors import UserError
 
 
 def run(given: Namespace) -> int:
     """Writes it, and says what it will cost."""
+    writable(given.out, "init")
     out = Path(given.out)
     if out.exists() and not given.force:
         raise UserError(f"init: {out} is there already; name another with -o, or give --force")
-    if not out.parent.is_dir():
-        raise UserError(f"init: {out}: there is no directory {out.parent}")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from lw_jax.config import yaml_files
     from lw_jax.runs.draft import draft
     from lw_jax.utils.files import write_text
 
-    made = draft(given.sender, given.receiver, given.data, given.name or out.stem)
+    called = re.sub(r"[^A-Za-z0-9_-]+", "-", out.stem).strip("-") or "bridge"
+    made = draft(given.sender, given.receiver, given.data, given.name or called)
     notes = "\n".join(f"# {line}" for line in made.notes)
     write_text(out, f"{notes}\n{yaml_files.dumps(made.raw)}")
     print("\n".join(made.notes))

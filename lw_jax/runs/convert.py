@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from lw_jax.models.checkpoint import WEIGHTS
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.frozen import FrozenDecoder
 from lw_jax.models.gguf import is_gguf
+from lw_jax.models.names import EMBED, HEAD
 from lw_jax.models.save import save_pretrained
 from lw_jax.models.spec import SENDER, open_model
 from lw_jax.models.tokenizer import load_tokenizer
 from lw_jax.utils.files import readable
 
 PICKLED = ("*.bin", "*.pt", "*.pth")
+NAMED = "pytorch_model"
+"""What files of weights are called; where there are some, others are not the model's, such as the
+`training_args.bin` and `optimizer.pt` of a trainer."""
 SMALL = ("*.json", "*.model", "*.txt", "*.jinja")
 """Config and tokenizer, which stay as they are."""
 INDICES = ("pytorch_model.bin.index.json", "model.safetensors.index.json")
@@ -48,6 +53,7 @@ def convert(model: Path, out: Path) -> str:
     if not out.parent.is_dir():
         raise UserError(f"convert: {out}: there is no directory {out.parent}")
     pickled = [] if model.is_file() else sorted(p for one in PICKLED for p in model.glob(one))
+    pickled = [p for p in pickled if p.name.startswith(NAMED)] or pickled
     if not pickled and not is_gguf(model):
         raise UserError(
             f"convert: {model}: neither a GGUF file nor a directory with pickled weights "
@@ -86,6 +92,11 @@ def _unpickled(model: Path, files: list[Path], out: Path) -> str:
     where: dict[str, str] = {}
     size = 0
     for i, file in enumerate(files, 1):
+        if not zipfile.is_zipfile(file):
+            raise UserError(
+                f"convert: {file}: no archive as torch.save writes it; copy it again, or, if it is "
+                "older than torch 1.6, load it and save it anew"
+            )
         try:
             held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:
@@ -100,7 +111,7 @@ def _unpickled(model: Path, files: list[Path], out: Path) -> str:
         tensors: dict[str, Any] = {
             name: value.clone().contiguous()
             for name, value in held.items()
-            if not (tied and name == "lm_head.weight")
+            if not (tied and name == HEAD and EMBED in held and value.equal(held[EMBED]))
         }
         name = WEIGHTS if len(files) == 1 else f"model-{i:05}-of-{len(files):05}.safetensors"
         with readable(out / name):

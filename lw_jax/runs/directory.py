@@ -11,7 +11,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -330,6 +330,8 @@ def open_evaluation(
         )
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
+        with suppress(OSError):  # there are others
+            out.parent.rmdir()
         raise
 
 

@@ -83,10 +83,8 @@ def grid(
         first = seen.setdefault(json.dumps(plain, sort_keys=True), point)
         if first is not point:
             differing = [k for k, text in point.values.items() if text != first.values[k]]
-            pairs = ", ".join(f"{first.values[k]} and {point.values[k]} of {k}" for k in differing)
-            raise UserError(
-                f"sweep: {pairs} mean the same, so two runs would be one; leave one out"
-            )
+            said = ", ".join(f"{first.values[k]} and {point.values[k]} of {k}" for k in differing)
+            raise UserError(f"sweep: {said} mean the same, so two runs would be one; leave one out")
     return home, points
 
 

@@ -244,6 +244,8 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file at once: a kill leaves the old one or the new one, and so does a full disk.
 
+    A link stays one, to the new file; a pipe or a device is written to, and stays what it is.
+
     Raises:
         OSError: it cannot be written.
     """
@@ -253,6 +255,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with path.open("wb") as file:
             file.write(content)
         return
+    path = path.resolve() if path.is_symlink() else path
     part = path.with_name(path.name + ".part")
     try:
         if path.is_dir():

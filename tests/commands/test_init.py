@@ -105,6 +105,15 @@ def test_what_cannot_be_used_is_said_and_nothing_is_written(
     assert {p.name for p in tmp_path.iterdir()} == {"far.jsonl", "odd.jsonl"}
 
 
+def test_a_run_is_called_like_its_file_as_far_as_a_name_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, name in (("my \u00fcber run.yaml", "my-ber-run"), ("\u00fc.yaml", "bridge")):
+        assert main(["init", SENDER, RECEIVER, "facts", "-o", file]) == 0
+        assert parse.read(file).name == name
+
+
 def test_fields_that_are_not_used_are_named(tmp_path: Path) -> None:
     data = rows(tmp_path / "labels.jsonl", 60, question="label", answer="id", context="text")
     made = draft(SENDER, RECEIVER, str(data), "x")

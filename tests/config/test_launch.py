@@ -254,7 +254,15 @@ def test_bad_flags_of_an_evaluation(
     capsys.readouterr()
     assert launch.main(["--evaluate", "runs/small", "--methods=[txt]"]) == 2
     assert "unknown 'txt'" in capsys.readouterr().err
+    for flag, why in (
+        ("--run_dir=elsewhere", "--run_dir: an evaluation goes into its run's directory"),
+        ("--stages.fit.train.steps=9", "--stages.fit.train.steps: an evaluation trains nothing"),
+        ("--objectives.kd.weight=1", "--objectives.kd.weight: an evaluation trains nothing"),
+    ):
+        assert launch.main(["--evaluate", "runs/small", flag]) == 2
+        assert why in capsys.readouterr().err
     assert not Path("runs/small/evaluations").exists()
+    assert launch.main(["--evaluate", "runs/small", "--stages.report.evaluate.rows=4"]) == 0
 
 
 def test_as_a_process(write: Write, models: dict[str, str]) -> None:

@@ -243,6 +243,9 @@ def test_an_evaluation_that_fails_leaves_no_number(
 ) -> None:
     assert main("--config", str(write())) == 0
     home = HOME / "evaluations"
+    stages["evaluate"] = fails
+    assert main("--evaluate", str(HOME)) == 2
+    assert not home.exists()
     home.mkdir()
     (home / "\u00b2").mkdir()
     (home / "notes.txt").write_text("mine")

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lw_jax.__main__ import main
+from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
 from lw_jax.models.spec import open_model
 from tests.tiny.models import write_model
@@ -46,6 +47,39 @@ def test_pickled_weights_become_safetensors(files: int, tmp_path: Path) -> None:
         assert len({one.stat().st_mode for one in folder.iterdir() if one.is_file()}) == 1
     open_model("sender", ModelConfig(str(out))).check_files()
     assert (out / "model.safetensors.index.json").is_file() == (files > 1)
+
+
+def test_what_a_trainer_leaves_beside_the_weights_is_left_out(tmp_path: Path) -> None:
+    held = pickled(write_model(tmp_path / "source", "llama"), tmp_path / "old", 1)
+    torch.save({"lr": 1}, tmp_path / "old/training_args.bin")
+    torch.save({"state": torch.zeros(2)}, tmp_path / "old/optimizer.pt")
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert load_file(tmp_path / "new/model.safetensors").keys() == held.keys()
+
+
+def test_a_head_that_is_not_the_embeddings_is_not_left_out_unsaid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old"
+    held = pickled(write_model(tmp_path / "source", "llama"), old, 1)
+    config = json.loads((old / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (old / "config.json").write_text(json.dumps(config))
+    assert main(["convert", str(old), str(tmp_path / "new")]) == 0
+    assert load_file(tmp_path / "new/model.safetensors").keys() == held.keys()
+    with pytest.raises(UserError, match=r"lm_head.weight is another matrix"):
+        open_model("sender", ModelConfig(str(tmp_path / "new"))).check_weights()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04junk", b"PK\x03\x04junk"])
+def test_a_damaged_pickle_is_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled(write_model(tmp_path / "source", "llama"), tmp_path / "old", 1)
+    (tmp_path / "old/pytorch_model.bin").write_bytes(content)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no archive as torch.save writes it; copy it again" in line
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_no_model_is_refused_and_nothing_is_left(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -142,6 +143,24 @@ def test_no_content_of_a_small_file_is_a_traceback(
     if name.startswith("partial") or name == "mean_latent.npz":
         said = capsys.readouterr().out.splitlines()
         assert said and all(f"{path} is damaged (" in line for line in said)
+
+
+def test_links_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to("kept/real.txt")
+    (tmp_path / "kept").mkdir()
+    for text in ("one", "two"):
+        files.write_text(link, text)
+        assert link.is_symlink() and (tmp_path / "kept/real.txt").read_text() == text
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        files.write_text(pipe, "three")
+        assert os.read(end, 99) == b"three"
+    finally:
+        os.close(end)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert {p.name for p in tmp_path.iterdir()} == {"kept", "link", "pipe"}
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
