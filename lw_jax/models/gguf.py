@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from lw_jax import errors
 from lw_jax.errors import UserError
+from lw_jax.models.arch_keys import number, shown
 
 SUFFIX = ".gguf"
 _FAMILIES = {"llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -125,13 +126,14 @@ class GGUF:
         """
         self.path = path
         self._reader = _read(path)
-        self.metadata = {
-            key: field.contents()
-            for key, field in self._reader.fields.items()
-            if not _is_long(key, field)
-        }
+        with _read_of(path):
+            self.metadata = {
+                key: field.contents()
+                for key, field in self._reader.fields.items()
+                if not _is_long(key, field)
+            }
         name = self.metadata.get("general.architecture")
-        if name not in _FAMILIES:
+        if not isinstance(name, str) or name not in _FAMILIES:
             raise UserError(
                 f"{path}: models of architecture {name!r} are not supported; known: "
                 f"{', '.join(_FAMILIES)}"
@@ -146,7 +148,8 @@ class GGUF:
         from lw_jax.models.gguf_reader import values
 
         field = self._reader.fields.get(key)
-        return [] if field is None else values(field)
+        with _read_of(self.path):
+            return [] if field is None else values(field)
 
     @property
     def stored(self) -> str:
@@ -186,8 +189,9 @@ class GGUF:
 
     def _check_rest(self, config: Mapping[str, Any], rest: dict[str, Any]) -> None:
         """Refuses metadata that would change the maths."""
-        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-        head = config.get("head_dim", width // heads if width and heads else None)
+        sizes = config.get("hidden_size"), config.get("num_attention_heads")
+        whole = [x for x in sizes if isinstance(x, int) and x > 0]
+        head = config.get("head_dim", whole[0] // whole[1] if len(whole) == len(sizes) else None)
         same = {"rope.dimension_count": head, "attention.value_length": head}
         same |= {"rope.scaling.type": "none", "expert_count": 0, "expert_used_count": 0}
         for key, value in rest.items():
@@ -217,7 +221,7 @@ class GGUF:
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
-        theta = float(config.get("rope_theta", 10000.0))
+        theta = number(config, "rope_theta", str(self.path), 10000.0, least=1e-30)
         steps = np.arange(len(factors), dtype=np.float64)
         length = 2 * np.pi * theta ** (steps / len(factors))
         original, low, high = (
@@ -308,11 +312,17 @@ class GGUF:
                 said[name] = values
         if not said.get("tokens"):
             raise UserError(f"{self.path}: has no tokenizer.ggml.tokens, so no tokenizer")
-        special = {
-            name: said["tokens"][self.metadata[f"tokenizer.ggml.{key}"]]
-            for name, key in _SPECIAL.items()
-            if self.metadata.get(f"tokenizer.ggml.{key}") is not None
-        }
+        special = {}
+        for name, key in _SPECIAL.items():
+            token = self.metadata.get(f"tokenizer.ggml.{key}")
+            if token is None:
+                continue
+            if not isinstance(token, int) or not 0 <= token < len(said["tokens"]):
+                raise UserError(
+                    f"{self.path}: tokenizer.ggml.{key} = {shown(token)} is no token's id; there "
+                    f"are {len(said['tokens'])} tokens"
+                )
+            special[name] = said["tokens"][token]
         added = {
             name: self.metadata[f"tokenizer.ggml.{name}"]
             for name in ("add_bos_token", "add_eos_token")
@@ -328,7 +338,7 @@ class GGUF:
                 **{**more, **special, **added},
             )
         except Exception as error:  # transformers raises many kinds
-            line = errors.said(error)
+            line = f"{'no ' * isinstance(error, KeyError)}{errors.said(error)}"
             raise UserError(f"{self.path}: the tokenizer cannot be read: {line}") from error
 
 
@@ -400,10 +410,23 @@ def _read(path: Path) -> Any:
         raise UserError(
             f'{path}: GGUF files need the package gguf: pip install "lw_jax[gguf]"'
         ) from None
-    try:
+    with _read_of(path):
         return Reader(path)
-    except Exception as error:  # of a file that is cut or garbled, many kinds
-        line = errors.said(error)
+
+
+@contextlib.contextmanager
+def _read_of(path: Path) -> Iterator[None]:
+    """While inside, something of a file is read.
+
+    Raises:
+        UserError: instead of what went wrong, of which there are many kinds in a garbled file.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        line = "it is cut short" if isinstance(error, IndexError) else errors.said(error)
         raise UserError(f"{path}: is no readable GGUF file: {line}") from error
 
 

@@ -170,6 +170,49 @@ def test_damaged_files_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("general.architecture", ["llama"], r"models of architecture \['llama'\] are not"),
+        ("llama.embedding_length", "288", "hidden_size must be a number, found '288'"),
+        ("llama.attention.head_count", [9, 9], r"num_attention_heads must be a number, found \[9"),
+        ("tokenizer.ggml.bos_token_id", 99999, "bos_token_id = 99999 is no token's id; there are"),
+        ("tokenizer.ggml.eos_token_id", [2], r"eos_token_id = \[2\] is no token's id"),
+        ("tokenizer.ggml.padding_token_id", "x", "padding_token_id = 'x' is no token's id"),
+        ("tokenizer.ggml.merges", [], "the tokenizer cannot be read: no 'scores'"),
+    ],
+)
+def test_metadata_of_another_kind_is_one_line(key, value, said, tmp_path, monkeypatch):
+    written = gguf.GGUFWriter.write_header_to_file
+
+    def changed(out: Any, *given: Any) -> None:
+        for held in out.kv_data:
+            held.pop(key, None)
+        add = {str: out.add_string, int: out.add_uint32, list: out.add_array}[type(value)]
+        add(key, value)
+        written(out, *given)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_header_to_file", changed)
+    if key.startswith("tokenizer"):
+        path = tokenizer_file(tmp_path / "model.gguf")
+        read: Any = load_tokenizer
+    else:
+        path, read = write(tmp_path / "model.gguf", "llama"), read_arch
+    with pytest.raises(UserError, match=said) as error:
+        read(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_texts_that_are_no_utf8_are_one_line(tmp_path):
+    whole = tokenizer_file(tmp_path / "model.gguf").read_bytes()
+    for text in (b"ing", b"qwen2"):  # a token, and a text by itself
+        path = tmp_path / "garbled.gguf"
+        path.write_bytes(whole.replace(text, b"\xf5" + text[1:], 1))
+        with pytest.raises(UserError, match="is no readable GGUF file: 'utf-8' codec"):
+            load_tokenizer(path)
+        path.unlink()
+
+
 @pytest.mark.parametrize("endian", ["LITTLE", "BIG"])
 def test_long_lists_are_those_of_the_package(endian, tmp_path):
     from lw_jax.models.gguf_reader import LONG, Reader, values
