@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,8 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.spec import SENDER
+from lw_jax.runs.places import located
+from lw_jax.runs.trained import config_at
 from lw_jax.text.collate import Collate, Lengths, Sources, by_key, limit_of, too_long
 from lw_jax.text.fit import length_remark
 from lw_jax.text.layout_config import LayoutConfig
@@ -99,7 +102,8 @@ def _evaluated_on(config: Config) -> list[Any]:
 
 
 def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) -> list[Remark]:
-    """What is said of evaluation rows that are, or stand in, rows which the run trains on.
+    """What is said of evaluation rows that are, or stand in, rows which the run trains on, or on
+    which a bridge was trained that it starts from.
 
     Args:
         config: config of the run.
@@ -110,20 +114,47 @@ def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) 
     Raises:
         UserError: the training rows cannot be read.
     """
-    found = []
-    for name, data, level in _trained_on(config):
-        leak = overlap(load(data, "train", config.seed, level), evaluation)
-        if leak is not None:
-            of = "" if level is None else f" (level {level})"
-            how = "are" if leak.contexts else "are parts of"
-            found.append(
-                Remark(
-                    "warning",
-                    f"evaluation rows of stages.{stage} {how} training rows of stages.{name}{of}: "
-                    f"{leak}",
-                )
-            )
+    found: list[Remark] = []
+    known: list[tuple[Any, int | None]] = []
+
+    def look(config: Config, where: str) -> None:
+        for name, data, level in _trained_on(config):
+            if (data, level) in known:
+                continue
+            known.append((data, level))
+            leak = overlap(load(data, "train", config.seed, level), evaluation)
+            if leak is not None:
+                of = "" if level is None else f" (level {level})"
+                how = "are" if leak.contexts else "are parts of"
+                text = f"evaluation rows of stages.{stage} {how} training rows of "
+                found.append(Remark("warning", f"{text}{where}stages.{name}{of}: {leak}"))
+
+    look(config, "")
+    starts, seen = _starts(config, stage), set[str]()
+    while starts:
+        start = starts.pop(0)
+        if start in seen:
+            continue
+        seen.add(start)
+        try:
+            theirs = located(config_at(Path(start)), Path(start))
+            look(theirs, f"{start}, ")
+            starts += _starts(theirs)
+        except (UserError, OSError):
+            text = f"rows that {start} was trained on cannot be read here, and were not compared"
+            found.append(Remark("ok", text))
     return found
+
+
+def _starts(config: Config, stage: str | None = None) -> list[str]:
+    """The bridges that a run's stages, and one of its evaluations, start from."""
+    found = [
+        cfg.init_from
+        for name, one in config.stages.items()
+        for cfg in (one.train, one.evaluate if name == stage else None)
+        if cfg is not None and cfg.init_from is not None
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:

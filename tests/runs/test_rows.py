@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from lw_jax.config.parse import read
+from lw_jax.config.parse import read, to_yaml
 from lw_jax.config.schema import Config
 from lw_jax.data.example import Example, Remark
 from lw_jax.data.load import load_rows
@@ -130,6 +130,32 @@ def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
     assert parts[0].startswith(
         "evaluation rows of stages.report are parts of training rows of stages.fit: "
     )
+
+
+@pytest.mark.parametrize("where", ["stages.report.evaluate", "stages.fit.train"])
+def test_rows_of_the_bridge_that_a_run_starts_from_are_held_against_the_evaluation(
+    where: str, write: Write, tmp_path: Path
+) -> None:
+    """And those of the bridge that that one started from."""
+    file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 40)
+    clean = write_rows(tmp_path / "clean.jsonl", ["Clean " + SHORT] * 9)
+    older, before = tmp_path / "older", tmp_path / "before"
+    for home, *flags in (
+        (older, data(file, clean)),
+        (before, data(clean, clean + "x"), ("stages.fit.train.init_from", str(older))),
+    ):
+        home.mkdir()
+        (home / "config.yaml").write_text(to_yaml(read(write(), flags)))
+    held_out = ("stages.report.evaluate.data", json.dumps({"jsonl": {"train": "n", "eval": file}}))
+    config = read(write(), [held_out, (f"{where}.init_from", str(before))])
+    evaluation = load_rows(config.stages["report"].evaluate.data, "eval", 0)  # type: ignore[union-attr]
+    (said,) = rows.leaks(config, "report", evaluation)
+    assert said.level == "warning"
+    assert f"report are training rows of {older}, stages.fit: 35 of 40 contexts" in said.text
+    Path(file).rename(tmp_path / "moved.jsonl")
+    said = rows.leaks(config, "report", evaluation)[-1]
+    text = f"rows that {older} was trained on cannot be read here, and were not compared"
+    assert (said.level, said.text) == ("ok", text)
 
 
 def test_training_rows_are_kept_apart_from_those_of_evaluations(
