@@ -74,10 +74,12 @@ def _figure(field: str, names: Mapping[str, Any], records: Mapping[str, Mapping[
     value = _value(row, path)
     if sign is not None:
         other = _value(*_row(second, names, records))
+        if sign == "/" and other == 0:
+            raise UserError(f"{second} is 0")
         value = value - other if sign == "-" else value / other
     try:
         return format(value, form or "")
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lw_jax.config.yaml_files import load
-from lw_jax.errors import UserError
+from lw_jax.errors import UserError, said, short
 from lw_jax.results.columns import COLUMNS, Column, column
 from lw_jax.results.figures import fill
 from lw_jax.results.picture import draw
 from lw_jax.results.record import read_records
 from lw_jax.results.row import Row, read_row
+from lw_jax.utils.files import write_bytes, write_text
 
 Records = Mapping[str, Mapping[str, Any]]
 """By the runs' names."""
@@ -47,7 +48,6 @@ def write_pages(folder: Path) -> list[Path]:
     if not sources:
         raise UserError(f"{folder}: no sources (*.yaml) there")
     texts: dict[Path, str] = {}
-    pictures = []
 
     @cache
     def held(place: str) -> Records:
@@ -56,24 +56,49 @@ def write_pages(folder: Path) -> list[Path]:
     parts = {name: spec for name, spec in sources.items() if "into" in spec}
     sources = {name: spec for name, spec in sources.items() if name not in parts}
     for name, spec in parts.items():
-        of, path = held(spec.get("records", RECORDS)), folder / spec["into"]
-        texts[path] = _with_part(folder, name, spec, of, texts.get(path))
+        with _making(folder / name):
+            of, path = held(spec.get("records", RECORDS)), folder / spec["into"]
+            texts[path] = _with_part(folder, name, spec, of, texts.get(path))
+    drawn: dict[Path, bytes] = {}
     for name, spec in sources.items():
-        records = held(spec.get("records", RECORDS))
-        pages = _listed(spec, sources) if name == CONTENTS else {}
-        note = NOTE.format(folder=folder.as_posix(), source=name)
-        texts[folder / name.replace(".yaml", ".md")] = render(spec, records, note, pages)
-        pictures += [(s["picture"], records) for s in spec["sections"] if s.get("picture")]
-    for picture, records in pictures:
-        lines = {
-            name: [_row(records, row) for row in rows] for name, rows in picture["lines"].items()
-        }
-        draw(folder / picture["file"], picture, lines)
+        with _making(folder / name):
+            records = held(spec.get("records", RECORDS))
+            pages = _listed(spec, sources) if name == CONTENTS else {}
+            note = NOTE.format(folder=folder.as_posix(), source=name)
+            texts[folder / name.replace(".yaml", ".md")] = render(spec, records, note, pages)
+            for picture in (s["picture"] for s in spec["sections"] if s.get("picture")):
+                lines = {
+                    line: [_row(records, row) for row in rows]
+                    for line, rows in picture["lines"].items()
+                }
+                drawn[folder / picture["file"]] = draw(picture, lines)
     for path, text in texts.items():
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    return [*texts, *(folder / picture["file"] for picture, _ in pictures)]
+        write_text(path, text)
+    for path, content in drawn.items():
+        write_bytes(path, content)
+    return [*texts, *drawn]
+
+
+@contextmanager
+def _making(what: object) -> Iterator[None]:
+    """While inside, something is made of a source and records: where one of them has another form
+    than is expected, that is bad input.
+
+    Args:
+        what: a source, or a row.
+
+    Raises:
+        UserError: instead of what went wrong.
+    """
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # what is raised depends on what is of which type
+        raise UserError(
+            f"{what}: it, or a record that it names, has another form than is expected "
+            f"({type(error).__name__}: {said(error, 200)})"
+        ) from error
 
 
 def _with_part(
@@ -156,9 +181,11 @@ def table(section: Mapping[str, Any], records: Records, names: Mapping[str, Any]
     yield _line([section.get("what", "run"), *(c.heading for c in columns)])
     yield "|" + "---|" * (len(columns) + 1)
     for one in section["rows"]:
-        row = _row(records, one)
-        label = fill(row.label, names, records, section["title"])
-        yield _line([label, *(c.text(row) for c in columns)])
+        with _making(f"{section['title']}: row {short(str(one), 80)}"):
+            row = _row(records, one)
+            label = fill(row.label, names, records, section["title"])
+            line = _line([label, *(c.text(row) for c in columns)])
+        yield line
 
 
 def _line(cells: Sequence[str]) -> str:

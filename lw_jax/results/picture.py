@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from lw_jax.results.columns import best_budget, of_text
 from lw_jax.results.row import Figure, Row
 
 
-def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Row]]) -> None:
+def draw(picture: Mapping[str, Any], lines: Mapping[str, Sequence[Row]]) -> bytes:
     """Draws latent and token budget against tokens per column.
 
     Args:
-        path: the picture.
         picture: its source.
         lines: the rows of each line.
+
+    Returns:
+        The picture, in the format that the end of its file's name says.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -42,8 +45,13 @@ def draw(path: Path, picture: Mapping[str, Any], lines: Mapping[str, Sequence[Ro
     axes.set_title(picture.get("title", ""), fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Software": None})
-    pyplot.close(figure)
+    held = io.BytesIO()
+    form = Path(picture["file"]).suffix.removeprefix(".")
+    try:
+        figure.savefig(held, format=form or None, metadata={"Software": None})
+    finally:
+        pyplot.close(figure)
+    return held.getvalue()
 
 
 def _beside_text(axes: Any, metric: str, lines: Mapping[str, Sequence[Row]]) -> None:

@@ -181,6 +181,8 @@ def _evaluation(path: Path) -> tuple[str, dict[str, Any]]:
     """
     metrics = read_json(path, dict)
     try:
+        if not isinstance(metrics["stage"], str):
+            raise TypeError("its stage is no text")
         return metrics["stage"], evaluation(metrics)
     except (KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from None

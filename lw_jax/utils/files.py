@@ -35,6 +35,9 @@ DIAGNOSTICS_LINE: Mapping[str, type] = MappingProxyType({"stage": str, "step": i
 NUMBER = (int, float)
 """The form of a number (`fits`)."""
 
+_DIGITS = 300
+"""Digits of the longest whole number that a JSON file may hold: floats reach to 308."""
+
 _Json = TypeVar("_Json", dict[str, Any], list[Any])
 
 
@@ -68,7 +71,7 @@ def read_json(path: Path, kind: type[_Json], advice: str = AGAIN) -> _Json:
     """
     content = path.read_bytes()
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = json.loads(content.decode("utf-8"), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise damaged(path, error if content else "it is empty", advice) from None
     if not isinstance(value, kind):
@@ -76,6 +79,13 @@ def read_json(path: Path, kind: type[_Json], advice: str = AGAIN) -> _Json:
         got = short(repr(value), 40)
         raise damaged(path, f"expected {expected}, not {got}", advice)
     return value
+
+
+def _integer(digits: str) -> int:
+    """A whole number of a JSON file; one that no float holds is nobody's figure."""
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return int(digits)
 
 
 @contextmanager
@@ -140,7 +150,7 @@ def read_lines(
         if not line.strip():
             continue
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = json.loads(line.decode("utf-8"), parse_int=_integer)
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict) and fits(value, wanted):

@@ -714,3 +714,100 @@ def test_two_seeds_have_no_interval_in_prose_either(tmp_path: Path, runs: list[P
         prose(tmp_path, runs, "{both.latent.em.low:.3f}", both=both)
     three = {"records": ["wire_0", "wire_1", "wire_0"]}
     assert prose(tmp_path, runs, "{three.text.em.low:.3f}", three=three) == "0.757"  # Wilson's
+
+
+@pytest.mark.parametrize("stage", [[], {}, 3, None])
+def test_an_evaluation_without_a_name_is_damaged(stage: Any, runs: list[Path]) -> None:
+    path = runs[0] / "metrics.json"
+    path.write_text(json.dumps(metrics(0.5) | {"stage": stage}))
+    with pytest.raises(UserError, match=r"metrics.json is damaged .TypeError: its stage is no"):
+        record_of(runs[0])
+
+
+def changed_at(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A JSON tree with another value at a path."""
+    if not path:
+        return value
+    key, *below = path
+    held = dict(tree) if isinstance(tree, dict) else list(tree)
+    held[key] = changed_at(tree[key], tuple(below), value)
+    return held
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((), {}),
+        (("sections",), 3),
+        (("sections",), [["a"]]),
+        (("sections", 0), {}),
+        (("sections", 0, "columns"), 0),
+        (("sections", 0, "columns", 3), None),
+        (("sections", 0, "rows", 1), 3),
+        (("sections", 0, "picture", "lines"), 0),
+        (("sections", 0, "picture", "lines", "wire", 0), True),
+        (("sections", 0, "picture"), {"file": "a.png"}),
+        (("sections", 0, "text"), 3),
+        (("sections", 0, "text"), "{wire_0.text.em / wire_0.deranged.em:.2f}"),
+        (("sections", 0, "text"), "{wire_0.latent:.2f}"),
+    ],
+)
+def test_a_source_of_another_form_is_one_line(
+    path: tuple[Any, ...], value: Any, tmp_path: Path, runs: list[Path]
+) -> None:
+    folder = page(tmp_path, runs, text="")
+    source = folder / "wires.yaml"
+    spec = changed_at(yaml.safe_load(source.read_text()), path, value)
+    source.write_text(yaml.safe_dump(spec, sort_keys=False))
+    with pytest.raises(UserError) as raised:
+        write_pages(folder)
+    assert "ires" in str(raised.value)  # of wires.yaml, or of its section Wires
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("training",), []),
+        (("training", "fit", "alarms"), None),
+        (("training", "fit", "course", 0), [None]),
+        (("evaluations",), "a"),
+        (("evaluations", "report"), []),
+        (("evaluations", "report", "verdict"), None),
+        (("evaluations", "report", "verdict", "r"), {}),
+        (("evaluations", "report", "compression"), {}),
+        (("evaluations", "report", "versions", "device"), 1),
+        (("evaluations", "report", "receivers", "r", "latent", "em"), None),
+        (("evaluations", "report", "receivers", "r", "latent", "ci"), "a"),
+        (("evaluations", "report", "receivers"), {}),
+    ],
+)
+def test_a_record_of_another_form_is_one_line(
+    path: tuple[Any, ...], value: Any, tmp_path: Path, runs: list[Path]
+) -> None:
+    folder = page(tmp_path, runs)
+    records = tmp_path / "docs" / "records" / "wires.jsonl"
+    first, *others = records.read_text().splitlines()
+    made = json.dumps(changed_at(json.loads(first), path, value))
+    records.write_text("\n".join([made, *others]) + "\n")
+    with pytest.raises(UserError, match=r"Wires: row .*has another form than is expected"):
+        write_pages(folder)
+
+
+def test_pages_and_pictures_are_written_all_or_none(
+    tmp_path: Path, runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = page(tmp_path, runs)
+    write_pages(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    spec = yaml.safe_load((folder / "wires.yaml").read_text())
+    spec["sections"] *= 2
+    spec["sections"][0] = {**spec["sections"][0], "picture": {**spec["sections"][0]["picture"]}}
+    spec["sections"][0]["picture"]["title"] = "another"
+    spec["sections"][1]["picture"] = {"file": "b.png", "alt": "b", "lines": {"wire": ["gone"]}}
+    (folder / "wires.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    with pytest.raises(UserError, match="gone: no such record"):
+        write_pages(folder)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {n: x for n, x in after.items() if n != "wires.yaml"} == {
+        n: x for n, x in before.items() if n != "wires.yaml"
+    }

@@ -318,3 +318,13 @@ def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError) as raised:
         files.write_bytes(tmp_path, b"")
     assert raised.value.filename == str(tmp_path)
+
+
+def test_a_number_that_no_float_holds_is_damage(tmp_path: Path) -> None:
+    """It would be met much later, by what draws or adds it."""
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1%s}' % ("0" * 400))
+    with pytest.raises(UserError, match=r"a.json is damaged .a whole number of 401 digits"):
+        files.read_json(path, dict)
+    path.write_text('{"a": 1%s}\n{"a": 2}\n' % ("0" * 400))
+    assert files.read_lines(path) == ([{"a": 2}], 1)
