@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ from lw_jax.receiver.read import lay_out
 from lw_jax.text.layout import asked_ids
 from lw_jax.types import Array, Delivery, Latent
 from lw_jax.utils import arguments
-from lw_jax.utils.files import write_bytes
+from lw_jax.utils.files import fits, write_bytes
 from lw_jax.wire.message import Message
 
 MOST_BYTES = 2**30
@@ -261,13 +261,19 @@ def _bounded(size: int) -> None:
 
 # Files
 
+_TENSORS = ("positions", "embeds", "keys", "values", "ask", "ask_positions")
+_WRITTEN = {"form": str, "receiver": str, "message": [int], "stop": [str], "eos": [int]} | {
+    "max_new": int
+}
+"""The form of what a file says of its prompt."""
+
 
 def to_file(prompt: Prompt, path: Path) -> None:
     """Writes a prompt as safetensors, completely or not at all; what it is stands in the file's
     metadata under `lw_jax`, as JSON."""
     tensors = {
         name: np.ascontiguousarray(getattr(prompt, name))
-        for name in ("positions", "embeds", "keys", "values", "ask", "ask_positions")
+        for name in _TENSORS
         if getattr(prompt, name) is not None
     }
     about = {
@@ -293,7 +299,9 @@ def from_file(path: Path) -> Prompt:
         with safe_open(path, framework="np") as file:
             about = json.loads((file.metadata() or {})[ABOUT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Prompt(
+        if not fits(about, _WRITTEN):
+            raise ValueError("what it says of itself is of another form")
+        prompt = Prompt(
             form=about["form"],
             receiver=about["receiver"],
             message=tuple(about["message"]),
@@ -302,10 +310,40 @@ def from_file(path: Path) -> Prompt:
             max_new=about["max_new"],
             **tensors,
         )
+        _check_whole(prompt)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: no exported message: {said(error)}") from error
+    return prompt
+
+
+def _check_whole(prompt: Prompt) -> None:
+    """Checks that a prompt has what its form has, in shapes that go together.
+
+    Raises:
+        ValueError: it has not.
+    """
+    held = {name: getattr(prompt, name) for name in _TENSORS if getattr(prompt, name) is not None}
+    kv = prompt.form == "past_key_values"
+    wanted = {"positions", *(("keys", "values", "ask", "ask_positions") if kv else ("embeds",))}
+    if prompt.form not in get_args(Form) or held.keys() != wanted:
+        raise ValueError(f"{', '.join(held)} of the form {prompt.form!r}")
+    if not all(np.isfinite(array).all() for array in held.values()):
+        raise ValueError("a number in it is not finite")
+    places = prompt.positions.shape
+    first, last = prompt.message if len(prompt.message) == 2 else (-1, -1)
+    if kv:
+        assert prompt.keys is not None and prompt.values is not None  # they are wanted
+        shape, columns = prompt.keys.shape, prompt.keys.shape[2:3]
+        fit = len(shape) == 4 and prompt.values.shape == shape and columns == places
+        fit = fit and len({held["ask"].shape, held["ask_positions"].shape}) == 1
+        fit = fit and held["ask"].ndim == 1 and held["ask"].dtype == np.int32
+    else:
+        fit = held["embeds"].ndim == 2 and held["embeds"].shape[:1] == places
+        fit = fit and 0 <= first <= last <= len(held["embeds"])
+    if not fit:
+        raise ValueError("its shapes do not go together")
 
 
 # What engines are given

@@ -127,7 +127,7 @@ class Programs(logging.Handler):
 
 
 def _read(path: Path | None) -> dict[str, float]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError, OverflowError):
         held = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
         if isinstance(held, dict):
             return {k: float(v) for k, v in held.items() if isinstance(v, int | float)}

@@ -6,12 +6,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import save
 
 from lw_jax.api import engines
 from lw_jax.api.bridge import Bridge
@@ -186,4 +188,77 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         engines.from_file(path)
     path.write_bytes(b"\x00" * 40)
     with pytest.raises(UserError, match="no exported message"):
+        engines.from_file(path)
+
+
+def test_a_prompt_comes_back_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for prompt in (EMBEDDED, CACHED):
+        engines.to_file(prompt, path)
+        back = engines.from_file(path)
+        for name in (f.name for f in fields(prompt)):
+            np.testing.assert_array_equal(getattr(back, name), getattr(prompt, name))
+
+
+EMBEDDED = engines.Prompt(
+    "inputs_embeds",
+    "r",
+    np.arange(5, dtype=np.float32),
+    embeds=np.ones((5, 4), np.float32),
+    message=(1, 3),
+    stop=("\n",),
+    eos=(2,),
+    max_new=7,
+)
+CACHED = engines.Prompt(
+    "past_key_values",
+    "r",
+    np.arange(3, dtype=np.float32),
+    keys=np.ones((2, 1, 3, 4), np.float32),
+    values=np.ones((2, 1, 3, 4), np.float32),
+    ask=np.arange(2, dtype=np.int32),
+    ask_positions=np.arange(2, dtype=np.float32),
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "change"),
+    [
+        (EMBEDDED, {"form": 3}),
+        (EMBEDDED, {"form": "another"}),
+        (EMBEDDED, {"form": "past_key_values"}),
+        (EMBEDDED, {"receiver": ["r"]}),
+        (EMBEDDED, {"message": (1,)}),
+        (EMBEDDED, {"message": (3, 1)}),
+        (EMBEDDED, {"message": (1, 9)}),
+        (EMBEDDED, {"message": "ab"}),
+        (EMBEDDED, {"stop": (3,)}),
+        (EMBEDDED, {"stop": "ab"}),
+        (EMBEDDED, {"eos": ("a",)}),
+        (EMBEDDED, {"max_new": "7"}),
+        (EMBEDDED, {"embeds": None}),
+        (EMBEDDED, {"embeds": np.full((5, 4), np.nan, np.float32)}),
+        (EMBEDDED, {"embeds": np.ones((4, 4), np.float32)}),
+        (EMBEDDED, {"embeds": np.ones(5, np.float32)}),
+        (CACHED, {"keys": None}),
+        (CACHED, {"values": np.ones((2, 1, 2, 4), np.float32)}),
+        (CACHED, {"positions": np.arange(4, dtype=np.float32)}),
+        (CACHED, {"ask": np.arange(3, dtype=np.int32)}),
+        (CACHED, {"ask": np.arange(2, dtype=np.float32)}),
+    ],
+)
+def test_a_file_of_another_form(
+    prompt: engines.Prompt, change: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.safetensors"
+    engines.to_file(replace(prompt, **change), path)
+    with pytest.raises(UserError, match=r"x.safetensors: no exported message"):
+        engines.from_file(path)
+
+
+@pytest.mark.parametrize("about", ["[" * 20_000, "3", "{}", "[]", '"x"'])
+def test_a_file_that_says_something_else(about: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save({"positions": np.zeros(1, np.float32)}, {engines.ABOUT: about}))
+    with pytest.raises(UserError, match=r"x.safetensors: no exported message"):
         engines.from_file(path)

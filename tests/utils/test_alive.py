@@ -55,8 +55,9 @@ def test_what_is_compiled_and_how_long_it_took(
     assert sorted(json.loads((tmp_path / alive.FILE).read_text()).values()) == [3.0, 12.3]
 
 
-def test_times_that_are_damaged_are_none(tmp_path: Path) -> None:
-    (tmp_path / alive.FILE).write_text('{"a": ')
+@pytest.mark.parametrize("text", ['{"a": ', "[" * 100_000, '{"a": 1%s}' % ("0" * 400), "3"])
+def test_times_that_are_damaged_are_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / alive.FILE).write_text(text)
     assert alive.Programs(tmp_path).before == {}
 
 
