@@ -347,6 +347,14 @@ REFUSED: dict[str, tuple[Callable[[Bridge, bytes], Any], str]] = {
     "part half": (lambda w, m: Message.of([m]).replaced(0.5, m), "the number of a part; got a va"),
     "parts None": (lambda w, m: Message.of(None), "message: expected a list of messages; got None"),
     "parts text": (lambda w, m: Message.of("LWJX"), "message: expected a list of messages; got"),
+    "send text": (lambda w, m: w.send("A."), "send: expected a list of what text gives; got a v"),
+    "send None": (lambda w, m: w.send([None]), "send: 0: expected what text gives; got None"),
+    "ask text": (lambda w, m: w.ask(["Who?"]), "ask: 0: expected what question or question_on_"),
+    "on text, two": (
+        lambda w, m: w.question_on_text(TEXT, ["Who?", "Where?"]),
+        "answer: question: expected text; got a value of type list",
+    ),
+    "tokens of none": (lambda w, m: w.asked_tokens([]), "answer: question: expected text; got a v"),
     "receivers list": (
         lambda w, m: Bridge.load(FACTS, receivers=["x"]),
         "receivers: expected a map from the receivers' names to paths",

@@ -303,7 +303,7 @@ class Answering(Loaded):
         """
         self._needs("receiver", "answer")
         name = self._receiver(receiver)
-        return name, len(self._ids(name, self._asked_of_receiver(question)[0][0]))
+        return name, len(self._ids(name, self._asked_once(question)))
 
     def question_on_text(
         self,
@@ -326,7 +326,7 @@ class Answering(Loaded):
         self._needs("receiver", "answer")
         name = self._receiver(receiver)
         layout, tokenizer = self.pipeline.layout, self.pipeline.receivers[name]
-        asked = self._asked_of_receiver(question)[0][0]
+        asked = self._asked_once(question)
         row = Example("", "", arguments.text("answer: text", text), asked, ("",))
         (words,) = message_ids(layout, tokenizer, [message_text(layout, row)])
         if tokens is not None:
@@ -337,7 +337,12 @@ class Answering(Loaded):
         return Question(name, tuple(ids), (), tuple(words), size)
 
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answers to questions that are ready, which are run in batches of equal sizes."""
+        """Answers to questions that are ready, which are run in batches of equal sizes.
+
+        Raises:
+            UserError: one is none that `question` or `question_on_text` made.
+        """
+        arguments.made("ask", questions, Question, "question or question_on_text")
         found: dict[int, Answer] = {}
         for size, places in batches([one.size for one in questions]):
             rows = [*places, *[places[0]] * (rung_of(len(places)) - len(places))]
@@ -358,6 +363,12 @@ class Answering(Loaded):
                 text = stop.text(tokenizer, ids.tolist(), int(n), bool(stopped))
                 found[i] = Answer(text, int(n), bool(ended), float(logprob))
         return [found[i] for i in range(len(questions))]
+
+    def _asked_once(self, question: Any) -> str:
+        """A single question, as the receiver is asked it."""
+        if isinstance(question, list | tuple):
+            raise UserError(f"answer: question: expected text; got {arguments.shown(question)}")
+        return self._asked_of_receiver(question)[0][0]
 
     def _blank_talk(self, question: Question) -> None:
         """A conversation of one question, whatever they say."""

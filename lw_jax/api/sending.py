@@ -195,7 +195,12 @@ class Sending(Loaded):
         return self._texts([checked], asked, codec, ratio, False)[0]
 
     def send(self, texts: Sequence[Text]) -> list[bytes]:
-        """Packets of texts that are ready, which are run in batches of equal sizes."""
+        """Packets of texts that are ready, which are run in batches of equal sizes.
+
+        Raises:
+            UserError: one is none that `text` made.
+        """
+        arguments.made("send", texts, Text, "text")
         found: dict[int, bytes] = {}
         kinds = [(one.ratio, one.view, one.codec) for one in texts]
         for kind in dict.fromkeys(kinds):

@@ -66,6 +66,25 @@ def several(where: str, value: Any, one: Callable[[str, Any], T]) -> tuple[list[
     return [one(where, value)], False
 
 
+def made(where: str, values: Any, kind: type, by: str) -> None:
+    """Checks that values are such as a method makes.
+
+    Args:
+        where: names the method that they are for.
+        values: a list or a tuple of them.
+        kind: what each is.
+        by: the method that makes them.
+
+    Raises:
+        UserError: they are no list, or one is something else.
+    """
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{where}: expected a list of what {by} gives; got {shown(values)}")
+    wrong = next((i for i, one in enumerate(values) if not isinstance(one, kind)), None)
+    if wrong is not None:
+        raise UserError(f"{where}: {wrong}: expected what {by} gives; got {shown(values[wrong])}")
+
+
 def number(where: str, value: Any, low: float, high: float) -> float:
     """A number from `low` to `high`.
 
