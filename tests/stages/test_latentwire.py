@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,34 @@ SMALL = sorted(
 )
 
 
+def with_template(name: str, folder: Path) -> Path:
+    """A model that ships, whose tokenizer has a chat template."""
+    shutil.copytree(ROOT / "zoo" / name, folder / name)
+    about = folder / name / "tokenizer_config.json"
+    turn = "{{ bos_token }}{% for m in messages %}User: {{ m.content }}\n{% endfor %}"
+    template = turn + "{% if add_generation_prompt %}Reply:{% endif %}"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"chat_template": template}))
+    return folder / name
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [*SMALL, "interlingua", "phase_1b", "phase_1b_annealed"])
 def test_a_run_of_one_feature_ends_in_its_report(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few steps; the sentence encoder is a random one."""
+    """A few steps; the sentence encoder is a random one, and models with a chat template are those
+    that ship, with one of ours."""
     monkeypatch.chdir(ROOT)
     path = CONFIGS / f"{name}.yaml"
     config = read(path)
     flags = ["--mesh.data=1"]
     if config.sender is not None and "MiniLM" in config.sender.path:
         flags.append(f"--sender.path={write_encoder(tmp_path / 'encoder', positions=256)}")
+    if name == "smokes/chat":
+        flags.append(f"--sender.path={with_template('tiny-llama', tmp_path)}")
+        flags.append(f"--receivers.qwen.path={with_template('tiny-qwen', tmp_path)}")
+        flags.append("--bridge.source.hidden_states.layers=[0, 2, 4]")
     for stage, options in config.stages.items():
         ((kind, given),) = chosen(options).items()
         values: dict[str, Any] = {"rows": 4}
