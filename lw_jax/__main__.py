@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
-from lw_jax import launch
-from lw_jax.commands import base
-from lw_jax.utils import output
+STOPPED = 130
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code of the process.
     """
+    # here, so that Ctrl-C is heeded as early as can be
+    from lw_jax import launch
+    from lw_jax.commands import base
+
     if not argv or list(argv) in (["-h"], ["--help"], ["help"]):
         return launch.guarded(_overview)
     if argv[0] == "help":
@@ -32,12 +36,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _overview() -> int:
+    from lw_jax.commands import base
+    from lw_jax.utils.guarded import OK
+
     print(base.overview(), end="")
-    return launch.OK
+    return OK
+
+
+def _at_once(number: int, frame: FrameType | None) -> None:
+    """Ends the process, which has done nothing yet but to load what it needs."""
+    os._exit(STOPPED)
 
 
 def cli() -> None:
     """The entry point."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, _at_once)
+    from lw_jax import launch
+    from lw_jax.utils import output
+
     output.never_fails_to_encode()
     launch.set_environment(os.environ)
     raise SystemExit(main(sys.argv[1:]))

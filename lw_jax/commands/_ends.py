@@ -68,6 +68,8 @@ def writable(place: str, command: str) -> None:
         if not path.exists():  # what some places do not let one make shows in making it alone
             path.touch()
             path.unlink()
+    except UserError:  # which is a ValueError
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{command}: {place}: {_reason(error)}") from error
 
@@ -97,6 +99,8 @@ def new_directory(place: str, command: str, own: str) -> None:
         there = next(one for one in path.absolute().parents if one.exists())
         if not there.is_dir():
             raise UserError(f"{command}: {place}: {there} is a file")
+    except UserError:  # which is a ValueError
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{command}: {place}: {_reason(error)}") from error
 

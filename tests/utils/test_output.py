@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,10 @@ def test_a_terminal_of_plain_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     held = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(held, encoding="ascii"))
     monkeypatch.setattr(sys, "argv", ["lw-jax", "configs", "a_run_\udcff", "--help"])
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         cli()
+    signal.signal(signal.SIGINT, handler)
     assert stop.value.code == 0
     for text in ("a row…", "runs/\udcff", "é"):
         print(text)

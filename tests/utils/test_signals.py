@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -49,3 +50,22 @@ def test_an_import_ends_first(number: int, tmp_path: Path, monkeypatch: pytest.M
 
     assert guarded(work) == 128 + number
     assert sys.modules.pop("imported_slowly").ENDED
+
+
+def test_ctrl_c_while_the_command_is_loaded_says_nothing(tmp_path: Path) -> None:
+    """A module that it imports at first takes long here."""
+    slow = "import sys, time\nprint('imported', flush=True)\ntime.sleep(30)\n"
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text(slow)
+    path = os.pathsep.join((str(tmp_path), *filter(None, sys.path)))
+    with subprocess.Popen(
+        [sys.executable, "-m", "lw_jax", "configs"],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as done:
+        assert done.stdout is not None
+        assert done.stdout.readline() == b"imported\n"
+        done.send_signal(signal.SIGINT)
+        assert done.communicate(timeout=20) == (b"", b"")
+    assert done.returncode == 130
