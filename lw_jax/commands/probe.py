@@ -33,6 +33,8 @@ def run(given: Namespace) -> int:
         )
     kind, place, *flags = words
     config, own = _flags.read(f"probe {kind}", flags, KINDS[kind], OWN)
+    if not own.get("out", "-"):
+        raise UserError(f"probe {kind}: --out: the name of the directory to write is empty")
 
     from rich.console import Console
 

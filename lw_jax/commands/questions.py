@@ -25,6 +25,8 @@ def run(given: Namespace) -> int:
     flags = [word for word in given.words if word.startswith("--")]
     config, own = _flags.read("questions", flags, questions.Config, OWN)
     writer, reader, *texts = places
+    if not own.get("out", "-"):
+        raise UserError("questions: --out: the name of the file to write is empty")
     account = questions.write(
         config,
         lambda: questions.opened(writer, reader, own.get("receiver")),

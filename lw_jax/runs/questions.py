@@ -15,10 +15,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 import jax
 from annotated_types import Ge, Le
@@ -412,16 +413,24 @@ def write(
             )
     account: Counter[str] = Counter(done["account"])
     begun, models, seen = time.monotonic(), None, False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(progress, done)
-    with out.open("ab") as file:
-        file.truncate(done["bytes"])
+    file: BinaryIO | None = None
+    with ExitStack() as stack:
+
+        def opened_file() -> BinaryIO:
+            """What was written; only now, so that a start that failed is in nobody's way."""
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(progress, done)
+            held = stack.enter_context(out.open("ab"))
+            held.truncate(done["bytes"])
+            return held
+
         some = islice(texts_of(sources), config.texts)
         for number, chunk in enumerate(_batched(some, config.chunk)):
             seen = True
             if number < done["chunks"]:
                 continue
             if config.minutes is not None and time.monotonic() - begun > 60 * config.minutes:
+                file = file or opened_file()
                 say(f"questions: {config.minutes:g} minutes are over; the same command goes on")
                 break
             models = tuned() if models is None else models
@@ -432,6 +441,7 @@ def write(
                 rows_of(config, *models, kept, rng, barred) if kept else ([], Counter())
             )
             account += left + long + own_account
+            file = file or opened_file()
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             file.flush()

@@ -105,7 +105,8 @@ def add_file(path: str | Path) -> None:
         _add_module(name, module, where)
     except BaseException as error:
         del sys.modules[spec.name]
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        ended = isinstance(error, SystemExit)  # a script that is no module: what calls it goes on
+        if isinstance(error, UserError) or not (ended or isinstance(error, Exception)):
             raise
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     _FILES[file] = module

@@ -33,6 +33,7 @@ from lw_jax.__main__ import main
         ("init zoo/tiny-llama zoo/tiny-qwen facts -o HERE --force", "is a directory; give a file"),
         ("init zoo/tiny-llama zoo/tiny-qwen facts -o /proc/x.yaml", "init: /proc/x.yaml: no such"),
         ("init zoo/tiny-llama zoo/tiny-qwen facts --out=", "the file to write is empty"),
+        ("probe skill HERE --out=", "--out: the name of the directory to write is empty"),
         ("encode zoo/bridges/facts HERE/text --out=", "the name of the file to write is empty"),
         ("compare HERE HERE --out=", "compare: the name of the file to write is empty"),
         ("export zoo/bridges/facts HERE/no/x --as=vllm_chat --text=A.", "there is no directory"),

@@ -182,6 +182,7 @@ WRONG = {
         "@dataclass(frozen=True)\nclass Config(Reader):\n    build: int = 1",
         "build is a method of lw_jax.readers.base.Reader; call the field otherwise",
     ),
+    "ends": ("import sys\nsys.exit(0)", "SystemExit: 0"),
     "nothing": ("x = 1", "it defines none of Config"),
     "broken": ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
     "lora": (

@@ -168,6 +168,7 @@ def test_it_goes_on_where_it_was_stopped_and_holds_an_evaluation_apart(tmp_path:
         (["a", "b", "c", "--every=2"], "--every: unknown; there are each, temperature"),
         (["a", "b", "c", "--each=0"], "each: expected"),
         (["a", "b", "no.jsonl", "--out=OUT"], "no.jsonl"),
+        (["a", "b", "no.jsonl", "--out="], "--out: the name of the file to write is empty"),
     ],
 )
 def test_a_wrong_command_is_one_line(tmp_path: Path, words: list[str], wrong: str) -> None:
@@ -175,6 +176,27 @@ def test_a_wrong_command_is_one_line(tmp_path: Path, words: list[str], wrong: st
     with pytest.raises(UserError, match=wrong) as said:
         call("questions", given)
     assert "\n" not in str(said.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_failed_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "out" / "written.jsonl"
+    texts.write_text(json.dumps({"context": f"{TEXT} And so it is."}))
+
+    def broken() -> Any:
+        raise UserError("no such run")
+
+    def write(tuned: Callable[[], Any], source: Path) -> Any:
+        config = Config(each=1, chunk=2, least_words=10)
+        return questions.write(config, tuned, [str(source)], out, (), lambda line: None)
+
+    for tuned, source in ((broken, texts), (broken, tmp_path / "none.jsonl")):
+        with pytest.raises(UserError):
+            write(tuned, source)
+        assert not out.parent.exists()
+    said = "When was the first line opened?\nAnswer: 1885"
+    made = Scripted(lambda text, question: Said(said, -1.0, True)), SURE
+    assert write(lambda: made, texts)["kept"] == 1
 
 
 def test_held_out_articles_and_texts_to_ask_about(tmp_path: Path) -> None:
