@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from lw_jax.bridge.config import BridgeConfig, closed_form, fitted_reader, normaliser, pca
@@ -149,6 +149,22 @@ class Config(Checked):
                 raise UserError(_never(f"stages.{name}.pretrain", stage.pretrain.steps))
             if stage.evaluate:
                 self._check_evaluates(name, stage.evaluate)
+
+    def of_stage(self, train: TrainConfig) -> Config:
+        """The config as a train stage of its own rows or layout sees it; evaluations keep theirs.
+
+        Args:
+            train: the stage.
+        """
+        data, stages = train.data or self.data, self.stages
+        if train.data is not None:
+            stages = {
+                name: replace(stage, evaluate=replace(own, data=own.data or self.data))
+                if (own := stage.evaluate)
+                else stage
+                for name, stage in stages.items()
+            }
+        return replace(self, data=data, layout=train.layout or self.layout, stages=stages)
 
     def _check_evaluates(self, stage: str, evaluate: EvaluateConfig) -> None:
         """Checks that sender and rows are such that the methods can run."""

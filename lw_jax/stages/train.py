@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -66,11 +65,8 @@ from lw_jax.utils.registry import chosen
 
 def run(run: Run, name: str, cfg: TrainConfig) -> None:
     """Train the bridge, from the stage before, another run, or fresh parameters."""
-    config = run.config
+    config = run.config.of_stage(cfg)
     assert config.bridge is not None
-    config = dataclasses.replace(
-        config, data=cfg.data or config.data, layout=cfg.layout or config.layout
-    )
     beside = ThreadPoolExecutor(1, "rows")
     reading = beside.submit(task_rows, config, cfg)  # while the models are read and measured
     beside.shutdown(wait=False)

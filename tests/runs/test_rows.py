@@ -188,6 +188,29 @@ def test_training_rows_are_kept_apart_from_those_of_evaluations(
         kept()
 
 
+def test_a_stage_of_its_own_rows_is_held_against_the_evaluation_of_the_run(
+    write: Write, tmp_path: Path
+) -> None:
+    """Whose rows have articles, as a method of it needs, and the stage's have none."""
+    text = "The red goat of the old mill ate 4 hats today."
+    held = write_rows(tmp_path / "held.jsonl", [text] * 9, article="goats")
+    train = write_rows(tmp_path / "train.jsonl", [SHORT] * 40, article="cats")
+    own = write_rows(tmp_path / "own.jsonl", [text] * 9 + [LONG] * 40)
+    jsonl = {"train": own, "eval": None, "eval_share": 0, "validation_share": 0.2}
+    flags = [
+        data(train, held, article_field="article"),
+        ("stages.fit.train.data", json.dumps({"jsonl": jsonl})),
+        ("stages.fit.train.apart", "true"),
+        ("stages.report.evaluate.methods", "[latent, deranged_near]"),
+    ]
+    config = read(write(), flags)
+    cfg = config.stages["fit"].train
+    assert cfg is not None
+    (by_level,) = streams.task_rows(config.of_stage(cfg), cfg).values()
+    (kept,) = by_level.values()
+    assert len(kept) > 20 and not any(text in kept[i][0].context for i in range(len(kept)))
+
+
 def test_small_files_are_told_which_key_helps(write: Write, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 6)
     wrong = [
