@@ -34,6 +34,8 @@ def ahead(
 ) -> Iterator[T]:
     """make(start), make(start + 1), ..., make(stop - 1), prepared ahead.
 
+    Worker processes begin at once, and not when the first is taken.
+
     Args:
         make: a pure function of its number; must be picklable if there are workers.
         start: the first number.
@@ -43,9 +45,14 @@ def ahead(
     Raises:
         RuntimeError: a worker died.
     """
-    if workers:
-        yield from _from_workers(make, start, stop, workers)
-        return
+    if not workers:
+        return _from_thread(make, start, stop)
+    made = _from_workers(make, start, stop, workers)
+    next(made)  # starts them
+    return made
+
+
+def _from_thread(make: Callable[[int], T], start: int, stop: int | None) -> Iterator[T]:
     import grain
 
     made = grain.MapDataset.range(start, sys.maxsize if stop is None else stop).map(make)
@@ -60,16 +67,22 @@ def ahead(
 def _from_workers(
     make: Callable[[int], Any], start: int, stop: int | None, workers: int
 ) -> Iterator[Any]:
-    """Worker i of n makes numbers start + i, start + i + n, ..."""
+    """Worker i of n makes numbers start + i, start + i + n, ...; None comes before the first."""
     spawn = multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes: list[Any] = []
+    # Arguments of a process are written while it starts, and the next one would wait for that.
+    maker = pickle.dumps(make, pickle.HIGHEST_PROTOCOL)
+    giving = threading.Thread(target=_give, args=(pipes, maker), daemon=True)
+    del maker
 
     def end() -> None:
         for process in processes:
             process.kill()  # it holds nothing that can be lost
         for process in processes:
             process.join(PATIENCE)
+        if giving.ident is not None:
+            giving.join(PATIENCE)
         for pipe in pipes:
             pipe.close()
 
@@ -77,20 +90,29 @@ def _from_workers(
     atexit.register(end)
     try:
         for i in range(workers):
-            ours, theirs = spawn.Pipe(duplex=False)
+            ours, theirs = spawn.Pipe()
             pipes.append(ours)
             process = spawn.Process(
-                target=_work, args=(theirs, make, start + i, stop, workers), daemon=True
+                target=_work, args=(theirs, start + i, stop, workers), daemon=True
             )
             process.start()
             processes.append(process)
-            theirs.close()  # now only the worker can write
+            theirs.close()  # now only the worker holds it
+        giving.start()
+        yield None
         numbers = count(start) if stop is None else range(start, stop)
         for turn, _ in enumerate(numbers):
             yield _receive(pipes[turn % workers], processes[turn % workers])
     finally:
         atexit.unregister(end)
         end()
+
+
+def _give(pipes: list[Connection], maker: bytes) -> None:
+    """Sends the workers what makes batches, as each is there to take it."""
+    for pipe in pipes:
+        with suppress(OSError):  # it died, as the reader sees
+            pipe.send_bytes(maker)
 
 
 def _receive(pipe: Connection, process: Any) -> Any:
@@ -107,13 +129,18 @@ def _receive(pipe: Connection, process: Any) -> Any:
     raise value
 
 
-def _work(
-    pipe: Connection, make: Callable[[int], Any], start: int, stop: int | None, step: int
-) -> None:
-    """A worker: makes the next batch while the last one waits in the pipe."""
+def _work(pipe: Connection, start: int, stop: int | None, step: int) -> None:
+    """A worker: makes the next batch while the last one waits in the pipe, which first gives the
+    function that makes them."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker keeps to its own core
+    try:
+        given = pipe.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(1)  # the reader is gone
+    make: Callable[[int], Any] = pickle.loads(given)
+    del given
     made: queue.Queue[bytes] = queue.Queue(1)
 
     def send() -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lw_jax.train.config import Level
+if TYPE_CHECKING:  # it imports jax, and worker processes have a `Timetable`
+    from lw_jax.train.config import Level
 
 
 @dataclass(frozen=True)

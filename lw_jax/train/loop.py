@@ -291,6 +291,8 @@ def fit(job: Job) -> TrainState:
         stop = stack.enter_context(termination())
         wanted = job.tensorboard and hosts.first()
         events = stack.enter_context(board(wanted, job.directory, job.name, start))
+        # before the programs are compiled: processes that make batches start meanwhile
+        batches = stack.enter_context(closing(_until(stop, job.batches(start, job.steps))))
         if job.prepare is not None:
             job.prepare(state, start)
         display = stack.enter_context(Display(job.name, start, job.steps))
@@ -298,7 +300,6 @@ def fit(job: Job) -> TrainState:
             display.say(f"stopped before step {start + 1}: run the same command again to go on")
             stop.leave()
         hosts.meet(f"the first step of {job.name}")
-        batches = stack.enter_context(closing(_until(stop, job.batches(start, job.steps))))
         if start:
             display.say(f"resumed after step {start} of {job.steps}")
         elif beyond:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -176,6 +177,22 @@ def large(number):
     return np.full(2**20, number, np.float32)
 
 
+def longest(number, held):
+    return number + len(held)
+
+
+def test_workers_begin_at_once_and_nobody_waits_for_their_start():
+    """However much it takes to make batches: more than a pipe holds."""
+    began = time.monotonic()
+    batches = ahead(partial(longest, held=bytes(2**23)), 1, 6, workers=2)
+    assert len(multiprocessing.active_children()) == 2
+    started = time.monotonic() - began
+    assert list(batches) == [2**23 + number for number in range(1, 6)]
+    assert started < (time.monotonic() - began) / 2
+    ahead(large, workers=1)  # whose batches nobody takes
+    assert not multiprocessing.active_children()
+
+
 def test_a_sigterm_that_reaches_the_workers_stops_no_batch():
     batches = ahead(large, 3, 9, workers=2)
     got = [next(batches)[0]]
@@ -245,6 +262,7 @@ def test_rows_and_layout_need_no_jax():
         "import sys, importlib, pkgutil, lw_jax.data as d\n"
         "for m in pkgutil.iter_modules(d.__path__):\n"
         "    importlib.import_module(f'lw_jax.data.{m.name}')\n"
+        "import lw_jax.text.collate, lw_jax.text.buckets, lw_jax.train.curriculum\n"
         "assert 'jax' not in sys.modules"
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

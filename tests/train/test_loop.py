@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lw_jax.data.prefetch import ahead
 from lw_jax.train.checkpoint import read_meta, steps
 from lw_jax.train.diagnostics import Journal, Window
 from lw_jax.train.loop import Evaluation, fit
@@ -45,6 +48,28 @@ def test_lines_hold_the_means_of_their_interval(compiled: Any, tmp_path: Path) -
     np.testing.assert_allclose(lines[1]["loss"], np.mean(losses[4:]), rtol=1e-6)
     assert len(lines[0]["histogram"]) == WIDTH
     assert lines[0]["seconds_per_step"] > 0
+
+
+def test_processes_that_make_batches_start_before_the_programs_are_compiled(
+    compiled: Any, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def prepare(state: TrainState, start: int) -> None:
+        seen.append(len(multiprocessing.active_children()))
+
+    made = partial(ahead, batch, workers=2)
+    fit(
+        job(
+            tmp_path,
+            steps=3,
+            evaluate=None,
+            step_for=lambda _: compiled,
+            prepare=prepare,
+            batches=made,
+        )
+    )
+    assert seen == [2]
 
 
 def test_each_step_has_its_own_plan(compiled: Any, tmp_path: Path) -> None:
