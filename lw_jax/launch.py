@@ -351,7 +351,6 @@ def cli() -> None:
 
 def set_environment(environ: MutableMapping[str, str]) -> None:
     """Sets variables that the libraries read when they are loaded; the user's own values stay."""
-    environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # batches may come from forked workers
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.update(program_cache.settings(environ))
     flags = environ.get("XLA_FLAGS", "")

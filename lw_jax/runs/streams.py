@@ -110,8 +110,9 @@ def parts_of(
         levels, rows = _levels(cfg, task), read[task]
         if layout != pipeline.layout or data != config.data:  # those were looked at before
             mine = laid_out(pipeline, layout, sample(next(iter(rows.values())), CHECKED_ROWS))
+        made = {level: collate_of(mine, own, found) for level, found in rows.items()}
         streams = {
-            key: stream_of(mine, own, rows[level], config.seed, f"{name}/{key}")
+            key: stream_of(mine, own, rows[level], config.seed, f"{name}/{key}", made[level])
             for key, level in levels.items()
         }
         objectives = own.objectives or config.objectives
@@ -124,9 +125,8 @@ def parts_of(
     return found
 
 
-def stream_of(
-    pipeline: Pipeline, cfg: TrainConfig, rows: Rows, seed: int, stage: str
-) -> Stream[Any, Any]:
+def collate_of(pipeline: Pipeline, cfg: TrainConfig, rows: Rows) -> Collate:
+    """What makes batches of some rows, whose lengths are those of up to `MEASURED_ROWS` of them."""
     groups = sample(rows, MEASURED_ROWS)
     every = needs_nats(pipeline.layout.text_budget)
     budgeted = [rows[i] for i in range(len(rows))] if every else ()
@@ -134,6 +134,12 @@ def stream_of(
     if cfg.buckets is not None:
         multiple = MULTIPLE if jax.default_backend() == "cpu" else TILE
         collate = bucketed(collate, groups, cfg.buckets, multiple)
+    return collate
+
+
+def stream_of(
+    pipeline: Pipeline, cfg: TrainConfig, rows: Rows, seed: int, stage: str, collate: Collate
+) -> Stream[Any, Any]:
     parts = rows_of_process(pipeline.mesh, cfg)
     each = cfg.batch_size // ways(pipeline.mesh, "rows")
     return Stream(

@@ -286,7 +286,7 @@ def test_as_a_process(write: Write, models: dict[str, str]) -> None:
 def test_what_the_user_has_set_stays() -> None:
     environ = {
         "XLA_FLAGS": "--xla_gpu_enable_triton_gemm=true --xla_dump_to=here",
-        "TOKENIZERS_PARALLELISM": "true",
+        "TOKENIZERS_PARALLELISM": "false",
     }
     before = dict(environ)
     launch.set_environment(environ)
@@ -302,3 +302,4 @@ def test_other_flags_are_kept_beside_its_own() -> None:
     ]
     launch.set_environment(once := {})
     assert once["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=false"
+    assert "TOKENIZERS_PARALLELISM" not in once  # texts are tokenised by as many threads as it has cores

@@ -24,6 +24,7 @@ from lw_jax.mesh import make_mesh
 from lw_jax.runs import doctor, rows, streams
 from lw_jax.runs.session import Session, open_pipeline
 from lw_jax.text.collate import has_row
+from lw_jax.train.config import Level
 from tests.config.conftest import Write
 
 SHORT, LONG = "Bo has 3 cats.", "Bo has 3 cats. " * 12
@@ -256,10 +257,19 @@ def test_a_stage_measures_evaluates_and_trains_on_the_rows_that_fit(
     assert 2 <= len(groups) <= cfg.eval_rows
     assert all(len(group[0].context) < 30 for group in groups)
 
-    stream = streams.stream_of(pipeline, cfg, load_rows(config.data, "train", 1), 1, "fit/0")
+    train = load_rows(config.data, "train", 1)
+    made = streams.collate_of(pipeline, cfg, train)
+    stream = streams.stream_of(pipeline, cfg, train, 1, "fit/0", made)
     batches = [stream.batch(step) for step in range(60)]
     assert all(has_row(batch) for batch in batches)
     assert sum(len(batch["valid"]) for batch in batches) == 60 * 4
+
+    # phases of the same rows, which are measured once
+    halves = dataclasses.replace(cfg, curriculum=(Level(share=0.5), Level(share=0.5)))
+    read_before = streams.task_rows(config, halves)
+    (part,) = streams.parts_of(pipeline, config, halves, "fit", {}, read_before).values()
+    first, second = part.streams.values()
+    assert first.collate is second.collate and first.indices(0) != second.indices(0)
 
     none = dataclasses.replace(config, layout=dataclasses.replace(config.layout, max_tokens=3))
     with pytest.raises(UserError, match=r"^layout.max_tokens: \d+ of \d+ contexts to train on are"):
