@@ -31,6 +31,14 @@ _TODAY = (
 """Before templates that write today's date: a prompt must not change overnight. The day is the one
 that Llama 3's templates have where they are given none."""
 
+_AUTO, _PLAIN, _QWEN = "AutoTokenizer", "PreTrainedTokenizerFast", "Qwen2Tokenizer"
+_CLASSES = {
+    **{f"{of}/{_PLAIN}": _PLAIN for of in ("llama", "mistral", "qwen3")},
+    **{f"{of}/TokenizersBackend": _PLAIN for of in ("llama", "mistral", "qwen3")},
+    **{f"{of}/{_QWEN}": _QWEN for of in ("qwen2", "qwen3")},
+}
+"""What `AutoTokenizer` chooses, by the family and the class that a model's files name."""
+
 
 def load_tokenizer(directory: str | Path) -> Any:
     """The fast tokenizer of a model directory or a GGUF file, through transformers.
@@ -43,17 +51,16 @@ def load_tokenizer(directory: str | Path) -> Any:
     folder = Path(directory)
     if is_gguf(folder):
         return open_gguf(folder).tokenizer()
-    from transformers import AutoTokenizer  # takes seconds to import, so only where it is needed
-
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json in the model directory")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             read_json(folder / name)
+    kind = _class_of(folder)
     try:
         with _panics_held():
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), use_fast=True, trust_remote_code=False, local_files_only=True
+            tokenizer = kind.from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True
             )
             tokenizer(_PROBE, verbose=False)  # some faults show only here
     except (KeyboardInterrupt, SystemExit):
@@ -100,6 +107,21 @@ def _panics_held() -> Iterator[None]:
             held.seek(0)
             if not panicked and (text := held.read()):
                 os.write(2, text)
+
+
+def _class_of(folder: Path) -> Any:
+    """transformers' class for the tokenizer of a model directory.
+
+    It is `AutoTokenizer`, which takes seconds where torch is installed, as it imports that; or what
+    it would choose, where the files name a class of `_CLASSES` and nothing else.
+    """
+    import transformers  # takes a while as well, so only where it is needed
+
+    files = folder / "config.json", folder / "tokenizer_config.json"
+    model, own = (read_json(path) if path.is_file() else {} for path in files)
+    both = f"{model.get('model_type')}/{own.get('tokenizer_class')}"
+    other = "auto_map" in own or (folder / "tekken.json").exists()
+    return getattr(transformers, _AUTO if other else _CLASSES.get(both, _AUTO))
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

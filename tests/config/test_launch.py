@@ -302,4 +302,4 @@ def test_other_flags_are_kept_beside_its_own() -> None:
     ]
     launch.set_environment(once := {})
     assert once["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=false"
-    assert "TOKENIZERS_PARALLELISM" not in once  # texts are tokenised by as many threads as it has cores
+    assert "TOKENIZERS_PARALLELISM" not in once  # as many threads as cores

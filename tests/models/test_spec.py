@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lw_jax.errors import UserError
 from lw_jax.models.config import ModelConfig
@@ -76,6 +78,33 @@ def test_text_is_encoded_as_text(folder):
     assert not {0, 1, 2} & set(ids)
     assert decode(tokenizer, ids) == text
     assert decode(tokenizer, [0, *ids, 1]) == text
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_the_tokenizer_is_what_transformers_takes_it_for(family, folder, tmp_path):
+    """Whatever class its files name."""
+    other = shutil.copytree(folder, tmp_path / "model")
+    plain = "PreTrainedTokenizerFast", "TokenizersBackend"
+    for name in (None, "LlamaTokenizer", *plain, "Qwen2Tokenizer"):
+        changes = {"config": {"model_type": family}, "tokenizer_config": {"tokenizer_class": name}}
+        for file, change in changes.items():
+            said = json.loads((folder / f"{file}.json").read_text())
+            (other / f"{file}.json").write_text(json.dumps(said | change))
+        ours = load_tokenizer(other)
+        theirs = AutoTokenizer.from_pretrained(str(other), local_files_only=True)
+        assert type(ours) is type(theirs)
+        assert ours.special_tokens_map == theirs.special_tokens_map
+        assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
+
+
+def test_a_plain_tokenizer_is_read_without_torch(folder):
+    code = (
+        "import sys\n"
+        "from lw_jax.models.tokenizer import load_tokenizer\n"
+        f"load_tokenizer({str(folder)!r})\n"
+        "assert 'torch' not in sys.modules and 'transformers' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("bos", [None, "<s>"])
