@@ -53,10 +53,8 @@ def cli() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
         signal.signal(signal.SIGINT, _at_once)
     from lw_jax import launch
-    from lw_jax.utils import output
 
-    output.never_fails_to_encode()
-    launch.set_environment(os.environ)
+    launch.set_up()
     raise SystemExit(main(sys.argv[1:]))
 
 

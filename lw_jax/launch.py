@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
 import importlib
 import json
@@ -30,6 +31,8 @@ EXPORTED = Path("runs/exported")
 """Where evaluations of exported bridges go."""
 WIDTH = 140
 """Columns of output to a file or a pipe."""
+OBJECTS = 50_000
+"""New objects after which Python looks for unreachable ones."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -344,9 +347,16 @@ def evaluate_again(
 
 def cli() -> None:
     """The entry point of `python -m lw_jax.launch`."""
+    set_up()
+    raise SystemExit(main(sys.argv[1:]))
+
+
+def set_up() -> None:
+    """Sets this process up for a command line: what it prints, its environment, and that it looks
+    less often for unreachable objects, of which rows and the tracing of programs make few."""
     output.never_fails_to_encode()
     set_environment(os.environ)
-    raise SystemExit(main(sys.argv[1:]))
+    gc.set_threshold(OBJECTS)
 
 
 def set_environment(environ: MutableMapping[str, str]) -> None:

@@ -296,12 +296,12 @@ def load(
     levels: set[int] = set()
     read = 0
     file = _File(source, name, part, files.state(name), parse)
-    for where, key, example in _entries(file):
+    for where, place, example in _entries(file):
         if not isinstance(example, Example):
             malformed.append((where, example))
             continue
         read += 1
-        actual: Split = "eval" if own else _split_of(key, source, has_eval)
+        actual: Split = "eval" if own else _split_of(place, source, has_eval)
         splits[actual] += 1
         if actual != wanted:
             continue
@@ -347,8 +347,9 @@ def load(
     return ListRows(rows, [f"{where}: {why}" for where, why in malformed], account)
 
 
-Entry = tuple[str, str, Example | str]
-"""Place, key and example of a row; of a malformed one its place, "", and the cause."""
+Entry = tuple[str, float, Example | str]
+"""Where a row stands, the place of its key in [0, 1), which decides its split, and its example; of
+a malformed one the cause."""
 
 
 @dataclass(frozen=True)
@@ -366,7 +367,7 @@ class _File:
         wrong: list[Entry] = []
 
         def reject(where: str, why: str) -> None:
-            wrong.append((where, "", why))
+            wrong.append((where, 0.0, why))
 
         for where, record in records.read(self.name, self.source.subset, self.part):
             try:
@@ -375,7 +376,7 @@ class _File:
                 if not isinstance(record, Mapping):
                     raise records.BadRowError(f"expected an object, got {records.shown(record)}")
                 for key, row in self.parse(where, record, reject):
-                    yield where, key, self.source.levelled(row)
+                    yield where, _place_of(key), self.source.levelled(row)
             except records.BadRowError as error:
                 reject(where, str(error))
             yield from wrong
@@ -438,9 +439,13 @@ def short_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
-def _split_of(key: str, source: FileSource, has_eval: bool) -> Split:
+def _place_of(key: str) -> float:
+    """A hash of a row's key, in [0, 1)."""
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _split_of(place: float, source: FileSource, has_eval: bool) -> Split:
     held_out = 0.0 if has_eval else source.eval_share
     if place < held_out:
         return "eval"

@@ -35,6 +35,7 @@ from lw_jax.runs.memory import settled
 from lw_jax.runs.rows import report
 from lw_jax.runs.session import open_pipeline
 from lw_jax.runs.streams import (
+    Part,
     answer_stop,
     parts_of,
     phases,
@@ -69,24 +70,30 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     assert config.bridge is not None
     beside = ThreadPoolExecutor(1, "rows")
     reading = beside.submit(task_rows, config, cfg)  # while the models are read and measured
-    beside.shutdown(wait=False)
     pipeline = open_pipeline(config, run.mesh, run.run_dir, session=run.session)
+    teachers: dict[str, Teacher] = {}
+    if cfg.teacher is not None:
+        teachers = teacher.load(cfg.teacher, pipeline, run.session)
+
+    def measured() -> dict[str | None, Part]:
+        return parts_of(pipeline, config, cfg, name, teachers, reading.result())
+
+    # while parameters are made; several processes begin their programs in the same order
+    measuring = beside.submit(measured) if hosts.count() == 1 else None
+    beside.shutdown(wait=False)
     objectives = cfg.objectives or config.objectives
     root = jax.random.fold_in(jax.random.key(config.seed), list(config.stages).index(name))
     params = {
         "bridge": start_params(run, name, cfg, pipeline, root),
         "heads": init_heads(objectives, pipeline.bridge.dims, jax.random.fold_in(root, 1)),
     }
-    teachers: dict[str, Teacher] = {}
-    if cfg.teacher is not None:
-        teachers = teacher.load(cfg.teacher, pipeline, run.session)
     if cfg.teacher_prompt:
         params["bridge"] = teacher.with_prompts(params["bridge"], pipeline.bridge, teachers)
     params = put_trained(run.mesh, params)
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)
     turns = turns_of(phases(cfg))
-    parts = parts_of(pipeline, config, cfg, name, teachers, reading.result())
+    parts = measured() if measuring is None else measuring.result()
     for part in parts.values():
         _check_heads(part.objectives, objectives, pipeline.bridge.dims, f"stages.{name}")
         for key, stream in part.streams.items():

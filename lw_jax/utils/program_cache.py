@@ -18,8 +18,8 @@ from pathlib import Path
 FOLDER, SWITCH = "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"
 OFF = ("0", "false", "f", "no", "n", "off")
 """What JAX takes for False."""
-SECONDS = 0.5
-"""A program that takes longer to compile is kept."""
+SECONDS = 0.1
+"""A program that takes longer to compile is kept: a start has dozens of small ones."""
 BYTES = 8 * 2**30
 """Room of the folder; what was not used for longest goes first."""
 

@@ -293,6 +293,20 @@ def test_what_the_user_has_set_stays() -> None:
     assert {name: environ[name] for name in before} == before
 
 
+@pytest.mark.parametrize("module", ["lw_jax.launch", "lw_jax.__main__"])
+def test_a_command_seldom_looks_for_unreachable_objects(module: str) -> None:
+    code = (
+        f"import gc, {module} as m\n"
+        "m.sys.argv[1:] = ['--version']\n"
+        "try: m.cli()\n"
+        "except SystemExit: print(gc.get_threshold()[0])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert int(said.stdout.split()[-1]) == launch.OBJECTS > 10_000
+
+
 def test_other_flags_are_kept_beside_its_own() -> None:
     environ = {"XLA_FLAGS": "--xla_dump_to=here"}
     launch.set_environment(environ)

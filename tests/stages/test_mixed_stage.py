@@ -171,6 +171,26 @@ def test_rows_are_read_while_the_models_are(
     assert not both.broken
 
 
+def test_rows_are_measured_while_the_parameters_are_made(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mixed(
+        models, tmp_path / "mixed", tmp_path / "none", teacher=None, teacher_prompt=False
+    )
+    both = threading.Barrier(2, timeout=60)
+
+    def wrong(*args: Any) -> None:
+        both.wait()
+        raise UserError("too few slots")
+
+    monkeypatch.setattr(train, "parts_of", lambda *args: both.wait())
+    monkeypatch.setattr(train, "start_params", wrong)
+    run = make_run(config, Console(file=io.StringIO()))
+    with pytest.raises(UserError, match="too few slots"):
+        train.run(run, "mix", config.stages["mix"].train)  # type: ignore[arg-type]
+    assert not both.broken
+
+
 def test_a_teacher_of_other_questions_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     other = tuned(models, tmp_path / "tuned", anchor="\nReply:")
     config = mixed(models, tmp_path / "mixed", other.run_dir)

@@ -20,7 +20,7 @@ def test_the_users_cache_directory_is_the_users_alone(tmp_path: Path) -> None:
     folder = Path(found[FOLDER])
     assert folder.parent == tmp_path / "lw_jax" / "xla"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.5"
+    assert found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.1"
     assert program_cache.settings({"HOME": str(tmp_path)})[FOLDER].startswith(
         str(tmp_path / ".cache" / "lw_jax")
     )
