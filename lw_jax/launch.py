@@ -363,6 +363,7 @@ def set_environment(environ: MutableMapping[str, str]) -> None:
     """Sets variables that the libraries read when they are loaded; the user's own values stay."""
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.update(program_cache.settings(environ))
+    program_cache.quiet()
     flags = environ.get("XLA_FLAGS", "")
     if "xla_gpu_enable_triton_gemm" not in flags:
         # On a GPU, to time Triton's kernels against cuBLAS's for each product of each program takes

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import stat
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,14 @@ def settings(environ: Mapping[str, str]) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(SECONDS),
     }
     return {name: value for name, value in found.items() if name not in environ}
+
+
+def quiet() -> None:
+    """Has JAX say nothing where a program cannot be kept or read back, as on a full disk: it is
+    compiled, and a run that needs the disk itself says so in its own line."""
+    warnings.filterwarnings(
+        "ignore", r"Error (reading|writing) persistent compilation cache entry", UserWarning
+    )
 
 
 def own_folder(environ: Mapping[str, str], name: str) -> Path | None:

@@ -98,3 +98,23 @@ def test_half_a_program_that_another_process_is_writing_is_compiled_anew(
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def test_a_disk_that_is_full_is_not_said_for_every_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = """
+import os, resource
+from lw_jax.launch import set_environment
+set_environment(os.environ)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+import jax, jax.numpy as jnp
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+for i in range(3):
+    print(jax.jit(lambda x: jnp.sin(x @ x) + i)(jnp.ones((4, 4))).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == (b"(4, 4)\n" * 3, b"", 0)
