@@ -93,6 +93,6 @@ def test_a_wheel_runs_the_quickstart_outside_the_repository(tmp_path: Path) -> N
     assert "configs/quickstart.yaml" in run("configs", "quickstart")
     few = ["--stages.fit.train.steps=2", "--stages.fit.train.eval_rows=4"]
     few += ["--stages.report.evaluate.rows=8", "--stages.before.evaluate.rows=8"]
-    few += ["--stages.report.evaluate.bootstrap=20", "--stages.fit.train.eval_every=0"]
+    few += ["--stages.report.evaluate.bootstrap=40", "--stages.fit.train.eval_every=0"]
     assert "The wire carries content" in run("train", "configs/quickstart.yaml", *few)
     assert (away / "runs/quickstart/report.html").is_file()

@@ -191,7 +191,7 @@ class EvaluateConfig(Checked):
         decode: decoding.
         data: other rows than the config's; null for the config's.
         seed: seed of the rows' order and of the bootstrap.
-        bootstrap: resamples for the 95 % intervals.
+        bootstrap: resamples for the 95 % intervals; of fewer than 40 none lies beyond an end.
         relay: what the sender writes in the method `relay`.
         normalised: lines that every other one is measured between, as a share of what the text is
             worth; null: none.
@@ -215,7 +215,7 @@ class EvaluateConfig(Checked):
     decode: DecodeConfig = DecodeConfig()
     data: DataConfig | None = None
     seed: Seed = 12345
-    bootstrap: Annotated[int, Ge(1), Le(10**6)] = 2000
+    bootstrap: Annotated[int, Ge(40), Le(10**6)] = 2000
     relay: RelayConfig = RelayConfig()
     normalised: NormalisedConfig | None = None
     probe: ProbeConfig | None = None

@@ -151,7 +151,7 @@ def test_compression_counts_the_codes() -> None:
 
 @pytest.mark.slow
 def test_the_evaluate_stage_sends_at_other_precisions_as_well(tmp_path: Path) -> None:
-    wanted = {"methods": ["latent"], "wire": ["float32", "int4"], "rows": 6, "bootstrap": 20}
+    wanted = {"methods": ["latent"], "wire": ["float32", "int4"], "rows": 6, "bootstrap": 40}
     raw = raw_config(make_models(tmp_path), tmp_path / "run", **wanted)
     raw["bridge"]["bottleneck"] = {"fsq": {"levels": list(LEVELS)}}
     run = make_run(from_dict(raw), Console(quiet=True))

@@ -62,9 +62,9 @@ stages:
   fit:
     train: {{steps: 6, batch_size: 4, eval_every: 6, eval_rows: 4, log_every: 1}}
   of_one:
-    evaluate: {{view: one, rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 20}}
+    evaluate: {{view: one, rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 40}}
   of_two:
-    evaluate: {{view: two, rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 20}}
+    evaluate: {{view: two, rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 40}}
 """
 ROWS = 4
 ROLES: tuple[Literal["sender"], Literal["receiver"]] = ("sender", "receiver")

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from lw_jax.config import parse
+from lw_jax.errors import UserError
 from lw_jax.evaluate import bootstrap
+from lw_jax.evaluate.config import EvaluateConfig
 
 
 def _coverage(groups: int, each: int, grouped: bool, seed: int) -> float:
@@ -122,3 +125,10 @@ def test_of_one_text_an_interval_without_bounds_cannot_be_told() -> None:
     low, high = bootstrap.interval([2.0, 3.0], groups=["a", "b"], seed=0)
     assert (low, high) == (2.0, 3.0)
     assert bootstrap.interval([1.0], seed=0, bounds=(0, 1)) == (pytest.approx(0.025), 1.0)
+
+
+def test_an_evaluation_draws_enough_to_have_ends() -> None:
+    """Of fewer than forty draws none lies in the outer 2.5 % of an end; of one both ends are it."""
+    with pytest.raises(UserError, match="at least 40"):
+        parse.build(EvaluateConfig, {"bootstrap": 39})
+    assert parse.build(EvaluateConfig, {"bootstrap": 40}).bootstrap == 40

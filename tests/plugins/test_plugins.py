@@ -48,7 +48,7 @@ def config(home: Path) -> dict[str, object]:
                 "evaluate": {
                     "rows": 8,
                     "batch_size": 4,
-                    "bootstrap": 20,
+                    "bootstrap": 40,
                     # the last needs a bridge
                     "methods": ["text", "first_half", "token_budget_first"],
                     "decode": {"max_new_tokens": 4},

@@ -23,7 +23,7 @@ from lw_jax.stages import evaluate, train
 from tests.tiny.evaluation import RECEIVER
 from tests.tiny.run import make_models, make_run, raw_config, save_bridge
 
-FEW = {"methods": ["latent"], "rows": 10, "bootstrap": 20}
+FEW = {"methods": ["latent"], "rows": 10, "bootstrap": 40}
 
 
 @pytest.fixture(scope="module")

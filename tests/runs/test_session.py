@@ -65,7 +65,7 @@ stages:
       methods: [text, relay]
       rows: 4
       batch_size: 4
-      bootstrap: 20
+      bootstrap: 40
       relay: {{max_new_tokens: 2}}
       decode: {{max_new_tokens: 2}}
 """

@@ -256,7 +256,7 @@ stages:
   fit: {{train: {{steps: 2, optimiser: {{schedule: {{ramp: 0}}}}, batch_size: 4, eval_every: 0}}}}
   report:
     evaluate:
-      {{methods: [latent], rows: 6, batch_size: 6, bootstrap: 20, decode: {{max_new_tokens: 2}}}}
+      {{methods: [latent], rows: 6, batch_size: 6, bootstrap: 40, decode: {{max_new_tokens: 2}}}}
 """
 
 

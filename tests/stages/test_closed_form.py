@@ -65,7 +65,7 @@ REPORT = """  report:
     evaluate:
       rows: 4
       batch_size: 4
-      bootstrap: 10
+      bootstrap: 40
       methods: [text, latent, embedding_replay_raw]
       decode: {max_new_tokens: 4}
 """

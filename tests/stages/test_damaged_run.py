@@ -29,7 +29,7 @@ objectives:
 stages:
   measure: {{calibrate: {{rows: 8, batch_size: 8}}}}
   fit: {{train: {{steps: 4, batch_size: 4, save_every: 2, eval_every: 2, eval_rows: 2}}}}
-  report: {{evaluate: {{rows: 8, batch_size: 8, methods: [latent], bootstrap: 20}}}}
+  report: {{evaluate: {{rows: 8, batch_size: 8, methods: [latent], bootstrap: 40}}}}
 """
 FILES = (
     *("config.yaml", "finished.json", "receivers.json", "mean_latent.npz", "diagnostics.jsonl"),

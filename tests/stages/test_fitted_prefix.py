@@ -47,7 +47,7 @@ REPORT = """  report:
     evaluate:
       rows: 4
       batch_size: 4
-      bootstrap: 10
+      bootstrap: 40
       methods: [text, latent]
       decode: {max_new_tokens: 4}
 """

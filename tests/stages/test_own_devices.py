@@ -25,7 +25,7 @@ EVALUATED = {
     "rows": 6,
     "batch_size": 4,
     "methods": ["latent", "text", "relay"],
-    "bootstrap": 20,
+    "bootstrap": 40,
     "decode": {"max_new_tokens": 4},
     "relay": {"max_new_tokens": 4},
 }

@@ -51,7 +51,7 @@ FIT = """  fit:
     train: {steps: 2, batch_size: 4, optimiser: {name: adamw, lr: 0.1}, ema: 0.5, eval_every: 0}
 """
 REPORT = """  report:
-    evaluate: {rows: 4, batch_size: 4, bootstrap: 10, methods: [latent, pca]}
+    evaluate: {rows: 4, batch_size: 4, bootstrap: 40, methods: [latent, pca]}
 """
 
 

@@ -50,7 +50,7 @@ stages:
   fit:
     train: {{steps: 20, batch_size: 4, eval_every: 0, watch_every: 6, save_every: 6, log_every: 1}}
   report:
-    evaluate: {{rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 20}}
+    evaluate: {{rows: 8, batch_size: 4, methods: [text, latent], bootstrap: 40}}
 """
 
 
