@@ -247,6 +247,11 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
         for _, add in sorted(needed, key=lambda one: one[0]):
             add()
         if cfg.reuse is not None:
+            if not start and not any(wanted.values()):
+                raise UserError(
+                    f"stages.{name}.train.reuse: its objectives and its source ask the frozen "
+                    "models for nothing that it keeps; leave reuse out"
+                )
             report(run.console, f"stages.{name}", [_room(cfg.reuse, streams, says_of)])
         if not start:
             try:

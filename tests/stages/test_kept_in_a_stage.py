@@ -62,9 +62,13 @@ def test_losses_stay_and_a_stopped_run_ends_as_if_never_stopped(
             ("--bridge.source.hidden_states.lora.r=2",),
             "stages.fit.train.reuse.sender: bridge.source trains a LoRA of the sender",
         ),
+        (
+            ("--stages.fit.train.reuse.sender=false", "--objectives.kd=null"),
+            "stages.fit.train.reuse: its objectives and its source ask the frozen models for",
+        ),
     ],
 )
-def test_what_never_comes_twice_is_refused(
+def test_where_nothing_would_be_kept_it_is_refused(
     config: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

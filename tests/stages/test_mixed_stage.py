@@ -132,6 +132,35 @@ def test_every_step_has_its_task_and_the_bridge_begins_as_its_teacher(
         teacher.load(str(run.run_dir), pipeline)
 
 
+@pytest.mark.slow
+def test_what_the_teacher_says_is_kept_for_later_epochs(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The losses are those of a stage that asks it anew in every step."""
+    other = tuned(models, tmp_path / "tuned")
+    told = {}
+    for name, reuse in (("asked", None), ("kept", {"sender": False, "memory_gb": 0.1})):
+        home = tmp_path / name
+        home.mkdir()
+        raw = raw_config(models, home)
+        raw["data"] = {"facts": {"levels": [2], "size": 8, "eval_size": 8, "questions": 1}}
+        raw["objectives"] = {"answer_ce": {"weight": 0.5}, "kd": {"weight": 0.5}}
+        own = {"steps": 6, "batch_size": 4, "eval_every": 0, "log_every": 1, "questions": 1}
+        raw["stages"] = {"fit": {"train": own | {"teacher": str(other.run_dir), "reuse": reuse}}}
+        config = from_dict(raw)
+        (home / CONFIG).write_text(to_yaml(config))
+        run = Run(config, home, make_mesh(config.mesh), Console(file=io.StringIO()), home)
+        train.run(run, "fit", config.stages["fit"].train)  # type: ignore[arg-type]
+        lines = (home / "diagnostics.jsonl").read_text().splitlines()
+        told[name] = [line for line in map(json.loads, lines) if "loss" in line]
+    assert [line["reused"] for line in told["kept"]] == [0.0] * 2 + [1.0] * 4
+    for line, again in zip(told["asked"], told["kept"], strict=True):
+        assert line["loss"] == pytest.approx(again["loss"], abs=1e-5)
+        assert line[f"loss/{RECEIVER}/kd"] > 1e-3
+    (file,) = (tmp_path / "kept" / "reuse").glob("*.sqlite")
+    assert file.name.startswith(f"{RECEIVER}-tuned-")
+
+
 def _its_kl_is_zero_for_itself(other: Run, teachers: Any) -> None:
     """The tuned receiver that learns from itself has nothing to learn; from the bare one it has."""
     own = open_pipeline(other.config, other.mesh)
