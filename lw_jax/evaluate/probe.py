@@ -25,6 +25,7 @@ from lw_jax.evaluate import bootstrap
 from lw_jax.evaluate.config import ProbeConfig
 from lw_jax.evaluate.figures import Asked
 from lw_jax.evaluate.metrics.squad import exact_match
+from lw_jax.evaluate.summary import BOUNDS
 from lw_jax.mesh import put_batch, ways
 from lw_jax.models import encoder
 from lw_jax.models.decoder import embed_tokens, run
@@ -127,7 +128,11 @@ def probe(
         said = [classes[i] for i in linear.predict(x[len(train) :])]
         right = [exact_match(s, e.answers) for s, e in zip(said, asked.examples, strict=True)]
         low_high = bootstrap.interval(
-            right, groups=asked.groups, seed=asked.seed, resamples=asked.resamples
+            right,
+            groups=asked.groups,
+            seed=asked.seed,
+            resamples=asked.resamples,
+            bounds=BOUNDS,
         )
         found[name] = {
             "accuracy": float(np.mean(right)),

@@ -66,6 +66,16 @@ def test_a_label_that_is_told_is_found(world: World) -> None:
         assert figures["classes"] == ["no", "yes"]
 
 
+def test_all_rows_right_are_no_certainty(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lw_jax.evaluate.probe.exact_match", lambda *_: 1.0)
+    train, rows = labelled(20, 0, told=True), labelled(30, 1, told=True)
+    cfg = ProbeConfig(layers=(1,), l2=(0.01,))
+    found = probe(pipeline(world), cfg, train, Asked(rows, [], 0, 100), 16)
+    assert {figures["accuracy"] for figures in found.values()} == {1.0}
+    for figures in found.values():
+        assert figures["ci"] == pytest.approx([0.025 ** (1 / 30), 1.0])
+
+
 def test_a_label_that_is_not_told_is_not_found(world: World) -> None:
     train, rows = labelled(60, 0, told=False), labelled(200, 1, told=False)
     cfg = ProbeConfig(layers=(1,), l2=(0.1,))
