@@ -22,13 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lw_jax.errors import UserError
-from lw_jax.report.read import ADVICE, METRICS
 from lw_jax.results.normalised import sentences
 from lw_jax.results.page import write_pages
 from lw_jax.results.reading import parsed, reading
 from lw_jax.results.record import write_record
 from lw_jax.results.tensorboard import write_events
-from lw_jax.utils.files import shown
 from lw_jax.utils.guarded import guarded
 from lw_jax.utils.output import never_fails_to_encode
 
@@ -53,8 +51,7 @@ def _done(argv: Sequence[str]) -> int:
             for path in write_pages(Path(folder)):
                 print(path)
         case ["tensorboard", run]:
-            with shown(Path(run) / METRICS, ADVICE):
-                print(write_events(Path(run)))
+            print(write_events(Path(run)))
         case ["normalised", *runs] if runs:
             text = [run.removeprefix(TEXT) for run in runs if run.startswith(TEXT)]
             seeds = [Path(run) for run in runs if not run.startswith(TEXT)]

@@ -44,7 +44,8 @@ def draw(picture: Mapping[str, Any], lines: Mapping[str, Sequence[Row]]) -> byte
     axes.set_xlabel("receiver tokens a column")
     axes.set_title(picture.get("title", ""), fontsize=10)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)
     held = io.BytesIO()
     form = Path(picture["file"]).suffix.removeprefix(".")
     try:

@@ -6,15 +6,16 @@ Written from the run's files, so it can be done at any time, again, and after an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lw_jax.errors import UserError
 from lw_jax.report.board import write_evaluation
-from lw_jax.report.read import read
+from lw_jax.report.read import ADVICE, METRICS, read
+from lw_jax.runs.directory import DIAGNOSTICS
 from lw_jax.train import board
 from lw_jax.train.board import FOLDER, Board
+from lw_jax.utils.files import DIAGNOSTICS_LINE, read_line, shown
 
 
 def write_events(run_dir: Path) -> Path:
@@ -29,16 +30,18 @@ def write_events(run_dir: Path) -> Path:
     for old in folder.glob("*/events.*"):
         old.unlink()
     boards: dict[str, Board] = {}
-    for line in lines:
-        stage, step, kind = line.pop("stage"), line.pop("step"), line.pop("kind")
-        if stage not in boards:
-            boards[stage] = Board(folder / stage)
-        boards[stage].figures(step, kind, line)
-        boards[stage].text("alarms", line.get("alarms", ()), step)
+    with shown(run_dir / DIAGNOSTICS, "take out the line that is wrong"):
+        for line in lines:
+            stage, step, kind = line.pop("stage"), line.pop("step"), line.pop("kind")
+            if stage not in boards:
+                boards[stage] = Board(folder / stage)
+            boards[stage].figures(step, kind, line)
+            boards[stage].text("alarms", line.get("alarms", ()), step)
     for one in boards.values():
         one.close()
     if (run_dir / "config.yaml").is_file():
-        write_evaluation(read(run_dir), run_dir)
+        with shown(run_dir / METRICS, ADVICE):
+            write_evaluation(read(run_dir), run_dir)
     return folder
 
 
@@ -59,11 +62,8 @@ def _lines(run_dir: Path) -> list[dict[str, Any]]:
         raise UserError(f"{run_dir}: no diagnostics.jsonl there, so it is no run directory")
     found = []
     for number, text in enumerate(source.read_bytes().splitlines(), 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):  # cut, not UTF-8
-            line = None
-        if not isinstance(line, dict) or not {"stage", "step", "kind"} <= line.keys():
+        line = read_line(text, DIAGNOSTICS_LINE)
+        if line is None:  # cut, not UTF-8, of another form
             raise UserError(f"{source}:{number}: no line of diagnostics; take it out")
         found.append(line)
     return found

@@ -149,15 +149,23 @@ def read_lines(
     for line in path.read_bytes().split(b"\n"):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line.decode("utf-8"), parse_int=_integer)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict) and fits(value, wanted):
-            found.append(value)
-        else:
+        value = read_line(line, wanted)
+        if value is None:
             bad += 1
+        else:
+            found.append(value)
     return found, bad
+
+
+def read_line(
+    line: bytes, wanted: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any] | None:
+    """The object in a line of JSON; None: it holds none of this form (`fits`)."""
+    try:
+        value = json.loads(line.decode("utf-8"), parse_int=_integer)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and fits(value, wanted) else None
 
 
 def read_npz(path: Path, advice: str = AGAIN) -> dict[str, np.ndarray]:

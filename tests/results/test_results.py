@@ -811,3 +811,25 @@ def test_pages_and_pictures_are_written_all_or_none(
     assert {n: x for n, x in after.items() if n != "wires.yaml"} == {
         n: x for n, x in before.items() if n != "wires.yaml"
     }
+
+
+@pytest.mark.parametrize("step", ['"a"', "null", "1" + "0" * 400, "1.5"])
+def test_a_line_of_diagnostics_of_another_form_is_named(step: str, runs: list[Path]) -> None:
+    """Not the figures, which are whole."""
+    path = runs[0] / "diagnostics.jsonl"
+    wrong = f'{{"stage": "fit", "kind": "train", "step": {step}}}'
+    lines = [*path.read_text().splitlines(), wrong]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"diagnostics.jsonl:8: no line of diagnostics"):
+        write_events(runs[0])
+
+
+def test_a_figure_of_diagnostics_of_another_form_is_not_one_of_the_evaluation(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise TypeError("no number")
+
+    monkeypatch.setattr("lw_jax.train.board.Board.figures", fails)
+    with pytest.raises(UserError, match=r"diagnostics.jsonl is damaged .TypeError: no number"):
+        write_events(runs[0])
