@@ -61,7 +61,7 @@ def test_help_of_one_part_and_of_one_key() -> None:
     part, key = shown("stages.fit.train.optimiser"), shown("stages.fit.train.optimiser.lr")
     assert "weight_decay" in part
     assert "latent_dim" not in part
-    assert "number = 0.001 (above 0, at" in key
+    assert "number = 0.001 (above 1e-12, at" in key
     assert "weight_decay" not in key
     assert "text, required" in shown("name")
 
