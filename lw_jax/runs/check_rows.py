@@ -13,6 +13,7 @@ from lw_jax.data.load import data_set, load_rows, sample
 from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
+from lw_jax.evaluate.methods import method
 from lw_jax.runs.check_stages import batched
 from lw_jax.runs.findings import Examination
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
@@ -58,6 +59,8 @@ def check_rows(seen: Examination) -> None:
                             f"{len(rows)} context in the split 'validation', and the quick "
                             f"evaluation of stages.{name} needs two; set its eval_every to 0"
                         )
+                    if kind == "evaluate":
+                        _check_others(name, cfg, len(rows))
                     seen.loaded.append((name, key, f"{of.strip()} to {split}".strip(), rows))
                     said = remarks_of(rows)
                     if kind == "evaluate":
@@ -74,6 +77,20 @@ def check_rows(seen: Examination) -> None:
                         "or of an exported bridge"
                     )
                     seen.note("error", f"stages.{name}.{kind}.{of}", text)
+
+
+def _check_others(stage: str, cfg: EvaluateConfig, contexts: int) -> None:
+    """Checks that rows have others whose latents can be given in their place.
+
+    Raises:
+        UserError: there is one context, or one row is to be evaluated.
+    """
+    needs = [name for name in cfg.all_methods if method(name).latent == "other"]
+    if needs and min(contexts, cfg.rows or contexts) < 2:
+        what = "1 context" if contexts < 2 else f"stages.{stage}.evaluate.rows: 1 row"
+        raise UserError(
+            f"{what} to evaluate, and {needs[0]} gives each the latent of another; give two or more"
+        )
 
 
 def check_lengths(seen: Examination) -> None:

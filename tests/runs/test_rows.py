@@ -58,6 +58,24 @@ def test_all_contexts_too_long_is_an_error_of_the_doctor(write: Write) -> None:
         doctor.check(read(path, [flag]))
 
 
+def test_one_context_to_evaluate_is_an_error_before_anything_is_trained(
+    write: Write, tmp_path: Path
+) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 40)
+    one = Path(write_rows(tmp_path / "one.jsonl", ["Other " + SHORT]))
+    one.write_text(one.read_text() + one.read_text().replace("How many?", "Which?"))
+    path, flag = write(), data(file, str(one))
+    wrong = [text for level, text in found(path, flag) if level == "error"]
+    assert wrong == [
+        "1 context to evaluate, and deranged gives each the latent of another; give two or more"
+    ]
+    few = ("stages.report.evaluate.rows", "1")
+    wrong = [text for level, text in found(path, few) if level == "error"]
+    assert wrong and wrong[0].startswith("stages.report.evaluate.rows: 1 row to evaluate, and der")
+    alone = ("stages.report.evaluate.methods", "[text]")
+    assert not [1 for level, _ in found(path, flag, alone) if level == "error"]
+
+
 @pytest.mark.parametrize(("long", "level"), [(2, "ok"), (8, "warning")])
 def test_how_many_contexts_are_too_long_is_said(
     long: int, level: str, write: Write, tmp_path: Path
