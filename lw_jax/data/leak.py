@@ -23,6 +23,11 @@ LOOKED_AT = 100_000
 between two and three seconds."""
 LEAST = 32
 """Letters and digits of a context that is looked for inside others: shorter ones stand anywhere."""
+SAME = 20
+"""Letters and digits of a text from which on one that differs in punctuation alone is the same: in
+shorter ones it may be what is asked (`2 + 2`)."""
+_UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
+"""Soft hyphens, joiners, spaces without width and byte order marks."""
 BEGINNING = 4
 """Words with which a text begins, looked for before the whole of it is."""
 _UP_TO = range(1, BEGINNING + 1)
@@ -37,7 +42,8 @@ class Overlap:
     """Evaluation rows that are training rows as well, or stand inside one.
 
     Attributes:
-        contexts: evaluation contexts that a training row has, white space and case aside.
+        contexts: evaluation contexts that a training row has, white space, case and, but in short
+            texts, punctuation aside.
         of: evaluation contexts that were looked at.
         asked: evaluation questions that a training row asks of the same context.
         inside: other evaluation contexts of which all words stand in a row in a training context.
@@ -160,12 +166,20 @@ def _whole(words: Iterable[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return _ANY_WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _ANY_WORD.findall(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """A text without case, forms of characters, and characters that are not seen."""
+    return unicodedata.normalize("NFKC", text).translate(_UNSEEN).casefold()
 
 
 def _key(text: str) -> int:
-    """A text's hash in this process, white space, case and forms of characters aside."""
-    return hash(" ".join(unicodedata.normalize("NFKC", text).casefold().split()))
+    """A text's hash in this process, white space, case and forms of characters aside; of one with
+    some words, punctuation as well."""
+    plain = _plain(text)
+    words = _ANY_WORD.findall(plain)
+    return hash(" ".join(words if sum(map(len, words)) >= SAME else plain.split()))
 
 
 def _some(rows: Groups[Any]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from lw_jax.errors import UserError
 from lw_jax.evaluate.candidates import candidates_of
 from lw_jax.evaluate.config import EvaluateConfig
 from lw_jax.evaluate.methods import method
+from lw_jax.models.arch import Arch
 from lw_jax.runs.check_stages import batched
 from lw_jax.runs.findings import Examination
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
@@ -172,6 +173,15 @@ def check_layout(seen: Examination) -> None:
         sender = sender_arch(seen.specs)
         for remark in beyond_models(config.bridge, collate, seen.groups, sender, archs):
             seen.note(remark.level, "layout.max_tokens", remark.text)
+        for name, arch in archs.items():
+            asked = seen.sizes.get(f"{name}/ask", 0) + seen.sizes.get(f"{name}/answer", 0)
+            if isinstance(arch, Arch) and asked > arch.max_positions:
+                seen.note(
+                    "warning",
+                    f"receivers.{name}",
+                    f"questions and answers have up to {asked} tokens together; it was made for "
+                    f"{arch.max_positions}, the message included: give shorter ones",
+                )
 
 
 def _gold_answers(

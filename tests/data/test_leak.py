@@ -102,6 +102,24 @@ def test_evaluation_rows_in_training_rows_are_counted():
     assert leak.overlap(asked(("5 - 3", "t", "")), asked(("5 + 3", "e", ""))) is None
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "Nadia keeps 12 goats in barn 7!",
+        "\u201cNadia keeps 12 goats, in barn 7\u201d",
+        "Nadia kee\u200bps 12 goats in barn 7.",
+        "\ufeffNadia keeps 12 go\u00adats in barn 7.",
+        "Na\u2060dia keeps\u00a012 goats in barn 7.",
+    ],
+)
+def test_a_text_with_other_punctuation_or_unseen_characters_is_the_same(changed):
+    text = "Nadia keeps 12 goats in barn 7."
+    found = leak.overlap(asked((text, "t", "?")), asked((changed, "e", "?")))
+    assert found is not None and (found.contexts, found.inside) == (1, 0)
+    other = text.replace("12", "13")
+    assert leak.overlap(asked((other, "t", "?")), asked((changed, "e", "?"))) is None
+
+
 def test_overlap_of_generated_rows_is_looked_for_in_a_sample():
     cfg = facts.Config()
     assert leak.overlap(cfg.rows("train"), cfg.rows("eval")) is None

@@ -58,6 +58,20 @@ def test_all_contexts_too_long_is_an_error_of_the_doctor(write: Write) -> None:
         doctor.check(read(path, [flag]))
 
 
+def test_questions_and_answers_that_a_receiver_was_not_made_for_are_said(
+    write: Write, tmp_path: Path
+) -> None:
+    file = Path(write_rows(tmp_path / "rows.jsonl", [SHORT] * 40))
+    held_out = write_rows(tmp_path / "eval.jsonl", ["Another " + SHORT] * 9)
+    path, flag = write(), data(str(file), held_out)
+    assert not [text for _, text in found(path, flag) if "was made for" in text]
+    file.write_text(file.read_text().replace("How many?", "How many? " * 2000))
+    said = [text for level, text in found(path, flag) if level == "warning"]
+    assert len(said) == 1
+    assert said[0].startswith("questions and answers have up to ")
+    assert "the message included: give shorter ones" in said[0]
+
+
 def test_one_context_to_evaluate_is_an_error_before_anything_is_trained(
     write: Write, tmp_path: Path
 ) -> None:
