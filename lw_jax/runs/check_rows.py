@@ -174,12 +174,12 @@ def check_layout(seen: Examination) -> None:
         for remark in beyond_models(config.bridge, collate, seen.groups, sender, archs):
             seen.note(remark.level, "layout.max_tokens", remark.text)
         for name, arch in archs.items():
-            asked = seen.sizes.get(f"{name}/ask", 0) + seen.sizes.get(f"{name}/answer", 0)
-            if isinstance(arch, Arch) and asked > arch.max_positions:
+            count = seen.sizes.get(f"{name}/ask", 0) + seen.sizes.get(f"{name}/answer", 0)
+            if isinstance(arch, Arch) and count > arch.max_positions:
                 seen.note(
                     "warning",
                     f"receivers.{name}",
-                    f"questions and answers have up to {asked} tokens together; it was made for "
+                    f"questions and answers have up to {count} tokens together; it was made for "
                     f"{arch.max_positions}, the message included: give shorter ones",
                 )
 
