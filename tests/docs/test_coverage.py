@@ -33,7 +33,6 @@ LEAST_WORDS = 8
 NAMED = 55
 """Least number of features of which the file says what a run sets of them."""
 WITHOUT = {
-    "a weight that begins late",
     "VQ: dead codes revived (a flag of facts.yaml)",
     "stages A, B and C, smoke size",
     "stages A, B and C, hero size",
@@ -44,8 +43,6 @@ WITHOUT = {
     "layers and columns of a model over devices",
     "several hosts, started by SLURM, by hand and on TPUs",
     "anchor in the receiver's chat template; chat scaffold for the encoder",
-    "InfoNCE with the receiver's reading of the text as positive; reconstruction of every token",
-    "the first token: a list that it may not be of, its temperature and top-p",
 }
 """The features that may be without such a run: no other comes back here."""
 
