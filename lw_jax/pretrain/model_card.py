@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -31,6 +32,11 @@ def hardware() -> str:
     return f"{len(kinds)} x {kinds[0]}, {os.cpu_count()} CPU cores ({platform.machine()})"
 
 
+def _range(low: float, high: float) -> str:
+    """An interval; of one text nothing is known of another."""
+    return "–" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+
+
 def model_card(
     name: str, cfg: PretrainConfig, arch: Arch, figures: Mapping[str, Any], command: str
 ) -> str:
@@ -50,7 +56,7 @@ def model_card(
         ("GSM8K questions: bits per byte", figures["bits_per_byte"].get("gsm8k"), "bits"),
     ]
     table = "\n".join(
-        f"| {what} | {f[key]:.3f} | {f['ci'][0]:.3f} to {f['ci'][1]:.3f} | {f['n']} |"
+        f"| {what} | {f[key]:.3f} | {_range(*f['ci'])} | {f['n']} |"
         for what, f, key in rows
         if f is not None
     )

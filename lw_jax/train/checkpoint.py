@@ -106,11 +106,14 @@ class Checkpoints:
                 self._remove_unfinished()
             raise
         if hosts.first():
-            self._remove_old(progress)
+            self.remove_old(progress)
         hosts.meet(f"the end of saving {path}")
 
-    def _remove_old(self, progress: Mapping[str, Any]) -> None:
-        """Removes checkpoints that are not kept, and damaged ones that were set aside."""
+    def remove_old(self, progress: Mapping[str, Any]) -> None:
+        """Removes checkpoints that are not kept, and damaged ones that were set aside.
+
+        `save` does; it is for one host, and for a run that was killed before its last save did.
+        """
         best = (progress.get("best") or {}).get("step")
         for old in steps(self.root)[self.keep :]:
             if old != best:

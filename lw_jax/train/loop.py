@@ -258,6 +258,8 @@ def fit(job: Job) -> TrainState:
             "for; steps may be raised, not lowered: give another run_dir"
         )
     if start == job.steps or progress.ended is not None:
+        if hosts.first():
+            store.remove_old(progress.to_json())
         return state
     pending: _Pending | None = None
     saved_at = done = start

@@ -46,6 +46,10 @@ def test_codes_count_from_zero_and_a_masked_slot_says_nothing() -> None:
     assert not np.asarray(out.slots)[~mask].any()
     assert np.asarray(out.slots)[mask].any(-1).all()
     assert float(intermediates["saturation"]) > 0.8
+    steps = np.asarray(LEVELS) // 2  # before rounding and after it, both in [-1, 1]
+    before, after = (np.asarray(intermediates[name])[mask] for name in ("bounded", "values"))
+    assert np.abs(before).max() <= 1 and np.abs(after).max() == 1
+    np.testing.assert_allclose(np.round(before * steps), after * steps, atol=1e-6)
     assert float(part(latent(x / 300, mask))[1]["saturation"]) < 0.05
     x[~mask] = 1e4  # nor does it move a figure
     for name, value in part(latent(x, mask))[1].items():

@@ -29,6 +29,15 @@ def test_inside_a_trace_slots_are_what_the_codec_decodes(name: str) -> None:
     np.testing.assert_array_equal(jax.jit(as_sent, static_argnums=1)(x, name)[0], sent)
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_what_16_bits_cannot_hold_becomes_their_largest_number(name: str) -> None:
+    most = float(jnp.finfo(name).max)
+    x = np.array([[3.0e38 if name == "float16" else 3.4e38, -3.4e38, 1.5]], np.float32)
+    np.testing.assert_array_equal(
+        jax.jit(as_sent, static_argnums=1)(x, name), np.array([[most, -most, 1.5]], np.float32)
+    )
+
+
 @pytest.mark.parametrize(
     "config",
     [integer.Config(bits) for bits in (4, 6, 8)]

@@ -457,8 +457,8 @@ def test_where_soft_tokens_stand_among_those_of_a_run() -> None:
 
 def test_which_columns_are_the_messages() -> None:
     of = jax.jit(decoder_of._message, static_argnums=(1, 2))
-    slots = np.asarray([[-1, 2], [1, 3]])
-    own = [[False, False, True, False], [False, True, False, True]]
+    slots = np.asarray([[-1, 2], [0, 3]])
+    own = [[False, False, True, False], [True, False, False, True]]
     assert of(LayerInputs(slot_index=slots), 2, 4).tolist() == own
     mask = np.asarray([[True, False, True], [False, True, True]])
     values = np.zeros((1, 2, 3, 1, 2))

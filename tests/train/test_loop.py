@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -188,7 +189,11 @@ def test_a_finished_stage_is_not_run_again(compiled: Any, tmp_path: Path) -> Non
     def never(start: int, stop: int) -> Iterator[Any]:
         raise AssertionError("no batch is needed")
 
+    root = tmp_path / "checkpoints/first"
+    for earlier in ("3", "1"):  # it was killed before its last save removed the oldest
+        shutil.copytree(root / "4", root / earlier)
     again = fit(job(tmp_path, steps=4, evaluate=None, batches=never))
+    assert steps(root) == [4, 3]
     chex.assert_trees_all_equal(again.params, first.params)
     assert (tmp_path / "diagnostics.jsonl").read_text() == lines
 
