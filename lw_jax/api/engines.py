@@ -262,8 +262,13 @@ def _bounded(size: int) -> None:
 # Files
 
 _TENSORS = ("positions", "embeds", "keys", "values", "ask", "ask_positions")
-_WRITTEN = {"form": str, "receiver": str, "message": [int], "stop": [str], "eos": [int]} | {
-    "max_new": int
+_WRITTEN: dict[str, Any] = {
+    "form": str,
+    "receiver": str,
+    "message": [int],
+    "stop": [str],
+    "eos": [int],
+    "max_new": int,
 }
 """The form of what a file says of its prompt."""
 

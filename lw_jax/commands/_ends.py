@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lw_jax.commands.base import Parser
@@ -20,15 +22,13 @@ def read(place: str, command: str) -> bytes:
     Raises:
         UserError: it cannot be read.
     """
-    try:
+    with _named(place, command):
         if place == "-":
             if sys.stdin.isatty():
                 print(f"{command}: reading what you type; Ctrl-D ends it", file=sys.stderr)
             return sys.stdin.buffer.read(MOST_BYTES)
         with Path(place).open("rb") as file:
             return file.read(MOST_BYTES)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{command}: {place}: {_reason(error)}") from error
 
 
 def read_text(place: str, command: str) -> str:
@@ -60,7 +60,7 @@ def writable(place: str, command: str) -> None:
     if not place:
         raise UserError(f"{command}: the name of the file to write is empty")
     path = Path(place)
-    try:
+    with _named(place, command):
         if path.is_dir():
             raise UserError(f"{command}: {place} is a directory; give a file")
         if not path.parent.is_dir():
@@ -68,10 +68,6 @@ def writable(place: str, command: str) -> None:
         if not path.exists():  # what some places do not let one make shows in making it alone
             path.touch()
             path.unlink()
-    except UserError:  # which is a ValueError
-        raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{command}: {place}: {_reason(error)}") from error
 
 
 def new_directory(place: str, command: str, own: str) -> None:
@@ -89,7 +85,7 @@ def new_directory(place: str, command: str, own: str) -> None:
     if not place:
         raise UserError(f"{command}: the name of the directory to write is empty")
     path = Path(place)
-    try:
+    with _named(place, command):
         if path.exists() and not path.is_dir():
             raise UserError(f"{command}: {place} is a file; give a directory")
         if path.is_dir() and any(path.iterdir()) and not (path / own).is_file():
@@ -99,14 +95,22 @@ def new_directory(place: str, command: str, own: str) -> None:
         there = next(one for one in path.absolute().parents if one.exists())
         if not there.is_dir():
             raise UserError(f"{command}: {place}: {there} is a file")
+
+
+@contextmanager
+def _named(place: str, command: str) -> Iterator[None]:
+    """While inside, something is done with a file or a directory.
+
+    Raises:
+        UserError: instead of what the file system says, or of a name that cannot be one.
+    """
+    try:
+        yield
     except UserError:  # which is a ValueError
         raise
     except (OSError, ValueError) as error:
-        raise UserError(f"{command}: {place}: {_reason(error)}") from error
-
-
-def _reason(error: OSError | ValueError) -> str:
-    return str(getattr(error, "strerror", None) or said(error)).lower()
+        reason = str(getattr(error, "strerror", None) or said(error)).lower()
+        raise UserError(f"{command}: {place}: {reason}") from error
 
 
 def write(place: str, data: bytes) -> None:

@@ -356,7 +356,8 @@ def show(console: Console, title: str, lines: Lines) -> None:
 def _cell(one: Figure | None) -> str:
     if one is None or not np.isfinite(one.value):
         return "–"
-    return f"{one.value:.3f} [{one.ci[0]:.3f}, {one.ci[1]:.3f}]"
+    low, high = one.ci
+    return f"{one.value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if np.isfinite(low) else "")
 
 
 def write(

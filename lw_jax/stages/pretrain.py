@@ -36,7 +36,7 @@ from lw_jax.text.tokenizer import Tokenizer
 from lw_jax.train.loop import Job, bad_steps, fit
 from lw_jax.train.optimiser import make_optimiser
 from lw_jax.train.state import TrainState, new_state
-from lw_jax.utils.files import damaged, write_text
+from lw_jax.utils.files import damaged, write_json, write_text
 
 MEASURED_TEXTS = 4000
 """Texts on which the share that is left out for its length is measured."""
@@ -92,7 +92,7 @@ def run(run: Run, name: str, cfg: PretrainConfig) -> None:
         "left_out": skipped,
         **final_test(model, spec.tokenizer, cfg, problems(cfg), seed),
     }
-    write_text(run.out_dir / "metrics.json", json.dumps({"pretrain": {name: figures}}, indent=2))
+    write_json(run.out_dir / "metrics.json", {"pretrain": {name: figures}})
     write_text(out / "README.md", model_card(out.name, cfg, arch, figures, run.command))
     run.console.print(f"{out}:", json.dumps(figures, indent=2), highlight=False)
 

@@ -18,7 +18,7 @@ from lw_jax.data.example import Example
 from lw_jax.data.words import open_split
 from lw_jax.errors import UserError
 from lw_jax.probes import inverter, leak
-from lw_jax.probes.base import Probed, figure, open_probed, sentences
+from lw_jax.probes.base import Probed, _cell, figure, open_probed, sentences
 from lw_jax.probes.config import LeakConfig, SkillConfig
 from lw_jax.probes.inverter import Inverter, Seen, train
 from lw_jax.results.record import record_of
@@ -111,6 +111,7 @@ def test_what_is_recovered_is_counted_by_whole_words() -> None:
 
 def test_a_figure_of_nothing_is_none() -> None:
     assert figure([0.0, 0.0], 0, [0, 0]).n == 0
+    assert _cell(figure([2.5], 0, share=False)) == "2.500"  # nothing is known of another row
     whole = figure([1.0] * 20, 0)
     assert whole.value == 1.0 and whole.ci[0] < 1.0
 
