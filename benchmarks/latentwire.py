@@ -28,6 +28,7 @@ WITH_ENCODER = ("st_query", "simple")
 """Smokes that need the sentence encoder."""
 MORE_STAGES = {"transform": ("nearest", "batch"), "contrast": ("drawn",)}
 """Evaluations of a smoke before its report."""
+BOTH_ANSWER = Path("configs/overlays/smollm_and_qwen.yaml")
 BETWEEN_MODELS = "chat"
 """The smoke that needs models with a chat template, which none of those that ship has."""
 REPLAYED = "[rms_0.5, rms_0.6, rms_0.7, rms_0.8, rms_0.9, rms, rms_1.2, rms_1.5, batch, "
@@ -143,7 +144,7 @@ def jobs(encoder: str, data: Path | None, models: Path | None = None) -> list[Jo
 
 def between_models(models: Path, data: Path, encoder: str) -> list[Job]:
     """Chat templates; what reads and how it is given, on two real models; tuned receivers; settings
-    that failed."""
+    that failed; smoke size and today's default with both as receivers."""
     names = {name: name for name in (*real_cells.CELLS, *real_cells.TUNED)}
     names |= {name: f"failures_{name}" for name in real_cells.FAILED}
     sender, receiver = (models / file for file in real_cells.MODELS)
@@ -153,6 +154,17 @@ def between_models(models: Path, data: Path, encoder: str) -> list[Job]:
         own = f"latentwire_real_{said}"
         flags = real_cells.flags_of(name, models, data, encoder)
         found.append(Job(own, (*flags, f"--name={own}"), 2))
+    both = ["--config", str(BOTH_ANSWER), "--mesh.data=1"]
+    both += [f"--receivers.smollm.path={sender}", f"--receivers.qwen.path={receiver}"]
+    reads = ["--sender.unroll=never", f"--sender.path={sender}", "--sender.dtype=bfloat16"]
+    steps = ["--stages.fit.train.steps=240", "--stages.fit.train.eval_every=120"]
+    steps += ["--stages.fit.train.save_every=240", "--stages.report.evaluate.rows=200"]
+    on_real = {"latentwire_smoke": both, "latentwire_default": [*both, *reads, *steps]}
+    for one in on_text(data):
+        if one.name in on_real:
+            own = one.name.replace("latentwire_", "latentwire_real_")
+            flags = [flag for flag in one.flags if not flag.startswith("--name=")]
+            found.append(Job(own, (*flags, *on_real[one.name], f"--name={own}"), 2))
     return found
 
 
