@@ -116,9 +116,8 @@ def uneven(s: Sizes, how: dict[str, str]) -> dict[str, Row]:
     longest text of each step."""
     of = batches(s)
     calls = _steps(s, how, sorted({*of.bucketed, *of.longest}))
-    turns.leave()
+    turns.alone()  # so many lengths call the device too often to be compiled beside who measures
     firsts = {size: _first(call) for size, call in calls.items()}
-    turns.alone()
     found = {
         size: times(call, _wait, 1, max(3, s.times // 3)) | {"first_s": firsts[size]} | _memory()
         for size, call in calls.items()
