@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from lw_jax.data.example import Example
 from lw_jax.data.overlap import RunIndex, normalised
@@ -31,6 +31,7 @@ _UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 BEGINNING = 4
 """Words with which a text begins, looked for before the whole of it is."""
 _UP_TO = range(1, BEGINNING + 1)
+Item = TypeVar("Item")
 COUNTED = 2_000
 """Training contexts whose words are counted to know the rare ones."""
 GENERATED = 256
@@ -39,7 +40,7 @@ GENERATED = 256
 
 @dataclass(frozen=True)
 class Overlap:
-    """Evaluation rows that are training rows as well, or stand inside one.
+    """Evaluation rows that are training rows as well, stand inside one, or hold a whole one.
 
     Attributes:
         contexts: evaluation contexts that a training row has, white space, case and, but in short
@@ -47,6 +48,7 @@ class Overlap:
         of: evaluation contexts that were looked at.
         asked: evaluation questions that a training row asks of the same context.
         inside: other evaluation contexts of which all words stand in a row in a training context.
+        holding: others that have all words of a training context in a row.
         example: the first such context.
         where: id of its training row, the file's own if it has one.
     """
@@ -55,20 +57,32 @@ class Overlap:
     of: int
     asked: int
     inside: int
+    holding: int
     example: str
     where: str
 
+    @property
+    def how(self) -> str:
+        """What the evaluation rows are to those of training."""
+        if self.contexts:
+            return "are"
+        return "are parts of" if self.inside else "hold the whole text of"
+
     def __str__(self) -> str:
         text, row = repr(short(self.example, 60)), f"row {self.where}"
-        if not self.contexts:
-            return f"{self.inside} of {self.of} contexts; {text} is a part of {row}"
-        more = f", {self.inside} more as a part of a longer one" if self.inside else ""
-        same = f"{self.contexts} of {self.of} contexts, {self.asked} with the same question"
-        return f"{same}{more}; {text} is {row}"
+        inside = f", {self.inside} more as a part of a longer one" if self.inside else ""
+        whole = f", {self.holding} more with a whole one inside" if self.holding else ""
+        if self.contexts:
+            same = f"{self.contexts} of {self.of} contexts, {self.asked} with the same question"
+            return f"{same}{inside}{whole}; {text} is {row}"
+        if self.inside:
+            return f"{self.inside} of {self.of} contexts{whole}; {text} is a part of {row}"
+        return f"{self.holding} of {self.of} contexts; {text} holds {row}"
 
 
 def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
-    """Evaluation rows that are training rows as well, or stand inside one; None: there are none.
+    """Evaluation rows that are training rows as well, stand inside one, or hold a whole one; None:
+    there are none.
 
     Of rows that are generated when they are needed the first are compared; rows that are rewritten
     from a file are compared as the file has them.
@@ -87,18 +101,27 @@ def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
     inside: dict[int, str] = {}
     again: set[tuple[int, int]] = set()
     parts = _Parts(texts, (g[0].context for g in islice(_some(training), COUNTED)))
+    begun = _Begun[str]()
     for group in _some(training):
         name, context = group[0].row_id or group[0].id, _key(group[0].context)
+        words = _words(group[0].context)
         if context in asked:
             found.setdefault(context, name)
             again |= {(context, q) for e in group if (q := _key(e.question)) in asked[context]}
-        for other in parts.inside(group[0].context):
+        begun.add(name, group[0].context, words)
+        for other in parts.among(words):
             inside.setdefault(other, name)
     parts_only = {key: name for key, name in inside.items() if key not in found}
-    if not found and not parts_only:
+    others = (key for key in texts if key not in found and key not in inside)
+    holding = ((key, next(begun.inside(_words(texts[key])), None)) for key in others)
+    wholes = {key: name for key, name in holding if name is not None}
+    every = found or parts_only or wholes
+    if not every:
         return None
-    first, where = next(iter((found or parts_only).items()))
-    return Overlap(len(found), len(asked), len(again), len(parts_only), texts[first], where)
+    first, where = next(iter(every.items()))
+    return Overlap(
+        len(found), len(asked), len(again), len(parts_only), len(wholes), texts[first], where
+    )
 
 
 def touching(training: Sequence[Any], evaluation: Iterable[Any]) -> set[int]:
@@ -112,19 +135,40 @@ def touching(training: Sequence[Any], evaluation: Iterable[Any]) -> set[int]:
     own = {place: group[0].context for place, group in enumerate(training)}
     found = {place for place, text in own.items() if _key(text) in texts}
     wholes = _Parts(texts, islice(own.values(), COUNTED))
-    begun: dict[str, list[tuple[int, str]]] = {}
+    begun = _Begun[int]()
     for place, text in own.items():
         words = _words(text)
         if any(True for _ in wholes.among(words)):
             found.add(place)
-        if sum(map(len, words)) >= LEAST:
-            begun.setdefault(" ".join(words[:BEGINNING]), []).append((place, _whole(words)))
+        begun.add(place, text, words)
     for text in texts.values():
-        words, whole = _words(text), _whole(_words(text))
-        heads = {" ".join(words[i : i + n]) for i in range(len(words)) for n in _UP_TO}
-        for head in begun.keys() & heads:
-            found.update(place for place, part in begun[head] if part in whole)
+        found.update(begun.inside(_words(text)))
     return found
+
+
+class _Begun(Generic[Item]):
+    """Finds, inside a text, texts that were added before, word for word, by their first words."""
+
+    def __init__(self) -> None:
+        self.by_head: dict[str, list[tuple[Item, str]]] = {}
+
+    def add(self, item: Item, text: str, words: Sequence[str]) -> None:
+        """Adds a text, unless it is so short that it stands anywhere.
+
+        Args:
+            item: what is found.
+            text: the text.
+            words: its words.
+        """
+        if sum(map(len, words)) >= LEAST:
+            self.by_head.setdefault(" ".join(words[:BEGINNING]), []).append((item, text))
+
+    def inside(self, words: Sequence[str]) -> Iterator[Item]:
+        """The items of the texts that stand in a text of these words."""
+        heads = {" ".join(words[i : i + n]) for i in range(len(words)) for n in _UP_TO}
+        whole = _whole(words)
+        for head in self.by_head.keys() & heads:
+            yield from (item for item, text in self.by_head[head] if _whole(_words(text)) in whole)
 
 
 class _Parts:
@@ -148,12 +192,8 @@ class _Parts:
                 self.by_word.setdefault(rare, []).append((key, _whole(found)))
         self.rare = frozenset(self.by_word)
 
-    def inside(self, text: str) -> Iterator[int]:
-        """Keys of the texts that stand in a text."""
-        return self.among(_words(text) if self.rare else [])
-
     def among(self, words: Sequence[str]) -> Iterator[int]:
-        """The same of a text's words."""
+        """Keys of the texts that stand in a text of these words."""
         rare = self.rare.intersection(words)
         whole = _whole(words) if rare else ""
         for word in rare:

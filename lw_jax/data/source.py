@@ -145,6 +145,8 @@ class Account:
         contrary: place of every row that has the context and question of another row and other
             answers, and the place of that row.
         same_ids: ids that stand at rows which are not the same.
+        absent: place of every row none of whose gold answers stands in its text, of a data set
+            whose answers are parts of the text.
     """
 
     read: int = 0
@@ -153,6 +155,7 @@ class Account:
     twice: Sequence[tuple[str, str]] = ()
     same_ids: Sequence[str] = ()
     contrary: Sequence[tuple[str, str]] = ()
+    absent: Sequence[str] = ()
 
     @property
     def remarks(self) -> tuple[Remark, ...]:
@@ -179,6 +182,16 @@ class Account:
                     f"{count} {'row has' if count == 1 else 'rows have'} the context and question "
                     f"of another, and other answers, so one of them counts as wrong: {where}, as "
                     f"{first}{_more(count - 1)}",
+                )
+            )
+        if self.absent:
+            count = len(self.absent)
+            found.append(
+                Remark(
+                    "warning",
+                    f"{count} {'row has' if count == 1 else 'rows have'} no gold answer that "
+                    "stands in the text, case and white space aside: "
+                    f"{self.absent[0]}{_more(count - 1)}",
                 )
             )
         if self.same_ids:
@@ -258,6 +271,7 @@ def load(
     seed: int = 0,
     level: int | None = None,
     leave: Callable[[Example], Reason | None] | None = None,
+    extractive: Callable[[Example], bool] | None = None,
 ) -> ListRows:
     """The rows of one split.
 
@@ -272,6 +286,7 @@ def load(
         seed: seed of the sample.
         level: only rows of this level; None: all.
         leave: why an example is left out, or None; None: all are kept.
+        extractive: whether an example's answers are parts of its text; None: nobody says so.
 
     Raises:
         UserError: what `records.read` raises, an unknown split, too many malformed rows, or nothing
@@ -290,6 +305,7 @@ def load(
     twice: list[tuple[str, str]] = []
     asked: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}
     contrary: list[tuple[str, str]] = []
+    absent: list[str] = []
     ids: set[str] = set()
     same_ids: dict[str, None] = {}
     splits: Counter[Split] = Counter()
@@ -321,11 +337,13 @@ def load(
             if not set(answers) & set(example.answers):
                 contrary.append((where, first))
         seen.setdefault(content, where)
+        if extractive is not None and extractive(example) and not _stands(example):
+            absent.append(where)
         if example.row_id:
             ids.add(example.row_id)
         groups.setdefault(example.context_id, []).append(example)
     read += len(malformed)
-    account = Account(read, malformed, dict(left_out), twice, list(same_ids), contrary)
+    account = Account(read, malformed, dict(left_out), twice, list(same_ids), contrary, absent)
     names = ", ".join(files.several(name))
     if not groups:
         of = "" if level is None else f" of level {level}"
@@ -345,6 +363,18 @@ def load(
     if size is not None and size < len(rows):
         rows = [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), size))]
     return ListRows(rows, [f"{where}: {why}" for where, why in malformed], account)
+
+
+def _stands(example: Example) -> bool:
+    """Whether one of an example's gold answers stands in its text, case and white space aside."""
+    if any(answer in example.context for answer in example.answers):
+        return True
+    text = _spaced(example.context)
+    return any(_spaced(answer) in text for answer in example.answers)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 Entry = tuple[str, float, Example | str]

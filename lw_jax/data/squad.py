@@ -73,8 +73,11 @@ class Config(FileSource):
         def leave(example: Example) -> Reason | None:
             return None if example.answers else UNANSWERABLE
 
+        def extractive(example: Example) -> bool:
+            return example.answers != (self.unanswerable,)
+
         as_read = replace(self, swap=0.0)  # the same rows: they are swapped when they are drawn
-        found = load(as_read, split, parse, seed, level, leave)
+        found = load(as_read, split, parse, seed, level, leave, extractive)
         if split != "train" or not self.swap:
             return found
         return SwappedRows(found.groups, found.malformed, found.account, self.swap)

@@ -18,6 +18,7 @@ from lw_jax.models.arch import Arch
 from lw_jax.runs.check_stages import batched
 from lw_jax.runs.findings import Examination
 from lw_jax.runs.frozen import sender_arch, tokenizers_of
+from lw_jax.runs.places import OTHER_RUNS
 from lw_jax.runs.rows import beyond_models, leaks, lengths_of, levels_of, remarks_of
 from lw_jax.runs.session import CHECKED_ROWS
 from lw_jax.runs.trained import layout_at
@@ -68,7 +69,7 @@ def check_rows(seen: Examination) -> None:
                         said += leaks(config, name, rows, load)
                     for remark in said:
                         seen.note(remark.level, key, remark.text)
-            begun = {n: getattr(whole, n, None) for n in ("init_from", "teacher")}
+            begun = {n: getattr(whole, n, None) for n in OTHER_RUNS}
             begun |= {f"rivals.{n}": d for n, d in getattr(whole, "rivals", {}).items()}
             for of, start in begun.items():
                 parts = ("checkpoints", "bridge.safetensors", "calibration")

@@ -27,6 +27,9 @@ from lw_jax.utils import shipped
 from lw_jax.utils.arguments import path as checked
 from lw_jax.utils.registry import chosen
 
+OTHER_RUNS = ("init_from", "teacher", "prompt_from")
+"""Keys of a train stage that name another run, or an exported bridge."""
+
 
 def located(
     config: Config,
@@ -73,9 +76,9 @@ def located(
 def _stage(stage: StageConfig, home: Path) -> StageConfig:
     if train := stage.train:
         tasks = {n: replace(task, data=_data(task.data, home)) for n, task in train.tasks.items()}
-        start, teacher = _other(train.init_from, home), _other(train.teacher, home)
+        others: dict[str, Any] = {k: _other(getattr(train, k), home) for k in OTHER_RUNS}
         own = replace(train, data=_data(train.data, home), tasks=tasks)
-        return replace(stage, train=replace(own, init_from=start, teacher=teacher))
+        return replace(stage, train=replace(own, **others))
     if evaluate := stage.evaluate:
         rivals = {name: str(_other(path, home)) for name, path in evaluate.rivals.items()}
         start = _other(evaluate.init_from, home)

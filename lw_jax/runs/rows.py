@@ -125,8 +125,7 @@ def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) 
             leak = overlap(load(data, "train", config.seed, level), evaluation)
             if leak is not None:
                 of = "" if level is None else f" (level {level})"
-                how = "are" if leak.contexts else "are parts of"
-                text = f"evaluation rows of stages.{stage} {how} training rows of "
+                text = f"evaluation rows of stages.{stage} {leak.how} training rows of "
                 found.append(Remark("warning", f"{text}{where}stages.{name}{of}: {leak}"))
 
     look(config, "")

@@ -35,13 +35,16 @@ OF_THE_SENDER = frozenset({"source_primer", "encoder_use_chat_template"})
 """Fields of a layout that a receiver does not see."""
 
 
-def load(directory: str, pipeline: Pipeline, session: Session | None = None) -> dict[str, Teacher]:
+def load(
+    directory: str, pipeline: Pipeline, session: Session | None = None, key: str = "teacher"
+) -> dict[str, Teacher]:
     """The tuned receivers of a finished run, or of an exported bridge, by name.
 
     Args:
         directory: where it is.
         pipeline: of the stage that is taught.
         session: of its run; None: a new one.
+        key: what names it in the config.
 
     Raises:
         UserError: it is missing, is between other receivers, does not read the text, or gives its
@@ -53,11 +56,11 @@ def load(directory: str, pipeline: Pipeline, session: Session | None = None) -> 
     own = open_rival(pipeline, config, layout, home, session)
     if not isinstance(own.bridge.config.chosen_compressor, constant.Config):
         raise UserError(
-            f"teacher: {directory} is no tuned receiver: its compressor is not `constant`, so what "
+            f"{key}: {directory} is no tuned receiver: its compressor is not `constant`, so what "
             "it gives depends on the text"
         )
     if not layout.with_text:
-        raise UserError(f"teacher: {directory} was not trained with the text (layout.with_text)")
+        raise UserError(f"{key}: {directory} was not trained with the text (layout.with_text)")
     trained = load_trained(config, home, own, "last", init_from=directory)
     given = jax.jit(_given, static_argnums=0)(own.bridge, trained.params)
     prompts = dict(own.frozen.prompts)
@@ -89,22 +92,30 @@ def check_layout(directory: str, task: str | None, layout: LayoutConfig) -> None
         )
 
 
-def with_prompts(params: PyTree, bridge: Bridge, teachers: Mapping[str, Teacher]) -> PyTree:
+def with_prompts(
+    params: PyTree, bridge: Bridge, teachers: Mapping[str, Teacher], key: str = "teacher_prompt"
+) -> PyTree:
     """A bridge's parameters, its soft prompts being the teachers' soft tokens.
+
+    Args:
+        params: the bridge's.
+        bridge: the bridge.
+        teachers: tuned receivers by name.
+        key: what names them in the config.
 
     Raises:
         UserError: it has no soft prompt, or not as many tokens.
     """
     reader = chosen(bridge.config.reader).get("soft_prompt")
     if not isinstance(reader, soft_prompt.Config):
-        raise UserError("teacher_prompt: the bridge has no soft prompt; set reader.soft_prompt")
+        raise UserError(f"{key}: the bridge has no soft prompt; set reader.soft_prompt")
     found = dict(components(params))
     for name, dims in bridge.dims.receivers.items():
         given = teachers[name].delivery.embeds
         if given is None or given.shape[1] != reader.tokens:
             count = 0 if given is None else given.shape[1]
             raise UserError(
-                f"teacher_prompt: the teacher of {name} has {count} soft tokens; set "
+                f"{key}: the tuned receiver {name} has {count} soft tokens; set "
                 f"bridge.reader.soft_prompt.tokens to that (it is {reader.tokens})"
             )
         tokens = given[0].astype(jnp.float32) / (reader.unit * dims.embed_rms)

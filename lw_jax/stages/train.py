@@ -89,6 +89,10 @@ def run(run: Run, name: str, cfg: TrainConfig) -> None:
     }
     if cfg.teacher_prompt:
         params["bridge"] = teacher.with_prompts(params["bridge"], pipeline.bridge, teachers)
+    if cfg.prompt_from is not None:
+        key = "prompt_from"
+        begun = teacher.load(cfg.prompt_from, pipeline, run.session, key)
+        params["bridge"] = teacher.with_prompts(params["bridge"], pipeline.bridge, begun, key)
     params = put_trained(run.mesh, params)
     optimiser, trained = stage_optimiser(cfg, pipeline.bridge, objectives, params)
     state = new_state(params, optimiser, jax.random.fold_in(root, 2), cfg.ema)

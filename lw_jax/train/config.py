@@ -120,6 +120,9 @@ class TrainConfig(Checked):
             the text (`constant` slots and layout.with_text: prompt tuning, LoRA), from which `kd`
             distils; null: the receiver itself.
         teacher_prompt: the bridge's soft prompts begin as the teacher's soft tokens.
+        prompt_from: run directory, or directory of an exported bridge, of another tuned receiver
+            that reads the text, as whose soft tokens the bridge's soft prompts begin (the teacher
+            may be tuned by LoRA and have none); null: none.
         latent_keep: latent dropout; null for none.
         scheduled_sampling: answers read after some of the receiver's own tokens; null for none.
         text_batches: steps for text among those for the wire; null for none.
@@ -174,6 +177,7 @@ class TrainConfig(Checked):
     init_only: Names = ()
     teacher: Location | None = None
     teacher_prompt: bool = False
+    prompt_from: Location | None = None
     latent_keep: LatentKeep | None = None
     scheduled_sampling: ScheduledSampling | None = None
     text_batches: TextBatches | None = None
@@ -215,6 +219,10 @@ class TrainConfig(Checked):
             raise UserError("init_only: it names components of init_from, which is not given")
         if self.teacher_prompt and self.teacher is None:
             raise UserError("teacher_prompt: there is no teacher; set teacher, or leave it out")
+        if self.teacher_prompt and self.prompt_from is not None:
+            raise UserError(
+                "prompt_from: teacher_prompt says where the soft prompts begin; set one of them"
+            )
         total = sum(c.share for c in self.curriculum)
         if self.curriculum and abs(total - 1) > 1e-6:
             raise UserError(f"curriculum: the shares must add up to 1; they add up to {total:g}")

@@ -333,6 +333,34 @@ def test_other_answers_to_the_same_question_are_said(tmp_path: Path) -> None:
     assert "1 row has the context" in cfg.rows("eval").remarks[0].text
 
 
+def test_gold_answers_that_do_not_stand_in_the_passage_are_said(tmp_path: Path) -> None:
+    """One of several is enough; SQuAD alone says that answers are parts of the text."""
+    file = tmp_path / "rows.jsonl"
+    asked = (["red  Goat"], ["hat", "mill"], ["goats"], ["no answer"], ["a hat"])
+    file.write_text(
+        body(
+            "jsonl",
+            [
+                {
+                    "context": "The red\ngoat of the mill.",
+                    "question": f"{n}?",
+                    "answers": {"text": a},
+                }
+                for n, a in enumerate(asked)
+            ],
+        )
+    )
+    cfg = squad.Config(train="none.jsonl", eval=str(file), unanswerable="no answer")
+    (said,) = cfg.rows("eval").remarks
+    assert (said.level, said.text) == (
+        "warning",
+        "2 rows have no gold answer that stands in the text, case and white space aside: "
+        f"{file}:3 (and 1 more)",
+    )
+    file.write_text(body("jsonl", [{"context": "A goat.", "question": "What?", "answer": "hat"}]))
+    assert not read(file).remarks
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv"])
 def test_levels_in_a_table_are_whole_numbers_as_text(kind: str, tmp_path: Path) -> None:
     file = tmp_path / f"rows.{kind}"

@@ -151,8 +151,28 @@ def test_evaluation_rows_inside_longer_training_rows_are_found():
     both = leak.overlap(asked((f"No. {LONG}", "t/1", ""), ("A house", "t/2", "?")), other)
     assert str(both).startswith("1 of 3 contexts, 1 with the same question, 1 more as a part of a ")
     again = leak.overlap(asked((LONG, "t/1", "?"), (f"So {LONG}", "t/2", "?")), other)
-    assert (again.contexts, again.inside) == (1, 0)  # counted once
-    assert leak.overlap(other, training) is None
+    assert (again.contexts, again.inside, again.holding) == (1, 0, 0)  # counted once
+
+
+def test_evaluation_rows_that_hold_a_whole_training_row_are_found():
+    """Sentences of a passage that were read back in training, say."""
+    passage = f"The mill is old. {LONG} Nobody minds."
+    evaluation = asked((passage, "e/1", "?"), ("A house in a wood.", "e/2", "?"))
+    training = asked(
+        ("Nobody.", "t/1", "?"),
+        (LONG.removesuffix("hats.") + "hat.", "t/2", "?"),
+        (LONG.upper(), "t/3", "?"),
+    )
+    found = leak.overlap(training, evaluation)
+    assert (found.contexts, found.inside, found.holding, found.of) == (0, 0, 1, 2)
+    assert found.how == "hold the whole text of"
+    assert str(found).startswith("1 of 2 contexts; ") and str(found).endswith(" holds row t/3")
+    both = leak.overlap(asked((LONG, "t/4", "?"), (f"So: {passage}", "t/5", "?")), evaluation)
+    assert (both.contexts, both.inside, both.holding) == (0, 1, 0)  # counted once
+    more = asked((passage, "e/1", "?"), (LONG, "e/2", "?"))
+    mixed = leak.overlap(asked((LONG, "t/1", "?")), more)
+    assert (mixed.contexts, mixed.holding) == (1, 1)
+    assert ", 1 more with a whole one inside; " in str(mixed)
 
 
 def rows_of(kind, text):

@@ -163,6 +163,11 @@ def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
     assert parts[0].startswith(
         "evaluation rows of stages.report are parts of training rows of stages.fit: "
     )
+    wholes = [text for level, text in found(write(), data(file, whole)) if level == "warning"]
+    assert len(wholes) == 1
+    assert wholes[0].startswith(
+        "evaluation rows of stages.report hold the whole text of training rows of stages.fit: "
+    )
 
 
 @pytest.mark.parametrize("where", ["stages.report.evaluate", "stages.fit.train"])

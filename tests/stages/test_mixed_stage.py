@@ -37,8 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return make_models(tmp_path_factory.mktemp("models"))
 
 
-def tuned(models: dict[str, Path], home: Path, **layout: Any) -> Run:
-    """A receiver with three soft tokens of its own, which reads the text after them."""
+def tuned(models: dict[str, Path], home: Path, lora: bool = False, **layout: Any) -> Run:
+    """A receiver that reads the text, with three soft tokens of its own before it, or LoRA."""
     raw = raw_config(models, home)
     raw["layout"] = {"with_text": True} | layout
     raw["bridge"] |= {
@@ -46,6 +46,9 @@ def tuned(models: dict[str, Path], home: Path, **layout: Any) -> Run:
         "compressor": {"constant": {"slots": 3}},
         "reader": {"soft_tokens": {"hidden": "none", "input_norm": False, "conditioning": "scale"}},
     }
+    if lora:
+        raw["bridge"]["compressor"] = {"constant": {"slots": 0}}
+        raw["bridge"]["reader"] = {"lora": {"r": 2, "alpha": 2.0}}
     run = make_run(from_dict(raw), Console(file=io.StringIO()))
     open_pipeline(run.config, run.mesh, run.run_dir)  # measures its receiver
     return run
@@ -130,6 +133,45 @@ def test_every_step_has_its_task_and_the_bridge_begins_as_its_teacher(
     _its_kl_is_zero_for_itself(other, teachers)
     with pytest.raises(UserError, match="is no tuned receiver"):
         teacher.load(str(run.run_dir), pipeline)
+
+
+@pytest.mark.slow
+def test_the_soft_prompt_begins_as_that_of_a_run_that_does_not_teach(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    """The teacher is tuned by LoRA, and has no soft tokens."""
+    prompts = tuned(models, tmp_path / "tuned")
+    taught = tuned(models, tmp_path / "lora", lora=True)
+    home = tmp_path / "mixed"
+    home.mkdir()
+    own = {"teacher_prompt": False, "prompt_from": str(prompts.run_dir)}
+    config = mixed(models, home, taught.run_dir, **own)
+    doctor.check(config)
+    (home / CONFIG).write_text(to_yaml(config))
+    run = Run(config, home, make_mesh(config.mesh), Console(file=io.StringIO()), home)
+    cfg = config.stages["mix"].train
+    assert cfg is not None
+    train.run(run, "mix", cfg)
+    pipeline = open_pipeline(config, run.mesh)
+    given = teacher.load(str(prompts.run_dir), pipeline)[RECEIVER].delivery.embeds
+    assert given is not None
+    params = load_trained(config, home, pipeline).params
+    prompt = np.asarray(params["readers"][RECEIVER]["soft_prompt"]["prompt_tokens"])
+    start = np.asarray(given[0]) / (4.0 * pipeline.bridge.dims.receivers[RECEIVER].embed_rms)
+    assert 0 < np.abs(prompt - start).max() < 0.01
+    none = teacher.load(str(taught.run_dir), pipeline)
+    with pytest.raises(UserError, match=r"prompt_from: the tuned receiver .* has 0 soft tokens"):
+        teacher.with_prompts(params, pipeline.bridge, none, "prompt_from")
+
+
+def test_where_the_soft_prompt_begins_is_said_once(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prompt_from: teacher_prompt says where"):
+        mixed(models, tmp_path / "mixed", tmp_path / "none", prompt_from=str(tmp_path))
+    config = mixed(
+        models, tmp_path / "mixed", tmp_path, teacher=None, teacher_prompt=False, prompt_from="no"
+    )
+    with pytest.raises(UserError, match=r"stages.mix.train.prompt_from: no has no checkpoints"):
+        doctor.check(config)
 
 
 @pytest.mark.slow
