@@ -375,11 +375,12 @@ BUDGETS = [p for p in REAL_RIVALS if p.stem.startswith("budget")]
 RATES = [p for p in REAL_RIVALS if p.stem.startswith("rates")]
 FITTED = [p for p in REAL_RIVALS if p.stem.startswith("closed_form")]
 TABLE = REAL / "rivals" / "table.yaml"
+FOR_STEPS = REAL / "rivals" / "for_steps.yaml"
 QUESTIONS = REAL / "questions.yaml"
 
 
 def test_every_rival_is_one_of_these() -> None:
-    assert sorted([*DEVICES, *BUDGETS, *RATES, *FITTED, TABLE]) == REAL_RIVALS
+    assert sorted([*DEVICES, *BUDGETS, *RATES, *FITTED, TABLE, FOR_STEPS]) == REAL_RIVALS
 
 
 @pytest.mark.parametrize("path", FITTED, ids=lambda path: path.stem)

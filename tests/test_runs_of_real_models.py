@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import real_cells, versions
+from benchmarks import real_cells, real_runs, versions
 from lw_jax.config.command import read_command
 from lw_jax.config.parse import read
 from lw_jax.config.schema import Config
@@ -119,3 +119,38 @@ def test_a_setting_that_failed_is_one_change(name: str) -> None:
     }
     assert changed[name] == base
     assert replace(own, latent_keep=None) == other
+
+
+RUNS = {job.name: job for job in real_runs.jobs(Path("data"), HERE)}
+
+
+def test_a_bridge_between_real_models_is_one_change_and_waits_for_its_ends() -> None:
+    """At equal steps, on the same rows; its teacher and rivals are runs of the list."""
+    base = resolved(RUNS["real_mixed_short"].flags)
+    for name in real_runs.BRIDGES:
+        job = RUNS[f"real_{name}"]
+        config = resolved(job.flags)
+        assert config.name == job.name
+        own, other = config.stages["mix"].train, base.stages["mix"].train
+        report = config.stages["report"].evaluate
+        assert own is not None and other is not None and report is not None
+        taught = ("teacher", "teacher_prompt", "prompt_from")
+        assert replace(own, **{key: getattr(other, key) for key in taught}) == other
+        assert (own.steps, config.seed, config.data) == (2200, base.seed, base.data)
+        needed = {own.teacher, own.prompt_from, *report.rivals.values()} - {None}
+        before = [job.after]
+        while before[-1] is not None:
+            before.append(RUNS[before[-1]].after)
+        assert {f"runs/{run}" for run in before if run} >= needed
+        changed = (config.bridge, config.sender, own) != (base.bridge, base.sender, other)
+        assert changed == (name != "mixed_short")
+
+
+def test_tuned_receivers_are_trained_on_the_rows_of_the_bridges() -> None:
+    bridge = resolved(RUNS["real_mixed_short"].flags)
+    for rival, (count, _) in real_runs.TUNED.items():
+        config = resolved(RUNS[f"real_{rival}"].flags)
+        own = config.stages["questions"].train
+        assert own is not None and (own.steps, own.together) == (count, 160)
+        assert (config.name, config.data) == (f"real_{rival}", bridge.data)
+        assert [*config.stages] == ["questions", "own_report"]
