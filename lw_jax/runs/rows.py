@@ -19,7 +19,7 @@ from lw_jax.errors import UserError
 from lw_jax.models.arch import Arch
 from lw_jax.models.encoder_arch import AnyArch
 from lw_jax.models.spec import SENDER
-from lw_jax.runs.places import located
+from lw_jax.runs.places import OTHER_RUNS, located
 from lw_jax.runs.trained import config_at
 from lw_jax.text.collate import Collate, Lengths, Sources, by_key, limit_of, too_long
 from lw_jax.text.fit import length_remark
@@ -102,8 +102,8 @@ def _evaluated_on(config: Config) -> list[Any]:
 
 
 def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) -> list[Remark]:
-    """What is said of evaluation rows that are, or stand in, rows which the run trains on, or on
-    which a bridge was trained that it starts from.
+    """What is said of evaluation rows that are, stand in, or hold rows which the run trains on, or
+    on which a bridge was trained that it starts from, its teacher, or a rival of the evaluation.
 
     Args:
         config: config of the run.
@@ -146,14 +146,15 @@ def leaks(config: Config, stage: str, evaluation: Rows, load: Load = load_rows) 
 
 
 def _starts(config: Config, stage: str | None = None) -> list[str]:
-    """The bridges that a run's stages, and one of its evaluations, start from."""
-    found = [
-        cfg.init_from
-        for name, one in config.stages.items()
-        for cfg in (one.train, one.evaluate if name == stage else None)
-        if cfg is not None and cfg.init_from is not None
-    ]
-    return list(dict.fromkeys(found))
+    """The runs and bridges that a run's stages start from or learn from, and from which one of its
+    evaluations starts, or with which it compares."""
+    found: list[str | None] = []
+    for name, one in config.stages.items():
+        if one.train is not None:
+            found += [getattr(one.train, key) for key in OTHER_RUNS]
+        if one.evaluate is not None and name == stage:
+            found += [one.evaluate.init_from, *one.evaluate.rivals.values()]
+    return list(dict.fromkeys(start for start in found if start is not None))
 
 
 def _trained_on(config: Config) -> Iterator[tuple[str, Any, int | None]]:

@@ -170,11 +170,20 @@ def test_rows_of_an_evaluation_of_its_own_are_held_against_those_of_training(
     )
 
 
-@pytest.mark.parametrize("where", ["stages.report.evaluate", "stages.fit.train"])
-def test_rows_of_the_bridge_that_a_run_starts_from_are_held_against_the_evaluation(
+@pytest.mark.parametrize(
+    "where",
+    [
+        "stages.report.evaluate.init_from",
+        "stages.report.evaluate.rivals",
+        "stages.fit.train.init_from",
+        "stages.fit.train.teacher",
+        "stages.fit.train.prompt_from",
+    ],
+)
+def test_rows_of_other_runs_that_a_run_needs_are_held_against_the_evaluation(
     where: str, write: Write, tmp_path: Path
 ) -> None:
-    """And those of the bridge that that one started from."""
+    """Those that it starts from, learns from or compares with; and what these started from."""
     file = write_rows(tmp_path / "rows.jsonl", [SHORT] * 40)
     clean = write_rows(tmp_path / "clean.jsonl", ["Clean " + SHORT] * 9)
     older, before = tmp_path / "older", tmp_path / "before"
@@ -185,7 +194,8 @@ def test_rows_of_the_bridge_that_a_run_starts_from_are_held_against_the_evaluati
         home.mkdir()
         (home / "config.yaml").write_text(to_yaml(read(write(), flags)))
     held_out = ("stages.report.evaluate.data", json.dumps({"jsonl": {"train": "n", "eval": file}}))
-    config = read(write(), [held_out, (f"{where}.init_from", str(before))])
+    given = json.dumps({"tuned": str(before)}) if where.endswith("rivals") else str(before)
+    config = read(write(), [held_out, (where, given)])
     evaluation = load_rows(config.stages["report"].evaluate.data, "eval", 0)  # type: ignore[union-attr]
     (said,) = rows.leaks(config, "report", evaluation)
     assert said.level == "warning"
