@@ -108,7 +108,7 @@ def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
         if context in asked:
             found.setdefault(context, name)
             again |= {(context, q) for e in group if (q := _key(e.question)) in asked[context]}
-        begun.add(name, group[0].context, words)
+        begun.add(name, words)
         for other in parts.among(words):
             inside.setdefault(other, name)
     parts_only = {key: name for key, name in inside.items() if key not in found}
@@ -140,7 +140,7 @@ def touching(training: Sequence[Any], evaluation: Iterable[Any]) -> set[int]:
         words = _words(text)
         if any(True for _ in wholes.among(words)):
             found.add(place)
-        begun.add(place, text, words)
+        begun.add(place, words)
     for text in texts.values():
         found.update(begun.inside(_words(text)))
     return found
@@ -152,23 +152,23 @@ class _Begun(Generic[Item]):
     def __init__(self) -> None:
         self.by_head: dict[str, list[tuple[Item, str]]] = {}
 
-    def add(self, item: Item, text: str, words: Sequence[str]) -> None:
+    def add(self, item: Item, words: Sequence[str]) -> None:
         """Adds a text, unless it is so short that it stands anywhere.
 
         Args:
             item: what is found.
-            text: the text.
-            words: its words.
+            words: the text's.
         """
         if sum(map(len, words)) >= LEAST:
-            self.by_head.setdefault(" ".join(words[:BEGINNING]), []).append((item, text))
+            whole = item, _whole(words)
+            self.by_head.setdefault(" ".join(words[:BEGINNING]), []).append(whole)
 
     def inside(self, words: Sequence[str]) -> Iterator[Item]:
         """The items of the texts that stand in a text of these words."""
         heads = {" ".join(words[i : i + n]) for i in range(len(words)) for n in _UP_TO}
         whole = _whole(words)
         for head in self.by_head.keys() & heads:
-            yield from (item for item, text in self.by_head[head] if _whole(_words(text)) in whole)
+            yield from (item for item, part in self.by_head[head] if part in whole)
 
 
 class _Parts:
