@@ -56,13 +56,13 @@ def flags_of(name: str, models: Path, data: Path, encoder: str) -> tuple[str, ..
     said += [f"--data.squad.{part}={file}" for part, file in squad]
     if name in TUNED:
         rivals = ["prompt_tuning_text", *TUNED[name]]
-        files = [REAL / "questions.yaml", *(REAL / "rivals" / f"{rival}.yaml" for rival in rivals)]
+        files = ["questions.yaml", *(f"rivals/{rival}.yaml" for rival in rivals)]
         half = ["--layout.text_budget.ratio=2"] if TUNED[name] else []
         said += [f"--sender.path={sender}", *half]
-        return (*_configs(*files, REAL / "cells" / "tuned.yaml"), *said)
-    files = [REAL / "mixed.yaml", REAL / "cells" / "short.yaml"]
+        return (*configs(*files, "cells/tuned.yaml"), *said)
+    files = ["mixed.yaml", "cells/short.yaml"]
     if (own := CELLS.get(name)) is not None:
-        files.append(REAL / "cells" / f"{own}.yaml")
+        files.append(f"cells/{own}.yaml")
     tasks = f"{TRAIN}.tasks"
     said += [f"{tasks}.questions.data.squad.{part}={file}" for part, file in squad]
     prose = data / "prose.jsonl"
@@ -74,8 +74,9 @@ def flags_of(name: str, models: Path, data: Path, encoder: str) -> tuple[str, ..
     if name == "interlingua":
         said.append(f"--receivers.smollm.path={sender}")
     failed = [*SHORTER, *FAILED[name]] if name in FAILED else []
-    return (*_configs(*files), *said, *failed)
+    return (*configs(*files), *said, *failed)
 
 
-def _configs(*files: Path) -> list[str]:
-    return [part for file in files for part in ("--config", str(file))]
+def configs(*files: str) -> list[str]:
+    """The flags of files of `configs/real`, in the order in which they are merged."""
+    return [part for file in files for part in ("--config", str(REAL / file))]

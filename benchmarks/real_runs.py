@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.real_cells import MODELS, REAL
+from benchmarks.real_cells import MODELS, configs
 from benchmarks.versions import Job, arguments, started
 
 TEXT, LORA, NOTHING = "prompt_tuning_text", "lora_text", "prompt_tuning_nothing"
@@ -49,9 +49,10 @@ BRIDGES = {
     "small": ["small"],
     "mixed_random_sender": ["--sender.random_weights=7"],
     "mixed_embeddings": ["--bridge.source.hidden_states.layers=[0]"],
-    "mixed_receiver_embeddings": [*EMBEDDINGS, "--sender.path={receiver}"],
+    "mixed_receiver_embeddings": [*EMBEDDINGS, "--sender.path=RECEIVER"],
 }
-"""Overlays of `configs/real/overlays`, or flags, on `mixed.yaml`, the most telling first."""
+"""Overlays of `configs/real/overlays`, or flags, on `mixed.yaml`, the most telling first; RECEIVER
+is its file."""
 
 
 def jobs(data: Path, models: Path, steps: int = 2200) -> list[Job]:
@@ -68,11 +69,11 @@ def jobs(data: Path, models: Path, steps: int = 2200) -> list[Job]:
     pair += [f"--data.squad.{part}={file}" for part, file in squad]
     found, before = list[Job](), None
     for rival, (count, flags) in TUNED.items():
-        files = _configs("questions.yaml", f"rivals/{rival}.yaml", "rivals/for_steps.yaml")
+        files = configs("questions.yaml", f"rivals/{rival}.yaml", "rivals/for_steps.yaml")
         name, last = f"real_{rival}", f"--stages.questions.train.steps={count}"
         said = (*files, *pair, last, *flags, f"--name={name}")
         found.append(Job(name, said, 1, before))
-        before = name if rival != LORA else before
+        before = name
     tasks = "--stages.mix.train.tasks"
     prose = data / "prose.jsonl"
     rows = [f"{tasks}.questions.data.squad.{part}={file}" for part, file in squad]
@@ -80,17 +81,12 @@ def jobs(data: Path, models: Path, steps: int = 2200) -> list[Job]:
     rows += [f"{tasks}.{task}.data.{kind}.train={prose}" for task, kind in kinds.items()]
     for bridge, changes in BRIDGES.items():
         over = [f"overlays/{change}.yaml" for change in changes if not change.startswith("--")]
-        flags = [c.format(receiver=receiver) if "{receiver}" in c else c for c in changes]
-        flags = [flag for flag in flags if flag.startswith("--")]
+        flags = [c.replace("RECEIVER", str(receiver)) for c in changes if c.startswith("--")]
         name, last = f"real_{bridge}", f"--stages.mix.train.steps={steps}"
-        said = (*_configs("mixed.yaml", *over), *pair, *rows, last, *REPORT, *flags)
+        said = (*configs("mixed.yaml", *over), *pair, *rows, last, *REPORT, *flags)
         after = f"real_{LORA if bridge == 'lora_taught' else NOTHING}"
         found.append(Job(name, (*said, f"--name={name}"), 1, after))
     return found
-
-
-def _configs(*files: str) -> list[str]:
-    return [part for file in files for part in ("--config", str(REAL / file))]
 
 
 def main() -> int:

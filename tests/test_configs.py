@@ -466,7 +466,7 @@ def test_a_device_is_tuned_on_a_part_of_the_text(path: Path, device: str) -> Non
 
 CLASSES = ("trec", "ag_news", "banking77")
 MIXED = ("grown", "longer", "written", "lora_taught", "small")
-"""Parts of one curriculum, after one another."""
+"""Overlays of mixed.yaml: the first three are parts of one curriculum, after one another."""
 
 
 def over_real(path: Path) -> Config:

@@ -103,8 +103,8 @@ def overlap(training: Groups[Any], evaluation: Groups[Any]) -> Overlap | None:
     parts = _Parts(texts, (g[0].context for g in islice(_some(training), COUNTED)))
     begun = _Begun[str]()
     for group in _some(training):
-        name, context = group[0].row_id or group[0].id, _key(group[0].context)
-        words = _words(group[0].context)
+        name = group[0].row_id or group[0].id
+        context, words = _key_and_words(group[0].context)
         if context in asked:
             found.setdefault(context, name)
             again |= {(context, q) for e in group if (q := _key(e.question)) in asked[context]}
@@ -132,13 +132,12 @@ def touching(training: Sequence[Any], evaluation: Iterable[Any]) -> set[int]:
         evaluation: evaluation rows.
     """
     texts = {_key(group[0].context): group[0].context for group in evaluation}
-    own = {place: group[0].context for place, group in enumerate(training)}
-    found = {place for place, text in own.items() if _key(text) in texts}
-    wholes = _Parts(texts, islice(own.values(), COUNTED))
+    found: set[int] = set()
+    wholes = _Parts(texts, (group[0].context for group in islice(training, COUNTED)))
     begun = _Begun[int]()
-    for place, text in own.items():
-        words = _words(text)
-        if any(True for _ in wholes.among(words)):
+    for place, group in enumerate(training):
+        key, words = _key_and_words(group[0].context)
+        if key in texts or any(True for _ in wholes.among(words)):
             found.add(place)
         begun.add(place, words)
     for text in texts.values():
@@ -217,9 +216,13 @@ def _plain(text: str) -> str:
 def _key(text: str) -> int:
     """A text's hash in this process, white space, case and forms of characters aside; of one with
     some words, punctuation as well."""
+    return _key_and_words(text)[0]
+
+
+def _key_and_words(text: str) -> tuple[int, list[str]]:
     plain = _plain(text)
     words = _ANY_WORD.findall(plain)
-    return hash(" ".join(words if sum(map(len, words)) >= SAME else plain.split()))
+    return hash(" ".join(words if sum(map(len, words)) >= SAME else plain.split())), words
 
 
 def _some(rows: Groups[Any]) -> Iterator[Any]:

@@ -95,11 +95,7 @@ def begun(cfg: BridgeConfig) -> Any:
 
 @cache  # a step is compiled once, whichever tests take it
 def prepared(
-    cfg: BridgeConfig,
-    devices: int,
-    optimiser: str,
-    accumulate: int,
-    objectives: ObjectivesConfig = OBJECTIVES,
+    cfg: BridgeConfig, devices: int, optimiser: str, accumulate: int
 ) -> tuple[Any, Any, Any]:
     """Mesh, step, and the state before the first step on the host."""
     mesh = make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
@@ -108,7 +104,7 @@ def prepared(
     rates = OptimiserConfig(name=optimiser, lr=1e-3, schedule=schedule)
     made = make_optimiser(rates, params, 20)
     train = TrainConfig(20, accumulate=accumulate, optimiser=rates)
-    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(objectives, 0))
+    step = make_step(train, Bridge(cfg, DIMS), made, mesh, plan_at(OBJECTIVES, 0))
     return mesh, step, jax.device_get(new_state(params, made, jax.random.key(1)))
 
 

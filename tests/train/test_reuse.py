@@ -258,7 +258,7 @@ def test_losses_of_twenty_steps_stay_and_less_is_computed(tmp_path: Path, accumu
     rng, losses, kept = np.random.default_rng(0), {}, reused(tmp_path)
     order = [rng.permutation(24)[:8] for _ in range(20)]
     for cached in (False, True):
-        mesh, step, fresh = prepared(config(), 1, "adamw", accumulate, OBJECTIVES)
+        mesh, step, fresh = prepared(config(), 1, "adamw", accumulate)
         models = jax.device_put(frozen, replicated(mesh))
         state = put(fresh, mesh)
         losses[cached] = []
